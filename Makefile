@@ -1,0 +1,42 @@
+# Two commands do everything, on a fresh machine: `make demo` and `make test`.
+# Both make a virtual environment in .venv with the versions of constraints.txt. To use one of your own:
+#   make test VENV=/path/to/venv          (it is installed into)
+#   make test PYTHON=python3.12           (which Python makes it)
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check install benchmark clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than 3.11: give a newer one, make PYTHON=python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): a minute or two, more on a slow network"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# Fields at three resolutions, MANO and FNO trained at the coarsest, judged at all: demo/report.html
+demo: $(INSTALLED)
+	$(BIN)/mano-op demo demo --overwrite
+
+# All that CI runs.
+test: check
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# The numbers of the README; an hour or two on two cores. See benchmarks/README.md.
+benchmark: $(INSTALLED)
+	$(BIN)/python benchmarks/darcy_small.py
+
+clean:
+	rm -rf demo $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,601 @@
+"""Resampling against closed forms, slow references and rates of convergence."""
+
+from functools import partial
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import on_grid, rates
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.interpolate import CubicSpline
+from scipy.signal import resample as fft_resample
+
+from mano_op.errors import InputError
+from mano_op.grid import REGISTRATIONS, Axis, Grid
+from mano_op.resample import METHODS, resample
+
+INTERPOLATING = ("linear", "cubic")
+ANY_PAIR = ("nearest", "linear", "cubic", "mean")  # the methods that never refuse a pair of axes
+WRAPPING = ("node", "cell")
+close = partial(torch.testing.assert_close, rtol=0)
+
+
+def line(n, registration="node", periodic=False, start=0.0, stop=1.0):
+    return Grid((Axis("x", n, start, stop, registration, periodic),))
+
+
+def matrix(source, target, method):
+    """The operator of a pair of one-dimensional grids, column by column: what it does to a unit vector."""
+    return resample(torch.eye(source.shape[0], dtype=torch.float64), source, target, method).T
+
+
+def random(*shape, dtype=torch.float64):
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@st.composite
+def grid_pairs(draw, n_dim=2, periodic=False, fewest=2, most=13):
+    """Two grids of one domain whose axes differ in number and registration, each as it likes."""
+    kinds = st.sampled_from(WRAPPING if periodic else REGISTRATIONS)
+    size = st.integers(fewest, most)
+    ends = [(-1.5, 2.0), (3.0, 3.75)][:n_dim]
+    return tuple(
+        Grid(tuple(Axis(f"x{i}", draw(size), a, b, draw(kinds), periodic) for i, (a, b) in enumerate(ends)))
+        for _ in ("source", "target")
+    )
+
+
+# ------------------------------------------------------------------------------ what is exact
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("method", ANY_PAIR)
+@given(data=st.data())
+def test_constants(method, dtype, data):
+    source, target = data.draw(grid_pairs(periodic=data.draw(st.booleans())))
+    field = torch.full(source.shape, 3.0, dtype=dtype)
+    result = resample(field, source, target, method)
+    close(result, torch.full(target.shape, 3.0, dtype=dtype), atol=200 * torch.finfo(dtype).eps)
+
+
+@given(grid_pairs(periodic=True, fewest=1))
+def test_constants_with_few_points_on_a_periodic_axis(pair):
+    for method in (*ANY_PAIR, "spectral"):
+        result = resample(torch.full(pair[0].shape, 3.0).double(), *pair, method)
+        close(result, torch.full(pair[1].shape, 3.0).double(), atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("method", INTERPOLATING)
+@given(pair=grid_pairs())
+def test_linear_fields_for_every_pair_of_registrations(method, dtype, pair):
+    """On the plane: the product of two lines is linear along either axis, and exact too."""
+    source, target = pair
+
+    def plane(y, x):
+        return 1 + 2 * y - 3 * x + 0.5 * x * y
+
+    result = resample(on_grid(plane, source).to(dtype), source, target, method)
+    close(result, on_grid(plane, target).to(dtype), atol=200 * torch.finfo(dtype).eps)
+
+
+@given(grid_pairs(n_dim=1))
+def test_cubic_is_exact_for_the_degree_its_points_allow(pair):
+    source, target = pair
+    degree = min(3, source.shape[0] - 1)
+    polynomial = np.polynomial.Polynomial([0.5, -1.0, 0.7, -0.3][: degree + 1])
+    result = resample(on_grid(polynomial, source), source, target, "cubic")
+    close(result, on_grid(polynomial, target), atol=1e-11)
+
+
+def test_one_point_gives_a_constant_and_two_give_a_line():
+    points = line(5, "node_both")
+    one = resample(torch.tensor([7.0]), line(1, "cell"), points, "cubic")
+    close(one, torch.full((5,), 7.0), atol=0)
+    two = resample(torch.tensor([1.0, 2.0]), line(2, "cell"), points, "cubic")
+    close(two, torch.tensor([0.5, 1.0, 1.5, 2.0, 2.5]), atol=1e-6)
+
+
+def waves(n_modes, x, period):
+    """A sum of modes 0 to n_modes - 1, each with its own height and phase."""
+    height, phase = np.random.default_rng(0).uniform(0.5, 3, (2, n_modes))
+    return height @ np.cos(2 * np.pi * np.arange(n_modes)[:, None] * x / period + phase[:, None])
+
+
+@pytest.mark.parametrize("there", WRAPPING)
+@pytest.mark.parametrize("here", WRAPPING)
+def test_spectral_is_exact_for_band_limited_fields_up_and_down(here, there):
+    """Even and odd sizes: every mode below the Nyquist mode of both grids, with any phase."""
+    for n, m in product(range(5, 18), repeat=2):
+        source, target = line(n, here, True, -1.0, 2.0), line(m, there, True, -1.0, 2.0)
+        field = partial(waves, (min(n, m) + 1) // 2, period=3)
+        result = resample(on_grid(field, source), source, target, "spectral")
+        close(result, on_grid(field, target), atol=1e-12)
+
+
+def test_spectral_is_exact_in_two_dimensions_and_single_precision():
+    source, target = (Grid.uniform(shape, periodic=True) for shape in ((8, 11), (15, 6)))
+
+    def field(y, x):
+        return np.sin(2 * np.pi * (3 * y - 2 * x)) + np.cos(2 * np.pi * (y + x) + 0.3)
+
+    for dtype, atol in ((torch.float64, 1e-13), (torch.float32, 3e-6)):
+        result = resample(on_grid(field, source).to(dtype), source, target, "spectral")
+        close(result, on_grid(field, target).to(dtype), atol=atol)
+
+
+# ------------------------------------------------------------------------- rates of convergence
+
+
+def errors_of(method, registration, function, *, periodic=False, sizes=(32, 64, 128, 256)):
+    """Largest errors at targets of four cells to each source point, which have no point in common with it."""
+    errors = []
+    for n in sizes:
+        source, target = line(n, registration, periodic), line(4 * n, "cell", periodic)
+        result = resample(on_grid(function, source), source, target, method)
+        errors.append(float((result - on_grid(function, target)).abs().max()))
+    return errors
+
+
+@pytest.mark.parametrize("registration", REGISTRATIONS)
+@pytest.mark.parametrize(("method", "order"), [("linear", 2), ("cubic", 4)])
+def test_interpolation_converges_with_its_order(method, order, registration):
+    """A polynomial of degree p through points h apart misses h^(p+1) times the next derivative, at most."""
+    errors = errors_of(method, registration, lambda x: np.exp(np.sin(5 * x)))
+    np.testing.assert_allclose(rates(errors), order, atol=0.35)
+
+
+@pytest.mark.parametrize("registration", WRAPPING)
+@pytest.mark.parametrize(("method", "order"), [("linear", 2), ("cubic", 4)])
+def test_interpolation_converges_with_its_order_on_periodic_axes(method, order, registration):
+    errors = errors_of(method, registration, lambda x: np.exp(np.sin(2 * np.pi * x)), periodic=True)
+    np.testing.assert_allclose(rates(errors), order, atol=0.35)
+
+
+@pytest.mark.parametrize("registration", WRAPPING)
+def test_spectral_converges_faster_than_any_power(registration):
+    """The modes of exp(sin x) fall like 1 / (2^k k!), so each halving of h gains more than the one before."""
+    errors = errors_of(
+        "spectral", registration, lambda x: np.exp(np.sin(2 * np.pi * x)), periodic=True, sizes=(4, 8, 16, 32)
+    )
+    first, second, third = rates(errors)
+    assert 4 < first < second < third
+    assert errors[-1] < 1e-12
+
+
+# ------------------------------------------------------------------------------ slow references
+# Each computes one axis in another way than the module does, on points or volumes laid out over as
+# many periods, or over as much beyond the ends, as the target can reach.
+
+
+def nearest_by_search(source, target, values):
+    turns = (-1, 0, 1) if source.periodic else (0,)
+    around = np.concatenate([source.points + turn * source.length for turn in turns])
+    distance = np.abs(target.points[:, None] - around).round(
+        9
+    )  # so that ties are ties; argmin takes the left
+    return np.tile(values, len(turns))[distance.argmin(axis=1)]
+
+
+def linear_by_interp(source, target, values):
+    if source.periodic:
+        return np.interp(target.points, source.points, values, period=source.length)
+    x = np.concatenate(
+        [source.points[:1] - source.spacing, source.points, source.points[-1:] + source.spacing]
+    )
+    v = np.concatenate([[2 * values[0] - values[1]], values, [2 * values[-1] - values[-2]]])
+    return np.interp(target.points, x, v)
+
+
+def cubic_by_slopes(source, target, values):
+    if not source.periodic:
+        return CubicSpline(source.points, values)(target.points)
+    x, v = np.append(source.points, source.points[0] + source.length), np.append(values, values[0])
+    return CubicSpline(x, v, bc_type="periodic")(target.points)
+
+
+def mean_by_primitive(source, target, values):
+    turns = (-1, 0, 1) if source.periodic else (0,)
+    volumes = np.concatenate([source.bounds + turn * source.length for turn in turns])
+    steps = np.diff(volumes, axis=1)[:, 0] * np.tile(values, len(turns))
+    edges, primitive = np.append(volumes[:, 0], volumes[-1, 1]), np.append(0, np.cumsum(steps))
+    return np.diff(np.interp(target.bounds, edges, primitive), axis=1)[:, 0] / np.diff(target.bounds)[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("method", "reference"),
+    [
+        ("nearest", nearest_by_search),
+        ("linear", linear_by_interp),
+        ("cubic", cubic_by_slopes),
+        ("mean", mean_by_primitive),
+    ],
+)
+@given(data=st.data())
+def test_every_method_against_a_slow_reference(method, reference, data):
+    source, target = data.draw(grid_pairs(n_dim=1, periodic=data.draw(st.booleans())))
+    field = random(*source.shape)
+    expected = reference(source.axes[0], target.axes[0], field.numpy())
+    close(resample(field, source, target, method), torch.from_numpy(expected), atol=1e-11)
+
+
+def test_spectral_is_the_fourier_method_of_scipy_on_nodes():
+    """For any field, so with modes that the target cannot carry, and both Nyquist modes among them."""
+    for n, m in product(range(5, 18), repeat=2):
+        field = random(n)
+        expected = torch.from_numpy(fft_resample(field.numpy(), m))
+        close(
+            resample(field, line(n, periodic=True), line(m, periodic=True), "spectral"), expected, atol=1e-13
+        )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_axis_by_axis_is_the_kronecker_product_and_its_gradient_the_transpose(method):
+    wraps = method == "spectral"
+    if method == "injection":
+        source, target = Grid.uniform((4, 6)), Grid.uniform((2, 3))
+    else:
+        source = Grid.uniform((4, 5), registration="cell", periodic=wraps)
+        target = Grid.uniform((6, 3), periodic=wraps)
+    dense = torch.kron(*(matrix(Grid((a,)), Grid((b,)), method) for a, b in zip(source, target, strict=True)))
+
+    field = random(2, *source.shape).requires_grad_()
+    result = resample(field, source, target, method)
+    close(result.flatten(1), field.detach().flatten(1) @ dense.T, atol=1e-13)
+
+    weights = random(*result.shape)
+    (gradient,) = torch.autograd.grad(torch.sum(weights * result), field)
+    close(gradient.flatten(1), weights.flatten(1) @ dense, atol=1e-13)
+
+
+def test_linear_between_equal_registrations_is_what_torch_interpolates():
+    """align_corners is one of two registrations, node_both or cell; torch clamps beyond the outer centres."""
+    field = random(1, 2, 5, 7)
+    both = [Grid.uniform(shape, registration="node_both") for shape in ((5, 7), (12, 9))]
+    expected = F.interpolate(field, (12, 9), mode="bilinear", align_corners=True)
+    close(resample(field, *both, "linear"), expected, atol=1e-13)
+
+    cells = [Grid.uniform(shape, registration="cell") for shape in ((5, 7), (15, 14))]
+    expected = F.interpolate(field, (15, 14), mode="bilinear", align_corners=False)
+    inside = (..., slice(2, -2), slice(1, -1))
+    close(resample(field, *cells, "linear")[inside], expected[inside], atol=1e-13)
+
+
+# ------------------------------------------------------------------- properties of single methods
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "injection"])
+@pytest.mark.parametrize("registration", WRAPPING)
+def test_a_shift_around_a_periodic_axis_commutes(method, registration):
+    source = line(7, registration, periodic=True)
+    field = random(7)
+    shifted = resample(field.roll(1), source, source.refine(3), method)
+    close(shifted, resample(field, source, source.refine(3), method).roll(3), atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("periodic", [False, True])
+def test_injection_is_slicing(dtype, periodic):
+    field = random(3, 12, 18, dtype=dtype)
+    for registration, first, factor in (("node", 0, 2), ("node", 0, 3), ("cell", 1, 3)):
+        source = Grid.uniform((12, 18), registration=registration, periodic=periodic)
+        result = resample(field, source, source.coarsen(factor), "injection")
+        assert torch.equal(result, field[:, first::factor, first::factor])
+
+
+def test_injection_takes_common_points_of_different_registrations():
+    field = random(13)
+    assert torch.equal(resample(field, line(13, "node_both"), line(6), "injection"), field[:-1:2])
+    assert torch.equal(resample(field, line(13, "node_both"), line(6, "cell"), "injection"), field[1::2])
+
+
+def test_what_only_moves_values_does_not_spread_a_missing_one():
+    field = torch.tensor([1.0, torch.nan, 3.0, torch.inf, 5.0, 6.0])
+    close(resample(field, line(6), line(3), "injection"), torch.tensor([1.0, 3.0, 5.0]), atol=0)
+    close(resample(field, line(6), line(12), "nearest"), field.repeat_interleave(2), atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("registration", WRAPPING)
+@pytest.mark.parametrize("periodic", [False, True])
+def test_nearest_refined_by_two_repeats_each_value(registration, periodic):
+    """On nodes half of the points lie just between two, and take the left one."""
+    source = line(9, registration, periodic, -2.0, 1.3)
+    field = random(9)
+    assert torch.equal(resample(field, source, source.refine(2), "nearest"), field.repeat_interleave(2))
+
+
+def test_nearest_looks_around_a_periodic_axis():
+    field = torch.arange(4.0)  # at 1/8, 3/8, 5/8, 7/8: the node at 0 lies between the last and the first
+    expected = {True: [3.0, 0.0, 1.0, 2.0], False: [0.0, 0.0, 1.0, 2.0]}
+    for wraps, values in expected.items():
+        result = resample(field, line(4, "cell", wraps), line(4, "node", wraps), "nearest")
+        assert result.tolist() == values
+
+
+@given(data=st.data())
+def test_mean_keeps_the_integral(data):
+    source, target = data.draw(grid_pairs(periodic=data.draw(st.booleans())))
+
+    def integral(field, grid):
+        volumes = [torch.from_numpy(np.diff(axis.bounds)[:, 0]) for axis in grid]
+        return torch.einsum("ij,i,j->", field, *volumes)
+
+    field = random(*source.shape)
+    result = resample(field, source, target, "mean")
+    close(integral(result, target), integral(field, source), atol=1e-12)
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+def test_mean_of_nodes_coarsened_by_two_has_weights_1_2_1(periodic):
+    field = random(8)
+    result = resample(field, line(8, periodic=periodic), line(4, periodic=periodic), "mean")
+    stencil = (field.roll(1) + 2 * field + field.roll(-1)) / 4
+    inside = slice(None) if periodic else slice(1, -1)
+    close(result[inside], stencil[::2][inside], atol=1e-14)
+    if not periodic:  # the outer volumes end where the domain ends, on [0, 1/8] and [5/8, 1]
+        close(result[0], (field[0] + field[1]) / 2, atol=1e-14)
+        close(result[-1], (field[5] / 2 + field[6] + 1.5 * field[7]) / 3, atol=1e-14)
+
+
+def test_mean_of_cells_is_the_mean_of_their_block():
+    field = random(6, 4)
+    source = Grid.uniform((6, 4), registration="cell")
+    close(resample(field, source, source.coarsen(2), "mean"), F.avg_pool2d(field[None], 2)[0], atol=1e-14)
+
+
+@pytest.mark.parametrize("n", [8, 9])
+def test_spectral_refined_and_coarsened_again_is_unchanged(n):
+    """The Nyquist mode of an even source too, which the finer grid carries as a cosine of half each sign."""
+    for here, there in product(WRAPPING, WRAPPING):
+        coarse, fine = line(n, here, periodic=True), line(21, there, periodic=True)
+        field = random(n)
+        close(
+            resample(resample(field, coarse, fine, "spectral"), fine, coarse, "spectral"), field, atol=1e-13
+        )
+
+
+def test_spectral_reads_the_nyquist_mode_as_a_cosine_about_the_source_points():
+    field = torch.tensor([1.0, -1.0] * 4).double()
+    source, target = line(8, periodic=True), line(24, "cell", periodic=True)
+    result = resample(field, source, target, "spectral")
+    close(result, on_grid(lambda x: np.cos(8 * np.pi * x), target), atol=1e-13)
+
+
+def test_coarsening_by_spectral_or_mean_filters_what_interpolation_aliases():
+    """Mode 6 of 16 points is mode -2 to 8 points, at its full height to a method that only reads values."""
+    source, target = line(16, periodic=True), line(8, periodic=True)
+    height = {
+        method: float(
+            resample(on_grid(lambda x: np.cos(12 * np.pi * x), source), source, target, method).max()
+        )
+        for method in ("injection", "linear", "cubic", "mean", "spectral")
+    }
+    for method in ("injection", "linear", "cubic"):
+        assert height[method] == pytest.approx(1, abs=1e-12)
+    assert height["mean"] == pytest.approx(np.cos(3 * np.pi / 8) ** 2, abs=1e-12)  # 1/4, 1/2, 1/4 on mode 6
+    assert height["spectral"] == pytest.approx(0, abs=1e-12)
+
+
+# -------------------------------------------------------------------------------- boundary values
+
+
+def test_boundary_values_are_source_points_at_the_ends():
+    """Two cells and both ends are four points: enough for any cubic, and for its values at the ends."""
+
+    def cubic(x):
+        return 2 - x + 3 * x**2 - 4 * x**3
+
+    source, target = line(2, "cell", start=-1.0, stop=3.0), line(9, "node_both", start=-1.0, stop=3.0)
+    ends = {"x": (cubic(-1.0), cubic(3.0))}
+    result = resample(on_grid(cubic, source), source, target, "cubic", boundary=ends)
+    close(result, on_grid(cubic, target), atol=1e-11)
+
+    result = resample(on_grid(cubic, source), source, target, "linear", boundary=ends)
+    x = np.array([-1.0, 0.0, 2.0, 3.0])
+    close(result, torch.from_numpy(np.interp(target.points[0], x, cubic(x))), atol=1e-12)
+
+
+@pytest.mark.parametrize("method", INTERPOLATING)
+def test_boundary_values_of_one_end_or_one_axis_leave_the_others_alone(method):
+    source, target = Grid.uniform((4, 5), registration="cell"), Grid.uniform((7, 7), registration="node_both")
+    field = random(4, 5)
+    free = resample(field, source, target, method)
+    left = resample(field, source, target, method, boundary={"x": (2.0, None)})
+    close(left[:, 0], torch.full((7,), 2.0).double(), atol=1e-12)
+    across = resample(field, source, Grid((target.axes[0], source.axes[1])), method)
+    close(resample(field, source, target, method, boundary={"y": (None, None)}), free, atol=0)
+    x_alone = Grid((source.axes[1],)), Grid((target.axes[1],))
+    close(left, resample(across, *x_alone, method, boundary={"x": (2.0, None)}), atol=1e-12)
+
+
+@pytest.mark.parametrize("method", INTERPOLATING)
+def test_one_number_is_the_value_of_every_end(method):
+    source = Grid((Axis("y", 4, registration="cell"), Axis("x", 5)))
+    target = Grid.uniform((5, 6), registration="node_both")
+    field = random(2, 4, 5)
+    result = resample(field, source, target, method, boundary=1.5)
+    for face in (result[:, 0], result[:, -1], result[:, :, -1]):
+        close(face, torch.full_like(face, 1.5), atol=1e-12)
+    for spelled in ({"y": 1.5, "x": 1.5}, {"y": (1.5, 1.5), "x": [None, np.float32(1.5)]}):
+        assert torch.equal(result, resample(field, source, target, method, boundary=spelled))
+
+
+def test_a_source_point_at_an_end_keeps_its_own_value():
+    field = random(5)
+    for registration, ends in (("node_both", (9.0, 9.0)), ("node", (9.0, None))):
+        source, target = line(5, registration), line(11, "cell")
+        known = resample(field, source, target, "cubic", boundary={"x": ends})
+        assert torch.equal(known, resample(field, source, target, "cubic"))
+
+
+def test_a_number_reaches_the_ends_of_mixed_axes_and_skips_the_periodic_one():
+    source = Grid((Axis("y", 6, periodic=True), Axis("x", 4, registration="cell")))
+    target = Grid((Axis("y", 9, periodic=True), Axis("x", 5, registration="node_both")))
+    result = resample(random(6, 4), source, target, "linear", boundary=0.0)
+    close(result[:, [0, -1]], torch.zeros(9, 2).double(), atol=0)
+
+
+def test_gradient_with_boundary_values_is_the_transpose_of_the_linear_part():
+    source, target = Grid.uniform((3, 4), registration="cell"), Grid.uniform((5, 6))
+    apply = partial(
+        resample, source=source, target=target, method="cubic", boundary={"y": 1.0, "x": (2.0, -1.0)}
+    )
+    unit = torch.eye(12, dtype=torch.float64).reshape(12, 3, 4)
+    columns = (apply(unit) - apply(torch.zeros(3, 4).double())).flatten(1)
+    field, weights = random(3, 4).requires_grad_(), random(5, 6)
+    (gradient,) = torch.autograd.grad(torch.sum(weights * apply(field)), field)
+    close(gradient.flatten(), columns @ weights.flatten(), atol=1e-13)
+
+
+# ------------------------------------------------------- what half a cell and a boundary value cost
+
+
+def relative_error(result, truth):
+    return float(torch.linalg.norm(result - truth) / torch.linalg.norm(truth))
+
+
+def hill(y, x):
+    """Zero on the boundary, steeper to one side, as the pressure of a Darcy flow is."""
+    return np.sin(np.pi * x) * np.sin(np.pi * y) * np.exp(x - y)
+
+
+def test_nodes_taken_for_cells_cost_a_tenth_of_a_smooth_field():
+    """The values end up half the difference of the spacings, h / 4, away from where they belong."""
+    nodes = Grid.uniform((16, 16))
+    cells = Grid.uniform((16, 16), registration="cell")
+    field, truth = on_grid(hill, nodes), on_grid(hill, nodes.refine(2))
+    for method in INTERPOLATING:
+        mistaken = relative_error(resample(field, cells, cells.refine(2), method), truth)
+        known = relative_error(resample(field, nodes, nodes.refine(2), method), truth)
+        assert 0.05 < mistaken < 0.15
+        assert known < mistaken / 5
+
+
+def test_known_boundary_values_help_where_nodes_leave_an_end_open():
+    """The last target point lies beyond the last source point, and there a spline is at its worst."""
+    without, known = [], []
+    for n in (16, 32, 64):
+        nodes = Grid.uniform((n, n))
+        field, truth = on_grid(hill, nodes), on_grid(hill, nodes.refine(2))
+        without.append(relative_error(resample(field, nodes, nodes.refine(2), "cubic"), truth))
+        known.append(relative_error(resample(field, nodes, nodes.refine(2), "cubic", boundary=0.0), truth))
+    assert np.all(np.array(known) < 0.5 * np.array(without))
+    assert known[0] < 1e-3
+
+
+# --------------------------------------------------------------------------- types, shapes, grids
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_grid_returns_the_field_itself(method):
+    grid = Grid.uniform((4, 6), registration="cell")
+    field = random(2, 4, 6, dtype=torch.float16)
+    assert resample(field, grid, Grid.uniform((4, 6), registration="cell"), method) is field
+
+
+def test_an_axis_that_is_the_same_in_both_grids_is_left_alone():
+    """So a channel, periodic along x and not along y, is resampled in two steps by two methods."""
+    y, finer_y = Axis("y", 5, registration="cell"), Axis("y", 9, registration="node_both")
+    x, finer_x = Axis("x", 6, periodic=True), Axis("x", 9, periodic=True)
+    field = random(2, 5, 6)
+    half_way = resample(field, Grid((y, x)), Grid((y, finer_x)), "spectral")
+    close(half_way, field @ matrix(Grid((x,)), Grid((finer_x,)), "spectral").T, atol=1e-14)
+    result = resample(half_way, Grid((y, finer_x)), Grid((finer_y, finer_x)), "cubic")
+    across = matrix(Grid((y,)), Grid((finer_y,)), "cubic")
+    close(result, torch.einsum("ij,bjk->bik", across, half_way), atol=1e-13)
+
+
+def test_three_dimensions_and_any_leading_ones():
+    source, target = Grid.uniform((3, 4, 5), registration="cell"), Grid.uniform((6, 2, 7))
+
+    def field(z, y, x):
+        return z - 2 * y + 3 * x
+
+    expected = on_grid(field, target)
+    close(resample(on_grid(field, source), source, target, "linear"), expected, atol=1e-13)
+    batch = on_grid(field, source).expand(2, 3, 3, 4, 5)
+    close(resample(batch, source, target, "linear"), expected.expand(2, 3, 6, 2, 7), atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", ["linear", "cubic", "spectral", "mean"])
+def test_half_precision_is_computed_in_single(method, dtype):
+    source, target = (Grid.uniform(shape, registration="cell", periodic=True) for shape in ((8, 8), (11, 13)))
+    field = random(8, 8, dtype=dtype)
+    result = resample(field, source, target, method, boundary=None)
+    assert torch.equal(result, resample(field.float(), source, target, method).to(dtype))
+    assert result.dtype == dtype
+
+
+def test_an_operator_first_used_in_inference_mode_still_has_gradients():
+    source, target = line(23), line(37)
+    with torch.inference_mode():
+        expected = resample(random(23), source, target, "linear")
+    field = random(23).requires_grad_()
+    result = resample(field, source, target, "linear")
+    result.sum().backward()
+    close(result.detach(), expected, atol=0)
+    close(field.grad, matrix(source, target, "linear").sum(0), atol=1e-13)
+
+
+def test_domains_equal_up_to_rounding_are_the_same():
+    source, target = (
+        line(8, periodic=True, stop=2 * np.pi),
+        line(8, periodic=True, stop=np.nextafter(2 * np.pi, 7)),
+    )
+    assert source != target
+    field = random(8)
+    close(resample(field, source, target, "spectral"), field, atol=1e-14)
+
+
+# ---------------------------------------------------------------------------------------- errors
+
+
+NODES, CELLS, RING = Grid.uniform((4, 6)), Grid.uniform((4, 6), registration="cell"), line(4, periodic=True)
+
+
+@pytest.mark.parametrize(
+    ("field", "source", "target", "method", "boundary", "message"),
+    [
+        (torch.zeros(4, 6).long(), NODES, CELLS, "linear", None, "torch.int64.*a floating dtype"),
+        (np.zeros((4, 6)), NODES, CELLS, "linear", None, "type ndarray, dtype float64; expected a tensor"),
+        (torch.zeros(6, 4), NODES, CELLS, "linear", None, r"shape \(6, 4\).*expected \(..., 4, 6\)"),
+        (torch.zeros(6), NODES, CELLS, "linear", None, r"shape \(6,\)"),
+        (torch.zeros(4, 6), NODES, CELLS, "bicubic", None, "'bicubic' is none of injection, nearest, linear"),
+        (torch.zeros(4, 6), NODES, line(8), "linear", None, "the same axes in the same order"),
+        (torch.zeros(4, 6), NODES, Grid(CELLS.axes[::-1]), "linear", None, "same axes in the same order"),
+        (
+            torch.zeros(4, 6),
+            NODES,
+            Grid.uniform((4, 6), periodic=True),
+            "linear",
+            None,
+            "periodic in the same",
+        ),
+        (torch.zeros(4), line(4), line(4, stop=2.0), "linear", None, r"\[0, 1\].*\[0, 2\].*same domains"),
+        (torch.zeros(4, 6), NODES, CELLS, "injection", None, "none at 0.125.*Use 'cubic'.*nested"),
+        (torch.zeros(4), RING, line(8, periodic=True), "injection", None, "none at 0.125.*Use 'spectral'"),
+        (torch.zeros(4), line(4, "cell"), line(2, "node_both"), "injection", None, "none at 0,"),
+        (torch.zeros(4), line(4), line(2, "node_both"), "injection", None, "none at 1,"),
+        (torch.zeros(4, 6), NODES, CELLS, "spectral", None, "'y' does not wrap.*use 'cubic'.*periodic=True"),
+        (torch.zeros(4, 6), NODES, NODES, "mean", 0.0, "boundary=0.0 with method='mean'"),
+        (torch.zeros(4, 6), NODES, CELLS, "linear", {"z": 0.0}, "do not wrap, which here are y, x"),
+        (torch.zeros(4), RING, line(8, periodic=True), "cubic", 0.0, "none, so leave it out"),
+        (torch.zeros(4), RING, line(8, periodic=True), "cubic", {"x": 0.0}, "none, so leave it out"),
+        (torch.zeros(4, 6), NODES, CELLS, "linear", {}, "expected values for axes"),
+        (
+            torch.zeros(4, 6),
+            NODES,
+            CELLS,
+            "linear",
+            {"x": (0, 1, 2)},
+            "'x' expects a number, or one for each",
+        ),
+    ],
+)
+def test_what_cannot_be_resampled_is_refused(field, source, target, method, boundary, message):
+    with pytest.raises(InputError, match=message):
+        resample(field, source, target, method, boundary=boundary)
