@@ -1,0 +1,334 @@
+import itertools
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import rates
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from mano_op.errors import InputError
+from mano_op.grid import REGISTRATIONS, Axis, Grid
+from mano_op.problems.darcy import Darcy, solve_darcy
+from mano_op.problems.random_field import GaussianRandomField
+from mano_op.problems.solver_grid import solver_grids
+
+axes = st.builds(
+    Axis,
+    name=st.uuids().map(str),
+    n=st.integers(2, 5),
+    start=st.just(-1.0),
+    stop=st.sampled_from([0.0, 1.5]),
+    registration=st.sampled_from(REGISTRATIONS),
+)
+grids = st.lists(axes, min_size=1, max_size=3, unique_by=lambda axis: axis.name).map(
+    lambda grid_axes: Grid(tuple(grid_axes))
+)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def random_coefficient(seed, grid):
+    return np.exp(np.random.default_rng(seed).standard_normal(grid.shape))
+
+
+def on_boundary(grid):
+    """Which points lie on the boundary of the grid's box."""
+    touches = np.zeros(grid.shape, dtype=bool)
+    for x, axis in zip(grid.mesh, grid, strict=True):
+        touches |= np.isclose(x, axis.start) | np.isclose(x, axis.stop)
+    return touches
+
+
+def solve_by_loops(a, grid, f):
+    """The fluxes of every point, one neighbour at a time, in a dense matrix.
+
+    Resistances in series: from a point half a spacing through its own coefficient, then half a
+    spacing through its neighbour's. Towards a boundary without a point of its own the flow passes
+    through the outer point's coefficient alone, over the distance that is left.
+    """
+    outside = on_boundary(grid)
+    points = list(np.ndindex(grid.shape))
+    number = {point: row for row, point in enumerate(points)}
+    matrix, right_side = np.zeros((len(points),) * 2), np.zeros(len(points))
+    for point in points:
+        row = number[point]
+        if outside[point]:
+            matrix[row, row] = 1.0
+            continue
+        right_side[row] = f[point]
+        for j, axis in enumerate(grid):
+            for step in (-1, 1):
+                neighbour = (*point[:j], point[j] + step, *point[j + 1 :])
+                if neighbour in number:
+                    resistance = axis.spacing / 2 * (1 / a[point] + 1 / a[neighbour])
+                    matrix[row, number[neighbour]] -= 1 / (resistance * axis.spacing)
+                else:
+                    x = axis.points[point[j]]
+                    resistance = (x - axis.start if step < 0 else axis.stop - x) / a[point]
+                matrix[row, row] += 1 / (resistance * axis.spacing)
+    return np.linalg.solve(matrix, right_side).reshape(grid.shape)
+
+
+@given(grids, seeds)
+def test_is_the_dense_solution_of_the_fluxes(grid, seed):
+    a = random_coefficient(seed, grid)
+    f = np.random.default_rng(seed + 1).standard_normal(grid.shape)
+    expected = solve_by_loops(a, grid, f)
+    np.testing.assert_allclose(
+        solve_darcy(a, grid, f), expected, rtol=0, atol=1e-12 * max(1, np.abs(expected).max())
+    )
+
+
+@given(grids, seeds)
+def test_physical_identities(grid, seed):
+    rng = np.random.default_rng(seed)
+    a, source = random_coefficient(seed, grid), rng.uniform(0.0, 1.0, grid.shape)
+    inside = ~on_boundary(grid)
+    assume(inside.any())
+    u = solve_darcy(a, grid, source)
+    scale = np.abs(u).max()
+    close = {"rtol": 0, "atol": 1e-12 * scale}
+
+    assert np.all(u[inside] > 0), "a positive source gives a positive pressure"
+    assert np.all(u[~inside] == 0)
+    np.testing.assert_allclose(solve_darcy(4 * a, grid, source), u / 4, **close)
+    np.testing.assert_allclose(solve_darcy(a, grid, -3 * source), -3 * u, rtol=0, atol=3e-12 * scale)
+    other = rng.standard_normal(grid.shape)
+    both = solve_darcy(a, grid, source + other)
+    np.testing.assert_allclose(both - solve_darcy(a, grid, other), u, rtol=0, atol=1e-11 * max(1, scale))
+
+    # Maximum principle: the pressure is largest where there is a source.
+    dry = np.where(rng.uniform(size=grid.shape) < 0.5, 0.0, source)
+    if np.any(dry[inside] > 0):
+        wet = solve_darcy(a, grid, dry)
+        assert wet[inside & (dry > 0)].max() >= wet.max() * (1 - 1e-12)
+
+    # Reciprocity, the symmetry of the operator: v . L^-1 f = f . L^-1 v.
+    left = np.sum(other[inside] * u[inside])
+    right = np.sum(source[inside] * solve_darcy(a, grid, other)[inside])
+    assert left == pytest.approx(right, abs=1e-11 * max(1, np.abs(other).sum() * scale))
+
+
+@pytest.mark.parametrize(
+    "registrations", [*itertools.product(REGISTRATIONS, repeat=2), ("cell", "node", "node_both")]
+)
+def test_manufactured_solution_converges_with_second_order(registrations):
+    """u a product of sines that vanish on the boundary, a the exponential of a linear function."""
+    n_dim, wavenumbers, slopes = len(registrations), (1, 2, 1), (0.8, -0.5, 0.3)
+    domain = [(0.0, 1.0), (-1.0, 0.5), (2.0, 2.75)][:n_dim]
+    sizes = [(12, 16, 10), (24, 32, 20)] if n_dim == 3 else [(12, 20), (24, 40), (48, 80), (96, 160)]
+    errors = []
+    for shape in sizes:
+        grid = Grid(
+            tuple(
+                Axis(name, n + (kind == "node_both"), start, stop, kind)
+                for name, n, (start, stop), kind in zip("zyx", shape, domain, registrations, strict=False)
+            )
+        )
+        kappa = [np.pi * k / axis.length for k, axis in zip(wavenumbers, grid, strict=False)]
+        angle = [k * (x - axis.start) for k, x, axis in zip(kappa, grid.mesh, grid, strict=True)]
+        sines = [np.sin(theta) for theta in angle]
+        u = np.prod(sines, axis=0)
+        a = np.exp(sum(slope * x for slope, x in zip(slopes, grid.mesh, strict=False)))
+        # -div(a grad u) = -a (sum_j slope_j du/dx_j + laplacian u), as grad a = a slopes.
+        gradient = [
+            k * np.cos(angle[j]) * np.prod([sines[i] for i in range(n_dim) if i != j], axis=0)
+            for j, k in enumerate(kappa)
+        ]
+        advection = sum(slope * part for slope, part in zip(slopes, gradient, strict=False))
+        f = a * (sum(k**2 for k in kappa) * u - advection)
+        errors.append(np.abs(solve_darcy(a, grid, f) - u).max())
+    assert np.all(rates(errors) > 1.8)
+    assert errors[-1] < (2e-2 if n_dim == 3 else 1e-3)
+
+
+@pytest.mark.parametrize("registration", REGISTRATIONS)
+def test_point_source_is_exact_across_a_jump(registration):
+    # Between source, jump and boundary the flux is constant and the pressure linear, so that
+    # resistances in series, the harmonic mean, give the exact values. An arithmetic mean errs by O(h).
+    grid = Grid.uniform((20,), registration=registration)
+    x, h = grid.points[0], grid.spacing[0]
+    jump, source = x[12] + h / 2, x[5]
+    f = np.where(np.arange(20) == 5, 1 / h, 0.0)
+    resistance_left = source / 3
+    resistance_right = (jump - source) / 3 + (1 - jump) / 12
+    top = 1 / (1 / resistance_left + 1 / resistance_right)
+    to_the_right = (
+        1 - np.where(x < jump, (x - source) / 3, (jump - source) / 3 + (x - jump) / 12) / resistance_right
+    )
+    exact = top * np.where(x < source, x / source, to_the_right)
+    np.testing.assert_allclose(solve_darcy(np.where(x < jump, 3.0, 12.0), grid, f), exact, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("registration", REGISTRATIONS)
+def test_distributed_source_converges_across_a_jump(registration):
+    # a = 3 left and 12 right of a jump half way between two points, so the flux is a u' = c - x.
+    errors = []
+    for n in (16, 32, 64, 128):
+        grid = Grid.uniform((n,), registration=registration)
+        x, h = grid.points[0], grid.spacing[0]
+        jump = x[n // 2 - 1] + h / 2
+        c = (jump**2 / 3 + (1 - jump**2) / 12) / 2 / (jump / 3 + (1 - jump) / 12)  # from u(1) = 0
+        left = (c * x - x**2 / 2) / 3
+        right = (c * jump - jump**2 / 2) / 3 + (c * (x - jump) - (x**2 - jump**2) / 2) / 12
+        u = solve_darcy(np.where(x < jump, 3.0, 12.0), grid)
+        errors.append(np.abs(u - np.where(x < jump, left, right)).max())
+    assert np.all(rates(errors) > 1.8)
+
+
+def test_known_value_in_the_middle_of_a_square():
+    # The series solution of -laplace u = 1 on the unit square at its centre.
+    n = np.arange(1, 400, 2)
+    series = 4 / np.pi**3 * np.sum((-1.0) ** ((n - 1) // 2) / n**3 * (1 - 1 / np.cosh(n * np.pi / 2)))
+    grids = [Grid.uniform((size, size)) for size in (16, 32, 64)]
+    errors = [abs(solve_darcy(np.ones(g.shape), g)[tuple(n // 2 for n in g.shape)] - series) for g in grids]
+    assert np.all(rates(errors) > 1.9)
+    assert errors[-1] < 3e-4 * series
+
+
+def test_grids_without_interior_points_are_all_boundary():
+    assert np.array_equal(solve_darcy(np.ones((1, 5)), Grid.uniform((1, 5))), np.zeros((1, 5)))
+    both = Grid.uniform((2, 3), registration="node_both")
+    assert np.array_equal(solve_darcy(np.ones((2, 3)), both), np.zeros((2, 3)))
+    one_cell = Grid.uniform((1,), registration="cell")  # two faces half a cell away: u = h^2 / 4
+    assert solve_darcy(np.ones(1), one_cell) == pytest.approx(0.25, abs=1e-15)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])
+def test_refuses_a_coefficient_that_is_not_positive(value):
+    a = np.ones((4, 6))
+    a[2, 5] = value
+    with pytest.raises(InputError, match=rf"coefficient\[2, 5\] = {value}; expected positive and finite"):
+        solve_darcy(a, Grid.uniform((4, 6)))
+
+
+def test_refuses_what_does_not_fit():
+    grid, a = Grid.uniform((4, 6)), np.ones((4, 6))
+    with pytest.raises(InputError, match=r"coefficient of shape \(6, 4\), expected \(4, 6\)"):
+        solve_darcy(a.T, grid)
+    with pytest.raises(InputError, match=r"forcing of shape \(6,\), expected a number or"):
+        solve_darcy(a, grid, np.ones(6))
+    with pytest.raises(InputError, match=r"forcing = nan; expected finite"):
+        solve_darcy(a, grid, np.nan)
+    with pytest.raises(InputError, match=r"forcing\[0, 1\] = inf; expected finite"):
+        solve_darcy(a, grid, np.where(np.arange(24).reshape(4, 6) == 1, np.inf, 0.0))
+    with pytest.raises(InputError, match="axis 'x' is periodic"):
+        solve_darcy(a, Grid.uniform((4, 6), periodic=[False, True]))
+
+
+@pytest.mark.parametrize("coefficient", ["piecewise", "lognormal"])
+def test_permeability_is_the_function_of_the_field(coefficient):
+    problem = Darcy(coefficient=coefficient, values=(0.5, 7.0), tau=5.0, alpha=2.5, n_modes=32)
+    grid = Grid.uniform((12, 9), registration="cell")
+    field = GaussianRandomField(tau=5.0, alpha=2.5, n_modes=32).sample(4, 2, grid)
+    expected = np.exp(field) if coefficient == "lognormal" else np.where(field >= 0, 7.0, 0.5)
+    np.testing.assert_array_equal(problem.permeability(4, 2, grid), expected)
+
+
+def test_both_permeabilities_are_as_likely():
+    # The law of the field is symmetric: the mean share of the larger value is 1/2. A single sample's share
+    # has a standard deviation of about 0.2, so the mean of 200 has one below 0.02.
+    grid, problem = Grid.uniform((8, 8)), Darcy()
+    share = np.mean([problem.permeability(0, i, grid) == 12.0 for i in range(200)])
+    assert share == pytest.approx(0.5, abs=0.06)
+
+
+def test_levels_are_samplings_of_one_solution():
+    problem = Darcy(forcing=2.0)
+    node, coarse_node = Grid.uniform((24, 16)), Grid.uniform((12, 8))
+    cell = Grid.uniform((12, 8), registration="cell")
+    closed = Grid.uniform((25, 17), registration="node_both")
+    fields = problem.sample(1, 5, [coarse_node, node, cell, closed])
+    a, u = fields[closed]["permeability"], fields[closed]["pressure"]
+    np.testing.assert_array_equal(u, solve_darcy(a, closed, 2.0))
+    for grid, shared in (
+        (node, np.s_[:-1, :-1]),
+        (coarse_node, np.s_[:-1:2, :-1:2]),
+        (cell, np.s_[1::2, 1::2]),
+    ):
+        np.testing.assert_array_equal(fields[grid]["permeability"], problem.permeability(1, 5, grid))
+        np.testing.assert_array_equal(fields[grid]["permeability"], a[shared])
+        np.testing.assert_array_equal(fields[grid]["pressure"], u[shared])
+
+
+def test_levels_without_common_points_are_each_solved_as_finely():
+    problem, levels = Darcy(coefficient="lognormal"), [Grid.uniform((n, n)) for n in (12, 37)]
+    fields = problem.sample(0, 0, levels)
+    for grid, solver in solver_grids(levels).items():
+        alone = problem.sample(0, 0, [solver])[solver]["pressure"]
+        step = (solver.shape[0] - 1) // grid.shape[0]
+        np.testing.assert_array_equal(fields[grid]["pressure"], alone[:-1:step, :-1:step])
+    assert len(set(solver_grids(levels).values())) == 2
+
+
+def test_coarse_levels_are_closer_to_the_truth_than_coarse_solutions():
+    problem, coarse, fine = Darcy(), Grid.uniform((16, 16)), Grid.uniform((64, 64))
+    sampled, alone = [], []
+    for index in range(4):
+        truth = problem.sample(0, index, [coarse], solver_resolution=256)[coarse]["pressure"]
+        together = problem.sample(0, index, [coarse, fine])[coarse]["pressure"]
+        solved = problem.sample(0, index, [coarse])[coarse]["pressure"]
+        sampled.append(np.linalg.norm(together - truth) / np.linalg.norm(truth))
+        alone.append(np.linalg.norm(solved - truth) / np.linalg.norm(truth))
+    assert np.mean(sampled) < 0.01
+    assert np.mean(sampled) < np.mean(alone) / 2.5
+
+
+BITS = """
+import hashlib
+from mano_op.grid import Grid
+from mano_op.problems import Darcy
+(fields,) = Darcy(coefficient="lognormal").sample(0, 0, [Grid.uniform((160, 200))]).values()
+bits = hashlib.sha256(fields["permeability"].tobytes() + fields["pressure"].tobytes()).hexdigest()
+"""
+
+
+def test_bits_do_not_depend_on_the_number_of_threads():
+    # A matrix product in BLAS rounds differently with one and with two threads at this size.
+    here = {}
+    exec(BITS, here)
+    one = os.environ.get("OMP_NUM_THREADS") == "1" or os.cpu_count() == 1
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "2" if one else "1")
+    there = subprocess.run(
+        [sys.executable, "-c", f"{BITS}print(bits)"],
+        env=os.environ | threads,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert there.stdout.strip() == here["bits"]
+
+
+def test_one_and_three_dimensions():
+    for shape in ((16,), (6, 8, 4)):
+        problem, grid = Darcy(n_modes=8), Grid.uniform(shape, registration="cell")
+        (solver,) = solver_grids([grid]).values()
+        a = problem.permeability(0, 0, solver)
+        inside = (np.s_[1::2],) * len(shape)
+        np.testing.assert_array_equal(
+            problem.sample(0, 0, [grid])[grid]["pressure"], solve_darcy(a, solver)[inside]
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"coefficient": "binary"}, "coefficient='binary' is none of piecewise, lognormal"),
+        ({"values": (3.0,)}, "two positive permeabilities"),
+        ({"values": (3.0, -12.0)}, "two positive permeabilities"),
+        ({"values": (3.0, float("nan"))}, "two positive permeabilities"),
+        ({"forcing": float("inf")}, "forcing=inf"),
+        ({"tau": -1.0}, "tau=-1.0"),
+    ],
+)
+def test_refuses_options_out_of_range(options, message):
+    with pytest.raises(InputError, match=message):
+        Darcy(**options)
+
+
+def test_options_may_come_from_a_file():
+    assert Darcy(values=[3, 12]) == Darcy()
+    assert hash(Darcy(values=[3, 12])) == hash(Darcy())
