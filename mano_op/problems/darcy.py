@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.sparse.linalg import splu
 
+from mano_op.data.layout import Variable
 from mano_op.errors import InputError
 from mano_op.grid import Axis, Grid
-from mano_op.layout import Variable
 from mano_op.problems.random_field import GaussianRandomField
 from mano_op.problems.solver_grid import injection, refuse_periodic, solver_grids
 
