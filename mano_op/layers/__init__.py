@@ -1,0 +1,8 @@
+"""Multipole attention: windows, the steps between levels, and the layer made of them."""
+
+from mano_op.layers.attention import PositionBias as PositionBias
+from mano_op.layers.attention import WindowAttention as WindowAttention
+from mano_op.layers.multipole import MultipoleAttention as MultipoleAttention
+from mano_op.layers.pyramid import Prolong as Prolong
+from mano_op.layers.pyramid import Restrict as Restrict
+from mano_op.layers.window import window_attention as window_attention

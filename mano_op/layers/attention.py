@@ -1,0 +1,112 @@
+"""Attention of one level: projections, windows, and a bias of the offset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from mano_op.layers.window import window_attention
+
+
+class WindowAttention(nn.Module):
+    r"""Multi-head attention within windows: LayerNorm, queries, keys and values, attention, a linear map.
+
+    All but the attention itself acts point by point and is computed once for each point. See
+    `mano_op.layers.window.window_attention` for the attention, `MultipoleAttention` for the parameters.
+
+    Examples
+    --------
+    On a periodic axis, moving the field by a whole window moves the result:
+
+    >>> import torch
+    >>> layer = WindowAttention(8, 2, head_dim=4, n_dim=1, window=4, stride=4, halo=1, periodic=[True])
+    >>> x = torch.randn(3, 8, 16)
+    >>> torch.allclose(layer(x.roll(4, -1)), layer(x).roll(4, -1), atol=1e-6)
+    True
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        n_heads: int,
+        *,
+        head_dim: int,
+        n_dim: int,
+        window: int,
+        stride: int,
+        halo: int,
+        periodic: Sequence[bool],
+        position_bias: bool = True,
+        double_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.n_heads, self.window, self.stride, self.halo = n_heads, window, stride, halo
+        self.periodic = tuple(periodic)
+        inner = n_heads * head_dim
+        self.norm1 = nn.LayerNorm(channels)
+        self.norm2 = nn.LayerNorm(channels) if double_norm else nn.Identity()
+        self.qkv = nn.Linear(channels, 3 * inner, bias=False)
+        # The published layer has no linear map after a single head of full width.
+        self.out = nn.Identity() if n_heads == 1 and inner == channels else nn.Linear(inner, channels)
+        self.bias = PositionBias(n_heads, n_dim=n_dim) if position_bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(batch, channels, *grid)`` to the same shape."""
+        tokens = self.norm2(self.norm1(rearrange(x, "b c ... -> b ... c")))
+        q, k, v = rearrange(self.qkv(tokens), "b ... (three h d) -> three b h ... d", three=3, h=self.n_heads)
+        out = window_attention(
+            q,
+            k,
+            v,
+            window=self.window,
+            stride=self.stride,
+            halo=self.halo,
+            periodic=self.periodic,
+            bias=self.bias,
+        )
+        return rearrange(self.out(rearrange(out, "b h ... d -> b ... (h d)")), "b ... c -> b c ...")
+
+    def extra_repr(self) -> str:
+        """What `print(layer)` shows."""
+        return (
+            f"n_heads={self.n_heads}, window={self.window}, stride={self.stride}, halo={self.halo}, "
+            f"periodic={self.periodic}"
+        )
+
+
+class PositionBias(nn.Module):
+    r"""A score for each head that depends on how far, and in which direction, a key lies from its query.
+
+    .. math::
+
+        b(\delta) = \mathrm{MLP}\big(\operatorname{sign}(\delta_i) \log(1 + |\delta_i|),\ i = 1, \dots, d\big)
+
+    The offset :math:`\delta` is measured in spacings of the level. The bias is a smooth function of it, so it
+    can be evaluated between the points it was trained at.
+
+    Parameters
+    ----------
+    n_heads, n_dim : int
+    hidden_channels : int
+        Width of the MLP.
+
+    Examples
+    --------
+    >>> import torch
+    >>> bias = PositionBias(n_heads=4, n_dim=2)
+    >>> here = bias(torch.zeros(2))
+    >>> bool((bias(torch.tensor([1e-6, 0.0])) - here).abs().max() < 1e-5)
+    True
+    """
+
+    def __init__(self, n_heads: int, *, n_dim: int, hidden_channels: int = 32) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(n_dim, hidden_channels)
+        self.fc2 = nn.Linear(hidden_channels, n_heads, bias=False)  # a constant would not change a softmax
+
+    def forward(self, offset: Tensor) -> Tensor:
+        """Map offsets ``(..., n_dim)`` to scores ``(..., n_heads)``."""
+        bias: Tensor = self.fc2(nn.functional.gelu(self.fc1(offset.sign() * offset.abs().log1p())))
+        return bias

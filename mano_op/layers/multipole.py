@@ -1,0 +1,301 @@
+r"""Multipole attention: near points exactly, far points through coarser levels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from mano_op.errors import InputError
+from mano_op.grid import REGISTRATIONS, Registration
+from mano_op.layers.attention import WindowAttention
+from mano_op.layers.pyramid import SAMPLINGS, Prolong, Restrict, Sampling, level_shapes
+
+LevelWeights = Literal["learned", "factorial"]
+
+
+class MultipoleAttention(nn.Module):
+    r"""Attention to near points exactly and to far points through coarser levels.
+
+    .. math::
+
+        x_0 &= x, & x_{l+1} &= D_l(x_l), \\
+        o_l &= A_l(x_l), & y_{L-1} &= o_{L-1}, \quad y_l = o_l + s_l \odot U_l(y_{l+1}), \quad y = y_0 ,
+
+    with the attention A within windows (`WindowAttention`), the restriction D and the prolongation U
+    (`mano_op.layers.pyramid`). On level l a window covers
+    :math:`r^l` times more of the domain along each axis, so a few levels see all of it, at a cost linear in
+    the number of points N: :math:`O(N\, C\, (C + (w + 2h)^d))`.
+
+    The defaults are the operator's. `MultipoleAttention.published` gives the layer of [1]_, and
+    what differs between the two are these arguments:
+
+    ===================== ============================== ===============================================
+    argument              operator                       published
+    ===================== ============================== ===============================================
+    `halo`, `stride`      windows side by side, each     overlapping windows, results averaged
+                          sees its neighbours' keys
+    `sampling`            stencils centred on the points  strided convolutions over cells, "conv"
+    `level_weights`       learned, for each channel       1/(i+1) at the i-th step up: factorial damping
+    `position_bias`       of the offset                  none
+    `shared_levels`       each level has its own         one A, D and U for all
+    `double_norm`         one LayerNorm                  two, one after the other
+    ===================== ============================== ===============================================
+
+    Parameters
+    ----------
+    channels : int
+        Channels of the input and the output, C.
+    n_heads : int
+    n_dim : int
+        Spatial dimensions, 1 to 3.
+    head_dim : int, optional
+        Channels of a head; ``channels // n_heads`` if not given.
+    window : int
+        Points along each side of a window, w.
+    stride : int, optional
+        Points from one window to the next, s; `window` if not given.
+    halo : int
+        Points beyond each side of a window that its queries see, h.
+    rate : int
+        How many times fewer points a level has along each axis than the one before, r.
+    n_levels : int, optional
+        Levels, L. Fewer are used on a grid that runs out of points. None: as many as fit,
+        :math:`\lfloor\log_r n\rfloor` for the shortest side n, the published rule.
+    sampling : {"stencil", "conv", "avg_pool"}
+        The restriction and prolongation; see `mano_op.layers.pyramid`.
+    level_weights : {"learned", "factorial"}
+        The factors :math:`s_l`, one for each channel or the published ones. "learned" needs `n_levels`.
+    position_bias : bool
+        Whether scores depend on the offset from query to key; see `PositionBias`.
+    shared_levels : bool
+        Whether all levels use the same parameters of A, D and U. False needs `n_levels`.
+    double_norm : bool
+        Whether a second LayerNorm follows the first.
+    registration : {"node", "node_both", "cell"}
+        Of the grids the layer will see; it decides where stencils are centred.
+    periodic : bool or sequence of bool
+        Whether windows and stencils see across the ends of each axis.
+
+    Raises
+    ------
+    InputError
+        If an argument is out of range, or the input has the wrong number of channels or dimensions.
+
+    Notes
+    -----
+    Resolution: `window`, `halo` and `n_levels` count points of the grid that comes in. On a grid twice as
+    fine the near field is half as wide, and so is the domain that the coarsest level sees. Parameters
+    learned on one grid therefore mean something else on another one.
+
+    Sizes: any. Where windows or cells are cut by the end of the grid, missing keys are masked and missing
+    points filled up as `mano_op.layers.pyramid` says; the published rules leave those cases undefined.
+
+    References
+    ----------
+    .. [1] Colagrande et al. (2025), Linear Attention with Global Context: A Multipole Attention
+       Mechanism for Vision and Physics, arXiv:2507.02748.
+
+    Examples
+    --------
+    With a single level and a window as large as the grid it is plain attention, in which every point
+    takes part in every other point's result:
+
+    >>> _ = torch.manual_seed(0)
+    >>> layer = MultipoleAttention(8, n_heads=2, window=6, n_levels=1)
+    >>> x = torch.randn(1, 8, 5, 6, requires_grad=True)
+    >>> layer(x)[0, 0, 0, 0].backward()
+    >>> bool((x.grad[0] != 0).any(0).all())
+    True
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        n_heads: int,
+        *,
+        n_dim: int = 2,
+        head_dim: int | None = None,
+        window: int = 4,
+        stride: int | None = None,
+        halo: int = 1,
+        rate: int = 2,
+        n_levels: int | None = 3,
+        sampling: Sampling = "stencil",
+        level_weights: LevelWeights = "learned",
+        position_bias: bool = True,
+        shared_levels: bool = False,
+        double_norm: bool = False,
+        registration: Registration = "node",
+        periodic: bool | Sequence[bool] = False,
+    ) -> None:
+        super().__init__()
+        stride = window if stride is None else stride
+        for name, given, fewest, most in (
+            ("channels", channels, 1, None),
+            ("n_heads", n_heads, 1, None),
+            ("n_dim", n_dim, 1, 3),
+            ("head_dim", head_dim, 1, None),
+            ("window", window, 1, None),
+            ("stride", stride, 1, window),
+            ("halo", halo, 0, None),
+            ("rate", rate, 2, None),
+            ("n_levels", n_levels, 1, None),
+        ):
+            if given is None:
+                continue
+            if not isinstance(given, Integral) or given < fewest or (most is not None and given > most):
+                upper = "" if most is None else f" and at most {most}"
+                raise InputError(f"{name}={given!r}, expected a whole number, at least {fewest}{upper}")
+        for name, word, words in (
+            ("sampling", sampling, SAMPLINGS),
+            ("level_weights", level_weights, get_args(LevelWeights)),
+            ("registration", registration, REGISTRATIONS),
+        ):
+            if word not in words:
+                raise InputError(f"{name}={word!r}, expected one of {', '.join(words)}")
+        if head_dim is None:
+            if channels % n_heads:
+                raise InputError(
+                    f"channels={channels} is not divisible by n_heads={n_heads}: change one of them, "
+                    "or give head_dim"
+                )
+            head_dim = channels // n_heads
+        if n_levels is None and (level_weights == "learned" or not shared_levels):
+            raise InputError(
+                "each level has parameters of its own, so n_levels cannot be None: give their number"
+            )
+        wraps = (periodic,) * n_dim if isinstance(periodic, bool) else tuple(periodic)
+        if len(wraps) != n_dim:
+            raise InputError(f"periodic={periodic} has {len(wraps)} entries, expected n_dim={n_dim}")
+        if registration == "node_both" and any(wraps):
+            raise InputError(
+                f"periodic={periodic} with registration='node_both': the first and the last point of an axis "
+                "that wraps are the same place, so drop the last one and use registration='node'"
+            )
+
+        self.channels, self.n_dim = channels, n_dim
+        self.rate, self.n_levels, self.sampling, self.level_weights = rate, n_levels, sampling, level_weights
+        self.attention = nn.ModuleList(
+            WindowAttention(
+                channels,
+                n_heads,
+                head_dim=head_dim,
+                n_dim=n_dim,
+                window=window,
+                stride=stride,
+                halo=halo,
+                periodic=wraps,
+                position_bias=position_bias,
+                double_norm=double_norm,
+            )
+            for _ in range(1 if shared_levels or n_levels is None else n_levels)
+        )
+        self.down, self.up = (
+            nn.ModuleList(
+                step(
+                    channels,
+                    n_dim=n_dim,
+                    rate=rate,
+                    sampling=sampling,
+                    registration=registration,
+                    periodic=wraps,
+                )
+                for _ in range(1 if shared_levels or n_levels is None else n_levels - 1)
+            )
+            for step in (Restrict, Prolong)
+        )
+        if level_weights == "learned" and n_levels is not None:
+            self.scale = nn.Parameter(torch.ones(n_levels - 1, channels))
+
+    @classmethod
+    def published(
+        cls,
+        channels: int,
+        n_heads: int,
+        *,
+        n_dim: int = 2,
+        head_dim: int | None = None,
+        window: int = 2,
+        stride: int = 1,
+        rate: int = 2,
+        n_levels: int | None = None,
+        sampling: Sampling = "conv",
+    ) -> MultipoleAttention:
+        """The layer as published, arXiv:2507.02748; the arguments are the class's.
+
+        Examples
+        --------
+        >>> layer = MultipoleAttention.published(8, n_heads=2)
+        >>> [name for name, _ in layer.named_parameters()]
+        ['attention.0.norm1.weight', 'attention.0.norm1.bias', 'attention.0.norm2.weight',
+         'attention.0.norm2.bias', 'attention.0.qkv.weight', 'attention.0.out.weight',
+         'attention.0.out.bias', 'down.0.weight', 'up.0.weight']
+        """
+        return cls(
+            channels,
+            n_heads,
+            n_dim=n_dim,
+            head_dim=head_dim,
+            window=window,
+            stride=stride,
+            halo=0,
+            rate=rate,
+            n_levels=n_levels,
+            sampling=sampling,
+            level_weights="factorial",
+            position_bias=False,
+            shared_levels=True,
+            double_norm=True,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(batch, channels, *grid)`` to the same shape."""
+        if x.ndim != self.n_dim + 2 or x.shape[1] != self.channels or 0 in x.shape[2:]:
+            raise InputError(
+                f"got an input of shape {tuple(x.shape)}, expected (batch, channels={self.channels}, "
+                f"{', '.join(f'n_{i + 1}' for i in range(self.n_dim))}), each n at least 1"
+            )
+        n_levels = len(level_shapes(x.shape[2:], self.rate, self.n_levels))
+        levels = [x]
+        for down in self._each(self.down, n_levels - 1):
+            levels.append(down(levels[-1]))
+        attention = self._each(self.attention, n_levels)
+        near = [attend(field) for attend, field in zip(attention, levels, strict=True)]
+        out = near.pop()
+        for i, up in enumerate(reversed(self._each(self.up, n_levels - 1))):
+            finer = near.pop()
+            out = finer + self._level_weight(i, len(near)) * up(out, finer.shape[2:])
+        # On a small grid some levels are left out. Data-parallel training waits for a gradient of every
+        # parameter, so give theirs: nothing at all, added up.
+        if idle := self._idle(n_levels):
+            out = out + sum(parameter.flatten()[:0].sum() for parameter in idle)
+        return out
+
+    @staticmethod
+    def _each(modules: nn.ModuleList, count: int) -> list[nn.Module]:
+        """The modules of the first levels or steps, finest first: its own for each, or one for all."""
+        return list(modules)[:count] if len(modules) > 1 else [*modules] * count
+
+    def _idle(self, n_levels: int) -> list[nn.Parameter]:
+        """The parameters that a grid with so many levels does not use."""
+        idle = list(self.attention[n_levels:].parameters())  # none where all levels share one attention
+        for steps in (self.down, self.up):
+            idle += steps[n_levels - 1 :].parameters()
+        return idle + ([self.scale] if self.level_weights == "learned" and n_levels == 1 else [])
+
+    def _level_weight(self, step: int, level: int) -> Tensor | float:
+        """The factor of what comes up to `level` in the given step up from the coarsest one."""
+        if self.level_weights == "factorial":
+            return 1 / (step + 1)
+        return self.scale[level].view(-1, *[1] * self.n_dim)
+
+    def extra_repr(self) -> str:
+        """What `print(layer)` shows."""
+        return (
+            f"{self.channels}, n_dim={self.n_dim}, rate={self.rate}, n_levels={self.n_levels}, "
+            f"sampling={self.sampling!r}, level_weights={self.level_weights!r}"
+        )

@@ -1,0 +1,217 @@
+r"""Restriction and prolongation: the steps between the levels of a multipole layer.
+
+A level has one point for every `rate` points of the next finer one along each axis, rounded up. The
+words are multigrid's: restriction makes the coarser field, prolongation brings a coarse result back
+to the finer points. Fields are ``(batch, channels, *grid)``.
+
+========== =================================================== =========================================
+sampling   restriction to coarse point I                        prolongation to fine point i
+========== =================================================== =========================================
+"conv"     learned, the r^d points r I, ..., r I + r - 1        learned, its transpose
+"avg_pool" their mean                                           the value of the cell it lies in
+"stencil"  learned for each channel, centred on the coarse      learned, its transpose: nodes between two
+           point: 2 r - 1 wide for nodes, r wide for cells      coarse points hear of both
+========== =================================================== =========================================
+
+The first two are the published layer's [1]_, "conv" with full mixing of channels. On nodes they are not
+centred: a coarse value stands half a coarse cell right of the point it is stored at. The stencil is; it
+starts as interpolation and its transpose, and leaves the mixing of channels to the attention.
+
+Where the grid ends inside a coarse cell, each line of the cell is filled up with the mean of the points it
+has ("conv", "avg_pool"), and a stencil that reaches past the end sees the nearest point again, or the
+other end on a periodic axis. So constants go to constants at every size.
+
+References
+----------
+.. [1] Colagrande et al. (2025), Linear Attention with Global Context: A Multipole Attention
+   Mechanism for Vision and Physics, arXiv:2507.02748.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mano_op.grid import Registration
+
+Sampling = Literal["stencil", "conv", "avg_pool"]
+SAMPLINGS: tuple[str, ...] = get_args(Sampling)
+
+_CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_CONV_TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
+
+def level_shapes(shape: Sequence[int], rate: int, n_levels: int | None = None) -> list[tuple[int, ...]]:
+    r"""The shapes of the levels of a grid, finest first.
+
+    At most `n_levels` of them; fewer where the grid has run out of points. Without `n_levels`, as many as
+    the published rule says, :math:`\lfloor \log_r n \rfloor` for the shortest side n, and at least one.
+
+    Examples
+    --------
+    >>> level_shapes((16, 16), rate=2)
+    [(16, 16), (8, 8), (4, 4), (2, 2)]
+    >>> level_shapes((7, 12), rate=2, n_levels=5)
+    [(7, 12), (4, 6), (2, 3), (1, 2), (1, 1)]
+    """
+    if n_levels is None:
+        n_levels, side = 0, min(shape)  # in whole numbers: math.log(243, 3) is just below 5
+        while side >= rate:
+            n_levels, side = n_levels + 1, side // rate
+    shapes = [tuple(shape)]
+    while len(shapes) < n_levels and max(shapes[-1]) > 1:
+        shapes.append(tuple(-(-n // rate) for n in shapes[-1]))
+    return shapes
+
+
+class Restrict(nn.Module):
+    """The field on the next coarser level.
+
+    Parameters
+    ----------
+    channels : int
+    n_dim : int
+        1, 2 or 3.
+    rate : int
+        How many times fewer points the coarser level has along each axis.
+    sampling : {"stencil", "conv", "avg_pool"}
+    registration : {"node", "node_both", "cell"}
+        Of the grid; decides where the centre of a stencil is.
+    periodic : sequence of bool
+
+    Examples
+    --------
+    >>> restrict = Restrict(1, n_dim=1, rate=2, sampling="stencil", registration="cell", periodic=[False])
+    >>> restrict(torch.tensor([[[1.0, 3.0, 5.0, 7.0]]])).flatten().tolist()
+    [2.0, 6.0]
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        n_dim: int,
+        rate: int,
+        sampling: Sampling,
+        registration: Registration = "node",
+        periodic: Sequence[bool],
+    ) -> None:
+        super().__init__()
+        self.rate, self.sampling, self.periodic = rate, sampling, tuple(periodic)
+        self.reach = stencil_reach(rate, registration)
+        if sampling == "conv":
+            conv = _CONV[n_dim](channels, channels, rate, bias=False)
+            self.weight = nn.Parameter(conv.weight.detach())
+        elif sampling == "stencil":
+            line = interpolation(rate, registration)
+            self.weight = nn.Parameter(_outer(line / line.sum(), n_dim).repeat(channels, 1, *[1] * n_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(batch, channels, *grid)`` to ``(batch, channels, *coarse grid)``."""
+        n_dim = x.ndim - 2
+        conv = (F.conv1d, F.conv2d, F.conv3d)[n_dim - 1]
+        if self.sampling == "stencil":
+            x = pad_edges(
+                x, [(self.reach, self.reach + (-n) % self.rate) for n in x.shape[2:]], self.periodic
+            )
+            x = conv(x, self.weight, stride=self.rate, groups=x.shape[1])
+        elif self.sampling == "conv":
+            x = conv(fill_last_cells(x, self.rate), self.weight, stride=self.rate)
+        else:
+            pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[n_dim - 1]
+            x = pool(fill_last_cells(x, self.rate), self.rate)
+        return x
+
+
+class Prolong(nn.Module):
+    """A coarse field at the points of the next finer level; the parameters are those of `Restrict`."""
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        n_dim: int,
+        rate: int,
+        sampling: Sampling,
+        registration: Registration = "node",
+        periodic: Sequence[bool],
+    ) -> None:
+        super().__init__()
+        self.rate, self.sampling, self.periodic = rate, sampling, tuple(periodic)
+        self.reach = stencil_reach(rate, registration)
+        if sampling == "conv":
+            conv = _CONV_TRANSPOSE[n_dim](channels, channels, rate, bias=False)
+            self.weight = nn.Parameter(conv.weight.detach())
+        elif sampling == "stencil":
+            line = interpolation(rate, registration)
+            self.weight = nn.Parameter(_outer(line, n_dim).repeat(channels, 1, *[1] * n_dim))
+
+    def forward(self, x: Tensor, shape: Sequence[int]) -> Tensor:
+        """Map ``(batch, channels, *coarse grid)`` to ``(batch, channels, *shape)``."""
+        n_dim = x.ndim - 2
+        conv = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[n_dim - 1]
+        first = 0
+        if self.sampling == "stencil":
+            # The last fine nodes lie between the last coarse one and the next, which is off the grid.
+            x = pad_edges(x, [(0, min(self.reach, 1))] * n_dim, self.periodic)
+            x = conv(x, self.weight, stride=self.rate, groups=x.shape[1])
+            first = self.reach
+        elif self.sampling == "conv":
+            x = conv(x, self.weight, stride=self.rate)
+        else:
+            for dim in range(2, x.ndim):
+                x = x.repeat_interleave(self.rate, dim)
+        for dim, n in enumerate(shape, start=2):
+            x = x.narrow(dim, first, n)
+        return x
+
+
+def stencil_reach(rate: int, registration: Registration) -> int:
+    """How many fine points a stencil reaches before the first fine point of its coarse cell.
+
+    On nodes, coarse point I is fine point r I; on cells, it is the middle of r of them.
+    """
+    return 0 if registration == "cell" else rate - 1
+
+
+def interpolation(rate: int, registration: Registration) -> Tensor:
+    """One axis of the stencils before training: linear interpolation of nodes, copying of cells."""
+    if registration == "cell":
+        return torch.ones(rate)
+    return 1 - torch.arange(1 - rate, rate).abs() / rate
+
+
+def _outer(line: Tensor, n_dim: int) -> Tensor:
+    """The product of `line` with itself along `n_dim` axes, with two axes for channels before them."""
+    out = torch.ones(())
+    for _ in range(n_dim):
+        out = out[..., None] * line
+    return out[None, None]
+
+
+def pad_edges(x: Tensor, widths: Sequence[tuple[int, int]], periodic: Sequence[bool]) -> Tensor:
+    """Repeat the outermost points of ``(batch, channels, *grid)``, or wrap around periodic axes."""
+    for dim, ((before, after), wraps) in enumerate(zip(widths, periodic, strict=True), start=2):
+        n = x.shape[dim]
+        index = torch.arange(-before, n + after, device=x.device)
+        if len(index) != n:
+            x = x.index_select(dim, index % n if wraps else index.clamp(0, n - 1))
+    return x
+
+
+def fill_last_cells(x: Tensor, rate: int) -> Tensor:
+    """Pad ``(batch, channels, *grid)`` at the end of each axis to a multiple of `rate`.
+
+    Each line of a cell that the grid's end cuts is filled up with the mean of the points it has, axis by
+    axis. Their order does not matter, and the mean of the cell stays that of the points it has.
+    """
+    for dim in range(2, x.ndim):
+        remainder = x.shape[dim] % rate
+        if remainder:
+            last = x.narrow(dim, x.shape[dim] - remainder, remainder).mean(dim, keepdim=True)
+            x = torch.cat([x, last.expand(*[-1] * dim, rate - remainder, *[-1] * (x.ndim - dim - 1))], dim)
+    return x
