@@ -1,0 +1,55 @@
+"""Multipole attention as an operator layer of the neuraloperator ecosystem.
+
+The model side is imported with the package, which registers `MANO` with neuraloperator. The data side
+brings in xarray, zarr and dask, so it is imported when one of its names is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mano_op.errors import InputError as InputError
+from mano_op.grid import Axis as Axis
+from mano_op.grid import Grid as Grid
+from mano_op.layers.multipole import MultipoleAttention as MultipoleAttention
+from mano_op.models.mano import MANO as MANO
+from mano_op.models.published import PublishedMANO as PublishedMANO
+from mano_op.resample import resample as resample
+
+if TYPE_CHECKING:
+    from mano_op.data.dataset import FieldDataset as FieldDataset
+    from mano_op.data.dataset import field_loaders as field_loaders
+    from mano_op.data.fields import write_fields as write_fields
+    from mano_op.data.importers import import_neuralop_pt as import_neuralop_pt
+    from mano_op.data.processor import FieldProcessor as FieldProcessor
+    from mano_op.data.store import open_store as open_store
+    from mano_op.problems.generate import generate_darcy as generate_darcy
+    from mano_op.runs import load_run as load_run
+    from mano_op.runs import save_run as save_run
+    from mano_op.train import train_model as train_model
+    from mano_op.transfer import evaluate_transfer as evaluate_transfer
+
+__version__ = "0.1.0"
+
+_WHEN_USED = {
+    "FieldDataset": "mano_op.data.dataset",
+    "field_loaders": "mano_op.data.dataset",
+    "write_fields": "mano_op.data.fields",
+    "import_neuralop_pt": "mano_op.data.importers",
+    "generate_darcy": "mano_op.problems.generate",
+    "FieldProcessor": "mano_op.data.processor",
+    "load_run": "mano_op.runs",
+    "save_run": "mano_op.runs",
+    "open_store": "mano_op.data.store",
+    "train_model": "mano_op.train",
+    "evaluate_transfer": "mano_op.transfer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHEN_USED:
+        raise AttributeError(f"module 'mano_op' has no attribute {name!r}")
+    return getattr(import_module(_WHEN_USED[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_WHEN_USED])

@@ -1,0 +1,66 @@
+"""The parts that MANO's networks are made of, beside the attention."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from mano_op.errors import InputError
+from mano_op.layers.multipole import MultipoleAttention
+
+NonLinearity = Literal["gelu", "relu", "silu", "tanh"]
+_NON_LINEARITIES: dict[str, type[nn.Module]] = {
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
+
+
+class Mlp(nn.Module):
+    r"""Two linear maps of the channels of each point: ``fc2(act(fc1(norm(x))))``, ``norm`` if asked for."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        out_channels: int,
+        *,
+        norm: bool,
+        non_linearity: NonLinearity,
+    ) -> None:
+        super().__init__()
+        if non_linearity not in _NON_LINEARITIES:
+            raise InputError(
+                f"non_linearity={non_linearity!r}, expected one of {', '.join(_NON_LINEARITIES)}: a name, "
+                "not a function, so that checkpoints hold only plain values"
+            )
+        if hidden_channels < 1:
+            raise InputError(
+                f"an MLP of {in_channels} channels with {hidden_channels} hidden ones, expected at least 1: "
+                "raise channel_mlp_expansion or projection_channel_ratio"
+            )
+        self.norm = nn.LayerNorm(in_channels) if norm else nn.Identity()
+        self.fc1 = nn.Linear(in_channels, hidden_channels)
+        self.act = _NON_LINEARITIES[non_linearity]()
+        self.fc2 = nn.Linear(hidden_channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(batch, in_channels, *grid)`` to ``(batch, out_channels, *grid)``."""
+        out = self.fc2(self.act(self.fc1(self.norm(rearrange(x, "b c ... -> b ... c")))))
+        return rearrange(out, "b ... c -> b c ...")
+
+
+class Block(nn.Module):
+    """A transformer block: ``x + attention(x)``, then ``x + mlp(x)``. Both normalise what they take in."""
+
+    def __init__(self, attention: MultipoleAttention, mlp: Mlp) -> None:
+        super().__init__()
+        self.attention, self.mlp = attention, mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(batch, channels, *grid)`` to the same shape."""
+        x = x + self.attention(x)
+        return x + self.mlp(x)

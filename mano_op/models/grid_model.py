@@ -1,0 +1,194 @@
+"""What MANO's models have in common: neuraloperator's `BaseModel`, with checkpoints that are data."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import pickle
+from collections.abc import Mapping
+from numbers import Integral
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from einops import rearrange
+from neuralop.models.base_model import BaseModel
+from torch import Tensor, nn
+
+from mano_op.errors import InputError
+
+
+class GridModel(BaseModel, name="_grid_model"):
+    """Lift the channels of each point, apply blocks, project; with checkpoints and checks of the input.
+
+    A subclass builds ``lifting``, ``blocks``, ``norm`` and ``projection``, and sets ``in_channels`` and
+    ``n_dim``.
+
+    neuraloperator's `BaseModel` keeps the constructor's arguments and writes them into every state dict.
+    Four things differ here:
+
+    * Only the state dict of the model itself has that entry. In one of a module that holds the model
+      (``nn.Sequential``, ``AveragedModel``) it would be a key that nothing there can load.
+    * Options are plain values, or refused: others could be written, and never read again.
+    * Files are read with ``weights_only=True``: a checkpoint is data, whoever it came from.
+    * A checkpoint of another class, version or configuration is refused, and the error says which.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        known = [name for name in inspect.signature(cls).parameters if name not in ("args", "kwargs")]
+        for name in kwargs:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else "remove it, or use one of those."
+                raise InputError(f"{cls.__name__} has no option {name!r}. It has {', '.join(known)}: {hint}")
+        for name, value in [*zip(known, args, strict=False), *kwargs.items()]:
+            if not _is_plain(value):
+                raise InputError(
+                    f"{name}={value!r} is of type {type(value).__name__}, expected a bool, int, float, str, "
+                    "None, or a list of those: a checkpoint holds nothing else, so convert it"
+                )
+        instance: Self = super().__new__(cls, *args, **kwargs)
+        return instance
+
+    def state_dict(
+        self, destination: Any = None, prefix: str = "", keep_vars: bool = False
+    ) -> dict[str, Any]:
+        """Parameters and buffers, and under ``"_metadata"`` the constructor's arguments."""
+        state: dict[str, Any] = nn.Module.state_dict(
+            self, destination=destination, prefix=prefix, keep_vars=keep_vars
+        )
+        if not prefix:
+            state["_metadata"] = dict(self._init_kwargs)
+        return state
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load what `state_dict` made. The dictionary is not changed."""
+        parameters = {key: value for key, value in state_dict.items() if key != "_metadata"}
+        metadata = state_dict.get("_metadata")
+        if metadata is not None:
+            self._check_origin(metadata)
+            mine, theirs = self._options(self._init_kwargs), self._options(metadata)
+            other = {key: value for key, value in theirs.items() if key not in mine or mine[key] != value}
+            if other:
+                raise InputError(
+                    f"these parameters belong to a {self._name} with {other}, this one has "
+                    f"{ {key: mine.get(key) for key in other} }: build it with those options, or let "
+                    f"{type(self).__name__}.from_checkpoint do it. To load them all the same, take "
+                    "'_metadata' out of the state dict"
+                )
+        return nn.Module.load_state_dict(self, parameters, strict=strict, assign=assign)
+
+    def load_checkpoint(self, save_folder: str | Path, save_name: str, map_location: Any = None) -> None:
+        """Load the parameters that `save_checkpoint` wrote."""
+        self.load_state_dict(_read(save_folder, f"{save_name}_state_dict.pt", map_location))
+
+    @classmethod
+    def from_checkpoint(cls, save_folder: str | Path, save_name: str, map_location: Any = None) -> Self:
+        """Build the model that `save_checkpoint` wrote, with its options and parameters."""
+        metadata = _read(save_folder, f"{save_name}_metadata.pkl", map_location)
+        cls._check_origin(metadata)
+        options = {key: value for key, value in metadata.items() if key not in ("args", "_name", "_version")}
+        model = cls(*metadata["args"], **options)
+        model.load_checkpoint(save_folder, save_name, map_location=map_location)
+        return model
+
+    @classmethod
+    def _check_origin(cls, metadata: Mapping[str, Any]) -> None:
+        name, version = metadata.get("_name"), metadata.get("_version")
+        if name != cls._name:
+            raise InputError(
+                f"this is a checkpoint of {name}, expected one of {cls._name}: load it with that class"
+            )
+        if version != cls._version:
+            raise InputError(
+                f"this checkpoint of {name} has version {version}, this mano_op reads version "
+                f"{cls._version}: use the release of mano_op that wrote it, or train again"
+            )
+
+    @classmethod
+    def _options(cls, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that metadata holds, by name, in a form in which equal ones are equal."""
+        positional = zip(inspect.signature(cls).parameters, metadata.get("args", ()), strict=False)
+        return {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in [*positional, *metadata.items()]
+            if key not in ("args", "_name", "_version")
+        }
+
+    in_channels: int
+    n_dim: int
+
+    def _map(self, x: Tensor) -> Tensor:
+        """Lift, blocks, project."""
+        x = rearrange(self.lifting(rearrange(x, "b c ... -> b ... c")), "b ... c -> b c ...")
+        for block in self.blocks:
+            x = block(x)
+        x = rearrange(self.norm(rearrange(x, "b c ... -> b ... c")), "b ... c -> b c ...")
+        out: Tensor = self.projection(x)
+        return out
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.ndim != self.n_dim + 2 or x.shape[1] != self.in_channels or 0 in x.shape[2:]:
+            raise InputError(
+                f"{self._name} got an input of shape {tuple(x.shape)}, expected (batch, "
+                f"in_channels={self.in_channels}, {', '.join(f'n_{i + 1}' for i in range(self.n_dim))}), "
+                "each n at least 1: reshape it, or build the model with your data's in_channels and n_dim"
+            )
+        if not x.is_floating_point():
+            raise InputError(f"{self._name} got {x.dtype} input, expected a floating type: use x.float()")
+        dtype = self.lifting.weight.dtype
+        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+            raise InputError(
+                f"{self._name} got {x.dtype} input and has {dtype} parameters: use x.to({dtype}), or "
+                f"model.to({x.dtype})"
+            )
+
+
+def _read(folder: str | Path, name: str, map_location: Any) -> dict[str, Any]:
+    """Read a file of tensors and plain values; it is data, and no code in it is run."""
+    path = Path(folder) / name
+    if not path.exists():
+        present = sorted(p.name for p in Path(folder).glob("*_metadata.pkl")) if Path(folder).is_dir() else []
+        raise InputError(
+            f"there is no {path}. "
+            + (
+                f"The folder holds {present}"
+                if present
+                else "Give the folder and name that save_checkpoint was called with"
+            )
+        )
+    try:
+        content: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} holds more than tensors and plain values, so it was not written by this class, and "
+            "loading it could run code: load it with the class that wrote it, if you trust its author"
+        ) from error
+    except (EOFError, KeyError, OSError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read ({type(error).__name__}: {error}): if it was cut short, copy or write "
+            "it again"
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, expected what save_checkpoint writes")
+    return content
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value can be kept in a checkpoint, which is read as data."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return type(value) in (bool, int, float, str, type(None))
+
+
+# A base class is not a model to ask for: neuraloperator registers every subclass as one.
+del BaseModel._models["_grid_model"]
+
+
+def check_positive(**numbers: int) -> None:
+    """Refuse sizes that are not whole numbers from one on."""
+    for name, number in numbers.items():
+        if not isinstance(number, Integral) or number < 1:
+            raise InputError(f"{name}={number!r}, expected a whole number, at least 1")

@@ -1,0 +1,215 @@
+"""MANO's parts, their composition, and what it refuses. Its checkpoints: `test_model`, `test_neuralop`."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_multipole import assert_same, draw, randomise
+
+from mano_op.errors import InputError
+from mano_op.layers.multipole import MultipoleAttention
+from mano_op.models.block import Block, Mlp
+from mano_op.models.mano import MANO
+
+# Every option, none at its default, so that none of these tests depends on what the defaults are.
+OPTIONS = {
+    "hidden_channels": 6,
+    "n_layers": 2,
+    "n_heads": 3,
+    "n_dim": 2,
+    "window": 3,
+    "halo": 2,
+    "n_levels": 2,
+    "channel_mlp_expansion": 1.5,
+    "projection_channel_ratio": 3.0,
+    "non_linearity": "silu",
+    "positional_embedding": None,
+    "registration": "cell",
+    "periodic": False,
+}
+ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "tanh": torch.tanh}
+
+
+def build(cls=MANO, seed=0, **options):
+    return randomise(cls(2, 3, **(OPTIONS | options)), seed)
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("registration", "points"),
+    [
+        ("node", [0, 1 / 4, 2 / 4, 3 / 4]),
+        ("node_both", [0, 1 / 3, 2 / 3, 1]),
+        ("cell", [1 / 8, 3 / 8, 5 / 8, 7 / 8]),
+    ],
+)
+def test_coordinates(registration, points):
+    line = torch.tensor(points, dtype=torch.float64)
+    model = build(positional_embedding="grid", registration=registration)
+    y, x = model.coordinates((4, 4))
+    assert_same(y, line[:, None].expand(4, 4))
+    assert_same(x, line.expand(4, 4))
+
+
+@pytest.mark.parametrize("registration", ["node", "cell"])
+def test_coordinates_of_periodic_axes_are_sine_and_cosine(registration):
+    """In the axes' order, so that the two ends of the second axis here are neighbours."""
+    first = 0.5 if registration == "cell" else 0
+    model = build(positional_embedding="grid", registration=registration, periodic=[False, True])
+    y, sine, cosine = model.coordinates((5, 8))
+    angle = 2 * np.pi * (torch.arange(8, dtype=torch.float64) + first) / 8
+    assert_same(y, ((torch.arange(5, dtype=torch.float64) + first) / 5)[:, None].expand(5, 8))
+    assert_same(sine, angle.sin().expand(5, 8))
+    assert_same(cosine, angle.cos().expand(5, 8))
+
+
+@pytest.mark.parametrize("non_linearity", ACTIVATIONS)
+@pytest.mark.parametrize("shape", [(7,), (3, 4), (2, 3, 2)])
+def test_mlp_acts_on_each_point(shape, non_linearity):
+    mlp = randomise(Mlp(3, 5, 2, norm=True, non_linearity=non_linearity))
+    x = draw(2, 3, *shape)
+    out = mlp(x)
+    for point in np.ndindex(*shape):
+        value = x[(..., *point)]
+        centred = value - value.mean(1, keepdim=True)
+        normal = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
+        hidden = (normal * mlp.norm.weight + mlp.norm.bias) @ mlp.fc1.weight.T + mlp.fc1.bias
+        expected = ACTIVATIONS[non_linearity](hidden) @ mlp.fc2.weight.T + mlp.fc2.bias
+        assert_same(out[(..., *point)], expected)
+    plain = Mlp(3, 5, 2, norm=False, non_linearity=non_linearity).double()
+    assert_same(plain(x).movedim(1, -1), plain.fc2(ACTIVATIONS[non_linearity](plain.fc1(x.movedim(1, -1)))))
+
+
+def test_block_adds_to_what_it_takes_in():
+    attention = randomise(MultipoleAttention(4, 2, window=3, halo=1, n_levels=2))
+    mlp = randomise(Mlp(4, 5, 4, norm=True, non_linearity="gelu"))
+    x = draw(2, 4, 7, 5)
+    z = x + attention(x)
+    assert_same(Block(attention, mlp)(x), z + mlp(z))
+
+
+@pytest.mark.parametrize("positional_embedding", ["grid", None])
+@pytest.mark.parametrize(
+    ("shape", "periodic"), [((11,), [True]), ((6, 7), [False, True]), ((4, 5, 3), [False] * 3)]
+)
+def test_model_is_its_composition(shape, periodic, positional_embedding):
+    model = build(n_dim=len(shape), periodic=periodic, positional_embedding=positional_embedding)
+    x = draw(2, 2, *shape)
+    channels = [x]
+    if positional_embedding:
+        channels.append(model.coordinates(shape).expand(2, -1, *shape))
+    z = torch.cat(channels, 1).movedim(1, -1)
+    z = z @ model.lifting.weight.T + model.lifting.bias
+    for block in model.blocks:
+        layer = MultipoleAttention(
+            6,
+            3,
+            n_dim=len(shape),
+            window=3,
+            halo=2,
+            n_levels=2,
+            registration="cell",
+            periodic=periodic,
+        ).double()
+        layer.load_state_dict(block.attention.state_dict())
+        z = z + layer(z.movedim(-1, 1)).movedim(1, -1)
+        z = z + block.mlp.fc2(F.silu(block.mlp.fc1(block.mlp.norm(z))))
+    z = F.layer_norm(z, [6], model.norm.weight, model.norm.bias)
+    expected = model.projection.fc2(F.silu(model.projection.fc1(z))).movedim(-1, 1)
+    assert_same(model(x), expected)
+    widths = model.blocks[0].mlp.fc1.out_features, model.projection.fc1.out_features
+    assert widths == (9, 18) and len(model.blocks) == 2
+
+
+def test_other_entries_of_a_sample_are_not_used():
+    model, x = build(), draw(1, 2, 6, 5)
+    assert torch.equal(model(x=x, y=draw(1, 3, 6, 5), resolution=32, name="fields.zarr"), model(x))
+
+
+@settings(max_examples=10)
+@given(st.permutations(range(3)), st.tuples(st.integers(1, 8), st.integers(1, 8)))
+def test_samples_do_not_meet(order, shape):
+    model, x = build(positional_embedding="grid"), draw(3, 2, *shape)
+    assert_same(model(x[order]), model(x)[order])
+    assert_same(model(x[:1]), model(x)[:1])
+
+
+def test_periodic_shift_by_the_coarsest_window():
+    model, x = build(periodic=[True, False]), draw(1, 2, 12, 5)
+    assert_same(model(x.roll(6, 2)), model(x).roll(6, 2))
+    placed = build(periodic=[True, False], positional_embedding="grid")
+    assert (placed(x.roll(6, 2)) - placed(x).roll(6, 2)).abs().max() > 1e-2
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"in_channels": 0}, "in_channels=0, expected a whole number, at least 1"),
+        ({"out_channels": "1"}, "out_channels='1', expected a whole number, at least 1"),
+        ({"hidden_channels": 8.0}, r"hidden_channels=8\.0, expected a whole number"),
+        ({"n_layers": -1}, "n_layers=-1, expected a whole number, at least 1"),
+        ({"n_heads": 5}, "channels=6 is not divisible by n_heads=5"),
+        ({"n_dim": 4}, "n_dim=4, expected .* at most 3"),
+        ({"halo": -1}, "halo=-1, expected .* at least 0"),
+        ({"channel_mlp_expansion": 0.01}, "0 hidden ones, expected at least 1: raise channel_mlp_expansion"),
+        (
+            {"projection_channel_ratio": -1.0},
+            "-6 hidden ones, expected at least 1: raise .* projection_channel_",
+        ),
+        ({"non_linearity": "gleu"}, "non_linearity='gleu', expected one of gelu, relu, silu, tanh: a name"),
+        ({"non_linearity": F.gelu}, "non_linearity=.* is of type .*, expected a bool, int, float, str, None"),
+        ({"hidden_channels": np.int64(6)}, r"hidden_channels=.*6.* is of type int64, expected .* convert it"),
+        ({"periodic": [True, np.bool_(True)]}, "periodic=.* is of type list, expected"),
+        ({"positional_embedding": "sine"}, "positional_embedding='sine', expected 'grid' or None"),
+        ({"registration": "nodes"}, "registration='nodes', expected one of node, node_both, cell"),
+        ({"periodic": [True]}, r"periodic=\[True\] has 1 entries, expected n_dim=2"),
+        ({"periodic": True, "registration": "node_both"}, "registration='node_both': the first and the last"),
+        ({"n_modes": 8}, "MANO has no option 'n_modes'. It has in_channels, .*, periodic: "),
+        ({"hidden_chanels": 8}, "has no option 'hidden_chanels'.* did you mean 'hidden_channels'?"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        MANO(**({"in_channels": 2, "out_channels": 3} | OPTIONS | options))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (
+            torch.zeros(1, 3, 6, 6),
+            r"MANO got an input of shape \(1, 3, 6, 6\), expected .*in_channels=2, n_1, n_2",
+        ),
+        (
+            torch.zeros(1, 2, 6),
+            r"shape \(1, 2, 6\), expected .* n_1, n_2\), each n at least 1: reshape it, or",
+        ),
+        (torch.zeros(2, 6, 6), r"shape \(2, 6, 6\), expected"),
+        (torch.zeros(1, 2, 0, 6), r"shape \(1, 2, 0, 6\), expected .* each n at least 1"),
+        (torch.zeros(1, 2, 6, 6, dtype=torch.long), r"got torch.int64 input, .* use x.float\(\)"),
+        (
+            torch.zeros(1, 2, 6, 6).double(),
+            r"float64 input and has torch.float32 parameters: use x.to\(torch.float32",
+        ),
+    ],
+)
+def test_bad_input_is_refused(x, message):
+    with pytest.raises(InputError, match=message):
+        build().float()(x)
+
+
+def test_autocast_chooses_the_precision():
+    model, x = build(), draw(1, 2, 9, 6)
+    exact = model(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = [model.float()(x.float()), model(x.bfloat16())]  # also after a layer that made them so
+    for out in found:
+        assert out.dtype == torch.bfloat16
+        assert (out - exact).norm() < 3e-2 * exact.norm()

@@ -1,0 +1,287 @@
+"""The contract with neuraloperator, and with what of torch handles models: values after each round trip."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from neuralop import Trainer, get_model
+from neuralop.data.transforms.data_processors import DefaultDataProcessor
+from neuralop.data.transforms.normalizers import UnitGaussianNormalizer
+from neuralop.losses import H1Loss, LpLoss
+from neuralop.models.base_model import available_models
+from neuralop.training import AdamW, load_training_state, save_training_state
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+from mano_op import MANO, InputError, PublishedMANO
+
+SMALL = {"hidden_channels": 8, "n_layers": 1, "n_heads": 2, "window": 2, "n_levels": 2}
+MODELS = {"mano": MANO, "mano_published": PublishedMANO}
+
+
+def build(arch="mano", seed=0, **options):
+    torch.manual_seed(seed)
+    return MODELS[arch.lower()](in_channels=1, out_channels=1, **(SMALL | options))
+
+
+def fields(n_samples, shape, seed=0):
+    """Samples to learn: mostly a function of the point, a little of its neighbours, and not normalised."""
+    x = torch.randn(n_samples, 1, *shape, generator=torch.Generator().manual_seed(seed)) + 3
+    y = 4 * x + 0.2 * (x.roll(1, -1) + x.roll(1, -2)) + 5
+    return [{"x": x[i], "y": y[i], "name": f"sample {i}"} for i in range(n_samples)]
+
+
+def loader(n_samples, shape, seed=0):
+    return DataLoader(fields(n_samples, shape, seed), batch_size=4)
+
+
+def normalise():
+    whole = next(iter(DataLoader(fields(16, (8, 8)), batch_size=16)))
+    normalizers = [UnitGaussianNormalizer(dim=[0, 2, 3]) for _ in "xy"]
+    for key, normalizer in zip("xy", normalizers, strict=True):
+        normalizer.fit(whole[key])
+    return DefaultDataProcessor(*normalizers)
+
+
+TEST = {"r8": loader(4, (8, 8), seed=1), "r16": loader(6, (16, 12), seed=2)}
+EVALUATED = {"l2": LpLoss(d=2), "h1": H1Loss(d=2, periodic_in_x=False, periodic_in_y=False)}
+
+
+def train(model, n_epochs, *, training_loss=None, mixed_precision=False, **options):
+    """The trainer and what it returns. No shuffling, so that all runs see the same batches."""
+    trainer = Trainer(
+        model=model, n_epochs=n_epochs, data_processor=normalise(), mixed_precision=mixed_precision
+    )
+    optimizer = AdamW(model.parameters(), lr=1e-2)
+    metrics = trainer.train(
+        train_loader=loader(16, (8, 8)),
+        test_loaders=TEST,
+        optimizer=optimizer,
+        scheduler=torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.9),
+        training_loss=training_loss or EVALUATED["l2"],
+        eval_losses=EVALUATED,
+        **options,
+    )
+    return trainer, metrics
+
+
+def relative_l2(prediction, truth):
+    return ((prediction - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)).mean()
+
+
+def assert_same_parameters(one, other):
+    for (name, a), (_, b) in zip(one.named_parameters(), other.named_parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("arch", MODELS)
+@pytest.mark.parametrize("loss", EVALUATED)
+def test_trainer_trains(arch, loss):
+    """With test loaders of two resolutions. The metrics are the trained model's, in the units of the data."""
+    model = build(arch)
+    _, before = train(copy.deepcopy(model), 1, training_loss=EVALUATED[loss])
+    trainer, after = train(model, 6, training_loss=EVALUATED[loss])
+    assert after["train_err"] < 0.6 * before["train_err"]
+    processor = trainer.data_processor
+    for name, test_loader in TEST.items():
+        totals = {"l2": 0.0, "h1": 0.0}
+        for sample in test_loader:
+            with torch.no_grad():
+                out = model(processor.in_normalizer.transform(sample["x"]))
+            out = processor.out_normalizer.inverse_transform(out)
+            totals["l2"] += relative_l2(out, sample["y"]) * len(out)
+            totals["h1"] += EVALUATED["h1"](out, sample["y"])
+        for metric, total in totals.items():
+            assert after[f"{name}_{metric}"] == pytest.approx(
+                total.item() / len(test_loader.dataset), rel=1e-5
+            )
+
+
+def test_mixed_precision_trains():
+    """Autocast to bfloat16 while training: the same descent up to its eight bits."""
+    single, half = build(), build()
+    (_, expected), (_, found) = train(single, 3), train(half, 3, mixed_precision=True)
+    assert found["train_err"] == pytest.approx(expected["train_err"], rel=0.05)
+    assert found["train_err"] != expected["train_err"]
+
+
+def test_resumed_training_is_uninterrupted_training(tmp_path):
+    """The Trainer runs the last finished epoch again, so two epochs and a resumed third are four in a row."""
+    train(build(), 2, save_every=1, save_dir=tmp_path)
+    resumed, _ = train(build(seed=1), 3, resume_from_dir=tmp_path)
+    straight, _ = train(build(), 4)
+    assert_same_parameters(resumed.model, straight.model)
+
+
+def test_the_best_model_is_kept(tmp_path):
+    trainer, metrics = train(build(), 3, save_best="r16_h1", save_dir=tmp_path)
+    best = MANO.from_checkpoint(tmp_path, "best_model")
+    assert trainer.evaluate(EVALUATED, TEST["r16"], "r16")["r16_h1"] == metrics["r16_h1"]
+    trainer.model = best
+    assert trainer.evaluate(EVALUATED, TEST["r16"], "r16")["r16_h1"] <= metrics["r16_h1"]
+
+
+def step(model, optimizer, scheduler, seed):
+    sample = next(iter(loader(4, (8, 8), seed)))
+    optimizer.zero_grad()
+    LpLoss(d=2)(model(**sample), sample["y"]).backward()
+    optimizer.step()
+    scheduler.step()
+
+
+@pytest.mark.parametrize("arch", MODELS)
+def test_training_state_round_trip(arch, tmp_path):
+    def parts(seed):
+        model = build(arch, seed)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        return model, optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+
+    original = parts(0)
+    for seed in range(3):
+        step(*original, seed)
+    model, optimizer, scheduler = original
+    save_training_state(tmp_path, "model", model, optimizer, scheduler, epoch=7)
+    model, optimizer, scheduler = parts(1)
+    *loaded, regularizer, epoch = load_training_state(
+        tmp_path, "model", model, optimizer=optimizer, scheduler=scheduler
+    )
+    assert (regularizer, epoch) == (None, 7)
+    for state in (original, loaded):
+        step(*state, 3)
+    assert_same_parameters(original[0], loaded[0])
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (MANO, {}),
+        (MANO, {"n_dim": 1, "positional_embedding": None, "non_linearity": "tanh", "registration": "cell"}),
+        (MANO, {"n_dim": 3, "periodic": [True, False, True], "halo": 2, "channel_mlp_expansion": 0.5}),
+        (PublishedMANO, {"n_levels": None, "head_dim": 3, "sampling": "avg_pool"}),
+    ],
+)
+def test_checkpoint_round_trip(cls, options, tmp_path):
+    model = cls(2, out_channels=1, **(SMALL | options))
+    model.save_checkpoint(tmp_path / "new folder", "model")
+    loaded = cls.from_checkpoint(tmp_path / "new folder", "model", map_location="cpu")
+    x = torch.randn(2, 2, *[6] * model.n_dim)
+    assert torch.equal(loaded(x), model(x))
+    assert loaded._init_kwargs == model._init_kwargs
+    again = cls(2, out_channels=1, **(SMALL | options))
+    again.load_checkpoint(tmp_path / "new folder", "model")
+    assert torch.equal(again(x), model(x))
+
+
+class Config(dict):
+    """What neuraloperator's scripts pass: an object that can also be indexed."""
+
+    def __init__(self, model, **rest):
+        super().__init__(rest)
+        self.model = model
+
+
+@pytest.mark.parametrize("arch", MODELS)
+@pytest.mark.parametrize(("patching", "in_channels"), [({}, 1), ({"patching": {"levels": 2}}, 3)])
+def test_get_model(arch, patching, in_channels):
+    assert arch in available_models()
+    options = SMALL | {"out_channels": 2}
+    config = Config({"model_arch": arch.upper(), "data_channels": 1} | options, **patching)
+    torch.manual_seed(0)
+    model = get_model(config)
+    torch.manual_seed(0)
+    expected = MODELS[arch](in_channels=in_channels, **options)
+    x = torch.randn(1, in_channels, 7, 5)
+    assert type(model) is MODELS[arch] and torch.equal(model(x), expected(x))
+    with pytest.raises(InputError, match="has no option 'n_modes'"):
+        get_model(Config({"model_arch": arch, "data_channels": 1, "out_channels": 1, "n_modes": 8}))
+
+
+def through_torch_save(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("arch", MODELS)
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), through_torch_save]
+)
+def test_copies_are_equal_and_apart(duplicate, arch):
+    model, x = build(arch), torch.randn(1, 1, 6, 7)
+    expected = model(x)
+    twin = duplicate(model)
+    assert type(twin) is type(model) and torch.equal(twin(x), expected)
+    assert twin.state_dict()["_metadata"] == model.state_dict()["_metadata"]
+    for parameter in twin.parameters():
+        parameter.data.mul_(2)
+    assert torch.equal(model(x), expected) and not torch.equal(twin(x), expected)
+
+
+def test_averaged_model():
+    """An exponential moving average, 0.9 of the old and 0.1 of the new, through a state dict."""
+    first, second = build(seed=0), build(seed=1)
+    averaged = AveragedModel(first, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    averaged.update_parameters(first)
+    averaged.update_parameters(second)
+    for mean, a, b in zip(averaged.parameters(), first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(mean, 0.9 * a + 0.1 * b)
+    loaded = AveragedModel(build(seed=2))
+    loaded.load_state_dict(averaged.state_dict())
+    assert loaded.n_averaged == 2
+    assert_same_parameters(loaded, averaged)
+    x = torch.randn(1, 1, 6, 6)
+    assert torch.equal(loaded(x), averaged.module(x)) and not torch.equal(loaded(x), first(x))
+
+
+def test_inside_another_module():
+    def nest(seed):
+        return torch.nn.Sequential(torch.nn.Conv2d(2, 1, 1), build(seed=seed))
+
+    model, other = nest(0), nest(1)
+    other.load_state_dict(model.state_dict())  # strict: no key too many, none missing
+    x = torch.randn(1, 2, 5, 6)
+    assert torch.equal(other(x), model(x))
+
+
+def test_one_optimizer_for_two_models():
+    """It trains each as one of its own would, and still does after new values were loaded into them."""
+
+    def descend(optimizer, *models):
+        optimizer.zero_grad()
+        sum(model(sample["x"]).square().sum() for model in models).backward()
+        optimizer.step()
+
+    sample = next(iter(loader(2, (6, 6))))
+    together, apart = ([build(arch) for arch in MODELS] for _ in range(2))
+    shared = torch.optim.SGD([{"params": model.parameters()} for model in together], lr=1e-4)
+    own = [torch.optim.SGD(model.parameters(), lr=1e-4) for model in apart]
+    for _ in range(2):
+        before = copy.deepcopy(together)
+        descend(shared, *together)
+        for optimizer, *models, start in zip(own, together, apart, before, strict=True):
+            descend(optimizer, models[1])
+            assert_same_parameters(*models)
+            moved = [a != b for a, b in zip(models[0].parameters(), start.parameters(), strict=True)]
+            assert all(where.any() for where in moved)
+            for model in models:  # for the second round
+                model.load_state_dict(build(model._name, seed=5).state_dict())
+
+
+@pytest.mark.parametrize("arch", MODELS)
+def test_data_parallel_training_at_sizes_with_fewer_levels(arch, tmp_path):
+    """DDP fails at the next step if a parameter, of a level that was left out, say, got no gradient."""
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(tmp_path / "rendezvous")), rank=0, world_size=1
+    )
+    try:
+        model = DistributedDataParallel(build(arch, n_levels=3))
+        for shape in [(8, 8), (2, 2), (1, 1), (5, 1), (8, 8)]:
+            model(x=torch.randn(2, 1, *shape)).square().sum().backward()
+        with torch.no_grad():
+            assert torch.equal(model(x=(x := torch.randn(1, 1, 4, 4))), model.module(x))
+    finally:
+        torch.distributed.destroy_process_group()
