@@ -1,0 +1,95 @@
+"""A store in words, for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mano_op.data.store import FieldStore
+
+
+def describe(store: FieldStore) -> str:
+    """What a store holds, in some lines of text.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from mano_op.problems.generate import generate_darcy
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = generate_darcy(f"{folder}/darcy.zarr", [8, 16], samples={"train": 4}, progress=False)
+    ...     print(describe(store))  # doctest: +ELLIPSIS
+    Darcy flow (.../darcy.zarr)
+      complete, 4 samples: train 4
+    <BLANKLINE>
+      permeability (input)   unit 1, training mean ..., standard deviation ...
+      pressure (output)      unit 1, training mean ..., standard deviation ...
+    <BLANKLINE>
+      y on [0, 1], node, dirichlet
+      x on [0, 1], node, dirichlet
+    <BLANKLINE>
+      r8     8 x 8      spacing 0.125 x 0.125     train 4
+      r16    16 x 16    spacing 0.0625 x 0.0625   train 4
+      the levels are resampled
+    <BLANKLINE>
+      ...
+    """
+    attrs, layout = store.attrs, store.layout
+    missing = sum(samples.stop - samples.start for samples in store.pending())
+    state = f"partial: {missing} of {layout.n_samples} samples missing" if missing else "complete"
+    if not missing and not attrs.get("complete"):
+        state = "partial: all samples are there, but it was not finished"
+    fields = [
+        [
+            f"{variable.name} ({variable.role})",
+            f"unit {variable.units}{_statistics(store.statistics.get(variable.name))}",
+        ]
+        for variable in store.variables
+    ]
+    levels = [
+        [
+            key,
+            " x ".join(map(str, grid.shape)),
+            "spacing " + " x ".join(f"{h:g}" for h in grid.spacing),
+            _sizes({split: store.splits[split] for split in layout.held[key]}),
+        ]
+        for key, grid in store.grids.items()
+    ]
+    axes = [
+        f"  {axis.name} on [{axis.start:g}, {axis.stop:g}], {axis.registration}, "
+        f"{layout.boundary_conditions[axis.name]}"
+        for axis in next(iter(store.grids.values()))
+    ]
+    return "\n".join(
+        [
+            f"{attrs.get('title') or 'Fields'} ({store.path})",
+            f"  {state}, {layout.n_samples} samples: {_sizes(store.splits)}",
+            "",
+            *_aligned(fields),
+            "",
+            *axes,
+            "",
+            *_aligned(levels),
+            f"  the levels are {layout.levels}",
+            "",
+            *(f"  {name}: {value}" for name, value in attrs.get("provenance", {}).items()),
+        ]
+    )
+
+
+def _statistics(statistics: Mapping[str, Any] | None) -> str:
+    if not statistics:
+        return ""
+    return f", training mean {statistics['mean']:.4g}, standard deviation {statistics['std']:.4g}"
+
+
+def _sizes(splits: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {size}" for name, size in splits.items())
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Rows of cells as lines, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        ("  " + "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,262 @@
+"""Labelled data sets that exist already, in memory or behind dask, into a store."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from mano_op.data.chunking import chunk_for
+from mano_op.errors import InputError
+from mano_op.grid import REGISTRATIONS, Axis, Grid, Registration
+from mano_op.data.layout import Levels, Variable
+from mano_op.data.store import FieldStore, create_store
+
+# How far a coordinate may lie from where it should, in spacings: coordinates in float32 pass.
+_TOLERANCE = 1e-3
+
+# The attributes of a variable that are kept, and what is taken where they are missing.
+_ATTRIBUTES = {"units": "1", "long_name": "", "cell_methods": "area: point"}
+
+Domain = Mapping[str, tuple[float, float]]
+Shape = int | tuple[int, ...]
+_Shape = TypeVar("_Shape", bound=Shape)
+
+
+def write_fields(
+    path: str | Path,
+    fields: Mapping[_Shape, xr.Dataset],
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    splits: Mapping[str, int],
+    registration: Registration,
+    boundary_conditions: Mapping[str, str],
+    domain: Domain | None = None,
+    levels: Levels = "unknown",
+    title: str = "",
+    provenance: Mapping[str, Any] | None = None,
+    chunk: int | None = None,
+    overwrite: bool = False,
+) -> FieldStore:
+    """Write xarray data sets, one for each resolution, to a store.
+
+    Variables have the dimensions ``("sample", *axes)``, and every axis has a coordinate. They are read
+    and written chunk by chunk, so data sets behind dask may be larger than memory. Units, long_name
+    and cell_methods are taken from the variables' attributes.
+
+    Parameters
+    ----------
+    path : path
+    fields : mapping of int or tuple of int to Dataset
+        The key is the number of points along each axis: 64, or (64, 96).
+    inputs, outputs : sequence of str
+        Names of variables, in the order of a model's channels.
+    splits : mapping of str to int
+        Sizes of the splits, in the order of the samples: ``{"train": 1000, "test": 50}`` makes the first
+        1000 the training split. A data set that holds only some of the splits says which by an integer
+        coordinate "sample" that numbers its samples among all of them.
+    registration : {"node", "node_both", "cell"}
+        Where points lie; see `mano_op.grid`. Never guessed: the coordinates are checked against it.
+    boundary_conditions : mapping of str to str
+        For each axis; "periodic" also makes the axis of the grid wrap.
+    domain : mapping of str to (float, float), optional
+        Ends of each axis. If not given, they follow from the finest level's coordinates and `registration`.
+    levels, title, provenance, chunk, overwrite
+        As in `mano_op.data.store.create_store`. Chunks are of some 1 MiB at the finest level if not given.
+
+    Returns
+    -------
+    FieldStore
+        Complete, opened for reading.
+
+    Raises
+    ------
+    InputError
+        Before anything is written, if labels do not fit; while writing, if a value is not finite. The
+        partial store is then refused by `open_store` and replaced with ``overwrite=True``.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> x = Grid.uniform((8,), registration="cell").points[0]
+    >>> u = np.outer([1.0, 2.0, 3.0], np.sin(np.pi * x))
+    >>> data = xr.Dataset({"a": (("sample", "x"), u**2), "u": (("sample", "x"), u)}, {"x": x})
+    >>> store = write_fields(f"{tempfile.mkdtemp()}/sines.zarr", {8: data}, inputs=["a"], outputs=["u"],
+    ...     splits={"train": 2, "test": 1}, registration="cell", boundary_conditions={"x": "dirichlet"})
+    >>> store.grids["r8"] == Grid.uniform((8,), registration="cell")
+    True
+    """
+    names = [*inputs, *outputs]
+    axes = _check_variables(fields, names)
+    periodic = {axis: bc == "periodic" for axis, bc in boundary_conditions.items()}
+    grids: dict[Grid, xr.Dataset] = {}
+    held: dict[Grid, list[str]] = {}
+    for resolution in sorted(fields, key=lambda key: -math.prod(fields[key].sizes[axis] for axis in axes)):
+        data = fields[resolution]
+        if domain is None:  # as the finest level has it
+            domain = {axis: _domain(axis, data[axis].values, registration) for axis in axes}
+        grid = _grid(resolution, data, axes, registration, domain, periodic)
+        grids[grid], held[grid] = data, _splits_held(resolution, data, splits)
+
+    finest = max(math.prod(grid.shape) for grid in grids)
+    store = create_store(
+        path,
+        list(grids),
+        _variables(fields, inputs, outputs),
+        splits,
+        title=title,
+        provenance=provenance or {},
+        levels=levels,
+        boundary_conditions=boundary_conditions,
+        chunk=chunk_for(finest, splits, held.values()) if chunk is None else chunk,
+        held=held,
+        overwrite=overwrite,
+    )
+    for samples in store.pending():
+        pieces = {}
+        for grid, data in grids.items():
+            rows = store.layout.rows_of(store.key(grid), samples)
+            if rows.start < rows.stop:
+                loaded = data[names].isel(sample=rows).compute()
+                pieces[grid] = {name: loaded[name].values for name in names}
+        store.write(samples, pieces)
+    store.finish()
+    return store
+
+
+def _check_variables(fields: Mapping[_Shape, xr.Dataset], names: Sequence[str]) -> tuple[str, ...]:
+    """The names of the spatial dimensions, which all variables of all data sets share."""
+    if not fields or not names:
+        raise InputError("fields, inputs or outputs is empty; expected a data set and names of its variables")
+    found: set[tuple[str, ...]] = set()
+    for resolution, data in fields.items():
+        for name in names:
+            if name not in data.data_vars:
+                raise InputError(
+                    f"{resolution}: no variable {name!r}; the data set has {list(data.data_vars)}"
+                )
+            found.add(tuple(map(str, data[name].dims)))
+    dimensions = min(found)
+    if len(found) > 1 or dimensions[0] != "sample" or len(dimensions) < 2:
+        raise InputError(
+            f"dimensions {sorted(found)}; expected ('sample', ...) and then the same axes for all "
+            "variables at all resolutions: rename and transpose the data sets first"
+        )
+    axes = dimensions[1:]
+    for resolution, data in fields.items():
+        for axis in axes:
+            if axis not in data.coords or data[axis].dims != (axis,) or data[axis].dtype.kind not in "iuf":
+                raise InputError(f"{resolution}: axis {axis!r} has no coordinate of numbers; assign one")
+            if not (np.isfinite(data[axis]).all() and (np.diff(data[axis]) > 0).all()):
+                raise InputError(f"{resolution}: {axis} does not increase; use `data.sortby({axis!r})`")
+    return axes
+
+
+def _variables(
+    fields: Mapping[_Shape, xr.Dataset], inputs: Sequence[str], outputs: Sequence[str]
+) -> list[Variable]:
+    """What the attributes say of each variable, at every resolution the same."""
+    variables = []
+    for role, names in (("input", inputs), ("output", outputs)):
+        for name in names:
+            told = [
+                {about: str(data[name].attrs.get(about, missing)) for about, missing in _ATTRIBUTES.items()}
+                for data in fields.values()
+            ]
+            if any(other != told[0] for other in told):
+                raise InputError(f"{name}: attributes differ between resolutions: {told}; make them agree")
+            variables.append(Variable(name, cast(Literal["input", "output"], role), **told[0]))
+    return variables
+
+
+def _domain(axis: str, points: NDArray[Any], registration: Registration) -> tuple[float, float]:
+    """The ends of an axis, from its first and last point and where on [0, 1] these would lie."""
+    if len(points) < 2:
+        raise InputError(
+            f"axis {axis!r} has {len(points)} points, from which no domain follows: give `domain`"
+        )
+    unit = Axis(axis, len(points), registration=registration).points
+    length = float(points[-1] - points[0]) / (unit[-1] - unit[0])
+    start = float(points[0]) - length * unit[0]
+    # The differences leave 0.9999999999999999 where the coordinates mean 1: take the round number if
+    # there is one within the rounding of the coordinates.
+    precision = np.finfo(points.dtype if points.dtype.kind == "f" else np.float64)
+    scale = max(abs(start), abs(start + length))
+    digits = precision.precision - 2 - math.ceil(math.log10(scale))
+    ends = [(end, round(end, digits)) for end in (start, start + length)]
+    start, stop = (near if abs(near - end) <= 8 * precision.eps * scale else end for end, near in ends)
+    return start, stop
+
+
+def _grid(
+    resolution: Shape,
+    data: xr.Dataset,
+    axes: Sequence[str],
+    registration: Registration,
+    domain: Domain,
+    periodic: Mapping[str, bool],
+) -> Grid:
+    """The grid that a data set is on, if its coordinates say that it is the one declared."""
+    made = []
+    for name in axes:
+        if name not in domain:
+            raise InputError(f"domain={dict(domain)} has no axis {name!r}; expected the ends of {list(axes)}")
+        points = data[name].values.astype(np.float64)
+        axis = Axis(name, len(points), *domain[name], registration, periodic.get(name, False))
+        if np.abs(points - axis.points).max() > _TOLERANCE * axis.spacing:
+            raise InputError(
+                f"{resolution}: {name} is {_ends(points)}, but {axis.n} points in registration "
+                f"{registration!r} on {list(domain[name])} are {_ends(axis.points)}{_remedy(points, axis)}"
+            )
+        made.append(axis)
+    grid = Grid(tuple(made))
+    if resolution != grid.shape and any(n != resolution for n in grid.shape):
+        raise InputError(f"the data set under {resolution} has shape {grid.shape}; use that as its key")
+    return grid
+
+
+def _ends(points: NDArray[np.float64]) -> str:
+    return ", ".join(f"{point:g}" for point in points[:2]) + f", ..., {points[-1]:g}"
+
+
+def _remedy(points: NDArray[np.float64], axis: Axis) -> str:
+    if np.ptp(np.diff(points)) > _TOLERANCE * axis.spacing:
+        return ": the spacing is not uniform; interpolate to a uniform grid first"
+    fitting = [
+        name
+        for name in REGISTRATIONS
+        if not (axis.periodic and name == "node_both")
+        and np.allclose(
+            replace(axis, registration=cast(Registration, name)).points,
+            points,
+            rtol=0,
+            atol=_TOLERANCE * axis.spacing,
+        )
+    ]
+    if fitting:
+        return f": registration={fitting[0]!r} would fit"
+    return ": look up the registration and the domain of your data and give both"
+
+
+def _splits_held(resolution: Shape, data: xr.Dataset, splits: Mapping[str, int]) -> list[str]:
+    """The splits that a data set holds, from the numbers of its samples."""
+    total, n = sum(splits.values()), data.sizes["sample"]
+    numbers = data["sample"].values if "sample" in data.coords else np.arange(n)
+    split_of = np.repeat(np.array(list(splits), dtype=object), list(splits.values()))
+    held = [split for split in splits if np.isin(np.flatnonzero(split_of == split), numbers).any()]
+    if not np.array_equal(numbers, np.flatnonzero(np.isin(split_of, held))):
+        raise InputError(
+            f"{resolution}: {n} samples, numbers {numbers[0]} to {numbers[-1]}, are not whole splits of "
+            f"{dict(splits)}; number them from 0 to {total - 1} in the order of the splits, with "
+            "`data.assign_coords(sample=...)` where a data set holds only some of them"
+        )
+    if "split" in data.coords and not np.array_equal(data["split"].values.astype(object), split_of[numbers]):
+        raise InputError(f"{resolution}: the coordinate 'split' says otherwise than splits={dict(splits)}")
+    return held

@@ -1,0 +1,257 @@
+"""What a store of fields holds: which variables, on which grids, for which samples.
+
+A `Layout` is the plan of a store, without a byte of data: it says in which row of which level a
+sample lies. What it looks like as zarr is in `mano_op.data.schema`; reading and writing in `mano_op.data.store`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mano_op.data.chunking import cuts
+from mano_op.errors import InputError
+from mano_op.grid import Grid
+
+Levels = Literal["resampled", "independent", "unknown"]
+Resolution = int | tuple[int, ...] | str | Grid
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One physical field of a store.
+
+    Parameters
+    ----------
+    name : str
+        A letter, then letters, digits and underscores.
+    role : {"input", "output"}
+        Whether an operator is given it or predicts it.
+    units : str
+        As UDUNITS writes them; "1" for a number without units.
+    long_name : str
+        What a plot would call it.
+    cell_methods : str
+        CF's words for what a value stands for: "area: point" for a value at the point, "area: mean" for
+        the mean over the point's cell. It decides how the field may be coarsened.
+
+    Examples
+    --------
+    >>> Variable("pressure", "output", units="Pa").units
+    'Pa'
+    """
+
+    name: str
+    role: Literal["input", "output"]
+    units: str = "1"
+    long_name: str = ""
+    cell_methods: str = "area: point"
+
+    def __post_init__(self) -> None:
+        if not (self.name.isidentifier() and self.name.isascii() and self.name[0] != "_"):
+            raise InputError(
+                f"variable {self.name!r}: expected a letter, then letters, digits and underscores"
+            )
+        if self.role not in ("input", "output"):
+            raise InputError(f"variable {self.name!r}: role={self.role!r}, expected 'input' or 'output'")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The plan of a store.
+
+    Samples are numbered 0, 1, ... in the order of the splits, and a sample keeps its number at every
+    level. A level holds all splits or only some, each of them whole.
+
+    Parameters
+    ----------
+    grids : dict of str to Grid
+        The levels, coarsest first, under the names of their groups.
+    variables : tuple of Variable
+    splits : dict of str to int
+        Number of samples of each split.
+    held : dict of str to tuple of str
+        The splits that each level holds.
+    boundary_conditions : dict of str to str
+        For each axis; "periodic" exactly where the grids' axis is.
+    levels : {"resampled", "independent", "unknown"}
+        Whether a sample's fields at two levels are one field resampled or two solutions of the problem.
+    chunk : int
+        Samples to a chunk.
+    """
+
+    grids: dict[str, Grid]
+    variables: tuple[Variable, ...]
+    splits: dict[str, int]
+    held: dict[str, tuple[str, ...]]
+    boundary_conditions: dict[str, str]
+    levels: Levels
+    chunk: int
+
+    def __post_init__(self) -> None:
+        self._check_grids()
+        self._check_variables()
+        self._check_splits()
+
+    def _check_grids(self) -> None:
+        if not self.grids:
+            raise InputError("no grids: a store has at least one level")
+        first = next(iter(self.grids.values()))
+        for key, grid in self.grids.items():
+            if _domain(grid) != _domain(first):
+                raise InputError(
+                    f"the levels of a store cover one domain in one registration, but {key} has ({grid}) and "
+                    f"another ({first}): put them into two stores"
+                )
+        if sorted(self.boundary_conditions) != sorted(first.names):
+            raise InputError(
+                f"boundary_conditions={self.boundary_conditions}; expected one for each axis: {first.names}"
+            )
+        for axis in first:
+            if axis.periodic != (self.boundary_conditions[axis.name] == "periodic"):
+                raise InputError(
+                    f"axis {axis.name!r}: periodic={axis.periodic} in the grids, but "
+                    f"boundary_conditions={self.boundary_conditions[axis.name]!r}: they must say the same"
+                )
+        if self.levels not in get_args(Levels):
+            raise InputError(f"levels={self.levels!r}; expected one of {', '.join(get_args(Levels))}")
+
+    def _check_variables(self) -> None:
+        names = [variable.name for variable in self.variables]
+        axes = next(iter(self.grids.values())).names
+        taken = {"sample", "split", "bnds", *axes, *(f"{name}_bnds" for name in axes)}
+        for name in names:
+            if name in taken or names.count(name) > 1:
+                raise InputError(
+                    f"variable {name!r}: the name is taken; these are: {', '.join(sorted(taken))}"
+                )
+        for role in ("input", "output"):
+            if not self.named(role):
+                raise InputError(f"no {role} among the variables {names}; expected at least one")
+
+    def _check_splits(self) -> None:
+        if self.chunk < 1:
+            raise InputError(f"chunk={self.chunk}; expected at least one sample to a chunk")
+        if not self.splits:
+            raise InputError(
+                "no splits: give the number of samples of each, such as {'train': 100, 'test': 10}"
+            )
+        for split, size in self.splits.items():
+            if size < 1:
+                raise InputError(
+                    f"split {split!r} has {size} samples; expected at least one, or no such split"
+                )
+        for key, held in self.held.items():
+            if not held or not set(held) <= set(self.splits):
+                raise InputError(f"level {key} holds {list(held)}; expected some of {list(self.splits)}")
+            for cut in cuts(self.splits, held):
+                if cut % self.chunk:
+                    raise InputError(
+                        f"level {key} holds only {list(held)} of {self.splits}, so a chunk of it would be "
+                        "shared by two chunks of samples, which could not be written side by side: "
+                        f"chunk={self.chunk}, expected a divisor of {cut}"
+                    )
+        for split in self.splits:
+            if not any(split in held for held in self.held.values()):
+                raise InputError(f"split {split!r} is held by no level")
+
+    @classmethod
+    def plan(
+        cls,
+        grids: Sequence[Grid],
+        variables: Sequence[Variable],
+        splits: Mapping[str, int],
+        *,
+        boundary_conditions: Mapping[str, str],
+        levels: Levels,
+        chunk: int,
+        held: Mapping[Grid, Sequence[str]] | None = None,
+    ) -> Layout:
+        """Put levels and splits in order and check that they fit together."""
+        ordered = sorted(grids, key=lambda grid: (math.prod(grid.shape), grid.shape))
+        keyed = {group_name(grid.shape): grid for grid in ordered}
+        if len(keyed) != len(ordered):
+            raise InputError(
+                f"two grids of one shape among {[grid.shape for grid in ordered]}; give each once"
+            )
+        chosen = held or {}
+        if not set(chosen) <= set(ordered):
+            raise InputError("held: names a grid that is not among the grids of the store")
+        return cls(
+            grids=keyed,
+            variables=tuple(variables),
+            splits={str(name): int(size) for name, size in splits.items()},
+            held={key: tuple(chosen.get(grid, splits)) for key, grid in keyed.items()},
+            boundary_conditions={str(axis): str(bc) for axis, bc in boundary_conditions.items()},
+            levels=levels,
+            chunk=min(int(chunk), max(1, sum(splits.values()))),
+        )
+
+    @property
+    def n_samples(self) -> int:
+        """Number of samples of all splits together."""
+        return sum(self.splits.values())
+
+    @property
+    def chunks(self) -> list[slice]:
+        """The units of writing, as slices of sample numbers."""
+        n = self.n_samples
+        return [slice(start, min(start + self.chunk, n)) for start in range(0, n, self.chunk)]
+
+    def named(self, role: str) -> tuple[str, ...]:
+        """Names of the variables in that role, in their order."""
+        return tuple(variable.name for variable in self.variables if variable.role == role)
+
+    def samples(self, key: str) -> NDArray[np.int64]:
+        """The numbers of the samples that a level holds, one for each of its rows."""
+        runs, start = [], 0
+        for split, size in self.splits.items():
+            if split in self.held[key]:
+                runs.append(np.arange(start, start + size, dtype=np.int64))
+            start += size
+        return np.concatenate(runs)
+
+    def rows(self, key: str, split: str) -> slice:
+        """The rows of a level in which a split lies."""
+        if split not in self.held[key]:
+            raise InputError(
+                f"{key} has no split {split!r}; it has {', '.join(self.held[key])}"
+                + (f", while {split!r} is at {', '.join(self._with(split))}" if self._with(split) else "")
+            )
+        start = 0
+        for name in self.splits:
+            if name == split:
+                break
+            start += self.splits[name] if name in self.held[key] else 0
+        return slice(start, start + self.splits[split])
+
+    def rows_of(self, key: str, samples: slice) -> slice:
+        """The rows of a level in which those sample numbers lie; empty where it holds none of them."""
+        start, stop = np.searchsorted(self.samples(key), [samples.start, samples.stop])
+        return slice(int(start), int(stop))
+
+    def _with(self, split: str) -> list[str]:
+        return [key for key, held in self.held.items() if split in held]
+
+
+def _domain(grid: Grid) -> list[tuple[object, ...]]:
+    return [(axis.name, axis.start, axis.stop, axis.registration, axis.periodic) for axis in grid]
+
+
+def group_name(shape: Sequence[int]) -> str:
+    """The name of a level's group.
+
+    For people; a reader takes the size from the dimensions.
+
+    Examples
+    --------
+    >>> group_name((16, 16)), group_name((16, 24)), group_name((64,))
+    ('r16', 'r16x24', 'r64')
+    """
+    sizes = [str(n) for n in shape]
+    return "r" + (sizes[0] if len(set(sizes)) == 1 else "x".join(sizes))

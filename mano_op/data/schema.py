@@ -1,0 +1,226 @@
+"""What a `Layout` looks like as zarr groups, arrays and attributes, written and read back.
+
+``data/README.md`` draws the whole format as a tree.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from mano_op.errors import InputError
+from mano_op.grid import Axis, Grid
+from mano_op.data.layout import Layout, Variable
+
+FORMAT, FORMAT_VERSION = "mano_op fields", 1
+
+# One value for each chunk of samples, each in a file of its own, so that writers of different chunks
+# never touch the same file. It exists for as long as the store is being written.
+WRITTEN = "written"
+
+
+def array(root: zarr.Group, path: str) -> zarr.Array:
+    """The array at `path`; KeyError if there is none."""
+    node = root[path]
+    if not isinstance(node, zarr.Array):
+        raise KeyError(path)
+    return node
+
+
+def values_of(root: zarr.Group, path: str, rows: slice | NDArray[np.int64] = slice(None)) -> NDArray[Any]:
+    """Some rows of the array at `path`."""
+    return np.asarray(array(root, path).oindex[rows])
+
+
+def open_root(path: Path) -> zarr.Group:
+    """The root of the store at `path`, for reading, if it is one that we can read."""
+    if not path.exists():
+        raise InputError(
+            f"{path} does not exist; make it with `mano-op generate`, `write_fields` or an importer"
+        )
+    try:
+        root = zarr.open_group(path, mode="r", zarr_format=3)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is no zarr store of format 3: {error}") from error
+    if root.attrs.get("format") != FORMAT:
+        raise InputError(
+            f"{path} is a zarr store, but not one of fields: attribute format={root.attrs.get('format')!r}, "
+            f"expected {FORMAT!r}. `write_fields` makes one from xarray data sets"
+        )
+    if root.attrs.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format version {root.attrs.get('format_version')}, this mano_op "
+            f"({version('mano_op')}) reads version {FORMAT_VERSION}: read it with the mano_op that wrote it"
+        )
+    return root
+
+
+def clear(path: Path, overwrite: bool) -> None:
+    """Make way for a new store at `path`; never removes anything but a store of fields."""
+    if not path.exists():
+        return
+    if not overwrite:
+        raise InputError(f"{path} exists; give another path, or overwrite=True to replace the store there")
+    try:
+        found = zarr.open_group(path, mode="r").attrs.get("format")
+    except (OSError, ValueError):
+        found = None
+    if found != FORMAT:
+        raise InputError(
+            f"{path} is no store of fields, so overwrite=True leaves it alone; give another path"
+        )
+    shutil.rmtree(path)
+
+
+def root_attributes(layout: Layout, title: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of the root of a store with this plan, in JSON types."""
+    axes = next(iter(layout.grids.values())).axes
+    versions = {name: version(name) for name in ("mano_op", "numpy", "zarr")}
+    attributes = {
+        "Conventions": "CF-1.11",
+        "title": title,
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "complete": False,
+        "domain": {axis.name: [axis.start, axis.stop] for axis in axes},
+        "registration": {axis.name: axis.registration for axis in axes},
+        "boundary_conditions": layout.boundary_conditions,
+        "input_fields": list(layout.named("input")),
+        "output_fields": list(layout.named("output")),
+        "levels": layout.levels,
+        "splits": layout.splits,
+        "samples_per_chunk": layout.chunk,
+        # https://github.com/zarr-conventions/multiscales: tells other readers which groups are levels.
+        "zarr_conventions": [{"uuid": "d35379db-88df-4056-af3a-620245f8e347", "name": "multiscales"}],
+        "multiscales": {"layout": [{"asset": key} for key in reversed(layout.grids)]},
+        "provenance": {"versions": versions, **provenance},
+    }
+    try:
+        json.dumps(attributes, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"provenance={provenance}: {error}; expected only what JSON can hold") from error
+    return attributes
+
+
+def lay_out(path: Path, layout: Layout, attributes: dict[str, Any]) -> None:
+    """Write a store with all its labels and none of its fields."""
+    root = zarr.create_group(path, zarr_format=3, attributes=attributes)
+    root.create_array(
+        WRITTEN, shape=(len(layout.chunks),), chunks=(1,), dtype=bool, dimension_names=("chunk",)
+    )
+    for key in layout.grids:
+        _create_level(root, layout, key)
+
+
+def _create_level(root: zarr.Group, layout: Layout, key: str) -> None:
+    grid, samples, held = layout.grids[key], layout.samples(key), layout.held[key]
+    group = root.create_group(key, attributes={"Conventions": "CF-1.11", "splits": list(held)})
+
+    def label(name: str, values: NDArray[Any], dimensions: tuple[str, ...], **attributes: Any) -> None:
+        created = group.create_array(
+            name,
+            shape=values.shape,
+            dtype=str if values.dtype.kind == "O" else values.dtype,
+            compressors=[Crc32cCodec()],
+            dimension_names=dimensions,
+            attributes=attributes,
+        )
+        created[...] = values
+
+    split = np.concatenate([np.full(layout.splits[name], name, dtype=object) for name in held])
+    label("sample", samples, ("sample",), long_name="number of the sample, the same at every level")
+    label("split", split, ("sample",), long_name="what the sample is for: training or a test")
+    for axis in grid:
+        bounds = f"{axis.name}_bnds"
+        cf_axis = {"axis": axis.name.upper()} if axis.name in ("x", "y", "z") else {}
+        label(axis.name, axis.points, (axis.name,), units="1", long_name=axis.name, bounds=bounds, **cf_axis)
+        label(bounds, axis.bounds, (axis.name, "bnds"))
+    for variable in layout.variables:
+        group.create_array(
+            variable.name,
+            shape=(len(samples), *grid.shape),
+            chunks=(min(layout.chunk, len(samples)), *grid.shape),
+            dtype=np.float32,
+            fill_value=np.nan,  # what a lost chunk reads as, and a value that is never written
+            compressors=[ZstdCodec(level=3), Crc32cCodec()],
+            dimension_names=("sample", *grid.names),
+            attributes={
+                "units": variable.units,
+                "long_name": variable.long_name or variable.name,
+                "cell_methods": variable.cell_methods,
+                "role": variable.role,
+                "coordinates": "split",
+            },
+        )
+
+
+def read_layout(root: zarr.Group) -> Layout:
+    """Read the plan of a store back, and check that it describes the arrays that are there."""
+    try:
+        layout = _read_layout(root)
+        for key, grid in layout.grids.items():
+            for name in (variable.name for variable in layout.variables):
+                shape, expected = array(root, f"{key}/{name}").shape, (len(layout.samples(key)), *grid.shape)
+                if shape != expected:
+                    raise InputError(f"{key}/{name} has shape {shape}, its labels say {expected}")
+            for axis in grid:
+                points = values_of(root, f"{key}/{axis.name}")
+                if not np.allclose(points, axis.points, rtol=0, atol=1e-6 * axis.spacing):
+                    raise InputError(
+                        f"{key}/{axis.name} is not where a {axis.registration} axis has its points"
+                    )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{root.store_path}: the labels of the store do not fit together ({error}). It was not laid out "
+            "to the end, or was changed since: make it anew with overwrite=True"
+        ) from error
+    return layout
+
+
+def _read_layout(root: zarr.Group) -> Layout:
+    attributes: dict[str, Any] = dict(root.attrs)
+    assets = [level["asset"] for level in attributes["multiscales"]["layout"]]
+    names = attributes["input_fields"] + attributes["output_fields"]
+    spatial = list(attributes["domain"])
+    grids: list[Grid] = []
+    held: dict[Grid, list[str]] = {}
+    for asset in assets:
+        shape = array(root, f"{asset}/{names[0]}").shape[1:]
+        grid = Grid(tuple(_axis(attributes, name, n) for name, n in zip(spatial, shape, strict=True)))
+        grids.append(grid)
+        held[grid] = _splits(root, asset)
+    variables = []
+    for name in names:
+        about: dict[str, Any] = dict(array(root, f"{assets[0]}/{name}").attrs)
+        variables.append(
+            Variable(name, about["role"], about["units"], about["long_name"], about["cell_methods"])
+        )
+    return Layout.plan(
+        grids,
+        variables,
+        attributes["splits"],
+        boundary_conditions=attributes["boundary_conditions"],
+        levels=attributes["levels"],
+        chunk=attributes["samples_per_chunk"],
+        held=held,
+    )
+
+
+def _splits(root: zarr.Group, key: str) -> list[str]:
+    splits: Any = root[key].attrs["splits"]
+    return list(splits)
+
+
+def _axis(attributes: Mapping[str, Any], name: str, n: int) -> Axis:
+    start, stop = attributes["domain"][name]
+    periodic = attributes["boundary_conditions"][name] == "periodic"
+    return Axis(name, n, start, stop, attributes["registration"][name], periodic)

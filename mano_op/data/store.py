@@ -1,0 +1,300 @@
+"""Fields on disk: one zarr store, one group for each resolution, labelled as CF asks.
+
+A store is laid out by `create_store`, filled chunk of samples by chunk of samples with
+`FieldStore.write`, in any order and from any number of processes, and closed by `FieldStore.finish`.
+Until then `open_store` refuses it. ``xarray.open_datatree(path)`` reads a finished one, and
+``xarray.open_zarr(path, group="r16")`` one of its levels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import xarray as xr
+import zarr
+from numpy.typing import ArrayLike, NDArray
+from zarr.errors import ZarrUserWarning
+
+from mano_op.errors import InputError
+from mano_op.grid import Grid
+from mano_op.data.layout import Layout, Levels, Resolution, Variable
+from mano_op.data.moments import Moments
+from mano_op.data.schema import WRITTEN, array, clear, lay_out, open_root, read_layout, root_attributes, values_of
+from mano_op.data.values import accept, check_finite
+
+__all__ = ["FieldStore", "Levels", "Resolution", "Variable", "create_store", "open_store"]
+
+_Level = TypeVar("_Level", bound=Resolution)
+
+
+def create_store(
+    path: str | Path,
+    grids: Sequence[Grid],
+    variables: Sequence[Variable],
+    splits: Mapping[str, int],
+    *,
+    title: str,
+    provenance: Mapping[str, Any],
+    levels: Levels,
+    boundary_conditions: Mapping[str, str],
+    chunk: int,
+    held: Mapping[Grid, Sequence[str]] | None = None,
+    overwrite: bool = False,
+) -> FieldStore:
+    """Lay out an empty store: all labels, no fields yet.
+
+    Parameters
+    ----------
+    path : path
+        A folder that does not exist yet; by custom its name ends in ``.zarr``.
+    grids : sequence of Grid
+        One for each level: one domain and registration, different shapes.
+    variables : sequence of Variable
+        At least one input and one output. Their order is the order of a model's channels.
+    splits : mapping of str to int
+        Number of samples of each split. Statistics are taken over the one called "train".
+    title : str
+    provenance : mapping
+        Where the fields come from: problem, parameters, seed. JSON types only. The versions of mano_op,
+        numpy and zarr are added under "versions".
+    levels : {"resampled", "independent", "unknown"}
+        Whether a sample's fields at two levels are one field resampled or two solutions of the problem.
+    boundary_conditions : mapping of str to str
+        For each axis, such as ``{"y": "dirichlet", "x": "periodic"}``.
+    chunk : int
+        Samples to a chunk, the unit of writing and of reading. 1 to 16 MB at the finest level read fast.
+    held : mapping of Grid to sequence of str, optional
+        The splits of a level that holds only some of them.
+    overwrite : bool
+        Replace a store that lies at `path`. Nothing but a store is ever replaced.
+
+    Returns
+    -------
+    FieldStore
+        Not readable by `open_store` until its chunks are written and it is finished.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> fields = [Variable("a", "input"), Variable("u", "output")]
+    >>> grid = Grid.uniform((8, 8))
+    >>> store = create_store(f"{tempfile.mkdtemp()}/ones.zarr", [grid], fields, {"train": 3},
+    ...     title="Ones", provenance={"problem": "none"}, levels="unknown",
+    ...     boundary_conditions={"y": "dirichlet", "x": "dirichlet"}, chunk=2)
+    >>> for samples in store.pending():
+    ...     ones = np.ones((samples.stop - samples.start, 8, 8))
+    ...     store.write(samples, {grid: {"a": ones, "u": 2 * ones}})
+    >>> store.finish()
+    >>> store.statistics["u"]
+    {'mean': 2.0, 'std': 0.0}
+    """
+    conditions = boundary_conditions
+    layout = Layout.plan(
+        grids, variables, splits, boundary_conditions=conditions, levels=levels, chunk=chunk, held=held
+    )
+    attributes = root_attributes(layout, title, provenance)
+    path = Path(path).absolute()
+    clear(path, overwrite)
+    lay_out(path, layout, attributes)
+    return FieldStore(path)
+
+
+def open_store(path: str | Path, *, incomplete: bool = False) -> FieldStore:
+    """Open a store for reading.
+
+    Parameters
+    ----------
+    path : path
+    incomplete : bool
+        Also accept a store that is still being written, in order to go on with it.
+
+    Raises
+    ------
+    InputError
+        If there is no store at `path`, it is partial, it was written by a newer version, or an array is
+        missing or does not fit the rest.
+    """
+    store = FieldStore(path)
+    if not (incomplete or store.attrs.get("complete")):
+        total = store.layout.n_samples
+        missing = sum(samples.stop - samples.start for samples in store.pending())
+        raise InputError(
+            f"{store.path} is a partial store: {total - missing} of {total} samples are written. To resume, "
+            "run again what was making it, or write what `open_store(path, incomplete=True).pending()` lists "
+            "and call `finish()`. To start anew, make it with overwrite=True"
+        )
+    return store
+
+
+class FieldStore:
+    """A store of fields, by its path.
+
+    It pickles as its path, so it can be sent to dask workers and loader processes that see the same
+    file system. Made by `create_store` and `open_store`.
+
+    Attributes
+    ----------
+    path : Path
+    attrs : dict
+        The attributes of the store's root.
+    layout : Layout
+        Which sample of which variable lies where.
+    grids : dict of str to Grid
+        The levels, coarsest first, under the names of their groups: ``"r16"``.
+    variables : tuple of Variable
+    inputs, outputs : tuple of str
+        Names of the variables, in the order of a model's channels.
+    splits : dict of str to int
+        Number of samples of each split.
+    statistics : dict of str to dict
+        ``{"mean": ..., "std": ...}`` of each variable over the split "train"; empty before `finish`
+        or where there is no such split. ``attrs["statistics"]`` says at which level they were taken.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        self._read_layout()
+
+    def __reduce__(self) -> tuple[type[FieldStore], tuple[Path]]:
+        return FieldStore, (self.path,)
+
+    def __repr__(self) -> str:
+        levels = ", ".join(f"{key}: {'+'.join(held)}" for key, held in self.layout.held.items())
+        fields = f"{', '.join(self.inputs)} -> {', '.join(self.outputs)}"
+        return f"FieldStore({str(self.path)!r}: {fields}; {levels})"
+
+    def _read_layout(self) -> None:
+        self._root = open_root(self.path)
+        self.attrs: dict[str, Any] = dict(self._root.attrs)
+        self.layout = read_layout(self._root)
+        self.grids, self.variables, self.splits = self.layout.grids, self.layout.variables, self.layout.splits
+        self.inputs, self.outputs = self.layout.named("input"), self.layout.named("output")
+        self.statistics: dict[str, dict[str, float]] = self.attrs.get("statistics", {}).get("variables", {})
+
+    def key(self, resolution: Resolution) -> str:
+        """The name of the level that is meant by 16, (16, 24), "r16" or a grid."""
+        for key, grid in self.grids.items():
+            if isinstance(resolution, int | np.integer):
+                same = all(n == resolution for n in grid.shape)
+            else:
+                same = resolution in (key, grid, grid.shape)
+            if same:
+                return key
+        present = ", ".join(f"{key} ({' x '.join(map(str, grid.shape))})" for key, grid in self.grids.items())
+        raise InputError(f"{self.path} has no resolution {resolution}; it has {present}")
+
+    def dataset(self, resolution: Resolution) -> xr.Dataset:
+        """One level as a labelled data set, read when its values are asked for."""
+        return xr.open_zarr(self.path, group=self.key(resolution), chunks=None)
+
+    def read(
+        self, resolution: Resolution, name: str, rows: slice | NDArray[np.int64] = slice(None)
+    ) -> NDArray[np.float32]:
+        """The values of a variable in some rows of a level, checked.
+
+        Parameters
+        ----------
+        resolution : int, tuple of int, str or Grid
+        name : str
+        rows : slice or sorted array of int
+            Counted within the level; ``layout.rows`` gives those of a split.
+
+        Raises
+        ------
+        InputError
+            If a chunk is damaged, or a value is not finite; a chunk that is lost reads as NaN.
+        """
+        key = self.key(resolution)
+        try:
+            values = values_of(self._root, f"{key}/{name}", rows)
+        except (ValueError, RuntimeError) as error:
+            raise InputError(
+                f"{self.path}, {key}/{name}: a chunk is damaged ({error}). Restore the store or make it anew"
+            ) from error
+        check_finite(values, self.layout.samples(key)[rows], f"{self.path}, {key}/{name}")
+        return values
+
+    def pending(self) -> list[slice]:
+        """The chunks of samples that are not written yet, as slices of sample numbers."""
+        if WRITTEN not in self._root:  # `finish` takes it away, when all are
+            return []
+        return [
+            samples
+            for samples, done in zip(self.layout.chunks, values_of(self._root, WRITTEN), strict=True)
+            if not done
+        ]
+
+    def write(self, samples: slice, fields: Mapping[_Level, Mapping[str, ArrayLike]]) -> None:
+        """Write the fields of one chunk of samples at every level, then mark it as written.
+
+        Different chunks may be written at the same time by different processes. A chunk that is
+        written twice holds what was written last.
+
+        Parameters
+        ----------
+        samples : slice
+            One of `pending`.
+        fields : mapping
+            For each level its variables, shape ``(samples, *grid.shape)``. A level that holds none of
+            these samples is left out.
+
+        Raises
+        ------
+        InputError
+            If a level or variable is missing or unknown, a shape is wrong, or a value is not finite in
+            float32. Nothing is written then.
+        """
+        if samples not in self.layout.chunks:
+            raise InputError(f"samples={samples} is no chunk of {self.path}; expected one of `pending()`")
+        given = {self.key(resolution): variables for resolution, variables in fields.items()}
+        arrays = accept(self.layout, samples, given)
+        root = zarr.open_group(self.path, mode="r+")
+        if root.attrs["complete"]:
+            raise InputError(f"{self.path} is finished; to write it anew, create it with overwrite=True")
+        for (key, name), values in arrays.items():
+            array(root, f"{key}/{name}")[self.layout.rows_of(key, samples)] = values
+        array(root, WRITTEN)[self.layout.chunks.index(samples)] = True
+
+    def finish(self) -> None:
+        """Take the statistics of the training split and declare the store complete.
+
+        Raises
+        ------
+        InputError
+            If a chunk is not written yet.
+        """
+        if pending := self.pending():
+            raise InputError(
+                f"{self.path}: {len(pending)} chunks of samples are not written, the first is "
+                f"{pending[0].start} to {pending[0].stop - 1}; write all of them before `finish()`"
+            )
+        statistics = self._training_statistics()
+        root = zarr.open_group(self.path, mode="r+")
+        if WRITTEN in root:
+            del root[WRITTEN]
+        with warnings.catch_warnings():
+            # zarr 3 has no specification of it yet, but every reader of it opens a store in one request.
+            warnings.filterwarnings("ignore", "Consolidated metadata", ZarrUserWarning)
+            root = zarr.consolidate_metadata(root.store)
+        root.update_attributes({"statistics": statistics, "complete": True})
+        self._read_layout()
+
+    def _training_statistics(self) -> dict[str, Any]:
+        trained = [key for key in self.grids if "train" in self.layout.held[key]]
+        if not trained:
+            return {}
+        key = trained[-1]
+        rows = self.layout.rows(key, "train")
+        variables = {}
+        for variable in self.variables:
+            moments = Moments(self.grids[key].weights)
+            for start in range(rows.start, rows.stop, self.layout.chunk):
+                chunk = slice(start, min(start + self.layout.chunk, rows.stop))
+                moments.add(self.read(key, variable.name, chunk))
+            variables[variable.name] = {"mean": moments.mean, "std": moments.std}
+        samples = rows.stop - rows.start
+        return {"split": "train", "level": key, "samples": samples, "weights": "area", "variables": variables}

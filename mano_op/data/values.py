@@ -1,0 +1,65 @@
+"""Which values a store accepts: all variables of a level, of its shape, real and finite in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mano_op.errors import InputError
+from mano_op.data.layout import Layout
+
+
+def check_finite(values: NDArray[np.float32], samples: NDArray[np.int64], where: str) -> None:
+    """Raise `InputError` that names the first sample with a NaN or an infinity, if there is one.
+
+    Parameters
+    ----------
+    values : ndarray, shape (n, ...)
+    samples : ndarray of int, shape (n,)
+        Their numbers.
+    where : str
+        Level and variable, for the message.
+    """
+    bad = samples[~np.isfinite(values).reshape(len(values), -1).all(axis=1)]
+    if len(bad):
+        more = f" (and {len(bad) - 1} more samples)" if len(bad) > 1 else ""
+        raise InputError(f"{where}: sample {bad[0]}{more} has a NaN or an infinity; expected finite values")
+
+
+def accept(
+    layout: Layout, samples: slice, fields: Mapping[str, Mapping[str, ArrayLike]]
+) -> dict[tuple[str, str], NDArray[np.float32]]:
+    """The fields of some samples as they will be stored, by level and variable, if all is right.
+
+    Parameters
+    ----------
+    layout : Layout
+    samples : slice
+        Of sample numbers.
+    fields : mapping
+        For each level that holds any of the samples its variables, shape ``(samples, *grid.shape)``.
+    """
+    rows = {key: layout.rows_of(key, samples) for key in layout.grids}
+    expected = sorted(key for key in layout.grids if rows[key].start < rows[key].stop)
+    if sorted(fields) != expected:
+        raise InputError(f"fields at {sorted(fields)}; samples {samples} are expected at {expected}")
+    names = [variable.name for variable in layout.variables]
+    accepted = {}
+    for key, variables in fields.items():
+        if sorted(variables) != sorted(names):
+            raise InputError(f"{key}: variables {sorted(variables)}; expected {sorted(names)}")
+        shape = (rows[key].stop - rows[key].start, *layout.grids[key].shape)
+        for name in names:
+            values = np.asarray(variables[name])
+            if values.shape != shape or values.dtype.kind not in "biuf":
+                raise InputError(
+                    f"{key}/{name}: {values.dtype} of shape {values.shape}; "
+                    f"expected real numbers of shape {shape}"
+                )
+            with np.errstate(over="ignore"):  # becomes an infinity, which is refused by name
+                values = values.astype(np.float32)
+            check_finite(values, layout.samples(key)[rows[key]], f"{key}/{name}")
+            accepted[key, name] = values
+    return accepted

@@ -1,0 +1,181 @@
+"""Data sets that people have become the store that they describe, or it is said what does not fit."""
+
+import dask.array
+import numpy as np
+import pytest
+import xarray as xr
+from helpers import waves
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mano_op.data.fields import _domain, write_fields
+from mano_op.data.store import open_store
+from mano_op.errors import InputError
+from mano_op.grid import REGISTRATIONS, Axis, Grid
+
+NODES, CELLS = Grid.uniform((6, 4)), Grid.uniform((6, 4), registration="cell")
+SPLITS = {"train": 5, "test": 3}
+
+
+def labelled(grid, samples=range(8)):
+    fields = {name: (("sample", *grid.names), values) for name, values in waves(samples, grid).items()}
+    data = xr.Dataset(fields, dict(zip(grid.names, grid.points, strict=True)))
+    data["u"].attrs = {"units": "Pa", "long_name": "pressure", "cell_methods": "area: mean"}
+    return data
+
+
+def write(path, fields, **changes):
+    options = {
+        "inputs": ["b", "a"],
+        "outputs": ["u"],
+        "splits": SPLITS,
+        "registration": "node",
+        "boundary_conditions": {"y": "open", "x": "open"},
+    }
+    return write_fields(path, fields, **(options | changes))
+
+
+def assert_holds(store, grid, samples):
+    for name, values in waves(samples, grid).items():
+        np.testing.assert_array_equal(store.read(grid, name), values.astype(np.float32))
+
+
+def test_fields_and_their_labels_are_kept(tmp_path):
+    fine = NODES.refine()
+    store = write(tmp_path / "a.zarr", {(6, 4): labelled(NODES), (12, 8): labelled(fine)}, chunk=3)
+    assert list(store.grids.values()) == [NODES, fine]
+    assert (store.inputs, store.outputs, store.splits) == (("b", "a"), ("u",), SPLITS)
+    assert store.variables[-1].cell_methods == "area: mean"
+    assert store.attrs["levels"] == "unknown"
+    for grid in (NODES, fine):
+        assert_holds(open_store(store.path), grid, range(8))
+
+
+def test_fields_behind_dask_are_never_whole_in_memory(tmp_path):
+    data, largest = labelled(NODES), []
+
+    def watch(block, which):
+        largest.append(len(block))
+        return block
+
+    lazy = data.copy()
+    for name in data.data_vars:
+        array = dask.array.from_array(data[name].values, chunks=(1, -1, -1))
+        lazy[name] = (data[name].dims, array.map_blocks(watch, name, dtype=float, meta=np.empty((0, 0, 0))))
+    largest.clear()
+    store = write(tmp_path / "a.zarr", {(6, 4): lazy}, chunk=2)
+    assert_holds(store, NODES, range(8))
+    assert len(largest) == 3 * 8 and max(largest) == 1
+
+
+def test_samples_that_a_level_holds_are_told_by_their_numbers(tmp_path):
+    fine = NODES.refine()
+    tested = labelled(fine, [5, 6, 7]).assign_coords(sample=[5, 6, 7], split=("sample", ["test"] * 3))
+    store = write(tmp_path / "a.zarr", {(6, 4): labelled(NODES), (12, 8): tested})
+    assert store.layout.held == {"r6x4": ("train", "test"), "r12x8": ("test",)}
+    assert_holds(store, NODES, range(8))
+    assert_holds(store, fine, [5, 6, 7])
+
+
+def test_what_a_store_gives_can_be_written_again(tmp_path):
+    first = write(tmp_path / "a.zarr", {(6, 4): labelled(NODES)}, splits=SPLITS)
+    again = write(tmp_path / "b.zarr", {(6, 4): first.dataset((6, 4))}, splits=first.splits)
+    xr.testing.assert_identical(again.dataset((6, 4)).load(), first.dataset((6, 4)).load())
+    assert again.statistics == first.statistics
+
+
+@given(
+    n=st.integers(2, 200),
+    ends=st.sampled_from(
+        [(0.0, 1.0), (-1.0, 1.0), (0.0, 2 * np.pi), (2.5, 1000.0), (-90.0, 90.0), (0.0, 1e-6)]
+    ),
+    registration=st.sampled_from(REGISTRATIONS),
+    dtype=st.sampled_from([np.float64, np.float32]),
+)
+def test_the_domain_follows_from_the_points(n, ends, registration, dtype):
+    points = Axis("x", n, *ends, registration).points.astype(dtype)
+    # Where the ends are round numbers they are found exactly.
+    close = 0 if ends[1] != 2 * np.pi else 8 * np.finfo(dtype).eps
+    np.testing.assert_allclose(_domain("x", points, registration), ends, rtol=close, atol=0)
+
+
+@pytest.mark.parametrize("declared", ["node", "cell"])
+def test_points_and_declared_domain_must_agree_with_the_registration(tmp_path, declared):
+    actual, other = (NODES, "node") if declared == "cell" else (CELLS, "cell")
+    domain = {"y": (0.0, 1.0), "x": (0.0, 1.0)}
+    with pytest.raises(InputError, match=f"registration={other!r} would fit"):
+        write(tmp_path / "a.zarr", {(6, 4): labelled(actual)}, registration=declared, domain=domain)
+    store = write(tmp_path / "a.zarr", {(6, 4): labelled(actual)}, registration=other, domain=domain)
+    assert store.grids["r6x4"] == actual
+
+
+def test_two_levels_tell_a_wrong_registration_without_a_domain(tmp_path):
+    fields = {(6, 4): labelled(CELLS), (12, 8): labelled(CELLS.refine())}
+    with pytest.raises(
+        InputError, match=r"\(6, 4\): y is 0.0833333, 0.25, ..., 0.916667, but 6 points in regist"
+    ):
+        write(tmp_path / "a.zarr", fields, registration="node")
+    assert list(write(tmp_path / "a.zarr", fields, registration="cell").grids.values()) == [
+        CELLS,
+        CELLS.refine(),
+    ]
+
+
+def test_an_axis_that_wraps_is_said_by_its_boundary_condition(tmp_path):
+    store = write(
+        tmp_path / "a.zarr", {(6, 4): labelled(NODES)}, boundary_conditions={"y": "wall", "x": "periodic"}
+    )
+    assert store.grids["r6x4"] == Grid.uniform((6, 4), periodic=[False, True])
+
+
+def stretched(data):
+    return data.assign_coords(x=data.x**2)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (lambda d: d.rename(u="v"), {}, r"no variable 'u'; the data set has \['a', 'b', 'v'\]"),
+        (lambda d: d.rename(sample="batch"), {}, r"dimensions .*'batch'.*expected \('sample', ...\)"),
+        (lambda d: d.assign(u=d.u.transpose("sample", "x", "y")), {}, "the same axes for all"),
+        (lambda d: d.drop_vars("x"), {}, "axis 'x' has no coordinate"),
+        (lambda d: d.isel(x=slice(None, None, -1)), {}, r"x does not increase; use `data.sortby\('x'\)`"),
+        (lambda d: d.assign_coords(x=[0, 1, np.nan, 3]), {}, "x does not increase"),
+        (stretched, {}, "the spacing is not uniform"),
+        (lambda d: d, {"domain": {"y": (0.0, 1.0)}}, "no axis 'x'"),
+        (
+            lambda d: d,
+            {"domain": {"y": (0.0, 1.0), "x": (0.0, 2.0)}},
+            "registration and the domain of your data",
+        ),
+        (lambda d: d.isel(x=[0]), {}, "from which no domain follows"),
+        (lambda d: d.isel(sample=slice(0, 4)), {}, "4 samples, numbers 0 to 3, are not whole splits"),
+        (lambda d: d.assign_coords(sample=np.arange(8)[::-1]), {}, "not whole splits"),
+        (lambda d: d.assign_coords(split=("sample", ["test"] * 8)), {}, "'split' says otherwise"),
+        (lambda d: d, {"inputs": [], "outputs": []}, "is empty"),
+        (lambda d: d, {"chunk": 0}, "chunk=0"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, change, options, message):
+    with pytest.raises(InputError, match=message):
+        write(tmp_path / "a.zarr", {(6, 4): change(labelled(NODES))}, **options)
+    assert not (tmp_path / "a.zarr").exists()
+
+
+def test_keys_and_attributes_must_say_what_is_there(tmp_path):
+    with pytest.raises(InputError, match=r"data set under 6 has shape \(6, 4\)"):
+        write(tmp_path / "a.zarr", {6: labelled(NODES)})
+    other = labelled(NODES.refine())
+    other["u"].attrs["units"] = "hPa"
+    with pytest.raises(InputError, match="u: attributes differ between resolutions"):
+        write(tmp_path / "a.zarr", {(6, 4): labelled(NODES), (12, 8): other})
+
+
+def test_a_nan_leaves_a_partial_store_that_names_it(tmp_path):
+    data = labelled(NODES)
+    data["a"][5, 0, 0] = np.nan
+    with pytest.raises(InputError, match="r6x4/a: sample 5 has a NaN"):
+        write(tmp_path / "a.zarr", {(6, 4): data}, chunk=2)
+    with pytest.raises(InputError, match="4 of 8 samples are written"):
+        open_store(tmp_path / "a.zarr")
+    assert_holds(write(tmp_path / "a.zarr", {(6, 4): labelled(NODES)}, overwrite=True), NODES, range(8))

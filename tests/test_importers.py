@@ -1,0 +1,149 @@
+"""neuraloperator's Darcy files: the real ones where they are, small ones in their layout otherwise."""
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from mano_op.data.importers import import_neuralop_pt
+from mano_op.data.store import open_store
+from mano_op.errors import InputError
+from mano_op.grid import Grid
+
+DARCY = Path(os.environ.get("MANO_OP_DARCY_SMALL", "not given"))
+
+
+def fields(samples, n, seed=0):
+    """Samples at 16 points, seen at n of them along each axis."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand((samples, 16, 16), generator=generator) > 0.5
+    y = torch.randn((samples, 16, 16), generator=generator)
+    return {"x": x[:, :: 16 // n, :: 16 // n].clone(), "y": y[:, :: 16 // n, :: 16 // n].clone()}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Six training samples at 8, and two tests at 8 and 16."""
+    made = {}
+    for name, samples, n, seed in (("train_8", 6, 8, 1), ("test_8", 2, 8, 2), ("test_16", 2, 16, 2)):
+        made[name] = tmp_path / f"darcy_{name}.pt"
+        torch.save(fields(samples, n, seed), made[name])
+    return {"train": [(8, made["train_8"])], "test": [(16, made["test_16"]), (8, made["test_8"])]}
+
+
+def test_fields_grid_and_splits_are_those_of_the_files(tmp_path, files):
+    store = import_neuralop_pt(tmp_path / "darcy.zarr", files)
+    assert store.grids == {"r8": Grid.uniform((8, 8)), "r16": Grid.uniform((16, 16))}
+    assert (store.inputs, store.outputs) == (("permeability",), ("pressure",))
+    assert store.layout.boundary_conditions == {"y": "dirichlet", "x": "dirichlet"}
+    assert store.layout.held == {"r8": ("train", "test"), "r16": ("test",)}
+    train, test, fine = fields(6, 8, 1), fields(2, 8, 2), fields(2, 16, 2)
+    for name, key in (("permeability", "x"), ("pressure", "y")):
+        np.testing.assert_array_equal(store.read(8, name), torch.cat([train[key], test[key]]).float())
+        np.testing.assert_array_equal(store.read(16, name), fine[key].float())
+    tree = xr.open_datatree(store.path)
+    shared = tree["r8"].to_dataset().sel(sample=tree["r16"]["sample"])
+    np.testing.assert_array_equal(shared["pressure"], tree["r16"]["pressure"].values[:, ::2, ::2])
+
+
+def save(path, content):
+    torch.save(content, path)
+    return path
+
+
+def a_pickle(path):
+    path.write_bytes(pickle.dumps({"x": np.zeros((2, 8, 8)), "y": np.zeros((2, 8, 8))}))
+    return path
+
+
+class Surprise:
+    def __reduce__(self):
+        return os.mkdir, ("unpickled",)
+
+
+@pytest.mark.parametrize("content", [Surprise(), {"x": Surprise(), "y": torch.zeros(2, 8, 8)}])
+def test_nothing_is_unpickled(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    file = save(tmp_path / "file.pt", content)
+    with pytest.raises(InputError, match="Anything else is not unpickled"):
+        import_neuralop_pt(tmp_path / "darcy.zarr", {"train": [(8, file)]})
+    assert not (tmp_path / "unpickled").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no tensors", pickle.dumps(Surprise()), b"PK\x03\x04"])
+def test_other_files_are_refused(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.pt").write_bytes(content)
+    with pytest.raises(InputError, match="is no file of tensors"):
+        import_neuralop_pt(tmp_path / "darcy.zarr", {"train": [(8, tmp_path / "file.pt")]})
+    assert not (tmp_path / "unpickled").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (torch.zeros(2, 8, 8), r"holds a tensor of shape \(2, 8, 8\); expected a dictionary"),
+        ([1, 2], "holds a list"),
+        ({"x": torch.zeros(2, 8, 8)}, r"a dictionary of \['x'\]"),
+        (fields(2, 16), r"'x' is a tensor of shape \(2, 16, 16\); expected a tensor \(samples, 8, 8\)"),
+        ({"x": fields(2, 8)["x"], "y": [0.0]}, "'y' is a list"),
+        ({"x": fields(2, 8)["x"], "y": fields(3, 8)["y"]}, "2 samples of 'x' and 3 of 'y'"),
+        ({"x": fields(2, 8)["x"], "y": torch.full((2, 8, 8), torch.nan)}, r"pressure: sample 0 \(and 1 more"),
+    ],
+)
+def test_files_of_another_layout_are_refused_before_anything_is_written(tmp_path, content, message):
+    file = save(tmp_path / "file.pt", content)
+    with pytest.raises(InputError, match=message):
+        import_neuralop_pt(tmp_path / "darcy.zarr", {"train": [(8, file)]})
+    assert not (tmp_path / "darcy.zarr").exists()
+
+
+def test_files_that_do_not_match_each_other_are_refused(tmp_path, files):
+    path = tmp_path / "darcy.zarr"
+    with pytest.raises(InputError, match=r"none\.pt does not exist"):
+        import_neuralop_pt(path, {"train": [(8, tmp_path / "none.pt")]})
+    for given in ([], [files["train"][0], (8, files["test"][1][1])]):
+        with pytest.raises(
+            InputError, match=r"split 'train': .* expected one file for each of its resolutions"
+        ):
+            import_neuralop_pt(path, {"train": given})
+    fewer = save(tmp_path / "fewer.pt", fields(1, 16, 2))
+    with pytest.raises(InputError, match=r"\{8: 2, 16: 1\} samples at its resolutions"):
+        import_neuralop_pt(path, {**files, "test": [files["test"][1], (16, fewer)]})
+    other = save(tmp_path / "other.pt", fields(2, 16, 3))
+    mixed = {**files, "test": [files["test"][1], (16, other)]}
+    with pytest.raises(InputError, match="split 'test': permeability at 8 differs from that at 16"):
+        import_neuralop_pt(path, mixed)
+    store = import_neuralop_pt(path, mixed, levels="independent")
+    np.testing.assert_array_equal(store.read(16, "pressure"), fields(2, 16, 3)["y"])
+
+
+@pytest.mark.skipif(
+    not DARCY.is_dir(), reason="MANO_OP_DARCY_SMALL names no folder of neuraloperator's Darcy files"
+)
+def test_the_real_files(tmp_path):
+    files = {
+        "train": [(16, DARCY / "darcy_train_16.pt")],
+        "test": [(n, DARCY / f"darcy_test_{n}.pt") for n in (16, 32)],
+    }
+    store = open_store(import_neuralop_pt(tmp_path / "darcy.zarr", files).path)
+    assert store.splits == {"train": 1000, "test": 50}
+    tests = store.layout.rows("r16", "test")
+    for name in ("permeability", "pressure"):
+        np.testing.assert_array_equal(store.read(16, name, tests), store.read(32, name)[:, ::2, ::2])
+    assert set(np.unique(store.read(16, "permeability"))) == {0.0, 1.0}
+    pressure = store.read(32, "pressure")
+    # Nodes, left end in, right end out: u is near zero in the first row and column, and in the last as
+    # large as in the second, which is as far from the boundary.
+    for lines in (np.abs(pressure).mean(axis=(0, 2)), np.abs(pressure).mean(axis=(0, 1))):
+        assert lines[0] < 0.05 * lines[1]
+        assert 0.6 < lines[-1] / lines[1] < 1.4
+    raw = torch.load(DARCY / "darcy_train_16.pt", weights_only=True)["y"].double()
+    weights = torch.from_numpy(Grid.uniform((16, 16)).weights)
+    assert store.statistics["pressure"]["mean"] == pytest.approx(
+        float((raw * weights).sum() / 1000), rel=1e-12
+    )

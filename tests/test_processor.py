@@ -1,0 +1,242 @@
+"""Units in, units out; what neuraloperator's own processor does, where that is right."""
+
+import copy
+import json
+import warnings
+
+import pytest
+import torch
+from helpers import wave_store
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from neuralop import LpLoss, Trainer
+from neuralop.data.transforms.data_processors import DefaultDataProcessor
+from neuralop.data.transforms.normalizers import UnitGaussianNormalizer
+from torch import nn
+
+from mano_op.data.dataset import field_loaders
+from mano_op.data.processor import FieldProcessor
+from mano_op.errors import InputError
+from mano_op.grid import Grid
+
+INPUTS = {"a": {"mean": 2.0, "std": 0.5}, "b": {"mean": -100.0, "std": 1e-3}}
+OUTPUTS = {"u": {"mean": 1e5, "std": 1e3}}
+
+
+@pytest.fixture
+def processor():
+    return FieldProcessor(INPUTS, OUTPUTS)
+
+
+def a_sample(batch=3, grid=(5, 4), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn((batch, 2, *grid), generator=generator)
+    return {"x": x, "y": 1e5 + 1e3 * torch.randn((batch, 1, *grid), generator=generator)}
+
+
+def test_it_does_what_neuraloperators_processor_does(processor):
+    def normalizer(statistics):
+        columns = [torch.tensor([one[what] for one in statistics.values()]) for what in ("mean", "std")]
+        return UnitGaussianNormalizer(*(column.view(1, -1, 1, 1) for column in columns), eps=0.0)
+
+    theirs = DefaultDataProcessor(normalizer(INPUTS), normalizer(OUTPUTS))
+    for mode in ("train", "eval"):
+        getattr(processor, mode)(), getattr(theirs, mode)()
+        expected, given = theirs.preprocess(a_sample()), processor.preprocess(a_sample())
+        assert given.keys() == expected.keys()
+        for name in expected:
+            torch.testing.assert_close(given[name], expected[name], rtol=0, atol=0)
+        out = torch.randn(3, 1, 5, 4)
+        torch.testing.assert_close(
+            processor.postprocess(out, given)[0], theirs.postprocess(out, expected)[0], rtol=0, atol=0
+        )
+
+
+def test_the_formula(processor):
+    sample = a_sample()
+    for training in (True, False):
+        given = processor.train(training).preprocess(sample)
+        torch.testing.assert_close(given["x"][:, 0], (sample["x"][:, 0] - 2) / 0.5)
+        torch.testing.assert_close(given["x"][:, 1], (sample["x"][:, 1] + 100) / 1e-3)
+        torch.testing.assert_close(given["y"], (sample["y"] - 1e5) / 1e3 if training else sample["y"])
+    out, data = processor.postprocess(torch.ones(3, 1, 5, 4), given)
+    torch.testing.assert_close(out, torch.full((3, 1, 5, 4), 101_000.0))
+    assert data is given
+
+
+@settings(max_examples=20)
+@given(
+    mean=st.floats(-1e3, 1e3, width=32),
+    std=st.one_of(st.just(0.0), st.floats(1e-3, 1e3)),
+    grid=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    seed=st.integers(0, 99),
+)
+def test_the_inverse_is_exact_to_rounding(mean, std, grid, seed):
+    one = {"u": {"mean": mean, "std": std}}
+    processor = FieldProcessor(one, one)
+    y = mean + std * torch.randn((2, 1, *grid), generator=torch.Generator().manual_seed(seed))
+    normal = processor.train().preprocess({"x": y, "y": y})["y"]
+    back, _ = processor.eval().postprocess(normal, {})
+    eps = torch.finfo(torch.float32).eps
+    torch.testing.assert_close(back, y, rtol=4 * eps, atol=4 * eps * (abs(mean) + std))
+
+
+def test_a_constant_field_is_only_shifted():
+    constant = {"c": {"mean": 7.0, "std": 0.0}}
+    processor = FieldProcessor(constant, constant)
+    field = torch.tensor([7.0, 7.0, 9.0]).view(1, 1, 3)
+    normal = processor.train().preprocess({"x": field, "y": field})
+    for name in ("x", "y"):
+        torch.testing.assert_close(normal[name], torch.tensor([[[0.0, 0.0, 2.0]]]), rtol=0, atol=0)
+    torch.testing.assert_close(processor.eval().postprocess(normal["y"], {})[0], field, rtol=0, atol=0)
+
+
+def test_the_callers_sample_stays_as_it_was(processor):
+    sample = {**a_sample(), "time": torch.tensor(3.0), "name": "first"}
+    before = copy.deepcopy(sample)
+    given = processor.train().preprocess(sample, step=1)
+    assert sample.keys() == before.keys() == given.keys()
+    for name in ("x", "y", "time"):
+        torch.testing.assert_close(sample[name], before[name], rtol=0, atol=0)
+    assert given["name"] == "first"
+    processor.postprocess(given["y"], given, step=1)
+
+
+def test_one_sample_without_the_batch(processor):
+    sample = a_sample()
+    single = processor.preprocess({name: field[1] for name, field in sample.items()}, batched=False)
+    for name, field in processor.preprocess(sample).items():
+        torch.testing.assert_close(single[name], field[1], rtol=0, atol=0)
+
+
+def test_gradients_pass_in_units(processor):
+    out = torch.randn(2, 1, 3, 3, requires_grad=True)
+    processor.eval().postprocess(out, {})[0].sum().backward()
+    torch.testing.assert_close(out.grad, torch.full_like(out, 1e3))
+
+
+def test_modes_and_devices_can_be_chained(processor):
+    model = nn.Conv2d(2, 1, 1)
+    wrapped = processor.wrap(model)
+    assert wrapped is processor and processor.eval() is processor and not model.training
+    assert processor.train() is processor and processor.training and model.training
+    assert processor.device == torch.device("cpu")
+    assert processor.to("meta") is processor
+    assert processor.device == torch.device("meta") == model.weight.device
+    assert {field.device.type for field in processor.preprocess(a_sample()).values()} == {"meta"}
+
+
+def test_forward_calls_the_model_between_the_two(processor):
+    class Sum(nn.Module):
+        def forward(self, x, scale):
+            return scale * x.sum(1, keepdim=True)
+
+    sample = a_sample()
+    out, data = processor.wrap(Sum()).eval()(**sample, scale=torch.tensor(0.5))
+    normal = (sample["x"][:, 0] - 2) / 0.5 + (sample["x"][:, 1] + 100) / 1e-3
+    torch.testing.assert_close(out[:, 0], 0.5 * normal * 1e3 + 1e5)
+    torch.testing.assert_close(data["y"], sample["y"])
+    predicted, _ = processor(x=sample["x"], scale=torch.tensor(0.5))
+    torch.testing.assert_close(predicted, out, rtol=0, atol=0)
+    with pytest.raises(InputError, match="has no model to call"):
+        FieldProcessor(INPUTS, OUTPUTS)(x=sample["x"])
+
+
+def test_a_wrong_number_of_channels_names_those_expected(processor):
+    sample = a_sample()
+    with pytest.raises(InputError, match=r"x of shape \(3, 1, 5, 4\) .* has 1 channels; expected 2: a, b"):
+        processor.preprocess({"x": sample["y"], "y": sample["y"]})
+    with pytest.raises(InputError, match=r"y of shape \(3, 2, 5, 4\) .* has 2 channels; expected 1: u"):
+        processor.preprocess({"x": sample["x"], "y": sample["x"]})
+    for mode in (True, False):
+        with pytest.raises(InputError, match="expected 1: u"):
+            processor.train(mode).postprocess(sample["x"], {})
+
+
+def test_state_and_dictionary_go_round(processor, tmp_path):
+    torch.save(processor.state_dict(), tmp_path / "processor.pt")
+    unit = {"mean": 0.0, "std": 1.0}
+    loaded = FieldProcessor({"a": unit, "b": unit}, {"u": unit})
+    loaded.load_state_dict(torch.load(tmp_path / "processor.pt", weights_only=True))
+    rebuilt = FieldProcessor.from_dict(json.loads(json.dumps(processor.to_dict())))
+    for other in (loaded, rebuilt):
+        assert (other.inputs, other.outputs) == (("a", "b"), ("u",))
+        for name, field in processor.preprocess(a_sample()).items():
+            torch.testing.assert_close(other.preprocess(a_sample())[name], field, rtol=0, atol=0)
+        assert other.to_dict() == processor.to_dict()
+    with pytest.raises(InputError, match=r"the state is of channels .*'b'.*'c'"):
+        FieldProcessor({"a": unit, "c": unit}, {"u": unit}).load_state_dict(processor.state_dict())
+
+
+@pytest.mark.parametrize("one", [{"mean": float("nan"), "std": 1.0}, {"mean": 0.0, "std": -1.0}])
+def test_statistics_that_make_no_sense_are_refused(one):
+    with pytest.raises(InputError, match="expected finite means and std of at least 0"):
+        FieldProcessor({"a": one}, OUTPUTS)
+
+
+# ------------------------------------------------------------------------- with a store and Trainer
+
+
+class Tiny(nn.Module):
+    """Takes the whole sample, as neuraloperator's models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, 3, padding=1, padding_mode="circular")
+
+    def forward(self, x, **_):
+        return self.conv(x)
+
+
+def test_the_statistics_are_those_of_the_training_split(tmp_path):
+    grid = Grid.uniform((8, 8))
+    store = wave_store(tmp_path / "waves.zarr", [grid], {"train": 6, "test": 4})
+    processor = FieldProcessor.from_store(store)
+    assert list(processor.to_dict()["inputs"]) == ["a", "b"]
+    sample = processor.preprocess(
+        {
+            "x": torch.from_numpy(
+                store.dataset(8)[["a", "b"]].isel(sample=slice(0, 6)).to_array().values
+            ).transpose(0, 1)
+        }
+    )
+    weights = torch.from_numpy(grid.weights)
+    mean = (sample["x"] * weights).sum((-2, -1)).mean(0)
+    torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-6)
+    variance = (sample["x"].double().square() * weights).sum((-2, -1)).mean(0)
+    torch.testing.assert_close(variance, torch.ones_like(variance), rtol=1e-5, atol=0)
+    tests = wave_store(tmp_path / "tests.zarr", [grid], {"test": 4})
+    with pytest.raises(InputError, match="has no split 'train', so no statistics"):
+        FieldProcessor.from_store(tests)
+
+
+def test_an_epoch_of_neuraloperators_trainer(tmp_path, capsys):
+    grid = Grid.uniform((6, 6))
+    store = wave_store(tmp_path / "waves.zarr", [grid, grid.refine()], {"train": 8, "test": 3})
+    train, test, processor = field_loaders(store, train=6, test=[6, 12], batch_size=4)
+    torch.manual_seed(0)
+    model = Tiny()
+    untrained = copy.deepcopy(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    trainer = Trainer(model=model, n_epochs=1, data_processor=processor, device="cpu", verbose=False)
+    loss = LpLoss(d=2, p=2, reduction="sum")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        metrics = trainer.train(
+            train_loader=train,
+            test_loaders=test,
+            optimizer=optimizer,
+            scheduler=torch.optim.lr_scheduler.ConstantLR(optimizer),
+            regularizer=None,
+            training_loss=loss,
+            eval_losses={"l2": loss},
+        )
+    assert not torch.equal(model.conv.weight, untrained.conv.weight)
+    for n in (6, 12):
+        # The metric is the mean error over the test split, in units.
+        sample = next(iter(test[n]))
+        with torch.no_grad():
+            out, data = processor.wrap(model).eval()(**sample)
+        error = (out - sample["y"]).flatten(1).norm(dim=1) / sample["y"].flatten(1).norm(dim=1)
+        torch.testing.assert_close(torch.as_tensor(metrics[f"{n}_l2"]), error.mean(), rtol=1e-5, atol=0)
+        torch.testing.assert_close(data["y"], sample["y"], rtol=0, atol=0)

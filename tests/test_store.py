@@ -1,0 +1,425 @@
+"""What is written is what is read, by us and by xarray, or there is an error that says why not."""
+
+import pickle
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from dask.base import compute
+from dask.delayed import delayed
+from helpers import WAVES, wave_store, waves, write_waves
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mano_op.data.store import FieldStore, Variable, create_store, open_store
+from mano_op.errors import InputError
+from mano_op.grid import REGISTRATIONS, Grid
+
+COARSE, FINE = Grid.uniform((6, 4)), Grid.uniform((12, 8))
+SPLITS = {"train": 5, "test": 3}
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A store that no test changes."""
+    return wave_store(tmp_path_factory.mktemp("kept") / "waves.zarr", [COARSE, FINE], SPLITS)
+
+
+@pytest.fixture
+def store(kept, tmp_path):
+    """A copy of it, to do anything to."""
+    return open_store(shutil.copytree(kept.path, tmp_path / "waves.zarr"))
+
+
+def empty(path, **changes):
+    options = {
+        "grids": [COARSE, FINE],
+        "variables": WAVES,
+        "splits": SPLITS,
+        "title": "Waves",
+        "provenance": {},
+        "levels": "resampled",
+        "boundary_conditions": {"y": "open", "x": "open"},
+        "chunk": 2,
+    }
+    return create_store(path, **(options | changes))
+
+
+def flip(file, position):
+    content = bytearray(file.read_bytes())
+    content[position] ^= 1
+    file.write_bytes(content)
+
+
+# ---------------------------------------------------------------------------------------- values
+
+
+def test_every_value_is_read_back_in_float32(kept):
+    kept = open_store(kept.path)
+    for key, grid in {"r6x4": COARSE, "r12x8": FINE}.items():
+        for name, values in waves(range(8), grid).items():
+            np.testing.assert_array_equal(kept.read(key, name), values.astype(np.float32))
+            np.testing.assert_array_equal(
+                kept.read(grid, name, np.array([0, 3, 7])), values[[0, 3, 7]].astype(np.float32)
+            )
+
+
+def test_xarray_reads_the_store_with_its_labels(kept):
+    tree = xr.open_datatree(kept.path)
+    assert set(tree.children) == {"r6x4", "r12x8"}
+    for key, grid in {"r6x4": COARSE, "r12x8": FINE}.items():
+        level = xr.open_zarr(kept.path, group=key)
+        xr.testing.assert_identical(level.compute(), tree[key].to_dataset().compute())
+        xr.testing.assert_identical(level.compute(), kept.dataset(key).compute())
+        np.testing.assert_array_equal(level["u"], waves(range(8), grid)["u"].astype(np.float32))
+        assert level["u"].dims == ("sample", "y", "x")
+        for axis in grid:
+            np.testing.assert_array_equal(level[axis.name], axis.points)
+            np.testing.assert_array_equal(level[level[axis.name].attrs["bounds"]], axis.bounds)
+        np.testing.assert_array_equal(level["sample"], np.arange(8))
+        assert level["split"].values.tolist() == ["train"] * 5 + ["test"] * 3
+    tested = tree["r12x8"].to_dataset().sel(sample=tree["r12x8"]["split"] == "test")
+    np.testing.assert_array_equal(tested["b"], waves([5, 6, 7], FINE)["b"].astype(np.float32))
+
+
+def test_what_the_attributes_say(kept):
+    attributes = xr.open_datatree(kept.path).attrs
+    assert attributes == kept.attrs
+    assert attributes["Conventions"] == "CF-1.11"
+    assert (attributes["input_fields"], attributes["output_fields"]) == (["a", "b"], ["u"])
+    assert attributes["provenance"]["problem"] == "waves"
+    assert attributes["provenance"]["versions"]["zarr"] == zarr.__version__
+    assert attributes["multiscales"]["layout"] == [{"asset": "r12x8"}, {"asset": "r6x4"}]
+    about = kept.dataset(FINE)["a"].attrs
+    assert (about["units"], about["long_name"], about["role"]) == ("m2", "amplitude", "input")
+    assert kept.variables == tuple(
+        Variable(v.name, v.role, v.units, v.long_name or v.name, v.cell_methods) for v in WAVES
+    )
+
+
+def test_the_format_is_documented(kept):
+    tree = (Path(__file__).parents[1] / "data" / "README.md").read_text()
+    for name in [*kept.attrs, *kept.dataset(FINE).variables.keys() - {v.name for v in WAVES}]:
+        assert re.search(rf"\b{name}\b", tree), name
+    assert kept.attrs["format"] in tree and f"format_version       {kept.attrs['format_version']} " in tree
+
+
+def test_a_chunk_is_whole_fields_of_a_few_samples(kept):
+    for key, grid in kept.grids.items():
+        array = zarr.open_array(kept.path / key / "u", mode="r")
+        assert array.chunks == (2, *grid.shape)
+
+
+@settings(max_examples=8)
+@given(
+    shape=st.lists(st.integers(2, 5), min_size=1, max_size=3),
+    registration=st.sampled_from(REGISTRATIONS),
+    start=st.floats(-3, 3),
+    length=st.floats(0.1, 3),
+    data=st.data(),
+)
+def test_grids_survive_exactly(shape, registration, start, length, data):
+    wraps = st.just(False) if registration == "node_both" else st.booleans()
+    grid = Grid.uniform(
+        shape,
+        domain=[(start, start + length)] * len(shape),
+        registration=registration,
+        periodic=[data.draw(wraps) for _ in shape],
+    )
+    conditions = {axis.name: "periodic" if axis.periodic else "wall" for axis in grid}
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/grids.zarr"
+        empty(path, grids=[grid, grid.refine()], splits={"test": 1}, boundary_conditions=conditions)
+        store = FieldStore(path)
+    assert list(store.grids.values()) == [grid, grid.refine()]
+    assert store.layout.boundary_conditions == conditions
+    assert store.key(grid) == store.key(grid.shape)
+
+
+# ------------------------------------------------------------------------------------ statistics
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_statistics_are_over_the_area_of_the_training_split_at_the_finest_level(tmp_path, chunk):
+    store = wave_store(tmp_path / "waves.zarr", [COARSE, FINE], SPLITS, chunk=chunk)
+    weights = np.broadcast_to(FINE.weights, (5, *FINE.shape))
+    for name, values in waves(range(5), FINE).items():
+        values = values.astype(np.float32)
+        mean = np.average(values, weights=weights)
+        std = np.average((values - mean) ** 2, weights=weights) ** 0.5
+        assert store.statistics[name] == pytest.approx({"mean": mean, "std": std}, rel=1e-12)
+    told = store.attrs["statistics"]
+    assert (told["split"], told["level"], told["samples"]) == ("train", "r12x8", 5)
+
+
+def test_a_store_without_a_training_split_has_no_statistics(tmp_path):
+    assert wave_store(tmp_path / "waves.zarr", [COARSE], {"test": 2}).statistics == {}
+
+
+# ------------------------------------------------------------------------- some splits at a level
+
+
+def test_a_level_may_hold_only_some_splits(tmp_path):
+    path, splits = tmp_path / "waves.zarr", {"train": 4, "test": 3, "hard": 2}
+    wave_store(path, [COARSE, FINE], splits, held={FINE: ["test"]})
+    store = open_store(path)
+    tree = xr.open_datatree(path)
+    np.testing.assert_array_equal(tree["r12x8"]["sample"], [4, 5, 6])
+    assert set(tree["r12x8"]["split"].values) == {"test"}
+    np.testing.assert_array_equal(store.read(FINE, "u"), waves([4, 5, 6], FINE)["u"].astype(np.float32))
+    same = tree["r6x4"].to_dataset().sel(sample=tree["r12x8"]["sample"])
+    np.testing.assert_array_equal(same["u"], waves([4, 5, 6], COARSE)["u"].astype(np.float32))
+    assert store.attrs["statistics"]["level"] == "r6x4"
+    with pytest.raises(InputError, match="r12x8 has no split 'train'; it has test, while 'train' is at r6x4"):
+        store.layout.rows("r12x8", "train")
+
+
+def test_chunks_of_a_level_are_never_shared_by_two_chunks_of_samples(tmp_path):
+    with pytest.raises(InputError, match=r"r12x8 holds only \['test'\].*chunk=2, expected a divisor of 5"):
+        empty(tmp_path / "waves.zarr", held={FINE: ["test"]}, chunk=2)
+
+
+# --------------------------------------------------------------------------------------- writing
+
+
+def test_chunks_are_written_side_by_side(tmp_path):
+    store = empty(tmp_path / "waves.zarr", splits={"train": 30, "test": 11}, chunk=2)
+    writes = [delayed(write_waves)(store, samples) for samples in store.pending()[::-1]]
+    compute(*writes, scheduler="threads", num_workers=8)
+    store.finish()
+    assert store.splits == {"train": 30, "test": 11}
+    np.testing.assert_array_equal(store.read(FINE, "a"), waves(range(41), FINE)["a"].astype(np.float32))
+
+
+def test_a_partial_store_is_refused_and_can_be_gone_on_with(tmp_path):
+    store = empty(tmp_path / "waves.zarr", chunk=3)
+    write_waves(store, slice(3, 6))
+    with pytest.raises(
+        InputError, match=r"partial store: 3 of 8 samples are written.*run again.*overwrite=True"
+    ):
+        open_store(store.path)
+    with pytest.raises(InputError, match="2 chunks of samples are not written, the first is 0 to 2"):
+        store.finish()
+    store = open_store(store.path, incomplete=True)
+    assert store.pending() == [slice(0, 3), slice(6, 8)]
+    for samples in store.pending():
+        write_waves(store, samples)
+    store.finish()
+    np.testing.assert_array_equal(
+        open_store(store.path).read(FINE, "u"), waves(range(8), FINE)["u"].astype(np.float32)
+    )
+
+
+def test_a_chunk_counts_as_written_only_when_all_its_levels_are(tmp_path, monkeypatch):
+    store = empty(tmp_path / "waves.zarr", chunk=8)
+    write = zarr.Array.__setitem__
+
+    def fail_at_the_last_field(array, *args):
+        if array.path == "r12x8/u":
+            raise OSError("no space left on device")
+        write(array, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zarr.Array, "__setitem__", fail_at_the_last_field)
+        with pytest.raises(OSError, match="no space"):
+            write_waves(store, slice(0, 8))
+    assert store.pending() == [slice(0, 8)]
+
+
+def test_a_store_is_complete_only_when_finishing_is(tmp_path, monkeypatch):
+    store = empty(tmp_path / "waves.zarr", chunk=8)
+    write_waves(store, slice(0, 8))
+
+    def fail(*args):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zarr, "consolidate_metadata", fail)
+        with pytest.raises(OSError, match="no space"):
+            store.finish()
+    with pytest.raises(InputError, match="partial store: 8 of 8 samples"):
+        open_store(store.path)
+    open_store(store.path, incomplete=True).finish()
+    assert open_store(store.path).statistics.keys() == {"a", "b", "u"}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
+def test_a_value_that_is_not_finite_in_float32_is_named_and_nothing_is_written(tmp_path, value):
+    store = empty(tmp_path / "waves.zarr", chunk=4)
+    fields = {grid: waves(range(4, 8), grid) for grid in (COARSE, FINE)}
+    fields[FINE]["u"][2, 3, 1] = value
+    with pytest.raises(InputError, match="r12x8/u: sample 6 has a NaN or an infinity"):
+        store.write(slice(4, 8), fields)
+    assert store.pending() == [slice(0, 4), slice(4, 8)]
+    assert not list(store.path.glob("*/u/c/**/*"))
+
+
+def test_fields_that_do_not_fit_the_layout_are_refused(tmp_path):
+    store = empty(tmp_path / "waves.zarr", chunk=4)
+    good = {grid: waves(range(4), grid) for grid in (COARSE, FINE)}
+    with pytest.raises(InputError, match=r"fields at \['r6x4'\]; samples .* expected at \['r12x8', 'r6x4'\]"):
+        store.write(slice(0, 4), {COARSE: good[COARSE]})
+    with pytest.raises(InputError, match=r"r6x4: variables \['a', 'b'\]; expected \['a', 'b', 'u'\]"):
+        store.write(slice(0, 4), {**good, COARSE: {"a": 0.0, "b": 0.0}})
+    with pytest.raises(InputError, match=r"r6x4/u: float64 of shape \(4, 4, 6\); expected .* \(4, 6, 4\)"):
+        store.write(slice(0, 4), {**good, COARSE: {**good[COARSE], "u": np.zeros((4, 4, 6))}})
+    with pytest.raises(InputError, match="r6x4/u: complex128"):
+        store.write(slice(0, 4), {**good, COARSE: {**good[COARSE], "u": np.zeros((4, 6, 4), complex)}})
+    with pytest.raises(InputError, match=r"slice\(1, 5, None\) is no chunk"):
+        store.write(slice(1, 5), good)
+    assert len(store.pending()) == 2
+
+
+def test_a_finished_store_is_not_written_again(kept):
+    with pytest.raises(InputError, match="is finished"):
+        write_waves(kept, slice(0, 2))
+
+
+# --------------------------------------------------------------------------------------- damage
+
+
+def test_any_flipped_byte_of_a_chunk_is_an_error(store):
+    (chunk,) = (store.path / "r6x4" / "u" / "c" / "1").glob("*/*")
+    intact = chunk.read_bytes()
+    for position in range(0, len(intact), 7):
+        flip(chunk, position)
+        with pytest.raises(InputError, match="r6x4/u: a chunk is damaged"):
+            store.read(COARSE, "u")
+        with pytest.raises((ValueError, RuntimeError)):
+            store.dataset(COARSE)["u"].values  # noqa: B018
+        chunk.write_bytes(intact)
+    np.testing.assert_array_equal(store.read(COARSE, "u"), waves(range(8), COARSE)["u"].astype(np.float32))
+
+
+def test_a_flipped_byte_of_a_coordinate_is_an_error(store):
+    flip(store.path / "r6x4" / "y" / "c" / "0", 3)
+    with pytest.raises(InputError, match="labels of the store do not fit together"):
+        open_store(store.path)
+
+
+def test_a_lost_chunk_names_its_first_sample(store):
+    (chunk,) = (store.path / "r12x8" / "b" / "c" / "1").glob("*/*")
+    chunk.unlink()
+    with pytest.raises(InputError, match=r"r12x8/b: sample 2 \(and 1 more samples\) has a NaN"):
+        store.read(FINE, "b")
+    np.testing.assert_array_equal(
+        store.read(FINE, "b", slice(4, 8)), waves(range(4, 8), FINE)["b"].astype(np.float32)
+    )
+
+
+def test_labels_that_contradict_each_other_are_an_error(store):
+    root = zarr.open_group(store.path, mode="r+")
+    root["r6x4/y"][:] = np.linspace(0, 1, 6)
+    with pytest.raises(InputError, match="r6x4/y is not where a node axis has its points"):
+        open_store(store.path)
+    root["r6x4/y"][:] = COARSE.points[0]
+    root.update_attributes({"splits": {"train": 5, "test": 4}})
+    with pytest.raises(InputError, match=r"shape \(8, 6, 4\), its labels say \(9, 6, 4\)"):
+        open_store(store.path)
+
+
+def test_a_missing_array_is_an_error(store):
+    (store.path / "r12x8" / "a" / "zarr.json").unlink()
+    root = zarr.open_group(store.path, mode="r+", use_consolidated=False)
+    root.update_attributes({})  # drops the copy of all metadata that the root holds
+    with pytest.raises(InputError, match=r"do not fit together.*r12x8/a"):
+        open_store(store.path)
+
+
+# -------------------------------------------------------------------------------- opening, replacing
+
+
+def test_what_is_no_store_is_refused(tmp_path):
+    with pytest.raises(InputError, match="does not exist; make it with"):
+        open_store(tmp_path / "none.zarr")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="is no zarr store"):
+        open_store(tmp_path / "folder")
+    zarr.create_group(tmp_path / "other.zarr", attributes={"format": "something else"})
+    with pytest.raises(InputError, match="format='something else', expected 'mano_op fields'"):
+        open_store(tmp_path / "other.zarr")
+
+
+def test_a_newer_format_is_refused(store):
+    zarr.open_group(store.path, mode="r+").update_attributes({"format_version": 2})
+    with pytest.raises(InputError, match=r"format version 2, this mano_op .* reads version 1"):
+        open_store(store.path)
+
+
+def test_a_resolution_that_is_missing_lists_those_present(kept):
+    with pytest.raises(InputError, match=r"no resolution 64; it has r6x4 \(6 x 4\), r12x8 \(12 x 8\)"):
+        kept.key(64)
+    for resolution in (6, (4, 6), "r4x6", COARSE.refine(3)):
+        with pytest.raises(InputError, match="has no resolution"):
+            kept.key(resolution)
+    assert [kept.key(resolution) for resolution in ((6, 4), "r6x4", COARSE)] == ["r6x4"] * 3
+
+
+def test_nothing_but_a_store_is_ever_replaced(tmp_path, store):
+    folder = tmp_path / "thesis"
+    (folder / "chapters").mkdir(parents=True)
+    (folder / "chapters" / "one.tex").write_text("words")
+    zarr.create_group(tmp_path / "other.zarr", attributes={"kept": True})
+    (tmp_path / "file").write_text("words")
+    for path in (folder, tmp_path / "other.zarr", tmp_path / "file"):
+        with pytest.raises(InputError, match="exists; give another path"):
+            empty(path)
+        with pytest.raises(InputError, match="is no store of fields, so overwrite=True leaves it alone"):
+            empty(path, overwrite=True)
+    assert (folder / "chapters" / "one.tex").read_text() == (tmp_path / "file").read_text() == "words"
+    assert zarr.open_group(tmp_path / "other.zarr", mode="r").attrs["kept"] is True
+    with pytest.raises(InputError, match="exists"):
+        empty(store.path)
+    assert empty(store.path, overwrite=True).pending() == [slice(i, i + 2) for i in range(0, 8, 2)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"provenance": {"seed": object()}}, "what JSON can hold"),
+        ({"provenance": {"viscosity": np.nan}}, "what JSON can hold"),
+        ({"grids": [COARSE, Grid.uniform((8, 8), registration="cell")]}, "one domain in one registration"),
+        ({"grids": [COARSE, COARSE]}, "two grids of one shape"),
+        ({"grids": []}, "at least one level"),
+        ({"boundary_conditions": {"y": "open"}}, "one for each axis"),
+        ({"boundary_conditions": {"y": "open", "x": "periodic"}}, "must say the same"),
+        ({"levels": "coarsened"}, "levels='coarsened'"),
+        ({"variables": WAVES[:2]}, "no output"),
+        ({"variables": [*WAVES, WAVES[0]]}, "'a': the name is taken"),
+        ({"variables": [*WAVES, Variable("y_bnds", "input")]}, "'y_bnds': the name is taken"),
+        ({"splits": {}}, "no splits"),
+        ({"splits": {"train": 0}}, "has 0 samples"),
+        ({"chunk": 0}, "chunk=0"),
+        ({"held": {FINE: ["validation"]}}, r"holds \['validation'\]"),
+        ({"held": {FINE: ["train"], COARSE: ["train"]}}, "'test' is held by no level"),
+        ({"held": {FINE.refine(): ["train"]}}, "not among the grids"),
+    ],
+)
+def test_a_plan_that_does_not_hold_together_is_refused_and_replaces_nothing(kept, change, message):
+    with pytest.raises(InputError, match=message):
+        empty(kept.path, overwrite=True, **change)
+    np.testing.assert_array_equal(
+        open_store(kept.path).read(FINE, "u"), waves(range(8), FINE)["u"].astype(np.float32)
+    )
+
+
+@pytest.mark.parametrize("name", ["", "2d", "_hidden", "a/b", "a b", "größe"])
+def test_names_of_variables(name):
+    with pytest.raises(InputError, match="expected a letter"):
+        Variable(name, "input")
+    with pytest.raises(InputError, match="role='target'"):
+        Variable("a", "target")
+
+
+def test_a_store_pickles_as_its_path(kept):
+    content = pickle.dumps(kept)
+    assert len(content) < 300
+    copy = pickle.loads(content)
+    assert isinstance(copy.path, Path)
+    np.testing.assert_array_equal(copy.read(FINE, "u"), kept.read(FINE, "u"))
+    assert copy.statistics == kept.statistics
