@@ -1,0 +1,99 @@
+"""What a model costs: parameters and floating point operations, counted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+_aten = torch.ops.aten
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Real numbers to be learned; a complex parameter is two of them.
+
+    Examples
+    --------
+    >>> count_parameters(nn.Linear(3, 2))
+    8
+    """
+    return sum(p.numel() * (2 if p.is_complex() else 1) for p in model.parameters() if p.requires_grad)
+
+
+def count_flops(model: nn.Module, x: Tensor) -> int:
+    r"""Floating point operations of one forward pass.
+
+    Counted are matrix products and convolutions (a multiplication and an addition each), complex ones as
+    the four real products that they are, and Fourier transforms of :math:`N` points as
+    :math:`5 N \log_2 N`, half of it between real and complex. torch's own counter, on which this builds,
+    counts a complex product as a real one and a Fourier transform as nothing. What acts on single values
+    (activations, normalisation, softmax) is not counted, for any model.
+
+    Parameters
+    ----------
+    model : nn.Module
+    x : Tensor
+        An input, ``(batch, in_channels, *grid)``. Only its shape matters.
+
+    Examples
+    --------
+    >>> count_flops(nn.Conv2d(3, 8, 1), torch.zeros(1, 3, 16, 16)) == 2 * 3 * 8 * 16 * 16
+    True
+    >>> class Transform(nn.Module):
+    ...     def forward(self, x):
+    ...         return torch.fft.rfft(x)
+    >>> count_flops(Transform(), torch.zeros(7, 64)) == 7 * 5 * 64 * 6 // 2
+    True
+    """
+    training = model.training
+    model.eval()
+    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    try:
+        with counter, torch.no_grad():
+            model(torch.zeros_like(x))
+    finally:
+        model.train(training)
+    return int(counter.get_total_flops())
+
+
+def _raw(formula: Callable[..., int]) -> Callable[..., int]:
+    """Mark a formula that wants the tensors themselves: torch's counter gives others the shapes only."""
+    formula._get_raw = True  # type: ignore[attr-defined]
+    return formula
+
+
+@_raw
+def _product(a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> int:
+    """Of ``a @ b``, in batches or not."""
+    return 2 * a.numel() * b.shape[-1] * (4 if a.is_complex() else 1)
+
+
+@_raw
+def _added_product(bias: Tensor, a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> int:
+    return _product(a, b)
+
+
+def _fourier(real: bool) -> Callable[..., int]:
+    @_raw
+    def formula(x: Tensor, dim: list[int], *args: Any, out_val: Tensor, **kwargs: Any) -> int:
+        # One of the two has all the points, the other only the half of the spectrum that is not redundant.
+        points = max(x.numel(), out_val.numel())
+        lines = math.prod(max(x.shape[d], out_val.shape[d]) for d in dim)
+        return int(5 * points * math.log2(max(lines, 1)) / (2 if real else 1))
+
+    return formula
+
+
+_FORMULAS: dict[Any, Any] = {
+    _aten.mm: _product,
+    _aten.bmm: _product,
+    _aten.addmm: _added_product,
+    _aten.baddbmm: _added_product,
+    _aten._fft_r2c: _fourier(real=True),
+    _aten._fft_c2r: _fourier(real=True),
+    _aten._fft_c2c: _fourier(real=False),
+}

@@ -1,0 +1,114 @@
+"""Runs: what is written is what is read, and what cannot be read says why."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mano_op import InputError
+from mano_op.data.processor import FieldProcessor
+from mano_op.runs import Run, build_model, load_run, save_run
+
+PROCESSOR = FieldProcessor({"a": {"mean": 2.0, "std": 3.0}}, {"u": {"mean": -1.0, "std": 0.5}})
+MANO = {"in_channels": 1, "out_channels": 1, "hidden_channels": 8, "n_layers": 1, "n_heads": 2, "n_levels": 2}
+FNO = {"in_channels": 1, "out_channels": 1, "hidden_channels": 8, "n_modes": [4, 4], "n_layers": 1}
+PUBLISHED = {"in_channels": 1, "out_channels": 1, "hidden_channels": 8, "n_layers": 1, "n_heads": 2}
+
+
+def make_run(arch: str, options: dict[str, Any]) -> Run:
+    torch.manual_seed(0)
+    model = build_model(arch, options)
+    return Run(model, PROCESSOR, arch, options, {"resolution": "r8"}, [{"epoch": 1, "training_error": 0.5}])
+
+
+@pytest.mark.parametrize(("arch", "options"), [("mano", MANO), ("fno", FNO), ("mano_published", PUBLISHED)])
+def test_a_run_read_back_computes_the_same(arch: str, options: dict[str, Any], tmp_path: Path) -> None:
+    run = make_run(arch, options)
+    save_run(tmp_path / "run", run)
+    found = load_run(tmp_path / "run")
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(found.model(x), run.model.eval()(x))
+    assert not found.model.training
+    assert not found.processor.training
+    assert found.processor.to_dict() == PROCESSOR.to_dict()
+    assert (found.arch, found.options, found.training, found.history) == (
+        arch,
+        options,
+        run.training,
+        run.history,
+    )
+    assert found.n_parameters == run.n_parameters
+
+
+def test_the_files_are_data(tmp_path: Path) -> None:
+    """Tensors and JSON: nothing in a run needs unpickling, not even FNO's, whose options are functions."""
+    save_run(tmp_path, make_run("fno", FNO))
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "parameters.pt"}
+    tensors = torch.load(tmp_path / "parameters.pt", weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in tensors.values())
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("it_ran"),)
+
+
+def test_a_pickle_in_place_of_parameters_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_run(tmp_path, make_run("mano", MANO))
+    (tmp_path / "parameters.pt").write_bytes(pickle.dumps(Malicious(), protocol=2))
+    with pytest.raises(InputError, match=r"parameters\.pt cannot be read as tensors"):
+        load_run(tmp_path)
+    assert not (tmp_path / "it_ran").exists()
+
+
+def test_an_interrupted_write_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mano_op.runs.os.replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        save_run(tmp_path, make_run("mano", MANO))
+    with pytest.raises(InputError, match=r"holds no run\.json, so it is no finished run"):
+        load_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "something else"}, "format 'something else' version 1, expected 'mano_op run' version 1"),
+        ({"format_version": 9}, "version 9, expected 'mano_op run' version 1"),
+    ],
+)
+def test_other_formats_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    save_run(tmp_path, make_run("mano", MANO))
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match=message):
+        load_run(tmp_path)
+
+
+def test_a_damaged_description_is_refused(tmp_path: Path) -> None:
+    save_run(tmp_path, make_run("mano", MANO))
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(InputError, match="is not JSON"):
+        load_run(tmp_path)
+
+
+def test_parameters_of_another_model_are_refused(tmp_path: Path) -> None:
+    save_run(tmp_path, make_run("mano", MANO))
+    wider = build_model("mano", {**MANO, "hidden_channels": 16})
+    torch.save(nn.Module.state_dict(wider), tmp_path / "parameters.pt")
+    with pytest.raises(InputError, match=r"are not those of mano with .*'hidden_channels': 8"):
+        load_run(tmp_path)
+
+
+def test_unknown_models_and_options_are_refused() -> None:
+    with pytest.raises(InputError, match=r"there is no model 'mono'; neuraloperator knows .*fno.*mano"):
+        build_model("mono", {})
+    with pytest.raises(InputError, match="fno has no option n_mode; it has n_modes"):
+        build_model("fno", {"n_mode": [4, 4]})

@@ -1,0 +1,143 @@
+"""Training through neuraloperator's Trainer, on a store."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import wave_store
+from neuralop.losses import H1Loss, LpLoss
+
+from mano_op import Grid, InputError
+from mano_op.data.dataset import field_loaders
+from mano_op.data.store import FieldStore
+from mano_op.runs import load_run
+from mano_op.train import train_model
+
+SMALL = {"hidden_channels": 8, "n_layers": 1, "n_heads": 2, "n_levels": 2}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FieldStore:
+    grids = [Grid.uniform((n, n), registration="cell") for n in (8, 16)]
+    return wave_store(tmp_path_factory.mktemp("train") / "waves.zarr", grids, {"train": 12, "test": 4})
+
+
+def train(store: FieldStore, out: Path, **options: object):  # type: ignore[no-untyped-def]
+    settings = {"resolution": 8, "options": SMALL, "epochs": 3, "batch_size": 4, "progress": False}
+    return train_model(store, out, **(settings | options))  # type: ignore[arg-type]
+
+
+def test_the_model_fits_the_store_and_is_kept(store: FieldStore, tmp_path: Path) -> None:
+    run = train(store, tmp_path / "run")
+    assert run.options == {
+        "in_channels": 2,
+        "out_channels": 1,
+        "n_dim": 2,
+        "registration": "cell",
+        "periodic": [False, False],
+        **SMALL,
+    }
+    kept = load_run(tmp_path / "run")
+    x = torch.randn(3, 2, 8, 8)
+    assert torch.equal(kept.model(x), run.model(x))
+    assert kept.training["resolution"] == "r8"
+    assert kept.history == run.history
+
+
+def test_training_fits_the_fields(store: FieldStore, tmp_path: Path) -> None:
+    history = train(store, tmp_path, epochs=25).history
+    assert [epoch["epoch"] for epoch in history] == list(range(1, 26))
+    assert history[-1]["training_error"] < 0.3 * history[0]["training_error"]
+
+
+@pytest.mark.parametrize("loss", ["l2", "h1"])
+def test_the_first_error_is_that_of_the_initial_model(loss: str, store: FieldStore, tmp_path: Path) -> None:
+    """With all samples in one batch, the first epoch's error is that before any step was taken."""
+    from mano_op.runs import build_model
+
+    run = train(store, tmp_path, loss=loss, batch_size=12, epochs=1, seed=3)
+    torch.manual_seed(3)
+    model = build_model("mano", run.options)
+    loaders = field_loaders(store, train=8, test=[], batch_size=12, seed=3)
+    sample = loaders.processor.train().preprocess(next(iter(loaders.train)))
+    norm = LpLoss(d=2, measure=1.0) if loss == "l2" else H1Loss(d=2, periodic_in_x=False, periodic_in_y=False)
+    expected = norm(model(sample["x"]), sample["y"]) / 12
+    assert run.history[0]["training_error"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_same_seed_gives_the_same_model(store: FieldStore, tmp_path: Path) -> None:
+    first, second, other = (train(store, tmp_path / str(i), seed=seed) for i, seed in enumerate((1, 1, 2)))
+    same = zip(first.model.parameters(), second.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in same)
+    assert first.history[-1]["training_error"] == second.history[-1]["training_error"]
+    assert first.history[-1]["training_error"] != other.history[-1]["training_error"]
+
+
+def test_fno_takes_the_same_call(store: FieldStore, tmp_path: Path) -> None:
+    fno = {"n_modes": [4, 4], "hidden_channels": 8, "n_layers": 1}
+    run = train(store, tmp_path, arch="fno", options=fno, epochs=30, learning_rate=2e-2)
+    assert run.history[-1]["training_error"] < 0.5 * run.history[0]["training_error"]
+    assert torch.equal(load_run(tmp_path).model(torch.ones(1, 2, 8, 8)), run.model(torch.ones(1, 2, 8, 8)))
+
+
+def test_no_warning_but_neuraloperators_own(store: FieldStore, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(store, tmp_path, epochs=1)
+
+
+def test_the_rate_rises_and_falls_to_nearly_zero(
+    store: FieldStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = []
+    step = torch.optim.AdamW.step
+
+    def watch(self: torch.optim.AdamW, *args: object) -> object:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watch)
+    train(store, tmp_path, epochs=9, batch_size=12, learning_rate=1e-2)
+    assert len(rates) == 9
+    assert rates[2] == pytest.approx(1e-2)  # a fifth of the way
+    assert (np.diff(rates[:3]) > 0).all()
+    assert (np.diff(rates[2:]) < 0).all()
+    assert rates[0] < 1e-3
+    assert rates[-1] < 1e-3
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 4, 5, 7])
+def test_any_number_of_epochs(epochs: int, store: FieldStore, tmp_path: Path) -> None:
+    history = train(store, tmp_path, epochs=epochs).history
+    assert len(history) == epochs
+    assert all(np.isfinite(epoch["training_error"]) for epoch in history)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"resolution": 32}, r"no resolution 32; it has r8 \(8 x 8\), r16 \(16 x 16\)"),
+        ({"arch": "mono"}, "there is no model 'mono'"),
+        ({"options": {"hiden_channels": 8}}, "no option hiden_channels"),
+        ({"loss": "l3"}, "loss='l3', expected one of l2, h1"),
+        ({"epochs": 0}, "epochs=0, expected more than 0"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0, expected more than 0"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(
+    options: dict[str, object], message: str, store: FieldStore, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        train(store, tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_replaced_unasked(store: FieldStore, tmp_path: Path) -> None:
+    first = train(store, tmp_path, epochs=1)
+    with pytest.raises(InputError, match="holds a run already"):
+        train(store, tmp_path, epochs=1, seed=5)
+    assert load_run(tmp_path).training["seed"] == first.training["seed"]
+    train(store, tmp_path, epochs=1, seed=5, overwrite=True)
+    assert load_run(tmp_path).training["seed"] == 5
