@@ -1,0 +1,215 @@
+"""Figures of errors, costs and training. A model has one colour in all, a predictor one kind of line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedFormatter, FixedLocator
+from numpy.typing import NDArray
+
+from mano_op.report.style import FAINT, INK, LINES, colours, log_axis, model_handles, style
+from mano_op.transfer.verdict import DPU
+
+_NOTE: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "annotation_clip": True}
+
+
+def error_by_resolution(judged: xr.Dataset, variable: str) -> Figure:
+    """Mean error against points along an axis, both logarithmic, with intervals, floor and mean field.
+
+    A floor that lies more than a decade below all errors is left below the frame, so that they have room.
+
+    Parameters
+    ----------
+    judged : Dataset
+        From `mano_op.transfer.verdict.summary`.
+    variable : str
+    """
+    part = judged.sel(variable=variable)
+    n = part["points"].values ** (1 / part.attrs["n_dim"])  # the geometric mean where axes differ
+    shown = colours(part["model"].values.tolist())
+    with style():
+        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        for model, colour in shown.items():
+            _errors_of(axes, n, part.sel(model=model), colour)
+        floor = _floors(axes, n, part)
+        mean = part["mean"].sel(predictor="mean").isel(model=0)
+        axes.plot(n, _percent(mean), color=FAINT, ls=LINES["mean"])
+        log_axis(axes, "x")
+        log_axis(axes, "y")
+        axes.xaxis.set_major_locator(FixedLocator(n.tolist()))
+        axes.xaxis.set_major_formatter(
+            FixedFormatter([key.removeprefix("r") for key in part["resolution"].values])
+        )
+        bottom = _percent(part["mean"].sel(predictor=["direct", *DPU]))
+        below = bool(np.isfinite(bottom).any()) and floor < np.nanmin(bottom) / 10
+        if below:
+            axes.set_ylim(bottom=np.nanmin(bottom) / 10)
+        axes.set_xlabel("points along an axis")
+        axes.set_ylabel("relative L2 error in %")
+        axes.set_title(f"Error of {variable} by resolution; rings: trained there")
+        named = "floor of DPU" + (", below where not shown" if below else "")
+        lines = [
+            Line2D([], [], color=INK, ls=LINES["direct"], marker="o", label="direct"),
+            Line2D([], [], color=INK, ls=LINES["best DPU"], marker="D", mfc="white", label="best DPU"),
+            Line2D([], [], color=INK, ls=LINES["floor"], marker=".", label=named),
+            Line2D([], [], color=FAINT, ls=LINES["mean"], label="mean field"),
+        ]
+        figure.legend(handles=[*model_handles(shown), *lines], loc="outside right upper")
+        return figure
+
+
+def _errors_of(axes: Axes, n: NDArray[np.float64], one: xr.Dataset, colour: str) -> None:
+    """Direct inference and best DPU of a model, with their intervals."""
+    direct, best = one.sel(predictor="direct"), one.sel(predictor=one["best_dpu"])
+    for name, errors, marker, fill in (("direct", direct, "o", colour), ("best DPU", best, "D", "white")):
+        axes.plot(n, _percent(errors["mean"]), color=colour, ls=LINES[name], marker=marker, mfc=fill)
+        low, high = _percent(errors["low"]), _percent(errors["high"])
+        axes.fill_between(n, low, high, color=colour, alpha=0.12, lw=0)
+    trained = one["resolution"].values == one["training_resolution"].item()
+    ring: dict[str, Any] = {"marker": "o", "ms": 11, "mfc": "none", "mec": colour, "mew": 1.2, "ls": "none"}
+    axes.plot(n[trained], _percent(direct["mean"])[trained], **ring)
+
+
+def _floors(axes: Axes, n: NDArray[np.float64], part: xr.Dataset) -> float:
+    """The floor of each training grid; returns the lowest value that is drawn."""
+    lowest = np.inf
+    origins, models = np.unique(part["training_resolution"].values, return_index=True)
+    for origin, model in zip(origins, models, strict=True):
+        floor = _percent(part["mean"].sel(predictor="floor").isel(model=int(model)))
+        axes.plot(n, floor, color=INK, ls=LINES["floor"], marker=".")
+        finite = np.flatnonzero(np.isfinite(floor))
+        if len(finite):
+            lowest = min(lowest, float(np.nanmin(floor)))
+        if len(origins) > 1 and len(finite):
+            at = finite[-1]
+            side = "right" if at else "left"
+            axes.annotate(f"from {origin}", (n[at], floor[at]), xytext=(0, 5), ha=side, **_NOTE)
+    return lowest
+
+
+def error_distributions(results: xr.Dataset, judged: xr.Dataset, variable: str) -> Figure:
+    """For each resolution the share of samples with no larger error, directly and by the best DPU."""
+    keys = judged["resolution"].values.tolist()
+    shown = colours(judged["model"].values.tolist())
+    errors = results["relative_l2"].sel(variable=variable)
+    best = judged["best_dpu"].sel(variable=variable)
+    columns = min(3, len(keys))
+    rows = -(-len(keys) // columns)
+    with style():
+        figure = Figure(figsize=(max(5.0, 2.6 * columns), 2.6 * rows + 0.6), layout="constrained")
+        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        for axes, key in zip(panels, keys, strict=False):
+            for model, colour in shown.items():
+                of = errors.sel(model=model, resolution=key)
+                predictors = {"direct": "direct", "best DPU": best.sel(model=model, resolution=key).item()}
+                for name, predictor in predictors.items():
+                    error, share = _cumulative(of.sel(predictor=predictor).values)
+                    axes.step(error, share, where="post", color=colour, ls=LINES[name], lw=1.3)
+            axes.set_title(key)
+            axes.set_ylim(0, 101)
+        for place, axes in enumerate(panels):
+            log_axis(axes, "x")
+            axes.set_visible(place < len(keys))
+            axes.tick_params(labelbottom=place + columns >= len(keys))
+        figure.supxlabel("relative L2 error in %", fontsize=9)
+        figure.supylabel("samples with no larger error in %", fontsize=9)
+        lines = [Line2D([], [], color=INK, ls=LINES[name], label=name) for name in ("direct", "best DPU")]
+        figure.legend(handles=[*model_handles(shown), *lines], loc="outside upper left", ncols=len(shown) + 2)
+        return figure
+
+
+def _cumulative(errors: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Errors in order and the shares of samples up to them, both in per cent; of all, finite or not.
+
+    Examples
+    --------
+    >>> _cumulative(np.array([0.5, np.nan, 0.25, 0.0]))
+    (array([25., 50.]), array([50., 75.]))
+    """
+    ordered = np.sort(errors[np.isfinite(errors)])
+    share = np.arange(1, ordered.size + 1) / errors.size
+    drawn = ordered > 0  # the axis is logarithmic
+    return 100 * ordered[drawn], 100 * share[drawn]
+
+
+def cost_and_error(judged: xr.Dataset, variable: str) -> Figure:
+    """Operations for a sample against error: direct inference through the resolutions, and DPU."""
+    part = judged.sel(variable=variable)
+    shown = colours(part["model"].values.tolist())
+    with style():
+        figure = Figure(figsize=(7.2, 4.0), layout="constrained")
+        axes = figure.add_subplot()
+        for model, colour in shown.items():
+            one = part.sel(model=model)
+            flops, error = one["flops"].values / 1e6, _percent(one["mean"].sel(predictor="direct"))
+            axes.plot(flops, error, color=colour, marker="o", lw=1.2)
+            for x, y, key in zip(flops, error, one["resolution"].values, strict=True):
+                if np.isfinite(y):
+                    axes.annotate(key, (x, y), xytext=(0, 7), ha="center", **_NOTE)
+            away = one["resolution"].values != one["training_resolution"].item()
+            dpu = _percent(one["mean"].sel(predictor=one["best_dpu"]))[away]
+            cost = np.full(dpu.shape, one["training_flops"].item() / 1e6)
+            axes.plot(cost, dpu, color=colour, marker="D", mfc="white", ls="none", ms=7, zorder=1)
+        log_axis(axes, "x")
+        log_axis(axes, "y")
+        axes.margins(x=0.12, y=0.18)
+        axes.set_xlabel("floating point operations for a sample, in millions")
+        axes.set_ylabel("relative L2 error in %")
+        axes.set_title("What a prediction costs and how far it is off")
+        labels = {m: f"{m}, {_count(part['parameters'].sel(model=m).item())} parameters" for m in shown}
+        kinds = [
+            Line2D([], [], color=INK, marker="o", label="direct, at each resolution"),
+            Line2D([], [], color=INK, marker="D", mfc="white", ls="none", label="best DPU there"),
+        ]
+        handles = [*model_handles(shown, labels), *kinds]
+        figure.legend(handles=handles, loc="outside lower left", ncols=2)
+        return figure
+
+
+def training_history(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+    """Training error by epoch and by seconds; a model without a history has no line."""
+    shown = {model: colour for model, colour in colours(histories).items() if histories[model]}
+    with style():
+        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+        by_epoch, by_time = figure.subplots(1, 2, sharey=True)
+        for model, colour in shown.items():
+            history = histories[model]
+            error = 100 * np.array([entry["training_error"] for entry in history])
+            seconds = np.cumsum([entry["seconds"] for entry in history])
+            marker = "." if len(history) < 40 else None
+            by_epoch.plot(np.arange(1, error.size + 1), error, color=colour, marker=marker)
+            by_time.plot(seconds, error, color=colour, marker=marker)
+        log_axis(by_epoch, "y")
+        by_epoch.set_xlabel("epoch")
+        by_epoch.set_ylabel("training error in %")
+        by_time.set_xlabel("seconds of training")
+        by_time.set_xlim(left=0)
+        figure.legend(handles=model_handles(shown), loc="outside upper left", ncols=len(shown))
+        return figure
+
+
+def _percent(fraction: xr.DataArray) -> NDArray[np.float64]:
+    """In per cent; NaN, which is not drawn, where a logarithmic axis has no place for it."""
+    values = fraction.values
+    return np.where(np.isfinite(values) & (values > 0), 100 * values, np.nan)
+
+
+def _count(number: float) -> str:
+    """A large number, short.
+
+    Examples
+    --------
+    >>> _count(512), _count(33217), _count(2.5e6)
+    ('512', '33.2 k', '2.5 M')
+    """
+    for size, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {name}"
+    return f"{number:g}"

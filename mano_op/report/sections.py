@@ -1,0 +1,230 @@
+"""The parts of a report: what is shown of errors, samples, costs and training, and how to read it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from mano_op.data.store import FieldStore
+from mano_op.report.figures import cost_and_error, error_by_resolution, error_distributions, training_history
+from mano_op.report.page import definitions, figure, heading, html_table, paragraph, points
+from mano_op.report.panels import sample_panels
+from mano_op.report.style import data_uri
+from mano_op.runs import Run, machine
+from mano_op.transfer.predict import sample_fields
+from mano_op.transfer.tables import header, notes, table_rows
+from mano_op.transfer.verdict import percent
+
+_TERMS = {
+    "direct": "the model, given the input on the grid itself.",
+    "DPU": "down, predict, up: the input restricted to the model's training grid, the prediction there, "
+    "interpolated back. Several ways of restricting are tried: the values at the shared points (injection) "
+    "or, where grids do not nest, at the nearest (nearest); the means over cells (mean); interpolated values "
+    "(interpolation). The one with the smallest error is shown. A claim of transfer has to beat it.",
+    "floor": "the true output at the points of the training grid, interpolated likewise: what DPU makes of a "
+    "perfect coarse prediction.",
+    "mean field": "the mean over the training split, everywhere: what knowing nothing of the input gives.",
+    "growth": "the direct error over the direct error at the training resolution.",
+}
+
+
+def findings(judged: xr.Dataset, store: FieldStore) -> list[str]:
+    """What was judged, and the sentences that its intervals allow."""
+    about = judged.attrs
+    pairs = zip(judged["sentence"].values.ravel(), judged["verdict"].values.ravel(), strict=True)
+    return [
+        paragraph(
+            f"{', '.join(judged['model'].values)} on {store.attrs['title'] or store.path.name}: "
+            f"{about['samples']} samples of the split {about['split']!r} at "
+            f"{', '.join(judged['resolution'].values)}. Errors are relative L2 errors in %, means over the "
+            "samples with 95 % intervals."
+        ),
+        heading("What the numbers allow to say"),
+        points(pairs),
+    ]
+
+
+def errors(results: xr.Dataset, judged: xr.Dataset) -> list[str]:
+    """The table, its notes, and for each variable the errors by resolution and their distributions."""
+    parts = [
+        heading("Errors"),
+        html_table(header(judged), table_rows(judged), kind="numbers"),
+        *(paragraph(note, kind="note") for note in notes(judged)),
+    ]
+    for variable in judged["variable"].values.tolist():
+        parts += [
+            figure(
+                data_uri(error_by_resolution(judged, variable), "svg"),
+                f"Mean relative L2 error of {variable}. Bands are 95 % intervals. Direct inference is worth "
+                "its cost where the full line lies below the broken one of its colour.",
+            ),
+            figure(
+                data_uri(error_distributions(results, judged, variable), "svg"),
+                f"How the error of {variable} is spread over the samples: the share that has no larger one. "
+                "Where a curve ends below 100 %, the other errors are not finite.",
+            ),
+        ]
+    return parts
+
+
+def samples(results: xr.Dataset, judged: xr.Dataset, runs: Mapping[str, Run], store: FieldStore) -> list[str]:
+    """For each variable a good, a middling and a bad sample, at the training resolutions and the finest."""
+    keys = judged["resolution"].values.tolist()
+    wanted = {*judged["training_resolution"].values.tolist(), keys[-1]}
+    names = {one.name: one.name + ("" if one.units == "1" else f" [{one.units}]") for one in store.variables}
+    parts = [heading("Samples")]
+    for key in (key for key in keys if key in wanted):
+        for variable in judged["variable"].values.tolist():
+            of = results["relative_l2"].sel(resolution=key, predictor="direct", variable=variable)
+            rows = best_median_worst(of.transpose("model", "sample").values)
+            fields = sample_fields(runs, store, key, list(rows.values()), split=judged.attrs["split"])
+            captions = [f"{which}, no. {of['sample'].values[row]}" for which, row in rows.items()]
+            picture = sample_panels(fields, store.grids[key], variable, captions, names)
+            parts.append(
+                figure(
+                    data_uri(picture, "png"),
+                    f"{variable} at {key}, direct inference: the samples with the smallest, the median and "
+                    "the largest error, averaged over the models. All fields of a sample have the colours "
+                    "of its truth, and all its errors share a scale.",
+                )
+            )
+    return parts
+
+
+def best_median_worst(errors: NDArray[np.float64]) -> dict[str, int]:
+    """Rows of samples, by mean error over models; an error that is not finite is the largest.
+
+    Parameters
+    ----------
+    errors : ndarray, shape (models, samples)
+
+    Examples
+    --------
+    >>> best_median_worst(np.array([[0.3, 0.1, np.nan, 0.2, 0.4]]))
+    {'Best sample': 1, 'Median sample': 0, 'Worst sample': 2}
+    >>> best_median_worst(np.array([[0.3]]))
+    {'Best sample': 0}
+    """
+    means = np.where(np.isfinite(errors), errors, np.inf).mean(axis=0)
+    order = np.argsort(means, kind="stable").tolist()
+    picks = {"Best sample": 0, "Median sample": (len(order) - 1) // 2, "Worst sample": len(order) - 1}
+    chosen: dict[str, int] = {}
+    for which, place in picks.items():
+        if order[place] not in chosen.values():
+            chosen[which] = order[place]
+    return chosen
+
+
+def costs(judged: xr.Dataset) -> list[str]:
+    """What a prediction costs, as a picture and as a table."""
+    parts = [heading("Cost")]
+    if (judged["flops"].values > 0).all():  # otherwise nothing countable, and no place on the axis
+        parts += [
+            figure(
+                data_uri(cost_and_error(judged, variable), "svg"),
+                f"Cost of a prediction against the error of {variable}. Lines follow direct inference "
+                "through the resolutions; DPU costs what a prediction on the training grid costs.",
+            )
+            for variable in judged["variable"].values.tolist()
+        ]
+    rows = []
+    for model in judged["model"].values.tolist():
+        for key in judged["resolution"].values.tolist():
+            one = judged.sel(model=model, resolution=key)
+            flops, seconds = one["flops"].item(), one["seconds_per_sample"].item()
+            rows.append([model, key, f"{flops / 1e6:.4g}", f"{1e3 * seconds:.3g}"])
+    head = ["model", "resolution", "MFLOP for a sample", "ms for a sample, indicative"]
+    return [*parts, html_table(head, rows)]
+
+
+def training(runs: Mapping[str, Run], judged: xr.Dataset) -> list[str]:
+    """The budget of each model: what it is, what it was trained on, for how long."""
+    properties: dict[str, list[str]] = {}
+    for i, (model, run) in enumerate(runs.items()):
+        facts = {
+            "architecture": run.arch,
+            "options": ", ".join(f"{name}={value}" for name, value in run.options.items()),
+            "parameters": f"{run.n_parameters:,}",
+            "MFLOP for a sample": f"{judged['training_flops'].sel(model=model).item() / 1e6:.4g}",
+            **{name.replace("_", " "): in_words(value) for name, value in run.training.items()},
+        }
+        if run.history:
+            facts["seconds of training"] = f"{sum(entry['seconds'] for entry in run.history):.0f}"
+            facts["last training error"] = f"{percent(run.history[-1]['training_error'])} %"
+        for name, fact in facts.items():
+            properties.setdefault(name, [""] * len(runs))[i] = fact
+    parts = [
+        heading("What was trained on what"),
+        html_table(["", *runs], [[name, *facts] for name, facts in properties.items()]),
+    ]
+    histories = {model: run.history for model, run in runs.items()}
+    if any(histories.values()):
+        parts.append(
+            figure(data_uri(training_history(histories), "svg"), "Training error, by epoch and by seconds.")
+        )
+    return parts
+
+
+def data(store: FieldStore) -> list[str]:
+    """What the fields are, and what they were judged on."""
+    rows = [
+        [key, str(grid), in_words({split: store.splits[split] for split in store.layout.held[key]})]
+        for key, grid in store.grids.items()
+    ]
+    facts = {
+        "store": f"{store.attrs['title']} ({store.path.name})",
+        "fields": f"{', '.join(store.inputs)} to {', '.join(store.outputs)}",
+        "boundary conditions": in_words(store.layout.boundary_conditions),
+        "levels": store.layout.levels,
+        "made by": in_words(store.attrs.get("provenance", {})),
+        "judged on": in_words(machine()),
+    }
+    return [html_table(["level", "grid", "samples"], rows), definitions(facts)]
+
+
+def in_words(value: Any) -> str:
+    """Nested dictionaries and lists on one line.
+
+    Examples
+    --------
+    >>> in_words({"problem": "darcy", "files": ["a.pt", "b.pt"], "versions": {"numpy": "2.4"}})
+    'problem darcy, files (a.pt, b.pt), versions (numpy 2.4)'
+    """
+    if isinstance(value, Mapping):
+        nested = (
+            f"({in_words(one)})" if isinstance(one, Mapping | list) else str(one) for one in value.values()
+        )
+        return ", ".join(f"{key} {one}" for key, one in zip(value, nested, strict=True) if one)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(in_words, value))
+    return str(value)
+
+
+def how_to_read(judged: xr.Dataset) -> list[str]:
+    """The terms of the table, and what stands behind the numbers."""
+    known = in_words(json.loads(judged.attrs["boundary"])) or "none"
+    return [
+        heading("How to read this"),
+        definitions(_TERMS),
+        paragraph(
+            "The error of a sample is the L2 norm of prediction minus truth over that of the truth, over the "
+            "points of the grid, in physical units, as neuraloperator's LpLoss has it."
+        ),
+        paragraph(
+            f"Intervals are a {judged.attrs['interval']}. They tell these models apart on such samples; "
+            "they do not say how a model trained from another seed would do."
+        ),
+        paragraph(
+            "Interpolation copies shared points, uses the trigonometric interpolant along periodic axes, and "
+            f"elsewhere the cubic spline with the known values at the ends of axes ({known})."
+        ),
+        paragraph(
+            "Operations are those of matrix products, convolutions and Fourier transforms in one forward "
+            "pass. Seconds are the best of a few batches on the machine above, whatever else it was doing."
+        ),
+    ]

@@ -1,0 +1,117 @@
+"""What the figures have in common: one style, colours and lines, and how a figure becomes text.
+
+matplotlib's settings are changed within `style` only, and no backend is chosen.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+# Okabe and Ito's colours, which those who confuse red and green can tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+LINES: dict[str, Any] = {
+    "direct": "-",
+    "best DPU": (0, (4, 2)),
+    "floor": (0, (1, 1.5)),
+    "mean": (0, (6, 2, 1, 2)),
+}
+INK, FAINT = "#333333", "#8a8a8a"
+
+_STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so a report looks alike everywhere
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.labelsize": 9,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "text.parse_math": False,  # a name with two dollar signs is a name
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "legend.handlelength": 2.6,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "image.interpolation": "nearest",
+    "svg.fonttype": "path",
+    "svg.hashsalt": "mano_op",
+}
+
+
+def style(**changes: Any) -> AbstractContextManager[None]:
+    """The figures' style, to make and to save a figure in; `changes` have underscores for dots."""
+    changed = {name.replace("_", "."): value for name, value in changes.items()}
+    return matplotlib.rc_context(_STYLE | changed)
+
+
+def data_uri(figure: Figure, kind: Literal["svg", "png"], *, dpi: int = 150) -> str:
+    """A figure as text that stands where HTML expects the address of a picture.
+
+    Examples
+    --------
+    >>> data_uri(Figure(figsize=(1, 1)), "svg")[:26]
+    'data:image/svg+xml;base64,'
+    """
+    buffer = io.BytesIO()
+    with style():
+        # Without the date, equal figures are equal files.
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
+    media = {"svg": "image/svg+xml", "png": "image/png"}[kind]
+    return f"data:{media};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def colours(models: Iterable[str]) -> dict[str, str]:
+    """One colour for each model, by its place; from the first on again after six.
+
+    Examples
+    --------
+    >>> colours(["MANO", "FNO"])
+    {'MANO': '#0072B2', 'FNO': '#D55E00'}
+    """
+    return {model: COLOURS[i % len(COLOURS)] for i, model in enumerate(models)}
+
+
+def model_handles(shown: Mapping[str, str], labels: Mapping[str, str] | None = None) -> list[Line2D]:
+    """Legend entries for the models' colours, under other labels than their names if given."""
+    labels = labels or {model: model for model in shown}
+    return [Line2D([], [], color=colour, lw=3, label=labels[model]) for model, colour in shown.items()]
+
+
+def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
+    """A logarithmic axis with ticks at 1, 2 and 5 times powers of ten, labelled with plain numbers.
+
+    To be called when all is drawn: without a positive value anywhere matplotlib has no limits for it.
+    """
+    together = axes.get_shared_x_axes() if which == "x" else axes.get_shared_y_axes()
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    least = min(
+        each.dataLim.minposx if which == "x" else each.dataLim.minposy for each in together.get_siblings(axes)
+    )
+    limits = {} if math.isfinite(least) else {f"{which}lim": (1, 100)}
+    axes.set(**{f"{which}scale": "log"}, **limits)
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())

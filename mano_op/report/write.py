@@ -1,0 +1,123 @@
+"""The report of a resolution transfer: one HTML file that needs nothing else, and its numbers beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import xarray as xr
+
+from mano_op.data.store import FieldStore
+from mano_op.errors import InputError
+from mano_op.report import sections
+from mano_op.report.page import page, paragraph
+from mano_op.runs import Run
+from mano_op.transfer.tables import csv_text, json_text, replace
+from mano_op.transfer.verdict import summary
+
+FILES = ("report.html", "results.csv", "results.json", "results.nc")
+
+
+def check_report_folder(folder: str | Path, *, overwrite: bool = False) -> None:
+    """Refuse a folder that has a file of a report, before the work that would go into it.
+
+    Parameters
+    ----------
+    folder : path
+        Need not exist.
+    overwrite : bool
+        Whether a report may be replaced.
+
+    Raises
+    ------
+    InputError
+        If one of `FILES` is there and `overwrite` is not set.
+    """
+    there = [name for name in FILES if (Path(folder) / name).exists()]
+    if there and not overwrite:
+        raise InputError(
+            f"{folder} has {', '.join(there)} already: give another folder, or overwrite=True to replace them"
+        )
+
+
+def write_report(
+    folder: str | Path,
+    results: xr.Dataset,
+    runs: Mapping[str, Run],
+    store: FieldStore,
+    *,
+    title: str,
+    overwrite: bool = False,
+) -> Path:
+    """Write ``report.html`` and the numbers it shows: ``results.csv``, ``results.json``, ``results.nc``.
+
+    The page holds its pictures, asks for nothing from a network, and can be sent as it is. The CSV has
+    every error as a row, the JSON the summary, and the netCDF file the labelled data set `results`.
+
+    Parameters
+    ----------
+    folder : path
+        Made if need be.
+    results : Dataset
+        From `mano_op.transfer.evaluate.evaluate_transfer`.
+    runs : mapping of str to Run
+        The models of the results, under their names.
+    store : FieldStore
+        That they were judged on.
+    title : str
+    overwrite : bool
+        Whether a report that is there may be replaced.
+
+    Returns
+    -------
+    Path
+        Of the page, which is written last.
+
+    Raises
+    ------
+    InputError
+        Before anything is written, if a report is there, or the results are of other models or of another
+        store.
+    """
+    folder = Path(folder)
+    check_report_folder(folder, overwrite=overwrite)
+    models = results["model"].values.tolist()
+    if missing := [model for model in models if model not in runs]:
+        raise InputError(
+            f"results of {', '.join(missing)}, but runs of {', '.join(runs)} only: pass all runs"
+        )
+    keys, variables = results["resolution"].values.tolist(), results["variable"].values.tolist()
+    if not (set(keys) <= set(store.grids) and tuple(variables) == store.outputs):
+        raise InputError(
+            f"results for {', '.join(variables)} at {', '.join(keys)}, but {store.path} has "
+            f"{', '.join(store.outputs)} at {', '.join(store.grids)}: pass the store that was judged on"
+        )
+    judged = summary(results)
+    contents = {
+        "results.csv": csv_text(results).encode(),
+        "results.json": json_text(judged).encode(),
+        "results.nc": bytes(results.to_netcdf(engine="scipy")),
+        "report.html": _page(title, results, judged, {name: runs[name] for name in models}, store).encode(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        replace(folder / name, content)
+    return folder / "report.html"
+
+
+def _page(
+    title: str, results: xr.Dataset, judged: xr.Dataset, runs: Mapping[str, Run], store: FieldStore
+) -> str:
+    return page(
+        title,
+        [
+            *sections.findings(judged, store),
+            *sections.errors(results, judged),
+            *sections.samples(results, judged, runs, store),
+            *sections.costs(judged),
+            *sections.training(runs, judged),
+            *sections.data(store),
+            *sections.how_to_read(judged),
+            paragraph(f"Beside this page: {', '.join(FILES[1:])}."),
+        ],
+    )

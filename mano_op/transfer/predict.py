@@ -1,0 +1,99 @@
+"""Predictions of a run in physical units: of a batch, of chosen samples, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from time import perf_counter
+
+import torch
+import xarray as xr
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mano_op.cost import count_flops
+from mano_op.data.dataset import FieldDataset
+from mano_op.data.store import FieldStore, Resolution
+from mano_op.errors import InputError
+from mano_op.grid import Grid
+from mano_op.runs import Run
+
+
+def predict(run: Run, x: Tensor) -> Tensor:
+    """The prediction of a run in physical units, on the CPU; ``x`` is ``(batch, in_channels, *grid)``."""
+    model, processor = run.model.eval(), run.processor.eval()
+    with torch.inference_mode():
+        data = processor.preprocess({"x": x})
+        output, _ = processor.postprocess(model(data["x"]), data)
+    return output.cpu()
+
+
+def timed_predict(run: Run, x: Tensor, repeats: int) -> tuple[Tensor, float]:
+    """A prediction, and the seconds that the quickest of some repeats took."""
+    best = float("inf")
+    for _ in range(repeats):
+        start = perf_counter()
+        predicted = predict(run, x)
+        best = min(best, perf_counter() - start)
+    return predicted, best
+
+
+def check_predicts(name: str, run: Run, grid: Grid, store: FieldStore) -> int:
+    """What a sample costs on a grid, if the model can predict there at all."""
+    x = torch.zeros(1, len(store.inputs), *grid.shape)
+    expected = (1, len(store.outputs), *grid.shape)
+    try:
+        shape = tuple(predict(run, x).shape)
+        if shape != expected:
+            raise InputError(f"its output has shape {shape}, expected {expected}")
+        return count_flops(run.model, x.to(run.processor.device))
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"{name} cannot predict at {store.key(grid)}: {error}. Leave out the model or the resolution"
+        ) from error
+
+
+def sample_fields(
+    models: Mapping[str, Run],
+    store: FieldStore,
+    resolution: Resolution,
+    rows: Sequence[int],
+    *,
+    split: str = "test",
+) -> xr.Dataset:
+    """Some samples of a split, and what each model directly predicts for them.
+
+    Parameters
+    ----------
+    models : mapping of str to Run
+    store : FieldStore
+    resolution : int, tuple of int, str or Grid
+    rows : sequence of int
+        Counted within the split.
+    split : str
+
+    Returns
+    -------
+    Dataset
+        ``input`` (input_variable, sample, *axes), ``truth`` (variable, sample, *axes) and ``prediction``
+        (model, variable, sample, *axes), with the coordinates of the grid.
+    """
+    key = store.key(resolution)
+    data = FieldDataset(store, key, split, cache_bytes=0)
+    batch = next(iter(DataLoader(data, batch_size=len(rows), sampler=list(rows))))
+    predictions = torch.stack([predict(run, batch["x"]) for run in models.values()])
+    axes = data.grid.names
+    numbers = store.layout.samples(key)[store.layout.rows(key, split)][list(rows)]
+    return xr.Dataset(
+        {
+            "input": (("input_variable", "sample", *axes), batch["x"].transpose(0, 1).numpy()),
+            "truth": (("variable", "sample", *axes), batch["y"].transpose(0, 1).numpy()),
+            "prediction": (("model", "variable", "sample", *axes), predictions.transpose(1, 2).numpy()),
+        },
+        coords={
+            "model": list(models),
+            "input_variable": list(store.inputs),
+            "variable": list(store.outputs),
+            "sample": numbers,
+            **dict(zip(axes, data.grid.points, strict=True)),
+        },
+    )

@@ -1,0 +1,105 @@
+"""Down and up again: exact where it can be, and with the boundary that is known."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import on_grid, rates, wave_store
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.interpolate import RectBivariateSpline
+
+from mano_op.errors import InputError
+from mano_op.grid import Grid
+from mano_op.transfer.baselines import check_ends, interpolate, known_ends, nests, restrict
+
+
+def bumps(y, x):
+    return np.sin(np.pi * y) * np.sin(2 * np.pi * x) + y * (1 - y) * np.sin(3 * np.pi * x)
+
+
+def test_interpolation_is_the_spline_through_values_and_boundary():
+    coarse, fine = Grid.uniform((8, 10)), Grid.uniform((16, 30))
+    field = on_grid(bumps, coarse)
+    knots = [np.append(points, 1.0) for points in coarse.points]
+    spline = RectBivariateSpline(*knots, np.pad(field.numpy(), ((0, 1), (0, 1))), s=0)
+    up = interpolate(field, coarse, fine, {"y": 0.0, "x": 0.0})
+    np.testing.assert_allclose(up, spline(*fine.points), atol=1e-12)
+    torch.testing.assert_close(up[::2, ::3], field, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("registration", ["node", "cell"])
+def test_interpolation_converges_with_fourth_order_up_to_a_known_boundary(registration):
+    errors = []
+    for n in (16, 32, 64):
+        coarse = Grid.uniform((n, n), registration=registration)
+        fine = coarse.refine(4)
+        up = interpolate(on_grid(bumps, coarse), coarse, fine, {"y": 0.0, "x": 0.0})
+        errors.append(float((up - on_grid(bumps, fine)).abs().max()))
+    assert rates(errors).min() > 3.8
+
+
+@given(n=st.integers(5, 12), m=st.integers(5, 24), registration=st.sampled_from(["node", "cell"]))
+def test_periodic_fields_within_the_band_are_exact(n, m, registration):
+    source = Grid.uniform((n,), registration=registration, periodic=True)
+    target = Grid.uniform((m,), registration=registration, periodic=True)
+
+    def wave(x):
+        return 1 + np.sin(2 * np.pi * x) + np.cos(4 * np.pi * x)
+
+    there = interpolate(on_grid(wave, source), source, target, {})
+    torch.testing.assert_close(there, on_grid(wave, target))
+
+
+def test_each_axis_is_interpolated_its_own_way():
+    def field(y, x):
+        return y**3 * np.cos(2 * np.pi * x)
+
+    coarse = Grid.uniform((6, 8), periodic=[False, True])
+    fine = Grid.uniform((9, 16), periodic=[False, True])
+    up = interpolate(on_grid(field, coarse), coarse, fine, {"y": (0.0, 0.0)})
+    exact = interpolate(on_grid(field, coarse), coarse, fine, {})
+    torch.testing.assert_close(exact, on_grid(field, fine))  # cubic in y, one wave in x
+    assert (up - exact).abs()[-1].max() > 0.1  # and no zero at y = 1
+
+
+@given(n=st.integers(1, 12), factor=st.integers(1, 4), registration=st.sampled_from(["node", "node_both"]))
+def test_nodes_nest_in_their_refinements(n, factor, registration):
+    coarse = Grid.uniform((n + 1,), registration=registration)
+    fine = coarse.refine(factor)
+    assert nests(fine, coarse)
+    assert nests(coarse, fine) == (factor == 1)
+    points = set(np.round(fine.points[0], 9))
+    assert set(np.round(coarse.points[0], 9)) <= points
+
+
+def test_cells_nest_in_odd_refinements_only():
+    coarse = Grid.uniform((4,), registration="cell")
+    assert [nests(coarse.refine(factor), coarse) for factor in (2, 3, 4, 5)] == [False, True, False, True]
+
+
+def test_injection_takes_shared_points_or_the_nearest():
+    fine = Grid.uniform((12,))
+    field = torch.arange(12.0)
+    assert restrict(field, fine, Grid.uniform((4,)), "injection").tolist() == [0, 3, 6, 9]
+    assert restrict(field, fine, Grid.uniform((5,)), "injection").tolist() == [0, 2, 5, 7, 10]
+
+
+def test_means_are_over_the_control_volumes():
+    fine, coarse = Grid.uniform((8,)), Grid.uniform((4,))
+    weights = np.zeros((4, 8))
+    weights[0, :2] = 1 / 2, 1 / 2
+    weights[1, 1:4] = weights[2, 3:6] = 1 / 4, 1 / 2, 1 / 4
+    weights[3, 5:] = 1 / 6, 2 / 6, 3 / 6  # the last volumes of both grids reach to the end
+    field = torch.tensor([0.0, 3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0], dtype=torch.float64)
+    np.testing.assert_allclose(restrict(field, fine, coarse, "mean"), weights @ field.numpy(), atol=1e-14)
+
+
+def test_only_dirichlet_axes_have_known_ends(tmp_path):
+    store = wave_store(tmp_path / "waves.zarr", [Grid.uniform((4, 4))], {"test": 1})
+    assert known_ends(store) == {}  # its axes are open
+
+
+def test_boundary_values_of_axes_without_ends_are_refused():
+    check_ends({"y": 0.0}, Grid.uniform((4, 4), periodic=[False, True]))
+    with pytest.raises(InputError, match="axes that do not wrap, which here are y"):
+        check_ends({"x": 0.0}, Grid.uniform((4, 4), periodic=[False, True]))

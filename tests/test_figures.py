@@ -1,0 +1,156 @@
+"""Figures draw the numbers, in one style, and leave matplotlib as it was."""
+
+import base64
+import io
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+import pytest
+from helpers import results_of
+from matplotlib.colors import to_hex
+from matplotlib.image import imread
+
+from mano_op.report.figures import cost_and_error, error_by_resolution, error_distributions, training_history
+from mano_op.report.style import COLOURS, colours, data_uri, style
+from mano_op.transfer.evaluate import PREDICTORS
+from mano_op.transfer.verdict import summary
+
+RNG = np.random.default_rng(0)
+KEYS = ("r16", "r32", "r64")
+N = 20
+ERRORS = {
+    model: {key: {name: RNG.uniform(0.05, 0.9, N) for name in PREDICTORS} for key in KEYS}
+    for model in ("A", "B")
+}
+for of in ERRORS.values():
+    of["r16"]["floor"] = np.zeros(N)
+RESULTS = results_of(ERRORS)
+JUDGED = summary(RESULTS)
+
+
+def drawn(axes, colour, linestyle=None):
+    """Data of the lines of a colour, and of one kind if given."""
+    return [
+        np.column_stack(line.get_data())
+        for line in axes.lines
+        if to_hex(line.get_color()) == colour.lower() and linestyle in (None, line.get_linestyle())
+    ]
+
+
+@pytest.mark.parametrize("model", ["A", "B"])
+def test_error_by_resolution_draws_direct_and_best_dpu_with_their_intervals(model):
+    axes = error_by_resolution(JUDGED, "u").axes[0]
+    colour = colours(ERRORS)[model]
+    direct = drawn(axes, colour, "-")
+    of = ERRORS[model]
+    expected = 100 * np.array([of[key]["direct"].mean() for key in KEYS])
+    np.testing.assert_allclose(direct[0], np.column_stack([[16, 32, 64], expected]), rtol=1e-12)
+    best = [min(of[key][name].mean() for name in PREDICTORS if name.startswith("dpu")) for key in KEYS]
+    np.testing.assert_allclose(drawn(axes, colour, "--")[0][:, 1], 100 * np.array(best), rtol=1e-12)
+    bands = [band for band in axes.collections if to_hex(band.get_facecolor()[0]) == colour.lower()]
+    heights = bands[0].get_paths()[0].get_extents()
+    one = JUDGED.sel(model=model, variable="u", predictor="direct")
+    expected_heights = [100 * one["low"].values.min(), 100 * one["high"].values.max()]
+    np.testing.assert_allclose([heights.ymin, heights.ymax], expected_heights, rtol=1e-12)
+    rings = {line.get_markeredgecolor(): line for line in axes.lines if line.get_markersize() > 10}
+    np.testing.assert_allclose(rings[colour].get_data(), [[16], expected[:1]], rtol=1e-12)
+
+
+def test_error_by_resolution_leaves_out_what_a_logarithm_cannot_show():
+    axes = error_by_resolution(JUDGED, "u").axes[0]
+    floors = [line for line in axes.lines if line.get_marker() == "."]
+    assert len(floors) == 1  # the models share a training grid
+    expected = [np.nan, *(100 * ERRORS["A"][key]["floor"].mean() for key in KEYS[1:])]
+    np.testing.assert_allclose(floors[0].get_ydata(), expected, rtol=1e-12)
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["16", "32", "64"]
+
+
+@pytest.mark.parametrize("floor", [0.02, 1e-5])
+def test_a_floor_far_below_leaves_the_frame_to_the_errors(floor):
+    errors = {"A": {"r32": dict.fromkeys(PREDICTORS, np.full(N, 0.1)) | {"floor": np.full(N, floor)}}}
+    figure = error_by_resolution(summary(results_of(errors)), "u")
+    bottom = figure.axes[0].get_ylim()[0]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    if floor == 0.02:
+        assert bottom < 2
+        assert "floor of DPU" in labels
+    else:
+        assert bottom == pytest.approx(1)
+        assert "floor of DPU, below where not shown" in labels
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, 1e9])
+@pytest.mark.parametrize("keys", [("r16",), ("r16", "r32")])
+def test_figures_of_nothing_but_failures_can_be_made(value, keys):
+    errors = {"A": {key: dict.fromkeys(PREDICTORS, np.full(N, value)) for key in keys}}
+    results = results_of(errors)
+    judged = summary(results)
+    for figure in (
+        error_by_resolution(judged, "u"),
+        error_distributions(results, judged, "u"),
+        cost_and_error(judged, "u"),
+    ):
+        assert data_uri(figure, "png", dpi=30).startswith("data:image/png")
+
+
+def test_distributions_are_cumulative_and_end_below_one_where_errors_are_missing():
+    errors = {model: {key: dict(of) for key, of in by_key.items()} for model, by_key in ERRORS.items()}
+    errors["A"]["r64"]["direct"] = np.append(errors["A"]["r64"]["direct"][:-5], [np.nan] * 5)
+    results = results_of(errors)
+    figure = error_distributions(results, summary(results), "u")
+    assert [axes.get_title(loc="left") for axes in figure.axes] == list(KEYS)
+    for axes, key in zip(figure.axes, KEYS, strict=True):
+        line = drawn(axes, COLOURS[0], "-")[0]
+        values = errors["A"][key]["direct"]
+        finite = np.sort(values[np.isfinite(values)])
+        np.testing.assert_allclose(line[:, 0], 100 * finite, rtol=1e-12)
+        np.testing.assert_allclose(line[:, 1], 100 * np.arange(1, finite.size + 1) / N, rtol=1e-12)
+    assert line[-1, 1] == pytest.approx(75)
+
+
+def test_cost_and_error_follows_direct_inference_through_the_resolutions():
+    axes = cost_and_error(JUDGED, "u").axes[0]
+    line = drawn(axes, COLOURS[1], "-")[0]
+    expected = [100 * ERRORS["B"][key]["direct"].mean() for key in KEYS]
+    np.testing.assert_allclose(line, np.column_stack([JUDGED["flops"][1] / 1e6, expected]), rtol=1e-12)
+    dpu = drawn(axes, COLOURS[1], "None")[0]
+    assert dpu[:, 0].tolist() == [1.0, 1.0]  # at the cost of the training grid, for the two other resolutions
+    assert [text.get_text() for text in axes.texts] == [*KEYS, *KEYS]
+
+
+def test_a_history_has_its_models_colour_whoever_else_has_none():
+    history = [{"epoch": i, "training_error": 1 / i, "seconds": 2.0} for i in (1, 2, 4)]
+    by_epoch, by_time = training_history({"A": [], "B": history}).axes
+    (line,), (timed,) = drawn(by_epoch, COLOURS[1]), drawn(by_time, COLOURS[1])
+    assert len(by_epoch.lines) == 1
+    np.testing.assert_allclose(line, [[1, 100], [2, 50], [3, 25]])
+    np.testing.assert_allclose(timed[:, 0], [2, 4, 6])
+
+
+def test_styles_end_where_they_should():
+    before = dict(matplotlib.rcParams)
+    figure = error_by_resolution(JUDGED, "u")
+    data_uri(figure, "png")
+    assert dict(matplotlib.rcParams) == before
+    with style(axes_titlesize=5):
+        assert matplotlib.rcParams["axes.titlesize"] == 5
+    assert matplotlib.rcParams["axes.titlesize"] == before["axes.titlesize"]
+
+
+def test_pictures_are_complete_and_repeatable():
+    figure = training_history({"$A$ and $B$": [{"training_error": 0.5, "seconds": 1.0}]})
+    kind, content = data_uri(figure, "png", dpi=50).split(",")
+    assert kind == "data:image/png;base64"
+    pixels = imread(io.BytesIO(base64.b64decode(content)), format="png")
+    assert pixels.shape[:2] == (160, 360)
+    assert pixels[..., :3].std() > 0.05  # something is drawn
+    first, again = (data_uri(figure, "svg") for _ in range(2))
+    assert first == again
+    root = ElementTree.fromstring(base64.b64decode(first.split(",")[1]))
+    assert root.tag.endswith("svg")
+
+
+def test_more_models_than_colours_start_again():
+    assert list(colours(map(str, range(8))).values()) == [*COLOURS, *COLOURS[:2]]

@@ -1,0 +1,156 @@
+"""The numbers that leave: all of them, in full, and readable again."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+from helpers import results_of
+
+from mano_op.transfer.evaluate import PREDICTORS
+from mano_op.transfer.tables import COLUMNS, notes, table, to_csv, to_json
+from mano_op.transfer.verdict import bootstrap_means, summary
+
+RNG = np.random.default_rng(3)
+N = 12
+
+
+def some(**changes):
+    """Errors of two models at two resolutions, no two alike."""
+    errors = {
+        model: {key: {name: RNG.uniform(0.01, 0.9, N) for name in PREDICTORS} for key in ("r16", "r32")}
+        for model in ("MANO", "a|b")
+    }
+    for at_training in (errors["MANO"]["r16"], errors["a|b"]["r16"]):
+        at_training |= dict.fromkeys(
+            ("dpu_injection", "dpu_mean", "dpu_interpolation"), at_training["direct"]
+        )
+    errors["MANO"]["r32"].update(changes)
+    return errors
+
+
+def cells(line):
+    return [cell.strip() for cell in line.replace(r"\|", "\0").strip("|").split("|")]
+
+
+def test_csv_has_every_error_in_full(tmp_path):
+    errors = some(direct=np.append(RNG.uniform(size=N - 2), [np.nan, np.inf]))
+    to_csv(results_of(errors), tmp_path / "errors.csv")
+    with open(tmp_path / "errors.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    assert len(rows) == 2 * 2 * 6 * N
+    for row in rows:
+        assert (row["train_resolution"], row["variable"]) == ("r16", "u")
+        expected = errors[row["model"]][row["resolution"]][row["predictor"]][int(row["sample"]) - 100]
+        np.testing.assert_equal(float(row["relative_l2"]), expected)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_json_has_the_summary(tmp_path):
+    errors = some()
+    to_json(summary(results_of(errors)), tmp_path / "summary.json")
+    content = json.loads((tmp_path / "summary.json").read_text())
+    assert (content["samples"], content["split"]) == (N, "test")
+    assert content["models"][0] == {
+        "model": "MANO",
+        "training_resolution": "r16",
+        "parameters": 1000,
+        "training_flops": 1e6,
+    }
+    assert len(content["errors"]) == 2 * 2 * 6
+    for row in content["errors"]:
+        of = errors[row["model"]][row["resolution"]][row["predictor"]]
+        assert row["mean"] == pytest.approx(of.mean(), rel=1e-14)
+        bounds = np.quantile(bootstrap_means(of), [0.025, 0.975])
+        np.testing.assert_allclose([row["low"], row["high"]], bounds, rtol=1e-12)
+        assert row["non_finite"] == 0
+    for row in content["comparisons"]:
+        of = errors[row["model"]][row["resolution"]]
+        best = min(("dpu_injection", "dpu_mean", "dpu_interpolation"), key=lambda name: of[name].mean())
+        assert row["best_dpu"] == best
+        assert row["difference"] == pytest.approx(of["direct"].mean() - of[best].mean(), abs=1e-14)
+        growth = of["direct"].mean() / errors[row["model"]]["r16"]["direct"].mean()
+        assert row["growth"] == pytest.approx(growth, rel=1e-14)
+
+
+def test_json_spells_out_what_is_not_finite(tmp_path):
+    errors = some(direct=np.append(np.ones(N - 1), np.inf), dpu_mean=np.append(np.ones(N - 1), np.nan))
+    to_json(summary(results_of(errors)), tmp_path / "summary.json")
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    content = json.loads((tmp_path / "summary.json").read_text(), parse_constant=refuse)
+    found = {
+        row["predictor"]: (row["mean"], row["low"], row["non_finite"])
+        for row in content["errors"]
+        if (row["model"], row["resolution"]) == ("MANO", "r32")
+    }
+    assert found["direct"] == ("Infinity", "NaN", 1)
+    assert found["dpu_mean"] == ("NaN", "NaN", 1)
+
+
+def test_json_of_results_that_were_saved(tmp_path):
+    results = results_of(some())
+    results.to_netcdf(tmp_path / "results.nc", engine="scipy")
+    with xr.open_dataset(tmp_path / "results.nc", engine="scipy") as again:
+        to_json(summary(again), tmp_path / "again.json")
+    to_json(summary(results), tmp_path / "summary.json")
+    assert (tmp_path / "again.json").read_text() == (tmp_path / "summary.json").read_text()
+
+
+def test_table_has_direct_inference_beside_what_it_has_to_beat():
+    errors = {
+        "MANO": {
+            "r16": dict.fromkeys(PREDICTORS, np.full(N, 0.08))
+            | {"floor": np.zeros(N), "mean": np.full(N, 0.6)},
+            "r32": {
+                "direct": np.full(N, 0.1),
+                "dpu_injection": np.full(N, 0.09),
+                "dpu_mean": np.full(N, 0.0768),
+                "dpu_interpolation": np.full(N, 0.09),
+                "floor": np.full(N, 0.0205),
+                "mean": np.full(N, 0.6),
+            },
+        }
+    }
+    lines = table(results_of(errors)).splitlines()
+    assert cells(lines[0]) == [
+        "model", "trained at", "resolution", "direct", "best DPU", "DPU's input", "direct - DPU", "floor",
+        "mean field", "growth",
+    ]  # fmt: skip
+    assert cells(lines[2]) == [
+        "MANO", "r16", "r16", "8.00 [8.00, 8.00]", "as direct", "", "", "0.00", "60.0", "1.00",
+    ]  # fmt: skip
+    assert cells(lines[3]) == [
+        "MANO", "r16", "r32", "10.0 [10.0, 10.0]", "7.68 [7.68, 7.68]", "mean", "+2.32 [+2.32, +2.32]",
+        "2.05", "60.0", "1.25",
+    ]  # fmt: skip
+    assert lines[5] == "Relative L2 error in %, mean over 12 samples of the split 'test' [95 % interval]."
+    assert len({len(line) for line in lines[:4]}) == 1  # aligned
+
+
+def test_names_do_not_break_the_table():
+    lines = table(results_of(some())).splitlines()
+    assert r"| a\|b " in lines[4]
+    assert all(len(cells(line)) == 10 for line in lines[:6])
+
+
+def test_table_and_notes_name_what_is_not_finite():
+    errors = some(direct=np.append(np.ones(N - 3), [np.nan] * 3), dpu_mean=np.append(np.ones(N - 1), np.inf))
+    text = table(results_of(errors))
+    assert "nan (3 not finite)" in text
+    assert "Warning: MANO at r32, u: 3 of 12 errors of direct are not finite." in text
+    assert "Warning: MANO at r32, u: 1 of 12 errors of dpu_mean are not finite." in text
+    assert text.count("Warning") == 2
+
+
+def test_notes_name_grids_that_do_not_nest():
+    results = results_of(some())
+    assert notes(summary(results)) == []
+    results["restriction"].loc[{"model": "MANO", "resolution": "r32"}] = "nearest"
+    assert notes(summary(results)) == [
+        "Note: the grids do not nest for MANO at r32: there dpu_injection takes the nearest points."
+    ]

@@ -1,0 +1,346 @@
+"""Errors of models whose errors are known, on grids that nest and grids that do not."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from helpers import store_of, wave_store
+from neuralop.losses import LpLoss
+from scipy.interpolate import CubicSpline
+from torch import nn
+
+from mano_op.data.processor import FieldProcessor
+from mano_op.data.store import Variable
+from mano_op.errors import InputError
+from mano_op.grid import Grid
+from mano_op.runs import Run
+from mano_op.transfer.evaluate import PREDICTORS, evaluate_transfer, relative_l2
+from mano_op.transfer.predict import predict, sample_fields
+
+N_TEST = 7
+FIELDS = (Variable("a", "input"), Variable("u", "output"), Variable("v", "output"))
+DPU = ["dpu_injection", "dpu_mean", "dpu_interpolation"]
+
+
+def sines(samples, grid):
+    """Zero on the boundary of the unit square; u = 2 a and v = -4 a, which float32 holds exactly."""
+    y, x = grid.mesh
+    a = np.stack(
+        [
+            sum(
+                weight * np.sin(k * np.pi * y) * np.sin(np.pi * (k + i % 2) * x)
+                for k, weight in enumerate(np.random.default_rng(int(i)).normal(size=4), start=1)
+            )
+            for i in samples
+        ]
+    ).astype(np.float32)
+    return {"a": a, "u": 2 * a, "v": -4 * a}
+
+
+class Pointwise(nn.Module):
+    """A map of values; notes the sizes of the batches it was given."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.batches = function, []
+
+    def forward(self, x):
+        self.batches.append(len(x))
+        return self.function(x)
+
+
+def perfect(x):
+    return torch.cat([2 * x, -4 * x], dim=1)
+
+
+def run_of(function, *, trained="r8", inputs=("a",), outputs=("u", "v")):
+    """A run of a model that works in physical units."""
+    unit = {"mean": 0.0, "std": 1.0}
+    processor = FieldProcessor(dict.fromkeys(inputs, unit), dict.fromkeys(outputs, unit))
+    model = function if isinstance(function, nn.Module) else Pointwise(function)
+    return Run(model, processor, "known", {}, {"resolution": trained})
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    grids = [Grid.uniform((n, n)) for n in (8, 12, 16)]
+    path = tmp_path_factory.mktemp("transfer") / "sines.zarr"
+    return store_of(path, grids, FIELDS, sines, {"train": 4, "test": N_TEST})
+
+
+def evaluate(function, store, resolutions=(8, 12, 16), *, trained="r8", **options):
+    run = run_of(function, trained=trained)
+    return evaluate_transfer({"M": run}, store, resolutions, progress=False, **options)
+
+
+def errors(results, key, predictor):
+    return results["relative_l2"].sel(model="M", resolution=key, predictor=predictor).values
+
+
+def fields(store, key, name):
+    return store.read(key, name, store.layout.rows(key, "test")).astype(np.float64)
+
+
+def test_results_are_labelled(store):
+    results = evaluate(perfect, store, resolutions=[16, "r8"])
+    sizes = {"model": 1, "resolution": 2, "predictor": 6, "variable": 2, "sample": N_TEST}
+    assert dict(results["relative_l2"].sizes) == sizes
+    assert results["resolution"].values.tolist() == ["r8", "r16"]  # coarsest first, whatever was asked
+    assert results["predictor"].values.tolist() == list(PREDICTORS)
+    assert results["variable"].values.tolist() == ["u", "v"]
+    assert results["sample"].values.tolist() == list(range(4, 4 + N_TEST))  # the store's numbers
+    assert results["training_resolution"].values.tolist() == ["r8"]
+    assert results["points"].values.tolist() == [64, 256]
+    assert np.isfinite(results["relative_l2"]).all()
+
+
+def test_a_perfect_model_has_no_error_and_its_dpu_is_the_floor(store):
+    results = evaluate(perfect, store)
+    for key in ("r8", "r12", "r16"):
+        assert (errors(results, key, "direct") == 0).all()
+    for key in ("r8", "r16"):
+        np.testing.assert_array_equal(errors(results, key, "dpu_injection"), errors(results, key, "floor"))
+    assert (errors(results, "r8", "floor") == 0).all()
+    assert errors(results, "r16", "floor").min() > 1e-3
+    assert results["restriction"].values.tolist() == [["injection", "nearest", "injection"]]
+
+
+def test_where_grids_do_not_nest_interpolating_the_input_reaches_the_floor(store):
+    results = evaluate(perfect, store, boundary={})
+    floor = errors(results, "r12", "floor")
+    np.testing.assert_allclose(errors(results, "r12", "dpu_interpolation"), floor, rtol=1e-5)
+    for worse in ("dpu_injection", "dpu_mean"):
+        assert errors(results, "r12", worse).mean() > 1.2 * floor.mean()
+
+
+def test_a_relative_error_is_that_of_every_sample(store):
+    results = evaluate(lambda x: 1.25 * perfect(x), store)
+    np.testing.assert_allclose(errors(results, "r16", "direct"), 0.25, rtol=1e-6)
+
+
+def test_errors_are_those_of_neuraloperator():
+    true, predicted = torch.randn(2, 3, 2, 9, 7, generator=torch.Generator().manual_seed(0))
+    loss = LpLoss(d=2, p=2, measure=[3.0, 0.5])
+    ours = relative_l2(predicted, true, 2)
+    for i in range(3):
+        for c in range(2):
+            theirs = loss.rel(predicted[i : i + 1, c : c + 1], true[i : i + 1, c : c + 1])
+            assert ours[i, c].item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+def test_at_the_training_resolution_dpu_is_direct_inference(store):
+    torch.manual_seed(0)
+    results = evaluate(nn.Conv2d(1, 2, 3, padding=1), store)
+    for predictor in DPU:
+        np.testing.assert_array_equal(errors(results, "r8", predictor), errors(results, "r8", "direct"))
+    assert (errors(results, "r16", "dpu_injection") != errors(results, "r16", "direct")).all()
+
+
+def spline_up(coarse, n, *, ends=True):
+    """The spline through fields on n/2 nodes of the unit square, and zeros at its far sides."""
+    knots = np.arange(coarse.shape[-1]) / coarse.shape[-1]
+    if ends:
+        knots, coarse = np.append(knots, 1.0), np.pad(coarse, ((0, 0), (0, 1), (0, 1)))
+    there = np.arange(n) / n
+    return CubicSpline(knots, CubicSpline(knots, coarse, axis=1)(there), axis=2)(there)
+
+
+def relative(predicted, true):
+    return np.linalg.norm(predicted - true, axis=(1, 2)) / np.linalg.norm(true, axis=(1, 2))
+
+
+def averaged(fine):
+    """Means over the control volumes of every second node; the last volumes reach to the end."""
+    n = fine.shape[-1]
+    weights = np.zeros((n // 2, n))
+    for j in range(1, n // 2 - 1):
+        weights[j, 2 * j - 1 : 2 * j + 2] = 1 / 4, 1 / 2, 1 / 4
+    weights[0, :2] = 1 / 2
+    weights[-1, -3:] = 1 / 6, 2 / 6, 3 / 6
+    return weights @ fine @ weights.T
+
+
+def test_dpu_is_restriction_prediction_and_spline(store):
+    results = evaluate(lambda x: torch.cat([x**2, torch.sin(x)], dim=1), store)
+    fine, u, v = (fields(store, "r16", name) for name in ("a", "u", "v"))
+    restricted = {"dpu_injection": fine[:, ::2, ::2], "dpu_mean": averaged(fine)}
+    for predictor, coarse in restricted.items():
+        expected = [relative(spline_up(coarse**2, 16), u), relative(spline_up(np.sin(coarse), 16), v)]
+        np.testing.assert_allclose(errors(results, "r16", predictor), expected, rtol=2e-5)
+    expected = [relative(spline_up(field[:, ::2, ::2], 16), field) for field in (u, v)]
+    np.testing.assert_allclose(errors(results, "r16", "floor"), expected, rtol=1e-4)
+
+
+def test_boundary_values_are_the_stores_unless_others_are_given(store):
+    known, none = evaluate(perfect, store, [16]), evaluate(perfect, store, [16], boundary={})
+    u = fields(store, "r16", "u")
+    without = relative(spline_up(u[:, ::2, ::2], 16, ends=False), u)
+    np.testing.assert_allclose(errors(none, "r16", "floor")[0], without, rtol=1e-4)
+    assert errors(known, "r16", "floor").mean() < 0.7 * errors(none, "r16", "floor").mean()
+    assert (known.attrs["boundary"], none.attrs["boundary"]) == ('{"y": 0.0, "x": 0.0}', "{}")
+
+
+def test_the_mean_field_has_its_closed_form(store):
+    results = evaluate(perfect, store)
+    for key in ("r8", "r16"):
+        for c, name in enumerate(("u", "v")):
+            field, mean = fields(store, key, name), store.statistics[name]["mean"]
+            expected = np.sqrt(((field - mean) ** 2).sum((1, 2)) / (field**2).sum((1, 2)))
+            np.testing.assert_allclose(errors(results, key, "mean")[c], expected, rtol=1e-5)
+
+
+def test_without_a_training_split_the_mean_is_the_processors(tmp_path):
+    store = store_of(tmp_path / "s.zarr", [Grid.uniform((8, 8))], FIELDS, sines, {"test": 3})
+    run = run_of(perfect)
+    statistics = {"u": {"mean": 0.5, "std": 3.0}, "v": {"mean": -1.0, "std": 2.0}}
+    processor = FieldProcessor({"a": {"mean": 0.0, "std": 1.0}}, statistics)
+    run = Run(Pointwise(lambda x: torch.zeros(len(x), 2, 8, 8)), processor, "zero", {}, run.training)
+    results = evaluate_transfer({"M": run}, store, [8], progress=False)
+    # A network that says nothing predicts the processor's mean, in physical units.
+    np.testing.assert_allclose(errors(results, "r8", "mean"), errors(results, "r8", "direct"), rtol=1e-6)
+    field = store.read("r8", "u")
+    expected = np.linalg.norm(field - 0.5, axis=(1, 2)) / np.linalg.norm(field, axis=(1, 2))
+    np.testing.assert_allclose(errors(results, "r8", "mean")[0], expected, rtol=1e-5)
+
+
+def test_coarser_grids_than_the_training_grid(store):
+    results = evaluate(perfect, store, trained="r16")
+    assert (errors(results, "r8", "direct") == 0).all()
+    assert errors(results, "r8", "floor").max() < 1e-6  # through the shared points and back
+    np.testing.assert_allclose(
+        errors(results, "r8", "dpu_interpolation"), errors(results, "r8", "floor"), atol=1e-6
+    )
+    assert results["restriction"].sel(resolution="r8").item() == "nearest"
+
+
+def test_periodic_fields_are_interpolated_by_their_waves(tmp_path):
+    grids = [Grid.uniform((n,), periodic=True) for n in (8, 12)]
+
+    def waves(samples, grid):
+        a = np.stack([np.sin(2 * np.pi * (grid.mesh[0] * (1 + i % 3) + i)) for i in samples])
+        return {"a": a, "u": 2 * a, "v": -4 * a}
+
+    store = store_of(tmp_path / "waves.zarr", grids, FIELDS, waves, {"test": 6})
+    results = evaluate(perfect, store, [12])
+    assert errors(results, "r12", "floor").max() < 1e-6
+    assert errors(results, "r12", "dpu_interpolation").max() < 1e-6
+    assert errors(results, "r12", "dpu_injection").min() > 0.01
+
+
+def test_predictions_that_are_not_finite_are_kept(store):
+    def breaks_on_fine_grids(x):
+        y = perfect(x)
+        if len(x) == N_TEST and x.shape[-1] > 8:
+            y[1, 0, 3, 3] = torch.nan
+            y[4, 1, 0, 0] = torch.inf
+        return y
+
+    results = evaluate(breaks_on_fine_grids, store, [16])
+    bad = ~np.isfinite(errors(results, "r16", "direct"))
+    assert np.argwhere(bad).tolist() == [[0, 1], [1, 4]]
+    assert np.isfinite(results["relative_l2"].drop_sel(predictor="direct")).all()
+
+
+def test_results_do_not_depend_on_batches_and_memory_does(store):
+    torch.manual_seed(1)
+    network = nn.Conv2d(1, 2, 3, padding=1)
+    model = Pointwise(network)
+    ones, all_at_once = (evaluate(model, store, batch_size=size) for size in (1, 50))
+    np.testing.assert_allclose(ones["relative_l2"], all_at_once["relative_l2"], rtol=1e-5, atol=1e-7)
+    model.batches.clear()
+    evaluate(model, store, batch_size=3)
+    assert max(model.batches) == 3
+
+
+def test_costs_are_counted_at_every_resolution(store):
+    results = evaluate(nn.Conv2d(1, 2, 3, padding=1), store, [12, 16])
+    flops = {n: 2 * 9 * 2 * n**2 for n in (8, 12, 16)}
+    assert results["parameters"].item() == 9 * 2 + 2
+    assert results["flops"].values.tolist() == [[flops[12], flops[16]]]
+    assert results["training_flops"].item() == flops[8]
+    assert (results["seconds_per_sample"] > 0).all() and (results["seconds_per_sample"] < 10).all()
+
+
+def test_models_are_evaluated_as_they_are_in_evaluation(store):
+    noisy = nn.Sequential(Pointwise(perfect), nn.Dropout(0.9)).train()
+    assert (errors(evaluate(noisy, store, [8]), "r8", "direct") == 0).all()
+
+
+def test_several_models_share_floor_and_mean_where_they_share_a_grid(store):
+    runs = {"A": run_of(perfect), "B": run_of(lambda x: 2 * perfect(x)), "C": run_of(perfect, trained="r12")}
+    values = evaluate_transfer(runs, store, [16], progress=False)["relative_l2"].squeeze("resolution")
+    a, b, c = (values.sel(model=name, drop=True) for name in runs)
+    same = ["floor", "mean"]
+    np.testing.assert_array_equal(a.sel(predictor=same), b.sel(predictor=same))
+    np.testing.assert_array_equal(a.sel(predictor="mean"), c.sel(predictor="mean"))
+    assert (c.sel(predictor="floor") < a.sel(predictor="floor")).all()
+    np.testing.assert_allclose(b.sel(predictor="direct"), 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "resolutions", "split", "message"),
+    [
+        ({}, [32], "test", "has no resolution 32; it has r8 (8 x 8), r12 (12 x 12), r16"),
+        ({}, [], "test", "no resolutions; expected some of r8, r12, r16"),
+        ({}, [16], "holdout", "r16 has no split 'holdout'; it has train, test"),
+        ({"trained": "r64"}, [16], "test", "M was trained at r64, whose grid is needed"),
+        ({"inputs": ("b",)}, [16], "test", "M has the inputs ('b',)"),
+        ({"outputs": ("v", "u")}, [16], "test", "M has the outputs ('v', 'u')"),
+        (
+            {"function": lambda x: perfect(x)[..., :-1]},
+            [16],
+            "test",
+            "M cannot predict at r16: its output has shape (1, 2, 16, 15)",
+        ),
+        ({"function": nn.Conv2d(3, 2, 1)}, [16], "test", "M cannot predict at r16: Given groups=1"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(store, change, resolutions, split, message):
+    run = run_of(**{"function": perfect, **change})
+    with pytest.raises(InputError, match=re.escape(message)):
+        evaluate_transfer({"M": run}, store, resolutions, split=split, progress=False)
+
+
+def test_a_split_that_a_level_lacks_is_refused_before_any_prediction(tmp_path):
+    coarse, fine = Grid.uniform((8, 8)), Grid.uniform((16, 16))
+    store = store_of(
+        tmp_path / "s.zarr", [coarse, fine], FIELDS, sines, {"train": 2, "test": 2}, held={coarse: ["train"]}
+    )
+    model = Pointwise(perfect)
+    with pytest.raises(InputError, match="r8 has no split 'test'; it has train, while 'test' is at r16"):
+        evaluate_transfer({"M": run_of(model)}, store, [8, 16], progress=False)
+    assert model.batches == []
+    # Its grid is all that the training level is needed for.
+    assert (
+        errors(evaluate_transfer({"M": run_of(model)}, store, [16], progress=False), "r16", "direct") == 0
+    ).all()
+
+
+@pytest.mark.parametrize(("models", "batch_size"), [({}, 50), ({"M": run_of(perfect)}, 0)])
+def test_nothing_to_judge_is_refused(store, models, batch_size):
+    with pytest.raises(InputError, match="expected at least one of each"):
+        evaluate_transfer(models, store, [8], batch_size=batch_size, progress=False)
+
+
+def test_sample_fields_are_the_stores_and_the_models(tmp_path):
+    store = wave_store(tmp_path / "waves.zarr", [Grid.uniform((6, 4))], {"train": 2, "test": 3})
+    run = run_of(lambda x: 3 * x[:, 1:], trained="r6x4", inputs=("a", "b"), outputs=("u",))
+    chosen = sample_fields({"M": run}, store, (6, 4), [2, 0])
+    assert chosen["sample"].values.tolist() == [4, 2]
+    for name in ("a", "b"):
+        np.testing.assert_array_equal(
+            chosen["input"].sel(input_variable=name), store.read("r6x4", name)[[4, 2]]
+        )
+    np.testing.assert_array_equal(chosen["truth"].sel(variable="u"), store.read("r6x4", "u")[[4, 2]])
+    np.testing.assert_array_equal(
+        chosen["prediction"].sel(model="M", variable="u"), 3 * store.read("r6x4", "b")[[4, 2]]
+    )
+    np.testing.assert_array_equal(chosen["x"], store.grids["r6x4"].points[1])
+
+
+def test_predictions_are_in_physical_units():
+    processor = FieldProcessor({"a": {"mean": 1.0, "std": 2.0}}, {"u": {"mean": 10.0, "std": 5.0}})
+    run = Run(nn.Identity(), processor, "identity", {}, {"resolution": "r4"})
+    x = torch.tensor([[[1.0, 3.0, 5.0, -1.0]]])
+    assert predict(run, x).tolist() == [[[10.0, 15.0, 20.0, 5.0]]]

@@ -1,0 +1,171 @@
+"""What may be said: by the intervals, for every outcome, and not more."""
+
+import numpy as np
+import pytest
+from helpers import results_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mano_op.transfer.verdict import bootstrap_means, percent, summary, with_interval
+
+RNG = np.random.default_rng(0)
+BASE = RNG.uniform(0.05, 0.5, 60)  # samples differ far more than predictors
+NOISE = RNG.normal(0, 0.01, 60)
+NOISE -= NOISE.mean()
+
+
+def judged(direct, dpu, *, mean=None, interpolation=None, **options):
+    """A model trained at 16, at 16 and at 32, where its errors are the ones given."""
+    ones = np.ones_like(direct)
+    at_training = dict.fromkeys(("direct", "dpu_injection", "dpu_mean", "dpu_interpolation"), 0.1 * ones)
+    there = {
+        "direct": direct,
+        "dpu_injection": dpu,
+        "dpu_mean": ones if mean is None else mean,
+        "dpu_interpolation": dpu if interpolation is None else interpolation,
+    }
+    rest = {"floor": 0.02 * ones, "mean": ones}
+    results = results_of({"M": {"r16": {**at_training, **rest}, "r32": {**there, **rest}}})
+    return summary(results, **options)
+
+
+def at(one, key, name):
+    return one[name].sel(model="M", resolution=key, variable="u").item()
+
+
+@pytest.mark.parametrize(
+    ("shift", "verdict", "words"),
+    [
+        (-0.005, "improves", "improves on interpolating its own coarse prediction"),
+        (0.005, "worse", "is worse than interpolating its own coarse prediction"),
+        (0.0, "undecided", "no difference can be told"),
+    ],
+)
+def test_verdicts_follow_the_paired_interval(shift, verdict, words):
+    one = judged(BASE + NOISE + shift, BASE)
+    assert at(one, "r32", "verdict") == verdict
+    assert words in at(one, "r32", "sentence")
+    low, high = at(one, "r32", "difference_low"), at(one, "r32", "difference_high")
+    assert (low <= 0 <= high) == (verdict == "undecided")
+    assert low < shift < high
+    # The interval of the one mean holds the other mean: what decides is that samples are paired.
+    direct = one.sel(model="M", resolution="r32", variable="u", predictor="direct")
+    assert direct["low"] < BASE.mean() < direct["high"]
+
+
+def test_sentences_carry_the_numbers():
+    one = judged(np.full(20, 0.0931), np.full(20, 0.0768))
+    assert at(one, "r32", "sentence") == (
+        "M at r32: direct inference (9.31 % [9.31, 9.31]) is worse than interpolating its own coarse "
+        "prediction (7.68 % [7.68, 7.68], input at the shared points); the difference is +1.63 "
+        "[+1.63, +1.63] percentage points."
+    )
+    assert at(one, "r16", "sentence") == "M at r16, where it was trained: error 10.0 % [10.0, 10.0]."
+    assert at(one, "r16", "verdict") == "training"
+
+
+def test_intervals_are_those_of_a_mean():
+    one = judged(BASE, BASE).sel(model="M", resolution="r32", variable="u", predictor="direct")
+    half = 1.96 * BASE.std() / np.sqrt(BASE.size)
+    assert one["mean"] == pytest.approx(BASE.mean(), rel=1e-14)
+    assert one["low"] == pytest.approx(BASE.mean() - half, abs=0.1 * half)
+    assert one["high"] == pytest.approx(BASE.mean() + half, abs=0.1 * half)
+
+
+def test_growth_is_the_direct_error_over_that_at_the_training_resolution():
+    one = judged(BASE, BASE)
+    assert at(one, "r16", "growth") == 1
+    assert at(one, "r32", "growth") == pytest.approx(BASE.mean() / 0.1)
+    only_there = {name: np.ones(12) for name in one["predictor"].values}
+    assert np.isnan(summary(results_of({"M": {"r32": only_there}}))["growth"].item())
+
+
+@pytest.mark.parametrize("best", ["dpu_injection", "dpu_mean", "dpu_interpolation"])
+def test_the_smallest_dpu_error_is_the_one_to_beat(best):
+    errors = {"dpu_injection": BASE, "dpu_mean": BASE, "dpu_interpolation": BASE} | {best: BASE - 0.02}
+    one = judged(
+        BASE - 0.01,
+        errors["dpu_injection"],
+        mean=errors["dpu_mean"],
+        interpolation=errors["dpu_interpolation"],
+    )
+    assert at(one, "r32", "best_dpu") == best
+    assert at(one, "r32", "verdict") == "worse"
+    assert at(one, "r32", "difference") == pytest.approx(0.01)
+
+
+def test_errors_that_are_not_finite_stay_visible_and_decide_nothing():
+    broken = BASE.copy()
+    broken[[3, 7]] = np.nan, np.inf
+    one = judged(broken, BASE)
+    cell = one.sel(model="M", resolution="r32", variable="u", predictor="direct")
+    assert np.isnan(cell["mean"])
+    assert cell["non_finite"] == 2
+    assert at(one, "r32", "verdict") == "not finite"
+    assert "2 of 60 samples of direct inference and in 0 of" in at(one, "r32", "sentence")
+    infinite = BASE.copy()
+    infinite[3] = np.inf
+    cell = judged(infinite, BASE).sel(model="M", resolution="r32", variable="u", predictor="direct")
+    assert cell["mean"] == np.inf
+    assert np.isnan(cell["low"])
+
+
+def test_a_dpu_that_fails_is_not_the_best():
+    one = judged(BASE, BASE + 0.1, mean=np.full(60, np.nan), interpolation=np.full(60, np.inf))
+    assert at(one, "r32", "best_dpu") == "dpu_injection"
+    assert at(one, "r32", "verdict") == "improves"
+
+
+def test_few_samples_decide_nothing():
+    one = judged(BASE[:9] - 0.02, BASE[:9])
+    assert at(one, "r32", "verdict") == "few"
+    assert "9 samples are too few" in at(one, "r32", "sentence")
+    assert at(judged(BASE[:10] - 0.02, BASE[:10]), "r32", "verdict") == "improves"
+
+
+def test_below_the_training_resolution_the_words_are_others():
+    errors = {
+        name: BASE for name in ("direct", "dpu_injection", "dpu_mean", "dpu_interpolation", "floor", "mean")
+    }
+    one = summary(results_of({"M": {"r8": {**errors, "direct": BASE - 0.01}}}))
+    assert "improves on going by way of its training grid" in one["sentence"].item()
+
+
+def test_the_bootstrap_is_seeded():
+    first, again, other = (judged(BASE + NOISE, BASE, seed=seed) for seed in (0, 0, 1))
+    assert first.identical(again)
+    assert at(first, "r32", "difference_low") != at(other, "r32", "difference_low")
+
+
+@given(
+    scale=st.floats(-3, 3),
+    shift=st.floats(-3, 3),
+    n=st.integers(1, 30),
+    resamples=st.sampled_from([1, 99, 250]),
+)
+def test_bootstrap_means_are_linear_and_paired(scale, shift, n, resamples):
+    errors = np.random.default_rng(n).uniform(size=(2, n))
+    draws = bootstrap_means(np.stack([errors, scale * errors + shift]), resamples=resamples, seed=5)
+    assert draws.shape == (resamples, 2, 2)
+    np.testing.assert_allclose(draws[:, 1], scale * draws[:, 0] + shift, atol=1e-12)
+    assert (draws[:, 0] <= errors.max(axis=1) + 1e-12).all()
+    assert (draws[:, 0] >= errors.min(axis=1) - 1e-12).all()
+
+
+def test_bootstrap_means_spread_as_means_do():
+    draws = bootstrap_means(BASE[None], resamples=20_000, seed=1)
+    assert draws.mean() == pytest.approx(BASE.mean(), abs=4 * BASE.std() / np.sqrt(60 * 20_000))
+    assert draws.std() == pytest.approx(BASE.std() / np.sqrt(60), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.5, "50.0"), (1.234, "123"), (12.34, "1234"), (0.000012, "0.0012"), (0.0, "0.00"), (np.inf, "inf")],
+)
+def test_percent_keeps_three_digits(value, text):
+    assert percent(value) == text
+
+
+def test_intervals_of_failures_are_left_out():
+    assert with_interval(np.nan, np.nan, np.nan) == "nan"
+    assert with_interval(np.inf, np.nan, np.nan) == "inf"
