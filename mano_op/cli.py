@@ -1,0 +1,226 @@
+"""The command line, ``mano-op``: it parses, calls, and prints; what it calls does the work."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mano_op.errors import InputError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 if it did what it was asked, 2 if the input cannot be used."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    try:
+        args.command(args)
+    except InputError as error:
+        print(f"mano-op: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from mano_op.demo import run_demo
+
+    print(run_demo(args.folder, seed=args.seed, overwrite=args.overwrite, progress=not args.quiet))
+    print(f"\nThe report, with pictures: {args.folder / 'report.html'}")
+
+
+def _generate_darcy(args: argparse.Namespace) -> None:
+    from contextlib import nullcontext
+
+    from mano_op.problems import Darcy
+    from mano_op.problems.generate import generate_darcy
+
+    cluster: Any = nullcontext()
+    if args.scheduler:
+        try:
+            from distributed import Client
+        except ModuleNotFoundError as error:
+            raise InputError(
+                "--scheduler needs dask's distributed: pip install 'mano_op[cluster]'"
+            ) from error
+        cluster = Client(args.scheduler)
+    with cluster as client:
+        store = generate_darcy(
+            args.store,
+            args.resolutions,
+            samples={"train": args.train, "test": args.test},
+            seed=args.seed,
+            problem=Darcy(coefficient=args.coefficient),
+            registration=args.registration,
+            solver_resolution=args.solver_resolution,
+            client=client,
+            progress=not args.quiet,
+            resume=args.resume,
+            overwrite=args.overwrite,
+        )
+    print(store)
+
+
+def _import_neuralop(args: argparse.Namespace) -> None:
+    from mano_op.data.importers import import_neuralop_pt
+
+    files = {"train": args.train, "test": args.test}
+    present = {split: pairs for split, pairs in files.items() if pairs}
+    print(import_neuralop_pt(args.store, present, overwrite=args.overwrite))
+
+
+def _train(args: argparse.Namespace) -> None:
+    from mano_op.train import train_model
+
+    run = train_model(
+        args.store,
+        args.run,
+        resolution=args.resolution,
+        arch=args.model,
+        options=dict(args.option),
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        weight_decay=args.weight_decay,
+        loss=args.loss,
+        seed=args.seed,
+        device=args.device,
+        progress=not args.quiet,
+        overwrite=args.overwrite,
+    )
+    last = run.history[-1]["training_error"]
+    print(f"{args.run}: {args.model}, {run.n_parameters:,} parameters, training error {last:.4f}")
+
+
+def _transfer(args: argparse.Namespace) -> None:
+    from mano_op.data.store import open_store
+    from mano_op.report import check_report_folder, write_report
+    from mano_op.runs import load_run
+    from mano_op.transfer import evaluate_transfer, table
+
+    store = open_store(args.store)
+    runs = {path.name: load_run(path) for path in args.runs}
+    if len(runs) < len(args.runs):
+        raise InputError(
+            f"two of the runs {[str(path) for path in args.runs]} have the same name: rename one"
+        )
+    check_report_folder(args.out, overwrite=args.overwrite)
+    results = evaluate_transfer(runs, store, args.resolutions or list(store.grids), progress=not args.quiet)
+    report = write_report(args.out, results, runs, store, title=args.title, overwrite=args.overwrite)
+    print(table(results))
+    print(f"\nThe report, with pictures: {report}")
+
+
+def _info(args: argparse.Namespace) -> None:
+    from mano_op.data.describe import describe
+    from mano_op.data.store import open_store
+
+    print(describe(open_store(args.store, incomplete=True)))
+
+
+def _resolution(text: str) -> int | tuple[int, ...]:
+    """``16``, or ``16x24``."""
+    sizes = tuple(int(n) for n in text.lower().split("x"))
+    return sizes[0] if len(sizes) == 1 else sizes
+
+
+def _file_at(text: str) -> tuple[int, Path]:
+    """``16=darcy_test_16.pt``."""
+    resolution, _, path = text.partition("=")
+    if not path:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected RESOLUTION=FILE, 16=darcy_test_16.pt")
+    return int(resolution), Path(path)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """``hidden_channels=24``: a name and a JSON value, or a word."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=VALUE, hidden_channels=24")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mano-op",
+        description="Multipole attention neural operators: fields, training, resolution transfer.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(
+        name: str, function: Any, what: str, within: Any = commands, makes: bool = True
+    ) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = within.add_parser(
+            name, help=what, description=what, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        made.set_defaults(command=function)
+        if makes:
+            made.add_argument("--quiet", action="store_true", help="no progress bars")
+            made.add_argument("--overwrite", action="store_true", help="replace what is there")
+        return made
+
+    demo = command("demo", _demo, "make Darcy fields, train MANO and FNO at 16, judge them at 16, 32 and 64")
+    demo.add_argument("folder", type=Path, help="where everything goes")
+    demo.add_argument("--seed", type=int, default=0)
+
+    generate = commands.add_parser("generate", help="solve a PDE for many samples, into a store")
+    problems = generate.add_subparsers(required=True, metavar="PROBLEM")
+    darcy = command("darcy", _generate_darcy, "flow through a random medium, u = 0 on the boundary", problems)
+    darcy.add_argument("store", type=Path, help="the store to make, NAME.zarr")
+    darcy.add_argument("--resolutions", type=_resolution, nargs="+", required=True, metavar="N|NxM")
+    darcy.add_argument("--train", type=int, default=1000, help="training samples")
+    darcy.add_argument("--test", type=int, default=50, help="test samples")
+    darcy.add_argument("--seed", type=int, default=0)
+    darcy.add_argument("--coefficient", choices=("piecewise", "lognormal"), default="piecewise")
+    darcy.add_argument("--registration", choices=("node", "node_both", "cell"), default="node")
+    darcy.add_argument(
+        "--solver-resolution", type=int, help="solve on this grid; the finest one if not given"
+    )
+    darcy.add_argument(
+        "--scheduler", help="address of a dask scheduler, tcp://...; this machine if not given"
+    )
+    darcy.add_argument("--resume", action="store_true", help="go on with an interrupted store")
+
+    importers = commands.add_parser("import", help="turn files of other formats into a store")
+    formats = importers.add_subparsers(required=True, metavar="FORMAT")
+    pt = command("neuralop", _import_neuralop, "neuraloperator's Darcy files, *.pt", formats)
+    pt.add_argument("store", type=Path, help="the store to make, NAME.zarr")
+    pt.add_argument("--train", type=_file_at, nargs="+", default=[], metavar="N=FILE")
+    pt.add_argument("--test", type=_file_at, nargs="+", default=[], metavar="N=FILE")
+
+    train = command("train", _train, "train a model on one resolution of a store")
+    train.add_argument("store", type=Path)
+    train.add_argument("run", type=Path, help="folder for the trained model")
+    train.add_argument("--resolution", type=_resolution, required=True, metavar="N|NxM")
+    train.add_argument("--model", default="mano", help="name in neuraloperator's registry: mano, fno, ...")
+    train.add_argument("--option", type=_option, action="append", default=[], metavar="NAME=VALUE",
+                       help="of the model, as JSON; may be given more than once")  # fmt: skip
+    train.add_argument("--epochs", type=int, default=30)
+    train.add_argument("--batch-size", type=int, default=20)
+    train.add_argument("--learning-rate", type=float, default=1e-2)
+    train.add_argument("--weight-decay", type=float, default=1e-4)
+    train.add_argument("--loss", choices=("l2", "h1"), default="l2")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--device", default="cpu")
+
+    transfer = command("transfer", _transfer, "judge trained models at several resolutions of a store")
+    transfer.add_argument("store", type=Path)
+    transfer.add_argument("runs", type=Path, nargs="+", help="folders made by `mano-op train`")
+    transfer.add_argument("--out", type=Path, required=True, help="folder for the report and its numbers")
+    transfer.add_argument(
+        "--resolutions", type=_resolution, nargs="+", metavar="N|NxM", help="all if not given"
+    )
+    transfer.add_argument("--title", default="Resolution transfer")
+
+    info = command("info", _info, "say what a store holds", makes=False)
+    info.add_argument("store", type=Path)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

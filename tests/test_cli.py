@@ -1,0 +1,150 @@
+"""The command line, as a user meets it: what it makes, what it prints, what it refuses."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from mano_op.cli import main
+from mano_op.data.layout import Variable
+from mano_op.data.store import create_store, open_store
+from mano_op.grid import Grid
+from mano_op.runs import load_run
+
+SMALL_MANO = ["--option", "hidden_channels=8", "--option", "n_layers=1", "--option", "n_heads=2"]
+SMALL_FNO = ["--model", "fno", "--option", "n_modes=[4,4]", "--option", "hidden_channels=8"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store, two runs and a report, made with the commands."""
+    folder = tmp_path_factory.mktemp("cli")
+    store = str(folder / "darcy.zarr")
+    generate = ["--resolutions", "8", "16", "--train", "12", "--test", "6", "--seed", "3", "--quiet"]
+    assert main(["generate", "darcy", store, *generate]) == 0
+    training = ["--resolution", "8", "--epochs", "2", "--batch-size", "4", "--quiet"]
+    assert main(["train", store, str(folder / "mano"), *SMALL_MANO, *training]) == 0
+    assert main(["train", store, str(folder / "fno"), *SMALL_FNO, *training]) == 0
+    runs = [str(folder / "mano"), str(folder / "fno")]
+    assert main(["transfer", store, *runs, "--out", str(folder / "report"), "--quiet"]) == 0
+    return folder
+
+
+def test_generated_fields_are_the_librarys(folder: Path, tmp_path: Path) -> None:
+    from mano_op import generate_darcy
+
+    samples = {"train": 12, "test": 6}
+    library = generate_darcy(tmp_path / "same.zarr", [8, 16], samples=samples, seed=3, progress=False)
+    command = open_store(folder / "darcy.zarr")
+    for key in ("r8", "r16"):
+        for name in ("permeability", "pressure"):
+            np.testing.assert_array_equal(command.read(key, name), library.read(key, name))
+
+
+def test_options_reach_the_model(folder: Path) -> None:
+    mano, fno = (load_run(folder / name) for name in ("mano", "fno"))
+    assert (mano.arch, mano.options["hidden_channels"], mano.options["n_heads"]) == ("mano", 8, 2)
+    assert (fno.arch, fno.options["n_modes"]) == ("fno", [4, 4])
+    assert len(mano.history) == 2
+
+
+def test_the_numbers_beside_the_pictures_are_the_errors(folder: Path) -> None:
+    """The CSV's direct errors against a prediction made here."""
+    from mano_op.data.dataset import FieldDataset
+
+    with (folder / "report" / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    run = load_run(folder / "mano")
+    data = FieldDataset(folder / "darcy.zarr", 16, "test")
+    for i, sample in enumerate(data):
+        x = run.processor.preprocess({"x": sample["x"][None], "y": sample["y"][None]})
+        predicted, _ = run.processor.postprocess(run.model(x["x"]), x)
+        expected = (predicted[0] - sample["y"]).norm() / sample["y"].norm()
+        [row] = [
+            row
+            for row in rows
+            if (row["model"], row["resolution"], row["predictor"]) == ("mano", "r16", "direct")
+            and int(row["sample"]) == 12 + i  # after the training samples
+        ]
+        assert float(row["relative_l2"]) == pytest.approx(expected.item(), rel=1e-4)
+    assert json.loads((folder / "report" / "results.json").read_text())
+    assert (folder / "report" / "report.html").stat().st_size > 10_000
+
+
+def test_info_describes_the_store(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(folder / "darcy.zarr")]) == 0
+    said = capsys.readouterr().out
+    for part in ("complete, 18 samples: train 12, test 6", "r8 ", "r16", "permeability (input)", "dirichlet"):
+        assert part in said
+
+
+def test_info_of_a_partial_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    create_store(
+        tmp_path / "part.zarr",
+        [Grid.uniform((4, 4))],
+        [Variable("a", "input"), Variable("u", "output")],
+        {"train": 5},
+        title="Part",
+        provenance={},
+        levels="unknown",
+        boundary_conditions={"x": "open", "y": "open"},
+        chunk=2,
+    )
+    assert main(["info", str(tmp_path / "part.zarr")]) == 0
+    assert "partial: 5 of 5 samples missing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("train {store} {new} --resolution 32", "no resolution 32; it has r8 (8 x 8), r16 (16 x 16)"),
+        ("train {store} {new} --resolution 8 --model mono", "there is no model 'mono'"),
+        ("train {store} {new} --resolution 8 --option hiden=8", "mano has no option hiden"),
+        ("train {store} {mano} --resolution 8", "holds a run already"),
+        ("train {folder}/nothing.zarr {new} --resolution 8", "nothing.zarr does not exist"),
+        ("transfer {store} {folder}/fno {folder}/darcy.zarr --out {new}", "holds no run.json"),
+        ("transfer {store} {mano} --out {folder}/report", "report.html, results.csv"),
+        ("transfer {store} {mano} --out {new} --resolutions 8 12", "no resolution 12"),
+        ("generate darcy {store} --resolutions 8", "exists"),
+        ("generate darcy {new} --resolutions 8 --train 0 --test 4", "train"),
+        ("info {folder}/mano", "is no zarr store"),
+        ("import neuralop {new} --train 16={folder}/absent.pt", "absent.pt does not exist"),
+        ("demo {folder}", "is not empty"),
+    ],
+)
+def test_what_cannot_be_used_is_said_in_one_line(
+    command: str, message: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = tmp_path / "new"
+    words = command.format(store=folder / "darcy.zarr", folder=folder, mano=folder / "mano", new=new)
+    assert main(words.split()) == 2
+    said = capsys.readouterr().err.strip()
+    assert message in said
+    assert said.startswith("mano-op: ")
+    assert "\n" not in said
+    assert not new.exists()
+
+
+def test_a_run_trained_on_other_fields_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The store's variables are not those that the model knows."""
+    shutil.copytree(folder / "mano", tmp_path / "mano")
+    path = tmp_path / "mano" / "run.json"
+    description = json.loads(path.read_text())
+    described = json.dumps(description).replace("permeability", "temperature")
+    path.write_text(described)
+    command = ["transfer", str(folder / "darcy.zarr"), str(tmp_path / "mano"), "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert "temperature" in capsys.readouterr().err
+
+
+def test_the_labelled_results_open_in_xarray(folder: Path) -> None:
+    [path] = [p for p in (folder / "report").iterdir() if p.suffix in (".nc", ".zarr")]
+    with xr.open_dataset(path) as results:
+        assert set(results["model"].values) == {"mano", "fno"}
+        assert results["relative_l2"].sel(predictor="mean").notnull().any()
