@@ -1,0 +1,67 @@
+"""What the README and the tutorials show is run, as a reader would run it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TUTORIALS = sorted((ROOT / "tutorials").glob("*.py"))
+BLOCKS = re.findall(
+    r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE
+)
+
+# One thread: two of these may run side by side.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, *command], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.stem)
+def test_a_tutorial_ends_in_the_assertion_on_its_number(tutorial: Path, tmp_path: Path) -> None:
+    assert re.search(r"^assert .*<", tutorial.read_text(), flags=re.MULTILINE)
+    run(tutorial, cwd=tmp_path)
+
+
+def test_there_are_tutorials_and_blocks() -> None:
+    assert TUTORIALS
+    assert BLOCKS
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_the_readmes_code_runs(number: int, tmp_path: Path) -> None:
+    script = tmp_path / "block.py"
+    script.write_text(BLOCKS[number])
+    run("-W", "ignore::UserWarning", script, cwd=tmp_path)
+
+
+def test_links_of_the_documents_lead_somewhere() -> None:
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_importing_the_package_leaves_the_data_side_for_later() -> None:
+    """xarray, zarr, dask and matplotlib take as long to import as neuraloperator, so they wait for use."""
+    heavy = {"xarray", "zarr", "dask", "matplotlib", "pandas", "distributed"}
+    new = "{name.split('.')[0] for name in set(sys.modules) - before}"
+    code = f"import neuralop, sys; before = set(sys.modules); import mano_op; print(sorted({new} & {heavy}))"
+    assert run("-c", code, cwd=ROOT).strip() == "[]"
+
+
+def test_the_version_is_one() -> None:
+    import mano_op
+
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    assert f'version = "{mano_op.__version__}"' in pyproject
+    assert f"version: {mano_op.__version__}" in (ROOT / "CITATION.cff").read_text()
+    assert f"## {mano_op.__version__}" in (ROOT / "CHANGELOG.md").read_text()

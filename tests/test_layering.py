@@ -1,0 +1,193 @@
+"""Who may import whom, as a table, and the check that the package keeps to it."""
+
+import ast
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "mano_op"
+
+# Module, side, and the packages of others that it may import. Blank lines separate levels, lowest
+# first: a module imports only from the levels above it on this page. A new module needs a line here.
+TABLE = """
+errors                  base
+
+grid                    base    numpy
+cost                    use     torch
+data.chunking           data
+data.moments            data    numpy
+
+resample                base    numpy scipy torch
+layers.window           model   numpy torch einops
+layers.pyramid          model   torch
+problems.random_field   data    numpy
+problems.solver_grid    data    numpy
+data.layout             data    numpy
+
+layers.attention        model   torch einops
+problems.darcy          data    numpy scipy
+data.values             data    numpy
+data.schema             data    numpy zarr
+
+layers.multipole        model   torch
+data.store              data    numpy xarray zarr
+
+data.fields             data    numpy xarray
+data.importers          data    numpy torch
+data.processor          data    torch neuralop
+data.describe           data
+problems.generate       data    numpy dask distributed tqdm
+
+layers                  model
+models.block            model   torch einops
+problems                data
+data.dataset            data    numpy torch
+data                    data
+
+models.grid_model       model   torch einops neuralop
+
+models.mano             model   torch
+models.published        model   torch
+runs                    use     torch neuralop
+
+models                  model
+train                   use     torch neuralop tqdm
+transfer.baselines      use     numpy torch
+transfer.predict        use     torch xarray
+transfer.verdict        use     numpy xarray
+report.style            use     matplotlib
+report.page             use
+
+transfer.tables         use     numpy xarray
+transfer.evaluate       use     numpy torch xarray tqdm
+report.figures          use     numpy xarray matplotlib
+report.panels           use     numpy xarray matplotlib
+
+transfer                use
+
+report.sections         use     numpy xarray
+
+report.write            use     xarray
+
+report                  use
+
+__init__                use
+
+demo                    use
+
+cli                     use     *
+"""
+LEVELS = [[line.split() for line in level.splitlines()] for level in TABLE.strip().split("\n\n")]
+LEVEL = {name: depth for depth, rows in enumerate(LEVELS) for name, *_ in rows}
+SIDE = {name: side for rows in LEVELS for name, side, *_ in rows}
+ALLOWED = {name: set(packages) for rows in LEVELS for name, _, *packages in rows}
+
+
+def module_name(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+MODULES = {module_name(path): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(tree):
+    """What a module imports, anywhere in it: modules of this package, and packages of others."""
+    ours, others = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            package, _, rest = name.partition(".")
+            if package == "mano_op":  # what follows is a module, or a name in the module before it
+                parts = rest.split(".")
+                prefixes = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+                ours.add(next((prefix for prefix in prefixes if prefix in MODULES), "__init__"))
+            elif package not in sys.stdlib_module_names:
+                others.add(package)
+    return ours, others
+
+
+IMPORTS = {name: imports(tree) for name, tree in MODULES.items()}
+
+
+def reached(name):
+    """The same, with all that those modules import in their turn."""
+    seen, waiting = set(), {name}
+    while waiting:
+        seen.add(module := waiting.pop())
+        waiting |= IMPORTS[module][0] - seen
+    return seen, set().union(*(IMPORTS[module][1] for module in seen))
+
+
+def on_side(side):
+    return [name for name in MODULES if SIDE.get(name) == side]
+
+
+def test_imports_are_found_wherever_they_stand():
+    source = """
+import os.path, torch.nn.functional as F
+from mano_op import grid, Grid
+from mano_op.errors import InputError
+def late():
+    import mano_op.problems.darcy
+    from xarray import Dataset
+"""
+    assert imports(ast.parse(source)) == (
+        {"grid", "__init__", "errors", "problems.darcy"},
+        {"torch", "xarray"},
+    )
+
+
+def test_every_module_has_its_line():
+    assert set(MODULES) - set(LEVEL) == set(), "give these modules a line in TABLE"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name in LEVEL])
+def test_imports_come_from_lower_levels_and_listed_packages(name):
+    ours, others = IMPORTS[name]
+    lower = {module for module in LEVEL if LEVEL[module] < LEVEL[name]}
+    assert ours - lower == set()
+    if ALLOWED[name] != {"*"}:
+        assert others - ALLOWED[name] == set()
+
+
+def test_no_cycles():
+    graph = {name: ours for name, (ours, _) in IMPORTS.items()}
+    assert set(TopologicalSorter(graph).static_order()) == set(MODULES)  # raises CycleError
+
+
+@pytest.mark.parametrize("name", on_side("model"))
+def test_the_model_knows_nothing_of_stores_and_figures(name):
+    assert reached(name)[1] & {"xarray", "zarr", "dask", "matplotlib"} == set()
+
+
+@pytest.mark.parametrize("name", on_side("data"))
+def test_the_data_know_nothing_of_the_model(name):
+    assert {module for module in reached(name)[0] if SIDE.get(module) == "model"} == set()
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in MODULES if n in ("data.store", "data.fields") or n.startswith("problems")]
+)
+def test_fields_are_made_and_stored_without_torch(name):
+    assert reached(name)[1] & {"torch", "neuralop"} == set()
+
+
+def test_a_release_of_neuraloperator_can_break_four_modules_only():
+    touched = {name for name, (_, others) in IMPORTS.items() if "neuralop" in others}
+    assert touched <= {"models.grid_model", "data.processor", "runs", "train"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_are_absolute_and_name_what_they_take(name):
+    for node in ast.walk(MODULES[name]):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            assert all(alias.name != "*" for alias in node.names), f"line {node.lineno}: star import"
