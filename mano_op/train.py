@@ -150,7 +150,7 @@ def _options_from(store: FieldStore, key: str, arch: str) -> dict[str, Any]:
 
 def _loss(name: str, store: FieldStore, key: str) -> Callable[..., Tensor]:
     grid = store.grids[key]
-    lengths = [axis.length for axis in grid]
+    lengths = [axis.spacing * axis.n for axis in grid]  # divided by n again there, to get the spacing
     if name == "l2":
         return LpLoss(d=grid.n_dim, p=2, measure=lengths)
     # Its default wraps differences around every axis, which is wrong where the field does not.
