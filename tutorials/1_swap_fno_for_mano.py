@@ -5,7 +5,7 @@
 # changes: the one that makes the model. The Trainer, the losses, the data processor and the form of the
 # samples stay as they are.
 #
-# It takes about a minute on two CPU cores: `python tutorials/1_swap_fno_for_mano.py`
+# It takes one or two minutes on two CPU cores: `python tutorials/1_swap_fno_for_mano.py`
 
 # %%
 import tempfile
@@ -34,7 +34,7 @@ warnings.filterwarnings("ignore", message=".*received unexpected keyword argumen
 
 # %%
 folder = tempfile.TemporaryDirectory()
-store = generate_darcy(Path(folder.name) / "darcy.zarr", [16, 32], samples={"train": 500, "test": 50})
+store = generate_darcy(Path(folder.name) / "darcy.zarr", [16, 32], samples={"train": 600, "test": 50})
 loaders = field_loaders(store, train=16, test=[16, 32], batch_size=20)
 
 # %% [markdown]
@@ -63,7 +63,7 @@ rates = {"FNO": 5e-3, "MANO": 1e-2}
 # %%
 l2loss = LpLoss(d=2, p=2)
 h1loss = H1Loss(d=2, periodic_in_x=False, periodic_in_y=False)
-n_epochs = 12
+n_epochs = 20
 errors = {}
 for name, model in models.items():
     optimizer = torch.optim.AdamW(model.parameters(), lr=rates[name], weight_decay=1e-4)
@@ -90,7 +90,7 @@ for name, model in models.items():
 # ## Errors
 #
 # At the resolution of training the two are close, MANO with a tenth of FNO's parameters; attention wants
-# more steps than this minute allows. At twice that resolution FNO loses some, and this MANO a lot: its
+# more steps than these minutes allow. At twice that resolution FNO loses some, and this MANO a lot: its
 # windows count points, so on the finer grid they cover half as much of the domain as they did in training.
 # Predict on the training grid and interpolate instead; `mano-op transfer` does it and shows both.
 
@@ -104,5 +104,5 @@ for name, model in models.items():
 
 mano, fno = (float(errors[name]["16_l2"]) for name in ("MANO", "FNO"))
 print(f"\nMANO's error at 16 is {mano / fno:.2f} times FNO's.")
-assert mano < 1.25 * fno < 0.25
+assert mano < 1.3 * fno < 0.1
 folder.cleanup()
