@@ -13,12 +13,12 @@ from mano_op.errors import InputError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 if it did what it was asked, 2 if the input cannot be used."""
+    """Run a command; 0 if it did what it was asked, 2 if the input or a file cannot be used."""
     parser = _parser()
     args = parser.parse_args(arguments)
     try:
         args.command(args)
-    except InputError as error:
+    except (InputError, OSError) as error:  # no permission, no room: what is said needs no traceback
         print(f"mano-op: {error}", file=sys.stderr)
         return 2
     return 0
@@ -45,7 +45,12 @@ def _generate_darcy(args: argparse.Namespace) -> None:
             raise InputError(
                 "--scheduler needs dask's distributed: pip install 'mano_op[cluster]'"
             ) from error
-        cluster = Client(args.scheduler)
+        try:
+            cluster = Client(args.scheduler)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"no dask scheduler answers at {args.scheduler} ({error}); start one with `dask scheduler`"
+            ) from error
     with cluster as client:
         store = generate_darcy(
             args.store,
@@ -122,7 +127,10 @@ def _info(args: argparse.Namespace) -> None:
 
 def _resolution(text: str) -> int | tuple[int, ...]:
     """``16``, or ``16x24``."""
-    sizes = tuple(int(n) for n in text.lower().split("x"))
+    try:
+        sizes = tuple(int(n) for n in text.lower().split("x"))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a size, 16, or one an axis, 16x24") from error
     return sizes[0] if len(sizes) == 1 else sizes
 
 
@@ -131,6 +139,8 @@ def _file_at(text: str) -> tuple[int, Path]:
     resolution, _, path = text.partition("=")
     if not path:
         raise argparse.ArgumentTypeError(f"{text!r}: expected RESOLUTION=FILE, 16=darcy_test_16.pt")
+    if not resolution.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number before =, 16=darcy_test_16.pt")
     return int(resolution), Path(path)
 
 

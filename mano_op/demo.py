@@ -8,6 +8,7 @@ from typing import Any
 from mano_op.errors import InputError
 from mano_op.problems.generate import generate_darcy
 from mano_op.report import write_report
+from mano_op.runs import make_folder
 from mano_op.train import train_model
 from mano_op.transfer import evaluate_transfer, table
 
@@ -45,8 +46,8 @@ def run_demo(folder: str | Path, *, seed: int = 0, overwrite: bool = False, prog
     str
         The table of errors.
     """
-    folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not overwrite:
+    folder = make_folder(folder)
+    if any(folder.iterdir()) and not overwrite:
         raise InputError(f"{folder} is not empty: give another folder, or --overwrite to make the demo anew")
     store = generate_darcy(
         folder / "darcy.zarr", RESOLUTIONS, samples=SAMPLES, seed=seed, progress=progress, overwrite=overwrite

@@ -98,13 +98,24 @@ def build_model(arch: str, options: Mapping[str, Any]) -> nn.Module:
     return cls(**options)
 
 
+def make_folder(folder: str | Path) -> Path:
+    """Make a folder for results, if need be, or say why there can be none: before the work, not after it."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError("it cannot be written to")
+    except OSError as error:
+        raise InputError(f"{folder} cannot be a folder for results ({error}): give another path") from error
+    return folder
+
+
 def save_run(folder: str | Path, run: Run) -> None:
     """Write a run into a folder, which is made if need be.
 
     ``run.json`` is written last and in one piece, so a folder that has it is whole.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     # neuraloperator's models put their constructor's arguments, functions among them, into state_dict().
     parameters = {key: value for key, value in run.model.state_dict().items() if key != "_metadata"}
     torch.save(parameters, folder / "parameters.pt")

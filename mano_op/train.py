@@ -19,7 +19,7 @@ from mano_op.data.dataset import field_loaders
 from mano_op.data.layout import Resolution
 from mano_op.data.store import FieldStore, open_store
 from mano_op.errors import InputError
-from mano_op.runs import Run, build_model, save_run
+from mano_op.runs import Run, build_model, make_folder, save_run
 
 LOSSES = ("l2", "h1")
 WARM_UP = 0.2  # of the epochs
@@ -79,7 +79,8 @@ def train_model(
     Raises
     ------
     InputError
-        Before any work, if `out` holds a run already, or a name, an option or the resolution does not exist.
+        Before any work, if `out` holds a run already or cannot be written, or a name, an option, the device
+        or the resolution does not exist.
     """
     out = Path(out)
     if (out / "run.json").exists() and not overwrite:
@@ -93,8 +94,14 @@ def train_model(
     key = store.key(resolution)
     options = {**_options_from(store, key, arch), **(options or {})}
 
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        raise InputError(f"device={device!r} is not to be had here ({error}); expected cpu, say") from error
+
     torch.manual_seed(seed)
     model = build_model(arch, options)
+    make_folder(out)
     loaders = field_loaders(store, train=key, test=[], batch_size=batch_size, seed=seed)
     watched = _Watched(loaders.train, _loss(loss, store, key), epochs, f"{arch} at {key}", progress)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)

@@ -114,6 +114,10 @@ def test_info_of_a_partial_store(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("info {folder}/mano", "is no zarr store"),
         ("import neuralop {new} --train 16={folder}/absent.pt", "absent.pt does not exist"),
         ("demo {folder}", "is not empty"),
+        ("demo {folder}/fno/run.json", "cannot be a folder for results"),
+        ("train {store} {folder}/fno/run.json --resolution 8 --epochs 1", "cannot be a folder for results"),
+        ("train {store} {new} --resolution 8 --device nowhere", "device='nowhere' is not to be had"),
+        ("generate darcy {folder}/fno/run.json/x.zarr --resolutions 8 --train 2", "give a path in a folder"),
     ],
 )
 def test_what_cannot_be_used_is_said_in_one_line(
@@ -127,6 +131,22 @@ def test_what_cannot_be_used_is_said_in_one_line(
     assert said.startswith("mano-op: ")
     assert "\n" not in said
     assert not new.exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("generate darcy x.zarr --resolutions abc", "'abc': expected a size, 16, or one an axis, 16x24"),
+        ("train x.zarr run --resolution 8 --option foo", "'foo': expected NAME=VALUE"),
+        ("import neuralop x.zarr --train foo", "'foo': expected RESOLUTION=FILE"),
+        ("import neuralop x.zarr --train a=b.pt", "expected a whole number before ="),
+    ],
+)
+def test_words_that_make_no_sense(command: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(command.split())
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_run_trained_on_other_fields_is_refused(

@@ -99,6 +99,10 @@ def create_store(
     attributes = root_attributes(layout, title, provenance)
     path = Path(path).absolute()
     clear(path, overwrite)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"there can be no {path} ({error}): give a path in a folder") from error
     lay_out(path, layout, attributes)
     return FieldStore(path)
 
@@ -124,7 +128,7 @@ def open_store(path: str | Path, *, incomplete: bool = False) -> FieldStore:
         missing = sum(samples.stop - samples.start for samples in store.pending())
         raise InputError(
             f"{store.path} is a partial store: {total - missing} of {total} samples are written. To resume, "
-            "run again what was making it, or write what `open_store(path, incomplete=True).pending()` lists "
+            "run again what was making it with resume=True (on the command line, --resume), or write what `open_store(path, incomplete=True).pending()` lists "
             "and call `finish()`. To start anew, make it with overwrite=True"
         )
     return store
