@@ -30,7 +30,7 @@ References
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -40,9 +40,6 @@ from mano_op.grid import Registration
 
 Sampling = Literal["stencil", "conv", "avg_pool"]
 SAMPLINGS: tuple[str, ...] = get_args(Sampling)
-
-_CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_CONV_TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
 def level_shapes(shape: Sequence[int], rate: int, n_levels: int | None = None) -> list[tuple[int, ...]]:
@@ -68,7 +65,38 @@ def level_shapes(shape: Sequence[int], rate: int, n_levels: int | None = None) -
     return shapes
 
 
-class Restrict(nn.Module):
+class _Step(nn.Module):
+    """What `Restrict` and `Prolong` have in common: their options, and a weight where there is one."""
+
+    convolutions: ClassVar[dict[int, Any]]
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        n_dim: int,
+        rate: int,
+        sampling: Sampling,
+        registration: Registration = "node",
+        periodic: Sequence[bool],
+    ) -> None:
+        super().__init__()
+        self.rate, self.sampling, self.periodic = rate, sampling, tuple(periodic)
+        self.reach = stencil_reach(rate, registration)
+        if sampling == "conv":
+            conv = self.convolutions[n_dim](channels, channels, rate, bias=False)
+            self.weight = nn.Parameter(conv.weight.detach())  # as torch initialises it
+        elif sampling == "stencil":
+            line = self.line(interpolation(rate, registration))
+            self.weight = nn.Parameter(_outer(line, n_dim).repeat(channels, 1, *[1] * n_dim))
+
+    @staticmethod
+    def line(interpolation: Tensor) -> Tensor:
+        """One axis of the initial stencil."""
+        return interpolation
+
+
+class Restrict(_Step):
     """The field on the next coarser level.
 
     Parameters
@@ -90,25 +118,12 @@ class Restrict(nn.Module):
     [2.0, 6.0]
     """
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        n_dim: int,
-        rate: int,
-        sampling: Sampling,
-        registration: Registration = "node",
-        periodic: Sequence[bool],
-    ) -> None:
-        super().__init__()
-        self.rate, self.sampling, self.periodic = rate, sampling, tuple(periodic)
-        self.reach = stencil_reach(rate, registration)
-        if sampling == "conv":
-            conv = _CONV[n_dim](channels, channels, rate, bias=False)
-            self.weight = nn.Parameter(conv.weight.detach())
-        elif sampling == "stencil":
-            line = interpolation(rate, registration)
-            self.weight = nn.Parameter(_outer(line / line.sum(), n_dim).repeat(channels, 1, *[1] * n_dim))
+    convolutions: ClassVar[dict[int, Any]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+    @staticmethod
+    def line(interpolation: Tensor) -> Tensor:
+        """One axis of the initial stencil, a weighted mean."""
+        return interpolation / interpolation.sum()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(batch, channels, *grid)`` to ``(batch, channels, *coarse grid)``."""
@@ -127,28 +142,14 @@ class Restrict(nn.Module):
         return x
 
 
-class Prolong(nn.Module):
+class Prolong(_Step):
     """A coarse field at the points of the next finer level; the parameters are those of `Restrict`."""
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        n_dim: int,
-        rate: int,
-        sampling: Sampling,
-        registration: Registration = "node",
-        periodic: Sequence[bool],
-    ) -> None:
-        super().__init__()
-        self.rate, self.sampling, self.periodic = rate, sampling, tuple(periodic)
-        self.reach = stencil_reach(rate, registration)
-        if sampling == "conv":
-            conv = _CONV_TRANSPOSE[n_dim](channels, channels, rate, bias=False)
-            self.weight = nn.Parameter(conv.weight.detach())
-        elif sampling == "stencil":
-            line = interpolation(rate, registration)
-            self.weight = nn.Parameter(_outer(line, n_dim).repeat(channels, 1, *[1] * n_dim))
+    convolutions: ClassVar[dict[int, Any]] = {
+        1: nn.ConvTranspose1d,
+        2: nn.ConvTranspose2d,
+        3: nn.ConvTranspose3d,
+    }
 
     def forward(self, x: Tensor, shape: Sequence[int]) -> Tensor:
         """Map ``(batch, channels, *coarse grid)`` to ``(batch, channels, *shape)``."""
