@@ -118,7 +118,6 @@ def save_run(folder: str | Path, run: Run) -> None:
     folder = make_folder(folder)
     # neuraloperator's models put their constructor's arguments, functions among them, into state_dict().
     parameters = {key: value for key, value in run.model.state_dict().items() if key != "_metadata"}
-    torch.save(parameters, folder / "parameters.pt")
     description = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -128,8 +127,12 @@ def save_run(folder: str | Path, run: Run) -> None:
         "history": run.history,
         "machine": machine(),
     }
+    text = json.dumps(description, indent=1)
+    # A run that is replaced is none from here on until the new one is whole.
+    (folder / "run.json").unlink(missing_ok=True)
+    torch.save(parameters, folder / "parameters.pt")
     partial = folder / "run.json.partial"
-    partial.write_text(json.dumps(description, indent=1))
+    partial.write_text(text)
     os.replace(partial, folder / "run.json")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -99,6 +100,13 @@ def train_model(
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
         raise InputError(f"device={device!r} is not to be had here ({error}); expected cpu, say") from error
 
+    try:
+        json.dumps(options, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"options={options} cannot be kept with the run ({error}); use plain values"
+        ) from error
+
     torch.manual_seed(seed)
     model = build_model(arch, options)
     make_folder(out)
@@ -125,6 +133,7 @@ def train_model(
             "store": str(store.path),
             "title": store.attrs.get("title", ""),
             "resolution": key,
+            "grid": str(store.grids[key]),
             "inputs": list(store.inputs),
             "outputs": list(store.outputs),
             "samples": len(loaders.train.dataset),  # type: ignore[arg-type]
@@ -144,6 +153,12 @@ def train_model(
 def _options_from(store: FieldStore, key: str, arch: str) -> dict[str, Any]:
     """What a model has to know of the fields it is for."""
     grid = store.grids[key]
+    registrations = {axis.name: axis.registration for axis in grid}
+    if arch.lower() == "mano" and len(set(registrations.values())) > 1:
+        raise InputError(
+            f"{key} has registrations {registrations}, MANO takes one for all axes: "
+            "`resample` the fields to a grid with one"
+        )
     options: dict[str, Any] = {"in_channels": len(store.inputs), "out_channels": len(store.outputs)}
     if arch.lower() in ("mano", "mano_published"):
         options["n_dim"] = grid.n_dim

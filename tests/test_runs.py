@@ -77,6 +77,20 @@ def test_an_interrupted_write_is_no_run(tmp_path: Path, monkeypatch: pytest.Monk
         load_run(tmp_path)
 
 
+def test_an_interrupted_replacement_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the old description with the new parameters."""
+
+    def fail(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    save_run(tmp_path, make_run("mano", MANO))
+    monkeypatch.setattr("mano_op.runs.os.replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        save_run(tmp_path, make_run("mano", MANO))
+    with pytest.raises(InputError, match="holds no run"):
+        load_run(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

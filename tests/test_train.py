@@ -141,3 +141,29 @@ def test_a_run_is_not_replaced_unasked(store: FieldStore, tmp_path: Path) -> Non
     assert load_run(tmp_path).training["seed"] == first.training["seed"]
     train(store, tmp_path, epochs=1, seed=5, overwrite=True)
     assert load_run(tmp_path).training["seed"] == 5
+
+
+def test_a_run_is_not_judged_on_another_registration(store: FieldStore, tmp_path: Path) -> None:
+    from mano_op import evaluate_transfer
+
+    run = train(store, tmp_path / "run", epochs=1)
+    grids = [Grid.uniform((n, n), registration="node") for n in (8, 16)]
+    nodes = wave_store(tmp_path / "nodes.zarr", grids, {"train": 4, "test": 4})
+    with pytest.raises(InputError, match=r"was trained on the grid .* cell .* is .* node"):
+        evaluate_transfer({"m": run}, nodes, [8], progress=False)
+
+
+def test_mixed_registrations_are_refused(tmp_path: Path) -> None:
+    from mano_op.grid import Axis
+
+    mixed = Grid((Axis("y", 8, registration="cell"), Axis("x", 8)))
+    store = wave_store(tmp_path / "mixed.zarr", [mixed], {"train": 4, "test": 4})
+    with pytest.raises(InputError, match="MANO takes one for all axes"):
+        train(store, tmp_path / "run")
+
+
+def test_options_that_cannot_be_kept_are_refused_before_training(store: FieldStore, tmp_path: Path) -> None:
+    options = {"n_modes": [4, 4], "hidden_channels": 8, "non_linearity": torch.relu}
+    with pytest.raises(InputError, match="cannot be kept with the run"):
+        train(store, tmp_path / "run", arch="fno", options=options)
+    assert not (tmp_path / "run").exists()

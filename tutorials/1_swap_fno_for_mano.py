@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Swap FNO for MANO
 #
-# neuraloperator's Darcy example trains an FNO with its Trainer. Here is the same script for MANO. One line
-# changes: the one that makes the model. The Trainer, the losses, the data processor and the form of the
-# samples stay as they are.
+# neuraloperator's Darcy example trains an FNO with its Trainer. Here is a script in its manner for both FNO
+# and MANO. Between them the line that makes the model changes, and the learning rate. The Trainer, the
+# losses, the data processor and the form of the samples stay as they are.
 #
 # It takes one or two minutes on two CPU cores: `python tutorials/1_swap_fno_for_mano.py`
 

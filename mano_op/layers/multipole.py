@@ -27,7 +27,7 @@ class MultipoleAttention(nn.Module):
 
     with the attention A within windows (`WindowAttention`), the restriction D and the prolongation U
     (`mano_op.layers.pyramid`). On level l a window covers
-    :math:`r^l` times more of the domain along each axis, so a few levels see all of it, at a cost linear in
+    :math:`r^l` times more of the domain along each axis, so enough levels see all of it, at a cost linear in
     the number of points N: :math:`O(N\, C\, (C + (w + 2h)^d))`.
 
     The defaults are the operator's. `MultipoleAttention.published` gives the layer of [1]_, and

@@ -31,8 +31,9 @@ class MANO(GridModel, name="MANO"):
         u = Q(\mathrm{LN}(z)) .
 
     MA is `mano_op.layers.multipole.MultipoleAttention`: attention within windows at full resolution and on a
-    pyramid of coarser levels, so that each layer sees the whole domain at a cost linear in the number of
-    points. It takes the place of FNO's spectral convolution, and the model that of
+    pyramid of coarser levels, at a cost linear in the number of points. With 3 levels and windows of 4 a
+    layer sees all of a 16-point grid; a larger one needs more levels, about :math:`\log_2 n - 1`. It
+    takes the place of FNO's spectral convolution, and the model that of
     ``neuralop.models.FNO``: the same training code works with either.
 
     Parameters

@@ -281,9 +281,16 @@ def _training_key(name: str, run: Run, store: FieldStore) -> str:
     if "resolution" not in run.training:
         raise InputError(f"{name}: training={run.training} does not say at which resolution it was trained")
     try:
-        return store.key(run.training["resolution"])
+        key = store.key(run.training["resolution"])
     except InputError as error:
         raise InputError(
             f"{name} was trained at {run.training['resolution']}, whose grid is needed to predict there and "
             f"interpolate: {error}"
         ) from error
+    trained = run.training.get("grid", str(store.grids[key]))
+    if trained != str(store.grids[key]):
+        raise InputError(
+            f"{name} was trained on the grid {trained}, {key} of {store.path} is {store.grids[key]}: judge "
+            "it on a store with the registration and domain that it was trained with"
+        )
+    return key
