@@ -27,7 +27,7 @@ import torch
 
 from mano_op.cost import count_flops, count_parameters
 from mano_op.data.importers import import_neuralop_pt
-from mano_op.runs import machine
+from mano_op.machine import machine
 from mano_op.train import train_model
 from mano_op.transfer import evaluate_transfer
 

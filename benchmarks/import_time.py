@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mano_op.runs import machine
+from mano_op.machine import machine
 
 REPEATS = 7
 

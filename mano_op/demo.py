@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mano_op.errors import InputError
+from mano_op.files import make_folder
 from mano_op.problems.generate import generate_darcy
 from mano_op.report import write_report
-from mano_op.runs import make_folder
 from mano_op.train import train_model
 from mano_op.transfer import evaluate_transfer, table
 

@@ -1,4 +1,11 @@
-"""The one exception that says "what you gave cannot be used"."""
+"""The one exception that says "what you gave cannot be used", and the checks that every part makes."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from numbers import Integral, Real
 
 
 class InputError(ValueError):
@@ -15,3 +22,49 @@ class InputError(ValueError):
     ...
     mano_op.errors.InputError: got window=0, expected a positive whole number: pass window=4, say
     """
+
+
+def check_whole(at_least: int = 1, **numbers: object) -> None:
+    """Refuse what is no whole number, or too small a one. numpy's integers pass, booleans do not.
+
+    Examples
+    --------
+    >>> check_whole(epochs=30, batch_size=2.5)
+    Traceback (most recent call last):
+    ...
+    mano_op.errors.InputError: batch_size=2.5, expected a whole number, at least 1
+    """
+    for name, number in numbers.items():
+        if not isinstance(number, Integral) or isinstance(number, bool) or number < at_least:
+            raise InputError(f"{name}={number!r}, expected a whole number, at least {at_least}")
+
+
+def check_finite_number(*, zero: bool, **numbers: object) -> None:
+    """Refuse what is no finite number, or below zero; whether zero itself will do is for `zero` to say.
+
+    Examples
+    --------
+    >>> check_finite_number(zero=False, learning_rate=float("nan"))
+    Traceback (most recent call last):
+    ...
+    mano_op.errors.InputError: learning_rate=nan, expected a finite number, more than 0
+    """
+    for name, number in numbers.items():
+        fits = isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number)
+        if not fits or number < 0 or (number == 0 and not zero):  # type: ignore[operator]
+            least = "0 or more" if zero else "more than 0"
+            raise InputError(f"{name}={number!r}, expected a finite number, {least}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Ask for the known name that is nearest to one that is not known; empty if none is near.
+
+    Examples
+    --------
+    >>> did_you_mean("n_mode", ["in_channels", "n_modes"])
+    "; did you mean 'n_modes'?"
+    >>> did_you_mean("depth", ["in_channels", "n_modes"])
+    ''
+    """
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

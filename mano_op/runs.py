@@ -3,8 +3,8 @@
 ======================  =====================================================================================
 file                    holds
 ======================  =====================================================================================
-``run.json``            the model's name and options, the processor, what it was trained on and how, the
-                        history of its errors, versions and machine
+``run.json``            the model's name and options, the processor, what it was trained on and how, with the
+                        versions and the machine, and the history of its errors
 ``parameters.pt``       the model's parameters: tensors and nothing else
 ======================  =====================================================================================
 
@@ -16,14 +16,10 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
-import pickle
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from neuralop.models.base_model import BaseModel
@@ -31,9 +27,12 @@ from torch import nn
 
 from mano_op.cost import count_parameters
 from mano_op.data.processor import FieldProcessor
-from mano_op.errors import InputError
+from mano_op.errors import InputError, did_you_mean
+from mano_op.files import make_folder, read_tensors, write_file
 
 FORMAT, FORMAT_VERSION = "mano_op run", 1
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -88,26 +87,31 @@ def build_model(arch: str, options: Mapping[str, Any]) -> nn.Module:
     """
     models: dict[str, type[nn.Module]] = BaseModel._models
     if arch.lower() not in models:
-        known = ", ".join(sorted(name for name in models if not name.startswith("_")))
-        raise InputError(f"there is no model {arch!r}; neuraloperator knows {known}")
+        known = sorted(name for name in models if not name.startswith("_"))
+        raise InputError(
+            f"there is no model {arch!r}; neuraloperator knows {', '.join(known)}"
+            f"{did_you_mean(arch.lower(), known)}"
+        )
     cls = models[arch.lower()]
-    known_options = list(inspect.signature(cls).parameters)
-    unknown = [name for name in options if name not in known_options]
+    signature = inspect.signature(cls)
+    unknown = [name for name in options if name not in signature.parameters]
     if unknown:
-        raise InputError(f"{arch} has no option {', '.join(unknown)}; it has {', '.join(known_options)}")
-    return cls(**options)
-
-
-def make_folder(folder: str | Path) -> Path:
-    """Make a folder for results, if need be, or say why there can be none: before the work, not after it."""
-    folder = Path(folder)
+        raise InputError(
+            f"{arch} has no option {', '.join(unknown)}; it has {', '.join(signature.parameters)}"
+            f"{did_you_mean(unknown[0], signature.parameters)}"
+        )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError("it cannot be written to")
-    except OSError as error:
-        raise InputError(f"{folder} cannot be a folder for results ({error}): give another path") from error
-    return folder
+        signature.bind(**options)
+    except TypeError as error:
+        raise InputError(f"{arch} needs more options, {error}: give it a value") from error
+    try:
+        return cls(**options)
+    except InputError:
+        raise
+    except Exception as error:  # any model of the registry: whatever it raises is its answer
+        raise InputError(
+            f"{arch} cannot be built with {dict(options)} ({type(error).__name__}: {error}): see its options"
+        ) from error
 
 
 def save_run(folder: str | Path, run: Run) -> None:
@@ -125,15 +129,12 @@ def save_run(folder: str | Path, run: Run) -> None:
         "processor": run.processor.to_dict(),
         "training": run.training,
         "history": run.history,
-        "machine": machine(),
     }
-    text = json.dumps(description, indent=1)
+    text = json.dumps(description, indent=1, allow_nan=False)
     # A run that is replaced is none from here on until the new one is whole.
     (folder / "run.json").unlink(missing_ok=True)
     torch.save(parameters, folder / "parameters.pt")
-    partial = folder / "run.json.partial"
-    partial.write_text(text)
-    os.replace(partial, folder / "run.json")
+    write_file(folder / "run.json", text)
 
 
 def load_run(folder: str | Path) -> Run:
@@ -142,7 +143,8 @@ def load_run(folder: str | Path) -> Run:
     Raises
     ------
     InputError
-        If the folder holds no run, one of another version, or parameters that are not this model's.
+        If the folder holds no run, one of another version, one that is damaged, or parameters that are not
+        this model's.
     """
     folder = Path(folder)
     path = folder / "run.json"
@@ -152,53 +154,43 @@ def load_run(folder: str | Path) -> Run:
         )
     try:
         description = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not JSON ({error}): restore it or train again") from error
-    found = description.get("format"), description.get("format_version")
+    found = (_entry(path, description, "format", str), _entry(path, description, "format_version", int))
     if found != (FORMAT, FORMAT_VERSION):
         raise InputError(
             f"{path} has format {found[0]!r} version {found[1]}, expected {FORMAT!r} version "
             f"{FORMAT_VERSION}: use the release of mano_op that wrote it"
         )
-    arch, options = description["model"]["arch"], description["model"]["options"]
-    model = build_model(arch, options)
+    described = _entry(path, description, "model", dict)
+    arch, options = _entry(path, described, "arch", str), _entry(path, described, "options", dict)
+    training, history = (
+        _entry(path, description, "training", dict),
+        _entry(path, description, "history", list),
+    )
     try:
-        parameters = torch.load(folder / "parameters.pt", map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, OSError, EOFError) as error:
-        raise InputError(f"{folder / 'parameters.pt'} cannot be read as tensors: {error}") from error
+        processor = FieldProcessor.from_dict(_entry(path, description, "processor", dict))
+    except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(
+            f"{path}: 'processor' is no description of one ({type(error).__name__}: {error}): restore the "
+            "file or train again"
+        ) from error
+    model = build_model(arch, options)
+    parameters = read_tensors(folder / "parameters.pt")
     try:
         model.load_state_dict(parameters)
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError, TypeError) as error:
         raise InputError(
             f"the parameters in {folder} are not those of {arch} with {options}: {error}"
         ) from error
-    return Run(
-        model.eval(),
-        FieldProcessor.from_dict(description["processor"]).eval(),
-        arch,
-        options,
-        description["training"],
-        description["history"],
-    )
+    return Run(model.eval(), processor.eval(), arch, options, training, history)
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers of a run depend on besides its options: versions, processor, threads."""
-    packages = ("mano_op", "neuraloperator", "torch", "numpy", "xarray", "zarr")
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in packages},
-    }
-
-
-def _processor() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    described = Path("/proc/cpuinfo")  # Linux; platform.processor() is empty there
-    lines = described.read_text().splitlines() if described.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+def _entry(path: Path, description: Any, name: str, kind: type[_T]) -> _T:
+    """An entry of a JSON object, if it is there and of its kind."""
+    value = description.get(name) if isinstance(description, dict) else None
+    if not isinstance(value, kind):
+        raise InputError(
+            f"{path}: {name!r} is {value!r}, expected a {kind.__name__}: restore the file or train again"
+        )
+    return value

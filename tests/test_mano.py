@@ -171,7 +171,7 @@ def test_periodic_shift_by_the_coarsest_window():
         ({"registration": "nodes"}, "registration='nodes', expected one of node, node_both, cell"),
         ({"periodic": [True]}, r"periodic=\[True\] has 1 entries, expected n_dim=2"),
         ({"periodic": True, "registration": "node_both"}, "registration='node_both': the first and the last"),
-        ({"n_modes": 8}, "MANO has no option 'n_modes'. It has in_channels, .*, periodic: "),
+        ({"n_modes": 8}, "MANO has no option 'n_modes'; it has in_channels, .*, periodic: "),
         ({"hidden_chanels": 8}, "has no option 'hidden_chanels'.* did you mean 'hidden_channels'?"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ def test_a_pickle_in_place_of_parameters_is_not_run(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     save_run(tmp_path, make_run("mano", MANO))
     (tmp_path / "parameters.pt").write_bytes(pickle.dumps(Malicious(), protocol=2))
-    with pytest.raises(InputError, match=r"parameters\.pt cannot be read as tensors"):
+    with pytest.raises(
+        InputError, match=r"parameters\.pt (holds more than tensors|cannot be read as tensors)"
+    ):
         load_run(tmp_path)
     assert not (tmp_path / "it_ran").exists()
 
@@ -70,7 +73,7 @@ def test_an_interrupted_write_is_no_run(tmp_path: Path, monkeypatch: pytest.Monk
     def fail(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mano_op.runs.os.replace", fail)
+    monkeypatch.setattr("mano_op.files.os.replace", fail)
     with pytest.raises(KeyboardInterrupt):
         save_run(tmp_path, make_run("mano", MANO))
     with pytest.raises(InputError, match=r"holds no run\.json, so it is no finished run"):
@@ -84,7 +87,7 @@ def test_an_interrupted_replacement_is_no_run(tmp_path: Path, monkeypatch: pytes
         raise KeyboardInterrupt
 
     save_run(tmp_path, make_run("mano", MANO))
-    monkeypatch.setattr("mano_op.runs.os.replace", fail)
+    monkeypatch.setattr("mano_op.files.os.replace", fail)
     with pytest.raises(KeyboardInterrupt):
         save_run(tmp_path, make_run("mano", MANO))
     with pytest.raises(InputError, match="holds no run"):
@@ -106,11 +109,55 @@ def test_other_formats_are_refused(change: dict[str, Any], message: str, tmp_pat
         load_run(tmp_path)
 
 
-def test_a_damaged_description_is_refused(tmp_path: Path) -> None:
+def without(entry: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda found: {name: value for name, value in found.items() if name != entry}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda found: [found], "'format' is None, expected a str"),
+        (without("model"), "'model' is None, expected a dict: restore the file"),
+        (without("processor"), "'processor' is None"),
+        (without("history"), "'history' is None, expected a list"),
+        (lambda found: found | {"model": {"arch": "mano"}}, "'options' is None"),
+        (lambda found: found | {"model": {"arch": "mano", "options": {}}}, "mano needs more options"),
+        (lambda found: found | {"processor": {"inputs": {"a": {}}, "outputs": {}}}, "no description of one"),
+        (lambda found: found | {"processor": {"inputs": [], "outputs": 3}}, "no description of one"),
+    ],
+)
+def test_a_damaged_description_is_refused(damage: Callable[[Any], Any], message: str, tmp_path: Path) -> None:
     save_run(tmp_path, make_run("mano", MANO))
-    (tmp_path / "run.json").write_text("{")
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(damage(json.loads(path.read_text()))))
+    with pytest.raises(InputError, match=message):
+        load_run(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, -3])
+def test_a_description_cut_short_is_refused(kept: int, tmp_path: Path) -> None:
+    save_run(tmp_path, make_run("mano", MANO))
+    path = tmp_path / "run.json"
+    path.write_text(path.read_text()[:kept])
     with pytest.raises(InputError, match="is not JSON"):
         load_run(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 10, 1000, -10])
+def test_parameters_cut_short_are_refused(kept: int, tmp_path: Path) -> None:
+    save_run(tmp_path, make_run("mano", MANO))
+    path = tmp_path / "parameters.pt"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(InputError, match=r"parameters\.pt cannot be read as tensors"):
+        load_run(tmp_path)
+
+
+def test_a_run_of_what_is_no_number_is_not_written(tmp_path: Path) -> None:
+    run = make_run("mano", MANO)
+    run.history[0]["training_error"] = float("nan")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        save_run(tmp_path, run)
+    assert not list(tmp_path.iterdir())
 
 
 def test_parameters_of_another_model_are_refused(tmp_path: Path) -> None:
@@ -124,5 +171,9 @@ def test_parameters_of_another_model_are_refused(tmp_path: Path) -> None:
 def test_unknown_models_and_options_are_refused() -> None:
     with pytest.raises(InputError, match=r"there is no model 'mono'; neuraloperator knows .*fno.*mano"):
         build_model("mono", {})
-    with pytest.raises(InputError, match="fno has no option n_mode; it has n_modes"):
+    with pytest.raises(InputError, match=r"there is no model 'mannno'.*; did you mean 'mano'"):
+        build_model("mannno", {})
+    with pytest.raises(
+        InputError, match=r"fno has no option n_mode; it has n_modes.* did you mean 'n_modes'"
+    ):
         build_model("fno", {"n_mode": [4, 4]})

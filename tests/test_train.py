@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import wave_store
+from helpers import store_of, wave_store, waves
 from neuralop.losses import H1Loss, LpLoss
 
 from mano_op import Grid, InputError
 from mano_op.data.dataset import field_loaders
+from mano_op.data.layout import Variable
 from mano_op.data.store import FieldStore
-from mano_op.runs import load_run
+from mano_op.runs import build_model, load_run
 from mano_op.train import train_model
 
 SMALL = {"hidden_channels": 8, "n_layers": 1, "n_heads": 2, "n_levels": 2}
@@ -55,8 +56,6 @@ def test_training_fits_the_fields(store: FieldStore, tmp_path: Path) -> None:
 @pytest.mark.parametrize("loss", ["l2", "h1"])
 def test_the_first_error_is_that_of_the_initial_model(loss: str, store: FieldStore, tmp_path: Path) -> None:
     """With all samples in one batch, the first epoch's error is that before any step was taken."""
-    from mano_op.runs import build_model
-
     run = train(store, tmp_path, loss=loss, batch_size=12, epochs=1, seed=3)
     torch.manual_seed(3)
     model = build_model("mano", run.options)
@@ -122,8 +121,33 @@ def test_any_number_of_epochs(epochs: int, store: FieldStore, tmp_path: Path) ->
         ({"arch": "mono"}, "there is no model 'mono'"),
         ({"options": {"hiden_channels": 8}}, "no option hiden_channels"),
         ({"loss": "l3"}, "loss='l3', expected one of l2, h1"),
-        ({"epochs": 0}, "epochs=0, expected more than 0"),
-        ({"learning_rate": -1.0}, "learning_rate=-1.0, expected more than 0"),
+        ({"epochs": 0}, "epochs=0, expected a whole number, at least 1"),
+        ({"epochs": 2.5}, "epochs=2.5, expected a whole number"),
+        ({"batch_size": True}, "batch_size=True, expected a whole number"),
+        ({"seed": -1}, "seed=-1, expected a whole number, at least 0"),
+        ({"seed": 2**63}, "seed=9223372036854775808, expected less than"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0, expected a finite number, more than 0"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan, expected a finite number"),
+        ({"weight_decay": -0.1}, "weight_decay=-0.1, expected a finite number, 0 or more"),
+        ({"weight_decay": float("inf")}, "weight_decay=inf, expected a finite number"),
+        ({"device": "nowhere"}, "device='nowhere' cannot be used here"),
+        ({"device": "meta"}, "device='meta' cannot be used here"),
+        ({"arch": "fno", "options": {}}, "fno needs more options, .*'n_modes'"),
+        (
+            {"arch": "fno", "options": {"n_modes": [4], "hidden_channels": 8}},
+            "fno with .*'n_modes': \\[4\\].* cannot take an input",
+        ),
+        (
+            {"arch": "fno", "options": {"n_modes": [4, 4], "hidden_channels": "x"}},
+            "fno cannot be built with .*'hidden_channels': 'x'",
+        ),
+        ({"options": {"n_heads": 3, "hidden_channels": 8}}, "n_heads=3"),
+        (
+            {"options": {"in_channels": 1}},
+            "option in_channels=1, but the fields of .* at r8 have in_channels=2",
+        ),
+        ({"options": {"registration": "node"}}, "option registration='node', but .* registration='cell'"),
+        ({"options": {"periodic": True}}, r"option periodic=True, but .* periodic=\[False, False\]"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(
@@ -141,6 +165,53 @@ def test_a_run_is_not_replaced_unasked(store: FieldStore, tmp_path: Path) -> Non
     assert load_run(tmp_path).training["seed"] == first.training["seed"]
     train(store, tmp_path, epochs=1, seed=5, overwrite=True)
     assert load_run(tmp_path).training["seed"] == 5
+
+
+def test_options_that_say_what_the_fields_say_are_taken(store: FieldStore, tmp_path: Path) -> None:
+    said = {"in_channels": 2, "periodic": False, "registration": "cell", **SMALL}
+    run = train(store, tmp_path, options=said, epochs=1)
+    assert run.options["periodic"] == [False, False]
+
+
+def test_a_model_that_changes_the_grid_is_refused(store: FieldStore, tmp_path: Path) -> None:
+    finer = {"n_modes": [4, 4], "hidden_channels": 8, "n_layers": 1, "resolution_scaling_factor": [2]}
+    with pytest.raises(InputError, match=r"output of shape \(1, 1, 16, 16\) .* expected \(1, 1, 8, 8\)"):
+        train(store, tmp_path / "run", arch="fno", options=finer)
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_that_diverges_stops_and_keeps_what_was_there(store: FieldStore, tmp_path: Path) -> None:
+    before = train(store, tmp_path, epochs=1)
+    with pytest.raises(InputError, match=r"mano at r8: the loss is \w+ in epoch \d of 3, .* has diverged"):
+        train(store, tmp_path, learning_rate=1e30, overwrite=True)
+    assert load_run(tmp_path).history == before.history
+
+
+def test_the_error_is_the_mean_over_samples_and_channels(tmp_path: Path) -> None:
+    """Two outputs that are the same field have the error of one, when the model treats them alike."""
+    grid = Grid.uniform((8, 6), registration="cell")
+
+    def fields(samples: np.ndarray, grid: Grid) -> dict[str, np.ndarray]:
+        found = waves(samples, grid)
+        return {"a": found["a"], "u": found["u"], "v": 3 * found["u"] + 1}
+
+    variables = [Variable("a", "input"), Variable("u", "output"), Variable("v", "output")]
+    store = store_of(tmp_path / "two.zarr", [grid], variables, fields, {"train": 6})
+    run = train(store, tmp_path / "run", resolution=(8, 6), batch_size=6, epochs=1, seed=3)
+    torch.manual_seed(3)
+    model = build_model("mano", run.options)
+    loaders = field_loaders(store, train=(8, 6), test=[], batch_size=6, seed=3)
+    sample = loaders.processor.train().preprocess(next(iter(loaders.train)))
+    error = model(sample["x"]) - sample["y"]
+    expected = (error.flatten(2).norm(dim=-1) / sample["y"].flatten(2).norm(dim=-1)).mean()
+    assert run.history[0]["training_error"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_run_says_what_it_was_trained_with(store: FieldStore, tmp_path: Path) -> None:
+    found = train(store, tmp_path, epochs=1).training["machine"]
+    assert found["device"] == "cpu"
+    assert found["threads"] == torch.get_num_threads()
+    assert found["versions"]["torch"] == torch.__version__
 
 
 def test_a_run_is_not_judged_on_another_registration(store: FieldStore, tmp_path: Path) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import pickle
 from collections.abc import Mapping
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,7 +12,8 @@ from einops import rearrange
 from neuralop.models.base_model import BaseModel
 from torch import Tensor, nn
 
-from mano_op.errors import InputError
+from mano_op.errors import InputError, did_you_mean
+from mano_op.files import read_tensors
 
 
 class GridModel(BaseModel, name="_grid_model"):
@@ -38,9 +36,8 @@ class GridModel(BaseModel, name="_grid_model"):
         known = [name for name in inspect.signature(cls).parameters if name not in ("args", "kwargs")]
         for name in kwargs:
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else "remove it, or use one of those."
-                raise InputError(f"{cls.__name__} has no option {name!r}. It has {', '.join(known)}: {hint}")
+                hint = did_you_mean(name, known) or ": remove it, or use one of those"
+                raise InputError(f"{cls.__name__} has no option {name!r}; it has {', '.join(known)}{hint}")
         for name, value in [*zip(known, args, strict=False), *kwargs.items()]:
             if not _is_plain(value):
                 raise InputError(
@@ -159,21 +156,7 @@ def _read(folder: str | Path, name: str, map_location: Any) -> dict[str, Any]:
                 else "Give the folder and name that save_checkpoint was called with"
             )
         )
-    try:
-        content: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path} holds more than tensors and plain values, so it was not written by this class, and "
-            "loading it could run code: load it with the class that wrote it, if you trust its author"
-        ) from error
-    except (EOFError, KeyError, OSError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read ({type(error).__name__}: {error}): if it was cut short, copy or write "
-            "it again"
-        ) from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, expected what save_checkpoint writes")
-    return content
+    return read_tensors(path, map_location=map_location)
 
 
 def _is_plain(value: Any) -> bool:
@@ -185,10 +168,3 @@ def _is_plain(value: Any) -> bool:
 
 # A base class is not a model to ask for: neuraloperator registers every subclass as one.
 del BaseModel._models["_grid_model"]
-
-
-def check_positive(**numbers: int) -> None:
-    """Refuse sizes that are not whole numbers from one on."""
-    for name, number in numbers.items():
-        if not isinstance(number, Integral) or number < 1:
-            raise InputError(f"{name}={number!r}, expected a whole number, at least 1")

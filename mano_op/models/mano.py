@@ -11,11 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mano_op.errors import InputError
+from mano_op.errors import InputError, check_whole
 from mano_op.grid import Grid, Registration
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.models.block import Block, Mlp, NonLinearity
-from mano_op.models.grid_model import GridModel, check_positive
+from mano_op.models.grid_model import GridModel
 
 
 class MANO(GridModel, name="MANO"):
@@ -117,7 +117,7 @@ class MANO(GridModel, name="MANO"):
         periodic: bool | Sequence[bool] = False,
     ) -> None:
         super().__init__()
-        check_positive(
+        check_whole(
             in_channels=in_channels,
             out_channels=out_channels,
             hidden_channels=hidden_channels,

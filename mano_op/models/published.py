@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mano_op.errors import check_whole
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.pyramid import Sampling
 from mano_op.models.block import Block, Mlp
-from mano_op.models.grid_model import GridModel, check_positive
+from mano_op.models.grid_model import GridModel
 
 
 class PublishedMANO(GridModel, name="MANO_published"):
@@ -71,7 +72,7 @@ class PublishedMANO(GridModel, name="MANO_published"):
         projection_channel_ratio: float = 0.5,
     ) -> None:
         super().__init__()
-        check_positive(
+        check_whole(
             in_channels=in_channels,
             out_channels=out_channels,
             hidden_channels=hidden_channels,

@@ -15,7 +15,8 @@ from mano_op.report.figures import cost_and_error, error_by_resolution, error_di
 from mano_op.report.page import definitions, figure, heading, html_table, paragraph, points
 from mano_op.report.panels import sample_panels
 from mano_op.report.style import data_uri
-from mano_op.runs import Run, machine
+from mano_op.machine import machine
+from mano_op.runs import Run
 from mano_op.transfer.predict import sample_fields
 from mano_op.transfer.tables import header, notes, table_rows
 from mano_op.transfer.verdict import percent

@@ -1,0 +1,85 @@
+"""Folders checked before the work that fills them, files written in one piece, and files read as data."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mano_op.errors import InputError
+
+
+def check_folder(folder: str | Path) -> Path:
+    """Say whether a folder for results can be made and written to, without making it.
+
+    Raises
+    ------
+    InputError
+        If the path or a part of it is a file, or there is no permission to write.
+    """
+    folder = Path(folder)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(f"{folder} cannot be a folder for results, {there} is a file: give another path")
+    if not os.access(there, os.W_OK):
+        raise InputError(
+            f"{folder} cannot be a folder for results, there is no permission to write to {there}: "
+            "give another path, or change the permission"
+        )
+    return folder
+
+
+def make_folder(folder: str | Path) -> Path:
+    """Make a folder for results, if need be; the errors are those of `check_folder`."""
+    folder = check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_file(path: str | Path, content: str | bytes) -> None:
+    """Write a file in one piece: a reader sees the old one or the new one, never half of one."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(partial, path)
+
+
+def read_tensors(path: str | Path, *, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a dictionary of tensors and plain values that ``torch.save`` wrote; no code in it is run.
+
+    Parameters
+    ----------
+    path : path
+    map_location
+        As ``torch.load`` takes it.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, it holds anything else, or it was cut short.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no file {path}: give the path of one that torch.save wrote")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # the error that follows says more
+            content = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} holds more than tensors and plain values. It is not unpickled, because a pickle can "
+            "run any program: if you trust its author, load it with what wrote it and save the tensors alone"
+        ) from error
+    # torch's reader meets a damaged file with whichever of these the damage leads to.
+    except (AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read as tensors ({type(error).__name__}: {error}): if it was cut short, copy "
+            "or write it again"
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, expected a dictionary of tensors")
+    return content

@@ -1,0 +1,181 @@
+"""Train a model on a store, with neuraloperator's own Trainer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from neuralop import Trainer
+from torch import nn
+
+from mano_op.data.dataset import field_loaders
+from mano_op.data.layout import Resolution
+from mano_op.data.store import FieldStore, open_store
+from mano_op.errors import InputError, check_finite_number, check_whole
+from mano_op.files import check_folder
+from mano_op.grid import Grid
+from mano_op.machine import machine
+from mano_op.runs import Run, build_model, save_run
+from mano_op.train.objective import training_loss
+from mano_op.train.options import options_for
+from mano_op.train.watched import Watched
+
+WARM_UP = 0.2  # of the epochs
+
+
+def train_model(
+    store: str | Path | FieldStore,
+    out: str | Path,
+    *,
+    resolution: Resolution,
+    arch: str = "mano",
+    options: Mapping[str, Any] | None = None,
+    epochs: int = 30,
+    batch_size: int = 20,
+    learning_rate: float = 1e-2,
+    weight_decay: float = 1e-4,
+    loss: str = "l2",
+    seed: int = 0,
+    device: str = "cpu",
+    progress: bool = True,
+    overwrite: bool = False,
+) -> Run:
+    r"""Train a model of neuraloperator's registry on one level of a store, and keep it as a run.
+
+    AdamW; the learning rate rises to `learning_rate` in the first fifth of the epochs, as attention needs it
+    to, and falls to zero along a cosine, stepped once an epoch; the first moment's decay cycles against
+    it between 0.95 and 0.85 (torch's ``OneCycleLR``). The loss is the relative error of the
+    normalised output, :math:`\lVert \hat y - y\rVert / \lVert y \rVert` in L2 or H1, summed over the samples
+    and channels of a batch (`mano_op.train.objective.training_loss`).
+
+    Parameters
+    ----------
+    store : path or FieldStore
+    out : path
+        Folder for the run; see `mano_op.runs`.
+    resolution : int, tuple, str or Grid
+        The level to train on.
+    arch : str
+        Name in neuraloperator's registry: "mano", "mano_published", "fno", ...
+    options : mapping, optional
+        The model's constructor arguments. The numbers of channels follow from the store, and so do
+        ``registration``, ``periodic`` and ``n_dim`` for models that have such options.
+    epochs, batch_size : int
+    learning_rate, weight_decay : float
+    loss : {"l2", "h1"}
+    seed : int
+        Of the initial parameters and the order of the samples.
+    device : str
+        As torch names it: "cpu", "cuda", "cuda:1", ...
+    progress : bool
+        Whether to show a bar.
+    overwrite : bool
+        Whether a run in `out` may be replaced.
+
+    Returns
+    -------
+    Run
+        Also written to `out`. Its ``history`` has an entry for each epoch: "training_error", the mean
+        over samples and channels of the loss, in normalised units and with the model as it was when each
+        sample came up; and "seconds".
+
+    Raises
+    ------
+    InputError
+        Before any work, if `out` holds a run already or cannot be written, a number is not one that can be
+        trained with, or a name, an option, the device or the resolution does not exist, or the model does
+        not map the store's fields. Later only if training diverges; nothing is written then.
+    """
+    _check_out(out, overwrite)
+    check_whole(epochs=epochs, batch_size=batch_size)
+    check_whole(at_least=0, seed=seed)
+    if seed >= 2**63:
+        raise InputError(f"seed={seed}, expected less than 2**63")
+    check_finite_number(zero=False, learning_rate=learning_rate)
+    check_finite_number(zero=True, weight_decay=weight_decay)
+    store = store if isinstance(store, FieldStore) else open_store(store)
+    key = store.key(resolution)
+    objective = training_loss(loss, store.grids[key])
+    options = options_for(store, key, arch, options or {})
+    _check_device(device)
+
+    torch.manual_seed(seed)
+    model = build_model(arch, options)
+    _check_maps(model, arch, options, store, store.grids[key])
+    loaders = field_loaders(store, train=key, test=[], batch_size=batch_size, seed=seed)
+    watched = Watched(loaders.train, objective, epochs, f"{arch} at {key}", progress)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    # The Trainer steps once after every epoch, so once more than there are changes of the rate.
+    warm_up = max(1, round(WARM_UP * epochs))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=learning_rate, total_steps=epochs + 1, pct_start=(warm_up + 1) / (epochs + 1)
+    )
+    trainer = Trainer(model=model, n_epochs=epochs, device=device, data_processor=loaders.processor)
+    with warnings.catch_warnings():
+        # The Trainer hands models the whole sample, and FNO says of each call that it ignores y.
+        warnings.filterwarnings("ignore", message=r".*received unexpected keyword arguments")
+        trainer.train(watched, {}, optimizer, schedule, training_loss=watched.loss)
+
+    run = Run(
+        model.cpu().eval(),
+        loaders.processor.to("cpu").eval(),
+        arch,
+        options,
+        {
+            "store": str(store.path),
+            "title": store.attrs.get("title", ""),
+            "resolution": key,
+            "grid": str(store.grids[key]),
+            "inputs": list(store.inputs),
+            "outputs": list(store.outputs),
+            "samples": len(watched.dataset),  # type: ignore[arg-type]
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "weight_decay": weight_decay,
+            "loss": loss,
+            "seed": seed,
+            "machine": machine(device),
+        },
+        watched.history,
+    )
+    save_run(out, run)
+    return run
+
+
+def _check_out(out: str | Path, overwrite: bool) -> None:
+    if (check_folder(out) / "run.json").exists() and not overwrite:
+        raise InputError(f"{out} holds a run already: give another folder, or overwrite=True to replace it")
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.ones(1, device=device).item()  # "meta" has tensors, but no values in them
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device={device!r} cannot be used here ({reason}): give device='cpu'") from error
+
+
+def _check_maps(
+    model: nn.Module, arch: str, options: Mapping[str, Any], store: FieldStore, grid: Grid
+) -> None:
+    """Refuse a model that cannot take these fields, before its first step and before anything is written."""
+    training = model.training
+    try:
+        with torch.no_grad():
+            y = model.eval()(torch.zeros(1, len(store.inputs), *grid.shape))
+    except Exception as error:  # any model of the registry: whatever it raises is its answer
+        raise InputError(
+            f"{arch} with {dict(options)} cannot take an input of shape (batch, {len(store.inputs)}, "
+            f"{', '.join(map(str, grid.shape))}): {type(error).__name__}: {error}"
+        ) from error
+    model.train(training)
+    expected = (1, len(store.outputs), *grid.shape)
+    if tuple(y.shape) != expected:
+        raise InputError(
+            f"{arch} with {dict(options)} makes an output of shape {tuple(y.shape)} of a sample, expected "
+            f"{expected}: give a model that keeps the grid"
+        )

@@ -1,0 +1,73 @@
+"""The training loss against the formula, written down once more on numpy."""
+
+import numpy as np
+import pytest
+import torch
+
+from mano_op import InputError
+from mano_op.grid import Axis, Grid
+from mano_op.train.objective import training_loss
+
+# Not square, not the unit box, another spacing on each axis, one of them periodic.
+GRID = Grid(
+    (
+        Axis("y", 6, -1.0, 3.0, "cell"),
+        Axis("x", 9, 0.0, 0.5, "cell", periodic=True),
+    )
+)
+
+
+def derivative(u: np.ndarray, axis: int, spacing: float, wraps: bool) -> np.ndarray:
+    u = np.moveaxis(u, axis, -1)
+    found = (np.roll(u, -1, -1) - np.roll(u, 1, -1)) / (2 * spacing)
+    if not wraps:  # the third-order one-sided formula at either end
+        ends = np.array([-11, 18, -9, 2]) / (6 * spacing)
+        found[..., 0] = u[..., :4] @ ends
+        found[..., -1] = -u[..., :-5:-1] @ ends
+    return np.moveaxis(found, -1, axis)
+
+
+def norm(u: np.ndarray, name: str, grid: Grid) -> np.ndarray:
+    """Of each sample and channel."""
+    terms = [u]
+    if name == "h1":
+        n = grid.n_dim
+        terms += [derivative(u, d - n, axis.spacing, axis.periodic) for d, axis in enumerate(grid)]
+    return np.sqrt(sum((term**2).reshape(*u.shape[:2], -1).sum(-1) for term in terms))
+
+
+@pytest.mark.parametrize("name", ["l2", "h1"])
+@pytest.mark.parametrize(
+    "grid",
+    [
+        GRID,
+        Grid((Axis("x", 7, 0.0, 2.0),)),
+        Grid((Axis("z", 5, 0.0, 3.0, "node_both"), Axis("y", 4, periodic=True), Axis("x", 6, 0.0, 0.1))),
+    ],
+    ids=["2-D", "1-D", "3-D"],
+)
+def test_the_loss_is_the_relative_norm_summed_over_samples_and_channels(name: str, grid: Grid) -> None:
+    rng = np.random.default_rng(0)
+    guess, truth = rng.standard_normal((2, 3, 2, *grid.shape))
+    expected = (norm(guess - truth, name, grid) / norm(truth, name, grid)).sum()
+    loss = training_loss(name, grid)(torch.from_numpy(guess), torch.from_numpy(truth))
+    assert loss.item() == pytest.approx(expected, rel=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "grid", "message"),
+    [
+        ("h2", GRID, "loss='h2', expected one of l2, h1"),
+        ("h1", Grid.uniform((8, 3)), r"loss='h1' on axes of \{'x': 3\} points, .* at least 4: use loss='l2'"),
+        ("h1", Grid.uniform((4, 4, 4, 4), names="wzyx"), "4 dimensions, it has 3 at most"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(name: str, grid: Grid, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        training_loss(name, grid)
+
+
+def test_few_points_will_do_where_the_axis_wraps() -> None:
+    loss = training_loss("h1", Grid.uniform((3,), periodic=True))
+    # A constant error of a constant: no derivative, so the L2 error.
+    assert loss(torch.full((1, 1, 3), 1.25), torch.ones(1, 1, 3)).item() == pytest.approx(0.25)
