@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +16,34 @@ from mano_op.errors import InputError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 if it did what it was asked, 2 if the input or a file cannot be used."""
-    parser = _parser()
-    args = parser.parse_args(arguments)
+    """Run a command.
+
+    Returns
+    -------
+    int
+        0 if it did what it was asked, 2 if the input or a file cannot be used, 130 if it was interrupted.
+    """
+    args = _parser().parse_args(arguments)
     try:
         args.command(args)
-    except (InputError, OSError) as error:  # no permission, no room: what is said needs no traceback
-        print(f"mano-op: {error}", file=sys.stderr)
-        return 2
+        sys.stdout.flush()
+    except BrokenPipeError:  # `mano-op info STORE | head`: nobody reads on, which is no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except InputError as error:
+        # The library names its arguments; who typed a command knows them as flags.
+        return _failed(re.sub(r"\b(overwrite|resume)=True", r"--\1", str(error)), 2)
+    except OSError as error:  # no permission, no room: what is said needs no traceback
+        where = f"{error.filename}: " if error.filename else ""
+        return _failed(f"{where}{error.strerror or error}; check the path, its permissions and the disk", 2)
+    except KeyboardInterrupt:
+        return _failed(f"interrupted. {args.interrupted}", 130)
     return 0
+
+
+def _failed(message: str, code: int) -> int:
+    print(f"\nmano-op: {message}" if sys.stderr.isatty() else f"mano-op: {message}", file=sys.stderr)
+    return code
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -55,7 +77,7 @@ def _generate_darcy(args: argparse.Namespace) -> None:
         store = generate_darcy(
             args.store,
             args.resolutions,
-            samples={"train": args.train, "test": args.test},
+            samples={split: n for split, n in (("train", args.train), ("test", args.test)) if n},
             seed=args.seed,
             problem=Darcy(coefficient=args.coefficient),
             registration=args.registration,
@@ -101,6 +123,7 @@ def _train(args: argparse.Namespace) -> None:
 
 def _transfer(args: argparse.Namespace) -> None:
     from mano_op.data.store import open_store
+    from mano_op.files import check_folder
     from mano_op.report import check_report_folder, write_report
     from mano_op.runs import load_run
     from mano_op.transfer import evaluate_transfer, table
@@ -111,8 +134,10 @@ def _transfer(args: argparse.Namespace) -> None:
         raise InputError(
             f"two of the runs {[str(path) for path in args.runs]} have the same name: rename one"
         )
-    check_report_folder(args.out, overwrite=args.overwrite)
-    results = evaluate_transfer(runs, store, args.resolutions or list(store.grids), progress=not args.quiet)
+    check_report_folder(check_folder(args.out), overwrite=args.overwrite)
+    results = evaluate_transfer(
+        runs, store, args.resolutions or list(store.grids), split=args.split, progress=not args.quiet
+    )
     report = write_report(args.out, results, runs, store, title=args.title, overwrite=args.overwrite)
     print(table(results))
     print(f"\nThe report, with pictures: {report}")
@@ -126,9 +151,9 @@ def _info(args: argparse.Namespace) -> None:
 
 
 def _resolution(text: str) -> int | tuple[int, ...]:
-    """``16``, or ``16x24``."""
+    """``16``, ``16x24``, or a level's name, ``r16``."""
     try:
-        sizes = tuple(int(n) for n in text.lower().split("x"))
+        sizes = tuple(int(n) for n in text.lower().removeprefix("r").split("x"))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a size, 16, or one an axis, 16x24") from error
     return sizes[0] if len(sizes) == 1 else sizes
@@ -160,76 +185,138 @@ def _parser() -> argparse.ArgumentParser:
         prog="mano-op",
         description="Multipole attention neural operators: fields, training, resolution transfer.",
     )
+    parser.add_argument("--version", action="version", version=f"mano_op {version('mano_op')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(
-        name: str, function: Any, what: str, within: Any = commands, makes: bool = True
+        name: str,
+        function: Any,
+        what: str,
+        within: Any = commands,
+        interrupted: str = "What was there before is as it was.",
+        makes: bool = True,
     ) -> argparse.ArgumentParser:
         made: argparse.ArgumentParser = within.add_parser(
-            name, help=what, description=what, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+            name, help=what, description=what, formatter_class=_WithDefaults
         )
-        made.set_defaults(command=function)
+        made.set_defaults(command=function, interrupted=interrupted)
         if makes:
             made.add_argument("--quiet", action="store_true", help="no progress bars")
             made.add_argument("--overwrite", action="store_true", help="replace what is there")
         return made
 
-    demo = command("demo", _demo, "make Darcy fields, train MANO and FNO at 16, judge them at 16, 32 and 64")
+    demo = command(
+        "demo",
+        _demo,
+        "make Darcy fields, train MANO and FNO at 16, judge them at 16, 32 and 64",
+        interrupted="Start again with --overwrite.",
+    )
     demo.add_argument("folder", type=Path, help="where everything goes")
-    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--seed", type=int, default=0, help="of the fields and of the training")
 
-    generate = commands.add_parser("generate", help="solve a PDE for many samples, into a store")
+    what = "solve a PDE for many samples, into a store"
+    generate = commands.add_parser("generate", help=what, description=what)
     problems = generate.add_subparsers(required=True, metavar="PROBLEM")
-    darcy = command("darcy", _generate_darcy, "flow through a random medium, u = 0 on the boundary", problems)
+    darcy = command(
+        "darcy",
+        _generate_darcy,
+        "flow through a random medium, u = 0 on the boundary",
+        problems,
+        interrupted="What is solved is kept: go on with --resume and the same options.",
+    )
     darcy.add_argument("store", type=Path, help="the store to make, NAME.zarr")
-    darcy.add_argument("--resolutions", type=_resolution, nargs="+", required=True, metavar="N|NxM")
-    darcy.add_argument("--train", type=int, default=1000, help="training samples")
-    darcy.add_argument("--test", type=int, default=50, help="test samples")
-    darcy.add_argument("--seed", type=int, default=0)
-    darcy.add_argument("--coefficient", choices=("piecewise", "lognormal"), default="piecewise")
-    darcy.add_argument("--registration", choices=("node", "node_both", "cell"), default="node")
     darcy.add_argument(
-        "--solver-resolution", type=int, help="solve on this grid; the finest one if not given"
+        "--resolutions",
+        type=_resolution,
+        nargs="+",
+        required=True,
+        metavar="N|NxM",
+        help="points along each axis, one level for each",
+    )
+    darcy.add_argument("--train", type=int, default=1000, help="training samples; 0 for no such split")
+    darcy.add_argument("--test", type=int, default=50, help="test samples; 0 for no such split")
+    darcy.add_argument("--seed", type=int, default=0, help="of the random medium")
+    darcy.add_argument(
+        "--coefficient",
+        choices=("piecewise", "lognormal"),
+        default="piecewise",
+        help="permeability: 3 or 12, or a smooth field",
+    )
+    darcy.add_argument(
+        "--registration",
+        choices=("node", "node_both", "cell"),
+        default="node",
+        help="where points lie: on [0, 1), [0, 1], or in the middle of cells",
+    )
+    darcy.add_argument(
+        "--solver-resolution",
+        type=int,
+        help="solve on this many intervals a side; if not given, on as few as hold the points of all levels",
     )
     darcy.add_argument(
         "--scheduler", help="address of a dask scheduler, tcp://...; this machine if not given"
     )
     darcy.add_argument("--resume", action="store_true", help="go on with an interrupted store")
 
-    importers = commands.add_parser("import", help="turn files of other formats into a store")
+    what = "turn files of other formats into a store"
+    importers = commands.add_parser("import", help=what, description=what)
     formats = importers.add_subparsers(required=True, metavar="FORMAT")
     pt = command("neuralop", _import_neuralop, "neuraloperator's Darcy files, *.pt", formats)
     pt.add_argument("store", type=Path, help="the store to make, NAME.zarr")
-    pt.add_argument("--train", type=_file_at, nargs="+", default=[], metavar="N=FILE")
-    pt.add_argument("--test", type=_file_at, nargs="+", default=[], metavar="N=FILE")
+    for split in ("train", "test"):
+        pt.add_argument(
+            f"--{split}",
+            type=_file_at,
+            nargs="+",
+            default=[],
+            metavar="N=FILE",
+            help=f"files of the {split} split, each with its resolution: 16=darcy_{split}_16.pt",
+        )
 
     train = command("train", _train, "train a model on one resolution of a store")
-    train.add_argument("store", type=Path)
+    train.add_argument("store", type=Path, help="the fields, NAME.zarr")
     train.add_argument("run", type=Path, help="folder for the trained model")
-    train.add_argument("--resolution", type=_resolution, required=True, metavar="N|NxM")
+    train.add_argument(
+        "--resolution", type=_resolution, required=True, metavar="N|NxM", help="level to train on"
+    )
     train.add_argument("--model", default="mano", help="name in neuraloperator's registry: mano, fno, ...")
-    train.add_argument("--option", type=_option, action="append", default=[], metavar="NAME=VALUE",
-                       help="of the model, as JSON; may be given more than once")  # fmt: skip
-    train.add_argument("--epochs", type=int, default=30)
-    train.add_argument("--batch-size", type=int, default=20)
-    train.add_argument("--learning-rate", type=float, default=1e-2)
-    train.add_argument("--weight-decay", type=float, default=1e-4)
-    train.add_argument("--loss", choices=("l2", "h1"), default="l2")
-    train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--device", default="cpu")
+    train.add_argument(
+        "--option",
+        type=_option,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the model, as JSON: hidden_channels=24; may be given more than once",
+    )
+    train.add_argument("--epochs", type=int, default=30, help="passes over the training samples")
+    train.add_argument("--batch-size", type=int, default=20, help="samples a step")
+    train.add_argument("--learning-rate", type=float, default=1e-2, help="its highest value")
+    train.add_argument("--weight-decay", type=float, default=1e-4, help="of AdamW")
+    train.add_argument("--loss", choices=("l2", "h1"), default="l2", help="relative error in this norm")
+    train.add_argument("--seed", type=int, default=0, help="of the parameters and the order of the samples")
+    train.add_argument("--device", default="cpu", help="as torch names it: cpu, cuda, cuda:1")
 
     transfer = command("transfer", _transfer, "judge trained models at several resolutions of a store")
-    transfer.add_argument("store", type=Path)
+    transfer.add_argument("store", type=Path, help="the fields, NAME.zarr")
     transfer.add_argument("runs", type=Path, nargs="+", help="folders made by `mano-op train`")
     transfer.add_argument("--out", type=Path, required=True, help="folder for the report and its numbers")
     transfer.add_argument(
-        "--resolutions", type=_resolution, nargs="+", metavar="N|NxM", help="all if not given"
+        "--resolutions", type=_resolution, nargs="+", metavar="N|NxM", help="levels; all if not given"
     )
-    transfer.add_argument("--title", default="Resolution transfer")
+    transfer.add_argument("--split", default="test", help="samples to judge on")
+    transfer.add_argument("--title", default="Resolution transfer", help="of the report")
 
     info = command("info", _info, "say what a store holds", makes=False)
-    info.add_argument("store", type=Path)
+    info.add_argument("store", type=Path, help="NAME.zarr, whole or partial")
     return parser
+
+
+class _WithDefaults(argparse.HelpFormatter):
+    """Help that ends in the default, where there is one to tell."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = action.default not in (None, False, [], argparse.SUPPRESS) and action.option_strings
+        return f"{action.help} (default: %(default)s)" if told else action.help
 
 
 if __name__ == "__main__":

@@ -1,13 +1,19 @@
 """The command line, as a user meets it: what it makes, what it prints, what it refuses."""
 
 import csv
+import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
+from dask import config
 
 from mano_op.cli import main
 from mano_op.data.layout import Variable
@@ -109,14 +115,18 @@ def test_info_of_a_partial_store(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("transfer {store} {folder}/fno {folder}/darcy.zarr --out {new}", "holds no run.json"),
         ("transfer {store} {mano} --out {folder}/report", "report.html, results.csv"),
         ("transfer {store} {mano} --out {new} --resolutions 8 12", "no resolution 12"),
+        ("transfer {store} {mano} --out {new} --split validation", "no split 'validation'"),
+        ("transfer {store} {mano} --out {folder}/fno/run.json", "cannot be a folder for results"),
         ("generate darcy {store} --resolutions 8", "exists"),
-        ("generate darcy {new} --resolutions 8 --train 0 --test 4", "train"),
+        ("generate darcy {new} --resolutions 8 --train 0 --test 0", "no splits"),
+        ("generate darcy {new} --resolutions 8 --train -3", "split 'train' has -3 samples"),
+        ("generate darcy {store} --resolutions 8 --resume --overwrite", "--resume and --overwrite: pass one"),
         ("info {folder}/mano", "is no zarr store"),
         ("import neuralop {new} --train 16={folder}/absent.pt", "absent.pt does not exist"),
         ("demo {folder}", "is not empty"),
         ("demo {folder}/fno/run.json", "cannot be a folder for results"),
         ("train {store} {folder}/fno/run.json --resolution 8 --epochs 1", "cannot be a folder for results"),
-        ("train {store} {new} --resolution 8 --device nowhere", "device='nowhere' is not to be had"),
+        ("train {store} {new} --resolution 8 --device nowhere", "device='nowhere'"),
         ("generate darcy {folder}/fno/run.json/x.zarr --resolutions 8 --train 2", "give a path in a folder"),
     ],
 )
@@ -147,6 +157,90 @@ def test_words_that_make_no_sense(command: str, message: str, capsys: pytest.Cap
         main(command.split())
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_the_library_calls_overwrite_is_a_flag_here(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = folder / "darcy.zarr"
+    assert main(["generate", "darcy", str(store), "--resolutions", "8"]) == 2
+    said = capsys.readouterr().err
+    assert "--resume" in said and "--overwrite" in said
+    assert "=True" not in said
+
+
+def test_a_split_of_no_samples_is_left_out(tmp_path: Path) -> None:
+    command = f"generate darcy {tmp_path}/d.zarr --resolutions 4x8 --train 0 --test 3 --quiet"
+    assert main(command.split()) == 0
+    store = open_store(tmp_path / "d.zarr")
+    assert store.splits == {"test": 3}
+    assert store.read("r4x8", "pressure").shape == (3, 4, 8)
+
+
+def test_levels_go_by_their_names_too(folder: Path, tmp_path: Path) -> None:
+    command = ["transfer", str(folder / "darcy.zarr"), str(folder / "fno"), "--out", str(tmp_path / "named")]
+    assert main([*command, "--resolutions", "r16", "--split", "train", "--quiet"]) == 0
+    with (tmp_path / "named" / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["resolution"] for row in rows} == {"r16"}
+    assert {int(row["sample"]) for row in rows} == set(range(12))
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.split() == ["mano_op", version("mano_op")]
+
+
+def test_an_interrupt_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped in the second chunk of samples, then resumed: the store is what an unbroken run makes."""
+    from mano_op.problems import generate
+
+    write = generate._write_chunk
+    calls = []
+
+    def stopped(*args: object) -> int:
+        calls.append(args)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return write(*args)  # type: ignore[arg-type]
+
+    command = f"generate darcy {tmp_path}/d.zarr --resolutions 4 --train 60 --test 60 --quiet"
+    with monkeypatch.context() as patch, config.set(num_workers=1):
+        patch.setattr(generate, "_write_chunk", stopped)
+        assert main(command.split()) == 130
+    said = capsys.readouterr().err
+    assert said == "mano-op: interrupted. What is solved is kept: go on with --resume and the same options.\n"
+    assert main([*command.split(), "--resume"]) == 0
+    assert main(command.replace("d.zarr", "unbroken.zarr").split()) == 0
+    broken, unbroken = (open_store(tmp_path / name) for name in ("d.zarr", "unbroken.zarr"))
+    np.testing.assert_array_equal(broken.read(4, "pressure"), unbroken.read(4, "pressure"))
+
+
+def test_a_reader_that_goes_away_is_no_error(folder: Path) -> None:
+    """``mano-op info STORE | head -1``, with the pipe closed before anything is printed."""
+    command = [sys.executable, "-m", "mano_op.cli", "info", str(folder / "darcy.zarr")]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_full_disk_is_said_in_one_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/big/disk")
+
+    monkeypatch.setattr("mano_op.problems.generate.generate_darcy", full)
+    assert main(["generate", "darcy", str(tmp_path / "d.zarr"), "--resolutions", "8"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("mano-op: /big/disk: No space left on device")
+    assert said.count("\n") == 1
 
 
 def test_a_run_trained_on_other_fields_is_refused(

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from mano_op.grid import Grid
 from mano_op.data.layout import Resolution
 from mano_op.data.processor import FieldProcessor
 from mano_op.data.store import FieldStore, open_store
+from mano_op.grid import Grid
 
 Sample = dict[str, Tensor]
 

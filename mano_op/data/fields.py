@@ -13,10 +13,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from mano_op.data.chunking import chunk_for
-from mano_op.errors import InputError
-from mano_op.grid import REGISTRATIONS, Axis, Grid, Registration
 from mano_op.data.layout import Levels, Variable
 from mano_op.data.store import FieldStore, create_store
+from mano_op.errors import InputError
+from mano_op.grid import REGISTRATIONS, Axis, Grid, Registration
 
 # How far a coordinate may lie from where it should, in spacings: coordinates in float32 pass.
 _TOLERANCE = 1e-3

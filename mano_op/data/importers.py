@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from mano_op.data.chunking import chunk_for
-from mano_op.errors import InputError
-from mano_op.grid import Grid
 from mano_op.data.layout import Layout, Levels, Variable
 from mano_op.data.store import FieldStore, create_store
 from mano_op.data.values import check_finite
+from mano_op.errors import InputError
+from mano_op.grid import Grid
 
 _DARCY = (
     Variable("permeability", "input", long_name="which of the two permeabilities: 0 or 1"),

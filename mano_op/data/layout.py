@@ -1,7 +1,8 @@
 """What a store of fields holds: which variables, on which grids, for which samples.
 
-A `Layout` is the plan of a store, without a byte of data: it says in which row of which level a
-sample lies. What it looks like as zarr is in `mano_op.data.schema`; reading and writing in `mano_op.data.store`.
+A `Layout` is the plan of a store, without a byte of data: it says in which row of which level
+a sample lies. What it looks like as zarr is in `mano_op.data.schema`; reading and writing in
+`mano_op.data.store`.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ import torch
 from neuralop.data.transforms.data_processors import DataProcessor
 from torch import Tensor, nn
 
-from mano_op.errors import InputError
 from mano_op.data.store import FieldStore
+from mano_op.errors import InputError
 
 Statistics = Mapping[str, Mapping[str, float]]
 

@@ -17,9 +17,9 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from mano_op.data.layout import Layout, Variable
 from mano_op.errors import InputError
 from mano_op.grid import Axis, Grid
-from mano_op.data.layout import Layout, Variable
 
 FORMAT, FORMAT_VERSION = "mano_op fields", 1
 

@@ -19,12 +19,21 @@ import zarr
 from numpy.typing import ArrayLike, NDArray
 from zarr.errors import ZarrUserWarning
 
-from mano_op.errors import InputError
-from mano_op.grid import Grid
 from mano_op.data.layout import Layout, Levels, Resolution, Variable
 from mano_op.data.moments import Moments
-from mano_op.data.schema import WRITTEN, array, clear, lay_out, open_root, read_layout, root_attributes, values_of
+from mano_op.data.schema import (
+    WRITTEN,
+    array,
+    clear,
+    lay_out,
+    open_root,
+    read_layout,
+    root_attributes,
+    values_of,
+)
 from mano_op.data.values import accept, check_finite
+from mano_op.errors import InputError
+from mano_op.grid import Grid
 
 __all__ = ["FieldStore", "Levels", "Resolution", "Variable", "create_store", "open_store"]
 
@@ -128,8 +137,9 @@ def open_store(path: str | Path, *, incomplete: bool = False) -> FieldStore:
         missing = sum(samples.stop - samples.start for samples in store.pending())
         raise InputError(
             f"{store.path} is a partial store: {total - missing} of {total} samples are written. To resume, "
-            "run again what was making it with resume=True (on the command line, --resume), or write what `open_store(path, incomplete=True).pending()` lists "
-            "and call `finish()`. To start anew, make it with overwrite=True"
+            "run again what was making it with resume=True, or write what "
+            "`open_store(path, incomplete=True).pending()` lists and call `finish()`. To start anew, make it "
+            "with overwrite=True"
         )
     return store
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mano_op.errors import InputError
 from mano_op.data.layout import Layout
+from mano_op.errors import InputError
 
 
 def check_finite(values: NDArray[np.float32], samples: NDArray[np.int64], where: str) -> None:

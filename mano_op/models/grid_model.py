@@ -33,6 +33,7 @@ class GridModel(BaseModel, name="_grid_model"):
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuse options that the model does not have: neuraloperator's base class keeps them silently."""
         known = [name for name in inspect.signature(cls).parameters if name not in ("args", "kwargs")]
         for name in kwargs:
             if name not in known:

@@ -11,11 +11,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from mano_op.data.store import FieldStore
+from mano_op.machine import machine
 from mano_op.report.figures import cost_and_error, error_by_resolution, error_distributions, training_history
 from mano_op.report.page import definitions, figure, heading, html_table, paragraph, points
 from mano_op.report.panels import sample_panels
 from mano_op.report.style import data_uri
-from mano_op.machine import machine
 from mano_op.runs import Run
 from mano_op.transfer.predict import sample_fields
 from mano_op.transfer.tables import header, notes, table_rows
