@@ -7,7 +7,7 @@ dimensions is resampled axis by axis.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from functools import lru_cache, partial
 
 import numpy as np
@@ -15,11 +15,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.interpolate import make_interp_spline
 
+from mano_op.boundary import Boundary, End, ends_by_axis
 from mano_op.errors import InputError
 from mano_op.grid import Axis, Grid
-
-End = float | None
-Boundary = float | Mapping[str, float | tuple[End, End]]
 
 
 def resample(
@@ -256,24 +254,17 @@ def _check_grids(source: Grid, target: Grid) -> None:
 
 def _known_ends(source: Grid, method: str, boundary: Boundary | None) -> list[tuple[End, End]]:
     """The values to append at the two ends of each axis, None where there are none to append."""
-    if boundary is None:
-        return [(None, None)] * source.n_dim
-    if method not in ("linear", "cubic"):
+    given = ends_by_axis(source, boundary)
+    if given and method not in ("linear", "cubic"):
         raise InputError(f"boundary={boundary} with method={method!r}: only 'linear' and 'cubic' can use it")
-    with_ends = [axis.name for axis in source if not axis.periodic]
-    given = boundary if isinstance(boundary, Mapping) else dict.fromkeys(with_ends, boundary)
-    if not given or not set(given) <= set(with_ends):
-        raise InputError(
-            f"boundary={boundary}: expected values for axes that do not wrap, which here are "
-            f"{', '.join(with_ends) or 'none, so leave it out'}"
-        )
     known = []
     for axis in source:
-        value = given.get(axis.name)
-        pair = tuple(value) if isinstance(value, Iterable) else (value, value)
-        if len(pair) != 2:
-            raise InputError(f"boundary={boundary}: axis {axis.name!r} expects a number, or one for each end")
-        left = pair[0] if axis.registration == "cell" else None
-        right = pair[1] if axis.registration != "node_both" else None
-        known.append((left, right))
+        left, right = given.get(axis.name, (None, None))
+        # A point that lies at an end already counts, not what is said of that end.
+        known.append(
+            (
+                left if axis.registration == "cell" else None,
+                right if axis.registration != "node_both" else None,
+            )
+        )
     return known

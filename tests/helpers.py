@@ -1,6 +1,7 @@
 """What several test files share."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,8 +80,11 @@ def store_of(
     splits: Mapping[str, int],
     *,
     held: Mapping[Grid, Sequence[str]] | None = None,
+    ends: float | None = 0.0,
 ) -> FieldStore:
-    """A complete store of functions of samples' numbers and a grid; outputs are 0 where axes end."""
+    """A complete store of functions of samples' numbers and a grid; outputs are `ends` where axes end."""
+    if ends is not None and not all(axis.periodic for axis in grids[0]):
+        variables = [replace(v, boundary_value=ends) if v.role == "output" else v for v in variables]
     store = create_store(
         path,
         grids,

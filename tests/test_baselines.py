@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from helpers import on_grid, rates, wave_store
+from helpers import on_grid, rates
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.interpolate import RectBivariateSpline
 
-from mano_op.errors import InputError
 from mano_op.grid import Grid
-from mano_op.transfer.baselines import check_ends, interpolate, known_ends, nests, restrict
+from mano_op.transfer.baselines import interpolate, nests, restrict
 
 
 def bumps(y, x):
@@ -92,14 +91,3 @@ def test_means_are_over_the_control_volumes():
     weights[3, 5:] = 1 / 6, 2 / 6, 3 / 6  # the last volumes of both grids reach to the end
     field = torch.tensor([0.0, 3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0], dtype=torch.float64)
     np.testing.assert_allclose(restrict(field, fine, coarse, "mean"), weights @ field.numpy(), atol=1e-14)
-
-
-def test_only_dirichlet_axes_have_known_ends(tmp_path):
-    store = wave_store(tmp_path / "waves.zarr", [Grid.uniform((4, 4))], {"test": 1})
-    assert known_ends(store) == {}  # its axes are open
-
-
-def test_boundary_values_of_axes_without_ends_are_refused():
-    check_ends({"y": 0.0}, Grid.uniform((4, 4), periodic=[False, True]))
-    with pytest.raises(InputError, match="axes that do not wrap, which here are y"):
-        check_ends({"x": 0.0}, Grid.uniform((4, 4), periodic=[False, True]))

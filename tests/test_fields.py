@@ -128,6 +128,14 @@ def test_an_axis_that_wraps_is_said_by_its_boundary_condition(tmp_path):
     assert store.grids["r6x4"] == Grid.uniform((6, 4), periodic=[False, True])
 
 
+def test_boundary_values_are_kept_and_belong_to_variables(tmp_path):
+    values = {"u": {"y": (1.0, 0.0)}, "a": 2.0}
+    store = write(tmp_path / "a.zarr", {(6, 4): labelled(NODES)}, boundary_values=values)
+    assert {v.name: v.boundary_value for v in open_store(store.path).variables} == {**values, "b": None}
+    with pytest.raises(InputError, match=r"boundary_values of v; expected some of \['b', 'a', 'u'\]"):
+        write(tmp_path / "b.zarr", {(6, 4): labelled(NODES)}, boundary_values={"v": 0.0})
+
+
 def stretched(data):
     return data.assign_coords(x=data.x**2)
 

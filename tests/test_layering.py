@@ -21,6 +21,8 @@ cost                    use     torch
 data.chunking           data
 data.moments            data    numpy
 
+boundary                base
+
 resample                base    numpy scipy torch
 layers.window           model   numpy torch einops
 layers.pyramid          model   torch

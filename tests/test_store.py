@@ -141,6 +141,26 @@ def test_grids_survive_exactly(shape, registration, start, length, data):
     assert store.key(grid) == store.key(grid.shape)
 
 
+@pytest.mark.parametrize("value", [0.0, 10.0, {"y": (1.0, None)}, {"y": (0.0, 2.0), "x": 3.0}, None])
+def test_boundary_values_survive(tmp_path, value):
+    variables = [Variable("a", "input"), Variable("u", "output", boundary_value=value)]
+    store = empty(tmp_path / "ends.zarr", variables=variables)
+    assert FieldStore(store.path).variables[1].boundary_value == value
+
+
+def test_boundary_conditions_and_values_must_make_sense(tmp_path):
+    with pytest.raises(
+        InputError, match="condition 'drichlet' of axis 'y'; expected one of periodic, dirichlet"
+    ):
+        empty(tmp_path / "a.zarr", boundary_conditions={"y": "drichlet", "x": "open"})
+    with pytest.raises(InputError, match=r"variable 'u': boundary=.*which here are y, x"):
+        empty(
+            tmp_path / "a.zarr",
+            variables=[Variable("a", "input"), Variable("u", "output", boundary_value={"z": 0.0})],
+        )
+    assert not any(tmp_path.iterdir())
+
+
 # ------------------------------------------------------------------------------------ statistics
 
 

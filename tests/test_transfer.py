@@ -1,5 +1,6 @@
 """Errors of models whose errors are known, on grids that nest and grids that do not."""
 
+import json
 import re
 
 import numpy as np
@@ -106,10 +107,14 @@ def test_a_perfect_model_has_no_error_and_its_dpu_is_the_floor(store):
     assert results["restriction"].values.tolist() == [["injection", "nearest", "injection"]]
 
 
-def test_where_grids_do_not_nest_interpolating_the_input_reaches_the_floor(store):
-    results = evaluate(perfect, store, boundary={})
-    floor = errors(results, "r12", "floor")
-    np.testing.assert_allclose(errors(results, "r12", "dpu_interpolation"), floor, rtol=1e-5)
+def test_where_grids_do_not_nest_the_input_is_best_interpolated(store):
+    results = evaluate(perfect, store, boundary={"u": None, "v": None})
+    floor, u = errors(results, "r12", "floor"), fields(store, "r12", "u")
+    coarse, fine = np.arange(8) / 8, np.arange(12) / 12
+    down = CubicSpline(fine, CubicSpline(fine, u, axis=1)(coarse), axis=2)(coarse)
+    up = CubicSpline(coarse, CubicSpline(coarse, down, axis=1)(fine), axis=2)(fine)
+    np.testing.assert_allclose(errors(results, "r12", "dpu_interpolation")[0], relative(up, u), rtol=1e-4)
+    assert errors(results, "r12", "dpu_interpolation").mean() < 1.1 * floor.mean()
     for worse in ("dpu_injection", "dpu_mean"):
         assert errors(results, "r12", worse).mean() > 1.2 * floor.mean()
 
@@ -173,12 +178,58 @@ def test_dpu_is_restriction_prediction_and_spline(store):
 
 
 def test_boundary_values_are_the_stores_unless_others_are_given(store):
-    known, none = evaluate(perfect, store, [16]), evaluate(perfect, store, [16], boundary={})
+    known, none = (
+        evaluate(perfect, store, [16]),
+        evaluate(perfect, store, [16], boundary={"u": None, "v": None}),
+    )
     u = fields(store, "r16", "u")
     without = relative(spline_up(u[:, ::2, ::2], 16, ends=False), u)
     np.testing.assert_allclose(errors(none, "r16", "floor")[0], without, rtol=1e-4)
     assert errors(known, "r16", "floor").mean() < 0.7 * errors(none, "r16", "floor").mean()
-    assert (known.attrs["boundary"], none.attrs["boundary"]) == ('{"y": 0.0, "x": 0.0}', "{}")
+    zeros = {"y": [0.0, 0.0], "x": [0.0, 0.0]}
+    assert json.loads(known.attrs["boundary"]) == {"u": zeros, "v": zeros}
+    assert json.loads(none.attrs["boundary"]) == {"u": {}, "v": {}}
+
+
+def test_every_output_has_boundary_values_of_its_own(tmp_path):
+    """u is 10 where v is 0, and known at one end only."""
+
+    def shifted(samples, grid):
+        a, u, _ = sines(samples, grid).values()
+        return {"a": a, "u": 10 + u, "v": u}
+
+    grids = [Grid.uniform((8, 8)), Grid.uniform((16, 16))]
+    variables = [
+        Variable("a", "input"),
+        Variable("u", "output", boundary_value={"y": (None, 10.0)}),
+        Variable("v", "output"),
+    ]
+    store = store_of(tmp_path / "s.zarr", grids, variables, shifted, {"train": 2, "test": 3}, ends=None)
+    results = evaluate(perfect, store, [16], boundary={"v": 0.0})
+    u, v = fields(store, "r16", "u"), fields(store, "r16", "v")
+    knots, there = np.arange(8) / 8, np.arange(16) / 16
+    closed = np.pad(u[:, ::2, ::2], ((0, 0), (0, 1), (0, 0)), constant_values=10.0)
+    up = CubicSpline(knots, CubicSpline(np.append(knots, 1.0), closed, axis=1)(there), axis=2)(there)
+    floor = errors(results, "r16", "floor")
+    np.testing.assert_allclose(floor[0], relative(up, u), rtol=1e-3)
+    np.testing.assert_allclose(floor[1], relative(spline_up(v[:, ::2, ::2], 16), v), rtol=1e-4)
+    wrong = evaluate(perfect, store, [16], boundary={"u": 0.0, "v": 0.0})  # what "dirichlet" alone might mean
+    assert errors(wrong, "r16", "floor")[0].min() > 2 * floor[0].max()
+    with pytest.raises(InputError, match="expected values of outputs, which here are u, v"):
+        evaluate(perfect, store, [16], boundary={"y": 0.0})
+    with pytest.raises(InputError, match="axes that do not wrap, which here are y, x"):
+        evaluate(perfect, store, [16], boundary={"u": {"z": 0.0}})
+
+
+def test_the_floor_is_that_of_the_stores_coarse_fields_where_grids_do_not_nest(store):
+    """From the stored 8 x 8 fields, not from those that interpolation makes of the 12 x 12 ones."""
+    results = evaluate(perfect, store, [12])
+    knots, there = np.append(np.arange(8) / 8, 1.0), np.arange(12) / 12
+    for c, name in enumerate(("u", "v")):
+        coarse = np.pad(fields(store, "r8", name), ((0, 0), (0, 1), (0, 1)))
+        up = CubicSpline(knots, CubicSpline(knots, coarse, axis=1)(there), axis=2)(there)
+        expected = relative(up, fields(store, "r12", name))
+        np.testing.assert_allclose(errors(results, "r12", "floor")[c], expected, rtol=1e-4)
 
 
 def test_the_mean_field_has_its_closed_form(store):

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from mano_op.boundary import Boundary
 from mano_op.data.chunking import chunk_for
 from mano_op.data.layout import Levels, Variable
 from mano_op.data.store import FieldStore, create_store
@@ -38,6 +39,7 @@ def write_fields(
     splits: Mapping[str, int],
     registration: Registration,
     boundary_conditions: Mapping[str, str],
+    boundary_values: Mapping[str, Boundary] | None = None,
     domain: Domain | None = None,
     levels: Levels = "unknown",
     title: str = "",
@@ -65,7 +67,12 @@ def write_fields(
     registration : {"node", "node_both", "cell"}
         Where points lie; see `mano_op.grid`. Never guessed: the coordinates are checked against it.
     boundary_conditions : mapping of str to str
-        For each axis; "periodic" also makes the axis of the grid wrap.
+        For each axis: "periodic", which also makes the axis of the grid wrap, "dirichlet", "neumann",
+        "robin", "wall", "open", "mixed" or "unknown".
+    boundary_values : mapping of str to float or mapping, optional
+        Of variables whose values at the boundary are known, such as ``{"pressure": 0.0}``, or
+        ``{"temperature": {"y": (1.0, 0.0)}}`` for the two ends of one axis; see `Variable`. Judging transfer
+        without them, the interpolated baseline is worse than it could be.
     domain : mapping of str to (float, float), optional
         Ends of each axis. If not given, they follow from the finest level's coordinates and `registration`.
     levels, title, provenance, chunk, overwrite
@@ -109,7 +116,7 @@ def write_fields(
     store = create_store(
         path,
         list(grids),
-        _variables(fields, inputs, outputs),
+        _variables(fields, inputs, outputs, boundary_values or {}),
         splits,
         title=title,
         provenance=provenance or {},
@@ -160,9 +167,16 @@ def _check_variables(fields: Mapping[_Shape, xr.Dataset], names: Sequence[str]) 
 
 
 def _variables(
-    fields: Mapping[_Shape, xr.Dataset], inputs: Sequence[str], outputs: Sequence[str]
+    fields: Mapping[_Shape, xr.Dataset],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    boundary_values: Mapping[str, Boundary],
 ) -> list[Variable]:
     """What the attributes say of each variable, at every resolution the same."""
+    if unknown := set(boundary_values) - {*inputs, *outputs}:
+        raise InputError(
+            f"boundary_values of {', '.join(sorted(unknown))}; expected some of {[*inputs, *outputs]}"
+        )
     variables = []
     for role, names in (("input", inputs), ("output", outputs)):
         for name in names:
@@ -172,7 +186,14 @@ def _variables(
             ]
             if any(other != told[0] for other in told):
                 raise InputError(f"{name}: attributes differ between resolutions: {told}; make them agree")
-            variables.append(Variable(name, cast(Literal["input", "output"], role), **told[0]))
+            variables.append(
+                Variable(
+                    name,
+                    cast(Literal["input", "output"], role),
+                    boundary_value=boundary_values.get(name),
+                    **told[0],
+                )
+            )
     return variables
 
 

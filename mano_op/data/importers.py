@@ -21,7 +21,7 @@ from mano_op.grid import Grid
 
 _DARCY = (
     Variable("permeability", "input", long_name="which of the two permeabilities: 0 or 1"),
-    Variable("pressure", "output", long_name="pressure"),
+    Variable("pressure", "output", long_name="pressure", boundary_value=0.0),
 )
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mano_op.boundary import Boundary, BoundaryCondition, ends_by_axis
 from mano_op.data.chunking import cuts
 from mano_op.errors import InputError
 from mano_op.grid import Grid
@@ -40,6 +41,10 @@ class Variable:
     cell_methods : str
         CF's words for what a value stands for: "area: point" for a value at the point, "area: mean" for
         the mean over the point's cell. It decides how the field may be coarsened.
+    boundary_value : float or mapping, optional
+        The value that every sample's field has at the ends of axes that do not wrap, where it is known: one
+        number for all of them, or by axis a number or a pair, ``{"y": (1.0, None)}``, None for an end that
+        is not known. Interpolation uses it.
 
     Examples
     --------
@@ -52,6 +57,7 @@ class Variable:
     units: str = "1"
     long_name: str = ""
     cell_methods: str = "area: point"
+    boundary_value: Boundary | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         if not (self.name.isidentifier() and self.name.isascii() and self.name[0] != "_"):
@@ -60,6 +66,12 @@ class Variable:
             )
         if self.role not in ("input", "output"):
             raise InputError(f"variable {self.name!r}: role={self.role!r}, expected 'input' or 'output'")
+        if isinstance(self.boundary_value, Mapping):  # pairs become lists in JSON
+            pairs = {
+                axis: tuple(value) if isinstance(value, list) else value
+                for axis, value in self.boundary_value.items()
+            }
+            object.__setattr__(self, "boundary_value", pairs)
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,7 @@ class Layout:
     held : dict of str to tuple of str
         The splits that each level holds.
     boundary_conditions : dict of str to str
-        For each axis; "periodic" exactly where the grids' axis is.
+        For each axis one of `BoundaryCondition`; "periodic" exactly where the grids' axis is.
     levels : {"resampled", "independent", "unknown"}
         Whether a sample's fields at two levels are one field resampled or two solutions of the problem.
     chunk : int
@@ -119,6 +131,11 @@ class Layout:
                     f"axis {axis.name!r}: periodic={axis.periodic} in the grids, but "
                     f"boundary_conditions={self.boundary_conditions[axis.name]!r}: they must say the same"
                 )
+            if self.boundary_conditions[axis.name] not in get_args(BoundaryCondition):
+                raise InputError(
+                    f"boundary condition {self.boundary_conditions[axis.name]!r} of axis {axis.name!r}; "
+                    f"expected one of {', '.join(get_args(BoundaryCondition))}"
+                )
         if self.levels not in get_args(Levels):
             raise InputError(f"levels={self.levels!r}; expected one of {', '.join(get_args(Levels))}")
 
@@ -131,6 +148,11 @@ class Layout:
                 raise InputError(
                     f"variable {name!r}: the name is taken; these are: {', '.join(sorted(taken))}"
                 )
+        for variable in self.variables:
+            try:
+                ends_by_axis(next(iter(self.grids.values())), variable.boundary_value)
+            except InputError as error:
+                raise InputError(f"variable {variable.name!r}: {error}") from error
         for role in ("input", "output"):
             if not self.named(role):
                 raise InputError(f"no {role} among the variables {names}; expected at least one")

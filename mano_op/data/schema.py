@@ -159,6 +159,7 @@ def _create_level(root: zarr.Group, layout: Layout, key: str) -> None:
                 "cell_methods": variable.cell_methods,
                 "role": variable.role,
                 "coordinates": "split",
+                **({} if variable.boundary_value is None else {"boundary_value": variable.boundary_value}),
             },
         )
 
@@ -202,7 +203,14 @@ def _read_layout(root: zarr.Group) -> Layout:
     for name in names:
         about: dict[str, Any] = dict(array(root, f"{assets[0]}/{name}").attrs)
         variables.append(
-            Variable(name, about["role"], about["units"], about["long_name"], about["cell_methods"])
+            Variable(
+                name,
+                about["role"],
+                about["units"],
+                about["long_name"],
+                about["cell_methods"],
+                about.get("boundary_value"),
+            )
         )
     return Layout.plan(
         grids,

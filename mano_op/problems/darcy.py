@@ -151,7 +151,7 @@ class Darcy:
     boundary_condition: ClassVar[str] = "dirichlet"
     variables: ClassVar[tuple[Variable, ...]] = (
         Variable("permeability", "input", long_name="permeability of the medium"),
-        Variable("pressure", "output", long_name="pressure"),
+        Variable("pressure", "output", long_name="pressure", boundary_value=0.0),
     )
 
     def __post_init__(self) -> None:

@@ -2,46 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
-from mano_op.data.store import FieldStore
-from mano_op.errors import InputError
+from mano_op.boundary import Boundary, ends_by_axis
 from mano_op.grid import Axis, Grid
-from mano_op.resample import End, resample
-
-Ends = Mapping[str, float | tuple[End, End]]
-
-
-def known_ends(store: FieldStore) -> dict[str, float | tuple[End, End]]:
-    """The boundary values of the outputs that a store states: 0 at both ends of each "dirichlet" axis.
-
-    A store has no room for other values. Where the outputs are not zero on such a boundary, give
-    `evaluate_transfer` the values, or an empty mapping if there are none to give.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from mano_op.problems import generate_darcy
-    >>> store = generate_darcy(f"{tempfile.mkdtemp()}/darcy.zarr", [4], samples={"test": 1}, progress=False)
-    >>> known_ends(store)
-    {'y': 0.0, 'x': 0.0}
-    """
-    conditions = store.layout.boundary_conditions
-    return {name: 0.0 for name, condition in conditions.items() if condition == "dirichlet"}
-
-
-def check_ends(ends: Ends, grid: Grid) -> None:
-    """Refuse boundary values for axes that have no ends."""
-    with_ends = [axis.name for axis in grid if not axis.periodic]
-    if not set(ends) <= set(with_ends):
-        raise InputError(
-            f"boundary={dict(ends)}: expected values at the ends of axes that do not wrap, which here are "
-            f"{', '.join(with_ends) or 'none'}"
-        )
+from mano_op.resample import resample
 
 
 def nests(source: Grid, target: Grid) -> bool:
@@ -90,29 +58,30 @@ def restrict(field: Tensor, source: Grid, target: Grid, method: Literal["injecti
     return resample(field, source, target, method)
 
 
-def interpolate(field: Tensor, source: Grid, target: Grid, ends: Ends) -> Tensor:
+def interpolate(field: Tensor, source: Grid, target: Grid, boundary: Boundary | None = None) -> Tensor:
     """A smooth field on another grid, as well as its values allow.
 
     Along each axis: copied where the target's points are among the source's, by the trigonometric
     interpolant where the axis is periodic, and otherwise by the cubic spline through the values and those
-    of `ends`.
+    of `boundary`.
 
     Parameters
     ----------
     field : Tensor
         Shape ``(..., *source.shape)``.
     source, target : Grid
-    ends : mapping of str to float or pair
-        Known boundary values of axes that do not wrap, as `mano_op.resample.resample` takes them.
+    boundary : float or mapping, optional
+        Known values at the ends of axes that do not wrap, as `mano_op.resample.resample` takes them.
 
     Examples
     --------
     >>> import torch
     >>> coarse, fine = Grid.uniform((4,)), Grid.uniform((8,))
     >>> parabola = [torch.tensor(grid.points[0] * (1 - grid.points[0])) for grid in (coarse, fine)]
-    >>> torch.allclose(interpolate(parabola[0], coarse, fine, {"x": 0.0}), parabola[1])
+    >>> torch.allclose(interpolate(parabola[0], coarse, fine, 0.0), parabola[1])
     True
     """
+    ends = ends_by_axis(source, boundary)
     for i, (here, there) in enumerate(zip(source.axes, target.axes, strict=True)):
         between = Grid((*target.axes[: i + 1], *source.axes[i + 1 :]))
         method = "injection" if _nests(here, there) else "spectral" if here.periodic else "cubic"

@@ -12,8 +12,9 @@ predictor              prediction on a grid :math:`n`, by a model trained on the
 ``dpu_mean``           the same with the input's means over the control volumes of m
 ``dpu_interpolation``  the same with the input interpolated to m: another prediction only where grids
                        do not nest, and there the better one for a smooth input
-``floor``              the true output at the points of m, interpolated to n likewise: what DPU makes of
-                       a perfect coarse prediction
+``floor``              the true output on m, interpolated to n likewise: what DPU makes of a perfect coarse
+                       prediction. On m it is the values at the shared points; where grids do not nest,
+                       the store's own, or those interpolated from n where the store has none
 ``mean``               the mean of the variable over the training split, everywhere: the store's, or
                        the processor's where the store has no such split
 =====================  =============================================================================
@@ -35,15 +36,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from mano_op.boundary import Boundary, ends_by_axis
 from mano_op.data.dataset import FieldDataset
 from mano_op.data.store import FieldStore, Resolution, open_store
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 from mano_op.runs import Run
-from mano_op.transfer.baselines import Ends, check_ends, interpolate, known_ends, nests, restrict
+from mano_op.transfer.baselines import interpolate, nests, restrict
 from mano_op.transfer.predict import check_predicts, predict, timed_predict
 from mano_op.transfer.verdict import DPU
 
+Ends = Mapping[str, dict[str, tuple[float | None, float | None]]]
 PREDICTORS = ("direct", *DPU, "floor", "mean")
 _REPEATS = 3
 
@@ -55,7 +58,7 @@ def evaluate_transfer(
     *,
     split: str = "test",
     batch_size: int = 50,
-    boundary: Ends | None = None,
+    boundary: Mapping[str, Boundary | None] | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
     r"""The errors of models at several resolutions, with those of the baselines.
@@ -82,8 +85,8 @@ def evaluate_transfer(
     batch_size : int
         Samples at a time; memory is for these alone.
     boundary : mapping, optional
-        Known values of the outputs at the ends of axes, for the interpolation, as ``{"y": (0.0, None)}``;
-        {} for none. If not given, what `mano_op.transfer.baselines.known_ends` reads from the store.
+        For the interpolation, known values of outputs at the ends of axes, in place of those that the store
+        states (`Variable.boundary_value`): ``{"pressure": {"y": (0.0, None)}}``, None for no known value.
     progress : bool
         Whether to show a bar.
 
@@ -128,8 +131,7 @@ def evaluate_transfer(
     trained = {name: store.grids[_training_key(name, run, store)] for name, run in models.items()}
     if not models or batch_size < 1:
         raise InputError(f"{len(models)} models, batch_size={batch_size}; expected at least one of each")
-    ends = known_ends(store) if boundary is None else boundary
-    check_ends(ends, grids[keys[0]])
+    ends = _known_ends(store, grids[keys[0]], boundary or {})
     flops = np.array(
         [[check_predicts(name, run, grids[key], store) for key in keys] for name, run in models.items()]
     )
@@ -173,7 +175,7 @@ def evaluate_transfer(
             "title": f"Resolution transfer on {store.attrs['title']}",
             "split": split,
             "n_dim": grids[keys[0]].n_dim,
-            "boundary": json.dumps(dict(ends)),
+            "boundary": json.dumps(ends),
         },
     )
 
@@ -212,11 +214,23 @@ def _judge(
             loader = DataLoader(FieldDataset(store, key, split, cache_bytes=0), batch_size)
             for b, batch in enumerate(loader):
                 rows = slice(b * batch_size, b * batch_size + len(batch["y"]))
+                exact = {
+                    level: _exact(store, split, level, batch["y"], grid, rows, ends)
+                    for level in dict.fromkeys(trained.values())
+                }
                 for m, (name, run) in enumerate(models.items()):
                     bar.set_description(f"{name} at {key}")
                     direct, best = timed_predict(run, batch["x"], _REPEATS if b == 0 else 1)
                     seconds[m, r] = min(seconds[m, r], best / len(direct))
-                    predictions = _with_baselines(run, store, direct, batch, grid, trained[name], ends)
+                    predictions = _with_baselines(
+                        run,
+                        store,
+                        direct,
+                        {**batch, "exact": exact[trained[name]]},
+                        grid,
+                        trained[name],
+                        ends,
+                    )
                     for k, predictor in enumerate(PREDICTORS):
                         error = relative_l2(predictions[predictor], batch["y"], grid.n_dim)
                         errors[m, r, k, :, rows] = error.T.numpy()
@@ -233,17 +247,16 @@ def _with_baselines(
     trained: Grid,
     ends: Ends,
 ) -> dict[str, Tensor]:
-    """What each of `PREDICTORS` makes for one batch."""
+    """What each of `PREDICTORS` makes for one batch, which has the outputs on `trained` under "exact"."""
 
     def dpu(x: Tensor) -> Tensor:
         # On the training grid nothing is restricted, and the prediction is the one that is there.
         coarse = direct if x is batch["x"] else predict(run, x)
-        return interpolate(coarse, trained, grid, ends)
+        return _interpolate(coarse, trained, grid, ends)
 
     injection = dpu(restrict(batch["x"], grid, trained, "injection"))
     nested = nests(grid, trained)
-    interpolation = injection if nested else dpu(interpolate(batch["x"], grid, trained, {}))
-    exact = interpolate(batch["y"], grid, trained, ends)
+    interpolation = injection if nested else dpu(interpolate(batch["x"], grid, trained))
     statistics = store.statistics or run.processor.to_dict()["outputs"]
     means = torch.tensor([statistics[name]["mean"] for name in store.outputs])
     return {
@@ -251,9 +264,38 @@ def _with_baselines(
         "dpu_injection": injection,
         "dpu_mean": dpu(restrict(batch["x"], grid, trained, "mean")),
         "dpu_interpolation": interpolation,
-        "floor": interpolate(exact, trained, grid, ends),
+        "floor": _interpolate(batch["exact"], trained, grid, ends),
         "mean": means.reshape(1, -1, *[1] * grid.n_dim).expand_as(batch["y"]),
     }
+
+
+def _exact(
+    store: FieldStore, split: str, level: Grid, outputs: Tensor, grid: Grid, rows: slice, ends: Ends
+) -> Tensor:
+    """The true outputs of some samples of a split on another level, from those on `grid`."""
+    key = store.key(level)
+    if nests(grid, level) or split not in store.layout.held[key]:
+        return _interpolate(outputs, grid, level, ends)
+    first = store.layout.rows(key, split).start
+    here = slice(first + rows.start, first + rows.stop)
+    return torch.from_numpy(np.stack([store.read(key, name, here) for name in store.outputs], axis=1))
+
+
+def _interpolate(outputs: Tensor, source: Grid, target: Grid, ends: Ends) -> Tensor:
+    """Every output with the boundary values that are known of it; channels are in the order of `ends`."""
+    channels = outputs.split(1, dim=1)
+    known = zip(channels, ends.values(), strict=True)
+    return torch.cat([interpolate(channel, source, target, its) for channel, its in known], dim=1)
+
+
+def _known_ends(store: FieldStore, grid: Grid, given: Mapping[str, Boundary | None]) -> Ends:
+    """The known ends of each output, as given or as the store has them."""
+    if not set(given) <= set(store.outputs):
+        raise InputError(
+            f"boundary={dict(given)}: expected values of outputs, which here are {', '.join(store.outputs)}"
+        )
+    stated = {variable.name: variable.boundary_value for variable in store.variables}
+    return {name: ends_by_axis(grid, {**stated, **given}[name]) for name in store.outputs}
 
 
 def _levels(store: FieldStore, resolutions: Sequence[Resolution], split: str) -> list[str]:
