@@ -147,7 +147,7 @@ def _info(args: argparse.Namespace) -> None:
     from mano_op.data.describe import describe
     from mano_op.data.store import open_store
 
-    print(describe(open_store(args.store, incomplete=True)))
+    print(describe(open_store(args.store, incomplete=not args.store.exists())))
 
 
 def _resolution(text: str) -> int | tuple[int, ...]:

@@ -64,7 +64,7 @@ def read_tensors(path: str | Path, *, map_location: Any = "cpu") -> dict[str, An
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"there is no file {path}: give the path of one that torch.save wrote")
+        raise InputError(f"{path} does not exist; give the path of a file that torch.save wrote")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # the error that follows says more

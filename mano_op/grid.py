@@ -25,7 +25,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from mano_op.errors import InputError
+from mano_op.errors import InputError, check_whole
 
 Registration = Literal["node", "node_both", "cell"]
 REGISTRATIONS: tuple[str, ...] = get_args(Registration)
@@ -81,6 +81,7 @@ class Axis:
                 f"axis {self.name!r}: the domain [{self.start}, {self.stop}] is empty or not finite; "
                 "expected start < stop"
             )
+        check_whole(**{f"n of axis {self.name!r}": self.n}, at_least=0)
         fewest = 2 if self.registration == "node_both" else 1
         if self.n < fewest:
             raise InputError(
@@ -230,7 +231,7 @@ class Grid:
                 raise InputError(f"{what}={value} has {len(value)} entries, expected {n_dim}: one an axis")
         return cls(
             tuple(
-                Axis(name, int(n), float(a), float(b), registration, wrap)
+                Axis(name, n, float(a), float(b), registration, wrap)
                 for name, n, (a, b), wrap in zip(names, shape, ends, wraps, strict=True)
             )
         )

@@ -160,9 +160,25 @@ def _positions(source: Axis, target: Axis) -> NDArray[np.float64]:
     return np.where(np.abs(at - halves) < 1e-9, halves, at)
 
 
+def nests(source: Grid, target: Grid) -> bool:
+    """Whether every point of the target is a point of the source.
+
+    Examples
+    --------
+    >>> nodes, cells = Grid.uniform((8,)), Grid.uniform((8,), registration="cell")
+    >>> nests(nodes, nodes.coarsen(2)), nests(nodes.coarsen(2), nodes), nests(cells, cells.coarsen(2))
+    (True, False, False)
+    """
+    return all(_shared(here, there).all() for here, there in zip(source, target, strict=True))
+
+
+def _shared(source: Axis, target: Axis) -> NDArray[np.bool_]:
+    """Which points of the target are points of the source."""
+    return np.isin(_positions(source, target), np.arange(source.n))
+
+
 def _injection(source: Axis, target: Axis, ends: tuple[bool, bool]) -> NDArray[np.float64]:
-    at = _positions(source, target)
-    found = np.isin(at, np.arange(source.n))
+    at, found = _positions(source, target), _shared(source, target)
     if not found.all():
         raise InputError(
             f"axis {source.name!r}: {source.n} {source.registration} points have none at "

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy.interpolate import RectBivariateSpline
 
 from mano_op.grid import Grid
-from mano_op.transfer.baselines import interpolate, nests, restrict
+from mano_op.resample import nests
+from mano_op.transfer.baselines import interpolate, restrict
 
 
 def bumps(y, x):

@@ -31,6 +31,7 @@ def write(path, fields, **changes):
         "splits": SPLITS,
         "registration": "node",
         "boundary_conditions": {"y": "open", "x": "open"},
+        "domain": {"y": (0.0, 1.0), "x": (0.0, 1.0)} if len(fields) == 1 else None,
     }
     return write_fields(path, fields, **(options | changes))
 
@@ -79,7 +80,8 @@ def test_samples_that_a_level_holds_are_told_by_their_numbers(tmp_path):
 
 def test_what_a_store_gives_can_be_written_again(tmp_path):
     first = write(tmp_path / "a.zarr", {(6, 4): labelled(NODES)}, splits=SPLITS)
-    again = write(tmp_path / "b.zarr", {(6, 4): first.dataset((6, 4))}, splits=first.splits)
+    # Its bounds say what the domain is.
+    again = write(tmp_path / "b.zarr", {(6, 4): first.dataset((6, 4))}, splits=first.splits, domain=None)
     xr.testing.assert_identical(again.dataset((6, 4)).load(), first.dataset((6, 4)).load())
     assert again.statistics == first.statistics
 
@@ -156,11 +158,20 @@ def stretched(data):
             {"domain": {"y": (0.0, 1.0), "x": (0.0, 2.0)}},
             "registration and the domain of your data",
         ),
-        (lambda d: d.isel(x=[0]), {}, "from which no domain follows"),
+        (lambda d: d.isel(x=[0]), {"domain": None}, "from which no domain follows"),
         (lambda d: d.isel(sample=slice(0, 4)), {}, "4 samples, numbers 0 to 3, are not whole splits"),
         (lambda d: d.assign_coords(sample=np.arange(8)[::-1]), {}, "not whole splits"),
         (lambda d: d.assign_coords(split=("sample", ["test"] * 8)), {}, "'split' says otherwise"),
         (lambda d: d, {"inputs": [], "outputs": []}, "is empty"),
+        (lambda d: d, {"inputs": "a"}, r"inputs='a'; expected a list of names: inputs=\['a'\]"),
+        (lambda d: d, {"splits": {"train": 8.0}}, "split 'train' has 8.0 samples; expected a whole number"),
+        (stretched, {"domain": None}, "the spacing is not uniform"),
+        (
+            lambda d: d,
+            {"domain": None},
+            r"nothing else tells whether registration='node' is right for y = 0, 0\.166667.*"
+            r"give domain=\{'y': \(0\.0, 1\.0\), 'x': \(0\.0, 1\.0\)\}",
+        ),
         (lambda d: d, {"chunk": 0}, "chunk=0"),
     ],
 )
@@ -179,11 +190,55 @@ def test_keys_and_attributes_must_say_what_is_there(tmp_path):
         write(tmp_path / "a.zarr", {(6, 4): labelled(NODES), (12, 8): other})
 
 
-def test_a_nan_leaves_a_partial_store_that_names_it(tmp_path):
+def test_one_data_set_is_not_one_for_each_resolution(tmp_path):
+    with pytest.raises(InputError, match=r"fields is a Dataset; expected .*\{64: data\}"):
+        write(tmp_path / "a.zarr", labelled(NODES))
+
+
+def test_a_domain_that_wraps_needs_no_proof(tmp_path):
+    store = write(
+        tmp_path / "a.zarr",
+        {(6, 4): labelled(Grid.uniform((6, 4), periodic=True))},
+        boundary_conditions={"y": "periodic", "x": "periodic"},
+        domain=None,
+    )
+    assert store.grids["r6x4"] == Grid.uniform((6, 4), periodic=True)
+
+
+def test_bounds_are_the_domain_and_tell_a_wrong_registration(tmp_path):
+    data = labelled(CELLS)
+    for axis in CELLS:
+        data[axis.name].attrs["bounds"] = f"{axis.name}_edges"
+        data[f"{axis.name}_edges"] = ((axis.name, "bnds"), axis.bounds)
+    store = write(tmp_path / "a.zarr", {(6, 4): data}, registration="cell", domain=None)
+    assert store.grids["r6x4"] == CELLS
+    with pytest.raises(InputError, match="registration='cell' would fit"):
+        write(tmp_path / "b.zarr", {(6, 4): data}, registration="node", domain=None)
+
+
+def test_no_domain_starts_at_minus_zero():
+    assert not np.signbit(_domain("x", np.array([0.125, 0.375, 0.625, 0.875]), "cell")[0])
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_nan_is_named_and_leaves_what_was_there(tmp_path, there):
+    if there:
+        write(tmp_path / "a.zarr", {(6, 4): labelled(NODES)})
     data = labelled(NODES)
     data["a"][5, 0, 0] = np.nan
     with pytest.raises(InputError, match="r6x4/a: sample 5 has a NaN"):
-        write(tmp_path / "a.zarr", {(6, 4): data}, chunk=2)
-    with pytest.raises(InputError, match="4 of 8 samples are written"):
-        open_store(tmp_path / "a.zarr")
-    assert_holds(write(tmp_path / "a.zarr", {(6, 4): labelled(NODES)}, overwrite=True), NODES, range(8))
+        write(tmp_path / "a.zarr", {(6, 4): data}, chunk=2, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"] * there
+    if there:
+        assert_holds(open_store(tmp_path / "a.zarr"), NODES, range(8))
+
+
+def test_a_store_may_be_rewritten_from_itself(tmp_path):
+    """Its fields are read, lazily, while the store that replaces it is written."""
+    path = write(tmp_path / "a.zarr", {(6, 4): labelled(NODES)}).path
+    lazy = xr.open_zarr(path, group="r6x4")
+    lazy["u"] = 2 * lazy["u"]
+    store = write(path, {(6, 4): lazy}, overwrite=True, inputs=["a"])
+    assert store.inputs == ("a",)
+    expected = 2 * waves(range(8), NODES)["u"].astype(np.float32)
+    np.testing.assert_array_equal(open_store(path).read((6, 4), "u"), expected)

@@ -151,7 +151,7 @@ def test_a_killed_process_leaves_a_store_that_resumes_bit_for_bit(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(path)])
     try:
         deadline = time.monotonic() + 120
-        while len(list(path.glob("r32/pressure/c/*"))) < 4:
+        while len(list(tmp_path.glob("killed.zarr.partial/r32/pressure/c/*"))) < 4:
             assert process.poll() is None, "the process ended before it could be killed"
             assert time.monotonic() < deadline, "the process does not write"
             time.sleep(0.005)
@@ -193,10 +193,10 @@ def test_refuses_to_resume_with_other_options(tmp_path, resolutions, changed, me
     else:
         with power_cut(3), pytest.raises(RuntimeError):
             generate_darcy(path, [8], **QUICK)
-    before = files(path)
+    before = files(tmp_path)
     with pytest.raises(InputError, match=message):
         generate_darcy(path, resolutions, resume=True, **(QUICK | changed))
-    assert files(path) == before
+    assert before and files(tmp_path) == before
 
 
 def test_a_store_that_exists_is_left_alone_unless_told(whole, tmp_path):
@@ -223,13 +223,27 @@ def test_a_store_that_exists_is_left_alone_unless_told(whole, tmp_path):
         ([8], {"seed": -1}, "seed="),
         ([(4, 4, 4, 4)], {}, r"alpha=2.0 in 4 dimensions"),
         ([8], {"samples": {"train": 0}}, "0 samples"),
+        ([8], {"samples": {"train": 2.7}}, "has 2.7 samples; expected a whole number"),
         ([8], {"chunk": 0}, "chunk=0"),
     ],
 )
 def test_refuses_before_there_is_a_store(tmp_path, resolutions, options, message):
     with pytest.raises(InputError, match=message):
         generate_darcy(tmp_path / "darcy.zarr", resolutions, **(QUICK | options))
-    assert not (tmp_path / "darcy.zarr").exists()
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_interrupted_replacement_leaves_the_old_store_and_resumes(whole, tmp_path):
+    path = tmp_path / "darcy.zarr"
+    generate_darcy(path, [8], **QUICK)
+    before = files(path)
+    with power_cut(5), pytest.raises(RuntimeError, match="the power went off"):
+        generate_darcy(path, [8, (16, 24)], seed=3, overwrite=True, **QUICK)
+    assert files(path) == before
+    with pytest.raises(InputError, match="begun and not finished; pass resume=True"):
+        generate_darcy(path, [8, (16, 24)], seed=3, **QUICK)
+    generate_darcy(path, [8, (16, 24)], seed=3, resume=True, **QUICK)
+    assert files(path) == files(whole.path)
 
 
 def test_a_field_that_is_not_finite_is_an_error_with_its_name(tmp_path):

@@ -226,6 +226,8 @@ def test_text_names_everything_a_reader_needs():
         (lambda: Axis("x", 4, 0.0, float("inf")), "not finite"),
         (lambda: Axis("x", 4, float("nan"), 1.0), "not finite"),
         (lambda: Axis("x", 0), "n=0, expected at least 1"),
+        (lambda: Axis("x", 4.5), "n of axis 'x'=4.5, expected a whole number"),
+        (lambda: Grid.uniform((4.7,)), "n of axis 'x'=4.7, expected a whole number"),
         (lambda: Axis("x", 1, registration="node_both"), "n=1, expected at least 2"),
         (lambda: Axis("x", 4, registration="node_both", periodic=True), "drop the last one"),
         (lambda: Axis("x", 4).refine(0), "refine by 0"),

@@ -16,7 +16,7 @@ from helpers import WAVES, wave_store, waves, write_waves
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mano_op.data.store import FieldStore, Variable, create_store, open_store
+from mano_op.data.store import Variable, create_store, open_store
 from mano_op.errors import InputError
 from mano_op.grid import REGISTRATIONS, Grid
 
@@ -135,7 +135,7 @@ def test_grids_survive_exactly(shape, registration, start, length, data):
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/grids.zarr"
         empty(path, grids=[grid, grid.refine()], splits={"test": 1}, boundary_conditions=conditions)
-        store = FieldStore(path)
+        store = open_store(path, incomplete=True)
     assert list(store.grids.values()) == [grid, grid.refine()]
     assert store.layout.boundary_conditions == conditions
     assert store.key(grid) == store.key(grid.shape)
@@ -145,7 +145,7 @@ def test_grids_survive_exactly(shape, registration, start, length, data):
 def test_boundary_values_survive(tmp_path, value):
     variables = [Variable("a", "input"), Variable("u", "output", boundary_value=value)]
     store = empty(tmp_path / "ends.zarr", variables=variables)
-    assert FieldStore(store.path).variables[1].boundary_value == value
+    assert open_store(store.path, incomplete=True).variables[1].boundary_value == value
 
 
 def test_boundary_conditions_and_values_must_make_sense(tmp_path):
@@ -268,15 +268,25 @@ def test_a_store_is_complete_only_when_finishing_is(tmp_path, monkeypatch):
     assert open_store(store.path).statistics.keys() == {"a", "b", "u"}
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
-def test_a_value_that_is_not_finite_in_float32_is_named_and_nothing_is_written(tmp_path, value):
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.nan, "has a NaN or an infinity; expected finite values"),
+        (np.inf, "has a NaN or an infinity; expected finite values"),
+        (-1e39, r"has the value -1e\+39, beyond what float32 holds"),
+    ],
+)
+def test_a_value_that_is_not_finite_in_float32_is_named_and_nothing_is_written(tmp_path, value, message):
     store = empty(tmp_path / "waves.zarr", chunk=4)
     fields = {grid: waves(range(4, 8), grid) for grid in (COARSE, FINE)}
     fields[FINE]["u"][2, 3, 1] = value
-    with pytest.raises(InputError, match="r12x8/u: sample 6 has a NaN or an infinity"):
+    with pytest.raises(InputError, match=f"r12x8/u: sample 6 {message}"):
         store.write(slice(4, 8), fields)
     assert store.pending() == [slice(0, 4), slice(4, 8)]
-    assert not list(store.path.glob("*/u/c/**/*"))
+    assert not list(tmp_path.glob("waves.zarr.partial/*/u/c/**/*"))
+    fields[FINE]["u"][2, 3, 1] = 0.0
+    store.write(slice(4, 8), fields)
+    assert list(tmp_path.glob("waves.zarr.partial/*/u/c/**/*"))
 
 
 def test_fields_that_do_not_fit_the_layout_are_refused(tmp_path):
@@ -325,7 +335,9 @@ def test_a_flipped_byte_of_a_coordinate_is_an_error(store):
 def test_a_lost_chunk_names_its_first_sample(store):
     (chunk,) = (store.path / "r12x8" / "b" / "c" / "1").glob("*/*")
     chunk.unlink()
-    with pytest.raises(InputError, match=r"r12x8/b: sample 2 \(and 1 more samples\) has a NaN"):
+    with pytest.raises(
+        InputError, match=r"r12x8/b: sample 2 \(and 1 more samples\) has a NaN.*a chunk of the store is lost"
+    ):
         store.read(FINE, "b")
     np.testing.assert_array_equal(
         store.read(FINE, "b", slice(4, 8)), waves(range(4, 8), FINE)["b"].astype(np.float32)
@@ -393,9 +405,87 @@ def test_nothing_but_a_store_is_ever_replaced(tmp_path, store):
             empty(path, overwrite=True)
     assert (folder / "chapters" / "one.tex").read_text() == (tmp_path / "file").read_text() == "words"
     assert zarr.open_group(tmp_path / "other.zarr", mode="r").attrs["kept"] is True
-    with pytest.raises(InputError, match="exists"):
+
+
+def test_a_store_is_replaced_when_another_is_finished_and_not_before(tmp_path, store):
+    before = {name: store.read(FINE, name) for name in ("a", "b", "u")}
+    with pytest.raises(InputError, match="exists; give another path, or overwrite=True"):
         empty(store.path)
-    assert empty(store.path, overwrite=True).pending() == [slice(i, i + 2) for i in range(0, 8, 2)]
+    new = empty(store.path, overwrite=True, splits={"train": 3}, chunk=2)
+    assert (new.complete, new.path) == (False, store.path)
+    write_waves(new, slice(0, 2))
+    assert open_store(store.path).complete
+    for name, values in before.items():
+        np.testing.assert_array_equal(open_store(store.path).read(FINE, name), values)
+    assert open_store(store.path, incomplete=True).pending() == [slice(2, 3)]
+    with pytest.raises(InputError, match=r"exists; give another path|was begun and not finished"):
+        empty(store.path)
+    write_waves(new, slice(2, 3))
+    new.finish()
+    assert new.complete
+    assert open_store(store.path).splits == {"train": 3}
+    np.testing.assert_array_equal(new.read(FINE, "u"), waves(range(3), FINE)["u"].astype(np.float32))
+    assert [path.name for path in tmp_path.iterdir()] == ["waves.zarr"]
+
+
+def test_a_begun_store_is_in_nobodys_way_once_it_is_discarded(tmp_path, store):
+    with pytest.raises(InputError, match=r"is in its place; remove it by hand"):
+        store.discard()
+    empty(tmp_path / "other.zarr")
+    with pytest.raises(
+        InputError, match=r"other.zarr was begun and not finished \(.*other.zarr.partial is there"
+    ):
+        empty(tmp_path / "other.zarr")
+    empty(tmp_path / "other.zarr", overwrite=True).discard()
+    empty(store.path, overwrite=True).discard()
+    assert [path.name for path in tmp_path.iterdir()] == ["waves.zarr"]
+    np.testing.assert_array_equal(
+        open_store(store.path).read(FINE, "u"), waves(range(8), FINE)["u"].astype(np.float32)
+    )
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_killed_between_complete_and_in_its_place(tmp_path, store, monkeypatch, renames):
+    """Where the old store is moved away and the new one is put there, there is a moment between the two."""
+    new = empty(store.path, overwrite=True, splits={"train": 2}, chunk=2)
+    write_waves(new, slice(0, 2))
+    rename, calls = Path.rename, []
+
+    def killed(path, target):
+        if len(calls) == renames:
+            raise KeyboardInterrupt
+        calls.append(path)
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", killed)
+        new.finish()
+    if renames == 0:
+        assert open_store(store.path).splits == SPLITS
+    else:
+        with pytest.raises(InputError, match="partial store: 2 of 2 samples are written"):
+            open_store(store.path)
+    open_store(store.path, incomplete=True).finish()
+    assert open_store(store.path).splits == {"train": 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["waves.zarr"]
+
+
+def test_an_unknown_variable_lists_those_present(kept):
+    with pytest.raises(InputError, match="no variable 'zz'; it has a, b, u"):
+        kept.read(FINE, "zz")
+
+
+def test_statistics_of_any_split(kept):
+    assert kept.statistics_of("train") == kept.attrs["statistics"]
+    values = waves(range(5, 8), FINE)["u"].astype(np.float32)
+    weights = np.broadcast_to(FINE.weights, values.shape)
+    mean = np.average(values, weights=weights)
+    std = np.average((values - mean) ** 2, weights=weights) ** 0.5
+    assert kept.statistics_of("test")["variables"]["u"] == pytest.approx(
+        {"mean": mean, "std": std}, rel=1e-12
+    )
+    with pytest.raises(InputError, match="has no split 'validation'"):
+        kept.statistics_of("validation")
 
 
 @pytest.mark.parametrize(
@@ -414,7 +504,10 @@ def test_nothing_but_a_store_is_ever_replaced(tmp_path, store):
         ({"variables": [*WAVES, Variable("y_bnds", "input")]}, "'y_bnds': the name is taken"),
         ({"splits": {}}, "no splits"),
         ({"splits": {"train": 0}}, "has 0 samples"),
+        ({"splits": {"train": 2.7}}, "split 'train' has 2.7 samples; expected a whole number"),
+        ({"splits": {"": 2}}, "a split named ''"),
         ({"chunk": 0}, "chunk=0"),
+        ({"chunk": 2.5}, "chunk=2.5"),
         ({"held": {FINE: ["validation"]}}, r"holds \['validation'\]"),
         ({"held": {FINE: ["train"], COARSE: ["train"]}}, "'test' is held by no level"),
         ({"held": {FINE.refine(): ["train"]}}, "not among the grids"),

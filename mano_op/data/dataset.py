@@ -153,7 +153,7 @@ class FieldLoaders(NamedTuple):
     test : dict of int or tuple of int to DataLoader
         In order, under the resolutions as they were asked for.
     processor : FieldProcessor
-        With the statistics of the training split.
+        With the statistics of `train_split`.
     """
 
     train: DataLoader[Sample]
@@ -203,7 +203,7 @@ def field_loaders(
     Raises
     ------
     InputError
-        As `FieldDataset`, and if the store has no split "train" to take statistics from.
+        As `FieldDataset`, and if a loader option is no number that can be used.
 
     Examples
     --------
@@ -239,5 +239,5 @@ def field_loaders(
             )
             for resolution in test
         },
-        processor=FieldProcessor.from_store(store),
+        processor=FieldProcessor.from_store(store, train_split),
     )

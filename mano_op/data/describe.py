@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mano_op.data.schema import partial_path
 from mano_op.data.store import FieldStore
 
 
@@ -36,8 +37,10 @@ def describe(store: FieldStore) -> str:
     attrs, layout = store.attrs, store.layout
     missing = sum(samples.stop - samples.start for samples in store.pending())
     state = f"partial: {missing} of {layout.n_samples} samples missing" if missing else "complete"
-    if not missing and not attrs.get("complete"):
+    if not missing and not store.complete:
         state = "partial: all samples are there, but it was not finished"
+    if store.complete and partial_path(store.path).exists():
+        state += f", and {partial_path(store.path).name} is there to replace it when it is finished"
     fields = [
         [
             f"{variable.name} ({variable.role})",

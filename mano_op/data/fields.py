@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from mano_op.boundary import Boundary
 from mano_op.data.chunking import chunk_for
-from mano_op.data.layout import Levels, Variable
-from mano_op.data.store import FieldStore, create_store
+from mano_op.data.layout import Levels, Variable, check_splits
+from mano_op.data.store import FieldStore, create_store, discarded_on_error
 from mano_op.errors import InputError
 from mano_op.grid import REGISTRATIONS, Axis, Grid, Registration
 
@@ -74,7 +74,9 @@ def write_fields(
         ``{"temperature": {"y": (1.0, 0.0)}}`` for the two ends of one axis; see `Variable`. Judging transfer
         without them, the interpolated baseline is worse than it could be.
     domain : mapping of str to (float, float), optional
-        Ends of each axis. If not given, they follow from the finest level's coordinates and `registration`.
+        Ends of each axis. If not given, they are those of the coordinate's CF bounds, or follow from the
+        finest level's coordinates and `registration`. With a single level nothing would then tell a wrong
+        registration from a right one, so one of the two is required, except where an axis is periodic.
     levels, title, provenance, chunk, overwrite
         As in `mano_op.data.store.create_store`. Chunks are of some 1 MiB at the finest level if not given.
 
@@ -86,8 +88,8 @@ def write_fields(
     Raises
     ------
     InputError
-        Before anything is written, if labels do not fit; while writing, if a value is not finite. The
-        partial store is then refused by `open_store` and replaced with ``overwrite=True``.
+        Before anything is written, if labels do not fit; while writing, if a value is not finite. What was
+        written is then removed, and a store that was to be replaced is still there.
 
     Examples
     --------
@@ -96,10 +98,19 @@ def write_fields(
     >>> u = np.outer([1.0, 2.0, 3.0], np.sin(np.pi * x))
     >>> data = xr.Dataset({"a": (("sample", "x"), u**2), "u": (("sample", "x"), u)}, {"x": x})
     >>> store = write_fields(f"{tempfile.mkdtemp()}/sines.zarr", {8: data}, inputs=["a"], outputs=["u"],
-    ...     splits={"train": 2, "test": 1}, registration="cell", boundary_conditions={"x": "dirichlet"})
+    ...     splits={"train": 2, "test": 1}, registration="cell", domain={"x": (0.0, 1.0)},
+    ...     boundary_conditions={"x": "dirichlet"}, boundary_values={"u": 0.0})
     >>> store.grids["r8"] == Grid.uniform((8,), registration="cell")
     True
     """
+    if isinstance(fields, xr.Dataset) or not isinstance(fields, Mapping):
+        raise InputError(
+            f"fields is a {type(fields).__name__}; expected a data set for each resolution: {{64: data}}, say"
+        )
+    for what, given in (("inputs", inputs), ("outputs", outputs)):
+        if isinstance(given, str):
+            raise InputError(f"{what}={given!r}; expected a list of names: {what}=[{given!r}]")
+    check_splits(splits)
     names = [*inputs, *outputs]
     axes = _check_variables(fields, names)
     periodic = {axis: bc == "periodic" for axis, bc in boundary_conditions.items()}
@@ -108,7 +119,7 @@ def write_fields(
     for resolution in sorted(fields, key=lambda key: -math.prod(fields[key].sizes[axis] for axis in axes)):
         data = fields[resolution]
         if domain is None:  # as the finest level has it
-            domain = {axis: _domain(axis, data[axis].values, registration) for axis in axes}
+            domain = _domain_of(resolution, data, axes, registration, periodic, alone=len(fields) == 1)
         grid = _grid(resolution, data, axes, registration, domain, periodic)
         grids[grid], held[grid] = data, _splits_held(resolution, data, splits)
 
@@ -126,15 +137,16 @@ def write_fields(
         held=held,
         overwrite=overwrite,
     )
-    for samples in store.pending():
-        pieces = {}
-        for grid, data in grids.items():
-            rows = store.layout.rows_of(store.key(grid), samples)
-            if rows.start < rows.stop:
-                loaded = data[names].isel(sample=rows).compute()
-                pieces[grid] = {name: loaded[name].values for name in names}
-        store.write(samples, pieces)
-    store.finish()
+    with discarded_on_error(store):
+        for samples in store.pending():
+            pieces = {}
+            for grid, data in grids.items():
+                rows = store.layout.rows_of(store.key(grid), samples)
+                if rows.start < rows.stop:
+                    loaded = data[names].isel(sample=rows).compute()
+                    pieces[grid] = {name: loaded[name].values for name in names}
+            store.write(samples, pieces)
+        store.finish()
     return store
 
 
@@ -197,6 +209,33 @@ def _variables(
     return variables
 
 
+def _domain_of(
+    resolution: Shape,
+    data: xr.Dataset,
+    axes: Sequence[str],
+    registration: Registration,
+    periodic: Mapping[str, bool],
+    *,
+    alone: bool,
+) -> Domain:
+    """The ends of the axes from their points, if there is anything that could contradict them."""
+    domain, told = {}, dict(periodic)  # the domain of an axis that wraps may start anywhere
+    for axis in axes:
+        domain[axis] = _domain(axis, data[axis].values, registration)
+        bounds = data[axis].attrs.get("bounds")
+        if not periodic.get(axis) and bounds in data.variables:
+            domain[axis] = float(data[bounds].min()) + 0.0, float(data[bounds].max()) + 0.0
+            told[axis] = True
+    if alone and not all(told.get(axis) for axis in axes):
+        _grid(resolution, data, axes, registration, domain, periodic)  # what else is wrong comes first
+        raise InputError(
+            f"domain is not given, and nothing else tells whether registration={registration!r} is right for "
+            f"{', '.join(f'{axis} = {_ends(data[axis].values)}' for axis in axes)}. If it is, give "
+            f"domain={domain}; if that is not the domain, the registration is another one too"
+        )
+    return domain
+
+
 def _domain(axis: str, points: NDArray[Any], registration: Registration) -> tuple[float, float]:
     """The ends of an axis, from its first and last point and where on [0, 1] these would lie."""
     if len(points) < 2:
@@ -213,7 +252,7 @@ def _domain(axis: str, points: NDArray[Any], registration: Registration) -> tupl
     digits = precision.precision - 2 - math.ceil(math.log10(scale))
     ends = [(end, round(end, digits)) for end in (start, start + length)]
     start, stop = (near if abs(near - end) <= 8 * precision.eps * scale else end for end, near in ends)
-    return start, stop
+    return float(start) + 0.0, float(stop) + 0.0  # no -0.0
 
 
 def _grid(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,10 @@ from numpy.typing import NDArray
 
 from mano_op.data.chunking import chunk_for
 from mano_op.data.layout import Layout, Levels, Variable
-from mano_op.data.store import FieldStore, create_store
+from mano_op.data.store import FieldStore, create_store, discarded_on_error
 from mano_op.data.values import check_finite
 from mano_op.errors import InputError
+from mano_op.files import read_tensors
 from mano_op.grid import Grid
 
 _DARCY = (
@@ -78,6 +77,8 @@ def import_neuralop_pt(
     >>> store.splits, store.grids["r4"] == Grid.uniform((4, 4))
     ({'train': 2}, True)
     """
+    if not files:
+        raise InputError("no files: give those of a split, such as {'train': [(16, 'darcy_train_16.pt')]}")
     for split, given in files.items():
         if len({n for n, _ in given}) != len(given) or not given:
             raise InputError(f"split {split!r}: {given}; expected one file for each of its resolutions")
@@ -110,9 +111,10 @@ def import_neuralop_pt(
         }
         for n, grid in grids.items()
     }
-    for samples in store.pending():
-        store.write(samples, _piece(store.layout, joined, samples))
-    store.finish()
+    with discarded_on_error(store):
+        for samples in store.pending():
+            store.write(samples, _piece(store.layout, joined, samples))
+        store.finish()
     return store
 
 
@@ -128,18 +130,8 @@ def _piece(
 
 
 def _load_pt(file: Path, n: int) -> dict[str, NDArray[Any]]:
-    if not file.is_file():
-        raise InputError(f"{file} does not exist; give the file that holds resolution {n}")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol")  # the error that follows says more
-            data = torch.load(file, weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise InputError(
-            f"{file} is no file of tensors. Anything else is not unpickled, because a pickle can run any "
-            "program: save it as a dictionary of tensors where you trust it"
-        ) from error
-    if not isinstance(data, dict) or not {"x", "y"} <= set(data):
+    data = read_tensors(file)
+    if not {"x", "y"} <= set(data):
         raise InputError(f"{file} holds {_summary(data)}; expected a dictionary with the tensors 'x' and 'y'")
     for name in ("x", "y"):
         if not isinstance(data[name], torch.Tensor) or data[name].shape[1:] != (n, n):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Literal, get_args
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from mano_op.boundary import Boundary, BoundaryCondition, ends_by_axis
 from mano_op.data.chunking import cuts
-from mano_op.errors import InputError
+from mano_op.errors import InputError, check_whole
 from mano_op.grid import Grid
 
 Levels = Literal["resampled", "independent", "unknown"]
@@ -158,17 +159,6 @@ class Layout:
                 raise InputError(f"no {role} among the variables {names}; expected at least one")
 
     def _check_splits(self) -> None:
-        if self.chunk < 1:
-            raise InputError(f"chunk={self.chunk}; expected at least one sample to a chunk")
-        if not self.splits:
-            raise InputError(
-                "no splits: give the number of samples of each, such as {'train': 100, 'test': 10}"
-            )
-        for split, size in self.splits.items():
-            if size < 1:
-                raise InputError(
-                    f"split {split!r} has {size} samples; expected at least one, or no such split"
-                )
         for key, held in self.held.items():
             if not held or not set(held) <= set(self.splits):
                 raise InputError(f"level {key} holds {list(held)}; expected some of {list(self.splits)}")
@@ -196,6 +186,8 @@ class Layout:
         held: Mapping[Grid, Sequence[str]] | None = None,
     ) -> Layout:
         """Put levels and splits in order and check that they fit together."""
+        check_splits(splits)
+        check_whole(chunk=chunk)
         ordered = sorted(grids, key=lambda grid: (math.prod(grid.shape), grid.shape))
         keyed = {group_name(grid.shape): grid for grid in ordered}
         if len(keyed) != len(ordered):
@@ -208,7 +200,7 @@ class Layout:
         return cls(
             grids=keyed,
             variables=tuple(variables),
-            splits={str(name): int(size) for name, size in splits.items()},
+            splits={name: int(size) for name, size in splits.items()},
             held={key: tuple(chosen.get(grid, splits)) for key, grid in keyed.items()},
             boundary_conditions={str(axis): str(bc) for axis, bc in boundary_conditions.items()},
             levels=levels,
@@ -264,6 +256,19 @@ class Layout:
 
 def _domain(grid: Grid) -> list[tuple[object, ...]]:
     return [(axis.name, axis.start, axis.stop, axis.registration, axis.periodic) for axis in grid]
+
+
+def check_splits(splits: Mapping[str, int]) -> None:
+    """Refuse splits without samples, sizes that are no whole numbers, and a plan without splits."""
+    if not splits:
+        raise InputError("no splits: give the number of samples of each, such as {'train': 100, 'test': 10}")
+    for split, size in splits.items():
+        if not isinstance(split, str) or not split:
+            raise InputError(f"a split named {split!r}; expected a name, such as 'train'")
+        if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
+            raise InputError(
+                f"split {split!r} has {size!r} samples; expected a whole number, at least 1, or no such split"
+            )
 
 
 def group_name(shape: Sequence[int]) -> str:

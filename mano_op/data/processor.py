@@ -64,14 +64,14 @@ class FieldProcessor(DataProcessor):
             self.register_buffer(f"{role}_std", std)
 
     @classmethod
-    def from_store(cls, store: FieldStore) -> FieldProcessor:
-        """The processor with the statistics of a store's training split."""
-        if not store.statistics:
+    def from_store(cls, store: FieldStore, split: str = "train") -> FieldProcessor:
+        """The processor with the statistics of a split of a store: those it has of "train", or new ones."""
+        if split == "train" and not store.statistics:
             raise InputError(
                 f"{store.path} has no split 'train', so no statistics: take the processor of the store that "
                 "the model is trained on"
             )
-        statistics = store.statistics
+        statistics = store.statistics if split == "train" else store.statistics_of(split)["variables"]
         return cls(
             {name: statistics[name] for name in store.inputs},
             {name: statistics[name] for name in store.outputs},

@@ -64,12 +64,43 @@ def open_root(path: Path) -> zarr.Group:
     return root
 
 
+def partial_path(path: Path) -> Path:
+    """Where the store that will be at `path` is while it is being written."""
+    return path.with_name(path.name + ".partial")
+
+
 def clear(path: Path, overwrite: bool) -> None:
-    """Make way for a new store at `path`; never removes anything but a store of fields."""
-    if not path.exists():
-        return
-    if not overwrite:
-        raise InputError(f"{path} exists; give another path, or overwrite=True to replace the store there")
+    """Make way for a new store at `path`: refuse what is there, or remove a half-written store.
+
+    A complete one stays until `put_in_place` has another to put there; what is no store always stays.
+    """
+    for there in (path, partial_path(path)):
+        if not there.exists():
+            continue
+        if not overwrite:
+            what = "exists" if there == path else f"was begun and not finished ({there} is there)"
+            raise InputError(
+                f"{path} {what}; give another path, or overwrite=True to replace the store there"
+            )
+        _check_is_store(there)
+    if partial_path(path).exists():
+        shutil.rmtree(partial_path(path))
+
+
+def put_in_place(path: Path) -> None:
+    """Put the store that is finished beside `path` there, in place of a store that may be there."""
+    replaced = path.with_name(path.name + ".replaced")
+    if replaced.exists():  # from a process that was killed just after the next lines
+        shutil.rmtree(replaced)
+    if path.exists():
+        _check_is_store(path)
+        path.rename(replaced)
+    partial_path(path).rename(path)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
+def _check_is_store(path: Path) -> None:
     try:
         found = zarr.open_group(path, mode="r").attrs.get("format")
     except (OSError, ValueError):
@@ -78,7 +109,6 @@ def clear(path: Path, overwrite: bool) -> None:
         raise InputError(
             f"{path} is no store of fields, so overwrite=True leaves it alone; give another path"
         )
-    shutil.rmtree(path)
 
 
 def root_attributes(layout: Layout, title: str, provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,10 @@ Until then `open_store` refuses it. ``xarray.open_datatree(path)`` reads a finis
 
 from __future__ import annotations
 
+import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +29,8 @@ from mano_op.data.schema import (
     clear,
     lay_out,
     open_root,
+    partial_path,
+    put_in_place,
     read_layout,
     root_attributes,
     values_of,
@@ -79,12 +83,13 @@ def create_store(
     held : mapping of Grid to sequence of str, optional
         The splits of a level that holds only some of them.
     overwrite : bool
-        Replace a store that lies at `path`. Nothing but a store is ever replaced.
+        Replace a store that lies at `path`, once this one is finished. Nothing but a store is ever replaced.
 
     Returns
     -------
     FieldStore
-        Not readable by `open_store` until its chunks are written and it is finished.
+        It is written beside `path`, under that name and ``.partial``, and put there by `FieldStore.finish`.
+        So it may be made out of the store that it replaces.
 
     Examples
     --------
@@ -112,8 +117,8 @@ def create_store(
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"there can be no {path} ({error}): give a path in a folder") from error
-    lay_out(path, layout, attributes)
-    return FieldStore(path)
+    lay_out(partial_path(path), layout, attributes)
+    return FieldStore(path, partial_path(path))
 
 
 def open_store(path: str | Path, *, incomplete: bool = False) -> FieldStore:
@@ -123,7 +128,8 @@ def open_store(path: str | Path, *, incomplete: bool = False) -> FieldStore:
     ----------
     path : path
     incomplete : bool
-        Also accept a store that is still being written, in order to go on with it.
+        Also accept a store that is still being written, in order to go on with it; if it is to replace one
+        that is complete, the one being written.
 
     Raises
     ------
@@ -131,8 +137,10 @@ def open_store(path: str | Path, *, incomplete: bool = False) -> FieldStore:
         If there is no store at `path`, it is partial, it was written by a newer version, or an array is
         missing or does not fit the rest.
     """
-    store = FieldStore(path)
-    if not (incomplete or store.attrs.get("complete")):
+    path = Path(path).absolute()
+    beside = partial_path(path)
+    store = FieldStore(path, beside if beside.exists() and (incomplete or not path.exists()) else path)
+    if not (incomplete or store.complete):
         total = store.layout.n_samples
         missing = sum(samples.stop - samples.start for samples in store.pending())
         raise InputError(
@@ -147,12 +155,15 @@ def open_store(path: str | Path, *, incomplete: bool = False) -> FieldStore:
 class FieldStore:
     """A store of fields, by its path.
 
-    It pickles as its path, so it can be sent to dask workers and loader processes that see the same
+    It pickles as its paths, so it can be sent to dask workers and loader processes that see the same
     file system. Made by `create_store` and `open_store`.
 
     Attributes
     ----------
     path : Path
+        Where it is, or will be when it is finished.
+    complete : bool
+        Whether it is finished, and at `path`.
     attrs : dict
         The attributes of the store's root.
     layout : Layout
@@ -169,12 +180,13 @@ class FieldStore:
         or where there is no such split. ``attrs["statistics"]`` says at which level they were taken.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, location: Path | None = None) -> None:
         self.path = Path(path).absolute()
+        self._location = self.path if location is None else location
         self._read_layout()
 
-    def __reduce__(self) -> tuple[type[FieldStore], tuple[Path]]:
-        return FieldStore, (self.path,)
+    def __reduce__(self) -> tuple[type[FieldStore], tuple[Path, Path]]:
+        return FieldStore, (self.path, self._location)
 
     def __repr__(self) -> str:
         levels = ", ".join(f"{key}: {'+'.join(held)}" for key, held in self.layout.held.items())
@@ -182,11 +194,12 @@ class FieldStore:
         return f"FieldStore({str(self.path)!r}: {fields}; {levels})"
 
     def _read_layout(self) -> None:
-        self._root = open_root(self.path)
+        self._root = open_root(self._location)
         self.attrs: dict[str, Any] = dict(self._root.attrs)
         self.layout = read_layout(self._root)
         self.grids, self.variables, self.splits = self.layout.grids, self.layout.variables, self.layout.splits
         self.inputs, self.outputs = self.layout.named("input"), self.layout.named("output")
+        self.complete = bool(self.attrs.get("complete")) and self._location == self.path
         self.statistics: dict[str, dict[str, float]] = self.attrs.get("statistics", {}).get("variables", {})
 
     def key(self, resolution: Resolution) -> str:
@@ -203,7 +216,7 @@ class FieldStore:
 
     def dataset(self, resolution: Resolution) -> xr.Dataset:
         """One level as a labelled data set, read when its values are asked for."""
-        return xr.open_zarr(self.path, group=self.key(resolution), chunks=None)
+        return xr.open_zarr(self._location, group=self.key(resolution), chunks=None)
 
     def read(
         self, resolution: Resolution, name: str, rows: slice | NDArray[np.int64] = slice(None)
@@ -220,16 +233,19 @@ class FieldStore:
         Raises
         ------
         InputError
-            If a chunk is damaged, or a value is not finite; a chunk that is lost reads as NaN.
+            If there is no such variable, a chunk is damaged, or a value is not finite; a chunk that is lost
+            reads as NaN.
         """
         key = self.key(resolution)
+        if name not in (known := [*self.inputs, *self.outputs]):
+            raise InputError(f"{self.path} has no variable {name!r}; it has {', '.join(known)}")
         try:
             values = values_of(self._root, f"{key}/{name}", rows)
         except (ValueError, RuntimeError) as error:
             raise InputError(
                 f"{self.path}, {key}/{name}: a chunk is damaged ({error}). Restore the store or make it anew"
             ) from error
-        check_finite(values, self.layout.samples(key)[rows], f"{self.path}, {key}/{name}")
+        check_finite(values, self.layout.samples(key)[rows], f"{self.path}, {key}/{name}", lost=True)
         return values
 
     def pending(self) -> list[slice]:
@@ -266,7 +282,7 @@ class FieldStore:
             raise InputError(f"samples={samples} is no chunk of {self.path}; expected one of `pending()`")
         given = {self.key(resolution): variables for resolution, variables in fields.items()}
         arrays = accept(self.layout, samples, given)
-        root = zarr.open_group(self.path, mode="r+")
+        root = zarr.open_group(self._location, mode="r+")
         if root.attrs["complete"]:
             raise InputError(f"{self.path} is finished; to write it anew, create it with overwrite=True")
         for (key, name), values in arrays.items():
@@ -274,7 +290,9 @@ class FieldStore:
         array(root, WRITTEN)[self.layout.chunks.index(samples)] = True
 
     def finish(self) -> None:
-        """Take the statistics of the training split and declare the store complete.
+        """Take the statistics of the training split, declare the store complete and put it at `path`.
+
+        A store that was there is replaced now, whole by whole.
 
         Raises
         ------
@@ -286,8 +304,28 @@ class FieldStore:
                 f"{self.path}: {len(pending)} chunks of samples are not written, the first is "
                 f"{pending[0].start} to {pending[0].stop - 1}; write all of them before `finish()`"
             )
-        statistics = self._training_statistics()
-        root = zarr.open_group(self.path, mode="r+")
+        if not self.attrs["complete"]:
+            self._complete()
+        if self._location != self.path:
+            put_in_place(self.path)
+            self._location = self.path
+        self._read_layout()
+
+    def discard(self) -> None:
+        """Remove a store that is not finished; what it was to replace stays.
+
+        Raises
+        ------
+        InputError
+            If it is finished.
+        """
+        if self._location == self.path:
+            raise InputError(f"{self.path} is in its place; remove it by hand if it is to go")
+        shutil.rmtree(self._location)
+
+    def _complete(self) -> None:
+        statistics = self.statistics_of("train") if "train" in self.splits else {}
+        root = zarr.open_group(self._location, mode="r+")
         if WRITTEN in root:
             del root[WRITTEN]
         with warnings.catch_warnings():
@@ -295,14 +333,24 @@ class FieldStore:
             warnings.filterwarnings("ignore", "Consolidated metadata", ZarrUserWarning)
             root = zarr.consolidate_metadata(root.store)
         root.update_attributes({"statistics": statistics, "complete": True})
-        self._read_layout()
 
-    def _training_statistics(self) -> dict[str, Any]:
-        trained = [key for key in self.grids if "train" in self.layout.held[key]]
-        if not trained:
-            return {}
-        key = trained[-1]
-        rows = self.layout.rows(key, "train")
+    def statistics_of(self, split: str) -> dict[str, Any]:
+        """The statistics of the values of a split, at the finest level that holds it, in float64.
+
+        Returns
+        -------
+        dict
+            As ``attrs["statistics"]``; under "variables" the mean and the standard deviation of each,
+            weighted by quadrature.
+
+        Raises
+        ------
+        InputError
+            If there is no such split.
+        """
+        held = [key for key in self.grids if split in self.layout.held[key]]
+        key = held[-1] if held else next(iter(self.grids))
+        rows = self.layout.rows(key, split)
         variables = {}
         for variable in self.variables:
             moments = Moments(self.grids[key].weights)
@@ -310,5 +358,21 @@ class FieldStore:
                 chunk = slice(start, min(start + self.layout.chunk, rows.stop))
                 moments.add(self.read(key, variable.name, chunk))
             variables[variable.name] = {"mean": moments.mean, "std": moments.std}
-        samples = rows.stop - rows.start
-        return {"split": "train", "level": key, "samples": samples, "weights": "area", "variables": variables}
+        return {
+            "split": split,
+            "level": key,
+            "samples": rows.stop - rows.start,
+            "weights": "quadrature",
+            "variables": variables,
+        }
+
+
+@contextmanager
+def discarded_on_error(store: FieldStore) -> Iterator[FieldStore]:
+    """Remove a new store if it is not filled: for what cannot be gone on with."""
+    try:
+        yield store
+    except BaseException:  # an interrupt too; it goes on
+        if not store.complete:
+            store.discard()
+        raise

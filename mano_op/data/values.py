@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,7 +12,7 @@ from mano_op.data.layout import Layout
 from mano_op.errors import InputError
 
 
-def check_finite(values: NDArray[np.float32], samples: NDArray[np.int64], where: str) -> None:
+def check_finite(values: NDArray[Any], samples: NDArray[np.int64], where: str, *, lost: bool = False) -> None:
     """Raise `InputError` that names the first sample with a NaN or an infinity, if there is one.
 
     Parameters
@@ -21,11 +22,18 @@ def check_finite(values: NDArray[np.float32], samples: NDArray[np.int64], where:
         Their numbers.
     where : str
         Level and variable, for the message.
+    lost : bool
+        Whether a chunk that is lost would read as NaN.
     """
     bad = samples[~np.isfinite(values).reshape(len(values), -1).all(axis=1)]
     if len(bad):
         more = f" (and {len(bad) - 1} more samples)" if len(bad) > 1 else ""
-        raise InputError(f"{where}: sample {bad[0]}{more} has a NaN or an infinity; expected finite values")
+        remedy = (
+            "a chunk of the store is lost or was changed: restore the store or make it anew"
+            if lost
+            else "expected finite values"
+        )
+        raise InputError(f"{where}: sample {bad[0]}{more} has a NaN or an infinity; {remedy}")
 
 
 def accept(
@@ -58,8 +66,16 @@ def accept(
                     f"{key}/{name}: {values.dtype} of shape {values.shape}; "
                     f"expected real numbers of shape {shape}"
                 )
+            numbers = layout.samples(key)[rows[key]]
+            check_finite(values, numbers, f"{key}/{name}")
             with np.errstate(over="ignore"):  # becomes an infinity, which is refused by name
-                values = values.astype(np.float32)
-            check_finite(values, layout.samples(key)[rows[key]], f"{key}/{name}")
-            accepted[key, name] = values
+                single = values.astype(np.float32)
+            over = ~np.isfinite(single)
+            if over.any():
+                first = tuple(np.argwhere(over)[0])
+                raise InputError(
+                    f"{key}/{name}: sample {numbers[first[0]]} has the value {values[first]:g}, beyond what "
+                    "float32 holds, 3.4e38: give the variable in a larger unit"
+                )
+            accepted[key, name] = single
     return accepted

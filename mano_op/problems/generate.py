@@ -20,6 +20,7 @@ from dask.system import CPU_COUNT
 from tqdm import tqdm
 
 from mano_op.data.layout import Layout, group_name
+from mano_op.data.schema import partial_path
 from mano_op.data.store import FieldStore, create_store, open_store
 from mano_op.errors import InputError
 from mano_op.grid import Grid, Registration
@@ -122,7 +123,7 @@ def generate_darcy(
         "solver_points": {group_name(grid.shape): solver.shape for grid, solver in solvers.items()},
     }
     store = _start(Path(path).absolute(), plan, provenance, resume=resume, overwrite=overwrite)
-    if store.attrs["complete"]:
+    if store.complete:
         return store
     pending = store.pending()
     write = delayed(partial(_write_chunk, store, problem, seed, grids, solver_resolution), pure=False)
@@ -153,11 +154,13 @@ def _start(
     """The store to go on with: a new one, or the one at `path` if it was started in the same way."""
     if resume and overwrite:
         raise InputError("resume=True and overwrite=True: pass one of them, to go on or to start anew")
-    if not path.exists() or overwrite:
+    begun = partial_path(path).exists()
+    if overwrite or not (begun or path.exists()):
         return create_store(path, **plan, title="Darcy flow", provenance=provenance, overwrite=overwrite)
     if not resume:
         raise InputError(
-            f"{path} exists; pass resume=True to go on with it, overwrite=True to replace it, or another path"
+            f"{path} {'was begun and not finished' if begun else 'exists'}; pass resume=True to go on "
+            "with it, overwrite=True to replace it, or another path"
         )
     store = open_store(path, incomplete=True)
     asked = _summary(Layout.plan(**plan), json.loads(json.dumps(provenance)))

@@ -4,31 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 from torch import Tensor
 
 from mano_op.boundary import Boundary, ends_by_axis
-from mano_op.grid import Axis, Grid
-from mano_op.resample import resample
-
-
-def nests(source: Grid, target: Grid) -> bool:
-    """Whether every point of the target is a point of the source.
-
-    Examples
-    --------
-    >>> nodes, cells = Grid.uniform((8,)), Grid.uniform((8,), registration="cell")
-    >>> nests(nodes, nodes.coarsen(2)), nests(nodes.coarsen(2), nodes), nests(cells, cells.coarsen(2))
-    (True, False, False)
-    """
-    return all(_nests(here, there) for here, there in zip(source, target, strict=True))
-
-
-def _nests(source: Axis, target: Axis) -> bool:
-    at = (target.points - source.points[0]) / source.spacing
-    nearest = np.rint(at)
-    inside = (nearest >= 0) & (nearest < source.n)
-    return bool((inside & (np.abs(at - nearest) < 1e-9)).all())
+from mano_op.grid import Grid
+from mano_op.resample import nests, resample
 
 
 def restrict(field: Tensor, source: Grid, target: Grid, method: Literal["injection", "mean"]) -> Tensor:
@@ -84,7 +64,9 @@ def interpolate(field: Tensor, source: Grid, target: Grid, boundary: Boundary | 
     ends = ends_by_axis(source, boundary)
     for i, (here, there) in enumerate(zip(source.axes, target.axes, strict=True)):
         between = Grid((*target.axes[: i + 1], *source.axes[i + 1 :]))
-        method = "injection" if _nests(here, there) else "spectral" if here.periodic else "cubic"
+        method = (
+            "injection" if nests(Grid((here,)), Grid((there,))) else "spectral" if here.periodic else "cubic"
+        )
         known = {here.name: ends[here.name]} if method == "cubic" and here.name in ends else None
         field = resample(field, source, between, method, boundary=known)
         source = between

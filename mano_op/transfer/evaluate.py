@@ -41,8 +41,9 @@ from mano_op.data.dataset import FieldDataset
 from mano_op.data.store import FieldStore, Resolution, open_store
 from mano_op.errors import InputError
 from mano_op.grid import Grid
+from mano_op.resample import nests
 from mano_op.runs import Run
-from mano_op.transfer.baselines import interpolate, nests, restrict
+from mano_op.transfer.baselines import interpolate, restrict
 from mano_op.transfer.predict import check_predicts, predict, timed_predict
 from mano_op.transfer.verdict import DPU
 
