@@ -17,7 +17,7 @@ from mano_op.resample import resample as resample
 
 if TYPE_CHECKING:
     from mano_op.data.dataset import FieldDataset as FieldDataset
-    from mano_op.data.dataset import field_loaders as field_loaders
+    from mano_op.data.loaders import field_loaders as field_loaders
     from mano_op.data.fields import write_fields as write_fields
     from mano_op.data.importers import import_neuralop_pt as import_neuralop_pt
     from mano_op.data.processor import FieldProcessor as FieldProcessor
@@ -32,7 +32,7 @@ __version__ = "0.1.0"
 
 _WHEN_USED = {
     "FieldDataset": "mano_op.data.dataset",
-    "field_loaders": "mano_op.data.dataset",
+    "field_loaders": "mano_op.data.loaders",
     "write_fields": "mano_op.data.fields",
     "import_neuralop_pt": "mano_op.data.importers",
     "generate_darcy": "mano_op.problems.generate",

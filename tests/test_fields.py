@@ -8,7 +8,8 @@ from helpers import waves
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mano_op.data.fields import _domain, write_fields
+from mano_op.data.coordinates import _domain
+from mano_op.data.fields import write_fields
 from mano_op.data.store import open_store
 from mano_op.errors import InputError
 from mano_op.grid import REGISTRATIONS, Axis, Grid
@@ -136,6 +137,50 @@ def test_boundary_values_are_kept_and_belong_to_variables(tmp_path):
     assert {v.name: v.boundary_value for v in open_store(store.path).variables} == {**values, "b": None}
     with pytest.raises(InputError, match=r"boundary_values of v; expected some of \['b', 'a', 'u'\]"):
         write(tmp_path / "b.zarr", {(6, 4): labelled(NODES)}, boundary_values={"v": 0.0})
+
+
+def in_time(grid, times, samples=range(8)):
+    """`labelled`, with u at some times."""
+    data = labelled(grid, samples)
+    growth = xr.DataArray(np.arange(1.0, 1 + len(times)), {"time": times}, "time")
+    return data.assign(u=(data["u"] * growth).transpose("sample", "time", "y", "x"))
+
+
+@pytest.mark.parametrize(
+    ("times", "numbers", "units"),
+    [
+        ([0.0, 0.5, 2.0], [0.0, 0.5, 2.0], "1"),
+        (np.array([0, 1, 3], "timedelta64[D]").astype("timedelta64[ns]"), [0, 1, 3], "days"),
+        (
+            np.array(["2000-01-01T00", "2000-01-01T06", "2000-01-02T00"], "datetime64[ns]"),
+            [0, 6, 24],
+            "hours since 2000-01-01 00:00:00",
+        ),
+    ],
+)
+def test_times_are_kept_as_numbers_and_units(tmp_path, times, numbers, units):
+    fields = {(6, 4): in_time(NODES, times), (12, 8): in_time(NODES.refine(), times)}
+    store = write(tmp_path / "a.zarr", fields)
+    assert (list(store.layout.times), store.layout.time_units) == (numbers, units)
+    u = waves(range(8), NODES)["u"]
+    expected = np.stack([u, 2 * u, 3 * u], axis=1).astype(np.float32)
+    np.testing.assert_array_equal(store.read((6, 4), "u"), expected)
+    again = write(tmp_path / "b.zarr", {(6, 4): store.dataset((6, 4))}, domain=None)
+    assert again.layout.times == store.layout.times
+    np.testing.assert_array_equal(again.read((6, 4), "u"), expected)
+
+
+def test_times_that_do_not_fit_are_refused(tmp_path):
+    fine = in_time(NODES.refine(), [0.0, 1.0])
+    with pytest.raises(InputError, match="the times differ between resolutions"):
+        write(tmp_path / "a.zarr", {(6, 4): in_time(NODES, [0.0, 2.0]), (12, 8): fine})
+    with pytest.raises(InputError, match="'time' has no coordinate"):
+        write(tmp_path / "a.zarr", {(12, 8): fine.drop_vars("time")})
+    with pytest.raises(InputError, match="numbers, dates or durations"):
+        write(tmp_path / "a.zarr", {(12, 8): fine.assign_coords(time=["early", "late"])})
+    with pytest.raises(InputError, match="then the same axes for all"):
+        write(tmp_path / "a.zarr", {(6, 4): labelled(NODES), (12, 8): fine})
+    assert not any(tmp_path.iterdir())
 
 
 def stretched(data):

@@ -19,11 +19,13 @@ files                   base    torch
 machine                 use     torch
 cost                    use     torch
 data.chunking           data
+data.sampler            data    numpy torch
 data.moments            data    numpy
 
 boundary                base
 
 resample                base    numpy scipy torch
+data.coordinates        data    numpy xarray
 layers.window           model   numpy torch einops
 layers.pyramid          model   torch
 problems.random_field   data    numpy
@@ -32,23 +34,30 @@ data.layout             data    numpy
 
 layers.attention        model   torch einops
 problems.darcy          data    numpy scipy
+problems.problem        data    numpy
 data.values             data    numpy
+data.transforms         data    numpy
+data.channels           data    numpy
 data.schema             data    numpy zarr
 
 layers.multipole        model   torch
 data.store              data    numpy xarray zarr
 
-data.fields             data    numpy xarray
-data.importers          data    numpy torch
+data.jobs               data    dask distributed tqdm filelock
 data.processor          data    torch neuralop
 data.describe           data
-problems.generate       data    numpy dask distributed tqdm
 
+data.fields             data    numpy xarray
+data.coarsen            data    numpy torch distributed
+data.importers          data    numpy torch
+problems.generate       data    numpy distributed
 layers                  model
 models.block            model   torch einops
-problems                data
 data.dataset            data    numpy torch
+
+data.loaders            data    torch
 data                    data
+problems                data
 
 models.grid_model       model   torch einops neuralop
 
@@ -72,10 +81,12 @@ transfer.evaluate       use     numpy torch xarray tqdm
 report.figures          use     numpy xarray matplotlib
 report.panels           use     numpy xarray matplotlib
 
+report.coarse           use     torch xarray
 train                   use
 transfer                use
 
-report.sections         use     numpy xarray
+report.samples          use     numpy xarray
+report.sections         use     xarray
 
 report.write            use     xarray
 

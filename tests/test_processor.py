@@ -14,7 +14,7 @@ from neuralop.data.transforms.data_processors import DefaultDataProcessor
 from neuralop.data.transforms.normalizers import UnitGaussianNormalizer
 from torch import nn
 
-from mano_op.data.dataset import field_loaders
+from mano_op.data.loaders import field_loaders
 from mano_op.data.processor import FieldProcessor
 from mano_op.errors import InputError
 from mano_op.grid import Grid
@@ -94,12 +94,12 @@ def test_a_constant_field_is_only_shifted():
 def test_the_callers_sample_stays_as_it_was(processor):
     sample = {**a_sample(), "time": torch.tensor(3.0), "name": "first"}
     before = copy.deepcopy(sample)
-    given = processor.train().preprocess(sample, step=1)
+    given = processor.train().preprocess(sample)
     assert sample.keys() == before.keys() == given.keys()
     for name in ("x", "y", "time"):
         torch.testing.assert_close(sample[name], before[name], rtol=0, atol=0)
     assert given["name"] == "first"
-    processor.postprocess(given["y"], given, step=1)
+    processor.postprocess(given["y"], given)
 
 
 def test_one_sample_without_the_batch(processor):

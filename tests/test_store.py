@@ -161,6 +161,79 @@ def test_boundary_conditions_and_values_must_make_sense(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+# ------------------------------------------------------------------------------------------ time
+
+HEAT = (Variable("a", "input"), Variable("u", "output", units="K", time=True))
+TIMES = (0.0, 0.5, 2.0)
+
+
+def heat(samples, grid):
+    """A steady input and an output that decays from it."""
+    a = waves(samples, grid)["a"]
+    return {"a": a, "u": a[:, None] * np.exp(-np.array(TIMES)).reshape(1, -1, *[1] * grid.n_dim)}
+
+
+def heat_store(path, **changes):
+    options = {"variables": HEAT, "times": TIMES, "time_units": "s", "chunk": 2} | changes
+    store = empty(path, **options)
+    for samples in store.pending():
+        numbers = range(samples.start, samples.stop)
+        store.write(samples, {grid: heat(numbers, grid) for grid in store.grids.values()})
+    store.finish()
+    return store
+
+
+@pytest.mark.parametrize("chunk_times", [None, 1, 2, 7])
+def test_variables_that_vary_in_time(tmp_path, chunk_times):
+    store = open_store(heat_store(tmp_path / "heat.zarr", chunk_times=chunk_times).path)
+    assert (store.layout.times, store.layout.time_units) == (TIMES, "s")
+    assert [variable.time for variable in store.variables] == [False, True]
+    expected = heat(range(8), FINE)["u"].astype(np.float32)
+    np.testing.assert_array_equal(store.read(FINE, "u"), expected)
+    np.testing.assert_array_equal(store.read(FINE, "u", np.array([1, 6]), slice(1, 3)), expected[[1, 6], 1:3])
+    level = xr.open_zarr(store.path, group="r12x8")
+    assert level["u"].dims == ("sample", "time", "y", "x") and level["a"].dims == ("sample", "y", "x")
+    np.testing.assert_array_equal(level["time"], TIMES)
+    np.testing.assert_array_equal(level["u"].sel(time=2.0), expected[:, 2])
+    assert level["u"].encoding["chunks"] == (2, min(chunk_times or 3, 3), 12, 8)
+
+
+def test_every_time_counts_in_the_statistics(tmp_path):
+    store = heat_store(tmp_path / "heat.zarr")
+    values = heat(range(5), FINE)["u"].astype(np.float32)
+    weights = np.broadcast_to(FINE.weights, values.shape)
+    mean = np.average(values, weights=weights)
+    std = np.average((values - mean) ** 2, weights=weights) ** 0.5
+    assert store.statistics["u"] == pytest.approx({"mean": mean, "std": std}, rel=1e-12)
+
+
+def test_times_belong_to_variables_that_vary(tmp_path):
+    for changes, message in (
+        ({"times": ()}, r"0 times, and variables that vary in time: \['u'\]"),
+        ({"variables": WAVES}, "3 times, and variables that vary in time: none"),
+        ({"times": (0.0, 2.0, 2.0)}, "expected finite numbers that increase"),
+        ({"times": (0.0, np.inf)}, "expected finite numbers that increase"),
+        ({"chunk_times": 0}, "chunk_times=0"),
+        ({"variables": [*HEAT, Variable("time", "input")]}, "'time': the name is taken"),
+    ):
+        with pytest.raises(InputError, match=message):
+            heat_store(tmp_path / "heat.zarr", **changes)
+    store = empty(tmp_path / "heat.zarr", variables=HEAT, times=TIMES, chunk=8)
+    fields = {grid: heat(range(8), grid) for grid in (COARSE, FINE)}
+    fields[FINE]["u"] = fields[FINE]["u"][:, :2]
+    with pytest.raises(
+        InputError, match=r"shape \(8, 2, 12, 8\); expected real numbers of shape \(8, 3, 12, 8\)"
+    ):
+        store.write(slice(0, 8), fields)
+
+
+def test_levels_must_have_the_same_times(tmp_path):
+    store = heat_store(tmp_path / "heat.zarr")
+    zarr.open_group(store.path, mode="r+")["r6x4/time"][1] = 0.75
+    with pytest.raises(InputError, match="differs from the times of another level"):
+        open_store(store.path)
+
+
 # ------------------------------------------------------------------------------------ statistics
 
 

@@ -10,8 +10,8 @@ from helpers import store_of, wave_store, waves
 from neuralop.losses import H1Loss, LpLoss
 
 from mano_op import Grid, InputError
-from mano_op.data.dataset import field_loaders
 from mano_op.data.layout import Variable
+from mano_op.data.loaders import field_loaders
 from mano_op.data.store import FieldStore
 from mano_op.runs import build_model, load_run
 from mano_op.train import train_model

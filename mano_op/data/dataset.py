@@ -1,21 +1,22 @@
-"""Samples ``{"x", "y"}`` of one grid out of a store, and the loaders that batch them."""
+"""Samples ``{"x", "y"}`` of one grid, or of several, out of a store."""
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import Dataset
 
-from mano_op.data.layout import Resolution
-from mano_op.data.processor import FieldProcessor
+from mano_op.data.channels import Channel, channels_of
+from mano_op.data.layout import Resolution, Variable
 from mano_op.data.store import FieldStore, open_store
+from mano_op.errors import InputError
 from mano_op.grid import Grid
 
 Sample = dict[str, Tensor]
@@ -25,7 +26,8 @@ class FieldDataset(Dataset[Sample]):
     """The samples of one split at one resolution of a store.
 
     A sample is neuraloperator's dictionary of float32 tensors, ``x`` of shape ``(in_channels, *grid)`` and
-    ``y`` of shape ``(out_channels, *grid)``, in physical units, channels in the store's order of fields.
+    ``y`` of shape ``(out_channels, *grid)``, in physical units, channels in the store's order of fields;
+    where fields vary in time, one time after another.
 
     A split that fits into `cache_bytes` is read once, when the data set is made. Otherwise every batch
     is read when it is asked for: `__getitems__` reads it in one go, each chunk once, so batches are
@@ -38,6 +40,14 @@ class FieldDataset(Dataset[Sample]):
     resolution : int, tuple of int, str or Grid
         16, (16, 24), "r16", or the grid itself.
     split : str
+    window : (int, int), optional
+        Of fields that vary in time, how many steps are known and how many are to be predicted; see
+        `mano_op.data.channels.channels_of`. Every window of every sample of the store is a sample.
+    at : sequence of float, optional
+        Instead, the times at which to predict from the steady inputs.
+    coordinates : bool
+        Whether samples also have ``coordinates``, those of the points, shape ``(n_dim, *grid)``, for models
+        that are told where they are.
     cache_bytes : int
         Largest split, in bytes, that is kept in memory; 0 keeps none.
 
@@ -45,12 +55,16 @@ class FieldDataset(Dataset[Sample]):
     ----------
     store : FieldStore
     split : str
+    channels : Channels
+        Which field, of which time, is which channel.
 
     Raises
     ------
     InputError
-        If the store is partial, has no such resolution or split, or a field has a NaN or an infinity: here
-        for a cached split, otherwise when the sample is read.
+        If the store is partial, has no such resolution, split or times, or a field has a NaN or an infinity:
+        here for a cached split, otherwise when the sample is read. Then also if this process was forked from
+        the one that made the data set: threads that zarr and dask had there are not here, and reading can
+        hang.
 
     Examples
     --------
@@ -74,17 +88,27 @@ class FieldDataset(Dataset[Sample]):
         resolution: Resolution,
         split: str = "train",
         *,
+        window: Sequence[int] | None = None,
+        at: Sequence[float] | None = None,
+        coordinates: bool = False,
         cache_bytes: int = 2**30,
     ) -> None:
         self.store = open_store(store.path if isinstance(store, FieldStore) else store)
         self.split = split
+        self.channels = channels_of(self.store.layout, window, at)
         self._key = self.store.key(resolution)
         self._rows = self.store.layout.rows(self._key, split)
-        fields = len(self.inputs) + len(self.outputs)
-        cells = int(np.prod(self.grid.shape))
-        self._cache: Sample | None = None
-        if 4 * len(self) * fields * cells <= cache_bytes:
-            self._cache = self._read(np.arange(len(self)))
+        self._coordinates = coordinates
+        self._process = os.getpid()
+        self._cache: dict[str, NDArray[np.float32]] | None = None
+        values = sum(
+            int(np.prod(self.store.layout.shape(self._key, variable))) for variable in self._variables
+        )
+        if 4 * self._n_rows * values <= cache_bytes:
+            self._cache = {
+                variable.name: self.store.read(self._key, variable.name, self._rows)
+                for variable in self._variables
+            }
 
     @property
     def grid(self) -> Grid:
@@ -94,150 +118,172 @@ class FieldDataset(Dataset[Sample]):
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the channels of ``x``."""
-        return self.store.inputs
+        return self.channels.inputs
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the channels of ``y``."""
-        return self.store.outputs
+        return self.channels.outputs
 
     @property
     def cached(self) -> bool:
         """Whether the split is in memory."""
         return self._cache is not None
 
-    def __len__(self) -> int:
+    @property
+    def _variables(self) -> list[Variable]:
+        used = {channel.variable for channel in (*self.channels.x, *self.channels.y)}
+        return [variable for variable in self.store.variables if variable.name in used]
+
+    @property
+    def _n_rows(self) -> int:
         return self._rows.stop - self._rows.start
+
+    def __len__(self) -> int:
+        return self._n_rows * len(self.channels.starts)
 
     def __getitem__(self, index: int) -> Sample:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
-        """Several samples, in the order asked for, in one read of the store."""
+        """Several samples, in the order asked for, in one read of the store for each variable."""
         n = len(self)
         wanted = np.asarray(indices, dtype=np.int64)
         if len(wanted) == 0:
             return []
         if wanted.min() < -n or wanted.max() >= n:
             raise IndexError(f"samples {wanted.min()} to {wanted.max()}; the split {self.split!r} has {n}")
-        # Indexing copies, so what is done to a sample is not done to the cache.
-        if self._cache is not None:
-            fields, index = self._cache, wanted % n
-        else:
-            distinct, index = np.unique(wanted % n, return_inverse=True)
-            fields = self._read(distinct)
-        batch = {name: field[torch.from_numpy(index)] for name, field in fields.items()}
+        rows, starts = np.divmod(wanted % n, len(self.channels.starts))
+        fields, rows, first = self._fields(rows, starts)
+        batch = {
+            name: torch.from_numpy(_gather(fields, channels, rows, starts - first))
+            for name, channels in (("x", self.channels.x), ("y", self.channels.y))
+        }
+        if self._coordinates:
+            mesh = torch.from_numpy(self.grid.mesh.astype(np.float32))
+            batch["coordinates"] = mesh.expand(len(wanted), *mesh.shape)
         return [{name: field[i] for name, field in batch.items()} for i in range(len(wanted))]
 
-    def _read(self, indices: NDArray[np.int64]) -> Sample:
-        """Fields of samples of the split, given in increasing order, as one batch."""
-        batch = {}
-        for name, channels in (("x", self.inputs), ("y", self.outputs)):
-            fields = np.empty((len(indices), len(channels), *self.grid.shape), dtype=np.float32)
-            for channel, variable in enumerate(channels):
-                fields[:, channel] = self.store.read(self._key, variable, self._rows.start + indices)
-            batch[name] = torch.from_numpy(fields)
-        return batch
+    def _fields(
+        self, rows: NDArray[np.int64], starts: NDArray[np.int64]
+    ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int64], int]:
+        """Fields that hold what is wanted, where in them its rows are, and which time is their first."""
+        if self._cache is not None:
+            return self._cache, rows, 0
+        if os.getpid() != self._process:
+            raise InputError(
+                "this process was forked from the one that made the data set, and reading a store here can "
+                "hang: use `field_loaders`, or DataLoader(..., multiprocessing_context='forkserver')"
+            )
+        distinct, index = np.unique(rows, return_inverse=True)
+        offsets = [c.offset for c in (*self.channels.x, *self.channels.y) if c.offset is not None]
+        first, last = int(starts.min()) + min(offsets, default=0), int(starts.max()) + max(offsets, default=0)
+        times = slice(first, last + 1) if offsets else slice(None)
+        fields = {
+            variable.name: self.store.read(
+                self._key,
+                variable.name,
+                self._rows.start + distinct,
+                times if variable.time else slice(None),
+            )
+            for variable in self._variables
+        }
+        return fields, index, first
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": None}
 
-
-class FieldLoaders(NamedTuple):
-    """What `neuralop.Trainer` asks for.
-
-    Attributes
-    ----------
-    train : DataLoader
-        Shuffled anew every epoch.
-    test : dict of int or tuple of int to DataLoader
-        In order, under the resolutions as they were asked for.
-    processor : FieldProcessor
-        With the statistics of `train_split`.
-    """
-
-    train: DataLoader[Sample]
-    test: dict[Resolution, DataLoader[Sample]]
-    processor: FieldProcessor
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= {**state, "_process": os.getpid()}
 
 
-def field_loaders(
-    store: str | Path | FieldStore,
-    *,
-    train: Resolution,
-    test: Sequence[Resolution],
-    batch_size: int,
-    test_batch_size: int | None = None,
-    train_split: str = "train",
-    test_split: str = "test",
-    num_workers: int = 0,
-    seed: int = 0,
-    cache_bytes: int = 2**30,
-) -> FieldLoaders:
-    """Loaders to train at one resolution and to test at several.
+def _gather(
+    fields: dict[str, NDArray[np.float32]],
+    channels: Sequence[Channel],
+    rows: NDArray[np.int64],
+    starts: NDArray[np.int64],
+) -> NDArray[np.float32]:
+    """The channels of samples, stacked; a copy, so what is done to a sample is not done to the cache."""
+    return np.stack(
+        [
+            fields[channel.variable][rows]
+            if channel.offset is None
+            else fields[channel.variable][rows, starts + channel.offset]
+            for channel in channels
+        ],
+        axis=1,
+    )
+
+
+class MixedDataset(Dataset[Sample]):
+    """Samples of several resolutions, one data set after another, to be drawn in batches of one resolution.
 
     Parameters
     ----------
-    store : path or FieldStore
-    train : int, tuple of int, str or Grid
-        Resolution to train at.
-    test : sequence of resolutions
-        Each becomes a key of ``test``, and so part of the name of a metric: 16 gives "16_l2".
-    batch_size : int
-    test_batch_size : int, optional
-        `batch_size` if not given.
-    train_split, test_split : str
-    num_workers : int
-        Processes that read for each loader. 0, the default, is the fastest for what fits into memory; others
-        are for larger stores, and cache nothing. They are started afresh, not forked, since a fork
-        of a process that has used zarr, dask or CUDA may hang, and they stay between epochs.
-    seed : int
-        Of the order of the training samples, which is the same for any number of workers.
-    cache_bytes : int
-        As in `FieldDataset`, for each loader.
-
-    Returns
-    -------
-    FieldLoaders
+    parts : sequence of FieldDataset
+        Of one store's channels.
 
     Raises
     ------
     InputError
-        As `FieldDataset`, and if a loader option is no number that can be used.
+        If there is none, or channels differ; or if a batch is asked for whose samples do not stack, which
+        `mano_op.data.sampler.ResolutionBatchSampler` never does.
 
     Examples
     --------
     >>> import tempfile
-    >>> from mano_op.problems.generate import generate_darcy
-    >>> store = generate_darcy(f"{tempfile.mkdtemp()}/darcy.zarr", [8, 16], samples={"train": 4, "test": 2},
+    >>> from mano_op.problems import generate_darcy
+    >>> store = generate_darcy(f"{tempfile.mkdtemp()}/darcy.zarr", [4, 8], samples={"train": 3},
     ...                        progress=False)
-    >>> train, test, processor = field_loaders(store, train=8, test=[8, 16], batch_size=2)
-    >>> len(train), {n: tuple(batch["y"].shape) for n, loader in test.items() for batch in loader}
-    (2, {8: (2, 1, 8, 8), 16: (2, 1, 16, 16)})
+    >>> mixed = MixedDataset([FieldDataset(store, 4), FieldDataset(store, 8)])
+    >>> len(mixed), mixed[2]["x"].shape, mixed[3]["x"].shape
+    (6, torch.Size([1, 4, 4]), torch.Size([1, 8, 8]))
     """
-    store = open_store(store.path if isinstance(store, FieldStore) else store)
-    options: dict[str, Any] = {"num_workers": num_workers}
-    if num_workers:
-        starts = multiprocessing.get_all_start_methods()
-        options["multiprocessing_context"] = "forkserver" if "forkserver" in starts else "spawn"
-        options["persistent_workers"] = True
-        cache_bytes = 0
 
-    def samples(resolution: Resolution, split: str) -> FieldDataset:
-        return FieldDataset(store, resolution, split, cache_bytes=cache_bytes)
-
-    training = samples(train, train_split)
-    # A generator of its own, because a DataLoader draws from its generator, or from the global one, for its
-    # workers too, and not as often with workers as without: the order would depend on their number.
-    order = RandomSampler(training, generator=torch.Generator().manual_seed(seed))
-    options["generator"] = torch.Generator().manual_seed(seed)
-    return FieldLoaders(
-        train=DataLoader(training, batch_size=batch_size, sampler=order, **options),
-        test={
-            resolution: DataLoader(
-                samples(resolution, test_split), batch_size=test_batch_size or batch_size, **options
+    def __init__(self, parts: Sequence[FieldDataset]) -> None:
+        if not parts or any(
+            (part.inputs, part.outputs) != (parts[0].inputs, parts[0].outputs) for part in parts
+        ):
+            raise InputError(
+                f"parts with the channels {[(part.inputs, part.outputs) for part in parts]}; expected at "
+                "least one, and the same channels for all"
             )
-            for resolution in test
-        },
-        processor=FieldProcessor.from_store(store, train_split),
-    )
+        self.parts = tuple(parts)
+        self._firsts = np.cumsum([0, *(len(part) for part in parts)])
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the channels of ``x``."""
+        return self.parts[0].inputs
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the channels of ``y``."""
+        return self.parts[0].outputs
+
+    def __len__(self) -> int:
+        return int(self._firsts[-1])
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
+        """Several samples of one resolution, in the order asked for."""
+        wanted, n = np.asarray(indices, dtype=np.int64), len(self)
+        if len(wanted) == 0:
+            return []
+        if wanted.min() < -n or wanted.max() >= n:
+            raise IndexError(f"samples {wanted.min()} to {wanted.max()}; there are {n}")
+        wanted = wanted % n
+        owners = np.searchsorted(self._firsts, wanted, side="right") - 1
+        if len({self.parts[owner].grid.shape for owner in owners}) > 1:
+            raise InputError(
+                "a batch of samples of several resolutions, which do not stack: give the DataLoader a "
+                "batch_sampler=ResolutionBatchSampler(...), as `field_loaders` does"
+            )
+        samples: dict[int, Sample] = {}
+        for owner in np.unique(owners):
+            mine = np.flatnonzero(owners == owner)
+            read = self.parts[owner].__getitems__((wanted[mine] - self._firsts[owner]).tolist())
+            samples |= dict(zip(mine.tolist(), read, strict=True))
+        return [samples[i] for i in range(len(wanted))]

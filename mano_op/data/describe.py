@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mano_op.data.layout import Layout
 from mano_op.data.schema import partial_path
 from mano_op.data.store import FieldStore
 
@@ -44,7 +45,8 @@ def describe(store: FieldStore) -> str:
     fields = [
         [
             f"{variable.name} ({variable.role})",
-            f"unit {variable.units}{_statistics(store.statistics.get(variable.name))}",
+            f"{'at each time, ' if variable.time else ''}unit {variable.units}"
+            f"{_statistics(store.statistics.get(variable.name))}",
         ]
         for variable in store.variables
     ]
@@ -70,6 +72,7 @@ def describe(store: FieldStore) -> str:
             *_aligned(fields),
             "",
             *axes,
+            *_times(layout),
             "",
             *_aligned(levels),
             f"  the levels are {layout.levels}",
@@ -83,6 +86,13 @@ def _statistics(statistics: Mapping[str, Any] | None) -> str:
     if not statistics:
         return ""
     return f", training mean {statistics['mean']:.4g}, standard deviation {statistics['std']:.4g}"
+
+
+def _times(layout: Layout) -> list[str]:
+    if not layout.times:
+        return []
+    units = "" if layout.time_units == "1" else f" {layout.time_units}"
+    return [f"  {len(layout.times)} times from {layout.times[0]:g} to {layout.times[-1]:g}{units}"]
 
 
 def _sizes(splits: Mapping[str, int]) -> str:

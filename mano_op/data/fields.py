@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from mano_op.boundary import Boundary
 from mano_op.data.chunking import chunk_for
+from mano_op.data.coordinates import Domain, Shape, domain_of, grid_of, times_of
+from mano_op.data.jobs import only_writer
 from mano_op.data.layout import Levels, Variable, check_splits
 from mano_op.data.store import FieldStore, create_store, discarded_on_error
 from mano_op.errors import InputError
-from mano_op.grid import REGISTRATIONS, Axis, Grid, Registration
-
-# How far a coordinate may lie from where it should, in spacings: coordinates in float32 pass.
-_TOLERANCE = 1e-3
+from mano_op.grid import Grid, Registration
 
 # The attributes of a variable that are kept, and what is taken where they are missing.
 _ATTRIBUTES = {"units": "1", "long_name": "", "cell_methods": "area: point"}
 
-Domain = Mapping[str, tuple[float, float]]
-Shape = int | tuple[int, ...]
 _Shape = TypeVar("_Shape", bound=Shape)
 
 
@@ -45,11 +40,13 @@ def write_fields(
     title: str = "",
     provenance: Mapping[str, Any] | None = None,
     chunk: int | None = None,
+    chunk_times: int | None = None,
     overwrite: bool = False,
 ) -> FieldStore:
     """Write xarray data sets, one for each resolution, to a store.
 
-    Variables have the dimensions ``("sample", *axes)``, and every axis has a coordinate. They are read
+    Variables have the dimensions ``("sample", *axes)``, or ``("sample", "time", *axes)`` if they vary in
+    time, and every dimension but the first has a coordinate. They are read
     and written chunk by chunk, so data sets behind dask may be larger than memory. Units, long_name
     and cell_methods are taken from the variables' attributes.
 
@@ -77,7 +74,7 @@ def write_fields(
         Ends of each axis. If not given, they are those of the coordinate's CF bounds, or follow from the
         finest level's coordinates and `registration`. With a single level nothing would then tell a wrong
         registration from a right one, so one of the two is required, except where an axis is periodic.
-    levels, title, provenance, chunk, overwrite
+    levels, title, provenance, chunk, chunk_times, overwrite
         As in `mano_op.data.store.create_store`. Chunks are of some 1 MiB at the finest level if not given.
 
     Returns
@@ -112,70 +109,86 @@ def write_fields(
             raise InputError(f"{what}={given!r}; expected a list of names: {what}=[{given!r}]")
     check_splits(splits)
     names = [*inputs, *outputs]
-    axes = _check_variables(fields, names)
+    axes, varying = _check_variables(fields, names)
+    times, time_units = times_of(fields) if varying else ([], "1")
     periodic = {axis: bc == "periodic" for axis, bc in boundary_conditions.items()}
     grids: dict[Grid, xr.Dataset] = {}
     held: dict[Grid, list[str]] = {}
     for resolution in sorted(fields, key=lambda key: -math.prod(fields[key].sizes[axis] for axis in axes)):
         data = fields[resolution]
         if domain is None:  # as the finest level has it
-            domain = _domain_of(resolution, data, axes, registration, periodic, alone=len(fields) == 1)
-        grid = _grid(resolution, data, axes, registration, domain, periodic)
+            domain = domain_of(resolution, data, axes, registration, periodic, alone=len(fields) == 1)
+        grid = grid_of(resolution, data, axes, registration, domain, periodic)
         grids[grid], held[grid] = data, _splits_held(resolution, data, splits)
 
     finest = max(math.prod(grid.shape) for grid in grids)
-    store = create_store(
-        path,
-        list(grids),
-        _variables(fields, inputs, outputs, boundary_values or {}),
-        splits,
-        title=title,
-        provenance=provenance or {},
-        levels=levels,
-        boundary_conditions=boundary_conditions,
-        chunk=chunk_for(finest, splits, held.values()) if chunk is None else chunk,
-        held=held,
-        overwrite=overwrite,
-    )
-    with discarded_on_error(store):
-        for samples in store.pending():
-            pieces = {}
-            for grid, data in grids.items():
-                rows = store.layout.rows_of(store.key(grid), samples)
-                if rows.start < rows.stop:
-                    loaded = data[names].isel(sample=rows).compute()
-                    pieces[grid] = {name: loaded[name].values for name in names}
-            store.write(samples, pieces)
-        store.finish()
+    with only_writer(path) as path:
+        store = create_store(
+            path,
+            list(grids),
+            _variables(fields, inputs, outputs, boundary_values or {}, varying),
+            splits,
+            title=title,
+            provenance=provenance or {},
+            levels=levels,
+            boundary_conditions=boundary_conditions,
+            chunk=chunk_for(finest, splits, held.values()) if chunk is None else chunk,
+            held=held,
+            times=times,
+            time_units=time_units,
+            chunk_times=chunk_times,
+            overwrite=overwrite,
+        )
+        with discarded_on_error(store):
+            for samples in store.pending():
+                pieces = {}
+                for grid, data in grids.items():
+                    rows = store.layout.rows_of(store.key(grid), samples)
+                    if rows.start < rows.stop:
+                        loaded = data[names].isel(sample=rows).compute()
+                        pieces[grid] = {name: loaded[name].values for name in names}
+                store.write(samples, pieces)
+            store.finish()
     return store
 
 
-def _check_variables(fields: Mapping[_Shape, xr.Dataset], names: Sequence[str]) -> tuple[str, ...]:
-    """The names of the spatial dimensions, which all variables of all data sets share."""
+def _check_variables(
+    fields: Mapping[_Shape, xr.Dataset], names: Sequence[str]
+) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The spatial dimensions, which all variables share, and the variables that have times too."""
     if not fields or not names:
         raise InputError("fields, inputs or outputs is empty; expected a data set and names of its variables")
     found: set[tuple[str, ...]] = set()
+    varying: dict[str, set[bool]] = {name: set() for name in names}
     for resolution, data in fields.items():
         for name in names:
             if name not in data.data_vars:
                 raise InputError(
                     f"{resolution}: no variable {name!r}; the data set has {list(data.data_vars)}"
                 )
-            found.add(tuple(map(str, data[name].dims)))
-    dimensions = min(found)
-    if len(found) > 1 or dimensions[0] != "sample" or len(dimensions) < 2:
+            dimensions = tuple(map(str, data[name].dims))
+            varying[name].add(dimensions[1:2] == ("time",))
+            found.add(dimensions)
+    spatial = {("sample", *dims[2:]) if dims[1:2] == ("time",) else dims for dims in found}
+    first = min(spatial)
+    if (
+        len(spatial) > 1
+        or first[0] != "sample"
+        or len(first) < 2
+        or any(len(v) > 1 for v in varying.values())
+    ):
         raise InputError(
-            f"dimensions {sorted(found)}; expected ('sample', ...) and then the same axes for all "
-            "variables at all resolutions: rename and transpose the data sets first"
+            f"dimensions {sorted(found)}; expected ('sample', ...) or ('sample', 'time', ...) and then the "
+            "same axes for all variables at all resolutions: rename and transpose the data sets first"
         )
-    axes = dimensions[1:]
+    axes = first[1:]
     for resolution, data in fields.items():
         for axis in axes:
             if axis not in data.coords or data[axis].dims != (axis,) or data[axis].dtype.kind not in "iuf":
                 raise InputError(f"{resolution}: axis {axis!r} has no coordinate of numbers; assign one")
             if not (np.isfinite(data[axis]).all() and (np.diff(data[axis]) > 0).all()):
                 raise InputError(f"{resolution}: {axis} does not increase; use `data.sortby({axis!r})`")
-    return axes
+    return axes, frozenset(name for name in names if True in varying[name])
 
 
 def _variables(
@@ -183,6 +196,7 @@ def _variables(
     inputs: Sequence[str],
     outputs: Sequence[str],
     boundary_values: Mapping[str, Boundary],
+    varying: Set[str],
 ) -> list[Variable]:
     """What the attributes say of each variable, at every resolution the same."""
     if unknown := set(boundary_values) - {*inputs, *outputs}:
@@ -192,7 +206,7 @@ def _variables(
     variables = []
     for role, names in (("input", inputs), ("output", outputs)):
         for name in names:
-            told = [
+            told: list[dict[str, Any]] = [
                 {about: str(data[name].attrs.get(about, missing)) for about, missing in _ATTRIBUTES.items()}
                 for data in fields.values()
             ]
@@ -202,107 +216,12 @@ def _variables(
                 Variable(
                     name,
                     cast(Literal["input", "output"], role),
-                    boundary_value=boundary_values.get(name),
                     **told[0],
+                    boundary_value=boundary_values.get(name),
+                    time=name in varying,
                 )
             )
     return variables
-
-
-def _domain_of(
-    resolution: Shape,
-    data: xr.Dataset,
-    axes: Sequence[str],
-    registration: Registration,
-    periodic: Mapping[str, bool],
-    *,
-    alone: bool,
-) -> Domain:
-    """The ends of the axes from their points, if there is anything that could contradict them."""
-    domain, told = {}, dict(periodic)  # the domain of an axis that wraps may start anywhere
-    for axis in axes:
-        domain[axis] = _domain(axis, data[axis].values, registration)
-        bounds = data[axis].attrs.get("bounds")
-        if not periodic.get(axis) and bounds in data.variables:
-            domain[axis] = float(data[bounds].min()) + 0.0, float(data[bounds].max()) + 0.0
-            told[axis] = True
-    if alone and not all(told.get(axis) for axis in axes):
-        _grid(resolution, data, axes, registration, domain, periodic)  # what else is wrong comes first
-        raise InputError(
-            f"domain is not given, and nothing else tells whether registration={registration!r} is right for "
-            f"{', '.join(f'{axis} = {_ends(data[axis].values)}' for axis in axes)}. If it is, give "
-            f"domain={domain}; if that is not the domain, the registration is another one too"
-        )
-    return domain
-
-
-def _domain(axis: str, points: NDArray[Any], registration: Registration) -> tuple[float, float]:
-    """The ends of an axis, from its first and last point and where on [0, 1] these would lie."""
-    if len(points) < 2:
-        raise InputError(
-            f"axis {axis!r} has {len(points)} points, from which no domain follows: give `domain`"
-        )
-    unit = Axis(axis, len(points), registration=registration).points
-    length = float(points[-1] - points[0]) / (unit[-1] - unit[0])
-    start = float(points[0]) - length * unit[0]
-    # The differences leave 0.9999999999999999 where the coordinates mean 1: take the round number if
-    # there is one within the rounding of the coordinates.
-    precision = np.finfo(points.dtype if points.dtype.kind == "f" else np.float64)
-    scale = max(abs(start), abs(start + length))
-    digits = precision.precision - 2 - math.ceil(math.log10(scale))
-    ends = [(end, round(end, digits)) for end in (start, start + length)]
-    start, stop = (near if abs(near - end) <= 8 * precision.eps * scale else end for end, near in ends)
-    return float(start) + 0.0, float(stop) + 0.0  # no -0.0
-
-
-def _grid(
-    resolution: Shape,
-    data: xr.Dataset,
-    axes: Sequence[str],
-    registration: Registration,
-    domain: Domain,
-    periodic: Mapping[str, bool],
-) -> Grid:
-    """The grid that a data set is on, if its coordinates say that it is the one declared."""
-    made = []
-    for name in axes:
-        if name not in domain:
-            raise InputError(f"domain={dict(domain)} has no axis {name!r}; expected the ends of {list(axes)}")
-        points = data[name].values.astype(np.float64)
-        axis = Axis(name, len(points), *domain[name], registration, periodic.get(name, False))
-        if np.abs(points - axis.points).max() > _TOLERANCE * axis.spacing:
-            raise InputError(
-                f"{resolution}: {name} is {_ends(points)}, but {axis.n} points in registration "
-                f"{registration!r} on {list(domain[name])} are {_ends(axis.points)}{_remedy(points, axis)}"
-            )
-        made.append(axis)
-    grid = Grid(tuple(made))
-    if resolution != grid.shape and any(n != resolution for n in grid.shape):
-        raise InputError(f"the data set under {resolution} has shape {grid.shape}; use that as its key")
-    return grid
-
-
-def _ends(points: NDArray[np.float64]) -> str:
-    return ", ".join(f"{point:g}" for point in points[:2]) + f", ..., {points[-1]:g}"
-
-
-def _remedy(points: NDArray[np.float64], axis: Axis) -> str:
-    if np.ptp(np.diff(points)) > _TOLERANCE * axis.spacing:
-        return ": the spacing is not uniform; interpolate to a uniform grid first"
-    fitting = [
-        name
-        for name in REGISTRATIONS
-        if not (axis.periodic and name == "node_both")
-        and np.allclose(
-            replace(axis, registration=cast(Registration, name)).points,
-            points,
-            rtol=0,
-            atol=_TOLERANCE * axis.spacing,
-        )
-    ]
-    if fitting:
-        return f": registration={fitting[0]!r} would fit"
-    return ": look up the registration and the domain of your data and give both"
 
 
 def _splits_held(resolution: Shape, data: xr.Dataset, splits: Mapping[str, int]) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from mano_op.data.chunking import chunk_for
+from mano_op.data.jobs import only_writer
 from mano_op.data.layout import Layout, Levels, Variable
 from mano_op.data.store import FieldStore, create_store, discarded_on_error
 from mano_op.data.values import check_finite
@@ -87,34 +88,35 @@ def import_neuralop_pt(
     sizes = sorted({n for by_size in loaded.values() for n in by_size})
     grids = {n: Grid.uniform((n, n), registration="node") for n in sizes}
     held = {grid: [split for split in splits if n in loaded[split]] for n, grid in grids.items()}
-    store = create_store(
-        path,
-        list(grids.values()),
-        _DARCY,
-        splits,
-        title=title,
-        provenance={
-            "problem": "darcy",
-            "source": "neuraloperator",
-            "files": {split: [Path(file).name for _, file in given] for split, given in files.items()},
-        },
-        levels=levels,
-        boundary_conditions={"y": "dirichlet", "x": "dirichlet"},
-        chunk=chunk_for(sizes[-1] ** 2, splits, held.values()) if chunk is None else chunk,
-        held=held,
-        overwrite=overwrite,
-    )
-    joined = {
-        grid: {
-            name: np.concatenate([loaded[split][n][name] for split in held[grid]])
-            for name in ("permeability", "pressure")
+    with only_writer(path) as path:
+        store = create_store(
+            path,
+            list(grids.values()),
+            _DARCY,
+            splits,
+            title=title,
+            provenance={
+                "problem": "darcy",
+                "source": "neuraloperator",
+                "files": {split: [Path(file).name for _, file in given] for split, given in files.items()},
+            },
+            levels=levels,
+            boundary_conditions={"y": "dirichlet", "x": "dirichlet"},
+            chunk=chunk_for(sizes[-1] ** 2, splits, held.values()) if chunk is None else chunk,
+            held=held,
+            overwrite=overwrite,
+        )
+        joined = {
+            grid: {
+                name: np.concatenate([loaded[split][n][name] for split in held[grid]])
+                for name in ("permeability", "pressure")
+            }
+            for n, grid in grids.items()
         }
-        for n, grid in grids.items()
-    }
-    with discarded_on_error(store):
-        for samples in store.pending():
-            store.write(samples, _piece(store.layout, joined, samples))
-        store.finish()
+        with discarded_on_error(store):
+            for samples in store.pending():
+                store.write(samples, _piece(store.layout, joined, samples))
+            store.finish()
     return store
 
 

@@ -46,6 +46,8 @@ class Variable:
         The value that every sample's field has at the ends of axes that do not wrap, where it is known: one
         number for all of them, or by axis a number or a pair, ``{"y": (1.0, None)}``, None for an end that
         is not known. Interpolation uses it.
+    time : bool
+        Whether it varies in time: a sample then has a field for each of the store's times.
 
     Examples
     --------
@@ -59,6 +61,7 @@ class Variable:
     long_name: str = ""
     cell_methods: str = "area: point"
     boundary_value: Boundary | None = field(default=None, hash=False)
+    time: bool = False
 
     def __post_init__(self) -> None:
         if not (self.name.isidentifier() and self.name.isascii() and self.name[0] != "_"):
@@ -97,6 +100,12 @@ class Layout:
         Whether a sample's fields at two levels are one field resampled or two solutions of the problem.
     chunk : int
         Samples to a chunk.
+    times : tuple of float
+        When the fields are of the variables that vary in time, increasing; empty where none does.
+    time_units : str
+        As UDUNITS writes them; "1" for a time without units.
+    chunk_times : int
+        Times to a chunk, of a variable that varies in time.
     """
 
     grids: dict[str, Grid]
@@ -106,10 +115,14 @@ class Layout:
     boundary_conditions: dict[str, str]
     levels: Levels
     chunk: int
+    times: tuple[float, ...] = ()
+    time_units: str = "1"
+    chunk_times: int = 1
 
     def __post_init__(self) -> None:
         self._check_grids()
         self._check_variables()
+        self._check_times()
         self._check_splits()
 
     def _check_grids(self) -> None:
@@ -143,7 +156,7 @@ class Layout:
     def _check_variables(self) -> None:
         names = [variable.name for variable in self.variables]
         axes = next(iter(self.grids.values())).names
-        taken = {"sample", "split", "bnds", *axes, *(f"{name}_bnds" for name in axes)}
+        taken = {"sample", "split", "time", "bnds", *axes, *(f"{name}_bnds" for name in axes)}
         for name in names:
             if name in taken or names.count(name) > 1:
                 raise InputError(
@@ -157,6 +170,16 @@ class Layout:
         for role in ("input", "output"):
             if not self.named(role):
                 raise InputError(f"no {role} among the variables {names}; expected at least one")
+
+    def _check_times(self) -> None:
+        varying = [variable.name for variable in self.variables if variable.time]
+        if bool(varying) != bool(self.times):
+            raise InputError(
+                f"{len(self.times)} times, and variables that vary in time: {varying or 'none'}; expected "
+                "times exactly where a variable varies (Variable(..., time=True))"
+            )
+        if not np.isfinite(self.times).all() or not (np.diff(self.times) > 0).all():
+            raise InputError(f"times={self.times}; expected finite numbers that increase")
 
     def _check_splits(self) -> None:
         for key, held in self.held.items():
@@ -184,10 +207,13 @@ class Layout:
         levels: Levels,
         chunk: int,
         held: Mapping[Grid, Sequence[str]] | None = None,
+        times: Sequence[float] = (),
+        time_units: str = "1",
+        chunk_times: int | None = None,
     ) -> Layout:
         """Put levels and splits in order and check that they fit together."""
         check_splits(splits)
-        check_whole(chunk=chunk)
+        check_whole(chunk=chunk, **({} if chunk_times is None else {"chunk_times": chunk_times}))
         ordered = sorted(grids, key=lambda grid: (math.prod(grid.shape), grid.shape))
         keyed = {group_name(grid.shape): grid for grid in ordered}
         if len(keyed) != len(ordered):
@@ -204,7 +230,12 @@ class Layout:
             held={key: tuple(chosen.get(grid, splits)) for key, grid in keyed.items()},
             boundary_conditions={str(axis): str(bc) for axis, bc in boundary_conditions.items()},
             levels=levels,
-            chunk=min(int(chunk), max(1, sum(splits.values()))),
+            chunk=min(int(chunk), sum(splits.values())),
+            times=tuple(float(time) for time in times),
+            time_units=time_units,
+            chunk_times=max(1, len(times))
+            if chunk_times is None
+            else min(int(chunk_times), max(1, len(times))),
         )
 
     @property
@@ -221,6 +252,10 @@ class Layout:
     def named(self, role: str) -> tuple[str, ...]:
         """Names of the variables in that role, in their order."""
         return tuple(variable.name for variable in self.variables if variable.role == role)
+
+    def shape(self, key: str, variable: Variable) -> tuple[int, ...]:
+        """The shape of one sample of a variable at a level: the times, if it varies, and the points."""
+        return (*([len(self.times)] if variable.time else []), *self.grids[key].shape)
 
     def samples(self, key: str) -> NDArray[np.int64]:
         """The numbers of the samples that a level holds, one for each of its rows."""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from neuralop.data.transforms.data_processors import DataProcessor
 from torch import Tensor, nn
 
+from mano_op.data.channels import Channels, channels_of
 from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
 
-Statistics = Mapping[str, Mapping[str, float]]
+# The transforms of `mano_op.data.transforms` for tensors, and their inverses.
+_FORWARD = {"log": torch.log, "asinh": torch.asinh}
+_INVERSE = {"log": torch.exp, "asinh": torch.sinh}
+
+Statistics = Mapping[str, Mapping[str, Any]]
 
 
 class FieldProcessor(DataProcessor):
@@ -23,17 +28,21 @@ class FieldProcessor(DataProcessor):
     .. math:: \hat x_c = (x_c - \mu_c) / \sigma_c, \qquad y_c = \sigma_c \hat y_c + \mu_c,
 
     so that a field means the same to the network on every grid. A variable that is constant
-    (:math:`\sigma_c = 0`) is only shifted, to 0 and back.
+    (:math:`\sigma_c = 0`) is only shifted, to 0 and back. With a transform f, such as a logarithm, it is
+    :math:`\hat x_c = (f(x_c) - \mu_c) / \sigma_c`, and the statistics are those of :math:`f(x_c)`.
 
     It follows the protocol of neuraloperator's ``DefaultDataProcessor``: ``x`` is always normalised; in
     training ``y`` is too, and the loss compares normalised fields; in evaluation ``y`` is left as it
-    is and the output is brought back to units. Unlike there, `train` and `eval` return the processor,
-    the caller's dictionary is not changed, and all of its tensors move to the processor's device.
+    is and the output is brought back to units. It also takes the Trainer's mode "autoregression": given a
+    step, `preprocess` makes the sample of that step out of the output of the last one. Unlike there,
+    `train` and `eval` return the processor, the caller's dictionary is not changed, and all of its tensors
+    move to the processor's device.
 
     Parameters
     ----------
     inputs, outputs : mapping of str to mapping
-        ``{"mean": ..., "std": ...}`` of each variable, in the order of the channels.
+        ``{"mean": ..., "std": ...}`` of each channel, in their order, and "transform" where it has one of
+        `mano_op.data.transforms`.
 
     Raises
     ------
@@ -55,26 +64,57 @@ class FieldProcessor(DataProcessor):
         super().__init__()
         self.model: nn.Module | None = None
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self._transforms = {
+            role: tuple(
+                str(one["transform"]) if one.get("transform") else None for one in statistics.values()
+            )
+            for role, statistics in (("in", inputs), ("out", outputs))
+        }
+        self._known: Tensor | None = None  # in a rollout, the inputs of the next step, in units,
+        self._ahead: Tensor | None = None  # and the truth of all steps
         for role, statistics in (("in", inputs), ("out", outputs)):
             mean = torch.tensor([float(one["mean"]) for one in statistics.values()])
             std = torch.tensor([float(one["std"]) for one in statistics.values()])
+            if not set(self._transforms[role]) <= {None, *_FORWARD}:
+                raise InputError(
+                    f"transforms {self._transforms[role]}; expected some of {', '.join(_FORWARD)}"
+                )
             if not (mean.isfinite().all() and std.isfinite().all() and (std >= 0).all()):
                 raise InputError(f"statistics {statistics}: expected finite means and std of at least 0")
             self.register_buffer(f"{role}_mean", mean)
             self.register_buffer(f"{role}_std", std)
 
     @classmethod
-    def from_store(cls, store: FieldStore, split: str = "train") -> FieldProcessor:
-        """The processor with the statistics of a split of a store: those it has of "train", or new ones."""
+    def from_store(
+        cls,
+        store: FieldStore,
+        split: str = "train",
+        channels: Channels | None = None,
+        transforms: Mapping[str, str] | None = None,
+    ) -> FieldProcessor:
+        """The processor with the statistics of a split of a store: those it has of "train", or new ones.
+
+        Parameters
+        ----------
+        store : FieldStore
+        split : str
+        channels : Channels, optional
+            Of the samples, where fields vary in time; every time of a variable has the same statistics.
+        transforms : mapping of str to str, optional
+            Of variables: ``{"permeability": "log"}``. The statistics are taken anew.
+        """
         if split == "train" and not store.statistics:
             raise InputError(
                 f"{store.path} has no split 'train', so no statistics: take the processor of the store that "
                 "the model is trained on"
             )
-        statistics = store.statistics if split == "train" else store.statistics_of(split)["variables"]
+        statistics: Statistics = store.statistics
+        if split != "train" or transforms:
+            statistics = store.statistics_of(split, transforms)["variables"]
+        channels = channels_of(store.layout) if channels is None else channels
         return cls(
-            {name: statistics[name] for name in store.inputs},
-            {name: statistics[name] for name in store.outputs},
+            {channel.label: statistics[channel.variable] for channel in channels.x},
+            {channel.label: statistics[channel.variable] for channel in channels.y},
         )
 
     @property
@@ -106,28 +146,75 @@ class FieldProcessor(DataProcessor):
         batched : bool
             Whether there is the dimension of the batch.
         step : int, optional
-            Of a rollout; every step is treated alike.
+            Of a rollout, in which ``y`` has the channels of all of its steps, one after another. Steps come
+            in order, 0 first.
+
+        Returns
+        -------
+        dict
+            None for a step after the last one that there is a truth for.
+
+        Raises
+        ------
+        InputError
+            If channels are not those of the processor, or in a rollout the output of one step does not
+            make the input of the next.
         """
+        if step is not None:
+            ahead = self._step(data_dict, step)
+            if ahead is None:
+                return None  # type: ignore[return-value]  # how the Trainer is told that a rollout is over
+            data_dict = ahead
         data = {
             key: value.to(self.device) if isinstance(value, Tensor) else value
             for key, value in data_dict.items()
         }
-        x = data["x"]
-        mean, scale = self._statistics("in", x, batched)
-        data["x"] = (x - mean) / scale
-        if "y" in data:
-            mean, scale = self._statistics("out", data["y"], batched)
-            if self.training:
-                data["y"] = (data["y"] - mean) / scale
+        data["x"] = self._normal("in", data["x"], batched)
+        if "y" in data and self.training:
+            data["y"] = self._normal("out", data["y"], batched)
+        elif "y" in data:
+            self._check_channels("out", data["y"], batched)
         return data
+
+    def _step(self, data_dict: Mapping[str, Any], step: int) -> dict[str, Any] | None:
+        """The sample of one step of a rollout."""
+        n = len(self.outputs)
+        if step == 0:
+            self._check_rollout(data_dict["y"])
+            self._known, self._ahead = (data_dict[name].to(self.device) for name in ("x", "y"))
+        if self._known is None or self._ahead is None:
+            raise InputError(f"step={step} without a step 0; a rollout begins there")
+        if step * n >= self._ahead.shape[1]:
+            return None
+        return {**data_dict, "x": self._known, "y": self._ahead[:, step * n : (step + 1) * n]}
+
+    def _check_rollout(self, y: Tensor) -> None:
+        """Refuse a rollout in which a step's output is not all that changes in the next one's input."""
+        variables = [label.rpartition("@")[0] for label in self.outputs]
+        known = [label.rpartition("@")[0] for label in self.inputs if "@" in label]
+        single = all(label.endswith("@+1") for label in self.outputs)
+        if not single or known[len(known) - len(variables) :] != variables or set(known) != set(variables):
+            raise InputError(
+                f"a rollout from {list(self.inputs)} to {list(self.outputs)}; expected one step out, "
+                "window=(steps_in, 1), of all variables that vary in time"
+            )
+        if y.shape[1] % len(variables):
+            raise InputError(
+                f"y of shape {tuple(y.shape)}; expected the channels {list(self.outputs)} for each step"
+            )
 
     def postprocess(
         self, output: Tensor, data_dict: dict[str, Any], step: int | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
         """The model's output as the loss takes it: in units, except in training."""
-        mean, scale = self._statistics("out", output, batched=True)
+        self._check_channels("out", output, batched=True)
         if not self.training:
-            output = output * scale + mean
+            output = self._in_units("out", output)
+        if step is not None and self._known is not None:
+            later = output if not self.training else self._in_units("out", output)
+            steady = sum("@" not in label for label in self.inputs)
+            kept = self._known[:, steady + len(self.outputs) :]
+            self._known = torch.cat([self._known[:, :steady], kept, later], dim=1)
         return output, data_dict
 
     def wrap(self, model: nn.Module) -> FieldProcessor:
@@ -151,8 +238,31 @@ class FieldProcessor(DataProcessor):
         rest = {key: value for key, value in data.items() if key not in ("x", "y")}
         return self.postprocess(self.model(data["x"], **rest), data)
 
-    def _statistics(self, role: str, field: Tensor, batched: bool) -> tuple[Tensor, Tensor]:
-        """Mean and scale of each channel, shaped to broadcast against a field."""
+    def _normal(self, role: str, field: Tensor, batched: bool) -> Tensor:
+        """A field as the network has it."""
+        self._check_channels(role, field, batched)
+        mean, scale = self._statistics(role, field.ndim - (2 if batched else 1))
+        return (self._apply_each(_FORWARD, role, field, 1 if batched else 0) - mean) / scale
+
+    def _in_units(self, role: str, field: Tensor) -> Tensor:
+        """The inverse of `_normal`, of a batch."""
+        mean, scale = self._statistics(role, field.ndim - 2)
+        return self._apply_each(_INVERSE, role, field * scale + mean, 1)
+
+    def _apply_each(
+        self, functions: Mapping[str, Callable[[Tensor], Tensor]], role: str, field: Tensor, dim: int
+    ) -> Tensor:
+        """The channels of a field, each under the function of its transform."""
+        names = self._transforms[role]
+        if not any(names):
+            return field
+        channels = [
+            channel if name is None else functions[name](channel)
+            for name, channel in zip(names, field.unbind(dim), strict=True)
+        ]
+        return torch.stack(channels, dim)
+
+    def _check_channels(self, role: str, field: Tensor, batched: bool) -> None:
         names = self.inputs if role == "in" else self.outputs
         channels = field.shape[1 if batched else 0]
         if channels != len(names):
@@ -160,24 +270,30 @@ class FieldProcessor(DataProcessor):
                 f"{'x' if role == 'in' else 'y'} of shape {tuple(field.shape)} with batched={batched} has "
                 f"{channels} channels; expected {len(names)}: {', '.join(names)}"
             )
-        shape = (-1, *[1] * (field.ndim - (2 if batched else 1)))
+
+    def _statistics(self, role: str, n_dim: int) -> tuple[Tensor, Tensor]:
+        """Mean and scale of each channel, shaped to broadcast against a field."""
+        shape = (-1, *[1] * n_dim)
         mean, std = getattr(self, f"{role}_mean"), getattr(self, f"{role}_std")
         return mean.view(shape), torch.where(std == 0, 1.0, std).view(shape)
 
-    def get_extra_state(self) -> dict[str, list[str]]:
-        """Names of the channels, which belong to the numbers in a state dictionary."""
-        return {"inputs": list(self.inputs), "outputs": list(self.outputs)}
+    def get_extra_state(self) -> dict[str, Any]:
+        """Names of the channels and transforms, which belong to the numbers in a state dictionary."""
+        state: dict[str, Any] = {"inputs": list(self.inputs), "outputs": list(self.outputs)}
+        if any(map(any, self._transforms.values())):
+            state["transforms"] = {role: list(names) for role, names in self._transforms.items()}
+        return state
 
-    def set_extra_state(self, state: dict[str, list[str]]) -> None:
+    def set_extra_state(self, state: dict[str, Any]) -> None:
         """Refuse numbers that belong to other channels."""
         if state != self.get_extra_state():
             raise InputError(f"the state is of channels {state}, the processor of {self.get_extra_state()}")
 
-    def to_dict(self) -> dict[str, dict[str, dict[str, float]]]:
+    def to_dict(self) -> dict[str, dict[str, dict[str, Any]]]:
         """All of it in JSON types; `from_dict` makes an equal one."""
         return {
-            "inputs": self._named(self.inputs, self.in_mean, self.in_std),
-            "outputs": self._named(self.outputs, self.out_mean, self.out_std),
+            "inputs": self._named("in", self.inputs),
+            "outputs": self._named("out", self.outputs),
         }
 
     @classmethod
@@ -185,7 +301,10 @@ class FieldProcessor(DataProcessor):
         """The processor that `to_dict` wrote down."""
         return cls(state["inputs"], state["outputs"])
 
-    @staticmethod
-    def _named(names: tuple[str, ...], mean: Tensor, std: Tensor) -> dict[str, dict[str, float]]:
-        pairs = zip(names, mean.tolist(), std.tolist(), strict=True)
-        return {name: {"mean": m, "std": s} for name, m, s in pairs}
+    def _named(self, role: str, labels: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+        means, stds = (getattr(self, f"{role}_{what}").tolist() for what in ("mean", "std"))
+        rows = zip(labels, means, stds, self._transforms[role], strict=True)
+        return {
+            label: {"mean": mean, "std": std, **({"transform": name} if name else {})}
+            for label, mean, std, name in rows
+        }

@@ -36,9 +36,14 @@ def array(root: zarr.Group, path: str) -> zarr.Array:
     return node
 
 
-def values_of(root: zarr.Group, path: str, rows: slice | NDArray[np.int64] = slice(None)) -> NDArray[Any]:
-    """Some rows of the array at `path`."""
-    return np.asarray(array(root, path).oindex[rows])
+def values_of(
+    root: zarr.Group,
+    path: str,
+    rows: slice | NDArray[np.int64] = slice(None),
+    times: slice = slice(None),
+) -> NDArray[Any]:
+    """Some rows of the array at `path`, and some of its second dimension."""
+    return np.asarray(array(root, path).oindex[rows if times == slice(None) else (rows, times)])
 
 
 def open_root(path: Path) -> zarr.Group:
@@ -129,6 +134,7 @@ def root_attributes(layout: Layout, title: str, provenance: Mapping[str, Any]) -
         "levels": layout.levels,
         "splits": layout.splits,
         "samples_per_chunk": layout.chunk,
+        **({"times_per_chunk": layout.chunk_times} if layout.times else {}),
         # https://github.com/zarr-conventions/multiscales: tells other readers which groups are levels.
         "zarr_conventions": [{"uuid": "d35379db-88df-4056-af3a-620245f8e347", "name": "multiscales"}],
         "multiscales": {"layout": [{"asset": key} for key in reversed(layout.grids)]},
@@ -169,20 +175,23 @@ def _create_level(root: zarr.Group, layout: Layout, key: str) -> None:
     split = np.concatenate([np.full(layout.splits[name], name, dtype=object) for name in held])
     label("sample", samples, ("sample",), long_name="number of the sample, the same at every level")
     label("split", split, ("sample",), long_name="what the sample is for: training or a test")
+    if layout.times:
+        label("time", np.array(layout.times), ("time",), units=layout.time_units, long_name="time", axis="T")
     for axis in grid:
         bounds = f"{axis.name}_bnds"
         cf_axis = {"axis": axis.name.upper()} if axis.name in ("x", "y", "z") else {}
         label(axis.name, axis.points, (axis.name,), units="1", long_name=axis.name, bounds=bounds, **cf_axis)
         label(bounds, axis.bounds, (axis.name, "bnds"))
     for variable in layout.variables:
+        time = variable.time
         group.create_array(
             variable.name,
-            shape=(len(samples), *grid.shape),
-            chunks=(min(layout.chunk, len(samples)), *grid.shape),
+            shape=(len(samples), *layout.shape(key, variable)),
+            chunks=(min(layout.chunk, len(samples)), *([layout.chunk_times] if time else []), *grid.shape),
             dtype=np.float32,
             fill_value=np.nan,  # what a lost chunk reads as, and a value that is never written
             compressors=[ZstdCodec(level=3), Crc32cCodec()],
-            dimension_names=("sample", *grid.names),
+            dimension_names=("sample", *(["time"] if time else []), *grid.names),
             attributes={
                 "units": variable.units,
                 "long_name": variable.long_name or variable.name,
@@ -199,10 +208,13 @@ def read_layout(root: zarr.Group) -> Layout:
     try:
         layout = _read_layout(root)
         for key, grid in layout.grids.items():
-            for name in (variable.name for variable in layout.variables):
-                shape, expected = array(root, f"{key}/{name}").shape, (len(layout.samples(key)), *grid.shape)
+            for variable in layout.variables:
+                shape = array(root, f"{key}/{variable.name}").shape
+                expected = (len(layout.samples(key)), *layout.shape(key, variable))
                 if shape != expected:
-                    raise InputError(f"{key}/{name} has shape {shape}, its labels say {expected}")
+                    raise InputError(f"{key}/{variable.name} has shape {shape}, its labels say {expected}")
+            if layout.times and not np.array_equal(values_of(root, f"{key}/time"), layout.times):
+                raise InputError(f"{key}/time differs from the times of another level")
             for axis in grid:
                 points = values_of(root, f"{key}/{axis.name}")
                 if not np.allclose(points, axis.points, rtol=0, atol=1e-6 * axis.spacing):
@@ -225,7 +237,8 @@ def _read_layout(root: zarr.Group) -> Layout:
     grids: list[Grid] = []
     held: dict[Grid, list[str]] = {}
     for asset in assets:
-        shape = array(root, f"{asset}/{names[0]}").shape[1:]
+        first = array(root, f"{asset}/{names[0]}")
+        shape = first.shape[-len(spatial) :]
         grid = Grid(tuple(_axis(attributes, name, n) for name, n in zip(spatial, shape, strict=True)))
         grids.append(grid)
         held[grid] = _splits(root, asset)
@@ -240,6 +253,7 @@ def _read_layout(root: zarr.Group) -> Layout:
                 about["long_name"],
                 about["cell_methods"],
                 about.get("boundary_value"),
+                array(root, f"{assets[0]}/{name}").ndim == len(spatial) + 2,
             )
         )
     return Layout.plan(
@@ -250,7 +264,18 @@ def _read_layout(root: zarr.Group) -> Layout:
         levels=attributes["levels"],
         chunk=attributes["samples_per_chunk"],
         held=held,
+        **_times(root, assets[0], attributes),
     )
+
+
+def _times(root: zarr.Group, key: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    if "times_per_chunk" not in attributes:
+        return {}
+    return {
+        "times": values_of(root, f"{key}/time").tolist(),
+        "time_units": array(root, f"{key}/time").attrs["units"],
+        "chunk_times": attributes["times_per_chunk"],
+    }
 
 
 def _splits(root: zarr.Group, key: str) -> list[str]:

@@ -35,6 +35,7 @@ from mano_op.data.schema import (
     root_attributes,
     values_of,
 )
+from mano_op.data.transforms import check_transforms, transformed
 from mano_op.data.values import accept, check_finite
 from mano_op.errors import InputError
 from mano_op.grid import Grid
@@ -56,6 +57,9 @@ def create_store(
     boundary_conditions: Mapping[str, str],
     chunk: int,
     held: Mapping[Grid, Sequence[str]] | None = None,
+    times: Sequence[float] = (),
+    time_units: str = "1",
+    chunk_times: int | None = None,
     overwrite: bool = False,
 ) -> FieldStore:
     """Lay out an empty store: all labels, no fields yet.
@@ -82,6 +86,12 @@ def create_store(
         Samples to a chunk, the unit of writing and of reading. 1 to 16 MB at the finest level read fast.
     held : mapping of Grid to sequence of str, optional
         The splits of a level that holds only some of them.
+    times : sequence of float
+        When the fields are of the variables that vary in time.
+    time_units : str
+        As UDUNITS writes them: "s", "days since 2000-01-01"; "1" for a time without units.
+    chunk_times : int, optional
+        Times to a chunk; all of them if not given. Windows of a few steps read faster from chunks as long.
     overwrite : bool
         Replace a store that lies at `path`, once this one is finished. Nothing but a store is ever replaced.
 
@@ -108,7 +118,16 @@ def create_store(
     """
     conditions = boundary_conditions
     layout = Layout.plan(
-        grids, variables, splits, boundary_conditions=conditions, levels=levels, chunk=chunk, held=held
+        grids,
+        variables,
+        splits,
+        boundary_conditions=conditions,
+        levels=levels,
+        chunk=chunk,
+        held=held,
+        times=times,
+        time_units=time_units,
+        chunk_times=chunk_times,
     )
     attributes = root_attributes(layout, title, provenance)
     path = Path(path).absolute()
@@ -219,7 +238,11 @@ class FieldStore:
         return xr.open_zarr(self._location, group=self.key(resolution), chunks=None)
 
     def read(
-        self, resolution: Resolution, name: str, rows: slice | NDArray[np.int64] = slice(None)
+        self,
+        resolution: Resolution,
+        name: str,
+        rows: slice | NDArray[np.int64] = slice(None),
+        times: slice = slice(None),
     ) -> NDArray[np.float32]:
         """The values of a variable in some rows of a level, checked.
 
@@ -229,6 +252,8 @@ class FieldStore:
         name : str
         rows : slice or sorted array of int
             Counted within the level; ``layout.rows`` gives those of a split.
+        times : slice
+            Of a variable that varies in time: which ones.
 
         Raises
         ------
@@ -240,7 +265,7 @@ class FieldStore:
         if name not in (known := [*self.inputs, *self.outputs]):
             raise InputError(f"{self.path} has no variable {name!r}; it has {', '.join(known)}")
         try:
-            values = values_of(self._root, f"{key}/{name}", rows)
+            values = values_of(self._root, f"{key}/{name}", rows, times)
         except (ValueError, RuntimeError) as error:
             raise InputError(
                 f"{self.path}, {key}/{name}: a chunk is damaged ({error}). Restore the store or make it anew"
@@ -334,8 +359,14 @@ class FieldStore:
             root = zarr.consolidate_metadata(root.store)
         root.update_attributes({"statistics": statistics, "complete": True})
 
-    def statistics_of(self, split: str) -> dict[str, Any]:
+    def statistics_of(self, split: str, transforms: Mapping[str, str] | None = None) -> dict[str, Any]:
         """The statistics of the values of a split, at the finest level that holds it, in float64.
+
+        Parameters
+        ----------
+        split : str
+        transforms : mapping of str to str, optional
+            Of variables, whose statistics are then those of the transformed values.
 
         Returns
         -------
@@ -346,18 +377,24 @@ class FieldStore:
         Raises
         ------
         InputError
-            If there is no such split.
+            If there is no such split, variable or transform, or a transform is not of such values.
         """
+        chosen = dict(transforms or {})
+        check_transforms(chosen, (*self.inputs, *self.outputs))
         held = [key for key in self.grids if split in self.layout.held[key]]
         key = held[-1] if held else next(iter(self.grids))
         rows = self.layout.rows(key, split)
         variables = {}
         for variable in self.variables:
             moments = Moments(self.grids[key].weights)
+            n_dim = self.grids[key].n_dim
             for start in range(rows.start, rows.stop, self.layout.chunk):
                 chunk = slice(start, min(start + self.layout.chunk, rows.stop))
-                moments.add(self.read(key, variable.name, chunk))
-            variables[variable.name] = {"mean": moments.mean, "std": moments.std}
+                where = f"{self.path}, {key}/{variable.name}"
+                values = transformed(self.read(key, variable.name, chunk), chosen.get(variable.name), where)
+                moments.add(values.reshape(-1, *values.shape[-n_dim:]))  # every time counts as a sample
+            told = {"transform": chosen[variable.name]} if variable.name in chosen else {}
+            variables[variable.name] = {"mean": moments.mean, "std": moments.std, **told}
         return {
             "split": split,
             "level": key,

@@ -47,7 +47,8 @@ def accept(
     samples : slice
         Of sample numbers.
     fields : mapping
-        For each level that holds any of the samples its variables, shape ``(samples, *grid.shape)``.
+        For each level that holds any of the samples its variables, shape ``(samples, *grid.shape)``, or
+        ``(samples, times, *grid.shape)``.
     """
     rows = {key: layout.rows_of(key, samples) for key in layout.grids}
     expected = sorted(key for key in layout.grids if rows[key].start < rows[key].stop)
@@ -58,8 +59,9 @@ def accept(
     for key, variables in fields.items():
         if sorted(variables) != sorted(names):
             raise InputError(f"{key}: variables {sorted(variables)}; expected {sorted(names)}")
-        shape = (rows[key].stop - rows[key].start, *layout.grids[key].shape)
-        for name in names:
+        for variable in layout.variables:
+            name = variable.name
+            shape = (rows[key].stop - rows[key].start, *layout.shape(key, variable))
             values = np.asarray(variables[name])
             if values.shape != shape or values.dtype.kind not in "biuf":
                 raise InputError(

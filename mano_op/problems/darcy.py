@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import ClassVar, Literal, get_args
 
 import numpy as np
@@ -148,7 +149,11 @@ class Darcy:
     forcing: float = 1.0
 
     name: ClassVar[str] = "darcy"
+    title: ClassVar[str] = "Darcy flow"
+    n_dim: ClassVar[int] = 2
+    domain: ClassVar[tuple[float, float]] = (0.0, 1.0)
     boundary_condition: ClassVar[str] = "dirichlet"
+    times: ClassVar[tuple[float, ...]] = ()
     variables: ClassVar[tuple[Variable, ...]] = (
         Variable("permeability", "input", long_name="permeability of the medium"),
         Variable("pressure", "output", long_name="pressure", boundary_value=0.0),
@@ -166,6 +171,20 @@ class Darcy:
         if not np.isfinite(self.forcing):
             raise InputError(f"forcing={self.forcing}; expected a finite number")
         self._random_field()
+
+    @property
+    def solver(self) -> str:
+        """How it is solved."""
+        return f"scipy {version('scipy')}: SuperLU"
+
+    def check(self, seed: int | Sequence[int], grids: Sequence[Grid]) -> None:
+        """Raise `InputError` if no sample of that seed can be had on these grids."""
+        for grid in grids:
+            self.permeability(seed, 0, grid)
+
+    def solvers(self, grids: Iterable[Grid], resolution: int | None = None) -> dict[Grid, Grid]:
+        """The grid on which to solve for each of `grids`; see `solver_grids`."""
+        return solver_grids(grids, resolution)
 
     def permeability(self, seed: int | Sequence[int], index: int, grid: Grid) -> NDArray[np.float64]:
         """The coefficient a of sample `index` at the points of `grid`."""
@@ -199,7 +218,7 @@ class Darcy:
         """
         solved: dict[Grid, Mapping[str, NDArray[np.float64]]] = {}
         fields: dict[Grid, dict[str, NDArray[np.float64]]] = {}
-        for grid, solver in solver_grids(grids, solver_resolution).items():
+        for grid, solver in self.solvers(grids, solver_resolution).items():
             if solver not in solved:
                 a = self.permeability(seed, index, solver)
                 solved[solver] = {"permeability": a, "pressure": solve_darcy(a, solver, self.forcing)}

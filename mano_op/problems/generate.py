@@ -2,43 +2,33 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dask import config
-from dask.base import compute
-from dask.callbacks import Callback
-from dask.delayed import Delayed, delayed
-from dask.system import CPU_COUNT
-from tqdm import tqdm
 
-from mano_op.data.layout import Layout, group_name
-from mano_op.data.schema import partial_path
-from mano_op.data.store import FieldStore, create_store, open_store
-from mano_op.errors import InputError
+from mano_op.data.jobs import write_store
+from mano_op.data.layout import group_name
+from mano_op.data.store import FieldStore
 from mano_op.grid import Grid, Registration
 from mano_op.problems.darcy import Darcy
-from mano_op.problems.solver_grid import solver_grids
+from mano_op.problems.problem import Problem
 
 if TYPE_CHECKING:
     from distributed import Client
 
 
-def generate_darcy(
+def generate_fields(
     path: str | Path,
+    problem: Problem,
     resolutions: Sequence[int | tuple[int, ...]],
     *,
     samples: Mapping[str, int] | None = None,
     seed: int = 0,
-    problem: Darcy | None = None,
-    registration: Registration = "node",
+    registration: Registration | None = None,
     solver_resolution: int | None = None,
     client: Client | None = None,
     chunk: int = 50,
@@ -46,7 +36,7 @@ def generate_darcy(
     resume: bool = False,
     overwrite: bool = False,
 ) -> FieldStore:
-    """Make a store of Darcy fields, the same samples at every resolution.
+    """Make a store of a problem's fields, the same samples at every resolution.
 
     Sample i of split s is ``problem.sample(split_seed(seed, s), i, grids, solver_resolution)``. So
     it is the same however many samples are asked for, and more of one split leave the others as they are.
@@ -55,21 +45,20 @@ def generate_darcy(
     ----------
     path : path
         Of the new store. Dask workers must see it under the same name.
+    problem : Problem
     resolutions : sequence of int or tuple of int
-        Points of each level: 16 for 16 x 16 on the unit square, a tuple for any other shape.
+        Points of each level: 16 for 16 along every axis, a tuple for any other shape.
     samples : mapping of str to int
         Size of each split; ``{"train": 1000, "test": 50}`` if not given.
     seed : int
-    problem : Darcy
-        ``Darcy()`` if not given.
     registration : {"node", "node_both", "cell"}
+        "node" if not given.
     solver_resolution : int, optional
-        Intervals along each axis on which to solve; see `solver_grids` for what is taken if not
-        given and `Darcy` for how accurate it is. Stores that are to be compared with each other
-        should share it.
+        Intervals along each axis on which to solve; what is taken if not given, and how accurate that is,
+        the problem says. Stores that are to be compared with each other should share it.
     client : distributed.Client, optional
         Where to compute. If not given, in threads of this process, one a core or as many as
-        ``dask.config.set(num_workers=...)`` says; the solver lets other threads run meanwhile.
+        ``dask.config.set(num_workers=...)`` says; the solvers let other threads run meanwhile.
     chunk : int
         Samples to a task and to a chunk of the store. A worker holds this many, in float64.
     progress : bool
@@ -78,7 +67,7 @@ def generate_darcy(
         Go on with an interrupted store at `path`, which must have been started with the same
         options; chunks that are finished stay as they are. Starts one if there is none.
     overwrite : bool
-        Replace a store that lies at `path`.
+        Replace a store that lies at `path`, once the new one is finished.
 
     Returns
     -------
@@ -89,23 +78,20 @@ def generate_darcy(
     ------
     InputError
         If an option is out of its range, `path` exists and neither `resume` nor `overwrite` is
-        given, or a store to resume was started with other options.
+        given, a store to resume was started with other options, or another process is writing it.
 
     Examples
     --------
     >>> import tempfile
-    >>> store = generate_darcy(f"{tempfile.mkdtemp()}/darcy.zarr", [8, 16], samples={"train": 3, "test": 1},
-    ...                        progress=False)
+    >>> store = generate_fields(f"{tempfile.mkdtemp()}/darcy.zarr", Darcy(coefficient="lognormal"), [8, 16],
+    ...                         samples={"train": 3, "test": 1}, progress=False)
     >>> coarse, fine = store.read(8, "pressure"), store.read(16, "pressure")
     >>> bool((coarse == fine[:, ::2, ::2]).all())
     True
     """
-    problem = Darcy() if problem is None else problem
-    shapes = [(n, n) if isinstance(n, int | np.integer) else tuple(n) for n in resolutions]
-    grids = [Grid.uniform(shape, registration=registration) for shape in shapes]
-    solvers = solver_grids(grids, solver_resolution)
-    for grid in grids:  # what the problem refuses, it refuses here, before there is a store
-        problem.permeability(split_seed(seed, "train"), 0, grid)
+    grids = [problem_grid(problem, n, registration or "node") for n in resolutions]
+    solvers = problem.solvers(grids, solver_resolution)
+    problem.check(split_seed(seed, "train"), grids)  # what it refuses, it refuses before there is a store
     plan = {
         "grids": grids,
         "variables": problem.variables,
@@ -113,25 +99,60 @@ def generate_darcy(
         "boundary_conditions": dict.fromkeys(grids[0].names, problem.boundary_condition),
         "levels": "resampled" if len(set(solvers.values())) == 1 else "independent",
         "chunk": chunk,
+        "times": problem.times,
     }
     provenance = {
         "problem": problem.name,
         "options": asdict(problem),
         "seed": int(seed),
         "sample_seed": "SeedSequence((seed, *split.encode()), spawn_key=(number within the split,))",
-        "solver": f"scipy {version('scipy')}: SuperLU",
+        "solver": problem.solver,
         "solver_points": {group_name(grid.shape): solver.shape for grid, solver in solvers.items()},
     }
-    store = _start(Path(path).absolute(), plan, provenance, resume=resume, overwrite=overwrite)
-    if store.complete:
-        return store
-    pending = store.pending()
-    write = delayed(partial(_write_chunk, store, problem, seed, grids, solver_resolution), pure=False)
-    total, missing = store.layout.n_samples, sum(_length(samples) for samples in pending)
-    with tqdm(total=total, initial=total - missing, unit="sample", disable=not progress) as bar:
-        _compute([write(samples) for samples in pending], client, bar.update)
-    store.finish()
-    return store
+    write = partial(_write_chunk, problem, seed, grids, solver_resolution)
+    return write_store(
+        Path(path).absolute(),
+        plan,
+        provenance,
+        write,
+        title=problem.title,
+        client=client,
+        progress=progress,
+        resume=resume,
+        overwrite=overwrite,
+    )
+
+
+def generate_darcy(
+    path: str | Path,
+    resolutions: Sequence[int | tuple[int, ...]],
+    *,
+    problem: Darcy | None = None,
+    **options: Any,
+) -> FieldStore:
+    """Make a store of Darcy fields: `generate_fields` with ``Darcy()``, if no other is given.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> store = generate_darcy(f"{tempfile.mkdtemp()}/darcy.zarr", [8, 16], samples={"train": 3, "test": 1},
+    ...                        progress=False)
+    >>> store.inputs, store.outputs, store.splits
+    (('permeability',), ('pressure',), {'train': 3, 'test': 1})
+    """
+    return generate_fields(path, Darcy() if problem is None else problem, resolutions, **options)
+
+
+def problem_grid(problem: Problem, resolution: int | tuple[int, ...], registration: Registration) -> Grid:
+    """The grid of a problem's domain with that many points along each axis."""
+    alike = isinstance(resolution, int | np.integer)
+    shape = (resolution,) * problem.n_dim if alike else tuple(resolution)  # type: ignore[arg-type]
+    return Grid.uniform(
+        shape,  # type: ignore[arg-type]
+        domain=[problem.domain] * len(shape),
+        registration=registration,
+        periodic=problem.boundary_condition == "periodic",
+    )
 
 
 def split_seed(seed: int, split: str) -> tuple[int, ...]:
@@ -148,51 +169,22 @@ def split_seed(seed: int, split: str) -> tuple[int, ...]:
     return (seed, *split.encode())
 
 
-def _start(
-    path: Path, plan: dict[str, Any], provenance: dict[str, Any], *, resume: bool, overwrite: bool
-) -> FieldStore:
-    """The store to go on with: a new one, or the one at `path` if it was started in the same way."""
-    if resume and overwrite:
-        raise InputError("resume=True and overwrite=True: pass one of them, to go on or to start anew")
-    begun = partial_path(path).exists()
-    if overwrite or not (begun or path.exists()):
-        return create_store(path, **plan, title="Darcy flow", provenance=provenance, overwrite=overwrite)
-    if not resume:
-        raise InputError(
-            f"{path} {'was begun and not finished' if begun else 'exists'}; pass resume=True to go on "
-            "with it, overwrite=True to replace it, or another path"
-        )
-    store = open_store(path, incomplete=True)
-    asked = _summary(Layout.plan(**plan), json.loads(json.dumps(provenance)))
-    there = _summary(store.layout, {name: store.attrs["provenance"].get(name) for name in provenance})
-    different = [
-        f"{name} is {there[name]}, not {asked[name]}" for name in asked if there[name] != asked[name]
-    ]
-    if different:
-        raise InputError(
-            f"{path} was started with other options: {'; '.join(different)}. To resume it, "
-            "pass the options it was started with, or overwrite=True to start anew"
-        )
-    return store
-
-
-def _summary(layout: Layout, provenance: dict[str, Any]) -> dict[str, Any]:
-    """What has to be the same for a store to be resumed."""
-    about = {field.name: getattr(layout, field.name) for field in fields(layout)}
-    return {**about, "grids": {key: str(grid) for key, grid in layout.grids.items()}, **provenance}
-
-
 def _write_chunk(
-    store: FieldStore,
-    problem: Darcy,
+    problem: Problem,
     seed: int,
     grids: Sequence[Grid],
     solver_resolution: int | None,
+    store: FieldStore,
     samples: slice,
 ) -> int:
     """Compute and write the samples of one chunk; returns how many they are."""
+    n = samples.stop - samples.start
+    keys = {grid: store.key(grid) for grid in grids}
     chunk = {
-        grid: {variable.name: np.empty((_length(samples), *grid.shape)) for variable in problem.variables}
+        grid: {
+            variable.name: np.empty((n, *store.layout.shape(keys[grid], variable)))
+            for variable in store.variables
+        }
         for grid in grids
     }
     for row, (split, i) in enumerate(_numbers(store.splits, samples)):
@@ -201,7 +193,7 @@ def _write_chunk(
             for name, field in values.items():
                 chunk[grid][name][row] = field
     store.write(samples, chunk)
-    return _length(samples)
+    return n
 
 
 def _numbers(splits: Mapping[str, int], samples: slice) -> Iterator[tuple[str, int]]:
@@ -211,31 +203,3 @@ def _numbers(splits: Mapping[str, int], samples: slice) -> Iterator[tuple[str, i
         for i in range(max(samples.start - first, 0), min(samples.stop - first, size)):
             yield split, i
         first += size
-
-
-def _compute(tasks: list[Delayed], client: Client | None, report: Callable[[int], object]) -> None:
-    """Run the tasks and report the result of each as it is finished."""
-    if client is None:
-        workers = config.get("num_workers", None) or CPU_COUNT
-        ours = {task.key for task in tasks}  # callbacks are told of all tasks, of other threads too
-
-        def finished(key: object, result: int, *state: object) -> None:
-            if key in ours:
-                report(result)
-
-        # A pool of our own, so that no task is still writing when an exception leaves this function.
-        with ThreadPoolExecutor(workers) as pool, Callback(posttask=finished):
-            compute(*tasks, scheduler="threads", pool=pool, num_workers=workers)
-        return
-    from distributed import as_completed
-
-    futures = client.compute(tasks)
-    try:
-        for future in as_completed(futures):
-            report(future.result())
-    finally:
-        client.cancel(futures)  # after a failure, those that have not started
-
-
-def _length(samples: slice) -> int:
-    return samples.stop - samples.start

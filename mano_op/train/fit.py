@@ -11,8 +11,8 @@ import torch
 from neuralop import Trainer
 from torch import nn
 
-from mano_op.data.dataset import field_loaders
 from mano_op.data.layout import Resolution
+from mano_op.data.loaders import field_loaders
 from mano_op.data.store import FieldStore, open_store
 from mano_op.errors import InputError, check_finite_number, check_whole
 from mano_op.files import check_folder

@@ -1,0 +1,177 @@
+"""Which field, and of which time, is which channel of ``x`` and of ``y``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mano_op.data.layout import Layout
+from mano_op.errors import InputError, check_whole
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A channel of a sample: a variable, and the time it is taken at if it varies.
+
+    Parameters
+    ----------
+    variable : str
+    offset : int, optional
+        Of its time, counted in the store's times from the first of the window; None for a steady variable.
+    label : str
+        What to call it: "pressure"; "vorticity@-1" for a step before the last known one, "@+0" for that one,
+        "@+1" for the next; "velocity@t=1" for a time by itself.
+    """
+
+    variable: str
+    offset: int | None
+    label: str
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The channels of the samples of a data set, and the windows of times that they come from.
+
+    Attributes
+    ----------
+    x, y : tuple of Channel
+    starts : range
+        Where in the store's times windows start; one, at 0, where there are no windows.
+    """
+
+    x: tuple[Channel, ...]
+    y: tuple[Channel, ...]
+    starts: range
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Labels of the channels of ``x``."""
+        return tuple(channel.label for channel in self.x)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Labels of the channels of ``y``."""
+        return tuple(channel.label for channel in self.y)
+
+
+def channels_of(
+    layout: Layout, window: Sequence[int] | None = None, at: Sequence[float] | None = None
+) -> Channels:
+    """The channels of a store's samples.
+
+    Parameters
+    ----------
+    layout : Layout
+    window : (int, int), optional
+        ``(steps_in, steps_out)``. Every run of ``steps_in + steps_out`` times of a sample of the store is a
+        sample: ``x`` is the steady inputs, and the variables that vary, inputs and outputs, at the first
+        `steps_in` times; ``y`` is the outputs that vary, at the others.
+    at : sequence of float, optional
+        ``y`` is the outputs at these of the store's times, ``x`` the steady inputs.
+
+    Raises
+    ------
+    InputError
+        If neither is given and outputs vary in time, or one is given and none does; both are; or they ask
+        for times that there are not.
+
+    Examples
+    --------
+    >>> from mano_op.data.layout import Variable
+    >>> from mano_op.grid import Grid
+    >>> flow = Layout.plan([Grid.uniform((8, 8), periodic=True)], [Variable("force", "input"),
+    ...     Variable("vorticity", "output", time=True)], {"train": 1}, levels="unknown", chunk=1,
+    ...     boundary_conditions={"y": "periodic", "x": "periodic"}, times=[0.0, 0.5, 1.0, 1.5])
+    >>> two_in_one_out = channels_of(flow, window=(2, 1))
+    >>> two_in_one_out.inputs, two_in_one_out.outputs, len(two_in_one_out.starts)
+    (('force', 'vorticity@-1', 'vorticity@+0'), ('vorticity@+1',), 2)
+    >>> channels_of(flow, at=[1.5]).outputs
+    ('vorticity@t=1.5',)
+    """
+    steady = tuple(
+        Channel(variable.name, None, variable.name)
+        for variable in layout.variables
+        if variable.role == "input" and not variable.time
+    )
+    varying = [variable for variable in layout.variables if variable.time]
+    predicted = [variable.name for variable in varying if variable.role == "output"]
+    fixed = [
+        variable.name for variable in layout.variables if variable.role == "output" and not variable.time
+    ]
+    if not varying:
+        if window is not None or at is not None:
+            raise InputError(
+                f"window={window}, at={at}, but nothing in the store varies in time: leave them out"
+            )
+        return Channels(steady, tuple(Channel(name, None, name) for name in fixed), range(1))
+    if (window is None) == (at is None):
+        raise InputError(
+            f"window={window}, at={at}; fields vary in time ({len(layout.times)} times from "
+            f"{layout.times[0]:g} to {layout.times[-1]:g}), so expected one of them: window=(steps_in, "
+            "steps_out) to step on from known times, or at=[times] to predict from the steady inputs"
+        )
+    if fixed or not predicted:
+        raise InputError(
+            f"outputs {', '.join(fixed) or 'none'} do not vary in time while {varying[0].name} does; "
+            "expected outputs that all vary: put the steady ones into a store of their own"
+        )
+    if at is not None:
+        return _at(layout, at, steady, varying_inputs=[v.name for v in varying if v.role == "input"])
+    return _window(layout, window or (), steady, [v.name for v in varying], predicted)
+
+
+def _at(
+    layout: Layout, at: Sequence[float], steady: tuple[Channel, ...], varying_inputs: list[str]
+) -> Channels:
+    if varying_inputs or not steady:
+        told = f"{', '.join(varying_inputs)} vary in time" if varying_inputs else "there are none"
+        raise InputError(
+            f"at={list(at)} predicts from steady inputs alone, but {told}; use window=(steps_in, steps_out)"
+        )
+    times = np.asarray(layout.times)
+    y = []
+    for time in at:
+        nearest = int(np.abs(times - time).argmin())
+        if not np.isclose(times[nearest], time, rtol=1e-9, atol=1e-12):
+            raise InputError(
+                f"at={list(at)}: {time} is none of the store's times, {', '.join(f'{t:g}' for t in times)}"
+            )
+        y += [
+            Channel(variable.name, nearest, f"{variable.name}@t={times[nearest]:g}")
+            for variable in layout.variables
+            if variable.role == "output"
+        ]
+    if not y:
+        raise InputError("at=[]; expected at least one time")
+    return Channels(steady, tuple(y), range(1))
+
+
+def _window(
+    layout: Layout,
+    window: Sequence[int],
+    steady: tuple[Channel, ...],
+    varying: list[str],
+    predicted: list[str],
+) -> Channels:
+    if len(window) != 2:
+        raise InputError(f"window={window}; expected two numbers of steps, (steps_in, steps_out)")
+    steps_in, steps_out = window
+    check_whole(steps_in=steps_in, steps_out=steps_out)
+    n = len(layout.times) - steps_in - steps_out + 1
+    if n < 1:
+        raise InputError(
+            f"window={tuple(window)} spans {steps_in + steps_out} times, the store has {len(layout.times)}"
+        )
+    known = [
+        Channel(name, step, f"{name}@{step - steps_in + 1:+d}" if step < steps_in - 1 else f"{name}@+0")
+        for step in range(steps_in)
+        for name in varying
+    ]
+    y = [
+        Channel(name, steps_in + step, f"{name}@{step + 1:+d}")
+        for step in range(steps_out)
+        for name in predicted
+    ]
+    return Channels((*steady, *known), tuple(y), range(n))

@@ -1,0 +1,196 @@
+"""Coarser levels of a store's fields: by means, by low-pass or at shared points, never by a silent stride."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mano_op.data.jobs import write_store
+from mano_op.data.layout import Resolution, Variable, group_name
+from mano_op.data.store import FieldStore, open_store
+from mano_op.errors import InputError
+from mano_op.grid import Grid
+from mano_op.resample import nests, resample
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+Coarsening = Literal["mean", "lowpass", "injection"]
+
+
+def coarsen_store(
+    source: str | Path | FieldStore,
+    path: str | Path,
+    resolutions: Sequence[int | tuple[int, ...]],
+    *,
+    method: Coarsening | Mapping[str, Coarsening],
+    level: Resolution | None = None,
+    keep: bool = True,
+    client: Client | None = None,
+    progress: bool = True,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> FieldStore:
+    r"""Make a store with coarser levels of the same samples.
+
+    ``"mean"``
+        The mean over the control volume of each coarse point, which keeps the integral. What a simulation
+        with finite volumes or a measurement gives; scales that the coarse grid cannot carry are damped.
+    ``"lowpass"``
+        The Fourier modes that the coarse grid can carry, on axes that all wrap: the best coarse picture
+        of a smooth field.
+    ``"injection"``
+        The values at the points that the grids share: what the field is there, with the finer scales
+        aliased into the coarser ones. Right for what was computed at those points, and what published data
+        sets do by taking every k-th point.
+
+    Parameters
+    ----------
+    source : path or FieldStore
+    path : path
+        Of the new store. Dask workers must see it under the same name.
+    resolutions : sequence of int or tuple of int
+        Points of each new level.
+    method : str or mapping of str to str
+        For all variables, or for each.
+    level : resolution, optional
+        Of the source, to make them from; its finest if not given.
+    keep : bool
+        Whether the new store also has that level itself.
+    client, progress, resume, overwrite
+        As in `mano_op.problems.generate.generate_fields`.
+
+    Returns
+    -------
+    FieldStore
+        Complete, its levels "resampled" from one. The cell_methods of a variable that was averaged become
+        "area: mean".
+
+    Raises
+    ------
+    InputError
+        If a level is not coarser than the one it is made from, a method cannot be used between the grids,
+        or as `write_store` does.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from mano_op.problems import generate_darcy
+    >>> fine = generate_darcy(f"{tempfile.mkdtemp()}/fine.zarr", [16], samples={"train": 2}, progress=False)
+    >>> store = coarsen_store(fine, f"{tempfile.mkdtemp()}/both.zarr", [8], progress=False,
+    ...     method={"permeability": "mean", "pressure": "injection"})
+    >>> bool((store.read(8, "pressure") == fine.read(16, "pressure")[:, ::2, ::2]).all())
+    True
+    """
+    source = source if isinstance(source, FieldStore) else open_store(source)
+    finest = source.key(level if level is not None else next(reversed(source.grids)))
+    fine = source.grids[finest]
+    chosen = _methods(source, method)
+    coarse = [_coarser(fine, resolution) for resolution in resolutions]
+    if not coarse:
+        raise InputError("no resolutions; expected at least one level to make")
+    for grid in coarse:
+        for name, how in chosen.items():
+            _check_possible(fine, grid, name, how)
+    if Path(path).absolute() == source.path:
+        raise InputError(f"{path} is the source itself; give another path")
+    held = source.layout.held[finest]
+    plan = {
+        "grids": [*coarse, *([fine] if keep else [])],
+        "variables": [_described(variable, chosen[variable.name]) for variable in source.variables],
+        "splits": {split: size for split, size in source.splits.items() if split in held},
+        "boundary_conditions": source.layout.boundary_conditions,
+        "levels": "resampled",
+        "chunk": source.layout.chunk,
+        "times": source.layout.times,
+        "time_units": source.layout.time_units,
+        "chunk_times": source.layout.chunk_times if source.layout.times else None,
+    }
+    provenance = {
+        "coarsened": {"store": source.path.name, "level": finest, "method": chosen},
+        "of": {k: v for k, v in source.attrs["provenance"].items() if k != "versions"},
+    }
+    return write_store(
+        Path(path).absolute(),
+        plan,
+        provenance,
+        partial(_write_chunk, source, finest, chosen),
+        title=source.attrs["title"],
+        client=client,
+        progress=progress,
+        resume=resume,
+        overwrite=overwrite,
+    )
+
+
+def coarsened(
+    values: NDArray[np.float32], fine: Grid, coarse: Grid, method: Coarsening
+) -> NDArray[np.float32]:
+    """Fields on a coarser grid, shape ``(..., *coarse.shape)``, computed in float64."""
+    if fine == coarse:
+        return values
+    how = "spectral" if method == "lowpass" else method
+    field = torch.from_numpy(np.ascontiguousarray(values)).double()
+    return resample(field, fine, coarse, how).numpy().astype(np.float32)
+
+
+def _methods(source: FieldStore, method: Coarsening | Mapping[str, Coarsening]) -> dict[str, Coarsening]:
+    names = [variable.name for variable in source.variables]
+    chosen = dict(method) if isinstance(method, Mapping) else dict.fromkeys(names, method)
+    if sorted(chosen) != sorted(names):
+        raise InputError(f"method={method}; expected one for each of {', '.join(names)}")
+    for name, how in chosen.items():
+        if how not in get_args(Coarsening):
+            raise InputError(f"method {how!r} for {name}; expected one of {', '.join(get_args(Coarsening))}")
+    return {name: chosen[name] for name in names}
+
+
+def _coarser(fine: Grid, resolution: int | tuple[int, ...]) -> Grid:
+    shape = tuple(resolution) if isinstance(resolution, Sequence) else (resolution,) * fine.n_dim
+    if len(shape) != fine.n_dim:
+        raise InputError(
+            f"resolution {resolution} for {fine.n_dim} axes; expected one number, or one for each"
+        )
+    grid = Grid(tuple(replace(axis, n=n) for axis, n in zip(fine, shape, strict=True)))
+    if any(n > axis.n for n, axis in zip(shape, fine, strict=True)) or grid == fine:
+        raise InputError(
+            f"{group_name(shape)} is not coarser than {group_name(fine.shape)}; expected fewer points"
+        )
+    return grid
+
+
+def _check_possible(fine: Grid, coarse: Grid, name: str, method: Coarsening) -> None:
+    where = f"{name} from {group_name(fine.shape)} to {group_name(coarse.shape)}"
+    if method == "lowpass" and not all(axis.periodic for axis in fine):
+        raise InputError(f"{where} by 'lowpass': expected axes that all wrap; use 'mean'")
+    if method == "injection" and not nests(fine, coarse):
+        raise InputError(
+            f"{where} by 'injection': they do not share the coarse points ({coarse}); use 'mean', or a "
+            "resolution whose points are among those of the fine one"
+        )
+
+
+def _described(variable: Variable, method: Coarsening) -> Variable:
+    return replace(variable, cell_methods="area: mean") if method == "mean" else variable
+
+
+def _write_chunk(
+    source: FieldStore, finest: str, chosen: Mapping[str, Coarsening], store: FieldStore, samples: slice
+) -> int:
+    """Read one chunk of samples, coarsen it to every level and write it; returns how many samples it has."""
+    fine = source.grids[finest]
+    # Splits that the level does not hold are not in the new store, so its samples are the level's rows.
+    fields: dict[Any, dict[str, NDArray[np.float32]]] = {grid: {} for grid in store.grids.values()}
+    for name, how in chosen.items():
+        values = source.read(finest, name, samples)
+        for grid in fields:
+            fields[grid][name] = coarsened(values, fine, grid, how)
+    store.write(samples, fields)
+    return samples.stop - samples.start

@@ -1,0 +1,174 @@
+"""The chunks of a new store, computed with dask and gone on with after an interruption."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dask import config
+from dask.base import compute
+from dask.callbacks import Callback
+from dask.delayed import Delayed, delayed
+from dask.system import CPU_COUNT
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from mano_op.data.layout import Layout
+from mano_op.data.schema import partial_path
+from mano_op.data.store import FieldStore, create_store, open_store
+from mano_op.errors import InputError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+@contextmanager
+def only_writer(path: str | Path) -> Iterator[Path]:
+    """Hold the lock on a store that is being written, for the process and its threads; yields its full path.
+
+    The lock is a file beside the store, and held by this process as far as the operating system knows: it is
+    gone when the process is, however that ends.
+
+    Raises
+    ------
+    InputError
+        If another process holds it.
+    """
+    path = Path(path).absolute()
+    file = path.with_name(path.name + ".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(file, timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(
+            f"{path} is being written by another process, which holds {file}: wait for it, or give "
+            "another path"
+        ) from error
+    except OSError as error:
+        raise InputError(f"there can be no {path} ({error}): give a path in a folder") from error
+    try:
+        yield path
+    finally:
+        file.unlink(
+            missing_ok=True
+        )  # while it is held: who opened it meanwhile finds it gone, and tries again
+        lock.release()
+
+
+def write_store(
+    path: Path,
+    plan: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    write: Callable[[FieldStore, slice], int],
+    *,
+    title: str,
+    client: Client | None = None,
+    progress: bool = True,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> FieldStore:
+    """A complete store, whose chunks `write` makes, side by side.
+
+    Parameters
+    ----------
+    path : Path
+    plan : mapping
+        Arguments of `Layout.plan`.
+    provenance : mapping
+        With the plan, what must be the same for a store to be gone on with.
+    write : callable
+        Writes the chunk of a store that a slice of samples names, and returns how many they are. With a
+        `client` it is pickled.
+    title : str
+    client : distributed.Client, optional
+        Where to compute. If not given, in threads of this process, one a core or as many as
+        ``dask.config.set(num_workers=...)`` says.
+    progress, resume, overwrite : bool
+
+    Raises
+    ------
+    InputError
+        If the store is there and neither `resume` nor `overwrite` is given, it was started with other
+        options, or another process is writing it.
+    """
+    with only_writer(path) as path:
+        store = _start(path, plan, provenance, title, resume=resume, overwrite=overwrite)
+        if store.complete:
+            return store
+        pending = store.pending()
+        total, missing = store.layout.n_samples, sum(samples.stop - samples.start for samples in pending)
+        task = delayed(write, pure=False)
+        with tqdm(total=total, initial=total - missing, unit="sample", disable=not progress) as bar:
+            _compute([task(store, samples) for samples in pending], client, bar.update)
+        store.finish()
+    return store
+
+
+def _start(
+    path: Path,
+    plan: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    title: str,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> FieldStore:
+    """The store to go on with: a new one, or the one at `path` if it was started in the same way."""
+    if resume and overwrite:
+        raise InputError("resume=True and overwrite=True: pass one of them, to go on or to start anew")
+    begun = partial_path(path).exists()
+    if overwrite or not (begun or path.exists()):
+        return create_store(path, **plan, title=title, provenance=provenance, overwrite=overwrite)
+    if not resume:
+        raise InputError(
+            f"{path} {'was begun and not finished' if begun else 'exists'}; pass resume=True to go on "
+            "with it, overwrite=True to replace it, or another path"
+        )
+    store = open_store(path, incomplete=True)
+    asked = _summary(Layout.plan(**plan), json.loads(json.dumps(provenance)))
+    there = _summary(store.layout, {name: store.attrs["provenance"].get(name) for name in provenance})
+    different = [
+        f"{name} is {there[name]}, not {asked[name]}" for name in asked if there[name] != asked[name]
+    ]
+    if different:
+        raise InputError(
+            f"{path} was started with other options: {'; '.join(different)}. To resume it, "
+            "pass the options it was started with, or overwrite=True to start anew"
+        )
+    return store
+
+
+def _summary(layout: Layout, provenance: dict[str, Any]) -> dict[str, Any]:
+    """What has to be the same for a store to be resumed."""
+    about = {field.name: getattr(layout, field.name) for field in fields(layout)}
+    return {**about, "grids": {key: str(grid) for key, grid in layout.grids.items()}, **provenance}
+
+
+def _compute(tasks: list[Delayed], client: Client | None, report: Callable[[int], object]) -> None:
+    """Run the tasks and report the result of each as it is finished."""
+    if client is None:
+        workers = config.get("num_workers", None) or CPU_COUNT
+        ours = {task.key for task in tasks}  # callbacks are told of all tasks, of other threads too
+
+        def finished(key: object, result: int, *state: object) -> None:
+            if key in ours:
+                report(result)
+
+        # A pool of our own, so that no task is still writing when an exception leaves this function.
+        with ThreadPoolExecutor(workers) as pool, Callback(posttask=finished):
+            compute(*tasks, scheduler="threads", pool=pool, num_workers=workers)
+        return
+    from distributed import as_completed
+
+    futures = client.compute(tasks)
+    try:
+        for future in as_completed(futures):
+            report(future.result())
+    finally:
+        client.cancel(futures)  # after a failure, those that have not started

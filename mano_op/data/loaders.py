@@ -1,0 +1,188 @@
+"""The loaders that `neuralop.Trainer` is given: batches of a store's samples, each of one resolution."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+
+from mano_op.data.dataset import FieldDataset, MixedDataset, Sample
+from mano_op.data.layout import Resolution
+from mano_op.data.processor import FieldProcessor
+from mano_op.data.sampler import ResolutionBatchSampler
+from mano_op.data.store import FieldStore, open_store
+from mano_op.errors import InputError, check_whole
+
+
+class FieldLoaders(NamedTuple):
+    """What `neuralop.Trainer` asks for.
+
+    Attributes
+    ----------
+    train : DataLoader
+        Shuffled anew every epoch; of several resolutions, a batch has one of them.
+    test : dict of int or tuple of int to DataLoader
+        In order, under the resolutions as they were asked for.
+    processor : FieldProcessor
+        With the statistics of `train_split`.
+    """
+
+    train: DataLoader[Sample]
+    test: dict[Resolution, DataLoader[Sample]]
+    processor: FieldProcessor
+
+
+def field_loaders(
+    store: str | Path | FieldStore,
+    *,
+    train: Resolution | list[Resolution],
+    test: Sequence[Resolution],
+    batch_size: int | Sequence[int],
+    test_batch_size: int | None = None,
+    ratios: Sequence[float] | None = None,
+    window: Sequence[int] | None = None,
+    at: Sequence[float] | None = None,
+    rollout: int | None = None,
+    transforms: Mapping[str, str] | None = None,
+    coordinates: bool = False,
+    train_split: str = "train",
+    test_split: str = "test",
+    drop_last: bool = False,
+    num_workers: int = 0,
+    start_method: str | None = None,
+    seed: int = 0,
+    cache_bytes: int = 2**30,
+) -> FieldLoaders:
+    """Loaders to train at one resolution, or at several, and to test at several.
+
+    Parameters
+    ----------
+    store : path or FieldStore
+    train : int, tuple of int, str or Grid, or list of these
+        Resolution to train at. A list mixes several in an epoch, each batch of one: ``[16, (32, 48)]``.
+    test : sequence of resolutions
+        Each becomes a key of ``test``, and so part of the name of a metric: 16 gives "16_l2".
+    batch_size : int, or sequence of int
+        A sequence has one for each resolution to train at.
+    test_batch_size : int, optional
+        `batch_size` if not given, the smallest of several.
+    ratios : sequence of float, optional
+        What part of an epoch's samples comes from each resolution to train at; see `ResolutionBatchSampler`.
+    window, at, coordinates
+        As in `FieldDataset`.
+    rollout : int, optional
+        Steps of the test samples, for the Trainer's ``eval_modes={...: "autoregression"}``, where the model's
+        output is its next input: their window is ``(steps_in, rollout)`` while that of training is
+        ``(steps_in, 1)``.
+    transforms : mapping of str to str, optional
+        Of variables, ``{"permeability": "log"}``; see `mano_op.data.transforms`. The statistics of the
+        training split are then taken anew, in one pass.
+    train_split, test_split : str
+    drop_last : bool
+        Whether to leave out a last batch of training samples that is not full.
+    num_workers : int
+        Processes that read for each loader. 0, the default, is the fastest for what fits into memory; others
+        are for larger stores, and cache nothing. They stay between epochs.
+    start_method : {"forkserver", "spawn"}, optional
+        How they are started: afresh, by the first of these that there is. "fork" is refused, since a fork
+        of a process that has used zarr, dask or CUDA may hang.
+    seed : int
+        Of the order of the training samples, which is the same for any number of workers.
+    cache_bytes : int
+        As in `FieldDataset`, for each loader.
+
+    Returns
+    -------
+    FieldLoaders
+
+    Raises
+    ------
+    InputError
+        As `FieldDataset` and `ResolutionBatchSampler`, or if a number is not one that can be used.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from mano_op.problems.generate import generate_darcy
+    >>> store = generate_darcy(f"{tempfile.mkdtemp()}/darcy.zarr", [8, 16], samples={"train": 4, "test": 2},
+    ...                        progress=False)
+    >>> train, test, processor = field_loaders(store, train=8, test=[8, 16], batch_size=2)
+    >>> len(train), {n: tuple(batch["y"].shape) for n, loader in test.items() for batch in loader}
+    (2, {8: (2, 1, 8, 8), 16: (2, 1, 16, 16)})
+    >>> mixed = field_loaders(store, train=[8, 16], test=[], batch_size=[4, 2]).train
+    >>> sorted(tuple(batch["x"].shape) for batch in mixed)
+    [(2, 1, 16, 16), (2, 1, 16, 16), (4, 1, 8, 8)]
+    """
+    store = open_store(store.path if isinstance(store, FieldStore) else store)
+    levels = train if isinstance(train, list) else [train]
+    sizes = list(batch_size) if isinstance(batch_size, Sequence) else [batch_size] * len(levels)
+    check_whole(**{f"batch_size[{i}]" if len(sizes) > 1 else "batch_size": n for i, n in enumerate(sizes)})
+    if not levels or len(sizes) != len(levels):
+        raise InputError(
+            f"train={train} with batch_size={batch_size}; expected one batch size, or one for each"
+        )
+    if ratios is not None and not isinstance(train, list):
+        raise InputError(f"ratios={ratios} with train={train!r}; expected a list of resolutions to mix")
+    tested = min(sizes, default=1) if test_batch_size is None else test_batch_size
+    check_whole(test_batch_size=tested)
+    check_whole(at_least=0, num_workers=num_workers, seed=seed, cache_bytes=cache_bytes)
+    options: dict[str, Any] = {"num_workers": num_workers}
+    if num_workers:
+        options |= {"multiprocessing_context": _start_method(start_method), "persistent_workers": True}
+        cache_bytes = 0
+
+    def samples(resolution: Resolution, split: str, window: Sequence[int] | None) -> FieldDataset:
+        return FieldDataset(
+            store, resolution, split, window=window, at=at, coordinates=coordinates, cache_bytes=cache_bytes
+        )
+
+    test_window = window if rollout is None else _rollout_window(window, rollout)
+    parts = [samples(resolution, train_split, window) for resolution in levels]
+    training: Dataset[Sample] = MixedDataset(parts) if isinstance(train, list) else parts[0]
+    # A DataLoader draws from its generator, or from the global one, for its workers, and not as often with
+    # workers as without: the order would depend on their number. The samplers draw from numbers of their own.
+    options["generator"] = torch.Generator().manual_seed(seed)
+    if isinstance(train, list):
+        sampler: dict[str, Any] = {
+            "batch_sampler": ResolutionBatchSampler(
+                [len(part) for part in parts], sizes, ratios=ratios, drop_last=drop_last, seed=seed
+            )
+        }
+    else:
+        order = torch.Generator().manual_seed(seed)
+        sampler = {
+            "sampler": RandomSampler(parts[0], generator=order),
+            "batch_size": sizes[0],
+            "drop_last": drop_last,
+        }
+    return FieldLoaders(
+        train=DataLoader(training, **sampler, **options),
+        test={
+            resolution: DataLoader(samples(resolution, test_split, test_window), batch_size=tested, **options)
+            for resolution in test
+        },
+        processor=FieldProcessor.from_store(store, train_split, parts[0].channels, transforms),
+    )
+
+
+def _rollout_window(window: Sequence[int] | None, rollout: int) -> tuple[int, int]:
+    check_whole(rollout=rollout)
+    if window is None or len(window) != 2 or window[1] != 1:
+        raise InputError(
+            f"rollout={rollout} with window={window}; expected to train one step out, window=(steps_in, 1)"
+        )
+    return window[0], rollout
+
+
+def _start_method(asked: str | None) -> str:
+    there = [
+        method for method in ("forkserver", "spawn") if method in multiprocessing.get_all_start_methods()
+    ]
+    if asked is not None and asked not in there:
+        reason = " (a fork of a process that has used zarr, dask or CUDA may hang)" if asked == "fork" else ""
+        raise InputError(f"start_method={asked!r}{reason}; expected one of {', '.join(there)}")
+    return asked or there[0]

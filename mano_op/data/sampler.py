@@ -1,0 +1,135 @@
+"""Batches of one resolution each, out of samples of several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from mano_op.errors import InputError, check_finite_number, check_whole
+
+
+class ResolutionBatchSampler(Sampler[list[int]]):
+    """Batches of indices into several data sets put one after another, each batch out of one of them.
+
+    It is the ``batch_sampler`` of a DataLoader over `mano_op.data.dataset.MixedDataset`, and knows nothing of
+    grids: only how many samples there are of each. All that is random follows from `seed` and the epoch, on
+    every rank alike, so that the ranks of a distributed training take the same resolution, and as many
+    samples of it, in every step; none waits for another's finer grid.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Number of samples of each resolution.
+    batch_size : int or sequence of int
+        One for all, or one for each resolution: finer samples need more memory. Of each rank.
+    ratios : sequence of float, optional
+        What part of an epoch's samples comes from each resolution; scaled to sum 1. An epoch is then as large
+        as it can be without a sample coming twice. If not given, an epoch has every sample once.
+    shuffle : bool
+        Whether samples and the order of batches are drawn anew in each epoch; otherwise resolution follows
+        resolution, in order.
+    drop_last : bool
+        Whether to leave out the last batch of a resolution where it is not full.
+    seed : int
+    num_replicas, rank : int, optional
+        Of a distributed training; those of the default process group, if there is one, otherwise 1 and 0.
+        Where samples do not divide among the ranks, some come twice, or with `drop_last` are left out.
+
+    Attributes
+    ----------
+    epoch : int
+        Of the next pass. It goes on by itself, since neuraloperator's Trainer does not say which it is in.
+
+    Examples
+    --------
+    >>> batches = list(ResolutionBatchSampler([4, 3], batch_size=2, shuffle=False))
+    >>> batches
+    [[0, 1], [2, 3], [4, 5], [6]]
+    >>> sampler = ResolutionBatchSampler([90, 10], batch_size=5, ratios=[0.5, 0.5])
+    >>> len(sampler), sum(index >= 90 for batch in sampler for index in batch)
+    (4, 10)
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        batch_size: int | Sequence[int],
+        *,
+        ratios: Sequence[float] | None = None,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        seed: int = 0,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+    ) -> None:
+        if not sizes:
+            raise InputError("sizes=[]; expected the number of samples of at least one resolution")
+        check_whole(**{f"sizes[{i}]": size for i, size in enumerate(sizes)})
+        batch_sizes = list(batch_size) if isinstance(batch_size, Sequence) else [batch_size] * len(sizes)
+        check_whole(**{f"batch_size[{i}]": size for i, size in enumerate(batch_sizes)})
+        check_whole(seed=seed, at_least=0)
+        for what, given in (("batch_size", batch_sizes), ("ratios", ratios)):
+            if given is not None and len(given) != len(sizes):
+                raise InputError(f"{what}={given} for {len(sizes)} resolutions; expected one for each")
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if num_replicas is None:
+            num_replicas = torch.distributed.get_world_size() if distributed else 1
+        if rank is None:
+            rank = torch.distributed.get_rank() if distributed else 0
+        check_whole(num_replicas=num_replicas)
+        check_whole(rank=rank, at_least=0)
+        if rank >= num_replicas:
+            raise InputError(f"rank={rank} of num_replicas={num_replicas}; expected 0 to {num_replicas - 1}")
+        self.sizes, self.batch_sizes = [int(size) for size in sizes], batch_sizes
+        self.drawn = self.sizes if ratios is None else _drawn(self.sizes, ratios)
+        self.shuffle, self.drop_last, self.seed = shuffle, drop_last, seed
+        self.num_replicas, self.rank = num_replicas, rank
+        self.epoch = 0
+        if len(self) == 0:
+            raise InputError(
+                f"no full batch: batches of {batch_sizes} on {num_replicas} ranks, of {self.drawn} samples, "
+                "with drop_last=True; give smaller batches, or drop_last=False"
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch the next pass is, to go on with a training that was interrupted."""
+        check_whole(epoch=epoch, at_least=0)
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return sum(
+            n // (size * self.num_replicas) if self.drop_last else -(-n // (size * self.num_replicas))
+            for n, size in zip(self.drawn, self.batch_sizes, strict=True)
+        )
+
+    def __iter__(self) -> Iterator[list[int]]:
+        random = np.random.default_rng([self.seed, self.epoch])
+        self.epoch += 1
+        batches: list[list[int]] = []
+        firsts = np.cumsum([0, *self.sizes])
+        for first, size, n, batch_size in zip(firsts, self.sizes, self.drawn, self.batch_sizes, strict=False):
+            chosen = first + (random.permutation(size) if self.shuffle else np.arange(size))[:n]
+            step = batch_size * self.num_replicas
+            for start in range(0, n - step + 1 if self.drop_last else n, step):
+                batches.append(self._mine(chosen[start : start + step]).tolist())
+        order = random.permutation(len(batches)) if self.shuffle else range(len(batches))
+        yield from (batches[i] for i in order)
+
+    def _mine(self, together: np.ndarray) -> np.ndarray:
+        """The part of this rank in the batch of all ranks, as large as that of any other."""
+        each = -(-len(together) // self.num_replicas)
+        return np.resize(together, each * self.num_replicas)[self.rank :: self.num_replicas]
+
+
+def _drawn(sizes: Sequence[int], ratios: Sequence[float]) -> list[int]:
+    """How many samples of each resolution make the largest epoch with these ratios."""
+    for i, ratio in enumerate(ratios):
+        check_finite_number(zero=True, **{f"ratios[{i}]": ratio})
+    if not sum(ratios) > 0:
+        raise InputError(f"ratios={list(ratios)}; expected at least one above 0")
+    # The resolution that runs out first is drawn whole.
+    epoch = min(size / ratio for size, ratio in zip(sizes, ratios, strict=True) if ratio > 0)
+    return [min(size, round(epoch * ratio)) for size, ratio in zip(sizes, ratios, strict=True)]

@@ -1,0 +1,47 @@
+"""Invertible functions of values, applied to a field before it is normalised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mano_op.errors import InputError, did_you_mean
+
+Array = NDArray[np.float64]
+
+# log: positive fields over several orders of magnitude, as permeabilities are; asinh: the same with signs.
+TRANSFORMS: Mapping[str, Callable[[Array], Array]] = {"log": np.log, "asinh": np.arcsinh}
+POSITIVE = frozenset({"log"})
+
+
+def check_transforms(transforms: Mapping[str, str], variables: tuple[str, ...]) -> None:
+    """Refuse transforms that there are not, and of variables that there are not."""
+    for variable, name in transforms.items():
+        if variable not in variables:
+            raise InputError(f"a transform of {variable!r}; expected some of {', '.join(variables)}")
+        if name not in TRANSFORMS:
+            raise InputError(
+                f"transform {name!r} of {variable}; expected one of {', '.join(TRANSFORMS)}"
+                f"{did_you_mean(name, TRANSFORMS)}"
+            )
+
+
+def transformed(values: NDArray[np.float32], name: str | None, where: str) -> Array:
+    """Values of a field under a transform, or as they are.
+
+    Raises
+    ------
+    InputError
+        If the transform is of positive values and some are not.
+    """
+    wide = values.astype(np.float64)
+    if name is None:
+        return wide
+    if name in POSITIVE and not (wide > 0).all():
+        raise InputError(
+            f"{where}: the smallest value is {wide.min():g}, but transform {name!r} is of positive values; "
+            "leave it out, or use 'asinh'"
+        )
+    return TRANSFORMS[name](wide)

@@ -1,0 +1,184 @@
+"""Coarser levels against their definitions, whatever computes them."""
+
+import dask
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+from helpers import store_of, wave_store, waves
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mano_op.data.coarsen import coarsen_store, coarsened
+from mano_op.data.layout import Variable
+from mano_op.data.store import FieldStore, create_store, open_store
+from mano_op.errors import InputError
+from mano_op.grid import REGISTRATIONS, Grid
+
+FINE = Grid.uniform((12, 24))
+SPLITS = {"train": 5, "test": 3}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return wave_store(tmp_path_factory.mktemp("fine") / "fine.zarr", [FINE], SPLITS, chunk=2)
+
+
+def coarsen(source, path, resolutions=((6, 8),), method="mean", **options):
+    return coarsen_store(source, path, resolutions, method=method, progress=False, **options)
+
+
+@given(
+    n=st.integers(2, 9),
+    factor=st.integers(1, 4),
+    registration=st.sampled_from(REGISTRATIONS),
+    periodic=st.booleans(),
+)
+def test_means_keep_the_integral(n, factor, registration, periodic):
+    periodic = periodic and registration != "node_both"
+    coarse = Grid.uniform((n,), registration=registration, periodic=periodic)
+    fine = coarse.refine(factor)
+    values = np.random.default_rng(n).normal(size=(3, *fine.shape)).astype(np.float32)
+    means = coarsened(values, fine, coarse, "mean").astype(float)
+    widths = [np.diff(grid.axes[0].bounds, axis=1)[:, 0] for grid in (fine, coarse)]
+    np.testing.assert_allclose(means @ widths[1], values.astype(float) @ widths[0], atol=1e-5)
+
+
+def test_cells_are_the_means_of_their_parts(tmp_path):
+    grid = Grid.uniform((6, 8), registration="cell")
+    fine = wave_store(tmp_path / "fine.zarr", [grid], SPLITS)
+    store = coarsen(fine, tmp_path / "both.zarr", [(3, 4), (2, 8)])
+    for name, values in waves(range(8), grid).items():
+        values = values.astype(np.float32).astype(float)
+        blocks = values.reshape(8, 3, 2, 4, 2).mean(axis=(2, 4))
+        np.testing.assert_allclose(store.read((3, 4), name), blocks, rtol=1e-6, atol=1e-6)
+        rows = values.reshape(8, 2, 3, 8).mean(axis=2)
+        np.testing.assert_allclose(store.read((2, 8), name), rows, rtol=1e-6, atol=1e-5)
+    assert {variable.cell_methods for variable in store.variables} == {"area: mean"}
+
+
+def test_injection_copies_the_shared_points(source, tmp_path):
+    store = coarsen(source, tmp_path / "both.zarr", [(6, 8), (4, 12)], "injection")
+    for name in ("a", "b", "u"):
+        values = source.read(FINE, name)
+        np.testing.assert_array_equal(store.read((6, 8), name), values[:, ::2, ::3])
+        np.testing.assert_array_equal(store.read((4, 12), name), values[:, ::3, ::2])
+        np.testing.assert_array_equal(store.read(FINE, name), values)
+    assert store.variables == source.variables
+    assert store.attrs["levels"] == "resampled"
+    assert store.attrs["provenance"]["coarsened"]["method"] == dict.fromkeys("abu", "injection")
+
+
+def test_lowpass_keeps_the_modes_that_the_coarse_grid_carries(tmp_path):
+    grid = Grid.uniform((16,), periodic=True)
+
+    def modes(samples, grid):
+        x = 2 * np.pi * grid.mesh[0]
+        kept = np.stack([np.cos(x + i) + np.sin(2 * x) for i in samples])
+        return {"a": kept + np.cos(6 * x), "u": kept}
+
+    variables = [Variable("a", "input"), Variable("u", "output")]
+    fine = store_of(tmp_path / "fine.zarr", [grid], variables, modes, SPLITS)
+    store = coarsen(fine, tmp_path / "coarse.zarr", [8], "lowpass", keep=False)
+    assert list(store.grids) == ["r8"]
+    kept = modes(range(8), Grid.uniform((8,), periodic=True))["u"]
+    for name in ("a", "u"):  # the sixth mode is gone, not aliased into the second
+        np.testing.assert_allclose(store.read(8, name), kept, atol=1e-6)
+
+
+def test_each_variable_its_own_way_and_times_are_kept(tmp_path):
+    times = (0.0, 1.0, 3.0)
+    store = create_store(
+        tmp_path / "fine.zarr",
+        [FINE],
+        [Variable("a", "input"), Variable("u", "output", time=True)],
+        SPLITS,
+        title="Moving",
+        provenance={"problem": "moving"},
+        levels="unknown",
+        boundary_conditions={"y": "open", "x": "open"},
+        chunk=3,
+        times=times,
+        time_units="s",
+    )
+    for samples in store.pending():
+        fields = waves(range(samples.start, samples.stop), FINE)
+        moving = fields["u"][:, None] * np.array([1.0, 2.0, 3.0]).reshape(1, 3, 1, 1)
+        store.write(samples, {FINE: {"a": fields["a"], "u": moving}})
+    store.finish()
+    made = coarsen(store, tmp_path / "both.zarr", method={"u": "mean", "a": "injection"})
+    assert made.layout.times == times and made.layout.time_units == "s"
+    np.testing.assert_array_equal(made.read((6, 8), "a"), store.read(FINE, "a")[:, ::2, ::3])
+    still = coarsened(store.read(FINE, "u")[:, 1], FINE, made.grids["r6x8"], "mean")
+    np.testing.assert_array_equal(made.read((6, 8), "u")[:, 1], still)
+    assert [variable.cell_methods for variable in made.variables] == ["area: point", "area: mean"]
+
+
+def test_only_what_the_level_holds_is_made(tmp_path):
+    grids = [Grid.uniform((6, 6)), Grid.uniform((12, 12))]
+    fine = wave_store(tmp_path / "fine.zarr", grids, {"train": 4, "test": 2}, held={grids[1]: ["test"]})
+    store = coarsen(fine, tmp_path / "coarse.zarr", [4], "injection")
+    assert store.splits == {"test": 2}
+    np.testing.assert_array_equal(store.read(4, "u"), fine.read(12, "u")[:, ::3, ::3])
+    from_coarse = coarsen(fine, tmp_path / "other.zarr", [3], "injection", level=6)
+    assert from_coarse.splits == fine.splits
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+def test_an_interruption_is_gone_on_with(source, tmp_path, monkeypatch, cluster):
+    whole = coarsen(source, tmp_path / "whole.zarr")
+    path, write, calls = tmp_path / "broken.zarr", FieldStore.write, []
+
+    def cut(self, samples, fields):
+        calls.append(samples)
+        if len(calls) > 2:
+            raise RuntimeError("the power went off")
+        write(self, samples, fields)
+
+    with monkeypatch.context() as patch, dask.config.set(num_workers=1):
+        patch.setattr(FieldStore, "write", cut)
+        with pytest.raises(RuntimeError, match="power"):
+            coarsen(source, path)
+    with pytest.raises(InputError, match="partial store: 4 of 8"):
+        open_store(path)
+    with pytest.raises(InputError, match=r"started with other options: .*coarsened is"):
+        coarsen(source, path, method="injection", resume=True)
+    if cluster:
+        with (
+            LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as local,
+            Client(local) as client,
+        ):
+            store = coarsen(source, path, resume=True, client=client)
+    else:
+        store = coarsen(source, path, resume=True)
+    for key in whole.grids:
+        for name in ("a", "b", "u"):
+            np.testing.assert_array_equal(store.read(key, name), whole.read(key, name))
+
+
+@pytest.mark.parametrize(
+    ("resolutions", "options", "message"),
+    [
+        ([(5, 7)], {"method": "injection"}, r"a from r12x24 to r5x7 by 'injection': they do not share"),
+        ([(6, 8)], {"method": "lowpass"}, "by 'lowpass': expected axes that all wrap; use 'mean'"),
+        ([(6, 8)], {"method": "stride"}, "method 'stride' for a; expected one of mean, lowpass, injection"),
+        ([(6, 8)], {"method": {"a": "mean"}}, "expected one for each of a, b, u"),
+        ([(12, 25)], {}, "r12x25 is not coarser than r12x24"),
+        ([(12, 24)], {}, "r12x24 is not coarser than r12x24"),
+        ([(6, 8, 2)], {}, r"resolution \(6, 8, 2\) for 2 axes"),
+        ([], {}, "no resolutions"),
+        ([6.5], {}, "6.5"),
+        ([(6, 8)], {"level": 64}, "no resolution 64"),
+    ],
+)
+def test_what_cannot_be_coarsened_is_refused_before_anything_is_written(
+    source, tmp_path, resolutions, options, message
+):
+    with pytest.raises(InputError, match=message):
+        coarsen(source, tmp_path / "new.zarr", resolutions, **options)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_store_is_not_coarsened_into_itself(source):
+    with pytest.raises(InputError, match="is the source itself"):
+        coarsen(source, source.path, overwrite=True)
+    assert open_store(source.path).splits == SPLITS

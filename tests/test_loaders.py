@@ -1,0 +1,323 @@
+"""Several resolutions in one epoch, windows of times, and processes that read."""
+
+import multiprocessing
+
+import numpy as np
+import pytest
+import torch
+from helpers import wave_store, waves
+from neuralop import Trainer
+from neuralop.losses import LpLoss
+from torch.utils.data import DataLoader
+
+from mano_op import MANO
+from mano_op.data.channels import channels_of
+from mano_op.data.dataset import FieldDataset, MixedDataset
+from mano_op.data.layout import Variable
+from mano_op.data.loaders import field_loaders
+from mano_op.data.store import FieldStore, create_store, open_store
+from mano_op.errors import InputError
+from mano_op.grid import Grid
+
+COARSE, FINE = Grid.uniform((6, 8)), Grid.uniform((12, 10))
+TIMES = (0.0, 0.1, 0.2, 0.3, 0.4)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> FieldStore:
+    path = tmp_path_factory.mktemp("stores") / "waves.zarr"
+    return wave_store(path, [COARSE, FINE], {"train": 10, "test": 4}, chunk=4)
+
+
+def moving(samples, grid):
+    """A force, and a field at every time: sample + 100 time, plus the coordinates."""
+    samples = np.asarray(samples, dtype=float)
+    force = waves(samples, grid)["a"]
+    at = samples[:, None] + 100 * np.asarray(TIMES)
+    return {"force": force, "u": at.reshape(*at.shape, *[1] * grid.n_dim) + grid.mesh.sum(axis=0)}
+
+
+@pytest.fixture(scope="module", params=[None, 2])
+def moving_store(tmp_path_factory, request) -> FieldStore:
+    store = create_store(
+        tmp_path_factory.mktemp("stores") / "moving.zarr",
+        [COARSE, FINE],
+        [Variable("force", "input"), Variable("u", "output", time=True)],
+        {"train": 7, "test": 2},
+        title="Moving",
+        provenance={},
+        levels="resampled",
+        boundary_conditions={"y": "open", "x": "open"},
+        chunk=2,
+        times=TIMES,
+        chunk_times=request.param,
+    )
+    for samples in store.pending():
+        numbers = range(samples.start, samples.stop)
+        store.write(samples, {grid: moving(numbers, grid) for grid in (COARSE, FINE)})
+    store.finish()
+    return store
+
+
+# ----------------------------------------------------------------------------- several resolutions
+
+
+def test_a_mixed_epoch_has_every_sample_at_every_resolution(store):
+    train = field_loaders(store, train=[(6, 8), (12, 10)], test=[], batch_size=[4, 3]).train
+    for _ in range(2):
+        seen = {COARSE.shape: [], FINE.shape: []}
+        for batch in train:
+            assert len(batch["x"]) <= (4 if batch["x"].shape[-2:] == (6, 8) else 3)
+            seen[tuple(batch["x"].shape[-2:])].append(batch)
+        for grid in (COARSE, FINE):
+            came = {name: torch.cat([one[name] for one in seen[grid.shape]]) for name in ("x", "y")}
+            order = came["x"][:, 0, 0, 0].argsort()
+            fields = waves(range(10), grid)
+            expected = torch.from_numpy(np.stack([fields["a"], fields["b"]], 1)).float()
+            truth = torch.from_numpy(fields["u"][:, None]).float()
+            sort = expected[:, 0, 0, 0].argsort()
+            torch.testing.assert_close(came["x"][order], expected[sort], rtol=0, atol=0)
+            torch.testing.assert_close(came["y"][order], truth[sort], rtol=0, atol=0)
+
+
+def test_the_trainer_takes_mixed_resolutions_as_they_are(store):
+    """Its own loop, two non-square resolutions in one epoch: the steps are those of a plain loop."""
+
+    def model():
+        torch.manual_seed(0)
+        return MANO(
+            in_channels=2, out_channels=1, hidden_channels=8, n_layers=1, n_heads=2, window=2, n_levels=2
+        ).double()
+
+    def loaders():
+        return field_loaders(store, train=[(6, 8), (12, 10)], test=[(12, 10)], batch_size=5, seed=1)
+
+    trained, plain = model(), model()
+    given = loaders()
+    optimizer = torch.optim.SGD(trained.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    trainer = Trainer(model=trained, n_epochs=2, device="cpu", data_processor=given.processor.double())
+    trainer.train(given.train, given.test, optimizer, schedule, training_loss=LpLoss(d=2, p=2))
+
+    again = loaders()
+    again.processor.double().train()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=1e-3)
+    for _ in range(2):
+        for batch in again.train:
+            optimizer.zero_grad()
+            sample = again.processor.preprocess(batch)
+            out, sample = again.processor.postprocess(plain(sample["x"]), sample)
+            LpLoss(d=2, p=2)(out, sample["y"]).backward()
+            optimizer.step()
+    for ours, theirs in zip(trained.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    assert not torch.equal(next(iter(model().parameters())), next(iter(trained.parameters())))
+
+
+def test_a_batch_of_two_resolutions_is_refused(store):
+    parts = [FieldDataset(store, (6, 8)), FieldDataset(store, (12, 10))]
+    mixed = MixedDataset(parts)
+    with pytest.raises(InputError, match=r"batch_sampler=ResolutionBatchSampler"):
+        next(iter(DataLoader(mixed, batch_size=20)))
+    for index in (0, 9, 10, -1):
+        part, i = (parts[0], index) if index in (0, 9) else (parts[1], index % 20 - 10)
+        torch.testing.assert_close(mixed[index]["y"], part[i]["y"], rtol=0, atol=0)
+    with pytest.raises(IndexError, match="there are 20"):
+        mixed[20]
+    with pytest.raises(InputError, match="at least one"):
+        MixedDataset([])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": [2, 2]}, "one batch size, or one for each"),
+        ({"train": []}, "one batch size, or one for each"),
+        ({"ratios": [1.0]}, "expected a list of resolutions to mix"),
+        ({"num_workers": -1}, "num_workers=-1"),
+        ({"num_workers": 1, "start_method": "fork"}, r"start_method='fork' \(a fork of .* may hang\)"),
+        ({"test_batch_size": 0}, "test_batch_size=0"),
+        ({"window": (1, 1)}, "nothing in the store varies in time"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(store, options, message):
+    with pytest.raises(InputError, match=message):
+        field_loaders(store, **({"train": (6, 8), "test": [], "batch_size": 2} | options))
+
+
+def test_coordinates_are_those_of_the_points(store):
+    batch = next(iter(field_loaders(store, train=(6, 8), test=[], batch_size=3, coordinates=True).train))
+    mesh = torch.from_numpy(COARSE.mesh).float()
+    torch.testing.assert_close(batch["coordinates"], mesh.expand(3, 2, 6, 8), rtol=0, atol=0)
+
+
+# -------------------------------------------------------------------------------- windows of times
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**30])
+@pytest.mark.parametrize(("steps_in", "steps_out"), [(1, 1), (2, 1), (1, 3), (3, 2)])
+def test_windows_are_runs_of_times(moving_store, steps_in, steps_out, cache_bytes):
+    data = FieldDataset(moving_store, (12, 10), window=(steps_in, steps_out), cache_bytes=cache_bytes)
+    n = len(TIMES) - steps_in - steps_out + 1
+    assert len(data) == 7 * n
+    fields = moving(range(7), FINE)
+    order = np.random.default_rng(0).permutation(len(data))[:11]
+    for i, sample in zip(order, data.__getitems__(order.tolist()), strict=True):
+        row, start = divmod(int(i), n)
+        window = fields["u"][row, start : start + steps_in + steps_out].astype(np.float32)
+        x = np.concatenate([fields["force"][row][None].astype(np.float32), window[:steps_in]])
+        np.testing.assert_array_equal(sample["x"], x)
+        np.testing.assert_array_equal(sample["y"], window[steps_in:])
+    assert data.inputs[0] == "force" and data.inputs[-1] == "u@+0" and data.outputs[0] == "u@+1"
+    assert (len(data.inputs), len(data.outputs)) == (1 + steps_in, steps_out)
+
+
+def test_times_by_themselves(moving_store):
+    data = FieldDataset(moving_store, (6, 8), "test", at=[0.4, 0.1])
+    assert (data.inputs, data.outputs) == (("force",), ("u@t=0.4", "u@t=0.1"))
+    fields = moving([7, 8], COARSE)
+    for i, sample in enumerate(data):
+        np.testing.assert_array_equal(sample["x"][0], fields["force"][i].astype(np.float32))
+        np.testing.assert_array_equal(sample["y"], fields["u"][i, [4, 1]].astype(np.float32))
+
+
+def test_the_processor_knows_every_channel(moving_store):
+    loaders = field_loaders(moving_store, train=(6, 8), test=[], batch_size=2, window=(2, 2))
+    assert loaders.processor.inputs == ("force", "u@-1", "u@+0")
+    assert loaders.processor.outputs == ("u@+1", "u@+2")
+    u = moving_store.statistics["u"]
+    for label in loaders.processor.outputs:
+        assert loaders.processor.to_dict()["outputs"][label] == pytest.approx(u, rel=1e-6)
+    batch = next(iter(loaders.train))
+    normal = loaders.processor.train().preprocess(batch)
+    expected = (batch["y"] - u["mean"]) / u["std"]
+    torch.testing.assert_close(normal["y"], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"5 times from 0 to 0.4\), so expected one of them"),
+        ({"window": (1, 1), "at": [0.1]}, "expected one of them"),
+        ({"window": (3, 3)}, r"window=\(3, 3\) spans 6 times, the store has 5"),
+        ({"window": (0, 1)}, "steps_in=0"),
+        ({"window": (1,)}, "expected two numbers of steps"),
+        ({"at": [0.15]}, "0.15 is none of the store's times, 0, 0.1, 0.2, 0.3, 0.4"),
+        ({"at": []}, "expected at least one time"),
+    ],
+)
+def test_times_that_there_are_not_are_refused(moving_store, options, message):
+    with pytest.raises(InputError, match=message):
+        FieldDataset(moving_store, (6, 8), **options)
+
+
+def test_only_steady_inputs_predict_times_by_themselves(moving_store):
+    layout = moving_store.layout
+    only_u = [variable for variable in layout.variables if variable.time]
+    varying = [Variable("force", "input", time=True), *only_u]
+    steady = [Variable("force", "input"), *only_u, Variable("mean", "output")]
+    for variables, options, message in (
+        (varying, {"at": [0.1]}, "but force vary in time"),
+        (steady, {"window": (1, 1)}, "outputs mean do not vary in time while u does"),
+    ):
+        object.__setattr__(layout, "variables", tuple(variables))
+        try:
+            with pytest.raises(InputError, match=message):
+                channels_of(layout, **options)
+        finally:
+            object.__setattr__(layout, "variables", moving_store.variables)
+
+
+# --------------------------------------------------------------------------------------- processes
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
+@pytest.mark.parametrize("num_workers", [1, 4])
+def test_any_number_of_processes_gives_the_same_mixed_batches(moving_store, num_workers):
+    def batches(workers):
+        options = {"train": [(6, 8), (12, 10)], "test": [], "batch_size": 4, "window": (2, 1), "seed": 5}
+        train = field_loaders(moving_store, num_workers=workers, **options).train
+        return [*train, *train]
+
+    for one, other in zip(batches(num_workers), batches(0), strict=True):
+        for name in ("x", "y"):
+            torch.testing.assert_close(one[name], other[name], rtol=0, atol=0)
+
+
+def read_in_a_fork(data, connection):
+    try:
+        data[0]
+    except InputError as error:
+        connection.send(str(error))
+    else:
+        connection.send("read")
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+@pytest.mark.parametrize(("cache_bytes", "said"), [(0, "was forked"), (2**30, "read")])
+def test_a_forked_process_reads_from_memory_only(store, cache_bytes, said):
+    data = FieldDataset(open_store(store.path), (6, 8), cache_bytes=cache_bytes)
+    here, there = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=read_in_a_fork, args=(data, there))
+    child.start()
+    assert here.poll(30) and said in here.recv()
+    child.join(30)
+    assert child.exitcode == 0
+
+
+# ---------------------------------------------------------------------------------------- rollouts
+
+
+class Decay(torch.nn.Module):
+    """The last known u, times a factor in normalised units; notes what it was given."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor, self.given = torch.nn.Parameter(torch.tensor(factor)), []
+
+    def forward(self, x, **sample):
+        self.given.append(x)
+        return self.factor * x[:, -1:]
+
+
+@pytest.mark.parametrize("steps_in", [1, 2])
+def test_the_trainers_autoregression_feeds_outputs_back(moving_store, steps_in):
+    """Against a loop in physical units."""
+    loaders = field_loaders(
+        moving_store, train=(6, 8), test=[(6, 8)], batch_size=2, window=(steps_in, 1), rollout=3
+    )
+    model = Decay(0.5)
+    trainer = Trainer(model=model, n_epochs=1, device="cpu", data_processor=loaders.processor)
+    loader = loaders.test[(6, 8)]
+    error = trainer.evaluate({"l2": LpLoss(d=2, p=2)}, loader, "r", mode="autoregression")["r_l2"]
+
+    u, f = (moving_store.statistics[name] for name in ("u", "force"))
+    expected, windows = 0.0, 0
+    for batch in loader:
+        known, force = batch["x"][:, 1:], batch["x"][:, :1]
+        for step in range(3):
+            normal = torch.cat([(force - f["mean"]) / f["std"], (known - u["mean"]) / u["std"]], dim=1)
+            given = model.given.pop(0)
+            torch.testing.assert_close(given, normal, rtol=1e-4, atol=1e-4)
+            out = 0.5 * (known[:, -1:] - u["mean"]) + u["mean"]
+            expected += float(LpLoss(d=2, p=2)(out, batch["y"][:, step : step + 1])) / 3
+            known = torch.cat([known[:, 1:], out], dim=1)
+        windows += len(known)
+    assert not model.given
+    assert float(error) == pytest.approx(expected / windows, rel=1e-4)
+
+
+def test_rollouts_that_cannot_be_are_refused(moving_store):
+    options = {"train": (6, 8), "test": [(6, 8)], "batch_size": 2}
+    with pytest.raises(InputError, match=r"rollout=2 with window=\(1, 2\); expected to train one step out"):
+        field_loaders(moving_store, **options, window=(1, 2), rollout=2)
+    with pytest.raises(InputError, match="rollout=0"):
+        field_loaders(moving_store, **options, window=(1, 1), rollout=0)
+    two = field_loaders(moving_store, **options, window=(1, 2))
+    batch = next(iter(two.train))
+    with pytest.raises(InputError, match="expected one step out, window="):
+        two.processor.preprocess(batch, step=0)
+    one = field_loaders(moving_store, **options, window=(1, 1)).processor
+    with pytest.raises(InputError, match="step=1 without a step 0"):
+        one.preprocess(batch, step=1)
