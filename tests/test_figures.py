@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from helpers import results_of
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from mano_op.report.figures import cost_and_error, error_by_resolution, error_distributions, training_history
-from mano_op.report.style import COLOURS, colours, data_uri, style
+from mano_op.report.style import COLOURS, colours, data_uri, log_axis, style
 from mano_op.transfer.evaluate import PREDICTORS
 from mano_op.transfer.verdict import summary
 
@@ -125,7 +126,9 @@ def test_a_history_has_its_models_colour_whoever_else_has_none():
     by_epoch, by_time = training_history({"A": [], "B": history}).axes
     (line,), (timed,) = drawn(by_epoch, COLOURS[1]), drawn(by_time, COLOURS[1])
     assert len(by_epoch.lines) == 1
-    np.testing.assert_allclose(line, [[1, 100], [2, 50], [3, 25]])
+    np.testing.assert_allclose(line, [[1, 1], [2, 0.5], [3, 0.25]])
+    assert [tick for tick in by_epoch.get_xticks() if 1 <= tick <= 3] == [1, 2, 3]
+    assert by_epoch.get_ylabel() == "training loss, of normalised fields"  # no error in per cent
     np.testing.assert_allclose(timed[:, 0], [2, 4, 6])
 
 
@@ -140,16 +143,33 @@ def test_styles_end_where_they_should():
 
 
 def test_pictures_are_complete_and_repeatable():
-    figure = training_history({"$A$ and $B$": [{"training_error": 0.5, "seconds": 1.0}]})
-    kind, content = data_uri(figure, "png", dpi=50).split(",")
+    histories = {"$A$ and $B$": [{"training_error": 0.5, "seconds": 1.0}]}
+    kind, content = data_uri(training_history(histories), "png", dpi=50).split(",")
     assert kind == "data:image/png;base64"
     pixels = imread(io.BytesIO(base64.b64decode(content)), format="png")
     assert pixels.shape[:2] == (160, 360)
     assert pixels[..., :3].std() > 0.05  # something is drawn
-    first, again = (data_uri(figure, "svg") for _ in range(2))
+    first, again = (data_uri(training_history(histories), "svg") for _ in range(2))
     assert first == again
     root = ElementTree.fromstring(base64.b64decode(first.split(",")[1]))
     assert root.tag.endswith("svg")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (1, 100, [1, 2, 5, 10, 20, 50, 100]),
+        (8.2, 10.1, [8.5, 9, 9.5, 10]),
+        (10, 10.02, [10, 10.005, 10.01, 10.015, 10.02]),
+        (1, 1e30, [1e0, 1e6, 1e12, 1e18, 1e24, 1e30]),
+    ],
+)
+def test_a_logarithmic_axis_has_numbers_however_short_or_long(low, high, expected):
+    axes = Figure(figsize=(7, 4)).add_subplot()
+    axes.plot([1, 2], [low, high])
+    axes.set_ylim(low, high)
+    log_axis(axes, "y")
+    np.testing.assert_allclose([t for t in axes.get_yticks() if low <= t <= high], expected, rtol=1e-9)
 
 
 def test_more_models_than_colours_start_again():

@@ -3,14 +3,17 @@
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.transforms import Bbox
 
 from mano_op.grid import Grid
 from mano_op.report.panels import sample_panels
+from mano_op.report.style import data_uri
+from mano_op.transfer.verdict import percent
 
 NAMES = {"a": "a", "b": "b [m]", "u": "u [Pa]"}
 
 
-def some(grid, *, inputs=("a",), models=("A", "B"), n=2):
+def some(grid, *, inputs=("a",), models=("A", "B"), ways=("mean", "nearest"), n=2):
     rng = np.random.default_rng(1)
 
     def random(*names):
@@ -22,6 +25,8 @@ def some(grid, *, inputs=("a",), models=("A", "B"), n=2):
             "input": (("input_variable", "sample", *axes), random(len(inputs))),
             "truth": (("variable", "sample", *axes), random(1)),
             "prediction": (("model", "variable", "sample", *axes), random(len(models), 1)),
+            "dpu": (("model", "variable", "sample", *axes), random(len(models), 1)),
+            "dpu_input": (("model", "variable"), [[way] for way in ways[: len(models)]]),
         },
         coords={
             "model": list(models),
@@ -34,15 +39,25 @@ def some(grid, *, inputs=("a",), models=("A", "B"), n=2):
 
 
 def images(figure):
-    """Those of each sample, by the title of their panel."""
-    return [
-        {
-            axes.get_title(loc="left"): axes.images[0]
+    """Those of each sample, by the title of their panel; an error's is that of the field to its left."""
+    found = []
+    for part in figure.subfigs:
+        panels = [
+            (" ".join(axes.get_title(loc="left").split()), axes.images[0])
             for axes in part.axes
             if axes.images and axes.get_title(loc="left")
-        }
-        for part in figure.subfigs
-    ]
+        ]
+        titles = [title for title, _ in panels]
+        named = [
+            f"{titles[i - 1]} {title}" if title.startswith("|error|") else title
+            for i, title in enumerate(titles)
+        ]
+        found.append(dict(zip(named, (image for _, image in panels), strict=True)))
+    return found
+
+
+def size(predicted, truth):
+    return f"{percent(np.linalg.norm(predicted - truth, axis=None) / np.linalg.norm(truth))} %"
 
 
 @pytest.mark.parametrize("registration", ["node", "cell"])
@@ -53,11 +68,13 @@ def test_each_field_is_drawn_about_its_points(registration):
         sample = fields.isel(sample=i, variable=0)
         np.testing.assert_array_equal(shown["a"].get_array(), sample["input"][0])
         np.testing.assert_array_equal(shown["truth: u [Pa]"].get_array(), sample["truth"])
-        np.testing.assert_array_equal(shown["B"].get_array(), sample["prediction"][1])
-        left, right, bottom, top = shown["A"].get_extent()
+        np.testing.assert_array_equal(shown["B direct"].get_array(), sample["prediction"][1])
+        np.testing.assert_array_equal(shown["A DPU (mean)"].get_array(), sample["dpu"][0])
+        np.testing.assert_array_equal(shown["B DPU (nearest)"].get_array(), sample["dpu"][1])
+        left, right, bottom, top = shown["A direct"].get_extent()
         np.testing.assert_allclose(left + (np.arange(8) + 0.5) / 8 * (right - left), grid.points[1])
         np.testing.assert_allclose(bottom + (np.arange(4) + 0.5) / 4 * (top - bottom), grid.points[0])
-        assert shown["A"].origin == "lower"
+        assert shown["A direct"].origin == "lower"
 
 
 def test_scales_are_the_truths_and_the_largest_errors():
@@ -66,14 +83,57 @@ def test_scales_are_the_truths_and_the_largest_errors():
     for i, shown in enumerate(images(sample_panels(fields, grid, "u", ["one", "two"], NAMES))):
         sample = fields.isel(sample=i, variable=0)
         truth = sample["truth"].values
-        for name in ("truth: u [Pa]", "A", "B"):
+        predicted = {
+            "A direct": sample["prediction"].values[0],
+            "A DPU (mean)": sample["dpu"].values[0],
+            "B direct": sample["prediction"].values[1],
+            "B DPU (nearest)": sample["dpu"].values[1],
+        }
+        for name in ("truth: u [Pa]", *predicted):
             assert shown[name].get_clim() == (truth.min(), truth.max())
-        errors = np.abs(sample["prediction"].values - truth)
-        sizes = [100 * np.linalg.norm(error) / np.linalg.norm(truth) for error in errors]
-        for error, size in zip(errors, sizes, strict=True):
-            image = shown[f"|error|, {size:.0f} %" if size >= 100 else f"|error|, {size:.1f} %"]
-            np.testing.assert_allclose(image.get_array(), error, rtol=1e-6)
-            assert image.get_clim() == (0, pytest.approx(min(errors.max(), np.ptp(truth)), rel=1e-6))
+        largest = max(np.abs(values - truth).max() for values in predicted.values())
+        for name, values in predicted.items():
+            image = shown[f"{name} |error| {size(values, truth)}"]
+            np.testing.assert_allclose(image.get_array(), np.abs(values - truth), rtol=1e-6)
+            assert image.get_clim() == (0, pytest.approx(min(largest, np.ptp(truth)), rel=1e-6))
+
+
+def test_dpu_has_no_panel_of_its_own_where_a_model_was_trained():
+    grid = Grid.uniform((4, 4))
+    (shown,) = images(sample_panels(some(grid, ways=("", "mean"), n=1), grid, "u", ["one"], NAMES))
+    assert [name for name in shown if "error" not in name] == [
+        "truth: u [Pa]", "A direct", "a", "B direct", "B DPU (mean)",
+    ]  # fmt: skip
+    (shown,) = images(sample_panels(some(grid, ways=("", ""), n=1), grid, "u", ["one"], NAMES))
+    assert [name for name in shown if "error" not in name] == ["truth: u [Pa]", "A direct", "a", "B direct"]
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e-2, 1.0, 12_345.0])
+@pytest.mark.parametrize("models", [("A",), ("A", "B"), ("A much longer name than fits", "B", "C")])
+def test_nothing_that_is_written_is_cut_off(scale, models):
+    grid = Grid.uniform((64, 64))
+    fields = some(grid, models=models, ways=("injection", "interpolation", "mean"), inputs=("a", "b"))
+    fields = fields.assign({name: 1000 + 0.1 * scale * fields[name] for name in ("input", "truth")})
+    fields = fields.assign({name: 1000 + scale * fields[name] for name in ("prediction", "dpu")})
+    figure = sample_panels(fields, grid, "u", ["one", "two"], NAMES)
+    figure.draw_without_rendering()
+    for part in figure.subfigs:
+        drawn = Bbox.union([axes.get_tightbbox() for axes in part.axes if axes.get_visible()])
+        assert part.bbox.x0 <= drawn.x0 and drawn.x1 <= part.bbox.x1
+        assert part.bbox.y0 <= drawn.y0 and drawn.y1 <= part.bbox.y1
+
+
+def test_colour_bars_have_whole_numbers_also_where_fields_differ_little():
+    grid = Grid.uniform((5, 5))
+    fields = some(grid, n=1)
+    fields["truth"][:] = 101_325 + np.linspace(0, 3, 25).reshape(5, 5)
+    figure = sample_panels(fields, grid, "u", ["one"], NAMES)
+    figure.draw_without_rendering()
+    (bar,) = [axes for axes in figure.subfigs[0].axes if axes.get_ylabel() == "u [Pa]"]
+    labels = [label.get_text() for label in bar.get_yticklabels()]
+    np.testing.assert_allclose([float(label) for label in labels], bar.get_yticks(), rtol=1e-9)
+    assert len(set(labels)) == len(labels) > 2
+    assert bar.yaxis.get_offset_text().get_text() == ""
 
 
 def test_a_prediction_that_is_not_finite_shows_as_such():
@@ -81,10 +141,31 @@ def test_a_prediction_that_is_not_finite_shows_as_such():
     fields = some(grid, models=("A",), n=1)
     fields["prediction"][0, 0, 0, 2, 1] = np.nan
     (shown,) = images(sample_panels(fields, grid, "u", ["one"], NAMES))
-    rgba = shown["A"].to_rgba(np.ma.masked_invalid(shown["A"].get_array()))
+    image = shown["A direct"]
+    rgba = image.to_rgba(np.ma.masked_invalid(image.get_array()))
     np.testing.assert_allclose(rgba[2, 1], [1, 1 / 3, 1 / 3, 1])
-    assert "|error|, nan %" in shown
-    assert np.isfinite(shown["|error|, nan %"].get_clim()).all()
+    assert np.isfinite(shown["A direct |error| nan %"].get_clim()).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
+@pytest.mark.parametrize("shape", [(6,), (4, 4)])
+def test_predictions_of_a_diverged_model_can_be_drawn(value, shape):
+    grid = Grid.uniform(shape)
+    fields = some(grid, models=("A",), n=1)
+    for name in ("prediction", "dpu"):
+        fields[name][:] = value
+    figure = sample_panels(fields, grid, "u", ["one"], NAMES)
+    assert data_uri(figure, "png", dpi=40).startswith("data:image/png")
+    if len(shape) == 1:
+        named = figure.subfigs[0].axes[0].get_legend().get_texts()[1].get_text()
+    else:
+        truth = fields["truth"].values
+        (shown,) = images(figure)
+        (named,) = [name for name in shown if name.startswith("A direct |error|")]
+        assert shown["A direct"].get_clim() == (truth.min(), truth.max())
+    error = np.linalg.norm(np.full(shape, np.float32(value), float) - fields["truth"].values[0, 0])
+    error /= np.linalg.norm(fields["truth"].values.astype(float))
+    assert named.endswith(f" {percent(error)} %")
 
 
 @pytest.mark.parametrize("n_inputs", [1, 2, 3])
@@ -112,9 +193,17 @@ def test_one_dimension_is_lines():
     figure = sample_panels(fields, grid, "u", ["one"], NAMES)
     top, below, errors = figure.subfigs[0].axes
     truth, prediction = fields["truth"][0, 0].values, fields["prediction"][:, 0, 0].values
-    for line, values in zip(top.lines, [truth, *prediction], strict=True):
+    dpu = fields["dpu"][:, 0, 0].values
+    drawn = [values for pair in zip(prediction, dpu, strict=True) for values in pair]
+    for line, values in zip(top.lines, [truth, *drawn], strict=True):
         np.testing.assert_array_equal(
             np.column_stack(line.get_data()), np.column_stack([grid.points[0], values])
         )
     np.testing.assert_array_equal(below.lines[0].get_ydata(), fields["input"][0, 0])
-    np.testing.assert_allclose([line.get_ydata() for line in errors.lines], np.abs(prediction - truth))
+    np.testing.assert_allclose([line.get_ydata() for line in errors.lines], np.abs(drawn - truth))
+    assert [text.get_text() for text in top.get_legend().get_texts()] == ["truth"] + [
+        f"{name}: {size(values, truth)}"
+        for name, values in zip(
+            ("A, direct", "A, DPU (mean)", "B, direct", "B, DPU (nearest)"), drawn, strict=True
+        )
+    ]

@@ -16,14 +16,20 @@ from mano_op.data.processor import FieldProcessor
 from mano_op.data.store import Variable
 from mano_op.errors import InputError
 from mano_op.grid import Grid
+from mano_op.report.coarse import with_coarse
 from mano_op.report.page import definitions, figure, heading, html_table, page, paragraph, points
 from mano_op.report.write import FILES, check_report_folder, write_report
 from mano_op.runs import Run
 from mano_op.transfer.evaluate import evaluate_transfer
-from mano_op.transfer.tables import header, notes, table_rows
+from mano_op.transfer.predict import sample_fields
+from mano_op.transfer.tables import dpu_input, header, notes, table_rows
 from mano_op.transfer.verdict import summary
 
 TITLE = "<script>alert('1')</script> & more"
+MACHINE = {
+    "loss": "h1",
+    "machine": {"device": "cuda:1", "processor": "A <GPU>", "threads": 6, "versions": {"torch": "1.2.3"}},
+}
 UNIT = {"mean": 0.0, "std": 1.0}
 
 
@@ -65,7 +71,7 @@ def judged_store(tmp_path_factory):
             FieldProcessor({"a": UNIT}, {"u": UNIT}),
             "off",
             {"size": model.size},
-            {"resolution": "r8", "epochs": 4, "seed": 17},
+            {"resolution": "r8", "epochs": 4, "seed": 17, **(MACHINE if name == "good" else {})},
             history if name == "good" else [],
         )
         for name, model in models.items()
@@ -84,12 +90,13 @@ def written(judged_store, tmp_path_factory):
 def test_the_page_has_every_number_of_the_table_and_every_sentence(judged_store, written):
     judged = summary(judged_store[2])
     for cell in [*header(judged), *(cell for row in table_rows(judged) for cell in row)]:
-        assert f">{escape(cell)}</t" in written[1]
+        assert f">{escape(cell)}</t" in written[1].replace("&nbsp;", " ")
     for sentence, verdict in zip(
         judged["sentence"].values.ravel(), judged["verdict"].values.ravel(), strict=True
     ):
         kind = verdict.replace(" ", "-")
-        assert f'<li class="{kind}">{escape(sentence)}</li>' in written[1]
+        whole = written[1].replace("&nbsp;", " ")
+        assert f'<li class="{kind}">{escape(sentence)}</li>' in whole
     assert {"training", "not finite"} <= set(judged["verdict"].values.ravel())
 
 
@@ -105,7 +112,11 @@ def test_the_page_has_the_budget_of_each_model(written):
         "epochs|4|4",
         "seed|17|17",
         "seconds of training|6",
-        "last training error|12.5 %",
+        "last training loss|0.125 (relative H1 error of the normalised field)",
+        "trained on device|cuda:1|not recorded",
+        "trained on processor|A &lt;GPU&gt;|not recorded",
+        "training threads|6|not recorded",
+        "training software|versions (torch 1.2.3)|not recorded",
     ):
         assert row in rows
     assert "torch " + torch.__version__ in text
@@ -130,6 +141,152 @@ def test_the_page_is_whole_and_holds_no_code(written):
     assert len(text) < 30_000 < len(written[1])
 
 
+def test_terms_are_said_before_they_are_used(written):
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", written[1].partition("<body>")[2]))
+    first = text.index("DPU")
+    assert text[first:].startswith("DPU (down, predict, up) restricts the input to the grid that a model was")
+    assert first < text.index("best DPU") < text.index("How to read this")
+
+
+def test_samples_are_under_the_name_of_their_resolution(written):
+    headings = re.findall(r"<h3>(.*?)</h3>", written[1])
+    assert headings == [
+        "u at r8, 8 \u00d7 8 points (good, &lt;i&gt;bad&lt;/i&gt; trained here)",
+        "u at r16, 16 \u00d7 16 points",
+    ]
+
+
+def test_the_training_loss_is_not_taken_for_the_error(written):
+    assert "of good the relative H1 error of the normalised field, over the training samples" in written[1]
+    assert "training error" not in written[1]
+
+
+def test_where_a_narrow_screen_cuts_it_says_so(written):
+    style = written[1].partition("</style>")[0]
+    assert "more to the right: scroll sideways" in style
+    wide = written[1].count('<div class="wide numbers" tabindex="0">')
+    assert wide == 1 + 6  # the table of errors and the pictures
+    assert "min-width" in style and "position: sticky; left: 0; background: #fff" in style
+
+
+def a_report(folder, grids, outputs, models, trained):
+    """The page, the results and the summary of models that predict all outputs from one input."""
+    variables = [Variable("a", "input"), *(Variable(name, "output", units="Pa") for name in outputs)]
+
+    def fields(samples, grid):
+        phase = np.reshape(samples, (-1, *[1] * grid.n_dim)) / 3
+        wave = np.prod(np.broadcast_arrays(*(np.sin(np.pi * x) for x in grid.mesh)), axis=0)
+        a = wave * np.cos(3 * grid.mesh[-1] + phase) + 0.1 * wave * phase
+        return {"a": a} | {name: (k + 1) * a for k, name in enumerate(outputs)}
+
+    store = store_of(folder / "some.zarr", grids, variables, fields, {"train": 4, "test": 12})
+    processor = FieldProcessor({"a": UNIT}, dict.fromkeys(outputs, UNIT))
+    runs = {
+        name: Run(model, processor, "some", {}, {"resolution": trained}) for name, model in models.items()
+    }
+    results = evaluate_transfer(runs, store, list(store.grids), progress=False)
+    text = write_report(folder / "out", results, runs, store, title="Some").read_text()
+    return text, results, summary(results), runs, store
+
+
+class Times(nn.Module):
+    """All outputs by a factor off, the k-th of them k times the input, and by another on fine grids."""
+
+    def __init__(self, factors, *, fine=1.0):
+        super().__init__()
+        self.factors, self.fine = factors, fine
+
+    def forward(self, x):
+        by = self.fine if x.shape[-1] > 8 else 1.0
+        return torch.cat([by * factor * (k + 1) * x for k, factor in enumerate(self.factors)], dim=1)
+
+
+def test_three_outputs_are_judged_and_shown_one_by_one(tmp_path):
+    grids = [Grid.uniform((n, n)) for n in (8, 16)]
+    factors = (1.1, 1.2, 1.3)
+    text, _, judged, *_ = a_report(tmp_path, grids, ("u", "v", "w"), {"one": Times(factors)}, "r8")
+    for name, factor in zip("uvw", factors, strict=True):
+        error = f"{100 * (factor - 1):.1f}"
+        assert f"one at r16, {name}: " in text
+        assert (
+            f"<td>one</td><td>r8</td><td>r16</td><td>{name}</td><td>{error} [{error},&nbsp;{error}]" in text
+        )
+        for key, size in (("r8", 8), ("r16", 16)):
+            assert f"<h3>{name} at {key}, {size} \u00d7 {size} points" in text
+    assert text.count("<img") == 3 * (2 + 2 + 0)  # errors, spread, two resolutions; nothing countable
+    assert judged["verdict"].sel(resolution="r8").values.tolist() == [["training"] * 3]
+
+
+def test_one_dimension(tmp_path):
+    grids = [Grid.uniform((n,)) for n in (8, 16)]
+    models = {"exact": Times((1.0,)), "off": Times((1.5,), fine=1.2)}
+    text, _, judged, *_ = a_report(tmp_path, grids, ("u",), models, "r8")
+    direct = judged["mean"].sel(predictor="direct", variable="u")
+    np.testing.assert_allclose(direct, [[0, 0], [0.5, 0.8]], atol=1e-6)
+    assert judged["verdict"].sel(model="off", resolution="r16").item() == "worse"
+    assert re.findall(r"<h3>(.*?)</h3>", text) == [
+        "u at r8, 8 points (exact, off trained here)",
+        "u at r16, 16 points",
+    ]
+    assert "80.0 [80.0,&nbsp;80.0]" in text
+    assert "have the colours of its truth" not in text
+
+
+@pytest.mark.parametrize(("value", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (1e30, None)])
+def test_a_diverged_model_alone_has_a_report(tmp_path, value, shown):
+    # Centres of cells, where the fields are not zero.
+    grids = [Grid.uniform((n, n), registration="cell") for n in (8, 16)]
+    broken = Times((1.1,), fine=float(value))
+    text, _, judged, *_ = a_report(tmp_path, grids, ("u",), {"only": broken}, "r8")
+    at = {"resolution": "r16", "variable": "u", "model": "only"}
+    verdict, sentence = (judged[name].sel(at).item() for name in ("verdict", "sentence"))
+    if shown is None:
+        assert judged["mean"].sel({**at, "predictor": "direct"}).item() == pytest.approx(1.1e30, rel=1e-6)
+        assert verdict == "no better than mean"
+        assert "<td>1.10e+31</td></tr>" in text  # the growth
+        assert "direct inference (1.10e+32 % [1.10e+32, 1.10e+32]) is worse than predicting the" in sentence
+    else:
+        assert verdict == "not finite"
+        assert "errors are not finite in 12 of 12 samples of direct inference and in 0 of" in sentence
+        assert f"{shown} (12 not finite)" in text
+        content = json.loads((tmp_path / "out" / "results.json").read_text())
+        (of,) = [
+            row["mean"]
+            for row in content["errors"]
+            if (row["resolution"], row["predictor"]) == ("r16", "direct")
+        ]
+        assert of == {"nan": "NaN", "inf": "Infinity"}[shown]
+    kind = verdict.replace(" ", "-")
+    assert f'<li class="{kind}">{escape(sentence)}</li>' in text.replace("&nbsp;", " ")
+    assert "<h3>u at r16, 16 \u00d7 16 points</h3>" in text
+
+
+@pytest.mark.parametrize("trained", ["r8", "r12", "r16"])
+def test_the_coarse_prediction_that_is_shown_is_the_one_that_was_judged(tmp_path, trained):
+    grids = [Grid.uniform((n, n)) for n in (8, 12, 16)]
+    models = {"good": Off(0.05), "bad": Off(0.6)}
+    text, results, judged, runs, store = a_report(tmp_path, grids, ("u",), models, trained)
+    rows = [4, 0, 7]
+    seen = set()
+    for key in store.grids:
+        shown = with_coarse(sample_fields(runs, store, key, rows), judged, runs, store, key)
+        for model in runs:
+            cell = judged.sel(model=model, resolution=key, variable="u")
+            one = shown.sel(model=model, variable="u")
+            error = np.sqrt(((one["dpu"] - one["truth"]).astype(float) ** 2).sum(("y", "x")))
+            error /= np.sqrt((one["truth"].astype(float) ** 2).sum(("y", "x")))
+            expected = results["relative_l2"].sel(
+                model=model, resolution=key, variable="u", predictor=cell["best_dpu"].item()
+            )
+            np.testing.assert_allclose(error, expected[rows], rtol=1e-4)
+            way = one["dpu_input"].item()
+            assert way == ("" if key == trained else dpu_input(cell))
+            seen.add(way)
+    assert len(seen) > 1
+    assert "grids do not nest for good at" in text
+    assert "took the input at the nearest point instead" in text
+
+
 def test_the_numbers_beside_the_page_are_the_results(judged_store, written):
     folder, results = written[0].parent, judged_store[2]
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
@@ -144,7 +301,7 @@ def test_the_numbers_beside_the_page_are_the_results(judged_store, written):
     content = json.loads((folder / "results.json").read_text())
     sentences = [row["sentence"] for row in content["comparisons"]]
     assert sentences == summary(results)["sentence"].values.ravel().tolist()
-    assert all(escape(sentence) in written[1] for sentence in sentences)
+    assert all(escape(sentence) in written[1].replace("&nbsp;", " ") for sentence in sentences)
 
 
 def test_a_report_is_replaced_only_if_asked(judged_store, written, monkeypatch, tmp_path):

@@ -71,6 +71,9 @@ def test_json_has_the_summary(tmp_path):
         best = min(("dpu_injection", "dpu_mean", "dpu_interpolation"), key=lambda name: of[name].mean())
         assert row["best_dpu"] == best
         assert row["difference"] == pytest.approx(of["direct"].mean() - of[best].mean(), abs=1e-14)
+        assert row["over_mean"] == pytest.approx(of["direct"].mean() - of["mean"].mean(), abs=1e-14)
+        bounds = np.quantile(bootstrap_means(of["direct"] - of["mean"]), [0.025, 0.975])
+        np.testing.assert_allclose([row["over_mean_low"], row["over_mean_high"]], bounds, atol=1e-14)
         growth = of["direct"].mean() / errors[row["model"]]["r16"]["direct"].mean()
         assert row["growth"] == pytest.approx(growth, rel=1e-14)
 
@@ -152,5 +155,6 @@ def test_notes_name_grids_that_do_not_nest():
     assert notes(summary(results)) == []
     results["restriction"].loc[{"model": "MANO", "resolution": "r32"}] = "nearest"
     assert notes(summary(results)) == [
-        "Note: the grids do not nest for MANO at r32: there dpu_injection takes the nearest points."
+        "Note: the grids do not nest for MANO at r32: points of the training grid are missing there, and "
+        "dpu_injection took the input at the nearest point instead."
     ]

@@ -6,6 +6,7 @@ from helpers import results_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mano_op.transfer.evaluate import PREDICTORS
 from mano_op.transfer.verdict import bootstrap_means, percent, summary, with_interval
 
 RNG = np.random.default_rng(0)
@@ -14,8 +15,8 @@ NOISE = RNG.normal(0, 0.01, 60)
 NOISE -= NOISE.mean()
 
 
-def judged(direct, dpu, *, mean=None, interpolation=None, **options):
-    """A model trained at 16, at 16 and at 32, where its errors are the ones given."""
+def judged(direct, dpu, *, mean=None, interpolation=None, field=None, **options):
+    """A model trained at 16, at 16 and at 32, where its errors, and the mean field's, are the ones given."""
     ones = np.ones_like(direct)
     at_training = dict.fromkeys(("direct", "dpu_injection", "dpu_mean", "dpu_interpolation"), 0.1 * ones)
     there = {
@@ -25,7 +26,8 @@ def judged(direct, dpu, *, mean=None, interpolation=None, **options):
         "dpu_interpolation": dpu if interpolation is None else interpolation,
     }
     rest = {"floor": 0.02 * ones, "mean": ones}
-    results = results_of({"M": {"r16": {**at_training, **rest}, "r32": {**there, **rest}}})
+    field = ones if field is None else field
+    results = results_of({"M": {"r16": {**at_training, **rest}, "r32": {**there, **rest, "mean": field}}})
     return summary(results, **options)
 
 
@@ -62,6 +64,65 @@ def test_sentences_carry_the_numbers():
     )
     assert at(one, "r16", "sentence") == "M at r16, where it was trained: error 10.0 % [10.0, 10.0]."
     assert at(one, "r16", "verdict") == "training"
+
+
+@pytest.mark.parametrize(
+    ("over_mean", "verdict", "words"),
+    [
+        (-0.005, "improves", "improves on interpolating its own coarse prediction ("),
+        (-0.0005, "undecided", "but no difference to predicting the mean field ("),
+        (0.0005, "no better than mean", "is no better than predicting the mean field ("),
+        (0.005, "no better than mean", "is worse than predicting the mean field ("),
+    ],
+)
+def test_nothing_favourable_is_said_of_what_the_mean_field_does_as_well(over_mean, verdict, words):
+    direct = BASE + NOISE
+    one = judged(direct, direct + 0.1, field=BASE - over_mean)
+    assert at(one, "r32", "difference_high") < -0.09  # far below DPU in every case
+    assert at(one, "r32", "verdict") == verdict
+    rival = BASE + 0.1 if verdict == "improves" else BASE - over_mean
+    assert f"{words}{percent(rival.mean())} % [" in at(one, "r32", "sentence")
+    assert f"direct inference ({percent(BASE.mean())} % [" in at(one, "r32", "sentence")
+    assert ("improves" in at(one, "r32", "sentence")) == (verdict == "improves")
+    low, high = at(one, "r32", "over_mean_low"), at(one, "r32", "over_mean_high")
+    assert low < at(one, "r32", "over_mean") < high
+    assert at(one, "r32", "over_mean") == pytest.approx(over_mean, abs=1e-14)
+    assert (low <= 0 <= high) == (abs(over_mean) < 0.001)
+
+
+def test_worse_than_the_mean_field_is_said_with_the_numbers_and_dpu_beside():
+    one = judged(np.full(20, 0.61), np.full(20, 0.5), field=np.full(20, 0.57))
+    assert at(one, "r32", "sentence") == (
+        "M at r32: direct inference (61.0 % [61.0, 61.0]) is worse than predicting the mean field (57.0 % "
+        "[57.0, 57.0]); the difference is +4.00 [+4.00, +4.00] percentage points; interpolating its own "
+        "coarse prediction has error 50.0 % [50.0, 50.0] (input at the shared points)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "verdict", "sentence"),
+    [
+        (0.20, "training", "error 10.0 % [10.0, 10.0]."),
+        (
+            0.08,
+            "no better than mean",
+            "error 10.0 % [10.0, 10.0], worse than predicting the mean field (8.00 % [8.00, 8.00]); the "
+            "difference is +2.00 [+2.00, +2.00] percentage points.",
+        ),
+    ],
+)
+def test_the_mean_field_is_a_rival_where_the_model_was_trained_too(field, verdict, sentence):
+    errors = dict.fromkeys(PREDICTORS, np.full(20, 0.1)) | {"mean": np.full(20, field)}
+    one = summary(results_of({"M": {"r16": errors}}))
+    assert one["verdict"].item() == verdict
+    assert one["sentence"].item() == "M at r16, where it was trained: " + sentence
+
+
+def test_a_model_that_has_become_the_mean_field_is_not_better_by_rounding():
+    one = judged(BASE * (1 - 1e-8), BASE + 0.1, field=BASE)
+    assert at(one, "r32", "over_mean_high") < 0
+    assert at(one, "r32", "verdict") == "no better than mean"
+    assert judged(BASE * (1 - 1e-5), BASE + 0.1, field=BASE)["verdict"].values.ravel()[1] == "improves"
 
 
 def test_intervals_are_those_of_a_mean():
@@ -121,13 +182,19 @@ def test_few_samples_decide_nothing():
     assert at(one, "r32", "verdict") == "few"
     assert "9 samples are too few" in at(one, "r32", "sentence")
     assert at(judged(BASE[:10] - 0.02, BASE[:10]), "r32", "verdict") == "improves"
+    off = judged(BASE[:9] + 0.02, BASE[:9], field=BASE[:9])
+    assert at(off, "r32", "verdict") == "no better than mean"  # so it is, but not "worse"
+    assert "is no better than predicting the mean field" in at(off, "r32", "sentence")
 
 
 def test_below_the_training_resolution_the_words_are_others():
     errors = {
         name: BASE for name in ("direct", "dpu_injection", "dpu_mean", "dpu_interpolation", "floor", "mean")
     }
-    one = summary(results_of({"M": {"r8": {**errors, "direct": BASE - 0.01}}}))
+    results = results_of({"M": {"r8": {**errors, "direct": BASE - 0.01, "mean": BASE + 0.1}}})
+    results["restriction"][:] = "nearest"
+    one = summary(results)
+    assert "input at the nearest points, as the grids do not nest" in one["sentence"].item()
     assert "improves on going by way of its training grid" in one["sentence"].item()
 
 
@@ -160,7 +227,16 @@ def test_bootstrap_means_spread_as_means_do():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.5, "50.0"), (1.234, "123"), (12.34, "1234"), (0.000012, "0.0012"), (0.0, "0.00"), (np.inf, "inf")],
+    [
+        (0.5, "50.0"),
+        (1.234, "123"),
+        (12.34, "1234"),
+        (0.000012, "0.0012"),
+        (0.0, "0.00"),
+        (np.inf, "inf"),
+        (9999.0, "999900"),
+        (1e4, "1.00e+06"),
+    ],
 )
 def test_percent_keeps_three_digits(value, text):
     assert percent(value) == text
@@ -169,3 +245,8 @@ def test_percent_keeps_three_digits(value, text):
 def test_intervals_of_failures_are_left_out():
     assert with_interval(np.nan, np.nan, np.nan) == "nan"
     assert with_interval(np.inf, np.nan, np.nan) == "inf"
+
+
+def test_errors_of_diverged_models_have_exponents():
+    assert with_interval(1.1e30, 9e29, 1.25e30) == "1.10e+32 [9.00e+31, 1.25e+32]"
+    assert with_interval(1.1e30, 9e29, 1.25e30, sign=True) == "+1.10e+32 [+9.00e+31, +1.25e+32]"

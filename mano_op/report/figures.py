@@ -10,7 +10,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedFormatter, FixedLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
 from numpy.typing import NDArray
 
 from mano_op.report.style import FAINT, INK, LINES, colours, log_axis, model_handles, style
@@ -174,21 +174,22 @@ def cost_and_error(judged: xr.Dataset, variable: str) -> Figure:
 
 
 def training_history(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """Training error by epoch and by seconds; a model without a history has no line."""
+    """Training loss, of normalised fields, by epoch and by seconds; without a history there is no line."""
     shown = {model: colour for model, colour in colours(histories).items() if histories[model]}
     with style():
         figure = Figure(figsize=(7.2, 3.2), layout="constrained")
         by_epoch, by_time = figure.subplots(1, 2, sharey=True)
         for model, colour in shown.items():
             history = histories[model]
-            error = 100 * np.array([entry["training_error"] for entry in history])
+            loss = np.array([entry["training_error"] for entry in history])
             seconds = np.cumsum([entry["seconds"] for entry in history])
             marker = "." if len(history) < 40 else None
-            by_epoch.plot(np.arange(1, error.size + 1), error, color=colour, marker=marker)
-            by_time.plot(seconds, error, color=colour, marker=marker)
+            by_epoch.plot(np.arange(1, loss.size + 1), loss, color=colour, marker=marker)
+            by_time.plot(seconds, loss, color=colour, marker=marker)
         log_axis(by_epoch, "y")
         by_epoch.set_xlabel("epoch")
-        by_epoch.set_ylabel("training error in %")
+        by_epoch.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        by_epoch.set_ylabel("training loss, of normalised fields")
         by_time.set_xlabel("seconds of training")
         by_time.set_xlim(left=0)
         figure.legend(handles=model_handles(shown), loc="outside upper left", ncols=len(shown))

@@ -1,19 +1,24 @@
-"""Pictures of single samples: input, truth, and each model's prediction and error."""
+"""Pictures of single samples: input, truth, and each model's predictions and errors, direct and by DPU."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from mano_op.grid import Axis, Grid
-from mano_op.report.style import FAINT, INK, colours, style
+from mano_op.report.style import FAINT, INK, LINES, colours, style
 from mano_op.transfer.verdict import percent
 
 Names = Mapping[str, str]
@@ -24,13 +29,15 @@ def sample_panels(
 ) -> Figure:
     """Some samples below each other, each with all models.
 
-    Truth and predictions of a sample share the truth's colour scale, the errors of all models another.
-    Of three-dimensional fields the middle of the first axis is drawn; one-dimensional ones are lines.
+    Every model has a row: its direct prediction, and beside it that of its best DPU, each with its relative
+    L2 error and where that is. Truth and predictions of a sample share the truth's colour scale, all errors
+    another. Of three-dimensional fields the middle of the first axis is drawn; one-dimensional ones are
+    lines.
 
     Parameters
     ----------
     fields : Dataset
-        From `mano_op.transfer.predict.sample_fields`.
+        From `mano_op.report.coarse.with_coarse`.
     grid : Grid
         Its points.
     variable : str
@@ -46,14 +53,14 @@ def sample_panels(
         across, middle = grid.names[0], grid.shape[0] // 2
         captions = [f"{caption}, {across} = {grid.points[0][middle]:g}" for caption in captions]
         fields, grid = fields.isel({across: middle}), Grid(grid.axes[1:])
-    models, n_inputs = fields.sizes["model"], fields.sizes["input_variable"]
-    columns = (n_inputs + 2) // 2 + models
-    size = 7.2, 4.4
+    size = 8.6, 4.4
     if grid.n_dim > 1:
+        rows, columns = _shape(fields)
         aspect = min(2.0, max(0.5, grid.axes[0].length / grid.axes[1].length))
-        size = max(5.0, 1.9 * columns + 0.9), 2 * (1.8 * aspect + 0.5)
+        size = 1.35 * columns + 2.0, rows * (1.35 * aspect + 0.45) + 0.4
     with style(axes_titlesize=9):
-        figure = Figure(figsize=(size[0], size[1] * len(captions)), layout="constrained")
+        layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.07)
+        figure = Figure(figsize=(size[0], size[1] * len(captions)), layout=layout)
         parts = figure.subfigures(len(captions), 1, squeeze=False, hspace=0.03).ravel()
         for i, (part, caption) in enumerate(zip(parts, captions, strict=True)):
             part.suptitle(caption, x=0.01, ha="left", fontsize=10, fontweight="bold")
@@ -61,51 +68,91 @@ def sample_panels(
         return figure
 
 
+def _shape(sample: xr.Dataset) -> tuple[int, int]:
+    """Rows and columns of panels: one row a model, unless the inputs need more than two columns."""
+    facts = 1 + sample.sizes["input_variable"]
+    rows = max(sample.sizes["model"], -(-facts // 3))
+    return rows, -(-facts // rows) + 2 * len(_kinds(sample))
+
+
+def _kinds(sample: xr.Dataset) -> dict[str, str]:
+    """The predictions that are drawn; DPU only if it is another than the direct one for any model."""
+    return {"direct": "prediction"} | ({"DPU": "dpu"} if (sample["dpu_input"] != "").any() else {})
+
+
 def _images(part: SubFigure, sample: xr.Dataset, grid: Grid, label: str, names: Names) -> None:
-    """Inputs and truth in the first columns, then for each model its prediction above its error."""
-    inputs, models = sample["input_variable"].values, sample["model"].values.tolist()
-    left = (len(inputs) + 2) // 2
-    panels = part.subplots(2, left + len(models), squeeze=False)
-    true, predicted = sample["truth"].values, sample["prediction"].values
+    """Truth and inputs in the first columns, then for each model its predictions, each with its error."""
+    rows, columns = _shape(sample)
+    panels = part.subplots(rows, columns, squeeze=False)
+    kinds, models = _kinds(sample), sample["model"].values.tolist()
+    left = columns - 2 * len(kinds)
+    true = sample["truth"].values
+    predicted = np.stack([sample[name].values for name in kinds.values()], axis=1)
     errors = np.abs(predicted - true)
     lowest, highest = float(true.min()), float(true.max())
     largest = min(_largest(errors), highest - lowest) or 1.0
 
-    places = [*panels[:, : left - 1].T.ravel(), panels[1, left - 1]]
-    for axes in places[len(inputs) :]:
+    for axes in panels.ravel():
         axes.set_visible(False)
-    for axes, name in zip(places, inputs, strict=False):
-        image = _draw(axes, sample["input"].sel(input_variable=name).values, grid, "cividis")
-        axes.set_title(_short(names[name]))
-        beside = axes.inset_axes((-0.14, 0, 0.05, 1))
-        part.colorbar(image, cax=beside, location="left")
-    truth = panels[0, left - 1]
-    _draw(truth, true, grid, "viridis", lowest, highest)
+    truth, *places = panels[:, :left].T.ravel()
+    shown = _draw(truth, true, grid, "viridis", lowest, highest)
     truth.set_title(_short(f"truth: {label}"))
     _label(truth, grid)
-    for m, model in enumerate(models):
-        above, below = panels[:, left + m]
-        shown = _draw(above, predicted[m], grid, "viridis", lowest, highest)
-        wrong = _draw(below, errors[m], grid, "magma", 0.0, largest)
-        above.set_title(_short(model), color=colours(models)[model])
-        below.set_title(f"|error|, {_size(predicted[m], true)} %", color=colours(models)[model])
-    beyond = (bool(np.nanmin(predicted) < lowest), bool(np.nanmax(predicted) > highest))
+    for axes, name in zip(places, sample["input_variable"].values, strict=False):
+        image = _draw(axes, sample["input"].sel(input_variable=name).values, grid, "cividis")
+        axes.set_title(_short(names[name]))
+        _bar(part, image, axes, location="left", aspect=20, pad=0.06)
+    for row, (model, colour) in enumerate(colours(models).items()):
+        way = sample["dpu_input"].values[row]
+        for k, kind in enumerate(kinds):
+            above, beside = panels[row, left + 2 * k : left + 2 * k + 2]
+            if kind == "DPU" and not way:
+                above.set_visible(True)
+                above.set_axis_off()
+                above.text(0, 0.5, "trained here:\nDPU is the same", color=FAINT, fontsize=8)
+                continue
+            _draw(above, predicted[row, k], grid, "viridis", lowest, highest)
+            wrong = _draw(beside, errors[row, k], grid, "magma", 0.0, largest)
+            named = f"{kind} ({way})" if kind == "DPU" else kind
+            above.set_title(f"{_short(model)}\n{named}", color=colour)
+            beside.set_title(f"|error|\n{_size(predicted[row, k], true)} %", color=colour)
+    inside = np.isfinite(predicted)
+    beyond = (
+        bool(np.min(predicted, where=inside, initial=lowest) < lowest),
+        bool(np.max(predicted, where=inside, initial=highest) > highest),
+    )
     extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(beyond, "neither")
-    part.colorbar(shown, ax=panels[0, left:], aspect=25, extend=extend, pad=0.02)
-    extend = "max" if _largest(errors) > largest else "neither"
-    part.colorbar(wrong, ax=panels[1, left:], aspect=25, extend=extend, pad=0.02)
+    right = {"ax": panels[:, left:], "aspect": 14 * rows, "pad": 0.02}
+    # The first one made is the outer one.
+    _bar(part, wrong, extend="max" if _largest(errors) > largest else "neither", **right).set_label("|error|")
+    _bar(part, shown, extend=extend, **right).set_label(label)
+
+
+def _bar(part: SubFigure, image: AxesImage, ax: Any, **options: Any) -> Colorbar:
+    """A colour bar with a few whole numbers: one taken apart into a factor and a rest can be overlooked."""
+    low, high = image.get_clim()
+    digits = 4
+    if high > low:
+        digits += max(0, math.ceil(math.log10(max(abs(low), abs(high)) / (high - low))))
+    written = FuncFormatter(lambda value, _: f"{value:.{digits}g}")
+    return part.colorbar(image, ax=ax, ticks=MaxNLocator(4), format=written, **options)
 
 
 def _lines(part: SubFigure, sample: xr.Dataset, grid: Grid, label: str, names: Names) -> None:
-    """Truth and predictions in one frame, inputs and errors in two below."""
+    """Truth and predictions in one frame, inputs and errors in two below; DPU's lines are broken."""
     fields, inputs, errors = part.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
     x = grid.points[0]
     true = sample["truth"].values
     fields.plot(x, true, color=INK, lw=2.5, alpha=0.35, label="truth")
     for m, (model, colour) in enumerate(colours(sample["model"].values.tolist()).items()):
-        values = sample["prediction"].values[m]
-        fields.plot(x, values, color=colour, lw=1.2, label=f"{_short(model)}, error {_size(values, true)} %")
-        errors.plot(x, np.abs(values - true), color=colour, lw=1.2)
+        way = sample["dpu_input"].values[m]
+        for kind, line in (("direct", LINES["direct"]), (f"DPU ({way})", LINES["best DPU"])):
+            if kind != "direct" and not way:
+                continue
+            values = sample["prediction" if kind == "direct" else "dpu"].values[m]
+            named = f"{_short(model)}, {kind}: {_size(values, true)} %"
+            fields.plot(x, values, color=colour, lw=1.2, ls=line, label=named)
+            errors.plot(x, np.abs(values - true), color=colour, lw=1.2, ls=line)
     for i, name in enumerate(sample["input_variable"].values):
         inputs.plot(
             x, sample["input"].values[i], color=INK, ls=("-", "--", ":", "-.")[i % 4], label=names[name]
@@ -128,6 +175,7 @@ def _draw(
 ) -> AxesImage:
     """A field in its place: each value fills the cell about its point."""
     y, x = grid.axes
+    axes.set_visible(True)
     image = axes.imshow(
         values,
         cmap=matplotlib.colormaps[cmap].with_extremes(bad="#ff5555"),
@@ -170,4 +218,5 @@ def _short(text: str) -> str:
 
 
 def _size(predicted: NDArray[np.float32], true: NDArray[np.float32]) -> str:
-    return percent(float(np.linalg.norm(predicted - true) / np.linalg.norm(true)))
+    difference = predicted.astype(np.float64) - true
+    return percent(float(np.linalg.norm(difference) / np.linalg.norm(true.astype(np.float64))))

@@ -1,4 +1,4 @@
-"""The parts of a report: what is shown of errors, samples, costs and training, and how to read it."""
+"""The parts of a report: what is shown of errors, costs and training, and how to read it."""
 
 from __future__ import annotations
 
@@ -6,32 +6,36 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from mano_op.data.store import FieldStore
 from mano_op.machine import machine
 from mano_op.report.figures import cost_and_error, error_by_resolution, error_distributions, training_history
 from mano_op.report.page import definitions, figure, heading, html_table, paragraph, points
-from mano_op.report.panels import sample_panels
 from mano_op.report.style import data_uri
 from mano_op.runs import Run
-from mano_op.transfer.predict import sample_fields
 from mano_op.transfer.tables import header, notes, table_rows
-from mano_op.transfer.verdict import percent
 
+_DPU = (
+    "DPU (down, predict, up) restricts the input to the grid that a model was trained on, predicts there and "
+    "interpolates the prediction back: it needs no transfer, so direct inference is worth something only "
+    "where it has the smaller error."
+)
 _TERMS = {
     "direct": "the model, given the input on the grid itself.",
     "DPU": "down, predict, up: the input restricted to the model's training grid, the prediction there, "
     "interpolated back. Several ways of restricting are tried: the values at the shared points (injection) "
-    "or, where grids do not nest, at the nearest (nearest); the means over cells (mean); interpolated values "
-    "(interpolation). The one with the smallest error is shown. A claim of transfer has to beat it.",
+    "or, where the grids do not nest, those at the nearest points (nearest); "
+    "the means over cells (mean); interpolated values (interpolation). The one with the smallest error is "
+    "shown. A claim of transfer has to beat it, and the mean field.",
     "floor": "the true output at the points of the training grid, interpolated likewise: what DPU makes of a "
     "perfect coarse prediction.",
     "mean field": "the mean over the training split, everywhere: what knowing nothing of the input gives.",
     "growth": "the direct error over the direct error at the training resolution.",
 }
+
+
+_UNKNOWN = "not recorded"
 
 
 def findings(judged: xr.Dataset, store: FieldStore) -> list[str]:
@@ -54,6 +58,7 @@ def errors(results: xr.Dataset, judged: xr.Dataset) -> list[str]:
     """The table, its notes, and for each variable the errors by resolution and their distributions."""
     parts = [
         heading("Errors"),
+        paragraph(_DPU),
         html_table(header(judged), table_rows(judged), kind="numbers"),
         *(paragraph(note, kind="note") for note in notes(judged)),
     ]
@@ -62,7 +67,7 @@ def errors(results: xr.Dataset, judged: xr.Dataset) -> list[str]:
             figure(
                 data_uri(error_by_resolution(judged, variable), "svg"),
                 f"Mean relative L2 error of {variable}. Bands are 95 % intervals. Direct inference is worth "
-                "its cost where the full line lies below the broken one of its colour.",
+                "its cost where the full line lies below the broken one of its colour and the mean field.",
             ),
             figure(
                 data_uri(error_distributions(results, judged, variable), "svg"),
@@ -71,54 +76,6 @@ def errors(results: xr.Dataset, judged: xr.Dataset) -> list[str]:
             ),
         ]
     return parts
-
-
-def samples(results: xr.Dataset, judged: xr.Dataset, runs: Mapping[str, Run], store: FieldStore) -> list[str]:
-    """For each variable a good, a middling and a bad sample, at the training resolutions and the finest."""
-    keys = judged["resolution"].values.tolist()
-    wanted = {*judged["training_resolution"].values.tolist(), keys[-1]}
-    names = {one.name: one.name + ("" if one.units == "1" else f" [{one.units}]") for one in store.variables}
-    parts = [heading("Samples")]
-    for key in (key for key in keys if key in wanted):
-        for variable in judged["variable"].values.tolist():
-            of = results["relative_l2"].sel(resolution=key, predictor="direct", variable=variable)
-            rows = best_median_worst(of.transpose("model", "sample").values)
-            fields = sample_fields(runs, store, key, list(rows.values()), split=judged.attrs["split"])
-            captions = [f"{which}, no. {of['sample'].values[row]}" for which, row in rows.items()]
-            picture = sample_panels(fields, store.grids[key], variable, captions, names)
-            parts.append(
-                figure(
-                    data_uri(picture, "png"),
-                    f"{variable} at {key}, direct inference: the samples with the smallest, the median and "
-                    "the largest error, averaged over the models. All fields of a sample have the colours "
-                    "of its truth, and all its errors share a scale.",
-                )
-            )
-    return parts
-
-
-def best_median_worst(errors: NDArray[np.float64]) -> dict[str, int]:
-    """Rows of samples, by mean error over models; an error that is not finite is the largest.
-
-    Parameters
-    ----------
-    errors : ndarray, shape (models, samples)
-
-    Examples
-    --------
-    >>> best_median_worst(np.array([[0.3, 0.1, np.nan, 0.2, 0.4]]))
-    {'Best sample': 1, 'Median sample': 0, 'Worst sample': 2}
-    >>> best_median_worst(np.array([[0.3]]))
-    {'Best sample': 0}
-    """
-    means = np.where(np.isfinite(errors), errors, np.inf).mean(axis=0)
-    order = np.argsort(means, kind="stable").tolist()
-    picks = {"Best sample": 0, "Median sample": (len(order) - 1) // 2, "Worst sample": len(order) - 1}
-    chosen: dict[str, int] = {}
-    for which, place in picks.items():
-        if order[place] not in chosen.values():
-            chosen[which] = order[place]
-    return chosen
 
 
 def costs(judged: xr.Dataset) -> list[str]:
@@ -152,11 +109,16 @@ def training(runs: Mapping[str, Run], judged: xr.Dataset) -> list[str]:
             "options": ", ".join(f"{name}={value}" for name, value in run.options.items()),
             "parameters": f"{run.n_parameters:,}",
             "MFLOP for a sample": f"{judged['training_flops'].sel(model=model).item() / 1e6:.4g}",
-            **{name.replace("_", " "): in_words(value) for name, value in run.training.items()},
+            **{
+                name.replace("_", " "): in_words(value)
+                for name, value in run.training.items()
+                if name != "machine"
+            },
+            **_trained_on(run.training.get("machine", {})),
         }
         if run.history:
-            facts["seconds of training"] = f"{sum(entry['seconds'] for entry in run.history):.0f}"
-            facts["last training error"] = f"{percent(run.history[-1]['training_error'])} %"
+            facts["seconds of training"] = f"{sum(entry['seconds'] for entry in run.history):.3g}"
+            facts["last training loss"] = f"{run.history[-1]['training_error']:.3g} ({_loss(run)})"
         for name, fact in facts.items():
             properties.setdefault(name, [""] * len(runs))[i] = fact
     parts = [
@@ -165,10 +127,33 @@ def training(runs: Mapping[str, Run], judged: xr.Dataset) -> list[str]:
     ]
     histories = {model: run.history for model, run in runs.items()}
     if any(histories.values()):
+        losses = ", ".join(f"{model} the {_loss(run)}" for model, run in runs.items() if run.history)
         parts.append(
-            figure(data_uri(training_history(histories), "svg"), "Training error, by epoch and by seconds.")
+            figure(
+                data_uri(training_history(histories), "svg"),
+                f"Training loss, by epoch and by seconds: of {losses}, over the training samples as the "
+                "model changed. It is not the error of the table, which is of fields in physical units and "
+                f"of the split {judged.attrs['split']!r}: the two are not to be compared.",
+            )
         )
     return parts
+
+
+def _loss(run: Run) -> str:
+    """What a history has the values of."""
+    loss = run.training.get("loss")
+    return f"relative {f'{loss} '.upper() if loss else ''}error of the normalised field"
+
+
+def _trained_on(found: Mapping[str, Any]) -> dict[str, str]:
+    """Device, processor, threads and versions of a training, as `mano_op.machine.machine` says them."""
+    software = {name: found[name] for name in ("python", "platform", "versions") if name in found}
+    return {
+        "trained on device": str(found.get("device", _UNKNOWN)),
+        "trained on processor": str(found.get("processor", _UNKNOWN)),
+        "training threads": str(found.get("threads", _UNKNOWN)),
+        "training software": in_words(software) or _UNKNOWN,
+    }
 
 
 def data(store: FieldStore) -> list[str]:

@@ -16,7 +16,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 # Okabe and Ito's colours, which those who confuse red and green can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -103,6 +103,9 @@ def model_handles(shown: Mapping[str, str], labels: Mapping[str, str] | None = N
 def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
     """A logarithmic axis with ticks at 1, 2 and 5 times powers of ten, labelled with plain numbers.
 
+    Where fewer than two of these are in sight, ticks are as on a linear axis; over more than five decades
+    they are powers of ten.
+
     To be called when all is drawn: without a positive value anywhere matplotlib has no limits for it.
     """
     together = axes.get_shared_x_axes() if which == "x" else axes.get_shared_y_axes()
@@ -112,6 +115,15 @@ def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
     )
     limits = {} if math.isfinite(least) else {f"{which}lim": (1, 100)}
     axes.set(**{f"{which}scale": "log"}, **limits)
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    low, high = axis.get_view_interval()
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    in_sight = sum(low <= factor * 10.0**decade <= high for decade in decades for factor in (1, 2, 5))
+    if in_sight < 2:
+        axis.set_major_locator(MaxNLocator(4))
+    else:
+        short = high / low < 1e5
+        axis.set_major_locator(
+            LogLocator(subs=(1.0, 2.0, 5.0) if short else (1.0,), numticks=None if short else 6)
+        )
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())

@@ -9,10 +9,12 @@ import xarray as xr
 
 from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
+from mano_op.files import write_file
 from mano_op.report import sections
 from mano_op.report.page import page, paragraph
+from mano_op.report.samples import samples
 from mano_op.runs import Run
-from mano_op.transfer.tables import csv_text, json_text, replace
+from mano_op.transfer.tables import csv_text, json_text
 from mano_op.transfer.verdict import summary
 
 FILES = ("report.html", "results.csv", "results.json", "results.nc")
@@ -93,15 +95,15 @@ def write_report(
             f"{', '.join(store.outputs)} at {', '.join(store.grids)}: pass the store that was judged on"
         )
     judged = summary(results)
-    contents = {
-        "results.csv": csv_text(results).encode(),
-        "results.json": json_text(judged).encode(),
+    contents: dict[str, str | bytes] = {
+        "results.csv": csv_text(results),
+        "results.json": json_text(judged),
         "results.nc": bytes(results.to_netcdf(engine="scipy")),
-        "report.html": _page(title, results, judged, {name: runs[name] for name in models}, store).encode(),
+        "report.html": _page(title, results, judged, {name: runs[name] for name in models}, store),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        replace(folder / name, content)
+        write_file(folder / name, content)
     return folder / "report.html"
 
 
@@ -113,7 +115,7 @@ def _page(
         [
             *sections.findings(judged, store),
             *sections.errors(results, judged),
-            *sections.samples(results, judged, runs, store),
+            *samples(results, judged, runs, store),
             *sections.costs(judged),
             *sections.training(runs, judged),
             *sections.data(store),

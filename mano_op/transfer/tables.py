@@ -7,13 +7,13 @@ import io
 import itertools
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from mano_op.files import write_file
 from mano_op.transfer.verdict import percent, summary, with_interval
 
 COLUMNS = (
@@ -73,18 +73,20 @@ def table_rows(judged: xr.Dataset) -> list[list[str]]:
                 *([cell["variable"].item()] if judged.sizes["variable"] > 1 else []),
                 _entry(cell, "direct"),
                 "as direct" if at_training else _entry(cell, best),
-                ""
-                if at_training
-                else cell["restriction"].item()
-                if best == "dpu_injection"
-                else best.removeprefix("dpu_"),
+                "" if at_training else dpu_input(cell),
                 "" if at_training else with_interval(margin[0], margin[1], margin[2], sign=True),
                 percent(cell["mean"].sel(predictor="floor").item()),
                 percent(cell["mean"].sel(predictor="mean").item()),
-                f"{growth:.2f}" if math.isfinite(growth) else "",
+                f"{growth:{'.2f' if growth < 1e4 else '.2e'}}" if math.isfinite(growth) else "",
             ]
         )
     return rows
+
+
+def dpu_input(cell: xr.Dataset) -> str:
+    """How the best DPU had its input: "injection", "nearest" where grids do not nest, or another way."""
+    best = str(cell["best_dpu"].item())
+    return str(cell["restriction"].item()) if best == "dpu_injection" else best.removeprefix("dpu_")
 
 
 def notes(judged: xr.Dataset) -> list[str]:
@@ -107,14 +109,15 @@ def notes(judged: xr.Dataset) -> list[str]:
     ]
     if off:
         lines.append(
-            f"Note: the grids do not nest for {', '.join(off)}: there dpu_injection takes the nearest points."
+            f"Note: the grids do not nest for {', '.join(off)}: points of the training grid are missing "
+            "there, and dpu_injection took the input at the nearest point instead."
         )
     return lines
 
 
 def to_csv(results: xr.Dataset, path: str | Path) -> None:
     """Write every error as a row of its own, in full precision; columns are `COLUMNS`."""
-    replace(path, csv_text(results).encode())
+    write_file(path, csv_text(results))
 
 
 def csv_text(results: xr.Dataset) -> str:
@@ -136,7 +139,7 @@ def to_json(judged: xr.Dataset, path: str | Path) -> None:
     A number that is not finite, for which JSON has no notation, is a string: "NaN", "Infinity" or
     "-Infinity".
     """
-    replace(path, json_text(judged).encode())
+    write_file(path, json_text(judged))
 
 
 def json_text(judged: xr.Dataset) -> str:
@@ -158,6 +161,9 @@ def json_text(judged: xr.Dataset) -> str:
                     "difference",
                     "difference_low",
                     "difference_high",
+                    "over_mean",
+                    "over_mean_low",
+                    "over_mean_high",
                     "verdict",
                     "sentence",
                 ]
@@ -165,14 +171,6 @@ def json_text(judged: xr.Dataset) -> str:
         ),
     }
     return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
-
-
-def replace(path: str | Path, content: bytes) -> None:
-    """Write a file in one piece: a reader sees the old one or the new one."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
 
 
 def _cells(judged: xr.Dataset) -> list[xr.Dataset]:

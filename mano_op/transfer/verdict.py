@@ -17,10 +17,13 @@ DPU = ("dpu_injection", "dpu_mean", "dpu_interpolation")
 CONFIDENCE = 0.95
 # A percentile interval of fewer samples is far too narrow.
 FEWEST = 10
+# Predictions are in single precision: a difference of this share of an error, or less, is rounding.
+_ROUNDING = 1e-6
+NO_BETTER = "no better than mean"
 
 _INPUT = {
     "injection": "input at the shared points",
-    "nearest": "input at the nearest points",
+    "nearest": "input at the nearest points, as the grids do not nest",
     "dpu_mean": "input averaged",
     "dpu_interpolation": "input interpolated",
 }
@@ -61,11 +64,21 @@ def summary(results: xr.Dataset, *, resamples: int = 2000, seed: int = 0) -> xr.
     Intervals are 95 % percentile intervals of a bootstrap over the samples. They say how far the test
     samples decide a comparison of these very models; nothing of models from another seed.
 
-    Direct inference is compared with the best of the DPU predictors, by the bootstrap of the paired
-    difference of their mean errors. It "improves" where the interval lies below 0, is "worse" where
-    it lies above, and "undecided" otherwise. Other verdicts are "training" at the training resolution,
-    where the two are one prediction, "few" below 10 samples, and "not finite". The best DPU is picked
-    on the same samples, so what luck there is in it is on its side.
+    Direct inference is compared with the best of the DPU predictors and with the mean field, by the
+    bootstrap of the paired differences of their mean errors. The best DPU is picked on the same samples,
+    so what luck there is in it is on its side. The first verdict that applies is given:
+
+    =====================  ==========================================================================
+    verdict                where
+    =====================  ==========================================================================
+    "not finite"           an error of direct inference or of the best DPU is NaN or infinite
+    "few"                  there are fewer than 10 samples
+    "no better than mean"  the direct error is not below that of the mean field, up to rounding
+    "training"             at the training resolution, where direct inference and DPU are one prediction
+    "worse"                the interval of direct minus best DPU lies above 0
+    "improves"             it lies below 0, and so does that of direct minus mean field
+    "undecided"            everywhere else
+    =====================  ==========================================================================
 
     Parameters
     ----------
@@ -82,8 +95,8 @@ def summary(results: xr.Dataset, *, resamples: int = 2000, seed: int = 0) -> xr.
         ``mean``, ``low``, ``high`` and ``non_finite``, the number of errors that are not, by model,
         resolution, predictor and variable. By model, resolution and variable: ``growth``, the direct error
         over the one at the training resolution, NaN if that was not judged; ``best_dpu``; ``difference``,
-        ``difference_low``, ``difference_high``, direct minus best DPU; ``verdict``; ``sentence``. Costs are
-        those of `results`.
+        ``difference_low``, ``difference_high``, direct minus best DPU; ``over_mean``, ``over_mean_low``,
+        ``over_mean_high``, direct minus mean field; ``verdict``; ``sentence``. Costs are those of `results`.
     """
     order = ("model", "resolution", "predictor", "variable")
     errors = results["relative_l2"].transpose(*order, "sample").values
@@ -102,10 +115,8 @@ def summary(results: xr.Dataset, *, resamples: int = 2000, seed: int = 0) -> xr.
         dpu = np.array([predictors.index(predictor) for predictor in DPU])
         of_dpu = means[:, :, dpu]
         best = dpu[np.where(np.isnan(of_dpu), np.inf, of_dpu).argmin(axis=2)]
-        at_best = best[:, :, None]
-        difference = means[:, :, direct] - np.take_along_axis(means, at_best, axis=2)[:, :, 0]
-        drawn = draws[:, :, :, direct] - np.take_along_axis(draws, at_best[None], axis=3)[:, :, :, 0]
-        difference_low, difference_high = np.quantile(drawn, _tails(), axis=0)
+        over_dpu = _over(means, draws, direct, best)
+        over_mean = _over(means, draws, direct, np.full_like(best, predictors.index("mean")))
 
     pair = ("model", "resolution", "variable")
     made = results.drop_dims("sample").assign(
@@ -115,10 +126,10 @@ def summary(results: xr.Dataset, *, resamples: int = 2000, seed: int = 0) -> xr.
         non_finite=(order, (~np.isfinite(errors)).sum(axis=-1)),
         growth=(pair, growth),
         best_dpu=(pair, np.array(predictors)[best]),
-        difference=(pair, difference),
-        difference_low=(pair, difference_low),
-        difference_high=(pair, difference_high),
     )
+    for name, compared in (("difference", over_dpu), ("over_mean", over_mean)):
+        for end, values in zip(("", "_low", "_high"), compared, strict=True):
+            made[f"{name}{end}"] = pair, values
     made.attrs = {
         **results.attrs,
         "samples": errors.shape[-1],
@@ -132,18 +143,36 @@ def summary(results: xr.Dataset, *, resamples: int = 2000, seed: int = 0) -> xr.
     return made.assign(verdict=(pair, verdicts), sentence=(pair, sentences))
 
 
+def _over(
+    means: NDArray[np.float64], draws: NDArray[np.float64], direct: int, rival: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    """How far the direct error is above that of a rival, with the ends of the interval: first axis.
+
+    `rival` has the rival's place among the predictors for each model, resolution and variable.
+    """
+    at = rival[:, :, None]
+    difference = means[:, :, direct] - np.take_along_axis(means, at, axis=2)[:, :, 0]
+    drawn = draws[:, :, :, direct] - np.take_along_axis(draws, at[None], axis=3)[:, :, :, 0]
+    return np.stack([difference, *np.quantile(drawn, _tails(), axis=0)])
+
+
 def percent(value: float, decimals: int | None = None, *, sign: bool = False) -> str:
     """A fraction in per cent, without the sign for it, to three digits or as many decimals as given.
+
+    From a million on it has an exponent: such errors are those of models that have diverged.
 
     Examples
     --------
     >>> percent(0.0931), percent(1.0), percent(0.0931, 1), percent(0.0163, sign=True), percent(float("nan"))
     ('9.31', '100', '9.3', '+1.63', 'nan')
+    >>> percent(1.1e30)
+    '1.10e+32'
     """
     if not math.isfinite(value):
         return str(float(value))
     decimals = _decimals(value) if decimals is None else decimals
-    return f"{100 * value:{'+' if sign else ''}.{decimals}f}"
+    form = ".2e" if abs(value) >= 1e4 else f".{decimals}f"
+    return f"{100 * value:{'+' if sign else ''}{form}}"
 
 
 def with_interval(value: float, low: float, high: float, *, sign: bool = False) -> str:
@@ -177,40 +206,91 @@ def _judge(cell: xr.Dataset, about: Mapping[Any, Any]) -> tuple[str, str]:
     who = f"{cell['model'].item()} at {cell['resolution'].item()}"
     if about["variables"] > 1:
         who += f", {cell['variable'].item()}"
-    best = cell["best_dpu"].item()
-    direct, dpu = (_shown(cell.sel(predictor=predictor)) for predictor in ("direct", best))
-    bad = {predictor: int(cell["non_finite"].sel(predictor=predictor)) for predictor in ("direct", best)}
-    n = about["samples"]
     if cell["resolution"].item() == cell["training_resolution"].item():
-        if bad["direct"]:
-            return "not finite", f"{who}, where it was trained: {bad['direct']} of {n} errors are not finite."
-        return "training", f"{who}, where it was trained: error {direct}."
+        verdict, found = _at_training(cell, about["samples"])
+        return verdict, f"{who}, where it was trained: {found}."
+    verdict, found = _away(cell, about["samples"])
+    return verdict, f"{who}: {found}."
+
+
+def _at_training(cell: xr.Dataset, n: int) -> tuple[str, str]:
+    """Verdict and finding at the training resolution, where only the mean field is a rival."""
+    if bad := int(cell["non_finite"].sel(predictor="direct")):
+        return "not finite", f"{bad} of {n} errors are not finite"
+    direct, mean = _shown(cell, "direct"), _shown(cell, "mean")
+    if _not_below_mean(cell):
+        return NO_BETTER, f"error {direct}, {_beside_mean(cell, n)}"
+    if n >= FEWEST and not _decided(cell, "over_mean", "mean"):
+        return "training", f"error {direct}; no difference to predicting the mean field ({mean}) can be told"
+    return "training", f"error {direct}"
+
+
+def _away(cell: xr.Dataset, n: int) -> tuple[str, str]:
+    """Verdict and finding at another resolution than the one trained at."""
+    best = cell["best_dpu"].item()
     finer = cell["points"].item() > cell["training_points"].item()
     rival = "interpolating its own coarse prediction" if finer else "going by way of its training grid"
     how = _INPUT[best] if best != "dpu_injection" else _INPUT[cell["restriction"].item()]
+    direct, dpu, mean = (_shown(cell, predictor) for predictor in ("direct", best, "mean"))
+    bad = {predictor: int(cell["non_finite"].sel(predictor=predictor)) for predictor in ("direct", best)}
     if any(bad.values()):
         return "not finite", (
-            f"{who}: errors are not finite in {bad['direct']} of {n} samples of direct inference and in "
-            f"{bad[best]} of {rival}, so there is no comparison."
+            f"errors are not finite in {bad['direct']} of {n} samples of direct inference and in "
+            f"{bad[best]} of {rival}, so there is no comparison"
         )
+    if _not_below_mean(cell):
+        found = f"direct inference ({direct}) is {_beside_mean(cell, n)}"
+        return NO_BETTER, f"{found}; {rival} has error {dpu} ({how})"
     if n < FEWEST:
         return "few", (
-            f"{who}: direct inference has error {direct}, {rival} {dpu} ({how}); {n} samples are too few "
-            "to tell a difference."
+            f"direct inference has error {direct}, {rival} {dpu} ({how}); {n} samples are too few to tell a "
+            "difference"
         )
-    low, high = cell["difference_low"].item(), cell["difference_high"].item()
-    margin = with_interval(cell["difference"].item(), low, high, sign=True)
-    if high < 0:
-        verdict, text = "improves", f"direct inference ({direct}) improves on {rival} ({dpu}, {how})"
-    elif low > 0:
-        verdict, text = "worse", f"direct inference ({direct}) is worse than {rival} ({dpu}, {how})"
-    else:
-        verdict = "undecided"
-        text = f"no difference can be told between direct inference ({direct}) and {rival} ({dpu}, {how})"
-    return verdict, f"{who}: {text}; the difference is {margin} percentage points."
-
-
-def _shown(cell: xr.Dataset) -> str:
-    return with_interval(cell["mean"].item(), cell["low"].item(), cell["high"].item()).replace(
-        " [", " % [", 1
+    margin = f"the difference is {_margin(cell, 'difference')}"
+    match _decided(cell, "difference", best), _decided(cell, "over_mean", "mean"):
+        case -1, -1:
+            return "improves", f"direct inference ({direct}) improves on {rival} ({dpu}, {how}); {margin}"
+        case -1, _:
+            return "undecided", (
+                f"direct inference ({direct}) has a smaller error than {rival} ({dpu}, {how}), but no "
+                f"difference to predicting the mean field ({mean}) can be told; that difference is "
+                f"{_margin(cell, 'over_mean')}"
+            )
+        case 1, _:
+            return "worse", f"direct inference ({direct}) is worse than {rival} ({dpu}, {how}); {margin}"
+    return "undecided", (
+        f"no difference can be told between direct inference ({direct}) and {rival} ({dpu}, {how}); {margin}"
     )
+
+
+def _not_below_mean(cell: xr.Dataset) -> bool:
+    """Whether the direct error is not below that of the mean field, up to rounding."""
+    return bool(cell["over_mean"] >= -_ROUNDING * cell["mean"].sel(predictor="mean"))
+
+
+def _beside_mean(cell: xr.Dataset, n: int) -> str:
+    """What may be said of direct inference whose error is not below that of the mean field."""
+    worse = n >= FEWEST and _decided(cell, "over_mean", "mean") > 0
+    return (
+        f"{'worse' if worse else 'no better'} than predicting the mean field ({_shown(cell, 'mean')}); the "
+        f"difference is {_margin(cell, 'over_mean')}"
+    )
+
+
+def _decided(cell: xr.Dataset, difference: str, rival: str) -> int:
+    """-1 or 1 where the interval of a difference lies below or above zero by more than rounding, else 0."""
+    rounding = _ROUNDING * cell["mean"].sel(predictor=rival).item()
+    if cell[f"{difference}_high"].item() < -rounding:
+        return -1
+    return int(cell[f"{difference}_low"].item() > rounding)
+
+
+def _margin(cell: xr.Dataset, difference: str) -> str:
+    value, low, high = (cell[f"{difference}{end}"].item() for end in ("", "_low", "_high"))
+    return f"{with_interval(value, low, high, sign=True)} percentage points"
+
+
+def _shown(cell: xr.Dataset, predictor: str) -> str:
+    one = cell.sel(predictor=predictor)
+    shown = with_interval(one["mean"].item(), one["low"].item(), one["high"].item())
+    return shown.replace(" [", " % [", 1)

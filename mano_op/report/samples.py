@@ -1,0 +1,77 @@
+"""The samples of a report: which ones are shown, where, and under what heading."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from mano_op.data.store import FieldStore
+from mano_op.report.coarse import with_coarse
+from mano_op.report.page import figure, heading
+from mano_op.report.panels import sample_panels
+from mano_op.report.style import data_uri
+from mano_op.runs import Run
+from mano_op.transfer.predict import sample_fields
+
+_COLOURS = " The fields of a sample have the colours of its truth, and its errors share a scale."
+
+
+def samples(results: xr.Dataset, judged: xr.Dataset, runs: Mapping[str, Run], store: FieldStore) -> list[str]:
+    """For each variable a good, a middling and a bad sample, at the training resolutions and the finest."""
+    keys = judged["resolution"].values.tolist()
+    wanted = {*judged["training_resolution"].values.tolist(), keys[-1]}
+    names = {one.name: one.name + ("" if one.units == "1" else f" [{one.units}]") for one in store.variables}
+    parts = [heading("Samples")]
+    for key in (key for key in keys if key in wanted):
+        grid = store.grids[key]
+        size = " \N{MULTIPLICATION SIGN} ".join(map(str, grid.shape))
+        for variable in judged["variable"].values.tolist():
+            of = results["relative_l2"].sel(resolution=key, predictor="direct", variable=variable)
+            rows = best_median_worst(of.transpose("model", "sample").values)
+            fields = sample_fields(runs, store, key, list(rows.values()), split=judged.attrs["split"])
+            fields = with_coarse(fields, judged, runs, store, key)
+            captions = [f"{which}, no. {of['sample'].values[row]}" for which, row in rows.items()]
+            picture = sample_panels(fields, grid, variable, captions, names)
+            parts += [
+                heading(f"{variable} at {key}, {size} points{_trained_at(judged, key)}", 3),
+                figure(
+                    data_uri(picture, "png"),
+                    f"{variable} at {key}: the samples with the smallest, the median and the largest direct "
+                    "error, averaged over the models. Beside the direct prediction of a model stands that of "
+                    "its best DPU, if it was trained elsewhere, each with its relative L2 error for the "
+                    f"sample.{_COLOURS if grid.n_dim > 1 else ''}",
+                ),
+            ]
+    return parts
+
+
+def _trained_at(judged: xr.Dataset, key: str) -> str:
+    here = judged["model"].values[judged["training_resolution"].values == key].tolist()
+    return f" ({', '.join(here)} trained here)" if here else ""
+
+
+def best_median_worst(errors: NDArray[np.float64]) -> dict[str, int]:
+    """Rows of samples, by mean error over models; an error that is not finite is the largest.
+
+    Parameters
+    ----------
+    errors : ndarray, shape (models, samples)
+
+    Examples
+    --------
+    >>> best_median_worst(np.array([[0.3, 0.1, np.nan, 0.2, 0.4]]))
+    {'Best sample': 1, 'Median sample': 0, 'Worst sample': 2}
+    >>> best_median_worst(np.array([[0.3]]))
+    {'Best sample': 0}
+    """
+    means = np.where(np.isfinite(errors), errors, np.inf).mean(axis=0)
+    order = np.argsort(means, kind="stable").tolist()
+    picks = {"Best sample": 0, "Median sample": (len(order) - 1) // 2, "Worst sample": len(order) - 1}
+    chosen: dict[str, int] = {}
+    for which, place in picks.items():
+        if order[place] not in chosen.values():
+            chosen[which] = order[place]
+    return chosen
