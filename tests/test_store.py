@@ -391,7 +391,7 @@ def test_any_flipped_byte_of_a_chunk_is_an_error(store):
     intact = chunk.read_bytes()
     for position in range(0, len(intact), 7):
         flip(chunk, position)
-        with pytest.raises(InputError, match="r6x4/u: a chunk is damaged"):
+        with pytest.raises(InputError, match="r6x4/u: the chunk of samples 2 to 3 is damaged"):
             store.read(COARSE, "u")
         with pytest.raises((ValueError, RuntimeError)):
             store.dataset(COARSE)["u"].values  # noqa: B018

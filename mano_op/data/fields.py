@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence, Set
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -13,9 +14,9 @@ import xarray as xr
 from mano_op.boundary import Boundary
 from mano_op.data.chunking import chunk_for
 from mano_op.data.coordinates import Domain, Shape, domain_of, grid_of, times_of
-from mano_op.data.jobs import only_writer
+from mano_op.data.jobs import write_store
 from mano_op.data.layout import Levels, Variable, check_splits
-from mano_op.data.store import FieldStore, create_store, discarded_on_error
+from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
 from mano_op.grid import Grid, Registration
 
@@ -41,6 +42,8 @@ def write_fields(
     provenance: Mapping[str, Any] | None = None,
     chunk: int | None = None,
     chunk_times: int | None = None,
+    progress: bool = True,
+    resume: bool = False,
     overwrite: bool = False,
 ) -> FieldStore:
     """Write xarray data sets, one for each resolution, to a store.
@@ -76,6 +79,11 @@ def write_fields(
         registration from a right one, so one of the two is required, except where an axis is periodic.
     levels, title, provenance, chunk, chunk_times, overwrite
         As in `mano_op.data.store.create_store`. Chunks are of some 1 MiB at the finest level if not given.
+    progress : bool
+        Whether to show a progress bar on stderr.
+    resume : bool
+        Go on with a store that a power cut or a full disk interrupted, from the same data sets and with the
+        same options.
 
     Returns
     -------
@@ -122,34 +130,44 @@ def write_fields(
         grids[grid], held[grid] = data, _splits_held(resolution, data, splits)
 
     finest = max(math.prod(grid.shape) for grid in grids)
-    with only_writer(path) as path:
-        store = create_store(
-            path,
-            list(grids),
-            _variables(fields, inputs, outputs, boundary_values or {}, varying),
-            splits,
-            title=title,
-            provenance=provenance or {},
-            levels=levels,
-            boundary_conditions=boundary_conditions,
-            chunk=chunk_for(finest, splits, held.values()) if chunk is None else chunk,
-            held=held,
-            times=times,
-            time_units=time_units,
-            chunk_times=chunk_times,
-            overwrite=overwrite,
-        )
-        with discarded_on_error(store):
-            for samples in store.pending():
-                pieces = {}
-                for grid, data in grids.items():
-                    rows = store.layout.rows_of(store.key(grid), samples)
-                    if rows.start < rows.stop:
-                        loaded = data[names].isel(sample=rows).compute()
-                        pieces[grid] = {name: loaded[name].values for name in names}
-                store.write(samples, pieces)
-            store.finish()
-    return store
+    plan = {
+        "grids": list(grids),
+        "variables": _variables(fields, inputs, outputs, boundary_values or {}, varying),
+        "splits": splits,
+        "boundary_conditions": boundary_conditions,
+        "levels": levels,
+        "chunk": chunk_for(finest, splits, held.values()) if chunk is None else chunk,
+        "held": held,
+        "times": times,
+        "time_units": time_units,
+        "chunk_times": chunk_times,
+    }
+    return write_store(
+        Path(path).absolute(),
+        plan,
+        provenance or {},
+        partial(_write_chunk, grids, names),
+        title=title,
+        workers=1,  # one chunk in memory; dask reads its parts side by side
+        progress=progress,
+        resume=resume,
+        overwrite=overwrite,
+        keep_refused=False,
+    )
+
+
+def _write_chunk(
+    sources: Mapping[Grid, xr.Dataset], names: Sequence[str], store: FieldStore, samples: slice
+) -> int:
+    """Read one chunk of samples of every data set that holds any, and write it; returns how many they are."""
+    pieces = {}
+    for grid, data in sources.items():
+        rows = store.layout.rows_of(store.key(grid), samples)
+        if rows.start < rows.stop:
+            loaded = data[list(names)].isel(sample=rows).compute(scheduler="threads")
+            pieces[grid] = {name: loaded[name].values for name in names}
+    store.write(samples, pieces)
+    return samples.stop - samples.start
 
 
 def _check_variables(

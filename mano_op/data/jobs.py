@@ -69,9 +69,11 @@ def write_store(
     *,
     title: str,
     client: Client | None = None,
+    workers: int | None = None,
     progress: bool = True,
     resume: bool = False,
     overwrite: bool = False,
+    keep_refused: bool = True,
 ) -> FieldStore:
     """A complete store, whose chunks `write` makes, side by side.
 
@@ -89,7 +91,12 @@ def write_store(
     client : distributed.Client, optional
         Where to compute. If not given, in threads of this process, one a core or as many as
         ``dask.config.set(num_workers=...)`` says.
+    workers : int, optional
+        Threads, instead.
     progress, resume, overwrite : bool
+    keep_refused : bool
+        Whether what is written is kept for a later `resume` if a chunk is refused as bad input. After any
+        other failure, a full disk or a power cut, it always is.
 
     Raises
     ------
@@ -104,8 +111,13 @@ def write_store(
         pending = store.pending()
         total, missing = store.layout.n_samples, sum(samples.stop - samples.start for samples in pending)
         task = delayed(write, pure=False)
-        with tqdm(total=total, initial=total - missing, unit="sample", disable=not progress) as bar:
-            _compute([task(store, samples) for samples in pending], client, bar.update)
+        try:
+            with tqdm(total=total, initial=total - missing, unit="sample", disable=not progress) as bar:
+                _compute([task(store, samples) for samples in pending], client, workers, bar.update)
+        except InputError:
+            if not keep_refused:
+                store.discard()
+            raise
         store.finish()
     return store
 
@@ -150,10 +162,12 @@ def _summary(layout: Layout, provenance: dict[str, Any]) -> dict[str, Any]:
     return {**about, "grids": {key: str(grid) for key, grid in layout.grids.items()}, **provenance}
 
 
-def _compute(tasks: list[Delayed], client: Client | None, report: Callable[[int], object]) -> None:
+def _compute(
+    tasks: list[Delayed], client: Client | None, workers: int | None, report: Callable[[int], object]
+) -> None:
     """Run the tasks and report the result of each as it is finished."""
     if client is None:
-        workers = config.get("num_workers", None) or CPU_COUNT
+        workers = workers or config.get("num_workers", None) or CPU_COUNT
         ours = {task.key for task in tasks}  # callbacks are told of all tasks, of other threads too
 
         def finished(key: object, result: int, *state: object) -> None:

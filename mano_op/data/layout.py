@@ -38,7 +38,7 @@ class Variable:
     units : str
         As UDUNITS writes them; "1" for a number without units.
     long_name : str
-        What a plot would call it.
+        What a plot would call it; its name, if not given.
     cell_methods : str
         CF's words for what a value stands for: "area: point" for a value at the point, "area: mean" for
         the mean over the point's cell. It decides how the field may be coarsened.
@@ -70,6 +70,8 @@ class Variable:
             )
         if self.role not in ("input", "output"):
             raise InputError(f"variable {self.name!r}: role={self.role!r}, expected 'input' or 'output'")
+        if not self.long_name:
+            object.__setattr__(self, "long_name", self.name)
         if isinstance(self.boundary_value, Mapping):  # pairs become lists in JSON
             pairs = {
                 axis: tuple(value) if isinstance(value, list) else value

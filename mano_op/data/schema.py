@@ -194,7 +194,7 @@ def _create_level(root: zarr.Group, layout: Layout, key: str) -> None:
             dimension_names=("sample", *(["time"] if time else []), *grid.names),
             attributes={
                 "units": variable.units,
-                "long_name": variable.long_name or variable.name,
+                "long_name": variable.long_name,
                 "cell_methods": variable.cell_methods,
                 "role": variable.role,
                 "coordinates": "split",

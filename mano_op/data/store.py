@@ -268,10 +268,22 @@ class FieldStore:
             values = values_of(self._root, f"{key}/{name}", rows, times)
         except (ValueError, RuntimeError) as error:
             raise InputError(
-                f"{self.path}, {key}/{name}: a chunk is damaged ({error}). Restore the store or make it anew"
+                f"{self.path}, {key}/{name}: {self._damaged(key, name, rows, times)} is damaged ({error}). "
+                "Restore the store or make it anew"
             ) from error
         check_finite(values, self.layout.samples(key)[rows], f"{self.path}, {key}/{name}", lost=True)
         return values
+
+    def _damaged(self, key: str, name: str, rows: slice | NDArray[np.int64], times: slice) -> str:
+        """Which chunk it is that cannot be read, among those that hold some rows."""
+        samples = self.layout.samples(key)
+        for chunk in np.unique(np.arange(len(samples))[rows] // self.layout.chunk):
+            here = slice(chunk * self.layout.chunk, (chunk + 1) * self.layout.chunk)
+            try:
+                values_of(self._root, f"{key}/{name}", here, times)
+            except (ValueError, RuntimeError):
+                return f"the chunk of samples {samples[here][0]} to {samples[here][-1]}"
+        return "a chunk"  # not any more: somebody is mending it
 
     def pending(self) -> list[slice]:
         """The chunks of samples that are not written yet, as slices of sample numbers."""

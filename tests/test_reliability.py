@@ -1,0 +1,159 @@
+"""What happens to a store when a process, a disk or a file does not hold."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from mano_op.data.fields import write_fields
+from mano_op.data.jobs import only_writer
+from mano_op.data.store import open_store
+from mano_op.errors import InputError
+from mano_op.grid import Grid
+from mano_op.problems import Darcy, generate_darcy
+
+N = 40
+OPTIONS = {
+    "inputs": ["a"],
+    "outputs": ["u"],
+    "splits": {"train": 30, "test": 10},
+    "registration": "node",
+    "domain": {"y": (0.0, 1.0), "x": (0.0, 1.0)},
+    "boundary_conditions": {"y": "open", "x": "open"},
+    "chunk": 1,
+    "progress": False,
+}
+SLOW_IMPORT = f"""
+import sys, time
+import xarray as xr
+from mano_op.data.store import FieldStore
+from mano_op.data.fields import write_fields
+write = FieldStore.write
+def slowly(self, samples, fields):
+    time.sleep(0.02)
+    write(self, samples, fields)
+FieldStore.write = slowly
+with xr.open_dataset(sys.argv[1]) as data:
+    write_fields(sys.argv[2], {{8: data}}, **{OPTIONS})
+"""
+SLOW_GENERATION = """
+import sys
+from mano_op.problems import Darcy, generate_darcy
+generate_darcy(sys.argv[1], [16], samples={"train": 400}, problem=Darcy(n_modes=16), solver_resolution=128,
+               chunk=1, progress=False)
+"""
+
+
+def when(condition, process, seconds=120):
+    """Wait for something that a process does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the process ended before it could be met"
+        assert time.monotonic() < deadline, "the process does not write"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def netcdf(tmp_path):
+    grid = Grid.uniform((8, 8))
+    values = np.random.default_rng(0).normal(size=(2, N, 8, 8))
+    dims = ("sample", "y", "x")
+    data = xr.Dataset(
+        {"a": (dims, values[0]), "u": (dims, values[1])}, dict(zip("yx", grid.points, strict=True))
+    )
+    data.to_netcdf(tmp_path / "simulation.nc", engine="scipy")
+    return tmp_path / "simulation.nc"
+
+
+def test_a_killed_import_is_gone_on_with(netcdf, tmp_path):
+    path = tmp_path / "imported.zarr"
+    process = subprocess.Popen([sys.executable, "-c", SLOW_IMPORT, str(netcdf), str(path)])
+    try:
+        when(lambda: len(list(tmp_path.glob("imported.zarr.partial/r8/u/c/*"))) > 4, process)
+    finally:
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    with pytest.raises(InputError, match="partial store"):
+        open_store(path)
+    pending = open_store(path, incomplete=True).pending()
+    assert 0 < len(pending) < N
+    with xr.open_dataset(netcdf) as data:
+        with pytest.raises(InputError, match="was begun and not finished; pass resume=True"):
+            write_fields(path, {8: data}, **OPTIONS)
+        store = write_fields(path, {8: data}, resume=True, **OPTIONS)
+        for name in ("a", "u"):
+            np.testing.assert_array_equal(store.read(8, name), data[name].values.astype(np.float32))
+
+
+def test_a_second_writer_is_refused_and_a_dead_one_is_forgotten(tmp_path):
+    path = tmp_path / "darcy.zarr"
+    options = {"samples": {"train": 3}, "problem": Darcy(n_modes=16), "progress": False}
+    process = subprocess.Popen([sys.executable, "-c", SLOW_GENERATION, str(path)])
+    try:
+        when(lambda: list(tmp_path.glob("darcy.zarr.partial/r16/pressure/c/*")), process)
+        for choice in ({"resume": True}, {"overwrite": True}, {}):
+            with pytest.raises(
+                InputError, match=r"is being written by another process, which holds .*darcy\.zarr\.lock"
+            ):
+                generate_darcy(path, [16], **options, **choice)
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+    store = generate_darcy(path, [16], overwrite=True, **options)
+    assert store.splits == {"train": 3}
+    assert [file.name for file in tmp_path.iterdir()] == ["darcy.zarr"]
+
+
+def test_the_lock_is_held_by_one_at_a_time(tmp_path):
+    with only_writer(tmp_path / "a.zarr"), only_writer(tmp_path / "b.zarr"):
+        code = "import sys; from mano_op.data.jobs import only_writer\nwith only_writer(sys.argv[1]): pass"
+        refused = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "a.zarr")],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert refused.returncode == 1 and "is being written by another process" in refused.stderr
+    with only_writer(tmp_path / "a.zarr"):
+        assert (tmp_path / "a.zarr.lock").exists()
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A file system of 300 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = os.geteuid() == 0 and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)], capture_output=True
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("a file system can be mounted by root only")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_leaves_what_is_written_to_go_on_with(tiny_disk):
+    options = {
+        "samples": {"train": 60},
+        "problem": Darcy(n_modes=16, coefficient="lognormal"),
+        "chunk": 2,
+        "progress": False,
+    }
+    with pytest.raises(OSError, match="No space left"):
+        generate_darcy(tiny_disk / "darcy.zarr", [32], **options)
+    with pytest.raises(InputError, match="partial store"):
+        open_store(tiny_disk / "darcy.zarr")
+    done = 30 - len(open_store(tiny_disk / "darcy.zarr", incomplete=True).pending())
+    assert 0 < done < 30
+    subprocess.run(["mount", "-o", "remount,size=4m", str(tiny_disk)], check=True)
+    store = generate_darcy(tiny_disk / "darcy.zarr", [32], resume=True, **options)
+    whole = generate_darcy(tiny_disk / "whole.zarr", [32], **options)
+    for name in ("permeability", "pressure"):
+        np.testing.assert_array_equal(store.read(32, name), whole.read(32, name))
