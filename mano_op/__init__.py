@@ -17,9 +17,9 @@ from mano_op.resample import resample as resample
 
 if TYPE_CHECKING:
     from mano_op.data.dataset import FieldDataset as FieldDataset
-    from mano_op.data.loaders import field_loaders as field_loaders
     from mano_op.data.fields import write_fields as write_fields
     from mano_op.data.importers import import_neuralop_pt as import_neuralop_pt
+    from mano_op.data.loaders import field_loaders as field_loaders
     from mano_op.data.processor import FieldProcessor as FieldProcessor
     from mano_op.data.store import open_store as open_store
     from mano_op.problems.generate import generate_darcy as generate_darcy
@@ -43,6 +43,17 @@ _WHEN_USED = {
     "train_model": "mano_op.train",
     "evaluate_transfer": "mano_op.transfer",
 }
+
+__all__ = [  # some of them from the table above
+    "MANO",
+    "Axis",
+    "Grid",
+    "InputError",
+    "MultipoleAttention",
+    "PublishedMANO",
+    "resample",
+    *_WHEN_USED,
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -58,6 +58,22 @@ def test_importing_the_package_leaves_the_data_side_for_later() -> None:
     assert run("-c", code, cwd=ROOT).strip() == "[]"
 
 
+def test_the_package_names_what_it_offers() -> None:
+    """Everything in ``__all__`` is there, whether it was imported or is on first use, and nothing else is."""
+    import mano_op
+
+    assert len(set(mano_op.__all__)) == len(mano_op.__all__)
+    for name in mano_op.__all__:
+        assert getattr(mano_op, name).__name__ == name
+    public = {
+        name
+        for name, value in vars(mano_op).items()
+        if not name.startswith("_") and hasattr(value, "__module__")
+    }
+    mine = {name for name in public if getattr(mano_op, name).__module__.startswith("mano_op")}
+    assert mine <= set(mano_op.__all__)
+
+
 def test_the_version_is_one() -> None:
     import mano_op
 

@@ -46,6 +46,7 @@ data.store              data    numpy xarray zarr
 data.jobs               data    dask distributed tqdm filelock
 data.processor          data    torch neuralop
 data.describe           data
+data.check              data    numpy zarr tqdm
 
 data.fields             data    numpy xarray
 data.coarsen            data    numpy torch distributed

@@ -102,6 +102,21 @@ def test_what_the_attributes_say(kept):
     )
 
 
+@pytest.mark.parametrize("registration", REGISTRATIONS)
+def test_the_spatial_convention_leads_to_the_points(tmp_path, registration):
+    """Indices of points through the transform; a pixel's point is half an index inside it."""
+    grid = Grid.uniform((6, 4), domain=[(0.0, 1.0), (-1.0, 3.0)], registration=registration)
+    empty(tmp_path / "s.zarr", grids=[grid], splits={"test": 1})
+    level = zarr.open_group(tmp_path / "s.zarr.partial" / "r6x4", mode="r").attrs
+    assert (level["spatial:dimensions"], level["spatial:shape"]) == (["y", "x"], [6, 4])
+    a, b, c, d, e, f = level["spatial:transform"]
+    half = 0.5 if level["spatial:registration"] == "pixel" else 0.0
+    row, column = np.meshgrid(np.arange(6) + half, np.arange(4) + half, indexing="ij")
+    np.testing.assert_allclose([d * column + e * row + f, a * column + b * row + c], grid.mesh, atol=1e-15)
+    y, x = ((axis.start, axis.stop) if half else axis.points[[0, -1]] for axis in grid)
+    np.testing.assert_allclose(level["spatial:bbox"], [x[0], y[0], x[1], y[1]])
+
+
 def test_the_format_is_documented(kept):
     tree = (Path(__file__).parents[1] / "data" / "README.md").read_text()
     for name in [*kept.attrs, *kept.dataset(FINE).variables.keys() - {v.name for v in WAVES}]:

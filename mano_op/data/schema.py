@@ -136,7 +136,11 @@ def root_attributes(layout: Layout, title: str, provenance: Mapping[str, Any]) -
         "samples_per_chunk": layout.chunk,
         **({"times_per_chunk": layout.chunk_times} if layout.times else {}),
         # https://github.com/zarr-conventions/multiscales: tells other readers which groups are levels.
-        "zarr_conventions": [{"uuid": "d35379db-88df-4056-af3a-620245f8e347", "name": "multiscales"}],
+        # https://github.com/zarr-conventions/spatial: where a level of two dimensions lies.
+        "zarr_conventions": [
+            {"uuid": "d35379db-88df-4056-af3a-620245f8e347", "name": "multiscales"},
+            {"uuid": "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4", "name": "spatial"},
+        ],
         "multiscales": {"layout": [{"asset": key} for key in reversed(layout.grids)]},
         "provenance": {"versions": versions, **provenance},
     }
@@ -159,7 +163,8 @@ def lay_out(path: Path, layout: Layout, attributes: dict[str, Any]) -> None:
 
 def _create_level(root: zarr.Group, layout: Layout, key: str) -> None:
     grid, samples, held = layout.grids[key], layout.samples(key), layout.held[key]
-    group = root.create_group(key, attributes={"Conventions": "CF-1.11", "splits": list(held)})
+    attributes = {"Conventions": "CF-1.11", "splits": list(held), **_spatial(grid)}
+    group = root.create_group(key, attributes=attributes)
 
     def label(name: str, values: NDArray[Any], dimensions: tuple[str, ...], **attributes: Any) -> None:
         created = group.create_array(
@@ -201,6 +206,26 @@ def _create_level(root: zarr.Group, layout: Layout, key: str) -> None:
                 **({} if variable.boundary_value is None else {"boundary_value": variable.boundary_value}),
             },
         )
+
+
+def _spatial(grid: Grid) -> dict[str, Any]:
+    """What https://github.com/zarr-conventions/spatial has words for: maps in two dimensions.
+
+    Its registration "node" has its box and its transform through the outer points, "pixel" around the cells.
+    """
+    cells = {axis.registration == "cell" for axis in grid}
+    if grid.n_dim != 2 or len(cells) > 1:
+        return {}
+    y, x = grid
+    ends = [(axis.start, axis.stop) if cells == {True} else axis.points[[0, -1]] for axis in (x, y)]
+    first, last = ([float(end[i]) for end in ends] for i in (0, 1))
+    return {
+        "spatial:dimensions": list(grid.names),
+        "spatial:shape": list(grid.shape),
+        "spatial:registration": "pixel" if cells == {True} else "node",
+        "spatial:bbox": [*first, *last],
+        "spatial:transform": [x.spacing, 0.0, first[0], 0.0, y.spacing, first[1]],
+    }
 
 
 def read_layout(root: zarr.Group) -> Layout:

@@ -133,21 +133,21 @@ class MultipoleAttention(nn.Module):
         periodic: bool | Sequence[bool] = False,
     ) -> None:
         super().__init__()
-        stride = window if stride is None else stride
         for name, given, fewest, most in (
             ("channels", channels, 1, None),
             ("n_heads", n_heads, 1, None),
             ("n_dim", n_dim, 1, 3),
             ("head_dim", head_dim, 1, None),
             ("window", window, 1, None),
-            ("stride", stride, 1, window),
+            ("stride", stride, 1, window if isinstance(window, Integral) else None),
             ("halo", halo, 0, None),
             ("rate", rate, 2, None),
             ("n_levels", n_levels, 1, None),
         ):
-            if given is None:
+            if given is None and name in ("head_dim", "stride", "n_levels"):
                 continue
-            if not isinstance(given, Integral) or given < fewest or (most is not None and given > most):
+            whole = isinstance(given, Integral) and not isinstance(given, bool)
+            if not whole or given < fewest or (most is not None and given > most):  # type: ignore[operator]
                 upper = "" if most is None else f" and at most {most}"
                 raise InputError(f"{name}={given!r}, expected a whole number, at least {fewest}{upper}")
         for name, word, words in (
@@ -157,6 +157,14 @@ class MultipoleAttention(nn.Module):
         ):
             if word not in words:
                 raise InputError(f"{name}={word!r}, expected one of {', '.join(words)}")
+        for name, flag in (
+            ("position_bias", position_bias),
+            ("shared_levels", shared_levels),
+            ("double_norm", double_norm),
+        ):
+            if not isinstance(flag, bool):
+                raise InputError(f"{name}={flag!r}, expected True or False")
+        stride = window if stride is None else stride
         if head_dim is None:
             if channels % n_heads:
                 raise InputError(
@@ -168,7 +176,7 @@ class MultipoleAttention(nn.Module):
             raise InputError(
                 "each level has parameters of its own, so n_levels cannot be None: give their number"
             )
-        wraps = (periodic,) * n_dim if isinstance(periodic, bool) else tuple(periodic)
+        wraps = (periodic,) * n_dim if isinstance(periodic, bool) else _wraps(periodic)
         if len(wraps) != n_dim:
             raise InputError(f"periodic={periodic} has {len(wraps)} entries, expected n_dim={n_dim}")
         if registration == "node_both" and any(wraps):
@@ -299,3 +307,9 @@ class MultipoleAttention(nn.Module):
             f"{self.channels}, n_dim={self.n_dim}, rate={self.rate}, n_levels={self.n_levels}, "
             f"sampling={self.sampling!r}, level_weights={self.level_weights!r}"
         )
+
+
+def _wraps(periodic: object) -> tuple[bool, ...]:
+    if not isinstance(periodic, Sequence) or not all(isinstance(wrap, bool) for wrap in periodic):
+        raise InputError(f"periodic={periodic!r}, expected True or False, or one of them for each axis")
+    return tuple(periodic)

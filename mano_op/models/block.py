@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Real
 from typing import Literal
 
 from einops import rearrange
@@ -19,6 +21,25 @@ _NON_LINEARITIES: dict[str, type[nn.Module]] = {
 }
 
 
+def width(channels: int, **ratio: object) -> int:
+    """The hidden width of an MLP of some channels, from an option that is a ratio.
+
+    Examples
+    --------
+    >>> width(24, channel_mlp_expansion=1.5)
+    36
+    """
+    [(name, value)] = ratio.items()
+    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+        raise InputError(f"{name}={value!r}, expected a finite number")
+    hidden = round(float(value) * channels)
+    if hidden < 1:
+        raise InputError(
+            f"{name}={value!r} of {channels} channels makes {hidden} hidden ones, expected at least 1"
+        )
+    return hidden
+
+
 class Mlp(nn.Module):
     r"""Two linear maps of the channels of each point: ``fc2(act(fc1(norm(x))))``, ``norm`` if asked for."""
 
@@ -32,15 +53,10 @@ class Mlp(nn.Module):
         non_linearity: NonLinearity,
     ) -> None:
         super().__init__()
-        if non_linearity not in _NON_LINEARITIES:
+        if not isinstance(non_linearity, str) or non_linearity not in _NON_LINEARITIES:
             raise InputError(
                 f"non_linearity={non_linearity!r}, expected one of {', '.join(_NON_LINEARITIES)}: a name, "
                 "not a function, so that checkpoints hold only plain values"
-            )
-        if hidden_channels < 1:
-            raise InputError(
-                f"an MLP of {in_channels} channels with {hidden_channels} hidden ones, expected at least 1: "
-                "raise channel_mlp_expansion or projection_channel_ratio"
             )
         self.norm = nn.LayerNorm(in_channels) if norm else nn.Identity()
         self.fc1 = nn.Linear(in_channels, hidden_channels)

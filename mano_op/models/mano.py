@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mano_op.errors import InputError, check_whole
 from mano_op.grid import Grid, Registration
 from mano_op.layers.multipole import MultipoleAttention
-from mano_op.models.block import Block, Mlp, NonLinearity
+from mano_op.models.block import Block, Mlp, NonLinearity, width
 from mano_op.models.grid_model import GridModel
 
 
@@ -77,7 +77,7 @@ class MANO(GridModel, name="MANO"):
     Resolution: the model takes any grid size, but `window`, `halo` and `n_levels` count points of the grid
     that comes in. A model trained on one grid sees half as far on one twice as fine, and its error
     grows. Until levels are physical lengths, predict on the training grid and interpolate
-    (`mano_op.transfer.evaluate` does, and prints both).
+    (`mano_op.transfer.evaluate_transfer` judges both).
 
     Every option is a plain value, so a checkpoint holds no code.
 
@@ -141,7 +141,7 @@ class MANO(GridModel, name="MANO"):
                 ),
                 Mlp(
                     hidden_channels,
-                    round(channel_mlp_expansion * hidden_channels),
+                    width(hidden_channels, channel_mlp_expansion=channel_mlp_expansion),
                     hidden_channels,
                     norm=True,
                     non_linearity=non_linearity,
@@ -156,7 +156,7 @@ class MANO(GridModel, name="MANO"):
         self.norm = nn.LayerNorm(hidden_channels)
         self.projection = Mlp(
             hidden_channels,
-            round(projection_channel_ratio * hidden_channels),
+            width(hidden_channels, projection_channel_ratio=projection_channel_ratio),
             out_channels,
             norm=False,
             non_linearity=non_linearity,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mano_op.errors import check_whole
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.pyramid import Sampling
-from mano_op.models.block import Block, Mlp
+from mano_op.models.block import Block, Mlp, width
 from mano_op.models.grid_model import GridModel
 
 
@@ -95,7 +95,7 @@ class PublishedMANO(GridModel, name="MANO_published"):
                 ),
                 Mlp(
                     hidden_channels,
-                    round(channel_mlp_expansion * hidden_channels),
+                    width(hidden_channels, channel_mlp_expansion=channel_mlp_expansion),
                     hidden_channels,
                     norm=True,
                     non_linearity="gelu",
@@ -106,7 +106,7 @@ class PublishedMANO(GridModel, name="MANO_published"):
         self.norm = nn.LayerNorm(hidden_channels)
         self.projection = Mlp(
             hidden_channels,
-            round(projection_channel_ratio * hidden_channels),
+            width(hidden_channels, projection_channel_ratio=projection_channel_ratio),
             out_channels,
             norm=False,
             non_linearity="tanh",

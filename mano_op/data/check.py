@@ -1,0 +1,196 @@
+"""Whether a store is what the format says, all of it read: each violation in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from mano_op.data.layout import Variable
+from mano_op.data.schema import array, values_of
+from mano_op.data.store import FieldStore, open_store
+from mano_op.errors import InputError
+from mano_op.grid import Grid
+from mano_op.resample import nests
+
+# How far fields that are one at shared points may differ there, in standard deviations: float32, and a sum.
+_SAME = 1e-4
+
+
+def check_store(path: str | Path, *, progress: bool = True) -> list[str]:
+    """Read all of a store and say what is not as the format asks.
+
+    Labels have to describe the arrays, coordinates and bounds the grid, numbers and splits the samples;
+    every chunk has to be readable and finite; the statistics have to be those of the training split; and
+    where levels are one field at points, "resampled" and "area: point", they have to agree at shared points.
+
+    Parameters
+    ----------
+    path : path
+    progress : bool
+        Whether to show a progress bar on stderr.
+
+    Returns
+    -------
+    list of str
+        The violations; empty for a store without any.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from mano_op.problems import generate_darcy
+    >>> store = generate_darcy(f"{tempfile.mkdtemp()}/darcy.zarr", [4, 8], samples={"train": 2},
+    ...                        progress=False)
+    >>> check_store(store.path, progress=False)
+    []
+    >>> u = zarr.open_group(store.path, mode="r+")["r8/pressure"]
+    >>> u[1, 3, 4] = np.nan
+    >>> check_store(store.path, progress=False)
+    ['r8/pressure: sample 1 has a NaN or an infinity']
+    """
+    try:
+        store = open_store(path)
+    except InputError as error:
+        return [str(error)]
+    root = zarr.open_group(store.path, mode="r", use_consolidated=False)
+    found = [*_arrays(store, root)]
+    if found:
+        return found
+    found += _groups(store, root)
+    for key in store.grids:
+        found += _labels(store, root, key)
+    bad = list(_fields(store, progress))
+    found += bad
+    if not bad:  # else these would say the same again
+        found += [*_statistics(store), *_shared_points(store)]
+    return found
+
+
+def _arrays(store: FieldStore, root: zarr.Group) -> Iterator[str]:
+    """Arrays whose metadata the root's copy has, but the store has not."""
+    for key, grid in store.grids.items():
+        labels = ["sample", "split", *(["time"] if store.layout.times else [])]
+        axes = [name for axis in grid.names for name in (axis, f"{axis}_bnds")]
+        for name in [*labels, *axes, *store.inputs, *store.outputs]:
+            if f"{key}/{name}" not in root:
+                yield f"{key}/{name}: the array is missing; restore it or make the store anew"
+
+
+def _groups(store: FieldStore, root: zarr.Group) -> Iterator[str]:
+    known = {*store.grids}
+    for name in sorted({*root.group_keys()} - known):
+        yield f"{name}: a group that the layout of the levels does not name; take it out, or name it there"
+    for name in sorted(root.array_keys()):
+        yield f"{name}: an array at the root; a complete store has levels only"
+
+
+def _labels(store: FieldStore, root: zarr.Group, key: str) -> Iterator[str]:
+    grid, layout = store.grids[key], store.layout
+    samples, held = layout.samples(key), layout.held[key]
+    if not np.array_equal(values_of(root, f"{key}/sample"), samples):
+        yield f"{key}/sample: expected the numbers {samples[0]} to {samples[-1]} of {', '.join(held)}"
+    split = np.concatenate([np.full(layout.splits[name], name, dtype=object) for name in held])
+    if not np.array_equal(values_of(root, f"{key}/split").astype(object), split):
+        yield f"{key}/split: expected {', '.join(f'{name} {layout.splits[name]} times' for name in held)}"
+    for axis in grid:
+        where, bounds = f"{key}/{axis.name}", f"{axis.name}_bnds"
+        if array(root, where).attrs.get("bounds") != bounds:
+            yield f"{where}: attribute bounds={array(root, where).attrs.get('bounds')!r}, expected {bounds!r}"
+        if not np.allclose(values_of(root, f"{key}/{bounds}"), axis.bounds, rtol=0, atol=1e-6 * axis.spacing):
+            what = f"the interval that each point of a {axis.registration} axis stands for"
+            yield f"{key}/{bounds}: expected {what}"
+    for variable in layout.variables:
+        yield from _attributes(key, variable, dict(array(root, f"{key}/{variable.name}").attrs))
+
+
+def _attributes(key: str, variable: Variable, attributes: dict[str, Any]) -> Iterator[str]:
+    for name in ("units", "long_name", "cell_methods", "role"):
+        given, expected = attributes.get(name), getattr(variable, name)
+        if given != expected:
+            yield f"{key}/{variable.name}: attribute {name}={given!r}, another level has {expected!r}"
+
+
+def _fields(store: FieldStore, progress: bool) -> Iterator[str]:
+    """Chunks that cannot be read, and samples that are not finite."""
+    layout = store.layout
+    total = sum(len(layout.samples(key)) for key in store.grids) * len(layout.variables)
+    with tqdm(total=total, unit="field", disable=not progress) as bar:
+        for key in store.grids:
+            for variable in layout.variables:
+                yield from _field(store, key, variable.name)
+                bar.update(len(layout.samples(key)))
+
+
+def _field(store: FieldStore, key: str, name: str) -> Iterator[str]:
+    samples = store.layout.samples(key)
+    for start in range(0, len(samples), store.layout.chunk):
+        rows = slice(start, start + store.layout.chunk)
+        try:
+            store.read(key, name, rows)
+        except InputError as error:
+            text = str(error).removeprefix(f"{store.path}, ")
+            yield text.partition(";")[0] if "has a NaN" in text else text
+
+
+def _statistics(store: FieldStore) -> Iterator[str]:
+    if "train" not in store.splits:
+        return
+    expected = store.statistics_of("train")["variables"]
+    for name, told in expected.items():
+        given = store.statistics.get(name, {})
+        for what, value in told.items():
+            if not np.isclose(given.get(what, np.nan), value, rtol=1e-6, atol=1e-6 * told["std"]):
+                yield f"statistics of {name}: {what} {given.get(what)}, expected {value:.9g}"
+
+
+def _shared_points(store: FieldStore) -> Iterator[str]:
+    if store.layout.levels != "resampled":
+        return
+    finest = next(reversed(store.grids))
+    fine = store.grids[finest]
+    for key, grid in store.grids.items():
+        if key == finest or not nests(fine, grid):
+            continue
+        common, in_coarse, in_fine = np.intersect1d(
+            store.layout.samples(key), store.layout.samples(finest), return_indices=True
+        )
+        if not len(common):
+            continue
+        at = np.ix_(*(_positions(fine, grid, i) for i in range(grid.n_dim)))
+        for variable in store.variables:
+            if variable.cell_methods == "area: point":
+                differing = _differing(store, variable, (key, in_coarse), (finest, in_fine), at)
+                for i in differing[:1]:
+                    yield (
+                        f"{key}/{variable.name}: sample {common[i]} differs from {finest} where they share "
+                        "points, though the levels are resampled and values are at points ('area: point')"
+                    )
+
+
+def _positions(fine: Grid, coarse: Grid, axis: int) -> NDArray[np.int64]:
+    here, there = fine.axes[axis], coarse.axes[axis]
+    return np.rint((there.points - here.points[0]) / here.spacing).astype(np.int64)
+
+
+def _differing(
+    store: FieldStore,
+    variable: Variable,
+    coarse: tuple[str, NDArray[np.int64]],
+    fine: tuple[str, NDArray[np.int64]],
+    at: tuple[NDArray[np.int64], ...],
+) -> list[int]:
+    """Which of some samples differ at the points that two levels share."""
+    tolerance = _SAME * max(store.statistics.get(variable.name, {}).get("std", 1.0), 1e-30)
+    found: list[int] = []
+    for start in range(0, len(coarse[1]), store.layout.chunk):
+        rows = slice(start, start + store.layout.chunk)
+        one = store.read(coarse[0], variable.name, coarse[1][rows])
+        other = store.read(fine[0], variable.name, fine[1][rows])[(Ellipsis, *at)]  # type: ignore[arg-type]
+        apart = np.abs(one - other).reshape(len(one), -1).max(axis=1)
+        found += (start + np.flatnonzero(apart > tolerance)).tolist()
+    return found
