@@ -107,6 +107,9 @@ def _train(args: argparse.Namespace) -> None:
         resolution=args.resolution,
         arch=args.model,
         options=dict(args.option),
+        window=args.window,
+        at=args.at,
+        transforms=dict(args.transform),
         epochs=args.epochs,
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
@@ -167,6 +170,14 @@ def _file_at(text: str) -> tuple[int, Path]:
     if not resolution.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number before =, 16=darcy_test_16.pt")
     return int(resolution), Path(path)
+
+
+def _named(text: str) -> tuple[str, str]:
+    """``permeability=log``."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected VARIABLE=FUNCTION, permeability=log")
+    return name, value
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -287,6 +298,24 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=VALUE",
         help="of the model, as JSON: hidden_channels=24; may be given more than once",
+    )
+    train.add_argument(
+        "--window",
+        type=int,
+        nargs=2,
+        metavar=("IN", "OUT"),
+        help="of fields that vary in time: steps that are known, and steps to predict",
+    )
+    train.add_argument(
+        "--at", type=float, nargs="+", metavar="TIME", help="instead, times to predict from the steady inputs"
+    )
+    train.add_argument(
+        "--transform",
+        type=_named,
+        action="append",
+        default=[],
+        metavar="VARIABLE=FUNCTION",
+        help="before normalising, log or asinh: permeability=log; may be given more than once",
     )
     train.add_argument("--epochs", type=int, default=30, help="passes over the training samples")
     train.add_argument("--batch-size", type=int, default=20, help="samples a step")

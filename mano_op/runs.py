@@ -62,6 +62,11 @@ class Run:
     history: list[dict[str, float]] = field(default_factory=list)
 
     @property
+    def times(self) -> dict[str, Any]:
+        """Which times of the fields it is for, as `mano_op.data.dataset.FieldDataset` takes them."""
+        return {name: self.training[name] for name in ("window", "at") if self.training.get(name) is not None}
+
+    @property
     def n_parameters(self) -> int:
         """Real numbers to be learned; a complex parameter is two of them."""
         return count_parameters(self.model)

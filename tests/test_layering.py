@@ -71,7 +71,7 @@ train.objective         use     neuralop
 train.options           use
 train.watched           use     torch tqdm
 transfer.baselines      use     numpy torch
-transfer.predict        use     torch xarray
+transfer.predict        use     numpy torch xarray
 transfer.verdict        use     numpy xarray
 report.style            use     matplotlib
 report.page             use

@@ -104,5 +104,5 @@ for name, model in models.items():
 
 mano, fno = (float(errors[name]["16_l2"]) for name in ("MANO", "FNO"))
 print(f"\nAt 16, where they were trained, MANO is at {mano:.1%} and FNO at {fno:.1%}.")
-assert max(mano, fno) < 0.06  # they were at 3.9 to 4.0 % and 3.2 to 3.3 % with three seeds
+assert max(mano, fno) < 0.06  # with three seeds, 3.8 to 4.0 % and 3.2 to 3.3 %
 folder.cleanup()

@@ -55,6 +55,8 @@ class FieldDataset(Dataset[Sample]):
     ----------
     store : FieldStore
     split : str
+    key : str
+        The name of its level.
     channels : Channels
         Which field, of which time, is which channel.
 
@@ -96,24 +98,24 @@ class FieldDataset(Dataset[Sample]):
         self.store = open_store(store.path if isinstance(store, FieldStore) else store)
         self.split = split
         self.channels = channels_of(self.store.layout, window, at)
-        self._key = self.store.key(resolution)
-        self._rows = self.store.layout.rows(self._key, split)
+        self.key = self.store.key(resolution)
+        self._rows = self.store.layout.rows(self.key, split)
         self._coordinates = coordinates
         self._process = os.getpid()
         self._cache: dict[str, NDArray[np.float32]] | None = None
         values = sum(
-            int(np.prod(self.store.layout.shape(self._key, variable))) for variable in self._variables
+            int(np.prod(self.store.layout.shape(self.key, variable))) for variable in self._variables
         )
         if 4 * self._n_rows * values <= cache_bytes:
             self._cache = {
-                variable.name: self.store.read(self._key, variable.name, self._rows)
+                variable.name: self.store.read(self.key, variable.name, self._rows)
                 for variable in self._variables
             }
 
     @property
     def grid(self) -> Grid:
         """Where the points of the samples are."""
-        return self.store.grids[self._key]
+        return self.store.grids[self.key]
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -181,7 +183,7 @@ class FieldDataset(Dataset[Sample]):
         times = slice(first, last + 1) if offsets else slice(None)
         fields = {
             variable.name: self.store.read(
-                self._key,
+                self.key,
                 variable.name,
                 self._rows.start + distinct,
                 times if variable.time else slice(None),

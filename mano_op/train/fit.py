@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from neuralop import Trainer
 from torch import nn
 
+from mano_op.data.channels import Channels, channels_of
 from mano_op.data.layout import Resolution
 from mano_op.data.loaders import field_loaders
 from mano_op.data.store import FieldStore, open_store
@@ -33,6 +34,9 @@ def train_model(
     resolution: Resolution,
     arch: str = "mano",
     options: Mapping[str, Any] | None = None,
+    window: Sequence[int] | None = None,
+    at: Sequence[float] | None = None,
+    transforms: Mapping[str, str] | None = None,
     epochs: int = 30,
     batch_size: int = 20,
     learning_rate: float = 1e-2,
@@ -63,6 +67,12 @@ def train_model(
     options : mapping, optional
         The model's constructor arguments. The numbers of channels follow from the store, and so do
         ``registration``, ``periodic`` and ``n_dim`` for models that have such options.
+    window : (int, int), optional
+        Of fields that vary in time, how many steps the model is given and how many it predicts.
+    at : sequence of float, optional
+        Instead, the times that it predicts from the steady inputs.
+    transforms : mapping of str to str, optional
+        Of variables, before they are normalised: ``{"permeability": "log"}``.
     epochs, batch_size : int
     learning_rate, weight_decay : float
     loss : {"l2", "h1"}
@@ -99,13 +109,23 @@ def train_model(
     store = store if isinstance(store, FieldStore) else open_store(store)
     key = store.key(resolution)
     objective = training_loss(loss, store.grids[key])
-    options = options_for(store, key, arch, options or {})
+    channels = channels_of(store.layout, window, at)
+    options = options_for(store, key, channels, arch, options or {})
     _check_device(device)
 
     torch.manual_seed(seed)
     model = build_model(arch, options)
-    _check_maps(model, arch, options, store, store.grids[key])
-    loaders = field_loaders(store, train=key, test=[], batch_size=batch_size, seed=seed)
+    _check_maps(model, arch, options, channels, store.grids[key])
+    loaders = field_loaders(
+        store,
+        train=key,
+        test=[],
+        batch_size=batch_size,
+        window=window,
+        at=at,
+        transforms=transforms,
+        seed=seed,
+    )
     watched = Watched(loaders.train, objective, epochs, f"{arch} at {key}", progress)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
     # The Trainer steps once after every epoch, so once more than there are changes of the rate.
@@ -129,8 +149,11 @@ def train_model(
             "title": store.attrs.get("title", ""),
             "resolution": key,
             "grid": str(store.grids[key]),
-            "inputs": list(store.inputs),
-            "outputs": list(store.outputs),
+            "inputs": list(channels.inputs),
+            "outputs": list(channels.outputs),
+            "units": {variable.name: variable.units for variable in store.variables},
+            **({} if window is None else {"window": list(window)}),
+            **({} if at is None else {"at": list(at)}),
             "samples": len(watched.dataset),  # type: ignore[arg-type]
             "epochs": epochs,
             "batch_size": batch_size,
@@ -160,20 +183,20 @@ def _check_device(device: str) -> None:
 
 
 def _check_maps(
-    model: nn.Module, arch: str, options: Mapping[str, Any], store: FieldStore, grid: Grid
+    model: nn.Module, arch: str, options: Mapping[str, Any], channels: Channels, grid: Grid
 ) -> None:
     """Refuse a model that cannot take these fields, before its first step and before anything is written."""
     training = model.training
     try:
         with torch.no_grad():
-            y = model.eval()(torch.zeros(1, len(store.inputs), *grid.shape))
+            y = model.eval()(torch.zeros(1, len(channels.x), *grid.shape))
     except Exception as error:  # any model of the registry: whatever it raises is its answer
         raise InputError(
-            f"{arch} with {dict(options)} cannot take an input of shape (batch, {len(store.inputs)}, "
+            f"{arch} with {dict(options)} cannot take an input of shape (batch, {len(channels.x)}, "
             f"{', '.join(map(str, grid.shape))}): {type(error).__name__}: {error}"
         ) from error
     model.train(training)
-    expected = (1, len(store.outputs), *grid.shape)
+    expected = (1, len(channels.y), *grid.shape)
     if tuple(y.shape) != expected:
         raise InputError(
             f"{arch} with {dict(options)} makes an output of shape {tuple(y.shape)} of a sample, expected "

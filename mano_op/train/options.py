@@ -6,11 +6,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from mano_op.data.channels import Channels
 from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
 
 
-def options_for(store: FieldStore, key: str, arch: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def options_for(
+    store: FieldStore, key: str, channels: Channels, arch: str, given: Mapping[str, Any]
+) -> dict[str, Any]:
     """The given options of a model and those that follow from the fields.
 
     Parameters
@@ -18,6 +21,8 @@ def options_for(store: FieldStore, key: str, arch: str, given: Mapping[str, Any]
     store : FieldStore
     key : str
         The level that is trained on.
+    channels : Channels
+        Of its samples.
     arch : str
         Name in neuraloperator's registry.
     given : mapping
@@ -28,7 +33,7 @@ def options_for(store: FieldStore, key: str, arch: str, given: Mapping[str, Any]
     InputError
         If a given option contradicts the fields, or cannot be kept with a run.
     """
-    derived = _derived(store, key, arch)
+    derived = _derived(store, key, channels, arch)
     for name, value in given.items():
         if name in derived and not _same(value, derived[name]):
             raise InputError(
@@ -45,7 +50,7 @@ def options_for(store: FieldStore, key: str, arch: str, given: Mapping[str, Any]
     return options
 
 
-def _derived(store: FieldStore, key: str, arch: str) -> dict[str, Any]:
+def _derived(store: FieldStore, key: str, channels: Channels, arch: str) -> dict[str, Any]:
     grid = store.grids[key]
     registrations = {axis.name: axis.registration for axis in grid}
     if arch.lower() == "mano" and len(set(registrations.values())) > 1:
@@ -53,7 +58,7 @@ def _derived(store: FieldStore, key: str, arch: str) -> dict[str, Any]:
             f"{key} has registrations {registrations}, MANO takes one for all axes: "
             "`resample` the fields to a grid with one"
         )
-    options: dict[str, Any] = {"in_channels": len(store.inputs), "out_channels": len(store.outputs)}
+    options: dict[str, Any] = {"in_channels": len(channels.x), "out_channels": len(channels.y)}
     if arch.lower() in ("mano", "mano_published"):
         options["n_dim"] = grid.n_dim
     if arch.lower() == "mano":

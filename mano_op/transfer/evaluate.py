@@ -27,6 +27,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mano_op.boundary import Boundary, ends_by_axis
+from mano_op.data.channels import Channels, channels_of
 from mano_op.data.dataset import FieldDataset
 from mano_op.data.store import FieldStore, Resolution, open_store
 from mano_op.errors import InputError
@@ -44,7 +46,7 @@ from mano_op.grid import Grid
 from mano_op.resample import nests
 from mano_op.runs import Run
 from mano_op.transfer.baselines import interpolate, restrict
-from mano_op.transfer.predict import check_predicts, predict, timed_predict
+from mano_op.transfer.predict import check_predicts, predict, sample_numbers, timed_predict
 from mano_op.transfer.verdict import DPU
 
 Ends = Mapping[str, dict[str, tuple[float | None, float | None]]]
@@ -129,16 +131,18 @@ def evaluate_transfer(
     store = store if isinstance(store, FieldStore) else open_store(store)
     keys = _levels(store, resolutions, split)
     grids = {key: store.grids[key] for key in keys}
-    trained = {name: store.grids[_training_key(name, run, store)] for name, run in models.items()}
     if not models or batch_size < 1:
         raise InputError(f"{len(models)} models, batch_size={batch_size}; expected at least one of each")
-    ends = _known_ends(store, grids[keys[0]], boundary or {})
+    times = _times(models)
+    trained = {name: store.grids[_training_key(name, run, store)] for name, run in models.items()}
+    first = FieldDataset(store, keys[0], split, **times, cache_bytes=0)
+    ends = _known_ends(store, first.channels, grids[keys[0]], boundary or {})
     flops = np.array(
         [[check_predicts(name, run, grids[key], store) for key in keys] for name, run in models.items()]
     )
     training_flops = [check_predicts(name, run, trained[name], store) for name, run in models.items()]
 
-    errors, seconds = _judge(models, store, split, grids, trained, ends, batch_size, progress)
+    errors, seconds = _judge(models, store, split, times, grids, trained, ends, batch_size, progress)
     return xr.Dataset(
         {
             "relative_l2": (
@@ -169,8 +173,8 @@ def evaluate_transfer(
             "resolution": keys,
             "points": ("resolution", [int(np.prod(grid.shape)) for grid in grids.values()]),
             "predictor": list(PREDICTORS),
-            "variable": list(store.outputs),
-            "sample": store.layout.samples(keys[0])[store.layout.rows(keys[0], split)],
+            "variable": list(first.outputs),
+            "sample": sample_numbers(first),
         },
         attrs={
             "title": f"Resolution transfer on {store.attrs['title']}",
@@ -198,6 +202,7 @@ def _judge(
     models: Mapping[str, Run],
     store: FieldStore,
     split: str,
+    times: Mapping[str, Any],
     grids: Mapping[str, Grid],
     trained: Mapping[str, Grid],
     ends: Ends,
@@ -205,18 +210,19 @@ def _judge(
     progress: bool,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The errors, as ``relative_l2`` has them, and the seconds for a sample of each model and level."""
-    n_samples = store.splits[split]
-    errors = np.full((len(models), len(grids), len(PREDICTORS), len(store.outputs), n_samples), np.nan)
+    data = {key: FieldDataset(store, key, split, **times, cache_bytes=0) for key in grids}
+    n_samples = len(data[next(iter(grids))])
+    errors = np.full((len(models), len(grids), len(PREDICTORS), len(ends), n_samples), np.nan)
     seconds = np.full((len(models), len(grids)), np.inf)
     batches = -(-n_samples // batch_size)
     with tqdm(total=len(grids) * batches * len(models), unit="batch", disable=not progress) as bar:
         for r, (key, grid) in enumerate(grids.items()):
             # A batch is read once, for all models.
-            loader = DataLoader(FieldDataset(store, key, split, cache_bytes=0), batch_size)
+            loader = DataLoader(data[key], batch_size)
             for b, batch in enumerate(loader):
                 rows = slice(b * batch_size, b * batch_size + len(batch["y"]))
                 exact = {
-                    level: _exact(store, split, level, batch["y"], grid, rows, ends)
+                    level: _exact(data[key], level, batch["y"], rows, times, ends)
                     for level in dict.fromkeys(trained.values())
                 }
                 for m, (name, run) in enumerate(models.items()):
@@ -258,8 +264,14 @@ def _with_baselines(
     injection = dpu(restrict(batch["x"], grid, trained, "injection"))
     nested = nests(grid, trained)
     interpolation = injection if nested else dpu(interpolate(batch["x"], grid, trained))
-    statistics = store.statistics or run.processor.to_dict()["outputs"]
-    means = torch.tensor([statistics[name]["mean"] for name in store.outputs])
+    # What the processor makes of zero is its mean, or under a transform what that is the mean of.
+    zero, _ = run.processor.postprocess(torch.zeros(1, len(ends), 1, device=run.processor.device), {})
+    means = torch.tensor(
+        [
+            store.statistics.get(_variable(label), {"mean": middle})["mean"]
+            for label, middle in zip(ends, zero.flatten().tolist(), strict=True)
+        ]
+    )
     return {
         "direct": direct,
         "dpu_injection": injection,
@@ -271,15 +283,14 @@ def _with_baselines(
 
 
 def _exact(
-    store: FieldStore, split: str, level: Grid, outputs: Tensor, grid: Grid, rows: slice, ends: Ends
+    data: FieldDataset, level: Grid, outputs: Tensor, rows: slice, times: Mapping[str, Any], ends: Ends
 ) -> Tensor:
-    """The true outputs of some samples of a split on another level, from those on `grid`."""
-    key = store.key(level)
-    if nests(grid, level) or split not in store.layout.held[key]:
-        return _interpolate(outputs, grid, level, ends)
-    first = store.layout.rows(key, split).start
-    here = slice(first + rows.start, first + rows.stop)
-    return torch.from_numpy(np.stack([store.read(key, name, here) for name in store.outputs], axis=1))
+    """The true outputs of some samples of a split on another level, from those on the data set's grid."""
+    key = data.store.key(level)
+    if nests(data.grid, level) or data.split not in data.store.layout.held[key]:
+        return _interpolate(outputs, data.grid, level, ends)
+    there = FieldDataset(data.store, key, data.split, **times, cache_bytes=0)
+    return torch.stack([sample["y"] for sample in there.__getitems__(range(rows.start, rows.stop))])
 
 
 def _interpolate(outputs: Tensor, source: Grid, target: Grid, ends: Ends) -> Tensor:
@@ -289,14 +300,31 @@ def _interpolate(outputs: Tensor, source: Grid, target: Grid, ends: Ends) -> Ten
     return torch.cat([interpolate(channel, source, target, its) for channel, its in known], dim=1)
 
 
-def _known_ends(store: FieldStore, grid: Grid, given: Mapping[str, Boundary | None]) -> Ends:
-    """The known ends of each output, as given or as the store has them."""
+def _known_ends(
+    store: FieldStore, channels: Channels, grid: Grid, given: Mapping[str, Boundary | None]
+) -> Ends:
+    """The known ends of each output channel, as given or as the store has them."""
     if not set(given) <= set(store.outputs):
         raise InputError(
             f"boundary={dict(given)}: expected values of outputs, which here are {', '.join(store.outputs)}"
         )
     stated = {variable.name: variable.boundary_value for variable in store.variables}
-    return {name: ends_by_axis(grid, {**stated, **given}[name]) for name in store.outputs}
+    known = {**stated, **given}
+    return {channel.label: ends_by_axis(grid, known[channel.variable]) for channel in channels.y}
+
+
+def _variable(label: str) -> str:
+    """The variable of a channel, of which "@" tells the time."""
+    return label.partition("@")[0]
+
+
+def _times(models: Mapping[str, Run]) -> dict[str, Any]:
+    """Which times the models are for, if they are for the same."""
+    asked = {name: run.times for name, run in models.items()}
+    first = next(iter(asked.values()))
+    if any(times != first for times in asked.values()):
+        raise InputError(f"models for different times, {asked}; judge them one after the other")
+    return first
 
 
 def _levels(store: FieldStore, resolutions: Sequence[Resolution], split: str) -> list[str]:
@@ -312,14 +340,22 @@ def _levels(store: FieldStore, resolutions: Sequence[Resolution], split: str) ->
 
 def _training_key(name: str, run: Run, store: FieldStore) -> str:
     """The level of the training grid, if the model is one for this store."""
+    channels = channels_of(store.layout, **run.times)
     for role, mine, theirs in (
-        ("inputs", run.processor.inputs, store.inputs),
-        ("outputs", run.processor.outputs, store.outputs),
+        ("inputs", run.processor.inputs, channels.inputs),
+        ("outputs", run.processor.outputs, channels.outputs),
     ):
         if mine != theirs:
             raise InputError(
                 f"{name} has the {role} {mine}, {store.path} has {theirs}: "
                 "judge it on a store of the variables that it was trained on"
+            )
+    units = {variable.name: variable.units for variable in store.variables}
+    for variable, unit in run.training.get("units", {}).items():
+        if units.get(variable, unit) != unit:
+            raise InputError(
+                f"{name} was trained on {variable} in {unit}, {store.path} has it in {units[variable]}: "
+                "convert the fields of the store"
             )
     if "resolution" not in run.training:
         raise InputError(f"{name}: training={run.training} does not say at which resolution it was trained")

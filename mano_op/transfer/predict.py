@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from time import perf_counter
 
+import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -39,8 +41,8 @@ def timed_predict(run: Run, x: Tensor, repeats: int) -> tuple[Tensor, float]:
 
 def check_predicts(name: str, run: Run, grid: Grid, store: FieldStore) -> int:
     """What a sample costs on a grid, if the model can predict there at all."""
-    x = torch.zeros(1, len(store.inputs), *grid.shape)
-    expected = (1, len(store.outputs), *grid.shape)
+    x = torch.zeros(1, len(run.processor.inputs), *grid.shape)
+    expected = (1, len(run.processor.outputs), *grid.shape)
     try:
         shape = tuple(predict(run, x).shape)
         if shape != expected:
@@ -50,6 +52,14 @@ def check_predicts(name: str, run: Run, grid: Grid, store: FieldStore) -> int:
         raise InputError(
             f"{name} cannot predict at {store.key(grid)}: {error}. Leave out the model or the resolution"
         ) from error
+
+
+def sample_numbers(data: FieldDataset) -> NDArray[np.int64]:
+    """The numbers that a store has for the samples of a data set; of windows, which share those, 0, 1, ..."""
+    if len(data.channels.starts) > 1:
+        return np.arange(len(data))
+    rows = data.store.layout.rows(data.key, data.split)
+    return data.store.layout.samples(data.key)[rows]
 
 
 def sample_fields(
@@ -65,10 +75,11 @@ def sample_fields(
     Parameters
     ----------
     models : mapping of str to Run
+        For the same times.
     store : FieldStore
     resolution : int, tuple of int, str or Grid
     rows : sequence of int
-        Counted within the split.
+        Counted within the split; of windows of times, within all of these.
     split : str
 
     Returns
@@ -78,11 +89,10 @@ def sample_fields(
         (model, variable, sample, *axes), with the coordinates of the grid.
     """
     key = store.key(resolution)
-    data = FieldDataset(store, key, split, cache_bytes=0)
+    data = FieldDataset(store, key, split, **next(iter(models.values())).times, cache_bytes=0)
     batch = next(iter(DataLoader(data, batch_size=len(rows), sampler=list(rows))))
     predictions = torch.stack([predict(run, batch["x"]) for run in models.values()])
     axes = data.grid.names
-    numbers = store.layout.samples(key)[store.layout.rows(key, split)][list(rows)]
     return xr.Dataset(
         {
             "input": (("input_variable", "sample", *axes), batch["x"].transpose(0, 1).numpy()),
@@ -91,9 +101,9 @@ def sample_fields(
         },
         coords={
             "model": list(models),
-            "input_variable": list(store.inputs),
-            "variable": list(store.outputs),
-            "sample": numbers,
+            "input_variable": list(data.inputs),
+            "variable": list(data.outputs),
+            "sample": sample_numbers(data)[list(rows)],
             **dict(zip(axes, data.grid.points, strict=True)),
         },
     )

@@ -1,0 +1,163 @@
+"""Models of fields that vary in time: trained on windows, kept, and judged at other resolutions."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mano_op.cli import main
+from mano_op.data.dataset import FieldDataset
+from mano_op.data.layout import Variable
+from mano_op.data.processor import FieldProcessor
+from mano_op.data.store import create_store
+from mano_op.errors import InputError
+from mano_op.grid import Grid
+from mano_op.report import write_report
+from mano_op.runs import Run, load_run
+from mano_op.train import train_model
+from mano_op.transfer import evaluate_transfer
+
+TIMES = (0.0, 0.5, 1.0, 1.5)
+GRIDS = [Grid.uniform((n,), periodic=True) for n in (8, 12, 16)]
+SMALL = {"hidden_channels": 8, "n_layers": 1, "n_heads": 2}
+
+
+def drift(samples, grid):
+    """A wave that moves by its own speed and decays: u(t + 1/2) is not a multiple of u(t)."""
+    x, t = grid.mesh[0], np.array(TIMES)[:, None]
+    random = [np.random.default_rng(int(i)) for i in samples]
+    draws = np.array([(one.uniform(0.1, 0.2), one.uniform()) for one in random])
+    u = [np.exp(-t) * np.cos(2 * np.pi * (x - speed * t - phase)) for speed, phase in draws]
+    return {"u0": np.stack(u)[:, 0], "u": np.stack(u)}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    store = create_store(
+        tmp_path_factory.mktemp("drift") / "drift.zarr",
+        GRIDS,
+        [Variable("u0", "input", units="m"), Variable("u", "output", units="m", time=True)],
+        {"train": 12, "test": 4},
+        title="Drift",
+        provenance={"problem": "drift"},
+        levels="resampled",
+        boundary_conditions={"x": "periodic"},
+        chunk=4,
+        times=TIMES,
+        time_units="s",
+    )
+    for samples in store.pending():
+        numbers = range(samples.start, samples.stop)
+        store.write(samples, {grid: drift(numbers, grid) for grid in GRIDS})
+    store.finish()
+    return store
+
+
+def train(store, folder, **options):
+    return train_model(
+        store,
+        folder,
+        resolution=8,
+        options=SMALL,
+        epochs=2,
+        batch_size=8,
+        progress=False,
+        **options,
+    )
+
+
+def test_a_run_on_windows_is_judged_on_windows(store, tmp_path):
+    run = train(store, tmp_path / "run", window=(2, 1))
+    assert run.options["in_channels"] == 3 and run.options["out_channels"] == 1
+    kept = load_run(tmp_path / "run")
+    assert kept.times == {"window": [2, 1]} and kept.processor.inputs == ("u0", "u@-1", "u@+0")
+    results = evaluate_transfer({"M": kept}, store, [8, 16], progress=False)
+    assert results["variable"].values.tolist() == ["u@+1"] and results.sizes["sample"] == 8
+    fields = drift(range(12, 16), GRIDS[2])
+    direct = results["relative_l2"].sel(model="M", resolution="r16", predictor="direct")[0]
+    for i, (row, start) in enumerate((row, start) for row in range(4) for start in range(2)):
+        known = fields["u"][row, start : start + 2]
+        x = torch.from_numpy(np.concatenate([fields["u0"][row][None], known])[None]).float()
+        data = run.processor.eval().preprocess({"x": x})
+        predicted = run.processor.postprocess(run.model.eval()(data["x"]), data)[0][0, 0].detach().numpy()
+        true = fields["u"][row, start + 2]
+        expected = np.linalg.norm(predicted - true) / np.linalg.norm(true)
+        assert direct[i] == pytest.approx(expected, rel=1e-4)
+    report = write_report(tmp_path / "report", results, {"M": kept}, store, title="Drift")
+    assert "u@+1 at r16" in report.read_text()
+
+
+class LastKnown(nn.Module):
+    """Predicts that nothing changes."""
+
+    def forward(self, x):
+        return x[:, -1:]
+
+
+def run_of(model, channels, **training):
+    unit = {"mean": 0.0, "std": 1.0}
+    inputs, outputs = (dict.fromkeys(names, unit) for names in (channels.inputs, channels.outputs))
+    return Run(model, FieldProcessor(inputs, outputs), "known", {}, {"resolution": "r8", **training})
+
+
+@pytest.mark.parametrize("keys", [[16], [12]])
+def test_baselines_are_those_of_the_same_times(store, keys):
+    """One wave is within the band of 8 points, so interpolation is exact: DPU is direct, the floor 0."""
+    channels = FieldDataset(store, 8, window=(1, 1)).channels
+    run = run_of(LastKnown(), channels, window=[1, 1])
+    errors = evaluate_transfer({"M": run}, store, keys, progress=False)["relative_l2"][0, 0, :, 0]
+    true = drift(range(12, 16), GRIDS[2])["u"]
+    change = [
+        np.linalg.norm(true[row, t] - true[row, t + 1]) / np.linalg.norm(true[row, t + 1])
+        for row in range(4)
+        for t in range(3)
+    ]
+    np.testing.assert_allclose(errors.sel(predictor="direct"), change, rtol=1e-5)
+    np.testing.assert_allclose(errors.sel(predictor="dpu_interpolation"), change, rtol=1e-4)
+    np.testing.assert_allclose(errors.sel(predictor="floor"), 0, atol=1e-5)
+
+
+def test_times_by_themselves_are_outputs_of_their_own(store):
+    data = FieldDataset(store, 8, at=[0.5, 1.5])
+
+    class Exact(nn.Module):
+        def forward(self, x):
+            return torch.cat([x, x], dim=1)
+
+    run = run_of(Exact(), data.channels, at=[0.5, 1.5])
+    results = evaluate_transfer({"M": run}, store, [8], progress=False)
+    assert results["variable"].values.tolist() == ["u@t=0.5", "u@t=1.5"]
+    assert results["sample"].values.tolist() == [12, 13, 14, 15]
+    fields = drift(range(12, 16), GRIDS[0])
+    for v, time in enumerate((1, 3)):
+        true = fields["u"][:, time]
+        expected = np.linalg.norm(fields["u0"] - true, axis=1) / np.linalg.norm(true, axis=1)
+        found = results["relative_l2"].sel(predictor="direct").isel(variable=v).squeeze()
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_what_does_not_fit_the_times_is_refused(store, tmp_path):
+    with pytest.raises(InputError, match="so expected one of them: window="):
+        train(store, tmp_path / "run")
+    channels = FieldDataset(store, 8, window=(1, 1)).channels
+    one = run_of(LastKnown(), channels, window=[1, 1])
+    other = run_of(LastKnown(), channels, at=[0.5])
+    with pytest.raises(InputError, match="models for different times"):
+        evaluate_transfer({"one": one, "other": other}, store, [8], progress=False)
+    wrong = run_of(LastKnown(), channels, window=[1, 1], units={"u": "cm"})
+    with pytest.raises(InputError, match=r"was trained on u in cm, .* has it in m: convert"):
+        evaluate_transfer({"M": wrong}, store, [8], progress=False)
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_command_line_trains_on_windows(store, tmp_path, capsys):
+    small = [word for name, value in SMALL.items() for word in ("--option", f"{name}={value}")]
+    command = ["train", str(store.path), str(tmp_path / "run"), "--resolution", "8", "--epochs", "1", *small]
+    assert main([*command, "--window", "2", "1", "--quiet"]) == 0
+    description = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert description["training"]["window"] == [2, 1]
+    assert main([*command, "--overwrite", "--at", "0.5", "--quiet"]) == 0
+    assert main([*command, "--overwrite", "--quiet"]) == 2
+    assert "so expected one of them" in capsys.readouterr().err
