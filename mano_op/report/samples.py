@@ -23,7 +23,7 @@ def samples(results: xr.Dataset, judged: xr.Dataset, runs: Mapping[str, Run], st
     """For each variable a good, a middling and a bad sample, at the training resolutions and the finest."""
     keys = judged["resolution"].values.tolist()
     wanted = {*judged["training_resolution"].values.tolist(), keys[-1]}
-    names = {one.name: one.name + ("" if one.units == "1" else f" [{one.units}]") for one in store.variables}
+    units = {one.name: "" if one.units == "1" else f" [{one.units}]" for one in store.variables}
     parts = [heading("Samples")]
     for key in (key for key in keys if key in wanted):
         grid = store.grids[key]
@@ -33,6 +33,8 @@ def samples(results: xr.Dataset, judged: xr.Dataset, runs: Mapping[str, Run], st
             rows = best_median_worst(of.transpose("model", "sample").values)
             fields = sample_fields(runs, store, key, list(rows.values()), split=judged.attrs["split"])
             fields = with_coarse(fields, judged, runs, store, key)
+            channels = [*fields["input_variable"].values.tolist(), *fields["variable"].values.tolist()]
+            names = {channel: channel + units[channel.partition("@")[0]] for channel in channels}
             captions = [f"{which}, no. {of['sample'].values[row]}" for which, row in rows.items()]
             picture = sample_panels(fields, grid, variable, captions, names)
             parts += [
