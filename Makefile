@@ -8,6 +8,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# Threads that wait by spinning make a small model up to ninety times slower where other processes need the cores
+# too; see "Limits" in the README.
+export GOMP_SPINCOUNT ?= 1000
+
 .PHONY: demo test check install benchmark clean
 
 install: $(INSTALLED)
@@ -34,9 +38,12 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# The numbers of the README; an hour or two on two cores. See benchmarks/README.md.
+# The numbers of the README, from neuraloperator's files; an hour on two cores. See benchmarks/README.md.
+#   make benchmark DATA=FOLDER_WITH_THE_PT_FILES
 benchmark: $(INSTALLED)
-	$(BIN)/python benchmarks/darcy_small.py
+	@test -n "$(DATA)" || { echo "give the folder of darcy_train_16.pt: make benchmark DATA=..."; exit 1; }
+	$(BIN)/python benchmarks/darcy_small.py --data "$(DATA)"
 
+# What was made here; a virtual environment of your own (VENV=...) stays.
 clean:
-	rm -rf demo $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf demo .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -16,13 +16,17 @@ from mano_op.models.published import PublishedMANO as PublishedMANO
 from mano_op.resample import resample as resample
 
 if TYPE_CHECKING:
+    from mano_op.data.check import check_store as check_store
+    from mano_op.data.coarsen import coarsen_store as coarsen_store
     from mano_op.data.dataset import FieldDataset as FieldDataset
     from mano_op.data.fields import write_fields as write_fields
     from mano_op.data.importers import import_neuralop_pt as import_neuralop_pt
     from mano_op.data.loaders import field_loaders as field_loaders
     from mano_op.data.processor import FieldProcessor as FieldProcessor
+    from mano_op.data.sampler import ResolutionBatchSampler as ResolutionBatchSampler
     from mano_op.data.store import open_store as open_store
     from mano_op.problems.generate import generate_darcy as generate_darcy
+    from mano_op.problems.generate import generate_fields as generate_fields
     from mano_op.runs import load_run as load_run
     from mano_op.runs import save_run as save_run
     from mano_op.train import train_model as train_model
@@ -35,7 +39,11 @@ _WHEN_USED = {
     "field_loaders": "mano_op.data.loaders",
     "write_fields": "mano_op.data.fields",
     "import_neuralop_pt": "mano_op.data.importers",
+    "ResolutionBatchSampler": "mano_op.data.sampler",
+    "check_store": "mano_op.data.check",
+    "coarsen_store": "mano_op.data.coarsen",
     "generate_darcy": "mano_op.problems.generate",
+    "generate_fields": "mano_op.problems.generate",
     "FieldProcessor": "mano_op.data.processor",
     "load_run": "mano_op.runs",
     "save_run": "mano_op.runs",

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 if it did what it was asked, 2 if the input or a file cannot be used, 130 if it was interrupted.
+        0 if it did what it was asked, 1 if a store that was to be checked is not as it should be, 2 if the
+        input or a file cannot be used, 130 if it was interrupted.
     """
     args = _parser().parse_args(arguments)
     try:
-        args.command(args)
+        code: int | None = args.command(args)
         sys.stdout.flush()
     except BrokenPipeError:  # `mano-op info STORE | head`: nobody reads on, which is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -38,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(f"{where}{error.strerror or error}; check the path, its permissions and the disk", 2)
     except KeyboardInterrupt:
         return _failed(f"interrupted. {args.interrupted}", 130)
-    return 0
+    return code or 0
 
 
 def _failed(message: str, code: int) -> int:
@@ -53,41 +55,92 @@ def _demo(args: argparse.Namespace) -> None:
     print(f"\nThe report, with pictures: {args.folder / 'report.html'}")
 
 
-def _generate_darcy(args: argparse.Namespace) -> None:
-    from contextlib import nullcontext
+def _generate(args: argparse.Namespace) -> None:
+    from mano_op.problems.generate import generate_fields
+    from mano_op.problems.recipes import PROBLEMS, Recipe, problem_of, read_recipe
 
-    from mano_op.problems import Darcy
-    from mano_op.problems.generate import generate_darcy
+    if args.what in PROBLEMS:
+        if args.resolutions is None:
+            raise InputError(f"generate {args.what}: give the --resolutions")
+        recipe = Recipe(problem=args.what, resolutions=[], samples={"train": 1000, "test": 50})
+    else:
+        recipe = read_recipe(args.what)
+    asked = {name: getattr(args, name) for name in ("train", "test")}
+    samples = {**recipe.samples, **{name: n for name, n in asked.items() if n is not None}}
 
-    cluster: Any = nullcontext()
-    if args.scheduler:
-        try:
-            from distributed import Client
-        except ModuleNotFoundError as error:
-            raise InputError(
-                "--scheduler needs dask's distributed: pip install 'mano_op[cluster]'"
-            ) from error
-        try:
-            cluster = Client(args.scheduler)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"no dask scheduler answers at {args.scheduler} ({error}); start one with `dask scheduler`"
-            ) from error
-    with cluster as client:
-        store = generate_darcy(
+    def chosen(name: str) -> Any:
+        return getattr(recipe, name) if getattr(args, name) is None else getattr(args, name)
+
+    problem = problem_of(recipe.problem, {**recipe.options, **dict(args.option)})
+    with _cluster(args.scheduler) as client:
+        store = generate_fields(
             args.store,
-            args.resolutions,
-            samples={split: n for split, n in (("train", args.train), ("test", args.test)) if n},
-            seed=args.seed,
-            problem=Darcy(coefficient=args.coefficient),
-            registration=args.registration,
-            solver_resolution=args.solver_resolution,
+            problem,
+            [tuple(n) if isinstance(n, list) else n for n in chosen("resolutions")],
+            samples={split: n for split, n in samples.items() if n},
+            seed=chosen("seed"),
+            registration=chosen("registration"),
+            solver_resolution=chosen("solver_resolution"),
             client=client,
             progress=not args.quiet,
             resume=args.resume,
             overwrite=args.overwrite,
         )
     print(store)
+
+
+def _cluster(scheduler: str | None) -> AbstractContextManager[Any]:
+    """A client of a dask scheduler; None, for the threads of this process, if no address is given."""
+    if scheduler is None:
+        return nullcontext()
+    try:
+        from distributed import Client
+    except ModuleNotFoundError as error:
+        raise InputError("--scheduler needs dask's distributed: pip install 'mano_op[cluster]'") from error
+    try:
+        client: AbstractContextManager[Any] = Client(scheduler)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"no dask scheduler answers at {scheduler} ({error}); start one with `dask scheduler`"
+        ) from error
+    return client
+
+
+def _coarsen(args: argparse.Namespace) -> None:
+    from mano_op.data.coarsen import coarsen_store
+
+    with _cluster(args.scheduler) as client:
+        store = coarsen_store(
+            args.source,
+            args.store,
+            args.resolutions,
+            method=_one_or_each(args.method),
+            keep=not args.drop_finest,
+            client=client,
+            progress=not args.quiet,
+            resume=args.resume,
+            overwrite=args.overwrite,
+        )
+    print(store)
+
+
+def _one_or_each(methods: list[Any]) -> Any:
+    each = [method for method in methods if isinstance(method, tuple)]
+    if each and len(each) == len(methods):
+        return dict(each)
+    if len(methods) > 1:
+        raise InputError(f"--method {methods}: expected one method, or VARIABLE=METHOD for every variable")
+    return methods[0]
+
+
+def _check(args: argparse.Namespace) -> int:
+    from mano_op.data.check import check_store
+
+    found = check_store(args.store, progress=not args.quiet)
+    for violation in found:
+        print(violation)
+    print(f"{args.store}: {'as the format asks' if not found else f'{len(found)} violations'}")
+    return 1 if found else 0
 
 
 def _import_neuralop(args: argparse.Namespace) -> None:
@@ -180,6 +233,12 @@ def _named(text: str) -> tuple[str, str]:
     return name, value
 
 
+def _method(text: str) -> str | tuple[str, str]:
+    """``mean``, or ``permeability=mean``."""
+    name, equals, method = text.partition("=")
+    return (name, method) if equals else text
+
+
 def _option(text: str) -> tuple[str, Any]:
     """``hidden_channels=24``: a name and a JSON value, or a word."""
     name, equals, value = text.partition("=")
@@ -216,6 +275,12 @@ def _parser() -> argparse.ArgumentParser:
             made.add_argument("--overwrite", action="store_true", help="replace what is there")
         return made
 
+    def distributed(made: argparse.ArgumentParser) -> None:
+        made.add_argument(
+            "--scheduler", help="address of a dask scheduler, tcp://...; this machine if not given"
+        )
+        made.add_argument("--resume", action="store_true", help="go on with an interrupted store")
+
     demo = command(
         "demo",
         _demo,
@@ -225,49 +290,72 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("folder", type=Path, help="where everything goes")
     demo.add_argument("--seed", type=int, default=0, help="of the fields and of the training")
 
-    what = "solve a PDE for many samples, into a store"
-    generate = commands.add_parser("generate", help=what, description=what)
-    problems = generate.add_subparsers(required=True, metavar="PROBLEM")
-    darcy = command(
-        "darcy",
-        _generate_darcy,
-        "flow through a random medium, u = 0 on the boundary",
-        problems,
+    generate = command(
+        "generate",
+        _generate,
+        "solve a PDE for many samples, into a store",
         interrupted="What is solved is kept: go on with --resume and the same options.",
     )
-    darcy.add_argument("store", type=Path, help="the store to make, NAME.zarr")
-    darcy.add_argument(
+    generate.add_argument(
+        "what",
+        metavar="PROBLEM|RECIPE",
+        help="darcy, poisson, burgers, navier_stokes, or the path of a recipe as in data/recipes, "
+        "whose values the flags replace",
+    )
+    generate.add_argument("store", type=Path, help="the store to make, NAME.zarr")
+    generate.add_argument(
         "--resolutions",
         type=_resolution,
         nargs="+",
-        required=True,
         metavar="N|NxM",
         help="points along each axis, one level for each",
     )
-    darcy.add_argument("--train", type=int, default=1000, help="training samples; 0 for no such split")
-    darcy.add_argument("--test", type=int, default=50, help="test samples; 0 for no such split")
-    darcy.add_argument("--seed", type=int, default=0, help="of the random medium")
-    darcy.add_argument(
-        "--coefficient",
-        choices=("piecewise", "lognormal"),
-        default="piecewise",
-        help="permeability: 3 or 12, or a smooth field",
+    generate.add_argument(
+        "--train", type=int, help="training samples, 1000 without a recipe; 0 for no such split"
     )
-    darcy.add_argument(
+    generate.add_argument("--test", type=int, help="test samples, 50 without a recipe; 0 for no such split")
+    generate.add_argument("--seed", type=int, help="of the random fields, 0 without a recipe")
+    generate.add_argument(
+        "--option",
+        type=_option,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the problem, as JSON: viscosity=0.01; may be given more than once",
+    )
+    generate.add_argument(
         "--registration",
         choices=("node", "node_both", "cell"),
-        default="node",
-        help="where points lie: on [0, 1), [0, 1], or in the middle of cells",
+        help="where points lie: on [0, 1), the default, on [0, 1], or in the middle of cells",
     )
-    darcy.add_argument(
+    generate.add_argument(
         "--solver-resolution",
         type=int,
-        help="solve on this many intervals a side; if not given, on as few as hold the points of all levels",
+        help="solve on this many intervals a side; if not given, on as few as the levels need",
     )
-    darcy.add_argument(
-        "--scheduler", help="address of a dask scheduler, tcp://...; this machine if not given"
+    distributed(generate)
+
+    coarsen = command(
+        "coarsen",
+        _coarsen,
+        "make a store with coarser levels of another store's fields",
+        interrupted="What is coarsened is kept: go on with --resume and the same options.",
     )
-    darcy.add_argument("--resume", action="store_true", help="go on with an interrupted store")
+    coarsen.add_argument("source", type=Path, help="the fields, NAME.zarr")
+    coarsen.add_argument("store", type=Path, help="the store to make, NAME.zarr")
+    coarsen.add_argument(
+        "--resolutions", type=_resolution, nargs="+", required=True, metavar="N|NxM", help="of the new levels"
+    )
+    coarsen.add_argument(
+        "--method",
+        type=_method,
+        nargs="+",
+        required=True,
+        metavar="METHOD|VARIABLE=METHOD",
+        help="mean, lowpass or injection, for all variables or for each",
+    )
+    coarsen.add_argument("--drop-finest", action="store_true", help="leave out the level they are made from")
+    distributed(coarsen)
 
     what = "turn files of other formats into a store"
     importers = commands.add_parser("import", help=what, description=what)
@@ -337,6 +425,12 @@ def _parser() -> argparse.ArgumentParser:
 
     info = command("info", _info, "say what a store holds", makes=False)
     info.add_argument("store", type=Path, help="NAME.zarr, whole or partial")
+
+    check = command(
+        "check", _check, "read all of a store and explain what is not as the format asks", makes=False
+    )
+    check.add_argument("store", type=Path, help="NAME.zarr")
+    check.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser
 
 

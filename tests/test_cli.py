@@ -119,6 +119,18 @@ def test_info_of_a_partial_store(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("transfer {store} {mano} --out {folder}/fno/run.json", "cannot be a folder for results"),
         ("generate darcy {store} --resolutions 8", "exists"),
         ("generate darcy {new} --resolutions 8 --train 0 --test 0", "no splits"),
+        ("generate darci {new} --resolutions 8", "neither a problem"),
+        ("generate darcy {new}", "generate darcy: give the --resolutions"),
+        (
+            "generate darcy {new} --resolutions 8 --option coefficient=smooth",
+            "coefficient='smooth' is none of",
+        ),
+        ("coarsen {store} {new} --resolutions 4 --method stride", "method 'stride' for permeability"),
+        (
+            "coarsen {store} {new} --resolutions 4 --method mean injection",
+            "expected one method, or VARIABLE=METHOD",
+        ),
+        ("coarsen {store} {new} --resolutions 32 --method mean", "r32 is not coarser than r16"),
         ("generate darcy {new} --resolutions 8 --train -3", "split 'train' has -3 samples"),
         ("generate darcy {store} --resolutions 8 --resume --overwrite", "--resume and --overwrite: pass one"),
         ("info {folder}/mano", "is no zarr store"),
@@ -175,6 +187,25 @@ def test_a_split_of_no_samples_is_left_out(tmp_path: Path) -> None:
     store = open_store(tmp_path / "d.zarr")
     assert store.splits == {"test": 3}
     assert store.read("r4x8", "pressure").shape == (3, 4, 8)
+
+
+def test_a_coarsened_store_is_as_the_format_asks(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = str(tmp_path / "coarse.zarr")
+    command = ["coarsen", str(folder / "darcy.zarr"), made, "--resolutions", "4", "--drop-finest", "--quiet"]
+    assert main([*command, "--method", "permeability=mean", "pressure=injection"]) == 0
+    fine, coarse = open_store(folder / "darcy.zarr"), open_store(made)
+    assert list(coarse.grids) == ["r4"]
+    np.testing.assert_array_equal(coarse.read(4, "pressure"), fine.read(16, "pressure")[:, ::4, ::4])
+    capsys.readouterr()
+    assert main(["check", made, "--quiet"]) == 0
+    assert capsys.readouterr().out == f"{made}: as the format asks\n"
+    (tmp_path / "coarse.zarr" / "r4" / "pressure" / "c" / "0" / "0" / "0").unlink()
+    assert main(["check", made, "--quiet"]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("r4/pressure: sample 0 (and 17 more samples) has a NaN")
+    assert said[-1] == f"{made}: 1 violations"
 
 
 def test_levels_go_by_their_names_too(folder: Path, tmp_path: Path) -> None:
@@ -236,7 +267,7 @@ def test_a_full_disk_is_said_in_one_line(
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "/big/disk")
 
-    monkeypatch.setattr("mano_op.problems.generate.generate_darcy", full)
+    monkeypatch.setattr("mano_op.problems.generate.generate_fields", full)
     assert main(["generate", "darcy", str(tmp_path / "d.zarr"), "--resolutions", "8"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("mano-op: /big/disk: No space left on device")

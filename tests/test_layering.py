@@ -19,22 +19,29 @@ files                   base    torch
 machine                 use     torch
 cost                    use     torch
 data.chunking           data
+problems.draws          data    numpy
 data.sampler            data    numpy torch
 data.moments            data    numpy
 
 boundary                base
+problems.spectral_grid  data
 
 resample                base    numpy scipy torch
 data.coordinates        data    numpy xarray
 layers.window           model   numpy torch einops
 layers.pyramid          model   torch
 problems.random_field   data    numpy
+problems.fourier        data    numpy
+problems.exponential    data    numpy
 problems.solver_grid    data    numpy
 data.layout             data    numpy
 
 layers.attention        model   torch einops
 problems.darcy          data    numpy scipy
 problems.problem        data    numpy
+problems.poisson        data    numpy scipy
+problems.burgers        data    numpy scipy
+problems.navier_stokes  data    numpy scipy
 data.values             data    numpy
 data.transforms         data    numpy
 data.channels           data    numpy
@@ -57,6 +64,7 @@ models.block            model   torch einops
 data.dataset            data    numpy torch
 
 data.loaders            data    torch
+problems.recipes        data
 data                    data
 problems                data
 

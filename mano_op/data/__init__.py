@@ -2,11 +2,14 @@
 
 =============  ===================================================================
 `store`        fields on disk; `layout`, `schema`, `chunking`, `values` and
-               `moments` are its parts
-`fields`       xarray data sets into a store
+               `moments` are its parts, `jobs` fills one chunk by chunk
+`fields`       xarray data sets into a store; `coordinates` makes grids of theirs
 `importers`    files of other formats into a store
-`dataset`      samples and loaders in neuraloperator's form
-`processor`    physical units to what a network likes, and back
+`coarsen`      a store with coarser levels out of another
+`dataset`      samples in neuraloperator's form; `channels` says which is which
+`loaders`      batches of them, by `sampler` where resolutions are mixed
+`processor`    physical units to what a network likes, and back; `transforms`
 `describe`     a store in words
+`check`        what is wrong with a store, in words
 =============  ===================================================================
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mano_op.errors import InputError, check_whole
-from mano_op.grid import Axis, Grid
+from mano_op.grid import Axis, Grid, Registration
 
 
 def spectral_grids(
@@ -62,7 +62,7 @@ def spectral_grids(
             f"a solver resolution of {resolution}; expected an even number of at least {at_least}, which "
             "the initial fields have modes for: ask for more points, or for fewer n_modes"
         )
-    kind = "node" if periodic else "cell"
+    kind: Registration = "node" if periodic else "cell"
     axes = (Axis(axis.name, resolution, axis.start, axis.stop, kind, periodic) for axis in levels[0])
     return dict.fromkeys(levels, Grid(tuple(axes)))
 

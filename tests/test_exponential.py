@@ -1,0 +1,98 @@
+from fractions import Fraction
+from math import factorial
+
+import numpy as np
+import pytest
+from helpers import rates
+from scipy.integrate import solve_ivp
+
+from mano_op.errors import InputError
+from mano_op.problems.exponential import integrate, output_times, phi
+
+
+@pytest.mark.parametrize("z", [0.0, -1e-12, -1e-4, -0.1, -0.999, -1.0, -1.5, -7.0, -30.0, 0.5, 3.0])
+def test_phi_is_its_power_series(z):
+    exact = [sum(Fraction(z) ** j / factorial(j + m) for j in range(150)) for m in (1, 2, 3)]
+    np.testing.assert_allclose(phi(z), [float(value) for value in exact], rtol=2e-15)
+
+
+def test_phi_far_from_zero():
+    for z in (-1e3, -1e6):  # where exp(z) is 0
+        exact = [-1 / z, -(1 + 1 / z) / z, -(1 / 2 + (1 + 1 / z) / z) / z]
+        np.testing.assert_allclose(phi(z), exact, rtol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.complex128])
+def test_linear_part_and_constants_are_exact_however_stiff(dtype):
+    decay, source = np.array([0.0, -0.3, -50.0, -1e5]), np.array([1.0, 2.0, -3.0, 4.0]).astype(dtype)
+    initial = np.array([1.0, -1.0, 2.0, 0.5], dtype=dtype)
+    if dtype == np.complex128:
+        source, initial = source * (1 - 2j), initial * 1j
+    found = integrate(initial, decay, lambda v: source, final_time=3.0, n_steps=3, time_step=0.5)
+    for t, v in enumerate(found):
+        growth = np.array([t, *(np.expm1(decay[1:] * t) / decay[1:])])
+        np.testing.assert_allclose(v, np.exp(decay * t) * initial + growth * source, rtol=1e-13)
+
+
+def pendulum(v):
+    return np.array([v[1], -np.sin(v[0])]) - 0.1 * v**3
+
+
+@pytest.mark.parametrize("linear", [0.0, np.array([-0.5, -4.0])])
+def test_fourth_order_in_time(linear):
+    initial = np.array([1.0, 0.5])
+    exact = solve_ivp(lambda t, v: linear * v + pendulum(v), (0, 2), initial, rtol=1e-13, atol=1e-14).y[:, -1]
+    errors = [
+        np.abs(integrate(initial, linear, pendulum, final_time=2, n_steps=1, time_step=h)[-1] - exact).max()
+        for h in (0.2, 0.1, 0.05, 0.025)
+    ]
+    assert np.all(rates(errors) > 3.7)
+    assert errors[-1] < 1e-7
+
+
+def test_outputs_do_not_disturb_each_other():
+    """Steps are as few and equal as the longest allows, and those of three outputs hold those of one."""
+    options = {"initial": np.array([1.0, 0.5]), "linear": -1.0, "nonlinear": pendulum, "final_time": 1.5}
+    calls = []
+    many = integrate(
+        **options | {"nonlinear": lambda v: (calls.append(0), pendulum(v))[1]}, n_steps=3, time_step=0.13
+    )
+    assert len(calls) == 4 * 3 * 4  # 0.5 / 0.13 is over 3
+    np.testing.assert_allclose(many[-1], integrate(**options, n_steps=1, time_step=0.125)[-1], rtol=1e-14)
+    np.testing.assert_array_equal(many[0], options["initial"])
+    calls.clear()
+    integrate(
+        **options | {"nonlinear": lambda v: (calls.append(0), pendulum(v))[1]}, n_steps=5, time_step=0.1
+    )
+    assert len(calls) == 4 * 5 * 3  # 1.5 / 5 / 0.1 is 3 but for rounding
+
+
+def test_refuses_a_step_with_which_the_solution_blows_up():
+    with pytest.raises(
+        InputError, match=r"no longer finite at time 2, with steps of 0\.5: .*shorter time_step"
+    ):
+        integrate(np.array([1.0]), 0.0, lambda v: -(v**3) * 1e3, final_time=4.0, n_steps=2, time_step=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"final_time": 0.0}, r"final_time=0\.0"),
+        ({"n_steps": 0}, "n_steps=0"),
+        ({"n_steps": 2.0}, r"n_steps=2\.0"),
+        ({"time_step": -0.1}, r"time_step=-0\.1"),
+        ({"time_step": float("nan")}, "time_step=nan"),
+    ],
+)
+def test_refuses_options_out_of_range(options, message):
+    with pytest.raises(InputError, match=message):
+        integrate(
+            np.zeros(2), 0.0, np.zeros_like, **{"final_time": 1.0, "n_steps": 2, "time_step": 0.1} | options
+        )
+
+
+def test_output_times_are_the_fractions_of_the_last():
+    times = output_times(0.7, 7)
+    assert times[0] == 0.0
+    assert times[-1] == 0.7
+    np.testing.assert_allclose(np.diff(times), 0.1, rtol=1e-14)
