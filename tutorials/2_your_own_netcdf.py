@@ -1,0 +1,146 @@
+# %% [markdown]
+# # From your own NetCDF to a trained operator
+#
+# You have the output of a simulation, many runs of it, in NetCDF files. Here is the way from there to an
+# operator that steps your fields on in time, on two grids, without a Dataset class of your own.
+#
+# It takes about a minute on two CPU cores: `python tutorials/2_your_own_netcdf.py`
+
+# %%
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+import xarray as xr
+from neuralop import LpLoss, Trainer
+
+from mano_op import MANO, check_store, coarsen_store, field_loaders, write_fields
+from mano_op.problems import Burgers, generate_fields
+
+# neuraloperator's Trainer hands the whole sample to losses and models, which say that they ignore a part.
+warnings.filterwarnings("ignore", message=".*received unexpected keyword arguments")
+folder = tempfile.TemporaryDirectory()
+here = Path(folder.name)
+
+# %% [markdown]
+# ## The files
+#
+# These lines stand for your simulation: 120 runs of Burgers' equation, $u_t + u u_x = \nu u_{xx}$ on a
+# periodic interval, each from an initial field of its own, at eleven times. What they leave is a NetCDF
+# file as any code might write it: a variable with dimensions and coordinates, and units.
+
+# %%
+fields = generate_fields(
+    here / "runs.zarr",
+    Burgers(viscosity=0.05, final_time=0.5, n_steps=10),
+    [128],
+    samples={"train": 100, "test": 20},
+)
+simulated = fields.dataset(128)[["velocity"]].rename(sample="run").drop_vars("split").load()
+simulated.attrs = {"title": "Burgers' equation"}
+simulated["velocity"].attrs = {"units": "m s-1", "long_name": "velocity"}
+simulated.to_netcdf(here / "simulation.nc")
+
+# %% [markdown]
+# ## A store
+#
+# `write_fields` wants to know what no file says for certain, and checks it against the coordinates: where
+# the points lie (`registration`), on which domain, and what happens at its ends. A field that is stepped on
+# in time is an output that varies; here the input is the field at the first time, which `assign` adds.
+#
+# Opened with `chunks`, the file may be larger than memory: it is read and written chunk by chunk.
+
+# %%
+with xr.open_dataset(here / "simulation.nc", chunks={"run": 20}) as data:
+    data = data.rename(run="sample")
+    data = data.assign(initial=data["velocity"].isel(time=0, drop=True))
+    store = write_fields(
+        here / "fine.zarr",
+        {128: data},
+        inputs=["initial"],
+        outputs=["velocity"],
+        splits={"train": 100, "test": 20},
+        registration="node",
+        domain={"x": (0.0, 1.0)},
+        boundary_conditions={"x": "periodic"},
+        title="Burgers' equation",
+    )
+print(check_store(store.path) or "The store is as its format asks.")
+
+# %% [markdown]
+# ## A second resolution
+#
+# A coarse level of the same runs, by the low-pass that a periodic field allows; `"mean"` is for fields that
+# are averages over cells. A silent stride would alias, so there is none.
+
+# %%
+store = coarsen_store(store, here / "both.zarr", [64], method="lowpass")
+
+# %% [markdown]
+# ## Loaders
+#
+# Both resolutions in one epoch, each batch of one of them. `window=(1, 1)` makes a sample of every two
+# times that follow each other: one step is known, one is to be predicted. The tests are rollouts of ten
+# steps, in which the model's output is its next input; that is neuraloperator's mode "autoregression". The
+# statistics in `loaders.processor` are one set for both resolutions.
+
+# %%
+loaders = field_loaders(
+    store, train=[64, 128], test=[64, 128], batch_size=[40, 40], test_batch_size=20, window=(1, 1), rollout=10
+)
+print("x has", loaders.train.dataset.inputs, "and y has", loaders.train.dataset.outputs)
+
+# %% [markdown]
+# ## Training
+#
+# MANO in one dimension, with neuraloperator's Trainer as it is. Levels count points in this release, so the
+# model is told enough of them for the finer grid.
+
+# %%
+torch.manual_seed(0)
+model = MANO(
+    in_channels=len(loaders.train.dataset.inputs),
+    out_channels=len(loaders.train.dataset.outputs),
+    hidden_channels=24,
+    n_layers=2,
+    n_heads=4,
+    n_dim=1,
+    n_levels=4,
+    periodic=True,
+)
+n_epochs = 12
+optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=1e-4)
+scheduler = torch.optim.lr_scheduler.OneCycleLR(
+    optimizer, max_lr=5e-3, total_steps=n_epochs + 1, pct_start=0.25
+)
+l2loss = LpLoss(d=1, p=2)
+trainer = Trainer(
+    model=model, n_epochs=n_epochs, data_processor=loaders.processor, eval_interval=n_epochs, verbose=True
+)
+trainer.train(loaders.train, {}, optimizer, scheduler, training_loss=l2loss)
+
+# %% [markdown]
+# ## How good is it?
+#
+# The mean relative L2 error over the ten steps of a rollout, at both resolutions, beside the plainest
+# forecast there is: that nothing changes. Both grids share one set of parameters, and since levels count
+# points, a window sees half as far on the finer one; it is the worse of the two.
+
+# %%
+errors = {}
+for resolution, loader in loaders.test.items():
+    found = trainer.evaluate({"l2": l2loss}, loader, f"{resolution}", mode="autoregression")
+    errors[resolution] = float(found[f"{resolution}_l2"])
+    samples = 0
+    persistence = 0.0
+    for batch in loader:
+        known = batch["x"][:, -1:]
+        persistence += sum(float(l2loss(known, batch["y"][:, step : step + 1])) for step in range(10)) / 10
+        samples += len(known)
+    print(f"At {resolution}: MANO {errors[resolution]:.1%}, no change {persistence / samples:.1%}")
+
+worst = max(errors.values())
+print(f"The larger of the two errors is {worst:.1%}.")
+assert worst < 0.5  # measured: 29 %, where no change is at 144 %
+folder.cleanup()
