@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from mano_op.resample import nests
 _SAME = 1e-4
 
 
-def check_store(path: str | Path, *, progress: bool = True) -> list[str]:
+def check_store(
+    path: str | Path, *, progress: bool = True, storage_options: Mapping[str, Any] | None = None
+) -> list[str]:
     """Read all of a store and say what is not as the format asks.
 
     Labels have to describe the arrays, coordinates and bounds the grid, numbers and splits the samples;
@@ -34,6 +36,8 @@ def check_store(path: str | Path, *, progress: bool = True) -> list[str]:
     path : path
     progress : bool
         Whether to show a progress bar on stderr.
+    storage_options : mapping, optional
+        As `open_store` takes them.
 
     Returns
     -------
@@ -54,10 +58,11 @@ def check_store(path: str | Path, *, progress: bool = True) -> list[str]:
     ['r8/pressure: sample 1 has a NaN or an infinity']
     """
     try:
-        store = open_store(path)
+        store = open_store(path, storage_options=storage_options)
     except InputError as error:
         return [str(error)]
-    root = zarr.open_group(store.path, mode="r", use_consolidated=False)
+    options = None if storage_options is None else dict(storage_options)
+    root = zarr.open_group(store.path, mode="r", use_consolidated=False, storage_options=options)
     found = [*_arrays(store, root)]
     if found:
         return found

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mano_op.data.jobs import write_store
 from mano_op.data.layout import Resolution, Variable, group_name
-from mano_op.data.store import FieldStore, open_store
+from mano_op.data.store import FieldStore, opened
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 from mano_op.resample import nests, resample
@@ -89,7 +89,7 @@ def coarsen_store(
     >>> bool((store.read(8, "pressure") == fine.read(16, "pressure")[:, ::2, ::2]).all())
     True
     """
-    source = source if isinstance(source, FieldStore) else open_store(source)
+    source = opened(source)
     finest = source.key(level if level is not None else next(reversed(source.grids)))
     fine = source.grids[finest]
     chosen = _methods(source, method)
@@ -114,7 +114,7 @@ def coarsen_store(
         "chunk_times": source.layout.chunk_times if source.layout.times else None,
     }
     provenance = {
-        "coarsened": {"store": source.path.name, "level": finest, "method": chosen},
+        "coarsened": {"store": source.name, "level": finest, "method": chosen},
         "of": {k: v for k, v in source.attrs["provenance"].items() if k != "versions"},
     }
     return write_store(

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from mano_op.data.channels import Channel, channels_of
 from mano_op.data.layout import Resolution, Variable
-from mano_op.data.store import FieldStore, open_store
+from mano_op.data.store import FieldStore, opened
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 
@@ -95,7 +95,7 @@ class FieldDataset(Dataset[Sample]):
         coordinates: bool = False,
         cache_bytes: int = 2**30,
     ) -> None:
-        self.store = open_store(store.path if isinstance(store, FieldStore) else store)
+        self.store = opened(store)
         self.split = split
         self.channels = channels_of(self.store.layout, window, at)
         self.key = self.store.key(resolution)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mano_op.data.layout import Layout
@@ -40,7 +41,7 @@ def describe(store: FieldStore) -> str:
     state = f"partial: {missing} of {layout.n_samples} samples missing" if missing else "complete"
     if not missing and not store.complete:
         state = "partial: all samples are there, but it was not finished"
-    if store.complete and partial_path(store.path).exists():
+    if store.complete and isinstance(store.path, Path) and partial_path(store.path).exists():
         state += f", and {partial_path(store.path).name} is there to replace it when it is finished"
     fields = [
         [

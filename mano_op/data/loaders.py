@@ -14,7 +14,7 @@ from mano_op.data.dataset import FieldDataset, MixedDataset, Sample
 from mano_op.data.layout import Resolution
 from mano_op.data.processor import FieldProcessor
 from mano_op.data.sampler import ResolutionBatchSampler
-from mano_op.data.store import FieldStore, open_store
+from mano_op.data.store import FieldStore, opened
 from mano_op.errors import InputError, check_whole
 
 
@@ -117,7 +117,7 @@ def field_loaders(
     >>> sorted(tuple(batch["x"].shape) for batch in mixed)
     [(2, 1, 16, 16), (2, 1, 16, 16), (4, 1, 8, 8)]
     """
-    store = open_store(store.path if isinstance(store, FieldStore) else store)
+    store = opened(store)
     levels = train if isinstance(train, list) else [train]
     sizes = list(batch_size) if isinstance(batch_size, Sequence) else [batch_size] * len(levels)
     check_whole(**{f"batch_size[{i}]" if len(sizes) > 1 else "batch_size": n for i, n in enumerate(sizes)})

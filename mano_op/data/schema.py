@@ -46,15 +46,25 @@ def values_of(
     return np.asarray(array(root, path).oindex[rows if times == slice(None) else (rows, times)])
 
 
-def open_root(path: Path) -> zarr.Group:
+def place_of(path: str | Path) -> Path | str:
+    """A full path on the file system, or an address as fsspec has it, such as ``s3://bucket/darcy.zarr``."""
+    return path if isinstance(path, str) and "://" in path else Path(path).absolute()
+
+
+def open_root(path: Path | str, storage_options: Mapping[str, Any] | None = None) -> zarr.Group:
     """The root of the store at `path`, for reading, if it is one that we can read."""
-    if not path.exists():
+    if isinstance(path, Path) and not path.exists():
         raise InputError(
             f"{path} does not exist; make it with `mano-op generate`, `write_fields` or an importer"
         )
+    options = None if storage_options is None else dict(storage_options)
     try:
-        root = zarr.open_group(path, mode="r", zarr_format=3)
-    except (OSError, ValueError) as error:
+        root = zarr.open_group(path, mode="r", zarr_format=3, storage_options=options)
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+    ) as error:  # the last where fsspec lacks what speaks to that address
         raise InputError(f"{path} is no zarr store of format 3: {error}") from error
     if root.attrs.get("format") != FORMAT:
         raise InputError(

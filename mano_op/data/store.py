@@ -30,6 +30,7 @@ from mano_op.data.schema import (
     lay_out,
     open_root,
     partial_path,
+    place_of,
     put_in_place,
     read_layout,
     root_attributes,
@@ -130,7 +131,12 @@ def create_store(
         chunk_times=chunk_times,
     )
     attributes = root_attributes(layout, title, provenance)
-    path = Path(path).absolute()
+    place = place_of(path)
+    if isinstance(place, str):
+        raise InputError(
+            f"{path}: a store is written to a file system; write it there, and copy it when finished"
+        )
+    path = place
     clear(path, overwrite)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,15 +146,23 @@ def create_store(
     return FieldStore(path, partial_path(path))
 
 
-def open_store(path: str | Path, *, incomplete: bool = False) -> FieldStore:
+def open_store(
+    path: str | Path,
+    *,
+    incomplete: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> FieldStore:
     """Open a store for reading.
 
     Parameters
     ----------
     path : path
+        Or an address that fsspec knows, "s3://bucket/darcy.zarr", "https://...".
     incomplete : bool
         Also accept a store that is still being written, in order to go on with it; if it is to replace one
         that is complete, the one being written.
+    storage_options : mapping, optional
+        Of fsspec, for an address: ``{"anon": True}``.
 
     Raises
     ------
@@ -156,9 +170,13 @@ def open_store(path: str | Path, *, incomplete: bool = False) -> FieldStore:
         If there is no store at `path`, it is partial, it was written by a newer version, or an array is
         missing or does not fit the rest.
     """
-    path = Path(path).absolute()
-    beside = partial_path(path)
-    store = FieldStore(path, beside if beside.exists() and (incomplete or not path.exists()) else path)
+    place = place_of(path)
+    if isinstance(place, str):
+        store = FieldStore(place, storage_options=storage_options)
+    else:
+        beside = partial_path(place)
+        begun = beside.exists() and (incomplete or not place.exists())
+        store = FieldStore(place, beside if begun else place)
     if not (incomplete or store.complete):
         total = store.layout.n_samples
         missing = sum(samples.stop - samples.start for samples in store.pending())
@@ -171,6 +189,13 @@ def open_store(path: str | Path, *, incomplete: bool = False) -> FieldStore:
     return store
 
 
+def opened(store: str | Path | FieldStore) -> FieldStore:
+    """A complete store, from its path or as it is."""
+    if isinstance(store, FieldStore):
+        return store if store.complete else open_store(store.path)
+    return open_store(store)
+
+
 class FieldStore:
     """A store of fields, by its path.
 
@@ -179,8 +204,10 @@ class FieldStore:
 
     Attributes
     ----------
-    path : Path
-        Where it is, or will be when it is finished.
+    path : Path or str
+        Where it is, or will be when it is finished; an address, if it is read from one.
+    name : str
+        The last part of that.
     complete : bool
         Whether it is finished, and at `path`.
     attrs : dict
@@ -199,13 +226,24 @@ class FieldStore:
         or where there is no such split. ``attrs["statistics"]`` says at which level they were taken.
     """
 
-    def __init__(self, path: str | Path, location: Path | None = None) -> None:
-        self.path = Path(path).absolute()
+    def __init__(
+        self,
+        path: str | Path,
+        location: Path | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path = place_of(path)
         self._location = self.path if location is None else location
+        self._storage_options = storage_options
         self._read_layout()
 
-    def __reduce__(self) -> tuple[type[FieldStore], tuple[Path, Path]]:
-        return FieldStore, (self.path, self._location)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FieldStore, (self.path, self._location, self._storage_options)
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return str(self.path).rstrip("/").rpartition("/")[2]
 
     def __repr__(self) -> str:
         levels = ", ".join(f"{key}: {'+'.join(held)}" for key, held in self.layout.held.items())
@@ -213,7 +251,7 @@ class FieldStore:
         return f"FieldStore({str(self.path)!r}: {fields}; {levels})"
 
     def _read_layout(self) -> None:
-        self._root = open_root(self._location)
+        self._root = open_root(self._location, self._storage_options)
         self.attrs: dict[str, Any] = dict(self._root.attrs)
         self.layout = read_layout(self._root)
         self.grids, self.variables, self.splits = self.layout.grids, self.layout.variables, self.layout.splits
@@ -235,7 +273,8 @@ class FieldStore:
 
     def dataset(self, resolution: Resolution) -> xr.Dataset:
         """One level as a labelled data set, read when its values are asked for."""
-        return xr.open_zarr(self._location, group=self.key(resolution), chunks=None)
+        options = None if self._storage_options is None else dict(self._storage_options)
+        return xr.open_zarr(self._location, group=self.key(resolution), chunks=None, storage_options=options)
 
     def read(
         self,
@@ -315,6 +354,8 @@ class FieldStore:
             If a level or variable is missing or unknown, a shape is wrong, or a value is not finite in
             float32. Nothing is written then.
         """
+        if isinstance(self._location, str):
+            raise InputError(f"{self.path} is read from an address; stores are written to a file system")
         if samples not in self.layout.chunks:
             raise InputError(f"samples={samples} is no chunk of {self.path}; expected one of `pending()`")
         given = {self.key(resolution): variables for resolution, variables in fields.items()}
@@ -343,7 +384,7 @@ class FieldStore:
             )
         if not self.attrs["complete"]:
             self._complete()
-        if self._location != self.path:
+        if self._location != self.path and isinstance(self.path, Path):
             put_in_place(self.path)
             self._location = self.path
         self._read_layout()

@@ -44,7 +44,7 @@ def findings(judged: xr.Dataset, store: FieldStore) -> list[str]:
     pairs = zip(judged["sentence"].values.ravel(), judged["verdict"].values.ravel(), strict=True)
     return [
         paragraph(
-            f"{', '.join(judged['model'].values)} on {store.attrs['title'] or store.path.name}: "
+            f"{', '.join(judged['model'].values)} on {store.attrs['title'] or store.name}: "
             f"{about['samples']} samples of the split {about['split']!r} at "
             f"{', '.join(judged['resolution'].values)}. Errors are relative L2 errors in %, means over the "
             "samples with 95 % intervals."
@@ -163,7 +163,7 @@ def data(store: FieldStore) -> list[str]:
         for key, grid in store.grids.items()
     ]
     facts = {
-        "store": f"{store.attrs['title']} ({store.path.name})",
+        "store": f"{store.attrs['title']} ({store.name})",
         "fields": f"{', '.join(store.inputs)} to {', '.join(store.outputs)}",
         "boundary conditions": in_words(store.layout.boundary_conditions),
         "levels": store.layout.levels,

@@ -1,0 +1,91 @@
+"""Stores are read from whatever fsspec can read."""
+
+import pickle
+import shutil
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from helpers import wave_store, waves
+
+from mano_op.data.check import check_store
+from mano_op.data.coarsen import coarsen_store
+from mano_op.data.loaders import field_loaders
+from mano_op.data.store import FieldStore, create_store, open_store
+from mano_op.errors import InputError
+from mano_op.grid import Grid
+
+GRID = Grid.uniform((6, 6))
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    path = tmp_path_factory.mktemp("local") / "waves.zarr"
+    return wave_store(path, [GRID, GRID.refine()], {"train": 5, "test": 3})
+
+
+@pytest.fixture(params=["file", "memory"])
+def address(request, local):
+    if request.param == "file":
+        yield f"file://{local.path}"
+        return
+    memory = fsspec.filesystem("memory")
+    memory.put(str(local.path), "/waves.zarr", recursive=True)
+    yield "memory://waves.zarr"
+    memory.rm("/waves.zarr", recursive=True)
+
+
+def test_a_store_at_an_address_is_the_local_one(local, address, tmp_path):
+    store = open_store(address)
+    assert (store.name, store.complete) == ("waves.zarr", True)
+    assert store.layout == local.layout and store.statistics == local.statistics
+    for key in local.grids:
+        for name in ("a", "b", "u"):
+            np.testing.assert_array_equal(store.read(key, name), local.read(key, name))
+        xr.testing.assert_identical(store.dataset(key).compute(), local.dataset(key).compute())
+    assert check_store(address, progress=False) == []
+    again = pickle.loads(pickle.dumps(store))
+    np.testing.assert_array_equal(again.read(6, "u"), waves(range(8), GRID)["u"].astype(np.float32))
+    made = coarsen_store(store, tmp_path / "coarse.zarr", [3], method="injection", progress=False)
+    np.testing.assert_array_equal(made.read(3, "u"), local.read(12, "u")[:, ::4, ::4])
+
+
+def test_loaders_read_from_an_address(local, address):
+    for cache_bytes in (0, 2**30):
+        options = {"train": [6, 12], "test": [6], "batch_size": 3, "cache_bytes": cache_bytes}
+        here, there = (field_loaders(store, **options) for store in (local, address))
+        for one, other in zip(here.train, there.train, strict=True):
+            torch.testing.assert_close(one["y"], other["y"], rtol=0, atol=0)
+
+
+def test_options_of_the_file_system_are_kept(local):
+    options = {"auto_mkdir": False}
+    store = open_store(f"file://{local.path}", storage_options=options)
+    assert pickle.loads(pickle.dumps(store))._storage_options == options
+    np.testing.assert_array_equal(store.read(6, "a"), local.read(6, "a"))
+    assert store.dataset(6).sizes == local.dataset(6).sizes
+
+
+def test_what_is_not_to_be_had_at_an_address_is_said(local, tmp_path):
+    with pytest.raises(InputError, match=r"memory://none.zarr is no zarr store of format 3"):
+        open_store("memory://none.zarr")
+    with pytest.raises(InputError, match=r"nonsense://waves.zarr is no zarr store.*nonsense"):
+        open_store("nonsense://waves.zarr")
+    with pytest.raises(InputError, match="a store is written to a file system"):
+        create_store(
+            "memory://new.zarr",
+            [GRID],
+            local.variables,
+            {"train": 1},
+            title="",
+            provenance={},
+            levels="unknown",
+            boundary_conditions={"y": "open", "x": "open"},
+            chunk=1,
+        )
+    copy = shutil.copytree(local.path, tmp_path / "copy.zarr")
+    store = FieldStore(f"file://{copy}")
+    with pytest.raises(InputError, match="is read from an address"):
+        store.write(slice(0, 2), {})
