@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 
 from mano_op.cli import main
+from mano_op.data.check import check_store
 from mano_op.data.store import open_store
 from mano_op.errors import InputError
 from mano_op.problems.darcy import Darcy
 from mano_op.problems.generate import generate_fields, problem_grid, split_seed
 from mano_op.problems.recipes import PROBLEMS, problem_of, read_recipe
 
-RECIPES = sorted((Path(__file__).parents[1] / "data" / "recipes").glob("*.toml"))
+DATA = Path(__file__).parents[1] / "data"
+STORES = sorted((DATA / "stores").glob("*.zarr"))
+RECIPES = sorted((DATA / "recipes").glob("*.toml"))
 
 
 def test_there_is_a_recipe_of_every_problem():
@@ -26,6 +29,26 @@ def test_a_recipe_can_be_made(path):
     grids = [problem_grid(problem, n, recipe.registration) for n in recipe.resolutions]
     assert len(set(problem.solvers(grids, recipe.solver_resolution).values())) == 1
     problem.check(split_seed(recipe.seed, "train"), grids)
+
+
+def test_a_ready_store_is_kept_of_every_small_recipe():
+    assert STORES
+    assert {path.stem for path in STORES} == {path.stem for path in RECIPES if path.stem.startswith("small_")}
+
+
+@pytest.mark.parametrize("path", STORES, ids=lambda path: path.stem)
+def test_a_ready_store_is_what_its_recipe_makes(path, tmp_path):
+    assert check_store(path, progress=False) == []
+    recipe = RECIPES[0].with_name(f"{path.stem}.toml")
+    assert main(["generate", str(recipe), str(tmp_path / "made.zarr"), "--quiet"]) == 0
+    kept, made = open_store(path), open_store(tmp_path / "made.zarr")
+    assert kept.layout == made.layout
+    for key in kept.grids:
+        for variable in kept.variables:
+            # Another machine's BLAS or FFT may round differently.
+            np.testing.assert_allclose(
+                kept.read(key, variable.name), made.read(key, variable.name), rtol=1e-4, atol=1e-6
+            )
 
 
 def test_a_recipe_and_its_flags_make_what_they_say(tmp_path):
