@@ -299,8 +299,8 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "what",
         metavar="PROBLEM|RECIPE",
-        help="darcy, poisson, burgers, navier_stokes, or the path of a recipe as in data/recipes, "
-        "whose values the flags replace",
+        help="darcy, poisson, burgers, navier_stokes, fitzhugh_nagumo, or the path of a recipe as in "
+        "data/recipes, whose values the flags replace",
     )
     generate.add_argument("store", type=Path, help="the store to make, NAME.zarr")
     generate.add_argument(

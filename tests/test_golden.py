@@ -58,7 +58,9 @@ def build(golden: Mapping[str, NDArray]) -> nn.Module:
 
 def _name_here(key: str) -> str:
     """``blocks.0.attention.qkv.weight`` as ``blocks.0.attention.attention.0.qkv.weight``."""
-    path, part, last = re.fullmatch(r"((?:blocks\.\d+\.attention\.)?)(.*)\.(\w+)", key).groups()  # type: ignore[union-attr]
+    named = re.fullmatch(r"((?:blocks\.\d+\.attention\.)?)(.*)\.(\w+)", key)
+    assert named, f"{key} is not the name of a parameter"
+    path, part, last = named.groups()
     if part in ATTENTION:
         return f"{path}attention.0.{part}.{last}"
     return f"{path}{part}.0.{last}" if part in STEPS else key

@@ -32,6 +32,7 @@ layers.window           model   numpy torch einops
 layers.pyramid          model   torch
 problems.random_field   data    numpy
 problems.fourier        data    numpy
+problems.cosine         data    numpy
 problems.exponential    data    numpy
 problems.solver_grid    data    numpy
 data.layout             data    numpy
@@ -41,6 +42,7 @@ problems.darcy          data    numpy scipy
 problems.problem        data    numpy
 problems.poisson        data    numpy scipy
 problems.burgers        data    numpy scipy
+problems.reaction_diffusion data numpy scipy
 problems.navier_stokes  data    numpy scipy
 data.values             data    numpy
 data.transforms         data    numpy

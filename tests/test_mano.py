@@ -162,8 +162,10 @@ def test_periodic_shift_by_the_coarsest_window():
         ({"n_heads": True}, "n_heads=True, expected a whole number"),
         ({"window": None}, "window=None, expected a whole number"),
         ({"n_dim": None}, "n_dim=None, expected a whole number"),
-        ({"channel_mlp_expansion": 0.01}, "channel_mlp_expansion=0.01 of 6 channels makes 0 hidden ones"),
-        ({"channel_mlp_expansion": "2"}, "channel_mlp_expansion='2', expected a finite number"),
+        ({"channel_mlp_expansion": 0.01}, "=0.01 of 6 channels makes 0 hidden ones, .*: give 0.17 or more"),
+        ({"channel_mlp_expansion": "2"}, "channel_mlp_expansion='2', expected a finite number: give .* 2.0"),
+        ({"channel_mlp_expansion": None}, "channel_mlp_expansion=None, expected a finite number"),
+        ({"channel_mlp_expansion": True}, "channel_mlp_expansion=True, expected a finite number"),
         ({"projection_channel_ratio": -1.0}, "projection_channel_ratio=-1.0 of 6 channels makes -6 hidden"),
         ({"projection_channel_ratio": float("nan")}, "projection_channel_ratio=nan, expected a finite"),
         ({"non_linearity": ["gelu"]}, r"non_linearity=\['gelu'\], expected one of gelu"),
@@ -174,7 +176,7 @@ def test_periodic_shift_by_the_coarsest_window():
         ({"non_linearity": F.gelu}, "non_linearity=.* is of type .*, expected a bool, int, float, str, None"),
         ({"hidden_channels": np.int64(6)}, r"hidden_channels=.*6.* is of type int64, expected .* convert it"),
         ({"periodic": [True, np.bool_(True)]}, "periodic=.* is of type list, expected"),
-        ({"positional_embedding": "sine"}, "positional_embedding='sine', expected 'grid' or None"),
+        ({"positional_embedding": "sine"}, "positional_embedding='sine', expected 'grid'.* or None"),
         ({"registration": "nodes"}, "registration='nodes', expected one of node, node_both, cell"),
         ({"periodic": [True]}, r"periodic=\[True\] has 1 entries, expected n_dim=2"),
         ({"periodic": True, "registration": "node_both"}, "registration='node_both': the first and the last"),
@@ -185,6 +187,26 @@ def test_periodic_shift_by_the_coarsest_window():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         MANO(**({"in_channels": 2, "out_channels": 3} | OPTIONS | options))
+
+
+# Of every kind, one that the option cannot be; where one is right after all, it is not in the option's list.
+WRONG_KINDS = ["2", "", 1.5, -1, 0, True, None, float("nan"), float("inf"), [], [2], {}, b"2", 1 + 2j]
+RIGHT_AFTER_ALL = {
+    "halo": [0],
+    "channel_mlp_expansion": [1.5],
+    "projection_channel_ratio": [1.5],
+    "positional_embedding": [None],
+    "periodic": [True],
+}
+
+
+@pytest.mark.parametrize("name", ["in_channels", "out_channels", *OPTIONS])
+def test_every_option_refuses_values_of_another_kind(name):
+    for value in WRONG_KINDS:
+        if any(value is right or value == right for right in RIGHT_AFTER_ALL.get(name, [])):
+            continue
+        with pytest.raises(InputError, match=rf"^{name}="):
+            MANO(**({"in_channels": 2, "out_channels": 3} | OPTIONS | {name: value}))
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_broken_checkpoints_are_named(file, tmp_path):
         with pytest.raises(InputError, match=f"{file} cannot be read .*: if it was cut short"):
             MANO.from_checkpoint(tmp_path, "model")
     torch.save([1, 2], tmp_path / file)
-    with pytest.raises(InputError, match=f"{file} holds a list, expected what save_checkpoint writes"):
+    with pytest.raises(InputError, match=f"{file} holds a list, expected a dictionary of tensors"):
         MANO.from_checkpoint(tmp_path, "model")
 
 

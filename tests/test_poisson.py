@@ -123,13 +123,13 @@ def test_levels_are_samplings_of_one_solution():
     random_field = GaussianRandomField(tau=3.0, alpha=3.0, n_modes=8)
     np.testing.assert_array_equal(f, random_field.sample(1, 5, closed))
     np.testing.assert_array_equal(u, solve_poisson(f, closed))
-    for grid, shared in (
+    for grid, common in (
         (node, np.s_[:-1, :-1, :-1]),
         (coarse_node, np.s_[:-1:2, :-1:2, :-1:2]),
         (cell, np.s_[1::2, 1::2, 1::2]),
     ):
-        np.testing.assert_array_equal(fields[grid]["source"], f[shared])
-        np.testing.assert_array_equal(fields[grid]["potential"], u[shared])
+        np.testing.assert_array_equal(fields[grid]["source"], f[common])
+        np.testing.assert_array_equal(fields[grid]["potential"], u[common])
 
 
 def test_coarse_levels_are_closer_to_the_truth_than_coarse_solutions():

@@ -1,5 +1,6 @@
 """The layer and the model as published, written out from their description as loops over windows."""
 
+from inspect import signature
 from itertools import product
 
 import pytest
@@ -156,9 +157,27 @@ def test_options_reach_every_layer():
         ({"in_channels": 0}, "in_channels=0, expected a whole number, at least 1"),
         ({"n_layers": 0}, "n_layers=0, expected a whole number, at least 1"),
         ({"stride": 9}, "stride=9, expected .* at most 2"),
+        ({"n_heads": 3}, "channels=8 is not divisible by n_heads=3: change one of them, or give head_dim"),
+        ({"sampling": "max_pool"}, "sampling='max_pool', expected one of stencil, conv, avg_pool"),
+        ({"projection_channel_ratio": 0.01}, "=0.01 of 8 channels makes 0 hidden ones, .*: give 0.12 or"),
         ({"windows": 2}, "PublishedMANO has no option 'windows'.* did you mean 'window'"),
     ],
 )
 def test_bad_options_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         PublishedMANO(**({"in_channels": 1, "out_channels": 1, "hidden_channels": 8, "window": 2} | options))
+
+
+# Of every kind, one that the option cannot be; None and the ratio are right for some.
+WRONG_KINDS = ["2", "", 1.5, -1, 0, True, None, float("nan"), float("inf"), [], [2], {}, b"2", 1 + 2j]
+OPTIONAL = ("head_dim", "stride", "n_levels")
+RATIOS = ("channel_mlp_expansion", "projection_channel_ratio")
+
+
+@pytest.mark.parametrize("name", [name for name in signature(PublishedMANO).parameters if name != "kwargs"])
+def test_every_option_refuses_values_of_another_kind(name):
+    for value in WRONG_KINDS:
+        if (value is None and name in OPTIONAL) or (value == 1.5 and name in RATIOS):
+            continue
+        with pytest.raises(InputError, match=rf"^{name}="):
+            PublishedMANO(**({"in_channels": 1, "out_channels": 1, "hidden_channels": 8} | {name: value}))

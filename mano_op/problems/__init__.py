@@ -9,4 +9,5 @@ from mano_op.problems.generate import split_seed as split_seed
 from mano_op.problems.navier_stokes import NavierStokes as NavierStokes
 from mano_op.problems.poisson import Poisson as Poisson
 from mano_op.problems.random_field import GaussianRandomField as GaussianRandomField
+from mano_op.problems.reaction_diffusion import FitzHughNagumo as FitzHughNagumo
 from mano_op.problems.solver_grid import solver_grids as solver_grids

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mano_op.errors import InputError
 from mano_op.grid import Axis, Grid
+from mano_op.problems.draws import normal_coefficients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,16 +125,8 @@ class GaussianRandomField:
         lengths : sequence of float
             Sides of the box.
         """
-        entropy = list(seed) if isinstance(seed, Sequence) else [seed]
-        if not entropy or any(not isinstance(word, int | np.integer) or word < 0 for word in entropy):
-            raise InputError(f"seed={seed!r}; expected a whole number from 0 on, or several of them")
-        if not isinstance(index, int | np.integer) or index < 0:
-            raise InputError(f"index={index!r}; expected the number of a draw: 0, 1, ...")
         sigma = self.amplitudes(lengths)
-        sequence = np.random.SeedSequence([int(word) for word in entropy], spawn_key=(int(index),))
-        xi = np.empty(sigma.size)
-        xi[_shells(self.n_modes, sigma.ndim)] = np.random.default_rng(sequence).standard_normal(sigma.size)
-        return sigma * xi.reshape(sigma.shape)
+        return sigma * normal_coefficients(seed, index, self.n_modes, sigma.ndim)
 
     def sample(self, seed: int | Sequence[int], index: int, grid: Grid) -> NDArray[np.float64]:
         """Draw number `index`, evaluated at the points of `grid`; the box is the grid's domain.
@@ -174,10 +166,3 @@ def _cosines(axis: Axis, n_modes: int) -> NDArray[np.float64]:
     modes = np.arange(n_modes)[:, np.newaxis]
     norm = np.where(modes == 0, 1.0, np.sqrt(2.0)) / np.sqrt(axis.length)
     return norm * np.cos(np.pi * modes * ((axis.points - axis.start) / axis.length))
-
-
-@lru_cache(maxsize=8)
-def _shells(n_modes: int, n_dim: int) -> NDArray[np.intp]:
-    """Flat positions of the modes in order of max_j k_j, an order which more modes only extend."""
-    shell = np.indices((n_modes,) * n_dim).max(axis=0)
-    return np.argsort(shell, axis=None, kind="stable")

@@ -14,9 +14,10 @@ from mano_op.problems.darcy import Darcy
 from mano_op.problems.navier_stokes import NavierStokes
 from mano_op.problems.poisson import Poisson
 from mano_op.problems.problem import Problem
+from mano_op.problems.reaction_diffusion import FitzHughNagumo
 
 PROBLEMS: Mapping[str, type[Any]] = {
-    problem.name: problem for problem in (Darcy, Poisson, Burgers, NavierStokes)
+    problem.name: problem for problem in (Darcy, Poisson, Burgers, NavierStokes, FitzHughNagumo)
 }
 
 
