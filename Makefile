@@ -38,7 +38,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# The numbers of the README, from neuraloperator's files; an hour on two cores. See benchmarks/README.md.
+# The numbers of the README, from neuraloperator's files; half an hour on two cores. See benchmarks/README.md.
 #   make benchmark DATA=FOLDER_WITH_THE_PT_FILES
 benchmark: $(INSTALLED)
 	@test -n "$(DATA)" || { echo "give the folder of darcy_train_16.pt: make benchmark DATA=..."; exit 1; }

@@ -73,7 +73,7 @@ def test_a_batch_reads_each_variable_once(store, monkeypatch):
     data, reads = FieldDataset(store, 6, cache_bytes=0), []
     read = FieldStore.read
 
-    def count(self, resolution, name, rows, times):
+    def count(self, resolution, name, rows, times=slice(None)):
         reads.append((name, rows.tolist()))
         return read(self, resolution, name, rows, times)
 

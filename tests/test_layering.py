@@ -52,6 +52,7 @@ data.schema             data    numpy zarr
 layers.multipole        model   torch
 data.store              data    numpy xarray zarr
 
+data.chunk_cache        data    numpy
 data.jobs               data    dask distributed tqdm filelock
 data.processor          data    torch neuralop
 data.describe           data

@@ -1,6 +1,7 @@
 """Several resolutions in one epoch, windows of times, and processes that read."""
 
 import multiprocessing
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -150,6 +151,24 @@ def test_coordinates_are_those_of_the_points(store):
     batch = next(iter(field_loaders(store, train=(6, 8), test=[], batch_size=3, coordinates=True).train))
     mesh = torch.from_numpy(COARSE.mesh).float()
     torch.testing.assert_close(batch["coordinates"], mesh.expand(3, 2, 6, 8), rtol=0, atol=0)
+
+
+def test_streaming_holds_no_more_than_a_few_chunks(tmp_path):
+    """An epoch of a store four times larger than the limit, by the bytes that Python and numpy hold."""
+    grid = Grid.uniform((32, 32))
+    store = wave_store(tmp_path / "large.zarr", [grid], {"train": 340}, chunk=4)
+    size = 4 * 3 * 340 * 32 * 32
+    limit = size // 4
+    loader = field_loaders(store, train=32, test=[], batch_size=4, cache_bytes=0).train
+    next(iter(loader))
+    tracemalloc.start()
+    try:
+        samples = sum(len(batch["x"]) for batch in loader)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert samples == 340
+    assert 4 * 3 * 4 * 32 * 32 < peak < limit
 
 
 # -------------------------------------------------------------------------------- windows of times

@@ -89,20 +89,33 @@ for name, model in models.items():
 # %% [markdown]
 # ## Errors
 #
-# At the resolution of training the two are close, MANO with a tenth of FNO's parameters; attention wants
-# more steps than these minutes allow. At twice that resolution FNO loses some, and this MANO a lot: its
-# windows count points, so on the finer grid they cover half as much of the domain as they did in training.
-# Predict on the training grid and interpolate instead; `mano-op transfer` does it and shows both.
+# An error says little without that of the plainest prediction there is: the mean of the training fields.
+#
+# At the resolution of training both models are far below it, MANO with a tenth of FNO's parameters; attention
+# wants more steps than these minutes allow. At twice that resolution FNO loses some, and this MANO so
+# much that the mean field is better: its windows count points, so on the finer grid they cover half as much
+# of the domain as they did in training. Predict on the training grid and interpolate instead;
+# `mano-op transfer` does it and shows both.
 
 # %%
-print(f"\n{'':6}{'parameters':>12}{'L2 at 16':>10}{'L2 at 32':>10}")
+mean_field = {}
+for resolution in (16, 32):
+    pressure = store.dataset(resolution)["pressure"]
+    known, unknown = (
+        torch.as_tensor(pressure[(pressure["split"] == split).values].values) for split in ("train", "test")
+    )
+    error = l2loss(known.mean(0).expand_as(unknown), unknown)  # summed over the samples
+    mean_field[resolution] = float(error) / len(unknown)
+
+print(f"\n{'':12}{'parameters':>12}{'L2 at 16':>10}{'L2 at 32':>10}")
 for name, model in models.items():
     found = errors[name]
     print(
-        f"{name:6}{count_model_params(model):12,}{float(found['16_l2']):10.1%}{float(found['32_l2']):10.1%}"
+        f"{name:12}{count_model_params(model):12,}{float(found['16_l2']):10.1%}{float(found['32_l2']):10.1%}"
     )
+print(f"{'mean field':12}{'':12}{mean_field[16]:10.1%}{mean_field[32]:10.1%}")
 
 mano, fno = (float(errors[name]["16_l2"]) for name in ("MANO", "FNO"))
 print(f"\nAt 16, where they were trained, MANO is at {mano:.1%} and FNO at {fno:.1%}.")
-assert max(mano, fno) < 0.06  # with three seeds, 3.8 to 4.0 % and 3.2 to 3.3 %
+assert max(mano, fno) < mean_field[16] / 4  # 6.5 %; with three seeds, 3.8 to 4.0 % and 3.2 to 3.3 %
 folder.cleanup()

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mano_op.data.channels import Channel, channels_of
+from mano_op.data.chunk_cache import ChunkCache
 from mano_op.data.layout import Resolution, Variable
 from mano_op.data.store import FieldStore, opened
 from mano_op.errors import InputError
@@ -31,8 +32,8 @@ class FieldDataset(Dataset[Sample]):
 
     A split that fits into `cache_bytes` is read once, when the data set is made. Otherwise every batch
     is read when it is asked for: `__getitems__` reads it in one go, each chunk once, so batches are
-    much faster than single samples. A copy sent to another process holds the path alone, no fields,
-    and reads from the store.
+    much faster than single samples, and the chunks used last are kept within that budget. A copy sent to
+    another process holds the path alone, no fields, and reads from the store.
 
     Parameters
     ----------
@@ -49,7 +50,7 @@ class FieldDataset(Dataset[Sample]):
         Whether samples also have ``coordinates``, those of the points, shape ``(n_dim, *grid)``, for models
         that are told where they are.
     cache_bytes : int
-        Largest split, in bytes, that is kept in memory; 0 keeps none.
+        Of fields that may be kept in memory: the split if it fits, otherwise the last chunks; 0 keeps none.
 
     Attributes
     ----------
@@ -103,6 +104,7 @@ class FieldDataset(Dataset[Sample]):
         self._coordinates = coordinates
         self._process = os.getpid()
         self._cache: dict[str, NDArray[np.float32]] | None = None
+        self._chunks = ChunkCache(self.store, self.key, cache_bytes)
         values = sum(
             int(np.prod(self.store.layout.shape(self.key, variable))) for variable in self._variables
         )
@@ -136,6 +138,14 @@ class FieldDataset(Dataset[Sample]):
     def _variables(self) -> list[Variable]:
         used = {channel.variable for channel in (*self.channels.x, *self.channels.y)}
         return [variable for variable in self.store.variables if variable.name in used]
+
+    @property
+    def chunks(self) -> list[NDArray[np.int64]]:
+        """The indices of the samples in each chunk of the store."""
+        windows, length = len(self.channels.starts), self.store.layout.chunk
+        owner = (self._rows.start + np.arange(self._n_rows)) // length
+        samples = np.arange(len(self)).reshape(self._n_rows, windows)
+        return [samples[owner == chunk].ravel() for chunk in np.unique(owner)]
 
     @property
     def _n_rows(self) -> int:
@@ -178,25 +188,27 @@ class FieldDataset(Dataset[Sample]):
                 "hang: use `field_loaders`, or DataLoader(..., multiprocessing_context='forkserver')"
             )
         distinct, index = np.unique(rows, return_inverse=True)
+        distinct = distinct + self._rows.start
+        layout = self.store.layout
+        if layout.chunk_times >= len(layout.times):  # a chunk has all times, so it is read whole anyway
+            return {one.name: self._chunks.read(one.name, distinct) for one in self._variables}, index, 0
         offsets = [c.offset for c in (*self.channels.x, *self.channels.y) if c.offset is not None]
-        first, last = int(starts.min()) + min(offsets, default=0), int(starts.max()) + max(offsets, default=0)
-        times = slice(first, last + 1) if offsets else slice(None)
+        first, last = int(starts.min()) + min(offsets), int(starts.max()) + max(offsets)
         fields = {
-            variable.name: self.store.read(
-                self.key,
-                variable.name,
-                self._rows.start + distinct,
-                times if variable.time else slice(None),
-            )
-            for variable in self._variables
+            one.name: self.store.read(self.key, one.name, distinct, slice(first, last + 1))
+            if one.time
+            else self._chunks.read(one.name, distinct)
+            for one in self._variables
         }
         return fields, index, first
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": None}
+        return {**self.__dict__, "_cache": None, "_chunks": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= {**state, "_process": os.getpid()}
+        # A copy in another process keeps nothing: there are as many as there are workers.
+        chunks = ChunkCache(state["store"], state["key"], 0)
+        self.__dict__ |= {**state, "_process": os.getpid(), "_chunks": chunks}
 
 
 def _gather(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset, RandomSampler
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from mano_op.data.dataset import FieldDataset, MixedDataset, Sample
 from mano_op.data.layout import Resolution
 from mano_op.data.processor import FieldProcessor
-from mano_op.data.sampler import ResolutionBatchSampler
+from mano_op.data.sampler import ChunkSampler, ResolutionBatchSampler
 from mano_op.data.store import FieldStore, opened
 from mano_op.errors import InputError, check_whole
 
@@ -52,6 +52,7 @@ def field_loaders(
     train_split: str = "train",
     test_split: str = "test",
     drop_last: bool = False,
+    shuffle: Literal["samples", "chunks"] = "samples",
     num_workers: int = 0,
     start_method: str | None = None,
     seed: int = 0,
@@ -84,6 +85,9 @@ def field_loaders(
     train_split, test_split : str
     drop_last : bool
         Whether to leave out a last batch of training samples that is not full.
+    shuffle : {"samples", "chunks"}
+        How training samples are shuffled: all of them, or, for a split that does not fit into `cache_bytes`,
+        those of some chunks at a time, each of which is then read once an epoch; see `ChunkSampler`.
     num_workers : int
         Processes that read for each loader. 0, the default, is the fastest for what fits into memory; others
         are for larger stores, and cache nothing. They stay between epochs.
@@ -127,6 +131,10 @@ def field_loaders(
         )
     if ratios is not None and not isinstance(train, list):
         raise InputError(f"ratios={ratios} with train={train!r}; expected a list of resolutions to mix")
+    if shuffle not in ("samples", "chunks") or (shuffle == "chunks" and isinstance(train, list)):
+        raise InputError(
+            f"shuffle={shuffle!r} with train={train!r}; expected 'samples', or 'chunks' for one resolution"
+        )
     tested = min(sizes, default=1) if test_batch_size is None else test_batch_size
     check_whole(test_batch_size=tested)
     check_whole(at_least=0, num_workers=num_workers, seed=seed, cache_bytes=cache_bytes)
@@ -155,7 +163,9 @@ def field_loaders(
     else:
         order = torch.Generator().manual_seed(seed)
         sampler = {
-            "sampler": RandomSampler(parts[0], generator=order),
+            "sampler": RandomSampler(parts[0], generator=order)
+            if shuffle == "samples"
+            else ChunkSampler(parts[0].chunks, seed=seed),
             "batch_size": sizes[0],
             "drop_last": drop_last,
         }

@@ -1,4 +1,4 @@
-"""Batches of one resolution each, out of samples of several."""
+"""In which order samples come: batches of one resolution each, or the samples of a chunk together."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from mano_op.errors import InputError, check_finite_number, check_whole
@@ -118,7 +119,7 @@ class ResolutionBatchSampler(Sampler[list[int]]):
         order = random.permutation(len(batches)) if self.shuffle else range(len(batches))
         yield from (batches[i] for i in order)
 
-    def _mine(self, together: np.ndarray) -> np.ndarray:
+    def _mine(self, together: NDArray[np.int64]) -> NDArray[np.int64]:
         """The part of this rank in the batch of all ranks, as large as that of any other."""
         each = -(-len(together) // self.num_replicas)
         return np.resize(together, each * self.num_replicas)[self.rank :: self.num_replicas]
@@ -133,3 +134,48 @@ def _drawn(sizes: Sequence[int], ratios: Sequence[float]) -> list[int]:
     # The resolution that runs out first is drawn whole.
     epoch = min(size / ratio for size, ratio in zip(sizes, ratios, strict=True) if ratio > 0)
     return [min(size, round(epoch * ratio)) for size, ratio in zip(sizes, ratios, strict=True)]
+
+
+class ChunkSampler(Sampler[int]):
+    """An order of samples that comes back to no chunk once it has left it, for stores larger than memory.
+
+    The chunks come in an order that is drawn anew in every epoch, some at a time; the samples of those
+    that are at hand come shuffled. Samples far apart in the store rarely meet in a batch's neighbourhood:
+    the more chunks at a time, the closer to a full shuffle, and the more memory for them.
+
+    Parameters
+    ----------
+    chunks : sequence of ndarray of int
+        The indices of the samples of each chunk, as `mano_op.data.dataset.FieldDataset.chunks` has them.
+    at_once : int
+        Chunks whose samples are shuffled together.
+    seed : int
+
+    Examples
+    --------
+    >>> order = list(ChunkSampler([np.arange(4), np.arange(4, 8), np.arange(8, 12)], at_once=1, seed=0))
+    >>> sorted(order) == list(range(12)), [len({i // 4 for i in order[k : k + 4]}) for k in (0, 4, 8)]
+    (True, [1, 1, 1])
+    """
+
+    def __init__(self, chunks: Sequence[NDArray[np.int64]], *, at_once: int = 4, seed: int = 0) -> None:
+        check_whole(at_once=at_once)
+        check_whole(seed=seed, at_least=0)
+        self._chunks, self._at_once, self.seed = list(chunks), at_once, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch the next pass is, to go on with a training that was interrupted."""
+        check_whole(epoch=epoch, at_least=0)
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return sum(len(chunk) for chunk in self._chunks)
+
+    def __iter__(self) -> Iterator[int]:
+        random = np.random.default_rng([self.seed, self.epoch])
+        self.epoch += 1
+        order = random.permutation(len(self._chunks))
+        for start in range(0, len(order), self._at_once):
+            at_hand = np.concatenate([self._chunks[i] for i in order[start : start + self._at_once]])
+            yield from random.permutation(at_hand).tolist()

@@ -174,7 +174,8 @@ class MultipoleAttention(nn.Module):
             head_dim = channels // n_heads
         if n_levels is None and (level_weights == "learned" or not shared_levels):
             raise InputError(
-                "each level has parameters of its own, so n_levels cannot be None: give their number"
+                "n_levels=None, but each level has parameters of its own, so n_levels cannot be None: give "
+                "their number"
             )
         wraps = (periodic,) * n_dim if isinstance(periodic, bool) else _wraps(periodic)
         if len(wraps) != n_dim:

@@ -31,11 +31,12 @@ def width(channels: int, **ratio: object) -> int:
     """
     [(name, value)] = ratio.items()
     if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
-        raise InputError(f"{name}={value!r}, expected a finite number")
+        raise InputError(f"{name}={value!r}, expected a finite number: give a ratio such as 2.0")
     hidden = round(float(value) * channels)
     if hidden < 1:
         raise InputError(
-            f"{name}={value!r} of {channels} channels makes {hidden} hidden ones, expected at least 1"
+            f"{name}={value!r} of {channels} channels makes {hidden} hidden ones, expected at least 1: "
+            f"give {1 / channels:.2g} or more"
         )
     return hidden
 

@@ -124,7 +124,10 @@ class MANO(GridModel, name="MANO"):
             n_layers=n_layers,
         )
         if positional_embedding not in ("grid", None):
-            raise InputError(f"positional_embedding={positional_embedding!r}, expected 'grid' or None")
+            raise InputError(
+                f"positional_embedding={positional_embedding!r}, expected 'grid', which appends coordinates, "
+                "or None"
+            )
         self.in_channels, self.out_channels, self.n_dim = in_channels, out_channels, n_dim
         self.registration, self.positional_embedding = registration, positional_embedding
         blocks = [
