@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from mano_op.data.coarsen import coarsen_store as coarsen_store
     from mano_op.data.dataset import FieldDataset as FieldDataset
     from mano_op.data.fields import write_fields as write_fields
+    from mano_op.data.importers import import_fno_mat as import_fno_mat
+    from mano_op.data.importers import import_netcdf as import_netcdf
     from mano_op.data.importers import import_neuralop_pt as import_neuralop_pt
+    from mano_op.data.importers import import_pdebench as import_pdebench
+    from mano_op.data.importers import import_the_well as import_the_well
     from mano_op.data.loaders import field_loaders as field_loaders
     from mano_op.data.processor import FieldProcessor as FieldProcessor
     from mano_op.data.sampler import ResolutionBatchSampler as ResolutionBatchSampler
@@ -38,7 +42,11 @@ _WHEN_USED = {
     "FieldDataset": "mano_op.data.dataset",
     "field_loaders": "mano_op.data.loaders",
     "write_fields": "mano_op.data.fields",
+    "import_fno_mat": "mano_op.data.importers",
+    "import_netcdf": "mano_op.data.importers",
     "import_neuralop_pt": "mano_op.data.importers",
+    "import_pdebench": "mano_op.data.importers",
+    "import_the_well": "mano_op.data.importers",
     "ResolutionBatchSampler": "mano_op.data.sampler",
     "check_store": "mano_op.data.check",
     "coarsen_store": "mano_op.data.coarsen",

@@ -151,6 +151,65 @@ def _import_neuralop(args: argparse.Namespace) -> None:
     print(import_neuralop_pt(args.store, present, overwrite=args.overwrite))
 
 
+def _import_pdebench(args: argparse.Namespace) -> None:
+    from mano_op.data.importers import import_pdebench
+
+    print(
+        import_pdebench(
+            args.store,
+            _files(args),
+            boundary_conditions=dict(args.boundary),
+            domain=dict(args.domain),
+            variables=tuple(args.variables),
+            **_writing(args),
+        )
+    )
+
+
+def _import_the_well(args: argparse.Namespace) -> None:
+    from mano_op.data.importers import import_the_well
+
+    options = {"registration": args.registration, "domain": dict(args.domain)}
+    print(import_the_well(args.store, _files(args), **options, **_writing(args)))
+
+
+def _import_fno_mat(args: argparse.Namespace) -> None:
+    from mano_op.data.importers import import_fno_mat
+
+    print(import_fno_mat(args.store, _files(args), kind=args.kind, **_writing(args)))
+
+
+def _import_netcdf(args: argparse.Namespace) -> None:
+    from mano_op.data.importers import import_netcdf
+
+    files: dict[Any, list[Path]] = {}
+    for resolution, file in args.files:
+        files.setdefault(resolution, []).append(file)
+    print(
+        import_netcdf(
+            args.store,
+            files,
+            sample=args.sample,
+            time=args.time,
+            inputs=args.inputs,
+            outputs=args.outputs,
+            splits=dict(args.splits),
+            registration=args.registration,
+            domain=dict(args.domain) or None,
+            boundary_conditions=dict(args.boundary),
+            **_writing(args),
+        )
+    )
+
+
+def _files(args: argparse.Namespace) -> dict[str, list[Path]]:
+    return {split: files for split in ("train", "test") if (files := getattr(args, split))}
+
+
+def _writing(args: argparse.Namespace) -> dict[str, Any]:
+    return {"progress": not args.quiet, "resume": args.resume, "overwrite": args.overwrite}
+
+
 def _train(args: argparse.Namespace) -> None:
     from mano_op.train import train_model
 
@@ -213,6 +272,32 @@ def _resolution(text: str) -> int | tuple[int, ...]:
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a size, 16, or one an axis, 16x24") from error
     return sizes[0] if len(sizes) == 1 else sizes
+
+
+def _ends(text: str) -> tuple[str, tuple[float, float]]:
+    """``x=0:1``."""
+    name, equals, ends = text.partition("=")
+    start, colon, stop = ends.partition(":")
+    try:
+        return name, (float(start), float(stop))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected AXIS=START:STOP, x=0:1") from error
+
+
+def _count(text: str) -> tuple[str, int]:
+    """``train=1000``."""
+    name, equals, size = text.partition("=")
+    if not (name and equals and size.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected SPLIT=SAMPLES, train=1000")
+    return name, int(size)
+
+
+def _sized_file(text: str) -> tuple[int | tuple[int, ...], Path]:
+    """``64x32=file.nc``."""
+    resolution, equals, file = text.partition("=")
+    if not (equals and file):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected RESOLUTION=FILE, 64x32=runs.nc")
+    return _resolution(resolution), Path(file)
 
 
 def _file_at(text: str) -> tuple[int, Path]:
@@ -371,6 +456,83 @@ def _parser() -> argparse.ArgumentParser:
             metavar="N=FILE",
             help=f"files of the {split} split, each with its resolution: 16=darcy_{split}_16.pt",
         )
+
+    def from_files(name: str, function: Any, what: str, splits: bool = True) -> argparse.ArgumentParser:
+        made = command(
+            name,
+            function,
+            what,
+            formats,
+            interrupted="What is written is kept: go on with --resume and the same options.",
+        )
+        made.add_argument("store", type=Path, help="the store to make, NAME.zarr")
+        made.add_argument("--resume", action="store_true", help="go on with an interrupted store")
+        for split in ("train", "test") if splits else ():
+            made.add_argument(
+                f"--{split}",
+                type=Path,
+                nargs="+",
+                default=[],
+                metavar="FILE",
+                help=f"files of the {split} split",
+            )
+        return made
+
+    def of_grid(made: argparse.ArgumentParser, *, boundary: bool, registration: bool) -> None:
+        made.add_argument(
+            "--domain", type=_ends, nargs="+", default=[], metavar="AXIS=START:STOP", help="ends of each axis"
+        )
+        if boundary:
+            made.add_argument(
+                "--boundary",
+                type=_named,
+                nargs="+",
+                default=[],
+                metavar="AXIS=CONDITION",
+                help="of each axis: x=periodic y=wall",
+            )
+        if registration:
+            made.add_argument(
+                "--registration",
+                choices=("node", "node_both", "cell"),
+                required=True,
+                help="where points lie: on [0, 1), on [0, 1], or in the middle of cells",
+            )
+
+    bench = from_files("pdebench", _import_pdebench, "PDEBench's files, *.hdf5")
+    of_grid(bench, boundary=True, registration=False)
+    bench.add_argument(
+        "--variables",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="what to call those that the files do not name",
+    )
+    well = from_files("the-well", _import_the_well, "The Well's files, *.hdf5")
+    of_grid(well, boundary=False, registration=True)
+    mat = from_files("fno-mat", _import_fno_mat, "the files of the Fourier neural operator's paper, *.mat")
+    mat.add_argument(
+        "--kind", choices=("burgers", "darcy", "navier_stokes"), required=True, help="which of its problems"
+    )
+    nc = from_files("netcdf", _import_netcdf, "whatever xarray opens, *.nc", splits=False)
+    of_grid(nc, boundary=True, registration=True)
+    nc.add_argument(
+        "--files",
+        type=_sized_file,
+        nargs="+",
+        required=True,
+        metavar="RESOLUTION=FILE",
+        help="64x32=runs.nc; several of one resolution follow each other",
+    )
+    nc.add_argument("--inputs", nargs="*", default=[], metavar="NAME", help="variables that are given")
+    nc.add_argument(
+        "--outputs", nargs="+", required=True, metavar="NAME", help="variables that are predicted"
+    )
+    nc.add_argument(
+        "--splits", type=_count, nargs="+", required=True, metavar="SPLIT=SAMPLES", help="train=1000 test=50"
+    )
+    nc.add_argument("--sample", default="sample", metavar="DIMENSION", help="that numbers the samples")
+    nc.add_argument("--time", default="time", metavar="DIMENSION", help="of the times")
 
     train = command("train", _train, "train a model on one resolution of a store")
     train.add_argument("store", type=Path, help="the fields, NAME.zarr")

@@ -10,8 +10,10 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+import scipy.io
 import xarray as xr
 from dask import config
 
@@ -162,6 +164,9 @@ def test_what_cannot_be_used_is_said_in_one_line(
         ("train x.zarr run --resolution 8 --option foo", "'foo': expected NAME=VALUE"),
         ("import neuralop x.zarr --train foo", "'foo': expected RESOLUTION=FILE"),
         ("import neuralop x.zarr --train a=b.pt", "expected a whole number before ="),
+        ("import pdebench x.zarr --domain x=0-1", "'x=0-1': expected AXIS=START:STOP"),
+        ("import netcdf x.zarr --splits train", "'train': expected SPLIT=SAMPLES"),
+        ("import netcdf x.zarr --files a.nc", "'a.nc': expected RESOLUTION=FILE"),
     ],
 )
 def test_words_that_make_no_sense(command: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,6 +211,34 @@ def test_a_coarsened_store_is_as_the_format_asks(
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("r4/pressure: sample 0 (and 17 more samples) has a NaN")
     assert said[-1] == f"{made}: 1 violations"
+
+
+def test_files_of_other_formats_become_stores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = np.random.default_rng(0).normal(size=(4, 3, 8)).astype(np.float32)
+    x, t = (np.arange(8) + 0.5) / 8, np.arange(3) / 10
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file["tensor"], file["x-coordinate"], file["t-coordinate"] = values, x, t
+    command = ["import", "pdebench", str(tmp_path / "a.zarr"), "--train", str(tmp_path / "a.hdf5"), "--quiet"]
+    grid = ["--domain", "x=0:1", "--boundary", "x=periodic"]
+    assert main([*command, *grid, "--variables", "wave"]) == 0
+    np.testing.assert_array_equal(open_store(tmp_path / "a.zarr").read(8, "wave"), values)
+
+    data = xr.Dataset({"wave": (("run", "t", "x"), values)}, {"x": x, "t": t})
+    data.to_netcdf(tmp_path / "a.nc", engine="scipy")
+    command = ["import", "netcdf", str(tmp_path / "n.zarr"), "--files", f"8={tmp_path / 'a.nc'}", "--quiet"]
+    names = ["--sample", "run", "--time", "t", "--outputs", "wave", "--splits", "train=3", "test=1"]
+    assert main([*command, *names, *grid, "--registration", "cell"]) == 0
+    assert open_store(tmp_path / "n.zarr").splits == {"train": 3, "test": 1}
+    np.testing.assert_array_equal(open_store(tmp_path / "n.zarr").read(8, "wave"), values)
+
+    scipy.io.savemat(tmp_path / "b.mat", {"a": values[:, 0], "u": values[:, 1]})
+    command = ["import", "fno-mat", str(tmp_path / "m.zarr"), "--kind", "burgers", "--quiet"]
+    assert main([*command, "--train", str(tmp_path / "b.mat")]) == 0
+    np.testing.assert_array_equal(open_store(tmp_path / "m.zarr").read(8, "velocity"), values[:, 1])
+    capsys.readouterr()
+    well = ["import", "the-well", str(tmp_path / "w.zarr"), "--train", str(tmp_path / "a.hdf5")]
+    assert main([*well, "--registration", "cell", "--domain", "x=0:1"]) == 2
+    assert "has no attribute 'n_trajectories'" in capsys.readouterr().err
 
 
 def test_levels_go_by_their_names_too(folder: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ files                   base    torch
 machine                 use     torch
 cost                    use     torch
 data.chunking           data
+data.importers.lazy     data    numpy dask h5py
 problems.draws          data    numpy
 data.sampler            data    numpy torch
 data.moments            data    numpy
@@ -60,17 +61,22 @@ data.check              data    numpy zarr tqdm
 
 data.fields             data    numpy xarray
 data.coarsen            data    numpy torch distributed
-data.importers          data    numpy torch
 problems.generate       data    numpy distributed
 layers                  model
 models.block            model   torch einops
 data.dataset            data    numpy torch
 
 data.loaders            data    torch
+data.importers.neuralop data    numpy torch
+data.importers.pdebench data    numpy xarray dask h5py
+data.importers.the_well data    numpy xarray dask h5py
+data.importers.fno_mat  data    numpy scipy xarray dask h5py
+data.importers.netcdf   data    numpy xarray
 problems.recipes        data
 data                    data
 problems                data
 
+data.importers          data
 models.grid_model       model   torch einops neuralop
 
 models.mano             model   torch

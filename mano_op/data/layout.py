@@ -169,9 +169,12 @@ class Layout:
                 ends_by_axis(next(iter(self.grids.values())), variable.boundary_value)
             except InputError as error:
                 raise InputError(f"variable {variable.name!r}: {error}") from error
-        for role in ("input", "output"):
-            if not self.named(role):
-                raise InputError(f"no {role} among the variables {names}; expected at least one")
+        if not self.named("output"):
+            raise InputError(f"no output among the variables {names}; expected at least one")
+        if not self.named("input") and not any(variable.time for variable in self.variables):
+            raise InputError(
+                f"no input among the variables {names}; only outputs that vary in time need none"
+            )
 
     def _check_times(self) -> None:
         varying = [variable.name for variable in self.variables if variable.time]

@@ -1,0 +1,220 @@
+"""How fast batches come from a store, as ratios within one run.
+
+A store of 128 x 128 fields, chunked at 8 and at 64 samples, is read in random batches of 16:
+
+* ``store``: `FieldDataset`, one sorted read for each variable of a batch;
+* ``samples``: the same data set, sample by sample, as a data set without ``__getitems__`` does it;
+* ``raw``: the chunks that a batch touches, read with zarr and nothing else;
+* ``by chunks``: an epoch in which the samples of four chunks at a time are shuffled, and no more kept;
+* ``memory``: `FieldDataset` with the split in memory;
+* ``neuralop``: neuraloperator's own tensor data set on the same fields, which holds them in memory;
+* ``xbatcher``: its torch data set over the same zarr arrays, one variable, where it is installed.
+
+Each is timed by turns, several times; the medians are compared. Then generation over one and over two dask
+workers, and the memory of a process that streams a store four times larger than its limit. Run:
+
+    python benchmarks/loading.py
+
+Results go to ``benchmarks/results/loading.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+from neuralop.data.datasets.tensor_dataset import TensorDataset
+
+from mano_op.data.dataset import FieldDataset
+from mano_op.data.layout import Variable
+from mano_op.data.loaders import field_loaders
+from mano_op.data.store import FieldStore, create_store
+from mano_op.files import make_folder, write_file
+from mano_op.grid import Grid
+from mano_op.machine import machine
+
+HERE = Path(__file__).parent
+N, SAMPLES, BATCH, BATCHES, ROUNDS = 128, 512, 16, 4, 7
+GRID = Grid.uniform((N, N))
+
+
+def make_store(path: Path, chunk: int, samples: int = SAMPLES) -> FieldStore:
+    """A store of random smooth fields."""
+    store = create_store(
+        path,
+        [GRID],
+        [Variable("a", "input"), Variable("u", "output")],
+        {"train": samples},
+        title="Random waves",
+        provenance={},
+        levels="unknown",
+        boundary_conditions={"y": "open", "x": "open"},
+        chunk=chunk,
+    )
+    y, x = GRID.mesh
+    for rows in store.pending():
+        random = np.random.default_rng(rows.start)
+        draws = random.normal(size=(rows.stop - rows.start, 4, 1, 1))
+        a = draws[:, 0] * np.sin(7 * x + draws[:, 1]) + draws[:, 2] * np.cos(9 * y + draws[:, 3])
+        store.write(rows, {GRID: {"a": a + 0.01 * random.normal(size=a.shape), "u": a**2}})
+    store.finish()
+    return store
+
+
+def readers(store: FieldStore) -> dict[str, Callable[[np.ndarray], Any]]:
+    """What is timed: functions of the indices of a batch."""
+    streamed, kept = FieldDataset(store, N, cache_bytes=0), FieldDataset(store, N)
+    arrays = [zarr.open_array(store.path / f"r{N}" / name, mode="r") for name in ("a", "u")]
+    chunk = store.layout.chunk
+    in_memory = TensorDataset(*(torch.from_numpy(kept.store.read(N, name)) for name in ("a", "u")))
+
+    def raw(indices: np.ndarray) -> list[Any]:
+        touched = np.unique(indices // chunk)
+        return [array[c * chunk : (c + 1) * chunk] for array in arrays for c in touched]
+
+    found: dict[str, Callable[[np.ndarray], Any]] = {
+        "store": lambda indices: streamed.__getitems__(indices.tolist()),
+        "samples": lambda indices: [streamed[i] for i in indices.tolist()],
+        "raw": raw,
+        "memory": lambda indices: kept.__getitems__(indices.tolist()),
+        "neuralop": lambda indices: [in_memory[i] for i in indices.tolist()],
+    }
+    try:
+        import xarray as xr
+        from xbatcher import BatchGenerator
+        from xbatcher.loaders.torch import MapDataset
+    except ModuleNotFoundError:
+        return found
+    level = xr.open_zarr(store.path, group=f"r{N}", chunks=None)
+    size = {"sample": 1, "y": N, "x": N}
+    mapped = MapDataset(*(BatchGenerator(level[name], input_dims=size) for name in ("a", "u")))
+    found["xbatcher"] = lambda indices: [mapped[i] for i in indices.tolist()]
+    return found
+
+
+def seconds(store: FieldStore) -> dict[str, float]:
+    """The median seconds for a batch of each reader, timed by turns."""
+    timed: dict[str, list[float]] = {}
+    random = np.random.default_rng(0)
+    functions = readers(store)
+    for _ in range(ROUNDS):
+        batches = [random.permutation(SAMPLES)[:BATCH] for _ in range(BATCHES)]
+        for name, read in functions.items():
+            start = perf_counter()
+            for batch in batches:
+                read(batch)
+            timed.setdefault(name, []).append((perf_counter() - start) / BATCHES)
+    return {name: statistics.median(times) for name, times in timed.items()}
+
+
+def by_chunks(store: FieldStore) -> float:
+    """The median seconds for a batch of an epoch that goes by chunks, four of them in memory."""
+    at_once = 4 * 2 * 4 * N * N * store.layout.chunk
+    loader = field_loaders(
+        store, train=N, test=[], batch_size=BATCH, shuffle="chunks", cache_bytes=min(at_once, 2**25)
+    ).train
+    times = []
+    for _ in range(3):
+        start = perf_counter()
+        batches = sum(1 for _ in loader)
+        times.append((perf_counter() - start) / batches)
+    return statistics.median(times)
+
+
+def generation(folder: Path) -> dict[str, float]:
+    """Seconds to generate the same store on one and on two dask workers, by turns."""
+    from distributed import Client, LocalCluster
+
+    from mano_op.problems import Darcy, generate_fields
+
+    timed: dict[int, list[float]] = {1: [], 2: []}
+    for turn in range(3):
+        for workers in timed:
+            with (
+                LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
+                Client(cluster) as client,
+            ):
+                options = {"client": client, "chunk": 8, "progress": False}
+                warm, real = (folder / f"{what}-{turn}-{workers}.zarr" for what in ("warm", "real"))
+                generate_fields(warm, Darcy(), [16], samples={"train": 16}, **options)  # imports
+                start = perf_counter()
+                generate_fields(real, Darcy(), [64], samples={"train": 160}, solver_resolution=256, **options)
+                timed[workers].append(perf_counter() - start)
+    return {f"{workers} workers": statistics.median(times) for workers, times in timed.items()}
+
+
+STREAM = """
+import sys
+from mano_op.data.loaders import field_loaders
+def resident():
+    return 4096 * int(open("/proc/self/statm").read().split()[1])
+loader = field_loaders(sys.argv[1], train=128, test=[], batch_size=16, cache_bytes=0).train
+first = next(iter(loader))
+before = most = resident()
+samples = 0
+for batch in loader:
+    samples += len(batch["x"])
+    most = max(most, resident())
+print(samples, most - before)
+"""
+
+
+def streaming(folder: Path, limit_mb: int = 64) -> dict[str, float]:
+    """How much more memory a process takes that reads an epoch of a store four times larger than a limit."""
+    samples = 4 * limit_mb * 2**20 // (2 * 4 * N * N)
+    store = make_store(folder / "large.zarr", 8, samples)
+    command = [sys.executable, "-c", STREAM, str(store.path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return {
+        "store_mb": 2 * 4 * N * N * int(said[0]) / 2**20,
+        "limit_mb": limit_mb,
+        "more_memory_mb": int(said[1]) / 2**20,
+    }
+
+
+def main() -> None:
+    """Time everything and write the numbers."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "loading.json")
+    args = parser.parse_args()
+    report: dict[str, Any] = {"machine": machine(), "batch": BATCH, "points": N, "samples": SAMPLES}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for chunk in (8, 64):
+            store = make_store(folder / f"{chunk}.zarr", chunk)
+            found = {**seconds(store), "by chunks": by_chunks(store)}
+            report[f"chunks of {chunk}"] = {
+                "milliseconds a batch": {name: round(1000 * value, 3) for name, value in found.items()},
+                "samples over store": found["samples"] / found["store"],
+                "samples over by chunks": found["samples"] / found["by chunks"],
+                "samples over memory": found["samples"] / found["memory"],
+                "xbatcher over store": found.get("xbatcher", float("nan")) / found["store"],
+                "neuralop over memory": found["neuralop"] / found["memory"],
+                "store over raw": found["store"] / found["raw"],
+            }
+            print(json.dumps(report[f"chunks of {chunk}"], indent=1))
+        report["streaming"] = streaming(folder)
+        print(report["streaming"])
+        report["generation"] = generation(folder)
+        report["generation"]["speed-up"] = (
+            report["generation"]["1 workers"] / report["generation"]["2 workers"]
+        )
+        print(report["generation"])
+    write_file(make_folder(args.out.parent) / args.out.name, json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""The Well's HDF5 files."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import h5py
+import xarray as xr
+
+from mano_op.data.fields import write_fields
+from mano_op.data.importers.lazy import Files, dataset, in_order, joined, lazy, open_hdf5, same, sizes
+from mano_op.data.store import FieldStore
+from mano_op.errors import InputError
+from mano_op.grid import Registration
+
+
+def import_the_well(
+    path: str | Path,
+    files: Files,
+    *,
+    registration: Registration,
+    domain: dict[str, tuple[float, float]],
+    **options: Any,
+) -> FieldStore:
+    """Import HDF5 files in the format of The Well [1]_.
+
+    Scalar fields (``t0_fields``) are variables of their names; vectors (``t1_fields``) one for each
+    component, ``velocity_x``, ``velocity_y``; tensors (``t2_fields``) likewise, ``stress_xy``. Fields that do
+    not vary in time are inputs, those that do are outputs; fields that are the same for all samples, or
+    along an axis, are repeated. Axes and their boundary conditions, "periodic", "wall" or "open", are the
+    file's; with different kinds at the two ends of an axis, it is "mixed".
+
+    The format does not say whether coordinates are of cells or of nodes, nor where the domain ends, so both
+    have to be given, and are checked against the coordinates.
+
+    Parameters
+    ----------
+    path : path
+        Of the store to make.
+    files : mapping of str to sequence of path
+        Of each split, with the same fields on one grid.
+    registration, domain
+        As in `mano_op.data.fields.write_fields`.
+    **options
+        Of `write_fields`: ``overwrite``, ``resume``, ``title``, ...
+
+    Raises
+    ------
+    InputError
+        If a file is not of that format or not on a cartesian grid, files differ, or as `write_fields` does.
+
+    References
+    ----------
+    .. [1] Ohana et al., "The Well: a Large-Scale Collection of Diverse Physics Simulations for Machine
+       Learning", NeurIPS 2024, arXiv:2412.00568; https://polymathic-ai.org/the_well/data_format/.
+    """
+    paths = in_order(files)
+    with ExitStack() as stack:
+        opened = {file: open_hdf5(stack, file) for file in paths}
+        axes = {file: _axes(file, root) for file, root in opened.items()}
+        read = {file: _fields(file, root, axes[file]) for file, root in opened.items()}
+        names, conditions = list(read[paths[0]]), _conditions(opened[paths[0]], axes[paths[0]])
+        for file, root in opened.items():
+            if (axes[file], list(read[file])) != (axes[paths[0]], names):
+                raise InputError(
+                    f"{file} has other axes or fields than {paths[0]}; import them into two stores"
+                )
+            if _conditions(root, axes[file]) != conditions:
+                raise InputError(f"{file} has other boundary conditions than {paths[0]}: {conditions}")
+        spatial = axes[paths[0]]
+        coordinates = {
+            name: same(name, [(file, dataset(root["dimensions"], name)[:]) for file, root in opened.items()])
+            for name in (*spatial, "time")
+        }
+        data = {
+            name: (
+                ("sample", *(["time"] if varies else []), *spatial),
+                joined([read[file][name][1] for file in paths]),
+            )
+            for name, (varies, _) in read[paths[0]].items()
+        }
+        varying = [name for name, (varies, _) in read[paths[0]].items() if varies]
+        if not varying:
+            coordinates.pop("time")
+        shape = tuple(len(coordinates[name]) for name in spatial)
+        counts = {file: int(root.attrs["n_trajectories"]) for file, root in opened.items()}
+        options.setdefault("title", str(opened[paths[0]].attrs.get("dataset_name", "The Well")))
+        return write_fields(
+            path,
+            {shape: xr.Dataset(data, coordinates)},
+            inputs=[name for name in names if name not in varying],
+            outputs=varying,
+            splits=sizes(files, counts),
+            registration=registration,
+            domain=domain,
+            boundary_conditions=conditions,
+            provenance={"source": "The Well", "files": [file.name for file in paths]},
+            **options,
+        )
+
+
+def _axes(path: Path, root: h5py.File) -> tuple[str, ...]:
+    for what in ("n_trajectories", "n_spatial_dims", "grid_type"):
+        if what not in root.attrs:
+            raise InputError(f"{path} has no attribute {what!r}; expected a file in The Well's format")
+    kind = _text(root.attrs["grid_type"])
+    if kind != "cartesian":
+        raise InputError(
+            f"{path}: grid_type={kind!r}; expected 'cartesian', the only one that stores can hold"
+        )
+    if "dimensions" not in root or "spatial_dims" not in root["dimensions"].attrs:
+        raise InputError(f"{path} has no dimensions/spatial_dims; expected a file in The Well's format")
+    return tuple(_text(name) for name in root["dimensions"].attrs["spatial_dims"])
+
+
+def _fields(path: Path, root: h5py.File, axes: tuple[str, ...]) -> dict[str, tuple[bool, da.Array]]:
+    """For each variable whether it varies in time, and its values, samples first."""
+    found: dict[str, tuple[bool, da.Array]] = {}
+    n, steps = int(root.attrs["n_trajectories"]), len(dataset(root["dimensions"], "time"))
+    points = tuple(len(dataset(root["dimensions"], name)) for name in axes)
+    for order in range(3):
+        group = root.get(f"t{order}_fields", {})
+        for name in group:
+            node = dataset(group, name)
+            flags = {flag: bool(node.attrs[flag]) for flag in ("sample_varying", "time_varying")}
+            along = [bool(varies) for varies in node.attrs.get("dim_varying", [True] * len(axes))]
+            components = (len(axes),) * order if node.ndim - sum(along) - sum(flags.values()) == order else ()
+            flat = () if components or not order else (len(axes) ** order,)
+            kept = [k for k, varies in zip(points, along, strict=True) if varies]
+            leading = [k for k, flag in ((n, "sample_varying"), (steps, "time_varying")) if flags[flag]]
+            expected = (*leading, *kept, *components, *flat)
+            if node.shape != expected:
+                raise InputError(f"{path}, {name}: shape {node.shape}, its attributes say {expected}")
+            values = lazy(node).reshape((*leading, *kept, *([len(axes) ** order] if order else [])))
+            values = _repeated(values, n, flags, along, points, order > 0)
+            if not order:
+                found[name] = (flags["time_varying"], values)
+            for i, component in enumerate(product(axes, repeat=order) if order else ()):
+                found[f"{name}_{''.join(component)}"] = (flags["time_varying"], values[..., i])
+    if not found:
+        raise InputError(f"{path} has no fields in t0_fields, t1_fields or t2_fields")
+    return found
+
+
+def _repeated(
+    values: da.Array, n: int, flags: dict[str, bool], along: list[bool], points: tuple[int, ...], last: bool
+) -> da.Array:
+    """Values with a dimension for samples and for every axis, also where they are the same along it."""
+    if not flags["sample_varying"]:
+        values = values[None]
+    first = 1 + flags["time_varying"]
+    for i, varies in enumerate(along):
+        if not varies:
+            values = da.expand_dims(values, first + i)
+    times = values.shape[1:first]
+    shape = (n, *times, *points, *(values.shape[-1:] if last else ()))
+    return da.broadcast_to(values, shape)
+
+
+def _conditions(root: h5py.File, axes: tuple[str, ...]) -> dict[str, str]:
+    """The boundary condition of each axis, as the file has them."""
+    kinds: dict[str, set[str]] = {name: set() for name in axes}
+    for group in root.get("boundary_conditions", {}).values():
+        for name in group.attrs.get("associated_dims", []):
+            kinds.setdefault(_text(name), set()).add(_text(group.attrs["bc_type"]).lower())
+    unknown = [name for name in axes if not kinds[name]]
+    if unknown:
+        raise InputError(f"{root.filename} says no boundary condition of {', '.join(unknown)}")
+    return {name: next(iter(found)) if len(found := kinds[name]) == 1 else "mixed" for name in axes}
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

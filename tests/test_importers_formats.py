@@ -1,0 +1,344 @@
+"""Files in published layouts, built here from their specifications, become the fields that are in them."""
+
+import h5py
+import numpy as np
+import pytest
+import scipy.io
+import xarray as xr
+
+from mano_op.data.check import check_store
+from mano_op.data.importers import import_fno_mat, import_netcdf, import_pdebench, import_the_well
+from mano_op.data.store import open_store
+from mano_op.errors import InputError
+from mano_op.grid import Grid
+
+RANDOM = np.random.default_rng(0)
+TIMES = np.array([0.0, 0.1, 0.2, 0.3], dtype=np.float32)
+CELLS = Grid.uniform((6, 8), registration="cell", names=("x", "y"))
+UNIT = {"x": (0.0, 1.0), "y": (0.0, 1.0)}
+
+
+def values(*shape):
+    return RANDOM.normal(size=shape).astype(np.float32)
+
+
+def right(store):
+    assert check_store(store.path, progress=False) == []
+    return open_store(store.path)
+
+
+# --------------------------------------------------------------------------------------- PDEBench
+
+
+def pdebench(path, fields, grid=CELLS, times=TIMES):
+    with h5py.File(path, "w") as file:
+        for name, array in fields.items():
+            file[name] = array
+        for axis in grid:
+            file[f"{axis.name}-coordinate"] = axis.points.astype(np.float32)
+        if times is not None:
+            file["t-coordinate"] = np.append(times, times[-1] + 0.1)  # one more than the fields have
+    return path
+
+
+def import_pde(path, files, **options):
+    options = {"boundary_conditions": {"x": "periodic", "y": "periodic"}, "domain": UNIT} | options
+    return import_pdebench(path, files, progress=False, **options)
+
+
+def test_pdebench_variables_in_time(tmp_path):
+    parts = [{name: values(n, 4, 6, 8) for name in ("Vx", "Vy", "density", "pressure")} for n in (3, 2)]
+    files = [pdebench(tmp_path / f"{i}.hdf5", part) for i, part in enumerate(parts)]
+    store = right(import_pde(tmp_path / "cfd.zarr", {"train": files[:1], "test": files[1:]}, chunk=1))
+    assert store.splits == {"train": 3, "test": 2}
+    assert (store.inputs, store.outputs) == ((), ("Vx", "Vy", "density", "pressure"))
+    assert store.grids["r6x8"] == Grid.uniform((6, 8), registration="cell", names=("x", "y"), periodic=True)
+    np.testing.assert_allclose(store.layout.times, TIMES)
+    for name in store.outputs:
+        expected = np.concatenate([part[name] for part in parts])
+        np.testing.assert_array_equal(store.read((6, 8), name), expected)
+
+
+def test_pdebench_one_tensor_and_darcy(tmp_path):
+    grid = Grid.uniform((16,), registration="cell", domain=[(-1.0, 1.0)])
+    tensor = values(5, 4, 16)
+    file = pdebench(tmp_path / "advection.hdf5", {"tensor": tensor}, grid)
+    options = {"boundary_conditions": {"x": "periodic"}, "domain": {"x": (-1.0, 1.0)}}
+    store = right(import_pde(tmp_path / "a.zarr", {"train": [file]}, **options, variables=("beta",)))
+    np.testing.assert_array_equal(store.read(16, "beta"), tensor)
+
+    nu, solution = np.abs(values(4, 6, 8)), values(4, 1, 6, 8)
+    file = pdebench(tmp_path / "darcy.hdf5", {"nu": nu, "tensor": solution}, times=None)
+    walls = {"boundary_conditions": {"x": "dirichlet", "y": "dirichlet"}, "boundary_values": {"u": 0.0}}
+    store = right(import_pde(tmp_path / "d.zarr", {"train": [file]}, **walls))
+    assert (store.inputs, store.outputs, store.layout.times) == (("nu",), ("u",), ())
+    np.testing.assert_array_equal(store.read((6, 8), "nu"), nu)
+    np.testing.assert_array_equal(store.read((6, 8), "u"), solution[:, 0])
+
+
+def test_pdebench_a_group_for_each_sample(tmp_path):
+    data = values(3, 4, 6, 8, 2)
+    with h5py.File(tmp_path / "reaction.h5", "w") as file:
+        for i, sample in enumerate(data):
+            group = file.create_group(f"{i:04d}")
+            group["data"] = sample
+            for name, points in (("t", TIMES), *((axis.name, axis.points) for axis in CELLS)):
+                group[f"grid/{name}"] = points
+    files = {"train": [tmp_path / "reaction.h5"]}
+    closed = {"x": "neumann", "y": "neumann"}
+    store = right(
+        import_pde(
+            tmp_path / "r.zarr", files, boundary_conditions=closed, variables=("activator", "inhibitor")
+        )
+    )
+    for i, name in enumerate(store.outputs):
+        np.testing.assert_array_equal(store.read((6, 8), name), data[..., i])
+    with pytest.raises(InputError, match=r"variables=\('u',\) for 2 channels"):
+        import_pde(tmp_path / "s.zarr", files, variables=("u",))
+
+
+def test_pdebench_files_that_do_not_fit(tmp_path):
+    good = pdebench(tmp_path / "good.hdf5", {"tensor": values(2, 4, 6, 8)})
+    cases = {
+        "other.hdf5": ({"density": values(2, 4, 6, 8)}, {}, "has density, .* has u"),
+        "grid.hdf5": (
+            {"tensor": values(2, 4, 6, 9)},
+            {"grid": Grid.uniform((6, 9), names=("x", "y"))},
+            "differs",
+        ),
+        "times.hdf5": ({"tensor": values(2, 4, 6, 8)}, {"times": TIMES[:2]}, "3 times for fields of"),
+        "darcy.hdf5": ({"nu": values(2, 6, 8), "tensor": values(2, 4, 6, 8)}, {}, "of one time"),
+    }
+    for name, (fields, options, message) in cases.items():
+        file = pdebench(tmp_path / name, fields, **options)
+        with pytest.raises(InputError, match=message):
+            import_pde(tmp_path / "new.zarr", {"train": [good, file]})
+    (tmp_path / "text.hdf5").write_text("no HDF5")
+    for file, message in (
+        (tmp_path / "text.hdf5", "is no HDF5 file"),
+        (tmp_path / "none.hdf5", "does not exist"),
+    ):
+        with pytest.raises(InputError, match=message):
+            import_pde(tmp_path / "new.zarr", {"train": [file]})
+    nodes = pdebench(
+        tmp_path / "nodes.hdf5", {"tensor": values(2, 4, 6, 8)}, Grid.uniform((6, 8), names=("x", "y"))
+    )
+    with pytest.raises(InputError, match="registration='node' would fit"):
+        import_pde(tmp_path / "new.zarr", {"train": [nodes]})
+    with pytest.raises(InputError, match="expected those of a split"):
+        import_pde(tmp_path / "new.zarr", {"train": []})
+    assert not (tmp_path / "new.zarr").exists()
+
+
+def test_a_nan_in_a_file_names_its_sample_and_leaves_nothing(tmp_path):
+    tensor = values(4, 4, 6, 8)
+    tensor[2, 1, 0, 0] = np.nan
+    file = pdebench(tmp_path / "a.hdf5", {"tensor": tensor})
+    with pytest.raises(InputError, match="r6x8/u: sample 2 has a NaN"):
+        import_pde(tmp_path / "new.zarr", {"train": [file]}, chunk=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.hdf5"]
+
+
+# --------------------------------------------------------------------------------------- The Well
+
+
+def well(path, n, *, conditions=(("x", "PERIODIC"), ("y", "WALL")), grid_type="cartesian", grid=CELLS):
+    made = {
+        "pressure": values(n, 4, 6, 8),
+        "porosity": values(n, 6, 8),
+        "height": values(6),
+        "velocity": values(n, 4, 6, 8, 2),
+        "stress": values(n, 4, 6, 8, 2, 2),
+    }
+    with h5py.File(path, "w") as file:
+        file.attrs.update(n_trajectories=n, n_spatial_dims=2, grid_type=grid_type, dataset_name="channel")
+        file.create_group("dimensions").attrs["spatial_dims"] = [axis.name for axis in grid]
+        file["dimensions/time"] = TIMES
+        for axis in grid:
+            file[f"dimensions/{axis.name}"] = axis.points.astype(np.float32)
+        for i, (axis, kind) in enumerate(conditions):
+            group = file.create_group(f"boundary_conditions/{axis}_{i}")
+            group.attrs.update(bc_type=kind, associated_dims=[axis])
+            group["mask"] = np.ones(4, dtype=bool)
+        flags = {
+            "t0_fields/pressure": (True, True, [True, True]),
+            "t0_fields/porosity": (True, False, [True, True]),
+            "t0_fields/height": (False, False, [True, False]),
+            "t1_fields/velocity": (True, True, [True, True]),
+            "t2_fields/stress": (True, True, [True, True]),
+        }
+        for name, (sample, time, along) in flags.items():
+            file[name] = made[name.partition("/")[2]]
+            file[name].attrs.update(sample_varying=sample, time_varying=time, dim_varying=along)
+    return made
+
+
+def test_the_well(tmp_path):
+    parts = [well(tmp_path / f"{n}.hdf5", n) for n in (3, 2)]
+    files = {"train": [tmp_path / "3.hdf5"], "test": [tmp_path / "2.hdf5"]}
+    store = right(
+        import_the_well(tmp_path / "w.zarr", files, registration="cell", domain=UNIT, progress=False, chunk=1)
+    )
+    assert store.attrs["title"] == "channel"
+    assert store.layout.boundary_conditions == {"x": "periodic", "y": "wall"}
+    assert set(store.inputs) == {"porosity", "height"}
+    assert set(store.outputs) == {"pressure", *(f"velocity_{c}" for c in "xy")} | {
+        f"stress_{a}{b}" for a in "xy" for b in "xy"
+    }
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "height"}
+    expected = {"pressure": joined["pressure"], "porosity": joined["porosity"]}
+    for i, a in enumerate("xy"):
+        expected[f"velocity_{a}"] = joined["velocity"][..., i]
+        for j, b in enumerate("xy"):
+            expected[f"stress_{a}{b}"] = joined["stress"][..., i, j]
+    for name, array in expected.items():
+        np.testing.assert_array_equal(store.read((6, 8), name), array)
+    heights = [
+        np.broadcast_to(part["height"][None, :, None], (n, 6, 8))
+        for part, n in zip(parts, (3, 2), strict=True)
+    ]
+    np.testing.assert_array_equal(store.read((6, 8), "height"), np.concatenate(heights))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"grid_type": "spherical"}, "grid_type='spherical'; expected 'cartesian'"),
+        ({"conditions": (("x", "PERIODIC"),)}, "says no boundary condition of y"),
+        ({"grid": Grid.uniform((6, 8), names=("x", "y"))}, "registration='node' would fit"),
+    ],
+)
+def test_the_well_files_that_do_not_fit(tmp_path, options, message):
+    well(tmp_path / "a.hdf5", 2, **options)
+    files = {"train": [tmp_path / "a.hdf5"]}
+    with pytest.raises(InputError, match=message):
+        import_the_well(tmp_path / "w.zarr", files, registration="cell", domain=UNIT, progress=False)
+    assert not (tmp_path / "w.zarr").exists()
+
+
+def test_the_well_walls_that_differ_are_mixed(tmp_path):
+    conditions = (("x", "PERIODIC"), ("y", "WALL"), ("y", "OPEN"))
+    well(tmp_path / "a.hdf5", 2, conditions=conditions)
+    files = {"train": [tmp_path / "a.hdf5"]}
+    store = import_the_well(tmp_path / "w.zarr", files, registration="cell", domain=UNIT, progress=False)
+    assert store.layout.boundary_conditions == {"x": "periodic", "y": "mixed"}
+
+
+# ------------------------------------------------------------------------------------ MATLAB files
+
+
+def save_mat(path, arrays, version):
+    if version == 5:
+        scipy.io.savemat(path, arrays)
+        return path
+    with h5py.File(path, "w") as file:  # 7.3: the first index varies fastest
+        for name, array in arrays.items():
+            file[name] = np.asarray(array).T
+    return path
+
+
+@pytest.mark.parametrize("version", [5, 7.3])
+def test_fno_files(tmp_path, version):
+    arrays = {"a": values(4, 16), "u": values(4, 16)}
+    file = save_mat(tmp_path / "burgers.mat", arrays, version)
+    store = right(import_fno_mat(tmp_path / "b.zarr", {"train": [file]}, kind="burgers", progress=False))
+    assert store.grids["r16"] == Grid.uniform((16,), periodic=True)
+    np.testing.assert_array_equal(store.read(16, "initial"), arrays["a"])
+    np.testing.assert_array_equal(store.read(16, "velocity"), arrays["u"])
+
+    arrays = {"coeff": values(3, 7, 9), "sol": values(3, 7, 9), "Kcoeff": values(3, 7, 9)}
+    file = save_mat(tmp_path / "darcy.mat", arrays, version)
+    other = save_mat(tmp_path / "more.mat", arrays, version)
+    files = {"train": [file], "test": [other]}
+    with pytest.raises(InputError, match=r"darcy\.mat twice among the files"):
+        import_fno_mat(tmp_path / "d.zarr", {"train": [file], "test": [file]}, kind="darcy")
+    store = right(import_fno_mat(tmp_path / "d.zarr", files, kind="darcy", progress=False, chunk=2))
+    assert store.grids["r7x9"] == Grid.uniform((7, 9), registration="node_both")
+    assert store.variables[1].boundary_value == 0.0 and store.splits == {"train": 3, "test": 3}
+    np.testing.assert_array_equal(store.read((7, 9), "pressure"), np.concatenate([arrays["sol"]] * 2))
+
+    arrays = {"a": values(2, 6, 8), "u": values(2, 6, 8, 4), "t": TIMES[None] + 1}
+    file = save_mat(tmp_path / "ns.mat", arrays, version)
+    store = right(
+        import_fno_mat(tmp_path / "n.zarr", {"train": [file]}, kind="navier_stokes", progress=False)
+    )
+    np.testing.assert_array_equal(store.read((6, 8), "vorticity"), np.moveaxis(arrays["u"], -1, 1))
+    np.testing.assert_allclose(store.layout.times, TIMES + 1)
+
+
+@pytest.mark.parametrize("version", [5, 7.3])
+def test_fno_files_that_do_not_fit(tmp_path, version):
+    file = save_mat(tmp_path / "a.mat", {"a": values(4, 16), "u": values(4, 8)}, version)
+    for kind, message in (
+        ("burgers", r"u: shape \(4, 8\), expected \(4, 16\)"),
+        ("darcy", "has no coeff, sol; it has a, u"),
+        ("waves", "kind='waves'; expected one of burgers, darcy"),
+    ):
+        with pytest.raises(InputError, match=message):
+            import_fno_mat(tmp_path / "new.zarr", {"train": [file]}, kind=kind, progress=False)
+    (tmp_path / "text.mat").write_text("no MATLAB file, but text that is long enough to have a header " * 4)
+    with pytest.raises(InputError, match="is no MATLAB file"):
+        import_fno_mat(tmp_path / "new.zarr", {"train": [tmp_path / "text.mat"]}, kind="darcy")
+    assert not (tmp_path / "new.zarr").exists()
+
+
+def test_fno_objects_are_not_fields(tmp_path):
+    scipy.io.savemat(tmp_path / "cell.mat", {"a": np.array([{"x": 1.0}], dtype=object), "u": values(1, 4)})
+    with pytest.raises(InputError, match="expected an array of real numbers"):
+        import_fno_mat(tmp_path / "new.zarr", {"train": [tmp_path / "cell.mat"]}, kind="burgers")
+
+
+# ----------------------------------------------------------------------------------------- NetCDF
+
+
+def netcdf(path, samples, *, flip=False):
+    latitude = CELLS.axes[1].points * 180 - 90
+    dims = ("member", "t", "x", "latitude")
+    data = xr.Dataset(
+        {"q": (dims, values(samples, 4, 6, 8)), "orography": (dims[:1] + dims[2:], values(samples, 6, 8))},
+        {"x": CELLS.axes[0].points, "latitude": latitude, "t": TIMES},
+    )
+    data["q"].attrs["units"] = "kg kg-1"
+    (data.isel(latitude=slice(None, None, -1)) if flip else data).to_netcdf(path, engine="scipy")
+    return data
+
+
+def test_netcdf_files_one_after_another(tmp_path):
+    parts = [netcdf(tmp_path / f"{i}.nc", n, flip=i == 1) for i, n in enumerate((3, 2))]
+    options = {
+        "sample": "member",
+        "time": "t",
+        "inputs": ["orography"],
+        "outputs": ["q"],
+        "splits": {"train": 3, "test": 2},
+        "registration": "cell",
+        "domain": {"x": (0.0, 1.0), "latitude": (-90.0, 90.0)},
+        "boundary_conditions": {"x": "periodic", "latitude": "open"},
+        "progress": False,
+    }
+    files = [tmp_path / "0.nc"]
+    one = right(import_netcdf(tmp_path / "one.zarr", {(6, 8): files}, **(options | {"splits": {"train": 3}})))
+    np.testing.assert_array_equal(one.read((6, 8), "q"), parts[0]["q"])
+    turned = import_netcdf(
+        tmp_path / "turned.zarr", {(6, 8): tmp_path / "1.nc"}, **(options | {"splits": {"test": 2}})
+    )
+    np.testing.assert_array_equal(turned.read((6, 8), "q"), parts[1]["q"])
+    again = netcdf(tmp_path / "2.nc", 2)
+    files.append(tmp_path / "2.nc")
+    both = right(import_netcdf(tmp_path / "both.zarr", {(6, 8): files}, **options))
+    np.testing.assert_array_equal(both.read((6, 8), "q"), np.concatenate([parts[0]["q"], again["q"]]))
+    assert both.variables[1].units == "kg kg-1" and both.attrs["provenance"]["files"] == ["0.nc", "2.nc"]
+    for changed, message in (
+        ({"sample": "run"}, "no 'run': give sample="),
+        ({"outputs": ["v"]}, "no variable 'v'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            import_netcdf(tmp_path / "new.zarr", {(6, 8): files}, **(options | changed))
+    (tmp_path / "text.nc").write_text("no NetCDF")
+    for file, message in (
+        (tmp_path / "text.nc", "cannot be opened"),
+        (tmp_path / "none.nc", "does not exist"),
+    ):
+        with pytest.raises(InputError, match=message):
+            import_netcdf(tmp_path / "new.zarr", {(6, 8): file}, **options)
+    assert not (tmp_path / "new.zarr").exists()
