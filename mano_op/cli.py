@@ -276,8 +276,8 @@ def _resolution(text: str) -> int | tuple[int, ...]:
 
 def _ends(text: str) -> tuple[str, tuple[float, float]]:
     """``x=0:1``."""
-    name, equals, ends = text.partition("=")
-    start, colon, stop = ends.partition(":")
+    name, _, ends = text.partition("=")
+    start, _, stop = ends.partition(":")
     try:
         return name, (float(start), float(stop))
     except ValueError as error:
