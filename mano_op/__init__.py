@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mano_op.data.importers import import_pdebench as import_pdebench
     from mano_op.data.importers import import_the_well as import_the_well
     from mano_op.data.loaders import field_loaders as field_loaders
+    from mano_op.data.patches import PatchDataset as PatchDataset
     from mano_op.data.processor import FieldProcessor as FieldProcessor
     from mano_op.data.sampler import ResolutionBatchSampler as ResolutionBatchSampler
     from mano_op.data.store import open_store as open_store
@@ -52,6 +53,7 @@ _WHEN_USED = {
     "coarsen_store": "mano_op.data.coarsen",
     "generate_darcy": "mano_op.problems.generate",
     "generate_fields": "mano_op.problems.generate",
+    "PatchDataset": "mano_op.data.patches",
     "FieldProcessor": "mano_op.data.processor",
     "load_run": "mano_op.runs",
     "save_run": "mano_op.runs",

@@ -5,10 +5,13 @@ import shutil
 
 import fsspec
 import numpy as np
+import obstore
 import pytest
 import torch
 import xarray as xr
+import zarr
 from helpers import wave_store, waves
+from zarr.storage import LocalStore, ObjectStore
 
 from mano_op.data.check import check_store
 from mano_op.data.coarsen import coarsen_store
@@ -60,6 +63,43 @@ def test_loaders_read_from_an_address(local, address):
             torch.testing.assert_close(one["y"], other["y"], rtol=0, atol=0)
 
 
+@pytest.fixture(params=["zarr", "obstore"])
+def other_reader(request, local):
+    if request.param == "obstore":
+        return ObjectStore(obstore.store.LocalStore(str(local.path)), read_only=True)
+    return LocalStore(local.path, read_only=True)
+
+
+def test_a_store_is_read_through_any_reader_of_zarr(local, other_reader):
+    store = open_store(other_reader)
+    assert store.complete and store.layout == local.layout
+    np.testing.assert_array_equal(store.read(12, "u"), local.read(12, "u"))
+    xr.testing.assert_identical(store.dataset(6).compute(), local.dataset(6).compute())
+    assert check_store(other_reader, progress=False) == []
+    again = pickle.loads(pickle.dumps(store))
+    np.testing.assert_array_equal(again.read(6, "a"), local.read(6, "a"))
+    options = {"train": 6, "test": [12], "batch_size": 2, "cache_bytes": 0}
+    here, there = (next(iter(field_loaders(one, **options).train)) for one in (local, store))
+    torch.testing.assert_close(here["x"], there["x"], rtol=0, atol=0)
+    with pytest.raises(InputError, match="is no path"):
+        store.write(slice(0, 2), {})
+    with pytest.raises(InputError, match="is in its place"):
+        store.discard()
+
+
+def test_the_codecs_of_zarrs_read_the_same_and_find_the_same_damage(local, tmp_path):
+    copy = shutil.copytree(local.path, tmp_path / "copy.zarr")
+    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
+        store = open_store(copy)
+        np.testing.assert_array_equal(store.read(12, "u"), local.read(12, "u"))
+        chunk = copy / "r6" / "u" / "c" / "0" / "0" / "0"
+        damaged = bytearray(chunk.read_bytes())
+        damaged[len(damaged) // 2] ^= 1
+        chunk.write_bytes(bytes(damaged))
+        with pytest.raises(InputError, match=r"r6/u: the chunk of samples 0 to 1 is damaged"):
+            open_store(copy).read(6, "u")
+
+
 def test_options_of_the_file_system_are_kept(local):
     options = {"auto_mkdir": False}
     store = open_store(f"file://{local.path}", storage_options=options)
@@ -87,5 +127,5 @@ def test_what_is_not_to_be_had_at_an_address_is_said(local, tmp_path):
         )
     copy = shutil.copytree(local.path, tmp_path / "copy.zarr")
     store = FieldStore(f"file://{copy}")
-    with pytest.raises(InputError, match="is read from an address"):
+    with pytest.raises(InputError, match="is no path; stores are written to a file system"):
         store.write(slice(0, 2), {})

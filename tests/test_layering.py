@@ -65,6 +65,7 @@ problems.generate       data    numpy distributed
 layers                  model
 models.block            model   torch einops
 data.dataset            data    numpy torch
+data.patches            data    numpy torch xarray
 
 data.loaders            data    torch
 data.importers.neuralop data    numpy torch

@@ -10,6 +10,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from tqdm import tqdm
+from zarr.abc.store import Store
 
 from mano_op.data.layout import Variable
 from mano_op.data.schema import array, values_of
@@ -23,7 +24,7 @@ _SAME = 1e-4
 
 
 def check_store(
-    path: str | Path, *, progress: bool = True, storage_options: Mapping[str, Any] | None = None
+    path: str | Path | Store, *, progress: bool = True, storage_options: Mapping[str, Any] | None = None
 ) -> list[str]:
     """Read all of a store and say what is not as the format asks.
 
@@ -34,6 +35,7 @@ def check_store(
     Parameters
     ----------
     path : path
+        Or what else `open_store` opens.
     progress : bool
         Whether to show a progress bar on stderr.
     storage_options : mapping, optional
@@ -62,7 +64,7 @@ def check_store(
     except InputError as error:
         return [str(error)]
     options = None if storage_options is None else dict(storage_options)
-    root = zarr.open_group(store.path, mode="r", use_consolidated=False, storage_options=options)
+    root = zarr.open_group(store.location, mode="r", use_consolidated=False, storage_options=options)
     found = [*_arrays(store, root)]
     if found:
         return found

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from mano_op.data.layout import Layout, Variable
@@ -51,7 +52,7 @@ def place_of(path: str | Path) -> Path | str:
     return path if isinstance(path, str) and "://" in path else Path(path).absolute()
 
 
-def open_root(path: Path | str, storage_options: Mapping[str, Any] | None = None) -> zarr.Group:
+def open_root(path: Path | str | Store, storage_options: Mapping[str, Any] | None = None) -> zarr.Group:
     """The root of the store at `path`, for reading, if it is one that we can read."""
     if isinstance(path, Path) and not path.exists():
         raise InputError(

@@ -19,6 +19,7 @@ import numpy as np
 import xarray as xr
 import zarr
 from numpy.typing import ArrayLike, NDArray
+from zarr.abc.store import Store
 from zarr.errors import ZarrUserWarning
 
 from mano_op.data.layout import Layout, Levels, Resolution, Variable
@@ -147,7 +148,7 @@ def create_store(
 
 
 def open_store(
-    path: str | Path,
+    path: str | Path | Store,
     *,
     incomplete: bool = False,
     storage_options: Mapping[str, Any] | None = None,
@@ -157,7 +158,8 @@ def open_store(
     Parameters
     ----------
     path : path
-        Or an address that fsspec knows, "s3://bucket/darcy.zarr", "https://...".
+        Or an address that fsspec knows, "s3://bucket/darcy.zarr", "https://..."; or the
+        ``zarr.abc.store.Store`` of another reader, such as zarr's ``ObjectStore`` or an icechunk session's.
     incomplete : bool
         Also accept a store that is still being written, in order to go on with it; if it is to replace one
         that is complete, the one being written.
@@ -170,8 +172,8 @@ def open_store(
         If there is no store at `path`, it is partial, it was written by a newer version, or an array is
         missing or does not fit the rest.
     """
-    place = place_of(path)
-    if isinstance(place, str):
+    place = path if isinstance(path, Store) else place_of(path)
+    if isinstance(place, str | Store):
         store = FieldStore(place, storage_options=storage_options)
     else:
         beside = partial_path(place)
@@ -228,17 +230,26 @@ class FieldStore:
 
     def __init__(
         self,
-        path: str | Path,
-        location: Path | None = None,
+        path: str | Path | Store,
+        location: Path | Store | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.path = place_of(path)
-        self._location = self.path if location is None else location
+        self.path = str(path) if isinstance(path, Store) else place_of(path)
+        self._location = location or (path if isinstance(path, Store) else self.path)
         self._storage_options = storage_options
         self._read_layout()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FieldStore, (self.path, self._location, self._storage_options)
+
+    @property
+    def location(self) -> Path | str | Store:
+        """What zarr opens: `path`, or where it is while it is being written, or another reader's store."""
+        return self._location
+
+    @property
+    def _partial(self) -> bool:
+        return isinstance(self._location, Path) and self._location != self.path
 
     @property
     def name(self) -> str:
@@ -256,7 +267,7 @@ class FieldStore:
         self.layout = read_layout(self._root)
         self.grids, self.variables, self.splits = self.layout.grids, self.layout.variables, self.layout.splits
         self.inputs, self.outputs = self.layout.named("input"), self.layout.named("output")
-        self.complete = bool(self.attrs.get("complete")) and self._location == self.path
+        self.complete = bool(self.attrs.get("complete")) and not self._partial
         self.statistics: dict[str, dict[str, float]] = self.attrs.get("statistics", {}).get("variables", {})
 
     def key(self, resolution: Resolution) -> str:
@@ -354,8 +365,8 @@ class FieldStore:
             If a level or variable is missing or unknown, a shape is wrong, or a value is not finite in
             float32. Nothing is written then.
         """
-        if isinstance(self._location, str):
-            raise InputError(f"{self.path} is read from an address; stores are written to a file system")
+        if not isinstance(self._location, Path):
+            raise InputError(f"{self.path} is no path; stores are written to a file system")
         if samples not in self.layout.chunks:
             raise InputError(f"samples={samples} is no chunk of {self.path}; expected one of `pending()`")
         given = {self.key(resolution): variables for resolution, variables in fields.items()}
@@ -384,7 +395,7 @@ class FieldStore:
             )
         if not self.attrs["complete"]:
             self._complete()
-        if self._location != self.path and isinstance(self.path, Path):
+        if self._partial and isinstance(self.path, Path):
             put_in_place(self.path)
             self._location = self.path
         self._read_layout()
@@ -397,7 +408,7 @@ class FieldStore:
         InputError
             If it is finished.
         """
-        if self._location == self.path:
+        if not (self._partial and isinstance(self._location, Path)):
             raise InputError(f"{self.path} is in its place; remove it by hand if it is to go")
         shutil.rmtree(self._location)
 

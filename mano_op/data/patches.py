@@ -1,0 +1,114 @@
+"""Patches of fields that are too large for a model, cut by xbatcher, as samples ``{"x", "y"}``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mano_op.errors import InputError
+
+
+class Batches(Protocol):
+    """What is asked of an ``xbatcher.BatchGenerator``."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, idx: int) -> xr.Dataset: ...
+
+
+class PatchDataset(Dataset[dict[str, Tensor]]):
+    """The patches of an ``xbatcher.BatchGenerator`` as neuraloperator's samples.
+
+    Which patches there are, how large they are and by how much they overlap, the generator says; what does
+    not fill a patch at the end of an axis, it leaves out. Each has its coordinates, since a patch does not
+    show where in the domain it lies. xbatcher comes with ``pip install 'mano_op[patches]'``.
+
+    Every patch is read from the chunk that holds it, whole fields of ``samples_per_chunk`` samples, and
+    xarray is asked once for each, which takes milliseconds: this is for fields of which one fills the memory
+    of the device, in stores with one sample a chunk, not a faster `FieldDataset`.
+
+    Parameters
+    ----------
+    batches : xbatcher.BatchGenerator
+        Over ``store.dataset(resolution)``, or any labelled data set, with the sample of size 1 among its
+        ``input_dims``, and ``preload_batch=False``, so that nothing else is read.
+    inputs, outputs : sequence of str
+        Variables that become the channels of ``x`` and ``y``.
+    sample : str
+        The dimension of the samples.
+
+    Raises
+    ------
+    InputError
+        If there is no patch, a variable is not there, or patches hold several samples or variables of
+        different dimensions; when a patch is read, if it has a NaN or an infinity.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from xbatcher import BatchGenerator
+    >>> from mano_op.problems import generate_darcy
+    >>> store = generate_darcy(f"{tempfile.mkdtemp()}/darcy.zarr", [16], samples={"train": 3}, progress=False)
+    >>> batches = BatchGenerator(store.dataset(16), {"sample": 1, "y": 8, "x": 8}, preload_batch=False)
+    >>> patches = PatchDataset(batches, inputs=["permeability"], outputs=["pressure"])
+    >>> len(patches), patches[1]["x"].shape, patches[1]["coordinates"][:, 0, 0]
+    (12, torch.Size([1, 8, 8]), tensor([0.0000, 0.5000]))
+    """
+
+    def __init__(
+        self, batches: Batches, *, inputs: Sequence[str], outputs: Sequence[str], sample: str = "sample"
+    ) -> None:
+        if len(batches) == 0:
+            raise InputError("batches has no patch; expected patches no larger than the fields")
+        self.batches, self.inputs, self.outputs = batches, tuple(inputs), tuple(outputs)
+        self._sample = sample
+        first = batches[0]
+        names = (*self.inputs, *self.outputs)
+        missing = [name for name in names if name not in first.data_vars]
+        if missing or not (inputs and outputs):
+            raise InputError(
+                f"inputs={list(inputs)} and outputs={list(outputs)} of a data set with the variables "
+                f"{', '.join(map(str, first.data_vars))}; expected one input and one output at least"
+            )
+        dims = {name: first[name].dims for name in names}
+        if len(set(dims.values())) > 1:
+            raise InputError(f"variables of the dimensions {dims}; expected the same for all")
+        if first.sizes.get(sample) != 1:
+            raise InputError(
+                f"patches of the sizes {dict(first.sizes)}; expected one sample each: give the generator "
+                f"input_dims={{{sample!r}: 1, ...}}"
+            )
+        self._dims = tuple(dim for dim in dims[names[0]] if dim != sample)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"patch {index}; there are {len(self)}")
+        patch = self.batches[index % len(self)].isel({self._sample: 0}).load()
+        for name in (*self.inputs, *self.outputs):
+            if not np.isfinite(patch[name]).all():
+                raise InputError(
+                    f"patch {index}, from {self._origin(patch)}: {name} has a NaN or an infinity; expected "
+                    "finite values"
+                )
+        mesh = np.meshgrid(*(patch[dim].to_numpy() for dim in self._dims), indexing="ij")
+        return {
+            "x": self._stacked(patch, self.inputs),
+            "y": self._stacked(patch, self.outputs),
+            "coordinates": torch.from_numpy(np.stack(mesh).astype(np.float32)),
+        }
+
+    def _origin(self, patch: xr.Dataset) -> str:
+        return ", ".join(f"{dim} = {float(patch[dim][0]):g}" for dim in self._dims)
+
+    def _stacked(self, patch: xr.Dataset, names: Sequence[str]) -> Tensor:
+        values = np.stack([patch[name].transpose(*self._dims).to_numpy() for name in names])
+        return torch.from_numpy(values.astype(np.float32))

@@ -1,0 +1,68 @@
+"""Patches cut by xbatcher: where they lie, what they hold, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from xbatcher import BatchGenerator
+
+from mano_op.data.patches import PatchDataset
+from mano_op.errors import InputError
+from mano_op.problems import generate_darcy
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    path = tmp_path_factory.mktemp("patches") / "darcy.zarr"
+    return generate_darcy(path, [24], samples={"train": 3}, progress=False)
+
+
+def patches(data, sizes, overlap=None, **options):
+    batches = BatchGenerator(data, {"sample": 1, **sizes}, overlap or {}, preload_batch=False)
+    return PatchDataset(batches, **({"inputs": ["permeability"], "outputs": ["pressure"]} | options))
+
+
+@pytest.mark.parametrize(("overlap", "starts"), [(0, [0, 8, 16]), (4, [0, 4, 8, 12, 16])])
+def test_patches_are_where_their_coordinates_say(store, overlap, starts):
+    data = patches(store.dataset(24), {"y": 8, "x": 8}, {"y": overlap, "x": overlap})
+    assert len(data) == 3 * len(starts) ** 2
+    whole = {name: store.read(24, name) for name in ("permeability", "pressure")}
+    seen = set()
+    for number in range(len(data)):
+        patch = data[number]
+        i, j = np.rint(24 * patch["coordinates"][:, 0, 0].numpy()).astype(int)
+        match = [
+            n for n in range(3) if (whole["pressure"][n, i : i + 8, j : j + 8] == patch["y"][0].numpy()).all()
+        ]
+        assert len(match) == 1
+        assert (whole["permeability"][match[0], i : i + 8, j : j + 8] == patch["x"][0].numpy()).all()
+        seen.add((match[0], i, j))
+    assert seen == {(n, i, j) for n in range(3) for i in starts for j in starts}
+
+
+def test_a_loader_makes_batches_of_them(store):
+    data = patches(store.dataset(24), {"y": 12, "x": 8})
+    batches = list(DataLoader(data, batch_size=6))
+    assert [batch["x"].shape for batch in batches] == [(6, 1, 12, 8)] * 3
+    total = sum(batch["y"].double().sum().item() for batch in batches)
+    assert total == pytest.approx(store.read(24, "pressure").astype(float).sum(), rel=1e-6)
+    assert torch.equal(data[-1]["y"], data[len(data) - 1]["y"])
+    with pytest.raises(IndexError, match="there are 18"):
+        data[18]
+
+
+def test_what_cannot_be_used_is_refused(store):
+    data = store.dataset(24)
+    with pytest.raises(InputError, match=r"\['height'\].*variables permeability, pressure"):
+        patches(data, {"y": 8, "x": 8}, inputs=["height"])
+    with pytest.raises(InputError, match=r"one sample each: give the generator input_dims=\{'sample': 1"):
+        patches(data, {"sample": 2, "y": 8, "x": 8})
+    with pytest.raises(InputError, match="the same for all"):
+        patches(data.assign(flat=data["pressure"].isel(y=0, drop=True)), {"y": 8, "x": 8}, inputs=["flat"])
+    broken = data.load().copy(deep=True)
+    broken["pressure"][1, 9, 17] = np.nan
+    bad = patches(broken, {"y": 8, "x": 8})
+    with pytest.raises(InputError, match=r"from y = 0.333333, x = 0.666667: pressure has a NaN"):
+        list(bad)
+    with pytest.raises(InputError, match="no patch"):
+        PatchDataset([], inputs=["permeability"], outputs=["pressure"])
