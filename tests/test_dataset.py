@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from helpers import wave_store, waves
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
-from mano_op.data.dataset import FieldDataset
+from mano_op.data.dataset import FieldDataset, collate
 from mano_op.data.loaders import field_loaders
 from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
@@ -166,3 +166,20 @@ def test_worker_processes_give_the_same_batches(store):
     for one, other in zip(given, expected, strict=True):
         assert_same(one, other)
     assert np.ptp([float(one["x"].mean()) for one in given]) > 0
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**30])
+def test_a_batch_is_stacked_once_and_its_own(store, cache_bytes):
+    data = FieldDataset(store, 6, cache_bytes=cache_bytes, coordinates=True)
+    samples = data.__getitems__([5, 0, 5])
+    stacked = collate(samples)
+    for name, expected in default_collate(list(samples)).items():
+        torch.testing.assert_close(stacked[name], expected, rtol=0, atol=0)
+    assert stacked["x"].data_ptr() == samples[0]["x"].data_ptr()  # not copied again
+    for field in stacked.values():
+        field.zero_()
+    again = data[5]
+    assert_same({name: again[name] for name in "xy"}, {k: v[0] for k, v in batch([5], COARSE).items()})
+    assert again["coordinates"].abs().sum() > 0
+    plain = [{"x": torch.ones(1)}, {"x": torch.zeros(1)}]  # whatever else a data set gives is stacked too
+    assert collate(plain)["x"].tolist() == [[1.0], [0.0]]

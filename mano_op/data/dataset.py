@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from mano_op.data.channels import Channel, channels_of
 from mano_op.data.chunk_cache import ChunkCache
@@ -21,6 +21,26 @@ from mano_op.errors import InputError
 from mano_op.grid import Grid
 
 Sample = dict[str, Tensor]
+
+
+class Batch(list[Sample]):
+    """Samples that are views of a stacked batch, so that `collate` need not copy them into another.
+
+    Parameters
+    ----------
+    stacked : dict of str to Tensor
+        Each of shape ``(samples, ...)``.
+    """
+
+    def __init__(self, stacked: Sample) -> None:
+        n = len(next(iter(stacked.values())))
+        super().__init__({name: field[i] for name, field in stacked.items()} for i in range(n))
+        self.stacked = stacked
+
+
+def collate(samples: Sequence[Sample]) -> Any:
+    """The ``collate_fn`` of our loaders: torch's default, but what is a batch already is left as it is."""
+    return samples.stacked if isinstance(samples, Batch) else default_collate(list(samples))
 
 
 class FieldDataset(Dataset[Sample]):
@@ -104,15 +124,21 @@ class FieldDataset(Dataset[Sample]):
         self._coordinates = coordinates
         self._process = os.getpid()
         self._cache: dict[str, NDArray[np.float32]] | None = None
+        self._steady: Sample = {}  # the cached split as x and y, where a sample has no times to choose
         self._chunks = ChunkCache(self.store, self.key, cache_bytes)
         values = sum(
             int(np.prod(self.store.layout.shape(self.key, variable))) for variable in self._variables
         )
         if 4 * self._n_rows * values <= cache_bytes:
             self._cache = {
-                variable.name: self.store.read(self.key, variable.name, self._rows)
-                for variable in self._variables
+                one.name: self.store.read(self.key, one.name, self._rows) for one in self._variables
             }
+            if all(one.offset is None for one in (*self.channels.x, *self.channels.y)):
+                fields, self._cache = self._cache, {}
+                self._steady = {
+                    "x": _stacked([fields[one.variable] for one in self.channels.x]),
+                    "y": _stacked([fields[one.variable] for one in self.channels.y]),
+                }
 
     @property
     def grid(self) -> Grid:
@@ -166,15 +192,19 @@ class FieldDataset(Dataset[Sample]):
         if wanted.min() < -n or wanted.max() >= n:
             raise IndexError(f"samples {wanted.min()} to {wanted.max()}; the split {self.split!r} has {n}")
         rows, starts = np.divmod(wanted % n, len(self.channels.starts))
-        fields, rows, first = self._fields(rows, starts)
-        batch = {
-            name: torch.from_numpy(_gather(fields, channels, rows, starts - first))
-            for name, channels in (("x", self.channels.x), ("y", self.channels.y))
-        }
+        if self._steady:
+            index = torch.from_numpy(rows)
+            batch = {name: field.index_select(0, index) for name, field in self._steady.items()}
+        else:
+            fields, rows, first = self._fields(rows, starts)
+            batch = {
+                name: torch.from_numpy(_gather(fields, channels, rows, starts - first))
+                for name, channels in (("x", self.channels.x), ("y", self.channels.y))
+            }
         if self._coordinates:
             mesh = torch.from_numpy(self.grid.mesh.astype(np.float32))
-            batch["coordinates"] = mesh.expand(len(wanted), *mesh.shape)
-        return [{name: field[i] for name, field in batch.items()} for i in range(len(wanted))]
+            batch["coordinates"] = mesh.expand(len(wanted), *mesh.shape).contiguous()
+        return Batch(batch)
 
     def _fields(
         self, rows: NDArray[np.int64], starts: NDArray[np.int64]
@@ -203,12 +233,17 @@ class FieldDataset(Dataset[Sample]):
         return fields, index, first
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": None, "_chunks": None}
+        return {**self.__dict__, "_cache": None, "_steady": {}, "_chunks": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A copy in another process keeps nothing: there are as many as there are workers.
         chunks = ChunkCache(state["store"], state["key"], 0)
         self.__dict__ |= {**state, "_process": os.getpid(), "_chunks": chunks}
+
+
+def _stacked(fields: Sequence[NDArray[np.float32]]) -> Tensor:
+    """Channels of all samples as one tensor; of a single channel no copy."""
+    return torch.from_numpy(fields[0][:, None] if len(fields) == 1 else np.stack(fields, axis=1))
 
 
 def _gather(
@@ -295,6 +330,8 @@ class MixedDataset(Dataset[Sample]):
                 "a batch of samples of several resolutions, which do not stack: give the DataLoader a "
                 "batch_sampler=ResolutionBatchSampler(...), as `field_loaders` does"
             )
+        if len(np.unique(owners)) == 1:
+            return self.parts[owners[0]].__getitems__((wanted - self._firsts[owners[0]]).tolist())
         samples: dict[int, Sample] = {}
         for owner in np.unique(owners):
             mine = np.flatnonzero(owners == owner)

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from mano_op.data.dataset import FieldDataset, MixedDataset, Sample
+from mano_op.data.dataset import FieldDataset, MixedDataset, Sample, collate
 from mano_op.data.layout import Resolution
 from mano_op.data.processor import FieldProcessor
 from mano_op.data.sampler import ChunkSampler, ResolutionBatchSampler
@@ -138,7 +138,7 @@ def field_loaders(
     tested = min(sizes, default=1) if test_batch_size is None else test_batch_size
     check_whole(test_batch_size=tested)
     check_whole(at_least=0, num_workers=num_workers, seed=seed, cache_bytes=cache_bytes)
-    options: dict[str, Any] = {"num_workers": num_workers}
+    options: dict[str, Any] = {"num_workers": num_workers, "collate_fn": collate}
     if num_workers:
         options |= {"multiprocessing_context": _start_method(start_method), "persistent_workers": True}
         cache_bytes = 0
