@@ -150,6 +150,23 @@ class Axis:
             weights[-2:] += self.spacing * np.array([-0.5, 1.5])
         return weights
 
+    def positions(self, other: Axis) -> NDArray[np.float64]:
+        """Where the points of another axis lie, counted in points of this one, shape ``(other.n,)``.
+
+        Whole and half positions are exact: rounding must not turn a point of both axes into two, or
+        decide which of two points is the nearer.
+
+        Examples
+        --------
+        >>> Axis("x", 4).positions(Axis("x", 8))
+        array([0. , 0.5, 1. , 1.5, 2. , 2.5, 3. , 3.5])
+        >>> Axis("x", 4, registration="cell").positions(Axis("x", 8, registration="cell"))[:3]
+        array([-0.25,  0.25,  0.75])
+        """
+        at = (other.points - self.points[0]) / self.spacing
+        halves = np.rint(2 * at) / 2
+        return np.where(np.abs(at - halves) < 1e-9, halves, at)
+
     def refine(self, factor: int = 2) -> Axis:
         """The axis whose spacing is `factor` times smaller, over the same domain."""
         if factor < 1:

@@ -149,17 +149,6 @@ def _operator(source: Axis, target: Axis, method: str, ends: tuple[bool, bool]) 
     return matrix
 
 
-def _positions(source: Axis, target: Axis) -> NDArray[np.float64]:
-    """Where the target's points lie, counted in points of the source.
-
-    Whole and half positions are made exact: rounding must not turn a point of both axes into two,
-    or decide which of two points is the nearer.
-    """
-    at = (target.points - source.points[0]) / source.spacing
-    halves = np.rint(2 * at) / 2
-    return np.where(np.abs(at - halves) < 1e-9, halves, at)
-
-
 def nests(source: Grid, target: Grid) -> bool:
     """Whether every point of the target is a point of the source.
 
@@ -174,11 +163,11 @@ def nests(source: Grid, target: Grid) -> bool:
 
 def _shared(source: Axis, target: Axis) -> NDArray[np.bool_]:
     """Which points of the target are points of the source."""
-    return np.isin(_positions(source, target), np.arange(source.n))
+    return np.isin(source.positions(target), np.arange(source.n))
 
 
 def _injection(source: Axis, target: Axis, ends: tuple[bool, bool]) -> NDArray[np.float64]:
-    at, found = _positions(source, target), _shared(source, target)
+    at, found = source.positions(target), _shared(source, target)
     if not found.all():
         raise InputError(
             f"axis {source.name!r}: {source.n} {source.registration} points have none at "
@@ -190,12 +179,12 @@ def _injection(source: Axis, target: Axis, ends: tuple[bool, bool]) -> NDArray[n
 
 
 def _nearest(source: Axis, target: Axis, ends: tuple[bool, bool]) -> NDArray[np.float64]:
-    index = np.ceil(_positions(source, target) - 0.5).astype(int)
+    index = np.ceil(source.positions(target) - 0.5).astype(int)
     return np.eye(source.n)[index % source.n if source.periodic else index.clip(0, source.n - 1)]
 
 
 def _spline(source: Axis, target: Axis, ends: tuple[bool, bool], *, degree: int) -> NDArray[np.float64]:
-    at, unit = _positions(source, target), np.eye(source.n + sum(ends))
+    at, unit = source.positions(target), np.eye(source.n + sum(ends))
     if source.periodic:
         first_again = np.vstack([unit, unit[:1]])
         spline = make_interp_spline(np.arange(source.n + 1), first_again, k=degree, bc_type="periodic")
@@ -216,7 +205,7 @@ def _spectral(source: Axis, target: Axis, ends: tuple[bool, bool]) -> NDArray[np
     both_signs = np.where((modes == 0) | (2 * modes == source.n), 1.0, 2.0)
     step = 2j * np.pi / source.n
     waves = np.exp(step * np.outer(np.arange(source.n), modes))
-    waves_there = np.exp(step * np.outer(_positions(source, target), modes))
+    waves_there = np.exp(step * np.outer(source.positions(target), modes))
     return ((waves_there * both_signs) @ waves.conj().T).real / source.n
 
 

@@ -30,6 +30,7 @@ problems.spectral_grid  data
 resample                base    numpy scipy torch
 data.coordinates        data    numpy xarray
 layers.window           model   numpy torch einops
+layers.anchors          model   numpy torch
 layers.pyramid          model   torch
 problems.random_field   data    numpy
 problems.fourier        data    numpy

@@ -19,6 +19,7 @@ OPTIONS = {
     "n_layers": 2,
     "n_heads": 3,
     "n_dim": 2,
+    "reference_shape": None,
     "window": 3,
     "halo": 2,
     "n_levels": 2,
@@ -26,6 +27,7 @@ OPTIONS = {
     "projection_channel_ratio": 3.0,
     "non_linearity": "silu",
     "positional_embedding": None,
+    "boundary_values": None,
     "registration": "cell",
     "periodic": False,
 }
@@ -193,6 +195,9 @@ def test_bad_options_are_refused(options, message):
 WRONG_KINDS = ["2", "", 1.5, -1, 0, True, None, float("nan"), float("inf"), [], [2], {}, b"2", 1 + 2j]
 RIGHT_AFTER_ALL = {
     "halo": [0],
+    "n_levels": [None],
+    "reference_shape": [None],
+    "boundary_values": [None],
     "channel_mlp_expansion": [1.5],
     "projection_channel_ratio": [1.5],
     "positional_embedding": [None],

@@ -15,11 +15,12 @@ from mano_op.models.published import PublishedMANO
 def test_state_dict_has_the_options_of_the_root_alone():
     model = build()
     metadata = model.state_dict()["_metadata"]
-    assert metadata == {"args": (2, 3), "_name": "MANO", "_version": "1"} | OPTIONS
+    assert metadata == {"args": (2, 3), "_name": "MANO", "_version": "2"} | OPTIONS
     metadata["window"] = 9
     assert model.state_dict()["_metadata"]["window"] == 3
     nested = torch.nn.ModuleDict({"a": model, "b": torch.nn.Sequential(model)}).state_dict()
-    assert set(nested) == {prefix + key for prefix in ("a.", "b.0.") for key, _ in model.named_parameters()}
+    kept = ["reference", *(key for key, _ in model.named_parameters())]
+    assert set(nested) == {prefix + key for prefix in ("a.", "b.0.") for key in kept}
 
 
 def test_loading_a_state_dict_leaves_it_as_it_is():
@@ -71,7 +72,7 @@ def test_another_version_is_refused(tmp_path):
     metadata = torch.load(tmp_path / "model_metadata.pkl")
     torch.save(metadata | {"_version": "0"}, tmp_path / "model_metadata.pkl")
     with pytest.raises(
-        InputError, match="checkpoint of MANO has version 0, this mano_op reads version 1: use the"
+        InputError, match="checkpoint of MANO has version 0, this mano_op reads version 2: use the"
     ):
         MANO.from_checkpoint(tmp_path, "model")
 

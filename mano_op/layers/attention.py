@@ -52,10 +52,21 @@ class WindowAttention(nn.Module):
         self.out = nn.Identity() if n_heads == 1 and inner == channels else nn.Linear(inner, channels)
         self.bias = PositionBias(n_heads, n_dim=n_dim) if position_bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(batch, channels, *grid)`` to the same shape."""
-        tokens = self.norm2(self.norm1(rearrange(x, "b c ... -> b ... c")))
-        q, k, v = rearrange(self.qkv(tokens), "b ... (three h d) -> three b h ... d", three=3, h=self.n_heads)
+    def forward(
+        self, x: Tensor, queries: Tensor | None = None, queries_at: Sequence[tuple[float, ...]] | None = None
+    ) -> Tensor:
+        """Map ``(batch, channels, *grid)`` to the same shape.
+
+        With `queries`, ``(batch, channels, *other grid)``, the points of that field attend to those of `x`,
+        and the result is on their grid; `queries_at` says where they are, see
+        `mano_op.layers.window.window_attention`.
+        """
+        inner = self.qkv.weight.shape[0] // 3
+        if queries is None:
+            q, k, v = self._heads(x, self.qkv.weight)
+        else:
+            k, v = self._heads(x, self.qkv.weight[inner:])
+            (q,) = self._heads(queries, self.qkv.weight[:inner])
         out = window_attention(
             q,
             k,
@@ -65,8 +76,16 @@ class WindowAttention(nn.Module):
             halo=self.halo,
             periodic=self.periodic,
             bias=self.bias,
+            queries_at=queries_at,
         )
         return rearrange(self.out(rearrange(out, "b h ... d -> b ... (h d)")), "b ... c -> b c ...")
+
+    def _heads(self, x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        """Projections of the points' features, each ``(batch, heads, *grid, head_dim)``."""
+        tokens = self.norm2(self.norm1(rearrange(x, "b c ... -> b ... c")))
+        each = weight.shape[0] * 3 // self.qkv.weight.shape[0]
+        projected = nn.functional.linear(tokens, weight)
+        return tuple(rearrange(projected, "b ... (t h d) -> t b h ... d", t=each, h=self.n_heads))
 
     def extra_repr(self) -> str:
         """What `print(layer)` shows."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mano_op.errors import InputError
 from mano_op.grid import REGISTRATIONS, Registration
+from mano_op.layers.anchors import Anchoring, anchoring
 from mano_op.layers.attention import WindowAttention
 from mano_op.layers.pyramid import SAMPLINGS, Prolong, Restrict, Sampling, level_shapes
 
@@ -79,6 +80,9 @@ class MultipoleAttention(nn.Module):
         Of the grids the layer will see; it decides where stencils are centred.
     periodic : bool or sequence of bool
         Whether windows and stencils see across the ends of each axis.
+    reference_shape : sequence of int, optional
+        Points along each axis of the grid whose spacing the levels belong to: that of the training. None:
+        levels count the points of whatever grid comes in, as published.
 
     Raises
     ------
@@ -87,9 +91,17 @@ class MultipoleAttention(nn.Module):
 
     Notes
     -----
-    Resolution: `window`, `halo` and `n_levels` count points of the grid that comes in. On a grid twice as
-    fine the near field is half as wide, and so is the domain that the coarsest level sees. Parameters
-    learned on one grid therefore mean something else on another one.
+    Resolution: with `reference_shape`, windows and levels are lengths. Level l has the spacing
+    :math:`h r^l`, with h that of the reference grid, on whatever grid the input is. An input on a finer grid
+    is averaged onto the reference (`mano_op.layers.anchors`) and goes through the levels there, as in
+    training; the points of the finer grid are further queries, each with its own features, of the keys of
+    level 0, and take what the coarser levels add by interpolation. Their number does not enter any softmax.
+    An input on a coarser grid is interpolated to the reference first. So on the reference grid the layer is
+    what was trained, and on finer ones it has a limit.
+
+    Without it, `window`, `halo` and `n_levels` count points of the grid that comes in. On a grid twice as
+    fine the near field is then half as wide, and so is the domain that the coarsest level sees: parameters
+    learned on one grid mean something else on another one.
 
     Sizes: any. Where windows or cells are cut by the end of the grid, missing keys are masked and missing
     points filled up as `mano_op.layers.pyramid` says; the published rules leave those cases undefined.
@@ -131,6 +143,7 @@ class MultipoleAttention(nn.Module):
         double_norm: bool = False,
         registration: Registration = "node",
         periodic: bool | Sequence[bool] = False,
+        reference_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         for name, given, fewest, most in (
@@ -186,7 +199,13 @@ class MultipoleAttention(nn.Module):
                 "that wraps are the same place, so drop the last one and use registration='node'"
             )
 
-        self.channels, self.n_dim = channels, n_dim
+        if reference_shape is not None and stride != window:
+            raise InputError(
+                f"reference_shape={reference_shape} with stride={stride} and window={window}: windows of "
+                "anchored levels lie side by side: leave out the stride, or the reference"
+            )
+        self.channels, self.n_dim, self.periodic, self.registration = channels, n_dim, wraps, registration
+        self.reference_shape = check_reference(reference_shape, n_dim, registration)
         self.rate, self.n_levels, self.sampling, self.level_weights = rate, n_levels, sampling, level_weights
         self.attention = nn.ModuleList(
             WindowAttention(
@@ -268,21 +287,56 @@ class MultipoleAttention(nn.Module):
                 f"got an input of shape {tuple(x.shape)}, expected (batch, channels={self.channels}, "
                 f"{', '.join(f'n_{i + 1}' for i in range(self.n_dim))}), each n at least 1"
             )
+        place = self.anchoring(x.shape[2:])
+        if place is None:
+            return self.on_reference(x)[0]
+        x = place.lift(x)
+        anchors = place.anchors(x)
+        out, coarse = self.on_reference(anchors)
+        if place.refines:
+            out = self.between(x, anchors, coarse, place)
+        return place.settle(out)
+
+    def anchoring(self, shape: Sequence[int]) -> Anchoring | None:
+        """How a grid of some shape lies in the reference grid; None if it is that, or there is none."""
+        if self.reference_shape is None or tuple(shape) == self.reference_shape:
+            return None
+        return anchoring(tuple(shape), self.reference_shape, self.registration, self.periodic)
+
+    def on_reference(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        r"""The layer on the grid of `x`; and what coarser levels add to it, :math:`s_0 \odot U_0(y_1)`."""
         n_levels = len(level_shapes(x.shape[2:], self.rate, self.n_levels))
         levels = [x]
         for down in self._each(self.down, n_levels - 1):
             levels.append(down(levels[-1]))
         attention = self._each(self.attention, n_levels)
         near = [attend(field) for attend, field in zip(attention, levels, strict=True)]
-        out = near.pop()
+        out, coarse = near.pop(), None
         for i, up in enumerate(reversed(self._each(self.up, n_levels - 1))):
             finer = near.pop()
-            out = finer + self._level_weight(i, len(near)) * up(out, finer.shape[2:])
+            coarse = self._level_weight(i, len(near)) * up(out, finer.shape[2:])
+            out = finer + coarse
         # On a small grid some levels are left out. Data-parallel training waits for a gradient of every
         # parameter, so give theirs: nothing at all, added up.
         if idle := self._idle(n_levels):
             out = out + sum(parameter.flatten()[:0].sum() for parameter in idle)
-        return out
+        return out, coarse
+
+    def between(self, x: Tensor, anchors: Tensor, coarse: Tensor | None, place: Anchoring) -> Tensor:
+        """The layer at the points of a grid that refines the reference.
+
+        Parameters
+        ----------
+        x : Tensor, ``(batch, channels, *place.working)``
+            The features of these points.
+        anchors : Tensor, ``(batch, channels, *reference)``
+            Those of the points of the reference, whose keys and values they attend to.
+        coarse : Tensor, optional
+            What `on_reference` returned for `anchors`.
+        place : Anchoring
+        """
+        near: Tensor = self.attention[0](anchors, x, place.queries_at)
+        return near if coarse is None else near + place.interpolate(coarse)
 
     @staticmethod
     def _each(modules: nn.ModuleList, count: int) -> list[nn.Module]:
@@ -308,6 +362,23 @@ class MultipoleAttention(nn.Module):
             f"{self.channels}, n_dim={self.n_dim}, rate={self.rate}, n_levels={self.n_levels}, "
             f"sampling={self.sampling!r}, level_weights={self.level_weights!r}"
         )
+
+
+def check_reference(
+    reference_shape: Sequence[int] | None, n_dim: int, registration: Registration
+) -> tuple[int, ...] | None:
+    """The shape of a reference grid, if it is one."""
+    if reference_shape is None:
+        return None
+    fewest = 2 if registration == "node_both" else 1
+    given = reference_shape if isinstance(reference_shape, Sequence) else [reference_shape]
+    whole = all(isinstance(n, Integral) and not isinstance(n, bool) and n >= fewest for n in given)
+    if isinstance(reference_shape, str) or not whole or len(given) != n_dim:
+        raise InputError(
+            f"reference_shape={reference_shape!r}, expected {n_dim} whole numbers, at least {fewest}: the "
+            "points along each axis of the grid that is trained on"
+        )
+    return tuple(int(n) for n in given)
 
 
 def _wraps(periodic: object) -> tuple[bool, ...]:

@@ -65,6 +65,20 @@ def level_shapes(shape: Sequence[int], rate: int, n_levels: int | None = None) -
     return shapes
 
 
+def covering_levels(shape: Sequence[int], window: int, rate: int = 2) -> int:
+    """The number of levels, from the grid's own on, until a window covers one.
+
+    Examples
+    --------
+    >>> covering_levels((16, 16), window=4), covering_levels((64, 48), window=4), covering_levels((3,), 4)
+    (3, 5, 1)
+    """
+    levels, side = 1, max(shape)
+    while side > window:
+        levels, side = levels + 1, -(-side // rate)
+    return levels
+
+
 class _Step(nn.Module):
     """What `Restrict` and `Prolong` have in common: their options, and a weight where there is one."""
 

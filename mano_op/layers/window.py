@@ -42,8 +42,8 @@ class Tiling:
     queries, keys : int arrays, ``(windows, w)`` and ``(windows, w + 2 h)``
         The points of each window. Points that do not exist are clamped to one that does, and masked.
     key_exists : bool array, ``(windows, w + 2 h)``
-    offsets : int array, ``(w, w + 2 h)``
-        Steps from each query of a window to each of its keys.
+    offsets : float array, ``(1 or windows, w, w + 2 h)``
+        Steps from each query of a window to each of its keys; the first axis is 1 where windows are alike.
     place : int array, ``(n,)``
         Where each point of the axis stands among the flattened `queries`.
     share : float array, ``(n,)``
@@ -53,7 +53,7 @@ class Tiling:
     queries: NDArray[np.int64]
     keys: NDArray[np.int64]
     key_exists: NDArray[np.bool_]
-    offsets: NDArray[np.int64]
+    offsets: NDArray[np.float64]
     place: NDArray[np.int64]
     share: NDArray[np.float64]
 
@@ -90,13 +90,52 @@ def tilings(n: int, window: int, stride: int, halo: int, periodic: bool) -> tupl
         inside = queries < n
         place[queries[inside]] = np.flatnonzero(inside)
         share[queries[inside]] = 1 / held_by[queries[inside]]
-        offsets = np.arange(-halo, window + halo)[None, :] - np.arange(window)[:, None]
-        if periodic:  # the nearest of a key's images
-            offsets = (offsets + (n - 1) // 2) % n - (n - 1) // 2
+        offsets = _offsets(np.arange(window)[None], np.arange(-halo, window + halo)[None], n, periodic)
         result.append(
             Tiling(queries.clip(max=n - 1), keys.clip(0, n - 1), key_exists.copy(), offsets, place, share)
         )
     return tuple(result)
+
+
+@lru_cache(maxsize=256)
+def placed_tiling(at: tuple[float, ...], n: int, window: int, halo: int, periodic: bool) -> Tiling:
+    r"""The windows of an axis of `n` keys, side by side, with the queries that lie in each of them.
+
+    Parameters
+    ----------
+    at : tuple of float
+        Where the queries are, increasing, counted in keys. A query at p is in the window
+        :math:`\lfloor p / w \rfloor`, one before the first or beyond the last key in the nearest window.
+    n, window, halo, periodic
+        As in `tilings`, whose keys these are.
+    """
+    keys = tilings(n, window, window, halo, periodic)[0]
+    positions = np.asarray(at)
+    side = min(window, n)
+    of_window = np.floor(positions / side).astype(int).clip(0, len(keys.keys) - 1)
+    counts = np.bincount(of_window, minlength=len(keys.keys))
+    firsts = np.cumsum(counts) - counts
+    slots = np.arange(max(1, counts.max(initial=0)))
+    # A window with fewer queries repeats its last one, and one without any repeats another's.
+    queries = (firsts[:, None] + np.minimum(slots, counts[:, None] - 1)).clip(0, len(positions) - 1)
+    place = of_window * len(slots) + np.arange(len(positions)) - firsts[of_window]
+    starts = side * np.arange(len(keys.keys))[:, None]
+    inside = positions[queries] - starts
+    if (np.abs(inside - inside[:1]) < 1e-9).all():  # as where one spacing is a multiple of the other
+        inside = inside[:1]
+    reach = np.arange(keys.keys.shape[1])[None] - (keys.keys.shape[1] - side) // 2
+    offsets = _offsets(inside, reach, n, periodic)
+    return Tiling(queries, keys.keys, keys.key_exists, offsets, place, np.ones(len(positions)))
+
+
+def _offsets(
+    queries: NDArray[np.generic], keys: NDArray[np.generic], n: int, periodic: bool
+) -> NDArray[np.float64]:
+    """From each query, ``(m, w)``, to each key, ``(1, k)``, or the nearest of its images."""
+    offsets: NDArray[np.float64] = np.subtract(keys[:, None, :], queries[:, :, None], dtype=np.float64)
+    if periodic:  # of two equally near ones the one ahead
+        offsets = offsets - n * np.ceil(offsets / n - 0.5)
+    return offsets
 
 
 def window_attention(
@@ -109,6 +148,7 @@ def window_attention(
     halo: int = 0,
     periodic: Sequence[bool] | None = None,
     bias: Callable[[Tensor], Tensor] | None = None,
+    queries_at: Sequence[tuple[float, ...]] | None = None,
 ) -> Tensor:
     """Attend within windows, and average where windows overlap.
 
@@ -125,11 +165,14 @@ def window_attention(
         For each axis, whether windows see across its ends. Queries do not: windows start at point 0.
     bias : callable, optional
         Maps offsets, float ``(..., n_dim)`` in steps of the grid, to what is added to the scores,
-        ``(..., heads)``.
+        ``(..., heads)``. Between whole offsets it is tabulated at quarters of a step and interpolated.
+    queries_at : sequence of tuple of float, optional
+        Where the queries are, if they are not at the keys: for each axis their positions, increasing and
+        counted in keys. The grid of `q` is then that of these positions, and windows do not overlap.
 
     Returns
     -------
-    Tensor, ``(batch, heads, *grid, head_dim)``
+    Tensor, ``(batch, heads, *grid of q, head_dim)``
 
     Examples
     --------
@@ -142,8 +185,14 @@ def window_attention(
     >>> torch.allclose(rearrange(local, "b h y x d -> b h (y x) d"), dense)
     True
     """
-    shape = q.shape[2:-1]
+    shape = k.shape[2:-1]
     wraps = [False] * len(shape) if periodic is None else periodic
+    if queries_at is not None:
+        placed = [
+            placed_tiling(at, n, window, halo, wrap)
+            for at, n, wrap in zip(queries_at, shape, wraps, strict=True)
+        ]
+        return _attend_in_tiling(q, k, v, tuple(placed), bias)
     per_axis = [
         tilings(n, window, window if stride is None else stride, halo, wrap)
         for n, wrap in zip(shape, wraps, strict=True)
@@ -229,8 +278,11 @@ def _added_scores(
         )
     scores: Tensor | None = None
     if bias is not None:
-        offsets = [torch.as_tensor(axis.offsets, dtype=like.dtype, device=like.device) for axis in tiling]
-        scores = rearrange(_bias_table(bias, offsets), "q k h -> 1 h q k")
+        scores = _bias_table(bias, [axis.offsets for axis in tiling], like)
+        if len(scores) > 1:
+            windows = [len(axis.queries) for axis in tiling]
+            shared = [len(axis.offsets) for axis in tiling]
+            scores = scores.unflatten(0, shared).expand(*windows, *[-1] * 3).flatten(0, len(windows) - 1)
     if not key_exists.all():
         mask = torch.zeros(key_exists.shape, dtype=like.dtype, device=like.device)
         mask.masked_fill_(~torch.as_tensor(key_exists, device=like.device), -torch.inf)
@@ -242,16 +294,41 @@ def _added_scores(
     return scores.expand(len(key_exists), heads, n_queries, -1).flatten(0, 1)
 
 
-def _bias_table(bias: Callable[[Tensor], Tensor], offsets: Sequence[Tensor]) -> Tensor:
-    """The bias of every pair of a query and a key in a window, ``(queries, keys, heads)``.
+def _bias_table(
+    bias: Callable[[Tensor], Tensor], offsets: Sequence[NDArray[np.float64]], like: Tensor
+) -> Tensor:
+    """The bias of every pair of a query and a key of a window, ``(windows, heads, queries, keys)``.
 
-    Many pairs have the same offset, so it is evaluated once for each offset there is.
+    Many pairs have the same offset or nearly so. It is evaluated on a lattice: whole steps where all offsets
+    are whole, else quarters, between which it is interpolated linearly.
     """
-    distinct, where = zip(*(torch.unique(o, return_inverse=True) for o in offsets), strict=True)
-    table = bias(torch.stack(torch.meshgrid(*distinct, indexing="ij"), dim=-1))
+    steps, places = [], []
+    for offset in offsets:
+        step = 1.0 if (offset == np.rint(offset)).all() else 0.25
+        place = offset / step
+        first = np.floor(place.min())
+        steps.append(step * np.arange(first, np.floor(place.max()) + 2))
+        places.append(place - first)
+    lattice = [torch.as_tensor(s, dtype=like.dtype, device=like.device) for s in steps]
+    table = bias(torch.stack(torch.meshgrid(*lattice, indexing="ij"), dim=-1))
     n_dim = len(offsets)
-    for axis, index in enumerate(where):  # (o0, o1, ..., heads) -> (q0, k0, q1, k1, ..., heads)
-        table = table.index_select(2 * axis, index.reshape(-1)).unflatten(2 * axis, index.shape)
-    order = " ".join(f"q{i} k{i}" for i in range(n_dim))
-    queries, keys = (" ".join(f"{letter}{i}" for i in range(n_dim)) for letter in "qk")
-    return rearrange(table, f"{order} h -> ({queries}) ({keys}) h")
+    for axis, place in enumerate(places):  # (o0, o1, ..., heads) -> (m0, q0, k0, m1, q1, k1, ..., heads)
+        below = np.floor(place)
+        table = _between(table, 3 * axis, below.astype(int), place - below)
+    order = " ".join(f"m{i} q{i} k{i}" for i in range(n_dim))
+    windows, queries, keys = (" ".join(f"{letter}{i}" for i in range(n_dim)) for letter in "mqk")
+    return rearrange(table, f"{order} h -> ({windows}) h ({queries}) ({keys})")
+
+
+def _between(table: Tensor, dim: int, below: NDArray[np.int64], share: NDArray[np.float64]) -> Tensor:
+    """Entries of a table along a dimension, which becomes those of `below`; `share` is of the next one."""
+
+    def entries(index: NDArray[np.int64]) -> Tensor:
+        chosen = torch.as_tensor(index.reshape(-1), device=table.device)
+        return table.index_select(dim, chosen).unflatten(dim, index.shape)
+
+    if not share.any():
+        return entries(below)
+    weight = torch.as_tensor(share, dtype=table.dtype, device=table.device)
+    weight = weight.view(*share.shape, *[1] * (table.ndim - dim - 1))
+    return torch.lerp(entries(below), entries(below + 1), weight)

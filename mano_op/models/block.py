@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mano_op.errors import InputError
+from mano_op.layers.anchors import Anchoring
 from mano_op.layers.multipole import MultipoleAttention
 
 NonLinearity = Literal["gelu", "relu", "silu", "tanh"]
@@ -81,3 +82,21 @@ class Block(nn.Module):
         """Map ``(batch, channels, *grid)`` to the same shape."""
         x = x + self.attention(x)
         return x + self.mlp(x)
+
+    def anchored(
+        self, anchors: Tensor, fine: Tensor | None, place: Anchoring
+    ) -> tuple[Tensor, Tensor | None]:
+        """The block on the reference grid, and at the points of a finer one, if there are any.
+
+        Parameters
+        ----------
+        anchors : Tensor, ``(batch, channels, *place.reference)``
+        fine : Tensor, optional, ``(batch, channels, *place.working)``
+        place : Anchoring
+        """
+        added, coarse = self.attention.on_reference(anchors)
+        if fine is not None:
+            fine = fine + self.attention.between(fine, anchors, coarse, place)
+            fine = fine + self.mlp(fine)
+        anchors = anchors + added
+        return anchors + self.mlp(anchors), fine

@@ -120,9 +120,15 @@ class GridModel(BaseModel, name="_grid_model"):
 
     def _map(self, x: Tensor) -> Tensor:
         """Lift, blocks, project."""
-        x = rearrange(self.lifting(rearrange(x, "b c ... -> b ... c")), "b ... c -> b c ...")
+        x = self._lift(x)
         for block in self.blocks:
             x = block(x)
+        return self._project(x)
+
+    def _lift(self, x: Tensor) -> Tensor:
+        return rearrange(self.lifting(rearrange(x, "b c ... -> b ... c")), "b ... c -> b c ...")
+
+    def _project(self, x: Tensor) -> Tensor:
         x = rearrange(self.norm(rearrange(x, "b c ... -> b ... c")), "b ... c -> b c ...")
         out: Tensor = self.projection(x)
         return out

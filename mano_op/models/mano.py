@@ -5,15 +5,19 @@ r"""MANO, the Multipole Attention Neural Operator, as a model of neuraloperator.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from numbers import Real
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from mano_op.errors import InputError, check_whole
 from mano_op.grid import Grid, Registration
-from mano_op.layers.multipole import MultipoleAttention
+from mano_op.layers.anchors import anchoring
+from mano_op.layers.multipole import MultipoleAttention, check_reference
+from mano_op.layers.pyramid import covering_levels
 from mano_op.models.block import Block, Mlp, NonLinearity, width
 from mano_op.models.grid_model import GridModel
 
@@ -30,11 +34,13 @@ class MANO(GridModel, name="MANO"):
         \quad (\times\, n_{layers}), \qquad
         u = Q(\mathrm{LN}(z)) .
 
-    MA is `mano_op.layers.multipole.MultipoleAttention`: attention within windows at full resolution and on a
-    pyramid of coarser levels, at a cost linear in the number of points. With 3 levels and windows of 4 a
-    layer sees all of a 16-point grid; a larger one needs more levels, about :math:`\log_2 n - 1`. It
-    takes the place of FNO's spectral convolution, and the model that of
+    MA is `mano_op.layers.multipole.MultipoleAttention`: attention within windows of the training grid and
+    on a pyramid of coarser levels, at a cost linear in the number of points. It takes the place of FNO's
+    spectral convolution, and the model that of
     ``neuralop.models.FNO``: the same training code works with either.
+
+    Its levels are lengths. They belong to the grid that is trained on, the reference, and on any other grid
+    every weight acts over the length that it was trained for; see Notes.
 
     Parameters
     ----------
@@ -51,13 +57,23 @@ class MANO(GridModel, name="MANO"):
 
     Other Parameters
     ----------------
+    reference_shape : sequence of int, optional
+        Points along each axis of the grid that the model is trained on, to whose spacing its levels belong.
+        If not given, it is the first grid that comes in training mode; it is kept with the parameters. Give
+        it where several resolutions are mixed in training.
     window : int
-        Points along each side of an attention window, on every level.
+        Points of the reference along each side of an attention window, on every level.
     halo : int
         Points beyond a window that its queries see too.
-    n_levels : int
-        Levels of the pyramid, the input's own included; each has half as many points a side as the one
-        before.
+    n_levels : int, optional
+        Levels of the pyramid, the reference's own included; each has half as many points a side as the one
+        before. If not given, so many that a window of the coarsest covers the reference, or 3 if that is not
+        given either.
+    boundary_values : sequence of float or None, optional
+        For each output channel the value it is known to have at all ends of axes that do not wrap, None where
+        it is not known. In what the model works with: after normalisation. The model then has it exactly,
+        :math:`u = g + \phi\, Q(\mathrm{LN}(z))` with :math:`\phi(x) = \prod_i 4 \xi_i (1 - \xi_i)` over these
+        axes, scaled to [0, 1].
     channel_mlp_expansion : float
         Hidden width of the blocks' MLP over `hidden_channels`.
     projection_channel_ratio : float
@@ -74,10 +90,13 @@ class MANO(GridModel, name="MANO"):
 
     Notes
     -----
-    Resolution: the model takes any grid size, but `window`, `halo` and `n_levels` count points of the grid
-    that comes in. A model trained on one grid sees half as far on one twice as fine, and its error
-    grows. Until levels are physical lengths, predict on the training grid and interpolate
-    (`mano_op.transfer.evaluate_transfer` judges both).
+    Resolution: the model takes any grid size. On the reference grid it is what was trained. An input on a
+    finer grid is averaged over the length that one point stood for in training: at the points of the
+    reference, where the network runs as in training, and at its own points, which attend to the
+    reference's in every block and end as the output (`mano_op.layers.anchors`). The weights have then met
+    nothing finer than in training, and the input is known better, so errors need not grow. As the grid is
+    refined, the output tends to a limit. An input on a coarser grid is interpolated linearly to the
+    reference, and the output taken at its points. `mano_op.transfer.evaluate_transfer` judges all of this.
 
     Every option is a plain value, so a checkpoint holds no code.
 
@@ -95,7 +114,8 @@ class MANO(GridModel, name="MANO"):
     torch.Size([4, 1, 16, 16])
     """
 
-    _version = "1"
+    _version = "2"
+    reference: Tensor
 
     def __init__(
         self,
@@ -106,13 +126,15 @@ class MANO(GridModel, name="MANO"):
         n_layers: int = 4,
         n_heads: int = 4,
         n_dim: int = 2,
+        reference_shape: Sequence[int] | None = None,
         window: int = 4,
         halo: int = 1,
-        n_levels: int = 3,
+        n_levels: int | None = None,
         channel_mlp_expansion: float = 2.0,
         projection_channel_ratio: float = 2.0,
         non_linearity: NonLinearity = "gelu",
         positional_embedding: Literal["grid"] | None = "grid",
+        boundary_values: Sequence[float | None] | None = None,
         registration: Registration = "node",
         periodic: bool | Sequence[bool] = False,
     ) -> None:
@@ -130,6 +152,9 @@ class MANO(GridModel, name="MANO"):
             )
         self.in_channels, self.out_channels, self.n_dim = in_channels, out_channels, n_dim
         self.registration, self.positional_embedding = registration, positional_embedding
+        reference = check_reference(reference_shape, n_dim, registration)
+        if n_levels is None:
+            n_levels = 3 if reference is None else covering_levels(reference, window)
         blocks = [
             Block(
                 MultipoleAttention(
@@ -153,6 +178,10 @@ class MANO(GridModel, name="MANO"):
             for _ in range(n_layers)
         ]
         self.periodic = (periodic,) * n_dim if isinstance(periodic, bool) else tuple(periodic)
+        self.boundary_values = self._check_boundary(boundary_values)
+        # A buffer, so that averaged, wrapped and distributed copies have it too; zeros while it is not known.
+        self.register_buffer("reference", torch.tensor(reference or (0,) * n_dim))
+        self._known_reference: tuple[tuple[int, int], tuple[int, ...]] | None = None
         n_coordinates = n_dim + sum(self.periodic) if positional_embedding == "grid" else 0
         self.lifting = nn.Linear(in_channels + n_coordinates, hidden_channels)
         self.blocks = nn.ModuleList(blocks)
@@ -171,10 +200,70 @@ class MANO(GridModel, name="MANO"):
         neuraloperator's Trainer passes every entry of a sample, ``y`` too; the others are not used.
         """
         self._check_input(x)
-        if self.positional_embedding == "grid":
-            coordinates = self.coordinates(x.shape[2:]).to(x)
-            x = torch.cat([x, coordinates.expand(len(x), *coordinates.shape)], dim=1)
-        return self._map(x)
+        shape = tuple(x.shape[2:])
+        reference = self.reference_shape
+        if reference is None:
+            reference = shape
+            if self.training:
+                self.reference.copy_(torch.tensor(shape))
+        if shape == reference:
+            return self._bounded(self._map(self._located(x)))
+        place = anchoring(shape, reference, self.registration, self.periodic)
+        x = place.lift(x)
+        anchors = self._lift(self._located(place.anchors(x)))
+        fine = self._lift(self._located(place.smooth(x))) if place.refines else None
+        for block in self.blocks:
+            anchors, fine = cast(Block, block).anchored(anchors, fine, place)
+        return place.settle(self._bounded(self._project(anchors if fine is None else fine)))
+
+    @property
+    def reference_shape(self) -> tuple[int, ...] | None:
+        """Points along each axis of the grid that the levels belong to; None before any training."""
+        here = (id(self.reference), self.reference._version)  # reading it may have to wait for a GPU
+        if self._known_reference is None or self._known_reference[0] != here:
+            self._known_reference = here, tuple(self.reference.tolist())
+        shape = self._known_reference[1]
+        return shape if all(shape) else None
+
+    def _located(self, x: Tensor) -> Tensor:
+        """The input with its coordinates."""
+        if self.positional_embedding is None:
+            return x
+        coordinates = self.coordinates(x.shape[2:]).to(x)
+        return torch.cat([x, coordinates.expand(len(x), *coordinates.shape)], dim=1)
+
+    def _bounded(self, out: Tensor) -> Tensor:
+        """The output with its known boundary values."""
+        if self.boundary_values is None:
+            return out
+        inside = torch.ones(())
+        for axis in Grid.uniform(out.shape[2:], registration=self.registration, periodic=self.periodic):
+            points = torch.as_tensor(axis.points)
+            along = torch.ones_like(points) if axis.periodic else 4 * points * (1 - points)
+            inside = inside[..., None] * along
+        channels = [
+            out[:, i] if value is None else value + inside.to(out) * out[:, i]
+            for i, value in enumerate(self.boundary_values)
+        ]
+        return torch.stack(channels, dim=1)
+
+    def _check_boundary(self, values: Sequence[float | None] | None) -> tuple[float | None, ...] | None:
+        if values is None:
+            return None
+        fits = (
+            not isinstance(values, str) and isinstance(values, Sequence) and len(values) == self.out_channels
+        )
+        if not (fits and all(value is None or _is_finite(value) for value in values)):
+            raise InputError(
+                f"boundary_values={values!r}, expected for each of out_channels={self.out_channels} a finite "
+                "number, or None where it is not known"
+            )
+        known = any(value is not None for value in values)
+        if known and all(self.periodic):
+            raise InputError(
+                f"boundary_values={values!r} with periodic={self.periodic}: no axis has ends; leave them out"
+            )
+        return tuple(values) if known else None
 
     def coordinates(self, shape: Sequence[int]) -> Tensor:
         """The channels that "grid" appends, ``(n_coordinates, *shape)``."""
@@ -184,3 +273,7 @@ class MANO(GridModel, name="MANO"):
             turn = 2 * torch.pi * coordinate
             channels += [turn.sin(), turn.cos()] if wraps else [coordinate]
         return torch.stack(channels)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
