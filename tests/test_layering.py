@@ -87,8 +87,10 @@ runs                    use     torch neuralop
 
 models                  model
 train.objective         use     neuralop
-train.options           use
+train.options           use     torch
 train.watched           use     torch tqdm
+train.optimizer         use     torch
+train.symmetry          use     torch
 transfer.baselines      use     numpy torch
 transfer.predict        use     numpy torch xarray
 transfer.verdict        use     numpy xarray

@@ -1,5 +1,6 @@
 """Windowed attention against its definition, written out as loops over windows and queries."""
 
+import math
 from itertools import product
 
 import pytest
@@ -207,6 +208,86 @@ def test_what_stands_in_the_padding_never_matters(case, monkeypatch):
     assert torch.equal(found, expected)
     for one, other in zip(gradients(found, inputs), gradients(expected, inputs), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
+
+
+@st.composite
+def placed(draw):
+    """Keys in 1 or 2 dimensions, windows of them, and queries at quarters of a step between them."""
+    shape = tuple(draw(st.integers(1, n)) for n in draw(st.sampled_from([(13,), (7, 6)])))
+    periodic = tuple(draw(st.booleans()) for _ in shape)
+    at = []
+    for n in shape:
+        quarters = draw(st.lists(st.integers(-2, 4 * n - 1), min_size=1, max_size=9, unique=True))
+        at.append(tuple(q / 4 for q in sorted(quarters)))
+    return shape, draw(st.integers(1, 5)), draw(st.integers(0, 3)), periodic, at
+
+
+def reference_between(q, k, v, case, bias):
+    """The definition for queries between the keys: in the windows on both sides, by their share."""
+    shape, window, halo, periodic, at = case
+    per_axis = [
+        [keys for _, keys in windows_of_axis(n, window, window, halo, wraps)]
+        for n, wraps in zip(shape, periodic, strict=True)
+    ]
+
+    def windows(position, n, wraps):
+        way = position - math.floor(position)
+        for key, share in ((math.floor(position), 1 - way), (math.ceil(position), way)):
+            if share:
+                yield (key % n if wraps else min(max(key, 0), n - 1)) // min(window, n), share
+
+    def attended(index, position, keys):
+        where = (..., *torch.tensor(keys).T, slice(None))
+        steps = [[offset(*pair) for pair in zip(position, key, shape, periodic, strict=True)] for key in keys]
+        scores = (q[(..., *index, None, slice(None))] * k[where]).sum(-1) / q.shape[-1] ** 0.5
+        scores = scores + bias(torch.tensor(steps, dtype=q.dtype)).T
+        return (scores.softmax(-1)[..., None] * v[where]).sum(-2)
+
+    out = torch.zeros_like(q.detach())
+    for index in product(*(range(len(positions)) for positions in at)):
+        position = [positions[i] for positions, i in zip(at, index, strict=True)]
+        choices = [list(windows(*one)) for one in zip(position, shape, periodic, strict=True)]
+        for chosen in product(*choices):
+            keys = list(product(*(axis[m] for axis, (m, _) in zip(per_axis, chosen, strict=True))))
+            share = math.prod(part for _, part in chosen)
+            out[(..., *index, slice(None))] += share * attended(index, position, keys)
+    return out
+
+
+@given(placed())
+def test_queries_between_the_keys_see_those_of_the_windows_they_lie_in(case):
+    shape, window, halo, periodic, at = case
+    _, k, v = draw_qkv(shape)
+    q = draw_qkv([len(positions) for positions in at], seed=1)[0]
+    bias = DistanceBias(len(shape))
+    found = window_attention(q, k, v, window=window, halo=halo, periodic=periodic, bias=bias, queries_at=at)
+    expected = reference_between(q, k, v, case, bias)
+    assert_same(found, expected)
+    learned = [q, k, v, *bias.parameters()]
+    assert_same(gradients(found, learned), gradients(expected, learned))
+
+
+def test_queries_at_the_keys_are_those_of_the_keys_own_grid():
+    case, bias = ((9, 8), 4, 4, 1, (False, True)), DistanceBias(2)
+    inputs = draw_qkv(case[0])
+    at = [tuple(map(float, range(n))) for n in case[0]]
+    found = window_attention(*inputs, window=4, halo=1, periodic=case[4], bias=bias, queries_at=at)
+    assert torch.equal(found, attend(*inputs, case, bias))
+
+
+def test_bias_between_quarters_is_interpolated():
+    """Of a linear bias that is exact, of a parabola within the square of half a quarter."""
+    q, k, v = draw_qkv((6,))
+    at = [(0.1, 1.93, 2.61, 3.3, 4.77, 5.2)]
+    for slope, curvature, tolerance in ((0.7, 0.0, 1e-12), (0.0, 1.0, 2e-2)):
+
+        def bias(steps, slope=slope, curvature=curvature):
+            return (slope * steps + curvature * steps**2).expand(*steps.shape[:-1], 2)
+
+        case = ((6,), 6, 0, (False,), at)
+        found = window_attention(q, k, v, window=6, bias=bias, queries_at=at)
+        expected = reference_between(q, k, v, case, bias)
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
 @every_special_case

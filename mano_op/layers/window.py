@@ -98,34 +98,69 @@ def tilings(n: int, window: int, stride: int, halo: int, periodic: bool) -> tupl
 
 
 @lru_cache(maxsize=256)
-def placed_tiling(at: tuple[float, ...], n: int, window: int, halo: int, periodic: bool) -> Tiling:
+def placed_tilings(
+    at: tuple[float, ...], n: int, window: int, halo: int, periodic: bool
+) -> tuple[Tiling, ...]:
     r"""The windows of an axis of `n` keys, side by side, with the queries that lie in each of them.
+
+    A query between two keys of one window is that window's. One between the last key of a window and the
+    first of the next, a share t of the way, belongs to both: its result is :math:`1 - t` times that in the
+    one and t times that in the other, so that results change continuously from window to window. The second
+    tiling, if there is one, has such queries only.
 
     Parameters
     ----------
     at : tuple of float
-        Where the queries are, increasing, counted in keys. A query at p is in the window
-        :math:`\lfloor p / w \rfloor`, one before the first or beyond the last key in the nearest window.
+        Where the queries are, increasing, counted in keys. Before the first and beyond the last key of an
+        axis that does not wrap they are that key's window's.
     n, window, halo, periodic
         As in `tilings`, whose keys these are.
     """
-    keys = tilings(n, window, window, halo, periodic)[0]
     positions = np.asarray(at)
     side = min(window, n)
-    of_window = np.floor(positions / side).astype(int).clip(0, len(keys.keys) - 1)
-    counts = np.bincount(of_window, minlength=len(keys.keys))
+    below, above = (
+        (i.astype(int) % n if periodic else i.astype(int).clip(0, n - 1)) // side
+        for i in (np.floor(positions), np.ceil(positions))
+    )
+    way, shared = positions - np.floor(positions), below != above
+    keys = tilings(n, window, window, halo, periodic)[0]
+    first = _placed(positions, np.ones_like(shared), below, np.where(shared, 1 - way, 1.0), keys, n, periodic)
+    if not shared.any():
+        return (first,)
+    return first, _placed(positions, shared, above, np.where(shared, way, 0.0), keys, n, periodic)
+
+
+def _placed(
+    positions: NDArray[np.float64],
+    held: NDArray[np.bool_],
+    of_window: NDArray[np.int64],
+    share: NDArray[np.float64],
+    keys: Tiling,
+    n: int,
+    periodic: bool,
+) -> Tiling:
+    """The tiling with those of some queries that it holds, each in its window."""
+    n_windows, width = keys.keys.shape
+    side = keys.queries.shape[1]
+    mine = np.flatnonzero(held)
+    mine = mine[np.argsort(of_window[mine], kind="stable")]
+    counts = np.bincount(of_window[mine], minlength=n_windows)
     firsts = np.cumsum(counts) - counts
-    slots = np.arange(max(1, counts.max(initial=0)))
-    # A window with fewer queries repeats its last one, and one without any repeats another's.
-    queries = (firsts[:, None] + np.minimum(slots, counts[:, None] - 1)).clip(0, len(positions) - 1)
-    place = of_window * len(slots) + np.arange(len(positions)) - firsts[of_window]
-    starts = side * np.arange(len(keys.keys))[:, None]
-    inside = positions[queries] - starts
-    if (np.abs(inside - inside[:1]) < 1e-9).all():  # as where one spacing is a multiple of the other
-        inside = inside[:1]
-    reach = np.arange(keys.keys.shape[1])[None] - (keys.keys.shape[1] - side) // 2
-    offsets = _offsets(inside, reach, n, periodic)
-    return Tiling(queries, keys.keys, keys.key_exists, offsets, place, np.ones(len(positions)))
+    slot = np.arange(len(mine)) - firsts[of_window[mine]]
+    # A window with fewer queries is filled up with any, whose results nobody takes.
+    queries = np.full((n_windows, counts.max()), mine[0])
+    queries[of_window[mine], slot] = mine
+    place = np.zeros(len(positions), dtype=np.int64)
+    place[mine] = of_window[mine] * queries.shape[1] + slot
+    inside = np.zeros(queries.shape)
+    inside[of_window[mine], slot] = positions[mine] - side * of_window[mine]
+    if periodic:  # of a window's images the one that is near
+        inside -= n * np.rint((inside - side / 2) / n)
+    alike = inside[counts.argmax()]  # as where one spacing is a multiple of the other
+    if (np.abs(inside - alike)[of_window[mine], slot] < 1e-9).all():
+        inside = alike[None]
+    reach = np.arange(width)[None] - (width - side) // 2
+    return Tiling(queries, keys.keys, keys.key_exists, _offsets(inside, reach, n, periodic), place, share)
 
 
 def _offsets(
@@ -168,7 +203,8 @@ def window_attention(
         ``(..., heads)``. Between whole offsets it is tabulated at quarters of a step and interpolated.
     queries_at : sequence of tuple of float, optional
         Where the queries are, if they are not at the keys: for each axis their positions, increasing and
-        counted in keys. The grid of `q` is then that of these positions, and windows do not overlap.
+        counted in keys. The grid of `q` is then that of these positions, windows do not overlap, and queries
+        between two windows get a share of both; see `placed_tilings`.
 
     Returns
     -------
@@ -188,15 +224,15 @@ def window_attention(
     shape = k.shape[2:-1]
     wraps = [False] * len(shape) if periodic is None else periodic
     if queries_at is not None:
-        placed = [
-            placed_tiling(at, n, window, halo, wrap)
+        per_axis = [
+            placed_tilings(at, n, window, halo, wrap)
             for at, n, wrap in zip(queries_at, shape, wraps, strict=True)
         ]
-        return _attend_in_tiling(q, k, v, tuple(placed), bias)
-    per_axis = [
-        tilings(n, window, window if stride is None else stride, halo, wrap)
-        for n, wrap in zip(shape, wraps, strict=True)
-    ]
+    else:
+        per_axis = [
+            tilings(n, window, window if stride is None else stride, halo, wrap)
+            for n, wrap in zip(shape, wraps, strict=True)
+        ]
     out: Tensor | None = None
     for tiling in product(*per_axis):
         part = _attend_in_tiling(q, k, v, tiling, bias)

@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from neuralop import Trainer
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from mano_op.data.channels import Channels, channels_of
 from mano_op.data.layout import Resolution
 from mano_op.data.loaders import field_loaders
+from mano_op.data.processor import FieldProcessor
 from mano_op.data.store import FieldStore, open_store
 from mano_op.errors import InputError, check_finite_number, check_whole
 from mano_op.files import check_folder
@@ -21,7 +24,9 @@ from mano_op.grid import Grid
 from mano_op.machine import machine
 from mano_op.runs import Run, build_model, save_run
 from mano_op.train.objective import training_loss
+from mano_op.train.optimizer import OPTIMIZERS, MuonAdamW, warm_up_and_cosine
 from mano_op.train.options import options_for
+from mano_op.train.symmetry import Symmetries
 from mano_op.train.watched import Watched
 
 WARM_UP = 0.2  # of the epochs
@@ -42,6 +47,8 @@ def train_model(
     learning_rate: float = 1e-2,
     weight_decay: float = 1e-4,
     loss: str = "l2",
+    optimizer: str = "adamw",
+    symmetries: Sequence[str] = (),
     seed: int = 0,
     device: str = "cpu",
     progress: bool = True,
@@ -49,11 +56,11 @@ def train_model(
 ) -> Run:
     r"""Train a model of neuraloperator's registry on one level of a store, and keep it as a run.
 
-    AdamW; the learning rate rises to `learning_rate` in the first fifth of the epochs, as attention needs it
-    to, and falls to zero along a cosine, stepped once an epoch; the first moment's decay cycles against
-    it between 0.95 and 0.85 (torch's ``OneCycleLR``). The loss is the relative error of the
-    normalised output, :math:`\lVert \hat y - y\rVert / \lVert y \rVert` in L2 or H1, summed over the samples
-    and channels of a batch (`mano_op.train.objective.training_loss`).
+    AdamW, unless another `optimizer` is named; the learning rate rises to `learning_rate` in the first fifth
+    of the epochs, as attention needs it to, and falls to zero along a cosine, stepped once an epoch; the
+    first moment's decay cycles against it between 0.95 and 0.85 (torch's ``OneCycleLR``). The loss is the
+    relative error of the normalised output, :math:`\lVert \hat y - y\rVert / \lVert y \rVert` in L2 or H1,
+    summed over the samples and channels of a batch (`mano_op.train.objective.training_loss`).
 
     Parameters
     ----------
@@ -66,7 +73,8 @@ def train_model(
         Name in neuraloperator's registry: "mano", "mano_published", "fno", ...
     options : mapping, optional
         The model's constructor arguments. The numbers of channels follow from the store, and so do
-        ``registration``, ``periodic`` and ``n_dim`` for models that have such options.
+        ``registration``, ``periodic`` and ``n_dim`` for models that have such options, and, unless given,
+        MANO's ``reference_shape`` and ``boundary_values``.
     window : (int, int), optional
         Of fields that vary in time, how many steps the model is given and how many it predicts.
     at : sequence of float, optional
@@ -76,8 +84,13 @@ def train_model(
     epochs, batch_size : int
     learning_rate, weight_decay : float
     loss : {"l2", "h1"}
+    optimizer : {"adamw", "muon"}
+        "muon" is Muon for the hidden matrices and AdamW for the rest (`mano_op.train.optimizer`), with a
+        learning rate that rises in the first tenth of the epochs.
+    symmetries : sequence of {"transpose", "reflect"}
+        Those of the problem, by which each batch is turned at random; see `mano_op.train.symmetry`.
     seed : int
-        Of the initial parameters and the order of the samples.
+        Of the initial parameters, the order of the samples and how they are turned.
     device : str
         As torch names it: "cpu", "cuda", "cuda:1", ...
     progress : bool
@@ -110,34 +123,26 @@ def train_model(
     key = store.key(resolution)
     objective = training_loss(loss, store.grids[key])
     channels = channels_of(store.layout, window, at)
-    options = options_for(store, key, channels, arch, options or {})
+    if optimizer not in OPTIMIZERS:
+        raise InputError(f"optimizer={optimizer!r}, expected one of {', '.join(OPTIMIZERS)}")
+    turn = _turn(symmetries, store, key, channels, seed)
+    processor = FieldProcessor.from_store(store, "train", channels, transforms)
+    options = options_for(store, key, channels, arch, options or {}, processor)
     _check_device(device)
 
     torch.manual_seed(seed)
     model = build_model(arch, options)
     _check_maps(model, arch, options, channels, store.grids[key])
+    stepped, schedule = _optimizer(optimizer, model, learning_rate, weight_decay, epochs)
     loaders = field_loaders(
-        store,
-        train=key,
-        test=[],
-        batch_size=batch_size,
-        window=window,
-        at=at,
-        transforms=transforms,
-        seed=seed,
-    )
-    watched = Watched(loaders.train, objective, epochs, f"{arch} at {key}", progress)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    # The Trainer steps once after every epoch, so once more than there are changes of the rate.
-    warm_up = max(1, round(WARM_UP * epochs))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=learning_rate, total_steps=epochs + 1, pct_start=(warm_up + 1) / (epochs + 1)
-    )
+        store, train=key, test=[], batch_size=batch_size, window=window, at=at, seed=seed
+    )._replace(processor=processor)
+    watched = Watched(loaders.train, objective, epochs, f"{arch} at {key}", progress, turn)
     trainer = Trainer(model=model, n_epochs=epochs, device=device, data_processor=loaders.processor)
     with warnings.catch_warnings():
         # The Trainer hands models the whole sample, and FNO says of each call that it ignores y.
         warnings.filterwarnings("ignore", message=r".*received unexpected keyword arguments")
-        trainer.train(watched, {}, optimizer, schedule, training_loss=watched.loss)
+        trainer.train(watched, {}, stepped, schedule, training_loss=watched.loss)
 
     run = Run(
         model.cpu().eval(),
@@ -160,6 +165,8 @@ def train_model(
             "learning_rate": learning_rate,
             "weight_decay": weight_decay,
             "loss": loss,
+            "optimizer": optimizer,
+            "symmetries": list(symmetries),
             "seed": seed,
             "machine": machine(device),
         },
@@ -167,6 +174,36 @@ def train_model(
     )
     save_run(out, run)
     return run
+
+
+def _turn(
+    symmetries: Sequence[str], store: FieldStore, key: str, channels: Channels, seed: int
+) -> Symmetries | None:
+    """What turns the batches, if anything does."""
+    if not symmetries:
+        return None
+    stated = {variable.name: variable.boundary_value for variable in store.variables}
+    return Symmetries(
+        symmetries,
+        store.grids[key],
+        [stated[channel.variable] for channel in channels.y],
+        torch.Generator().manual_seed(seed),
+    )
+
+
+def _optimizer(
+    name: str, model: nn.Module, learning_rate: float, weight_decay: float, epochs: int
+) -> tuple[Optimizer, LRScheduler]:
+    """An optimiser and its schedule, which is stepped once after every epoch."""
+    if name == "muon":
+        muon = MuonAdamW(model, learning_rate, weight_decay)
+        return muon, torch.optim.lr_scheduler.LambdaLR(muon, warm_up_and_cosine(epochs))
+    adamw = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    # The last step is one more than there are changes of the rate.
+    warm_up = max(1, round(WARM_UP * epochs))
+    return adamw, torch.optim.lr_scheduler.OneCycleLR(
+        adamw, max_lr=learning_rate, total_steps=epochs + 1, pct_start=(warm_up + 1) / (epochs + 1)
+    )
 
 
 def _check_out(out: str | Path, overwrite: bool) -> None:

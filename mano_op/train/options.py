@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
+from mano_op.boundary import Boundary, ends_by_axis
 from mano_op.data.channels import Channels
+from mano_op.data.processor import FieldProcessor
 from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
+from mano_op.grid import Grid
 
 
 def options_for(
-    store: FieldStore, key: str, channels: Channels, arch: str, given: Mapping[str, Any]
+    store: FieldStore,
+    key: str,
+    channels: Channels,
+    arch: str,
+    given: Mapping[str, Any],
+    processor: FieldProcessor,
 ) -> dict[str, Any]:
     """The given options of a model and those that follow from the fields.
+
+    Some have to be what follows from them. Others, MANO's ``reference_shape`` and ``boundary_values``, are
+    taken from them unless they are given.
 
     Parameters
     ----------
@@ -27,6 +41,8 @@ def options_for(
         Name in neuraloperator's registry.
     given : mapping
         Constructor arguments.
+    processor : FieldProcessor
+        Between the fields and what the model has.
 
     Raises
     ------
@@ -41,6 +57,9 @@ def options_for(
                 f"{name}={derived[name]!r}: leave it out, it follows from them"
             )
     options = {**derived, **{name: value for name, value in given.items() if name not in derived}}
+    if arch.lower() == "mano":
+        options.setdefault("reference_shape", list(store.grids[key].shape))
+        options.setdefault("boundary_values", _boundary_values(store, key, channels, processor))
     try:
         json.dumps(options, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -67,6 +86,36 @@ def _derived(store: FieldStore, key: str, channels: Channels, arch: str) -> dict
             "periodic": [axis.periodic for axis in grid],
         }
     return options
+
+
+def _boundary_values(
+    store: FieldStore, key: str, channels: Channels, processor: FieldProcessor
+) -> list[float | None] | None:
+    """What each output is known to have at all ends of axes that do not wrap, as the model has it."""
+    grid = store.grids[key]
+    stated = {variable.name: variable.boundary_value for variable in store.variables}
+    known = [_only_value(grid, stated[channel.variable]) for channel in channels.y]
+    if all(value is None for value in known):
+        return None
+    y = torch.tensor([0.0 if value is None else value for value in known])
+    x = torch.zeros(1, len(channels.x), *[1] * grid.n_dim)
+    training = processor.training
+    normal = (
+        processor.train().preprocess({"x": x, "y": y.view(1, -1, *[1] * grid.n_dim)})["y"].flatten().tolist()
+    )
+    processor.train(training)
+    # The logarithm of 0 is no value that a model could have.
+    return [
+        value if told is not None and math.isfinite(value) else None
+        for told, value in zip(known, normal, strict=True)
+    ]
+
+
+def _only_value(grid: Grid, boundary: Boundary | None) -> float | None:
+    """The value that is known at all ends, if it is one."""
+    ends = ends_by_axis(grid, boundary)
+    values = {value for axis in grid if not axis.periodic for value in ends.get(axis.name, (None, None))}
+    return values.pop() if len(values) == 1 else None
 
 
 def _same(given: Any, derived: Any) -> bool:

@@ -29,6 +29,8 @@ class Watched:
         Of the bar.
     progress : bool
         Whether to show a bar.
+    turn : callable, optional
+        Maps ``x`` and ``y`` of a batch to another position of the same fields; see `mano_op.train.symmetry`.
 
     Attributes
     ----------
@@ -38,9 +40,15 @@ class Watched:
     """
 
     def __init__(
-        self, loader: DataLoader[Any], loss: Callable[..., Tensor], epochs: int, title: str, progress: bool
+        self,
+        loader: DataLoader[Any],
+        loss: Callable[..., Tensor],
+        epochs: int,
+        title: str,
+        progress: bool,
+        turn: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
-        self._loader, self._loss = loader, loss
+        self._loader, self._loss, self._turn = loader, loss, turn
         self._title, self._epochs = title, epochs
         self._bar = tqdm(total=epochs * len(loader), desc=title, unit="step", disable=not progress)
         self.history: list[dict[str, float]] = []
@@ -56,6 +64,9 @@ class Watched:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         start, self._total, self._terms = perf_counter(), 0.0, 0
         for sample in self._loader:
+            if self._turn is not None:
+                x, y = self._turn(sample["x"], sample["y"])
+                sample = {**sample, "x": x, "y": y}
             yield sample
             self._bar.update()
         error = self._total / self._terms

@@ -1,0 +1,130 @@
+"""Muon for the matrices of a network and AdamW for the rest of it, as one optimiser."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from mano_op.errors import InputError
+
+OPTIMIZERS = ("adamw", "muon")
+# A matrix with fewer rows or columns is a table of a few values more than a map between features.
+LEAST_SIDE = 8
+# Steps of Muon have a length of their own, whatever the gradient's: its rate over AdamW's.
+MUON_RATE = 2.0
+
+
+class MuonAdamW(Optimizer):
+    r"""Muon [1]_ for the matrices between the first and the last layer, AdamW for everything else.
+
+    Muon makes the step of a matrix W, after momentum, a matrix with all singular values near one,
+
+    .. math:: W \leftarrow (1 - \eta \lambda) W - \eta\, U V^T, \qquad U S V^T = \text{momentum},
+
+    so that all directions of its features are learned at one pace; in few epochs it comes further than AdamW
+    does. Biases, norms, position biases, stencils, lifting and projection are AdamW's. Its learning rate is
+    `learning_rate`, that of Muon twice as much.
+
+    Parameters
+    ----------
+    model : nn.Module
+    learning_rate, weight_decay : float
+
+    Raises
+    ------
+    InputError
+        If torch has no Muon, or the model no such matrix.
+
+    References
+    ----------
+    .. [1] K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
+
+    Examples
+    --------
+    >>> from mano_op import MANO
+    >>> model = MANO(1, 1, hidden_channels=16, n_layers=1, n_heads=2)
+    >>> [len(group["params"]) for group in MuonAdamW(model, 1e-2, 1e-4).param_groups]
+    [35, 8]
+    """
+
+    def __init__(self, model: nn.Module, learning_rate: float, weight_decay: float) -> None:
+        if not hasattr(torch.optim, "Muon"):
+            raise InputError(
+                f"optimizer='muon' with torch {torch.__version__}, which has none: install torch 2.9 or "
+                "newer, or use optimizer='adamw'"
+            )
+        matrices, others = _split(model.named_parameters())
+        if not matrices:
+            raise InputError(
+                f"optimizer='muon', but {type(model).__name__} has no matrices of at least {LEAST_SIDE} x "
+                f"{LEAST_SIDE} between its first and last layer: use optimizer='adamw'"
+            )
+        groups: list[dict[str, Any]] = [
+            {"params": others, "lr": learning_rate},
+            {"params": matrices, "lr": MUON_RATE * learning_rate},
+        ]
+        super().__init__(groups, {"lr": learning_rate, "weight_decay": weight_decay})
+        self._parts = {
+            "adamw": AdamW(others, lr=learning_rate, weight_decay=weight_decay),
+            "muon": torch.optim.Muon(matrices, lr=MUON_RATE * learning_rate, weight_decay=weight_decay),
+        }
+        for group, part in zip(self.param_groups, self._parts.values(), strict=True):
+            # A schedule changes these groups, so the parts step by them.
+            group.update({key: value for key, value in part.param_groups[0].items() if key not in group})
+            part.param_groups[0] = group
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of both."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self._parts.values():
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of both."""
+        return {name: part.state_dict() for name, part in self._parts.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        for i, (name, part) in enumerate(self._parts.items()):
+            part.load_state_dict(state_dict[name])
+            self.param_groups[i] = part.param_groups[0]
+
+
+def _split(parameters: Iterable[tuple[str, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    """The matrices that Muon is for, and the other parameters."""
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
+    for name, parameter in parameters:
+        outer = name.split(".")[0] in ("lifting", "projection")
+        hidden = parameter.ndim == 2 and min(parameter.shape) >= LEAST_SIDE and not parameter.is_complex()
+        (matrices if hidden and not outer else others).append(parameter)
+    return matrices, others
+
+
+def warm_up_and_cosine(epochs: int, warm_up: float = 0.1) -> Callable[[int], float]:
+    """What the learning rate is multiplied by in each epoch: rising to 1, then falling to 0 as a cosine.
+
+    Examples
+    --------
+    >>> factor = warm_up_and_cosine(10)
+    >>> [round(factor(epoch), 2) for epoch in (0, 1, 5, 9)]
+    [1.0, 0.98, 0.5, 0.02]
+    """
+    rising = max(1, round(warm_up * epochs))
+
+    def factor(epoch: int) -> float:
+        if epoch < rising:
+            return (epoch + 1) / rising
+        falling = (epoch + 1 - rising) / (epochs + 1 - rising)
+        return (1 + math.cos(math.pi * min(1.0, falling))) / 2
+
+    return factor

@@ -1,0 +1,293 @@
+"""What MANO promises of other grids than the one it was trained on, in values."""
+
+import copy
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_multipole import assert_same, draw, randomise
+
+from mano_op.errors import InputError
+from mano_op.grid import Grid
+from mano_op.layers.anchors import anchoring
+from mano_op.layers.multipole import MultipoleAttention
+from mano_op.models.mano import MANO
+
+SMALL = {"hidden_channels": 6, "n_layers": 2, "n_heads": 2, "window": 2, "halo": 1}
+KINDS = [("node", False), ("node", True), ("cell", False), ("cell", True), ("node_both", False)]
+
+
+def build(shape, *, seed=0, **options):
+    """A model whose every weight is random, with that reference."""
+    model = MANO(1, 1, n_dim=len(shape), reference_shape=shape, **(SMALL | options))
+    reference = model.reference.clone()
+    model = randomise(model, seed)
+    model.reference.copy_(reference)
+    return model.eval()
+
+
+def wave(shape, *, registration="node", periodic=False, turns=(1, 1, 1)):
+    """A smooth field, `(1, 1, *shape)`, the same on every grid."""
+    mesh = Grid.uniform(shape, registration=registration, periodic=periodic).mesh
+    phase = sum(turn * axis for turn, axis in zip(turns, mesh, strict=False))
+    return torch.as_tensor(np.sin(2 * np.pi * phase) + 0.5 * np.cos(2 * np.pi * mesh[0]))[None, None]
+
+
+# At the training grid
+
+
+def test_at_the_reference_it_is_what_was_trained_bit_for_bit():
+    anchored = build((9, 8))
+    counting = MANO(1, 1, n_levels=anchored.blocks[0].attention.n_levels, **SMALL).double()
+    parameters = {name: value for name, value in anchored.named_parameters()}
+    counting.load_state_dict({**parameters, "reference": torch.zeros(2, dtype=torch.long)})
+    x = draw(3, 1, 9, 8)
+    assert counting.reference_shape is None or not counting.training
+    assert torch.equal(anchored(x), counting.eval()(x))
+
+
+def test_the_first_grid_of_a_training_is_the_reference():
+    model = MANO(1, 1, **SMALL)
+    x = draw(1, 1, 6, 6).float()
+    model.eval()(x)
+    assert model.reference_shape is None
+    model.train()(x)
+    model(draw(1, 1, 12, 10).float())
+    assert model.reference_shape == (6, 6)
+
+
+def test_the_reference_goes_where_the_parameters_go(tmp_path):
+    model = MANO(1, 1, **SMALL)
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    model(draw(1, 1, 6, 6).float())
+    averaged.update_parameters(model)
+    model.save_checkpoint(tmp_path, "model")
+    other = MANO(1, 1, **SMALL)
+    other.load_state_dict(model.state_dict())
+    nested = torch.nn.Sequential(MANO(1, 1, **SMALL))
+    nested.load_state_dict(torch.nn.Sequential(model).state_dict())
+    x = draw(2, 1, 12, 9).float()
+    for same in (other, MANO.from_checkpoint(tmp_path, "model"), copy.deepcopy(model), averaged, nested):
+        assert torch.equal(same.eval()(x), model.eval()(x))
+
+
+# On finer grids
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind[0] != "cell"])
+def test_points_of_the_reference_have_what_the_averaged_input_gives_there(kind):
+    """Points of a finer grid do not enter a softmax: those shared with the reference see just its keys."""
+    registration, periodic = kind
+    shape, fine = ((5, 6), (13, 16)) if registration == "node_both" else ((5, 6), (15, 18))
+    model = build(
+        shape, registration=registration, periodic=periodic, boundary_values=[0.3] if not periodic else None
+    )
+    x = draw(2, 1, *fine)
+    anchors = model(anchoring(fine, shape, registration, (periodic,) * 2).anchors(x))
+    assert_same(model(x)[..., ::3, ::3], anchors)
+
+
+@pytest.mark.parametrize("registration", ["node", "cell", "node_both"])
+@pytest.mark.parametrize("n_dim", [1, 2, 3])
+def test_outputs_converge_at_second_order_as_the_grid_is_refined(n_dim, registration):
+    """At the points of the reference; of a cell grid, which has them every third refinement, there."""
+    base, factors = (4, 5, 4)[:n_dim], (3, 5, 9) if n_dim == 3 else (3, 9, 27)
+    model = build(base, registration=registration)
+    results = []
+    with torch.no_grad():
+        for factor in factors:
+            both = registration == "node_both"
+            shape = tuple((n - 1) * factor + 1 if both else n * factor for n in base)
+            out = model(wave(shape, registration=registration))
+            first = factor // 2 if registration == "cell" else 0
+            results.append(out[(..., *(slice(first, None, factor),) * n_dim)])
+    coarse, fine = ((one - other).norm() for one, other in pairwise(results))
+    squares = [1 / factor**2 for factor in factors]
+    rate = (squares[0] - squares[1]) / (squares[1] - squares[2])
+    assert fine > 1e-6
+    assert 0.7 * rate < coarse / fine < 1.4 * rate
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_a_shift_by_the_coarsest_cell_commutes_on_a_periodic_grid(factor):
+    """The coarsest of three levels has cells of 4 points, and windows of 2 of these start at 0."""
+    model = build((16, 8), periodic=True, positional_embedding=None, n_levels=3)
+    x = draw(1, 1, 16 * factor, 8 * factor)
+    moved = model(x.roll((8 * factor), 2))
+    assert_same(moved, model(x).roll(8 * factor, 2))
+    off = model(x.roll(factor, 2)) - model(x).roll(factor, 2)
+    assert off.abs().max() > 1e-3
+
+
+def symmetric(model):
+    """Weights that know no direction: the same along all axes, and even."""
+    for block in model.blocks:
+        layer = block.attention
+        for attention in layer.attention:
+            first, second = attention.bias.fc1, attention.bias.fc2
+            quarter = first.weight.shape[0] // 4
+            signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)
+            with torch.no_grad():
+                first.weight.copy_((first.weight[:quarter, :1] * signs[:, None]).flatten(0, 1))
+                first.bias.copy_(first.bias[:quarter].repeat(4))
+                second.weight.copy_(second.weight[:, :quarter].repeat(1, 4))
+        for step in (*layer.down, *layer.up):
+            with torch.no_grad():
+                weight = step.weight
+                weight += weight.flip(-1)
+                weight += weight.flip(-2)
+                weight += weight.mT.clone()
+    return model
+
+
+@pytest.mark.parametrize("n", [8, 16, 20])
+def test_reflection_and_transposition_commute_where_the_weights_are_symmetric(n):
+    model = symmetric(build((8, 8), registration="cell", positional_embedding=None, n_levels=2))
+    x = draw(2, 1, n, n)
+    for turn in (lambda t: t.flip(-1), lambda t: t.flip(-2), lambda t: t.mT):
+        assert_same(model(turn(x)), turn(model(x)), rtol=1e-9)
+    other = build((8, 8), registration="cell")
+    assert (other(x.flip(-1)) - other(x).flip(-1)).abs().max() > 1e-3
+
+
+def test_a_window_that_covers_the_reference_is_dense_attention_of_all_its_points():
+    """From every point of a finer grid, with the gradients."""
+    layer = randomise(
+        MultipoleAttention(6, 2, window=6, n_levels=1, reference_shape=(5, 6), position_bias=False)
+    )
+    x = draw(2, 6, 10, 18).requires_grad_()
+    attention = layer.attention[0]
+    keys = layer.anchoring((10, 18)).anchors(x)
+    tokens, sources = (attention.norm1(t.flatten(2).mT) for t in (x, keys))
+    inner = attention.qkv.weight.shape[0] // 3
+    q, k, v = (
+        (t @ w.T).unflatten(-1, (2, 3)).transpose(1, 2)
+        for t, w in zip((tokens, sources, sources), attention.qkv.weight.split(inner), strict=True)
+    )
+    dense = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    expected = attention.out(dense.transpose(1, 2).flatten(2)).mT.unflatten(-1, (10, 18))
+    found = layer(x)
+    assert_same(found, expected)
+    wanted = [x, *attention.parameters()]
+    cotangent = draw(*found.shape, seed=4)
+    assert_same(
+        torch.autograd.grad(found, wanted, cotangent), torch.autograd.grad(expected, wanted, cotangent)
+    )
+
+
+def test_the_border_of_a_window_is_no_seam():
+    """The largest step between neighbours falls with the spacing, also where one window meets the next."""
+    model = build((16,), window=4, halo=1)
+    largest = [model(wave((n,))).detach().diff().abs().max() for n in (512, 1024, 2048)]
+    assert all(1.9 < coarse / fine < 2.1 for coarse, fine in pairwise(largest))
+
+
+# Of every size
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(KINDS), st.integers(7, 67), st.integers(7, 31))
+def test_every_size_works_and_every_parameter_learns(kind, rows, columns):
+    registration, periodic = kind
+    model = build(
+        (9, 8),
+        registration=registration,
+        periodic=[periodic, False] if registration != "node_both" else False,
+    )
+    model.train()
+    out = model(draw(1, 1, rows, columns))
+    assert out.shape == (1, 1, rows, columns) and out.isfinite().all()
+    out.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    silent = [name for name, p in model.named_parameters() if not p.grad.any()]
+    assert silent == []
+
+
+@pytest.mark.parametrize("shape", [(257,), (251, 7), (7, 257), (11, 13, 17)])
+def test_large_and_prime_sizes(shape):
+    model = build((16, 16, 16)[: len(shape)])
+    x = wave(shape)
+    out = model(x)
+    assert out.shape == x.shape and out.isfinite().all()
+    assert_same(model(x.expand(2, *x.shape[1:]))[1:], out)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_coarser_input_is_interpolated_to_the_reference(kind):
+    registration, periodic = kind
+    n = 9 if registration == "node_both" else 8
+    coarse = (n + 1) // 2
+    model = build((n,), registration=registration, periodic=periodic)
+    x = draw(1, 1, coarse)
+    place = anchoring((coarse,), (n,), registration, (periodic,))
+    assert_same(model(x), place.settle(model(place.lift(x))))
+
+
+# Boundary values
+
+
+@pytest.mark.parametrize("shape", [(9, 9), (17, 17), (33, 21)])
+def test_known_boundary_values_are_had_exactly(shape):
+    model = build((9, 9), registration="node_both", boundary_values=[0.75])
+    out = model(draw(2, 1, *shape))
+    edges = [out[..., 0, :], out[..., -1, :], out[..., :, 0], out[..., :, -1]]
+    assert all((edge == 0.75).all() for edge in edges)
+    assert (out[..., 1:-1, 1:-1] != 0.75).all()
+
+
+def test_an_output_without_a_known_value_is_left_alone():
+    bounded = MANO(1, 2, boundary_values=[None, 0.5], **SMALL).double()
+    free = MANO(1, 2, **SMALL).double()
+    free.load_state_dict({k: v for k, v in bounded.state_dict().items() if k != "_metadata"})
+    x = draw(1, 1, 6, 5)
+    mesh = torch.as_tensor(Grid.uniform((6, 5)).mesh)
+    inside = (4 * mesh * (1 - mesh)).prod(0)
+    assert torch.equal(bounded(x)[:, 0], free(x)[:, 0])
+    assert_same(bounded(x)[:, 1], 0.5 + inside * free(x)[:, 1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"reference_shape": [8]},
+            r"reference_shape=\[8\], expected 2 whole numbers, at least 1: the points",
+        ),
+        ({"reference_shape": [8, 0]}, r"reference_shape=\[8, 0\], expected 2 whole numbers"),
+        ({"reference_shape": [8, 1], "registration": "node_both"}, "expected 2 whole numbers, at least 2"),
+        (
+            {"boundary_values": [0.0, 1.0]},
+            r"boundary_values=\[0\.0, 1\.0\], expected for each of out_channels=1",
+        ),
+        (
+            {"boundary_values": [float("nan")]},
+            r"boundary_values=\[nan\], expected .* a finite number, or None",
+        ),
+        (
+            {"boundary_values": [0.0], "periodic": True},
+            r"periodic=\(True, True\): no axis has ends; leave them",
+        ),
+    ],
+)
+def test_what_cannot_be_a_reference_or_a_boundary_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        MANO(1, 1, **(SMALL | options))
+
+
+def test_overlapping_windows_have_no_reference():
+    with pytest.raises(InputError, match=r"reference_shape=\(8, 8\) with stride=1 and window=2: windows of"):
+        MultipoleAttention(4, 2, window=2, stride=1, reference_shape=(8, 8))
+
+
+def test_the_layer_alone_is_anchored_too():
+    """As the model's: the reference's points first, then those between them."""
+    layer = randomise(MultipoleAttention(4, 2, n_levels=2, reference_shape=(6, 6)))
+    x = draw(1, 4, 12, 18)
+    place = layer.anchoring((12, 18))
+    anchors = place.anchors(x)
+    on, coarse = layer.on_reference(anchors)
+    assert_same(layer(anchors), on)
+    assert_same(layer(x), layer.attention[0](anchors, x, place.queries_at) + place.interpolate(coarse))

@@ -1,0 +1,164 @@
+"""The steps between a reference grid and other grids, against their formulas and rates."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mano_op.grid import Axis
+from mano_op.layers.anchors import Anchoring, anchoring
+
+KINDS = [("node", False), ("node", True), ("cell", False), ("cell", True), ("node_both", False)]
+STEPS = ["lift", "smooth", "anchors", "interpolate", "settle"]
+
+
+def line(n, reference, kind):
+    registration, periodic = kind
+    return anchoring((n,), (reference,), registration, (periodic,))
+
+
+def field(values):
+    return torch.as_tensor(np.asarray(values))[None, None]
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_the_reference_nothing_changes(kind, step):
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    place = anchoring((8, 8), (8, 8), kind[0], (kind[1],) * 2)
+    assert getattr(place, step)(x) is x
+    assert not place.refines
+
+
+@settings(max_examples=60)
+@given(st.sampled_from(KINDS), st.integers(2, 40), st.integers(2, 20))
+def test_constants_stay(kind, n, reference):
+    place = line(n, reference, kind)
+    working, there = place.working.shape[0], torch.ones(1, 2, reference, dtype=torch.float64)
+    ones = torch.ones(1, 2, n, dtype=torch.float64)
+    on_working = torch.ones(1, 2, working, dtype=torch.float64)
+    for found, expected in (
+        (place.lift(ones), on_working),
+        (place.smooth(on_working), on_working),
+        (place.anchors(on_working), there),
+        (place.interpolate(there), on_working),
+        (place.settle(on_working), ones),
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def average(place, values, at):
+    """The average of the module's table at one place, as a loop over the points."""
+    [source], [reference] = place.working, place.reference
+    total = weight = 0.0
+    for x, (left, right), value in zip(source.points, source.bounds, values, strict=True):
+        apart = min(abs(x - at + turn) for turn in ((-1, 0, 1) if source.periodic else (0,)))
+        part = (right - left) * max(0.0, 1 - apart / reference.spacing)
+        total, weight = total + part * value, weight + part
+    return total / weight
+
+
+@pytest.mark.parametrize("n", [9, 16, 19, 24, 41])
+@pytest.mark.parametrize("kind", KINDS)
+def test_averages_are_their_formula(kind, n):
+    place = line(n, 8, kind)
+    values = np.random.default_rng(n).normal(size=n)
+    for step, axis in (("smooth", place.working.axes[0]), ("anchors", place.reference.axes[0])):
+        found = getattr(place, step)(field(values))[0, 0].numpy()
+        assert np.allclose(found, [average(place, values, at) for at in axis.points], rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_averages_tend_to_the_integral_at_second_order(kind):
+    """Of sin(2 pi x) or, on an axis with ends, sin(2 x + 1), against the same average of a very fine grid."""
+
+    def f(x):
+        return np.sin(2 * np.pi * x) if kind[1] else np.sin(2 * x + 1)
+
+    factors = (8, 16, 32, 1024)
+    results = []
+    for factor in factors:
+        n = 7 * factor + 1 if kind[0] == "node_both" else 8 * factor
+        place = line(n, 8, kind)
+        results.append(place.anchors(field(f(place.working.axes[0].points)))[0, 0].numpy())
+    errors = [np.abs(found - results[-1]).max() for found in results[:-1]]
+    assert errors[0] < 0.02
+    assert all(3.6 < coarse / fine < 4.4 for coarse, fine in pairwise(errors))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_interpolation_is_exact_for_cubics_between_the_points(kind):
+    registration, periodic = kind
+    reference, n = Axis("x", 9, registration=registration, periodic=periodic), 37
+    place = anchoring((n,), (9,), registration, (periodic,))
+    at = reference.positions(place.working.axes[0])
+    inside = (at >= 1) & (at <= 7)
+
+    def cubic(p):
+        return 1 + p - 0.3 * p**2 + 0.05 * p**3
+
+    found = place.interpolate(field(cubic(np.arange(9.0))))[0, 0].numpy()
+    assert inside.sum() > 20
+    assert np.allclose(found[inside], cubic(at[inside]), rtol=1e-12)
+    shared = np.isin(at, np.arange(9))
+    assert np.allclose(found[shared], cubic(at[shared]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("registration", ["node", "cell"])
+def test_interpolation_of_waves_is_of_fourth_order(registration):
+    errors = []
+    for reference in (16, 32, 64):
+        place = anchoring((3 * reference,), (reference,), registration, (True,))
+        [here], [there] = place.reference, place.working
+        found = place.interpolate(field(np.sin(2 * np.pi * here.points)))[0, 0].numpy()
+        errors.append(np.abs(found - np.sin(2 * np.pi * there.points)).max())
+    assert 14 < errors[0] / errors[1] < 18 and 14 < errors[1] / errors[2] < 18
+
+
+def test_beyond_the_outermost_point_a_field_keeps_its_value():
+    place = anchoring((8,), (4,), "node", (False,))
+    found = place.interpolate(field([1.0, 2.0, 3.0, 7.0]))[0, 0]
+    assert found[-1] == 7.0 and found[::2].tolist() == [1.0, 2.0, 3.0, 7.0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_coarse_inputs_are_lifted_and_settled_again(kind):
+    place = line(5, 9 if kind[0] == "node_both" else 10, kind)
+    [source], [working] = place.source, place.working
+    assert working == place.reference.axes[0]
+    x = field(np.random.default_rng(0).normal(size=5))
+    lifted = place.lift(x)
+    if kind[0] != "cell":  # the points of the source are among those of the reference
+        assert torch.equal(lifted[..., ::2], x)
+        assert torch.allclose(place.settle(lifted), x, rtol=1e-14)
+    elif not kind[1]:
+        expected = np.interp(working.points, source.points, x[0, 0].numpy())
+        assert np.allclose(lifted[0, 0].numpy(), expected, rtol=1e-12)
+
+
+def test_each_axis_goes_its_own_way():
+    """One axis finer than the reference, one coarser, one as it is: each as in one dimension."""
+    x = torch.randn(2, 2, 12, 4, 5, dtype=torch.float64)
+    place = anchoring((12, 4, 5), (6, 8, 5), "node", (True, False, False))
+    assert place.working.shape == (12, 8, 5) and place.refines
+    lifted = place.lift(x)
+    alone = anchoring((4,), (8,), "node", (False,))
+    expected = alone.lift(x.movedim(3, -1).reshape(-1, 1, 4)).reshape(2, 2, 12, 5, 8).movedim(-1, 3)
+    torch.testing.assert_close(lifted, expected)
+    alone = anchoring((12,), (6,), "node", (True,))
+    expected = alone.anchors(lifted.movedim(2, -1).reshape(-1, 1, 12)).reshape(2, 2, 8, 5, 6).movedim(-1, 2)
+    torch.testing.assert_close(place.anchors(lifted), expected)
+
+
+def test_where_grids_share_points_both_averages_agree():
+    x = torch.randn(1, 2, 24, 32, dtype=torch.float64)
+    place = anchoring((24, 32), (8, 16), "node", (False, True))
+    torch.testing.assert_close(place.smooth(x)[..., ::3, ::2], place.anchors(x))
+
+
+def test_two_grids_are_placed_once():
+    first = anchoring((6,), (3,), "cell", (False,))
+    assert isinstance(first, Anchoring) and anchoring((6,), (3,), "cell", (False,)) is first

@@ -1,0 +1,75 @@
+"""Muon and AdamW as one optimiser: each parameter steps as its own would, by one schedule."""
+
+import copy
+
+import pytest
+import torch
+from test_multipole import draw
+from torch import nn
+
+from mano_op.errors import InputError
+from mano_op.models.mano import MANO
+from mano_op.train.optimizer import MUON_RATE, MuonAdamW, warm_up_and_cosine
+
+
+def build():
+    torch.manual_seed(0)
+    return MANO(1, 1, hidden_channels=16, n_layers=1, n_heads=2, n_levels=2)
+
+
+def steps(model, optimizer, count=3, schedule=None):
+    for i in range(count):
+        optimizer.zero_grad()
+        model(draw(2, 1, 8, 8, seed=i).float()).square().sum().backward()
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+
+
+def is_hidden(name, parameter):
+    return parameter.ndim == 2 and min(parameter.shape) >= 8 and name.split(".")[0] == "blocks"
+
+
+def test_each_parameter_steps_as_by_its_own_optimiser():
+    together, apart = build(), build()
+    factor = warm_up_and_cosine(4)
+    optimizer = MuonAdamW(together, 1e-2, 1e-3)
+    steps(together, optimizer, schedule=torch.optim.lr_scheduler.LambdaLR(optimizer, factor))
+    named = list(apart.named_parameters())
+    parts = [
+        torch.optim.AdamW([p for n, p in named if not is_hidden(n, p)], lr=1e-2, weight_decay=1e-3),
+        torch.optim.Muon([p for n, p in named if is_hidden(n, p)], lr=MUON_RATE * 1e-2, weight_decay=1e-3),
+    ]
+    for i in range(3):
+        apart.zero_grad()
+        apart(draw(2, 1, 8, 8, seed=i).float()).square().sum().backward()
+        for part, rate in zip(parts, (1e-2, MUON_RATE * 1e-2), strict=True):
+            part.param_groups[0]["lr"] = rate * factor(i)
+            part.step()
+    for one, other in zip(together.parameters(), apart.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
+def test_its_state_goes_on_where_it_was():
+    whole, halves = build(), build()
+    optimizer = MuonAdamW(whole, 1e-2, 0.0)
+    steps(whole, optimizer, 2)
+    halves.load_state_dict(whole.state_dict())
+    resumed = MuonAdamW(halves, 5e-2, 0.0)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    steps(whole, optimizer, 2)
+    steps(halves, resumed, 2)
+    assert all(map(torch.equal, whole.parameters(), halves.parameters()))
+
+
+def test_the_schedule_rises_and_falls():
+    factor = warm_up_and_cosine(30)
+    values = [factor(epoch) for epoch in range(30)]
+    assert values[:3] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert all(a > b for a, b in zip(values[2:-1], values[3:], strict=True)) and 0 < values[-1] < 0.01
+    assert factor(31) == pytest.approx(0, abs=1e-12)
+
+
+def test_models_without_matrices_are_refused():
+    with pytest.raises(InputError, match="optimizer='muon', but Conv2d has no matrices of at least 8 x 8"):
+        MuonAdamW(nn.Conv2d(1, 8, 3), 1e-2, 0.0)
