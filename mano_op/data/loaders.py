@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from mano_op.data.dataset import FieldDataset, MixedDataset, Sample, collate
 from mano_op.data.layout import Resolution
 from mano_op.data.processor import FieldProcessor
-from mano_op.data.sampler import ChunkSampler, ResolutionBatchSampler
+from mano_op.data.sampler import ChunkSampler, ResolutionBatchSampler, ranks
 from mano_op.data.store import FieldStore, opened
 from mano_op.errors import InputError, check_whole
 
@@ -59,6 +59,10 @@ def field_loaders(
     cache_bytes: int = 2**30,
 ) -> FieldLoaders:
     """Loaders to train at one resolution, or at several, and to test at several.
+
+    In a distributed training, make them after ``torch.distributed.init_process_group``, on every rank with
+    the same arguments: each rank then has its own part of the training samples, as many as every other, at
+    the resolution that all have in that step, and all test samples. `batch_size` is of each rank.
 
     Parameters
     ----------
@@ -154,7 +158,8 @@ def field_loaders(
     # A DataLoader draws from its generator, or from the global one, for its workers, and not as often with
     # workers as without: the order would depend on their number. The samplers draw from numbers of their own.
     options["generator"] = torch.Generator().manual_seed(seed)
-    if isinstance(train, list):
+    together, _ = ranks()
+    if isinstance(train, list) or (together > 1 and shuffle == "samples"):
         sampler: dict[str, Any] = {
             "batch_sampler": ResolutionBatchSampler(
                 [len(part) for part in parts], sizes, ratios=ratios, drop_last=drop_last, seed=seed
