@@ -342,3 +342,54 @@ def test_netcdf_files_one_after_another(tmp_path):
         with pytest.raises(InputError, match=message):
             import_netcdf(tmp_path / "new.zarr", {(6, 8): file}, **options)
     assert not (tmp_path / "new.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data["q"].attrs.update(units="hPa"), "1.nc: q has units='hPa', in .*0.nc 'Pa'"),
+        (lambda data: data["q"].attrs.update(cell_methods="area: mean"), "q has cell_methods='area: mean'"),
+        (lambda data: data["q"].attrs.pop("units"), "q has units=None"),
+        (lambda data: data["x"].attrs.update(units="km"), "x has units='km'"),
+        (lambda data: data.assign_coords(x=data["x"] + 0.01), "1.nc: x differs from that of .*0.nc"),
+        (lambda data: data.isel(x=slice(0, 3)), "1.nc has 3 points along x, .*0.nc has 4"),
+        (lambda data: data.rename(q="p"), "1.nc has the variables a, p, .*0.nc has a, q"),
+        (lambda data: data.drop_vars("x"), "1.nc has no coordinate x"),
+        (lambda data: data.transpose("x", "sample"), "the dimensions"),
+    ],
+)
+def test_netcdf_files_that_do_not_continue_each_other(tmp_path, change, message):
+    options = {
+        "inputs": ["a"],
+        "outputs": ["q"],
+        "splits": {"train": 4},
+        "registration": "cell",
+        "domain": {"x": (0.0, 1.0)},
+        "boundary_conditions": {"x": "open"},
+        "progress": False,
+    }
+    for i in range(2):
+        dims = ("sample", "x")
+        made = xr.Dataset(
+            {"a": (dims, values(2, 4)), "q": (dims, values(2, 4), {"units": "Pa"})},
+            {"x": (np.arange(4) + 0.5) / 4},
+        )
+        changed = change(made) if i else None
+        (changed if isinstance(changed, xr.Dataset) else made).to_netcdf(tmp_path / f"{i}.nc", engine="scipy")
+    both = [tmp_path / "0.nc", tmp_path / "1.nc"]
+    with pytest.raises(InputError, match=message):
+        import_netcdf(tmp_path / "new.zarr", {4: both}, **options)
+    assert not list(tmp_path.glob("new.zarr*"))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "expected those of each resolution"),
+        ("runs.nc", "expected those of each resolution"),
+        ({4: []}, "none for 4; expected at least one"),
+    ],
+)
+def test_netcdf_without_files(tmp_path, files, message):
+    with pytest.raises(InputError, match=message):
+        import_netcdf(tmp_path / "new.zarr", files)
