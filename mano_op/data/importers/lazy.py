@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,16 @@ def in_order(files: Files) -> list[Path]:
         if not path.is_file():
             raise InputError(f"{path} does not exist; give the path of a file to import")
     return paths
+
+
+def stamps(files: Iterable[str | Path]) -> list[str]:
+    """The name, the size and the time of change of each file: a store is not gone on with from others."""
+    about = ((Path(file).name, Path(file).stat()) for file in files)
+    return [f"{name}, {seen.st_size} bytes, changed {_utc(seen.st_mtime)}" for name, seen in about]
+
+
+def _utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")
 
 
 def open_hdf5(stack: ExitStack, path: Path) -> h5py.File:
