@@ -216,7 +216,7 @@ class FieldDataset(Dataset[Sample]):
         rows, starts = np.divmod(wanted % n, len(self.channels.starts))
         if self._steady:
             # numpy copies whole rows in one thread; torch's index_select waits for threads of its own, which
-            # costs far more where another process has the cores. The rows are in range: "clip" checks nothing.
+            # costs far more where another process has the cores. The rows are in range, so "clip" clips none.
             batch = {
                 name: torch.from_numpy(field.take(rows, axis=0, mode="clip"))
                 for name, field in self._steady.items()
