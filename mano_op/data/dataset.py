@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -143,24 +144,33 @@ class FieldDataset(Dataset[Sample]):
         self._rows = self.store.layout.rows(self.key, split)
         self._coordinates = coordinates
         self._process = os.getpid()
-        self._cache: dict[str, NDArray[np.float32]] | None = None
+        self._cache: dict[str, NDArray[np.float32]] | None
         self._steady: dict[
             str, NDArray[np.float32]
         ] = {}  # the cached split as x and y, where a sample has no times to choose
+        self._chunks = ChunkCache(self.store, self.key, 0)
+        self.keep(cache_bytes)
+
+    def keep(self, cache_bytes: int) -> None:
+        """Read the split into memory if it fits, or from now on keep the last chunks: as `cache_bytes`."""
+        self._cache, self._steady = None, {}
         self._chunks = ChunkCache(self.store, self.key, cache_bytes)
-        values = sum(
-            int(np.prod(self.store.layout.shape(self.key, variable))) for variable in self._variables
-        )
-        if 4 * self._n_rows * values <= cache_bytes:
-            self._cache = {
-                one.name: self.store.read(self.key, one.name, self._rows) for one in self._variables
+        if self.nbytes > cache_bytes:
+            return
+        self._cache = {one.name: self.store.read(self.key, one.name, self._rows) for one in self._variables}
+        if all(one.offset is None for one in (*self.channels.x, *self.channels.y)):
+            fields, self._cache = self._cache, {}
+            self._steady = {
+                "x": _stacked([fields[one.variable] for one in self.channels.x]),
+                "y": _stacked([fields[one.variable] for one in self.channels.y]),
             }
-            if all(one.offset is None for one in (*self.channels.x, *self.channels.y)):
-                fields, self._cache = self._cache, {}
-                self._steady = {
-                    "x": _stacked([fields[one.variable] for one in self.channels.x]),
-                    "y": _stacked([fields[one.variable] for one in self.channels.y]),
-                }
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the split takes in memory."""
+        layout = self.store.layout
+        values = sum(math.prod(layout.shape(self.key, variable)) for variable in self._variables)
+        return 4 * self._n_rows * values
 
     @property
     def grid(self) -> Grid:
