@@ -4,7 +4,10 @@ A store of 128 x 128 fields, chunked at 8 and at 64 samples, is read in random b
 
 * ``store``: `FieldDataset`, one sorted read for each variable of a batch;
 * ``samples``: the same data set, sample by sample, as a data set without ``__getitems__`` does it;
-* ``raw``: the chunks that a batch touches, read with zarr and nothing else;
+* ``isel``: ``level[name].isel(sample=i).values`` for each sample and variable, as a data set written by hand
+  over xarray does it;
+* ``raw``: the same rows, sorted, so from the same chunks, in one ``oindex`` call of zarr for each array, and
+  nothing else;
 * ``by chunks``: an epoch in which the samples of four chunks at a time are shuffled, and no more kept;
 * ``memory``: `FieldDataset` with the split in memory;
 * ``neuralop``: neuraloperator's own tensor data set on the same fields, which holds them in memory;
@@ -23,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -81,12 +85,11 @@ def readers(store: FieldStore) -> dict[str, Callable[[np.ndarray], Any]]:
     """What is timed: functions of the indices of a batch."""
     streamed, kept = FieldDataset(store, N, cache_bytes=0), FieldDataset(store, N)
     arrays = [zarr.open_array(store.path / f"r{N}" / name, mode="r") for name in ("a", "u")]
-    chunk = store.layout.chunk
     in_memory = TensorDataset(*(torch.from_numpy(kept.store.read(N, name)) for name in ("a", "u")))
 
     def raw(indices: np.ndarray) -> list[Any]:
-        touched = np.unique(indices // chunk)
-        return [array[c * chunk : (c + 1) * chunk] for array in arrays for c in touched]
+        rows = np.sort(indices)
+        return [array.oindex[rows] for array in arrays]
 
     found: dict[str, Callable[[np.ndarray], Any]] = {
         "store": lambda indices: collate(streamed.__getitems__(indices.tolist())),
@@ -96,6 +99,15 @@ def readers(store: FieldStore) -> dict[str, Callable[[np.ndarray], Any]]:
         "neuralop": lambda indices: default_collate([in_memory[i] for i in indices.tolist()]),
     }
     level = xr.open_zarr(store.path, group=f"r{N}", chunks=None)
+    found["isel"] = lambda indices: default_collate(
+        [
+            {
+                name: torch.from_numpy(level[source].isel(sample=i).values)[None]
+                for name, source in (("x", "a"), ("y", "u"))
+            }
+            for i in indices.tolist()
+        ]
+    )
     size = {"sample": 1, "y": N, "x": N}
     mapped = MapDataset(*(BatchGenerator(level[name], input_dims=size) for name in ("a", "u")))
     found["xbatcher"] = lambda indices: default_collate([mapped[i] for i in indices.tolist()])
@@ -115,6 +127,12 @@ def seconds(store: FieldStore) -> dict[str, float]:
                 read(batch)
             timed.setdefault(name, []).append((perf_counter() - start) / BATCHES)
     return {name: statistics.median(times) for name, times in timed.items()}
+
+
+def touched(chunk: int) -> float:
+    """How many chunks a random batch touches, on average: each is missed by ``BATCH`` draws of the others."""
+    missed = math.prod((SAMPLES - chunk - i) / (SAMPLES - i) for i in range(BATCH))
+    return SAMPLES // chunk * (1 - missed)
 
 
 def by_chunks(store: FieldStore) -> float:
@@ -196,8 +214,11 @@ def main() -> None:
             store = make_store(folder / f"{chunk}.zarr", chunk)
             found = {**seconds(store), "by chunks": by_chunks(store)}
             report[f"chunks of {chunk}"] = {
+                "chunks a batch": touched(chunk),
                 "milliseconds a batch": {name: round(1000 * value, 3) for name, value in found.items()},
                 "samples over store": found["samples"] / found["store"],
+                "isel over store": found["isel"] / found["store"],
+                "isel over by chunks": found["isel"] / found["by chunks"],
                 "samples over by chunks": found["samples"] / found["by chunks"],
                 "samples over memory": found["samples"] / found["memory"],
                 "xbatcher over store": found["xbatcher"] / found["store"],

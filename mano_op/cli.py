@@ -148,7 +148,7 @@ def _import_neuralop(args: argparse.Namespace) -> None:
 
     files = {"train": args.train, "test": args.test}
     present = {split: pairs for split, pairs in files.items() if pairs}
-    print(import_neuralop_pt(args.store, present, overwrite=args.overwrite))
+    print(import_neuralop_pt(args.store, present, **_writing(args)))
 
 
 def _import_pdebench(args: argparse.Namespace) -> None:
@@ -445,8 +445,12 @@ def _parser() -> argparse.ArgumentParser:
     what = "turn files of other formats into a store"
     importers = commands.add_parser("import", help=what, description=what)
     formats = importers.add_subparsers(required=True, metavar="FORMAT")
-    pt = command("neuralop", _import_neuralop, "neuraloperator's Darcy files, *.pt", formats)
+    kept = "What is written is kept: go on with --resume and the same options."
+    pt = command(
+        "neuralop", _import_neuralop, "neuraloperator's Darcy files, *.pt", formats, interrupted=kept
+    )
     pt.add_argument("store", type=Path, help="the store to make, NAME.zarr")
+    pt.add_argument("--resume", action="store_true", help="go on with an interrupted store")
     for split in ("train", "test"):
         pt.add_argument(
             f"--{split}",
@@ -458,13 +462,7 @@ def _parser() -> argparse.ArgumentParser:
         )
 
     def from_files(name: str, function: Any, what: str, splits: bool = True) -> argparse.ArgumentParser:
-        made = command(
-            name,
-            function,
-            what,
-            formats,
-            interrupted="What is written is kept: go on with --resume and the same options.",
-        )
+        made = command(name, function, what, formats, interrupted=kept)
         made.add_argument("store", type=Path, help="the store to make, NAME.zarr")
         made.add_argument("--resume", action="store_true", help="go on with an interrupted store")
         for split in ("train", "test") if splits else ():

@@ -129,3 +129,29 @@ def test_what_is_not_to_be_had_at_an_address_is_said(local, tmp_path):
     store = FieldStore(f"file://{copy}")
     with pytest.raises(InputError, match="is no path; stores are written to a file system"):
         store.write(slice(0, 2), {})
+
+
+def test_a_version_in_icechunk_is_the_local_one(local, tmp_path):
+    icechunk = pytest.importorskip("icechunk")
+    repository = icechunk.Repository.create(icechunk.local_filesystem_storage(str(tmp_path / "repository")))
+    session = repository.writable_session("main")
+
+    async def copy():
+        prototype = zarr.core.buffer.default_buffer_prototype()
+        source = await LocalStore.open(local.path, read_only=True)
+        async for key in source.list():
+            await session.store.set(key, await source.get(key, prototype))
+
+    zarr.core.sync.sync(copy())
+    session.commit("waves")
+    store = open_store(repository.readonly_session("main").store)
+    assert store.layout == local.layout and store.statistics == local.statistics
+    for key in local.grids:
+        for name in ("a", "b", "u"):
+            np.testing.assert_array_equal(store.read(key, name), local.read(key, name))
+    for cache_bytes in (0, 2**30):
+        options = {"train": [6, 12], "test": [6], "batch_size": 3, "cache_bytes": cache_bytes}
+        for one, other in zip(
+            field_loaders(store, **options).train, field_loaders(local, **options).train, strict=True
+        ):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)

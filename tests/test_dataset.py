@@ -183,3 +183,20 @@ def test_a_batch_is_stacked_once_and_its_own(store, cache_bytes):
     assert again["coordinates"].abs().sum() > 0
     plain = [{"x": torch.ones(1)}, {"x": torch.zeros(1)}]  # whatever else a data set gives is stacked too
     assert collate(plain)["x"].tolist() == [[1.0], [0.0]]
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**30])
+def test_samples_of_a_batch_are_views_that_are_made_when_asked_for(store, cache_bytes):
+    data = FieldDataset(store, 6, cache_bytes=cache_bytes)
+    samples = data.__getitems__([5, 0, 7])
+    expected = batch([5, 0, 7], COARSE)
+    stacked = collate(samples)
+    assert len(samples) == 3 and samples[1]["x"].data_ptr() == stacked["x"][1].data_ptr()
+    assert_same(default_collate(list(samples)), expected)
+    assert_same(default_collate(samples), expected)  # a DataLoader without our `collate`
+    assert_same(collate(samples[1:]), {name: field[1:] for name, field in expected.items()})
+    assert_same(samples[-1], {name: field[2] for name, field in expected.items()})
+    with pytest.raises(IndexError):
+        samples[3]
+    stacked["x"].zero_()  # a batch is its own: what is done to it is not done to what is in memory
+    assert_same(collate(data.__getitems__([5, 0, 7])), expected)

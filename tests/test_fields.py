@@ -287,3 +287,40 @@ def test_a_store_may_be_rewritten_from_itself(tmp_path):
     assert store.inputs == ("a",)
     expected = 2 * waves(range(8), NODES)["u"].astype(np.float32)
     np.testing.assert_array_equal(open_store(path).read((6, 4), "u"), expected)
+
+
+@given(
+    dtype=st.sampled_from(["bool", "int8", "uint16", "int64", "float16", "float32", "float64", ">f4"]),
+    samples=st.integers(1, 7),
+    chunk=st.integers(1, 8),
+    chunk_times=st.integers(1, 4),
+    blocks=st.tuples(st.integers(1, 7), st.integers(1, 4), st.integers(1, 5)),
+    seed=st.integers(0, 9),
+)
+def test_any_type_and_any_chunks_come_back(
+    tmp_path_factory, dtype, samples, chunk, chunk_times, blocks, seed
+):
+    random = np.random.default_rng(seed)
+    values = random.integers(0, 2 if dtype == "bool" else 100, size=(2, samples, 4, 5)).astype(dtype)
+    fields = [dask.array.from_array(field, chunks=blocks) for field in (values[0], values[1])]
+    data = xr.Dataset(
+        {"a": (("sample", "x"), fields[0][:, 0]), "u": (("sample", "time", "x"), fields[1])},
+        {"x": np.arange(5) / 5, "time": np.arange(4.0)},
+    )
+    store = write(
+        tmp_path_factory.mktemp("any") / "a.zarr",
+        {5: data},
+        inputs=["a"],
+        splits={"train": samples},
+        boundary_conditions={"x": "open"},
+        domain={"x": (0.0, 1.0)},
+        chunk=chunk,
+        chunk_times=chunk_times,
+        progress=False,
+    )
+    store = open_store(store.path)
+    np.testing.assert_array_equal(store.read(5, "a"), values[0][:, 0].astype(np.float32))
+    np.testing.assert_array_equal(store.read(5, "u"), values[1].astype(np.float32))
+    rows = np.unique(random.integers(0, samples, size=3))
+    some = store.read(5, "u", rows, slice(1, 3))
+    np.testing.assert_array_equal(some, values[1][rows, 1:3].astype(np.float32))

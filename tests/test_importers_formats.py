@@ -290,6 +290,8 @@ def test_fno_objects_are_not_fields(tmp_path):
 
 # ----------------------------------------------------------------------------------------- NetCDF
 
+LINE = {"boundary_conditions": {"x": "periodic"}, "domain": {"x": (0.0, 1.0)}}
+
 
 def netcdf(path, samples, *, flip=False, engine="scipy"):
     latitude = CELLS.axes[1].points * 180 - 90
@@ -342,3 +344,126 @@ def test_netcdf_files_one_after_another(tmp_path):
         with pytest.raises(InputError, match=message):
             import_netcdf(tmp_path / "new.zarr", {(6, 8): file}, **options)
     assert not (tmp_path / "new.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data["q"].attrs.update(units="hPa"), "1.nc: q has units='hPa', in .*0.nc 'Pa'"),
+        (lambda data: data["q"].attrs.update(cell_methods="area: mean"), "q has cell_methods='area: mean'"),
+        (lambda data: data["q"].attrs.pop("units"), "q has units=None"),
+        (lambda data: data["x"].attrs.update(units="km"), "x has units='km'"),
+        (lambda data: data.assign_coords(x=data["x"] + 0.01), "1.nc: x differs from that of .*0.nc"),
+        (lambda data: data.isel(x=slice(0, 3)), "1.nc has 3 points along x, .*0.nc has 4"),
+        (lambda data: data.rename(q="p"), "1.nc has the variables a, p, .*0.nc has a, q"),
+        (lambda data: data.drop_vars("x"), "1.nc has no coordinate x"),
+        (lambda data: data.transpose("x", "sample"), "the dimensions"),
+    ],
+)
+def test_netcdf_files_that_do_not_continue_each_other(tmp_path, change, message):
+    options = {
+        "inputs": ["a"],
+        "outputs": ["q"],
+        "splits": {"train": 4},
+        "registration": "cell",
+        "domain": {"x": (0.0, 1.0)},
+        "boundary_conditions": {"x": "open"},
+        "progress": False,
+    }
+    for i in range(2):
+        dims = ("sample", "x")
+        made = xr.Dataset(
+            {"a": (dims, values(2, 4)), "q": (dims, values(2, 4), {"units": "Pa"})},
+            {"x": (np.arange(4) + 0.5) / 4},
+        )
+        changed = change(made) if i else None
+        (changed if isinstance(changed, xr.Dataset) else made).to_netcdf(tmp_path / f"{i}.nc", engine="scipy")
+    both = [tmp_path / "0.nc", tmp_path / "1.nc"]
+    with pytest.raises(InputError, match=message):
+        import_netcdf(tmp_path / "new.zarr", {4: both}, **options)
+    assert not list(tmp_path.glob("new.zarr*"))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "expected those of each resolution"),
+        ("runs.nc", "expected those of each resolution"),
+        ({4: []}, "none for 4; expected at least one"),
+    ],
+)
+def test_netcdf_without_files(tmp_path, files, message):
+    with pytest.raises(InputError, match=message):
+        import_netcdf(tmp_path / "new.zarr", files)
+
+
+# ---------------------------------------------------------------------------------- what is read
+
+
+@pytest.mark.parametrize("kind", ["pdebench", "fno_mat"])
+def test_every_sample_of_a_file_is_read_once(tmp_path, monkeypatch, kind):
+    """Also where files end within a chunk of the store, and chunks do not divide the samples."""
+    fields = [values(n, 4, 6).astype(np.float32) for n in (7, 6)]
+    for i, field in enumerate(fields):
+        with h5py.File(tmp_path / f"{i}.h5", "w") as file:
+            if kind == "pdebench":
+                file["tensor"], file["x-coordinate"] = field, (np.arange(6) + 0.5) / 6
+                file["t-coordinate"] = np.arange(4.0)
+            else:
+                file["a"], file["u"] = field[:, 0].T, field[:, 1].T
+    read = []
+    get = h5py.Dataset.__getitem__
+
+    def counted(self, index, **options):
+        found = get(self, index, **options)
+        if self.name in ("/tensor", "/a", "/u"):
+            read.append(found.size)
+        return found
+
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", counted)
+    files = {"train": [tmp_path / "0.h5", tmp_path / "1.h5"]}
+    if kind == "pdebench":
+        store = import_pde(tmp_path / "s.zarr", files, chunk=3, **LINE)
+        np.testing.assert_array_equal(store.read(6, "u"), np.concatenate(fields))
+        assert sum(read) == 13 * 4 * 6
+    else:
+        store = import_fno_mat(tmp_path / "s.zarr", files, kind="burgers", chunk=3, progress=False)
+        np.testing.assert_array_equal(store.read(6, "velocity"), np.concatenate(fields)[:, 1])
+        assert sum(read) == 2 * 13 * 6
+
+
+def test_pdebench_groups_need_a_grid_and_the_well_its_flags(tmp_path):
+    with h5py.File(tmp_path / "groups.h5", "w") as file:
+        file["0000/data"] = np.zeros((3, 6, 1), dtype=np.float32)
+    with pytest.raises(InputError, match="/0000 has no group 'grid'"):
+        import_pde(tmp_path / "s.zarr", {"train": [tmp_path / "groups.h5"]}, **LINE)
+    well(tmp_path / "well.h5", 2)
+    with h5py.File(tmp_path / "well.h5", "r+") as file:
+        name = next(iter(file["t0_fields"]))
+        del file["t0_fields"][name].attrs["sample_varying"]
+    with pytest.raises(InputError, match="has no attribute 'sample_varying'"):
+        import_the_well(
+            tmp_path / "s.zarr",
+            {"train": [tmp_path / "well.h5"]},
+            registration="cell",
+            domain={"x": (0.0, 1.0), "y": (0.0, 1.0)},
+        )
+    with h5py.File(tmp_path / "group.mat", "w") as file:
+        file["a/b"], file["u"] = np.zeros(3), np.zeros((6, 2))
+    with pytest.raises(InputError, match="no data set 'a'"):
+        import_fno_mat(tmp_path / "s.zarr", {"train": [tmp_path / "group.mat"]}, kind="burgers")
+
+
+def test_numbers_of_the_well_are_kept(tmp_path):
+    well(tmp_path / "well.h5", 2)
+    with h5py.File(tmp_path / "well.h5", "r+") as file:
+        scalars = file.require_group("scalars")
+        scalars["Re"], scalars["each"] = 1e4, np.arange(2.0)
+    store = import_the_well(
+        tmp_path / "s.zarr",
+        {"train": [tmp_path / "well.h5"]},
+        registration="cell",
+        domain={"x": (0.0, 1.0), "y": (0.0, 1.0)},
+        progress=False,
+    )
+    assert store.attrs["provenance"]["scalars"] == {"well.h5": {"Re": 1e4}}

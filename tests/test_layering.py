@@ -19,7 +19,6 @@ files                   base    torch
 machine                 use     torch
 cost                    use     torch
 data.chunking           data
-data.importers.lazy     data    numpy dask h5py
 problems.draws          data    numpy
 data.sampler            data    numpy torch
 data.moments            data    numpy
@@ -29,6 +28,7 @@ problems.spectral_grid  data
 
 resample                base    numpy scipy torch
 data.coordinates        data    numpy xarray
+data.importers.lazy     data    numpy dask h5py
 layers.window           model   numpy torch einops
 layers.anchors          model   numpy torch
 layers.pyramid          model   torch

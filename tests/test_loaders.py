@@ -133,6 +133,8 @@ def test_a_batch_of_two_resolutions_is_refused(store):
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size=0"),
+        ({"test": 8}, r"test=8; expected a list of resolutions, such as test=\[8\]"),
+        ({"test": "r8"}, r"test='r8'; expected a list of resolutions"),
         ({"batch_size": [2, 2]}, "one batch size, or one for each"),
         ({"train": []}, "one batch size, or one for each"),
         ({"ratios": [1.0]}, "expected a list of resolutions to mix"),
@@ -151,6 +153,31 @@ def test_coordinates_are_those_of_the_points(store):
     batch = next(iter(field_loaders(store, train=(6, 8), test=[], batch_size=3, coordinates=True).train))
     mesh = torch.from_numpy(COARSE.mesh).float()
     torch.testing.assert_close(batch["coordinates"], mesh.expand(3, 2, 6, 8), rtol=0, atol=0)
+
+
+def test_resolutions_share_one_budget(store):
+    """What fits is kept whole, in the order of training and then of tests; the others share what is left."""
+    coarse, fine, tests = (
+        FieldDataset(store, *about, cache_bytes=0).nbytes
+        for about in ([(6, 8)], [(12, 10)], [(6, 8), "test"])
+    )
+    assert (coarse, fine, tests) == (4 * 3 * 10 * 48, 4 * 3 * 10 * 120, 4 * 3 * 4 * 48)
+    for budget, kept in (
+        (coarse + fine + tests, [True, True, True]),
+        (coarse + fine + tests - 1, [True, True, False]),
+        (fine, [True, False, True]),
+        (tests, [False, False, True]),
+        (tests - 1, [False, False, False]),
+    ):
+        loaders = field_loaders(
+            store, train=[(6, 8), (12, 10)], test=[(6, 8)], batch_size=5, cache_bytes=budget
+        )
+        parts = [*loaders.train.dataset.parts, loaders.test[(6, 8)].dataset]
+        assert [part.cached for part in parts] == kept
+        held = sum(part.nbytes for part in parts if part.cached)
+        held += sum(part._chunks._budget for part in parts if not part.cached)
+        assert held <= budget
+        assert sum(len(batch["x"]) for batch in loaders.train) == 20
 
 
 def test_streaming_holds_no_more_than_a_few_chunks(tmp_path):
@@ -190,6 +217,24 @@ def test_windows_are_runs_of_times(moving_store, steps_in, steps_out, cache_byte
         np.testing.assert_array_equal(sample["y"], window[steps_in:])
     assert data.inputs[0] == "force" and data.inputs[-1] == "u@+0" and data.outputs[0] == "u@+1"
     assert (len(data.inputs), len(data.outputs)) == (1 + steps_in, steps_out)
+
+
+def test_windows_need_times_equally_far_apart(moving_store):
+    layout = moving_store.layout
+    for times, refused in (
+        ((0.0, 0.1, 0.2, 0.4, 0.5), "from 0.2 to 0.4 it is 0.2, 0.125 on average"),
+        (np.float32(TIMES).astype(float).tolist(), None),
+    ):
+        object.__setattr__(layout, "times", tuple(times))
+        try:
+            assert channels_of(layout, at=[times[1]]).outputs == ("u@t=0.1",)
+            if refused:
+                with pytest.raises(InputError, match=refused):
+                    channels_of(layout, window=(1, 1))
+            else:
+                assert len(channels_of(layout, window=(1, 1)).starts) == 4
+        finally:
+            object.__setattr__(layout, "times", TIMES)
 
 
 def test_times_by_themselves(moving_store):

@@ -1,5 +1,8 @@
 """Patches cut by xbatcher: where they lie, what they hold, and what is refused."""
 
+import multiprocessing
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -66,3 +69,36 @@ def test_what_cannot_be_used_is_refused(store):
         list(bad)
     with pytest.raises(InputError, match="no patch"):
         PatchDataset([], inputs=["permeability"], outputs=["pressure"])
+
+
+def read_in_a_fork(data, connection):
+    try:
+        connection.send(data[0]["y"].sum().item())
+    except InputError as error:
+        connection.send(str(error))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+@pytest.mark.parametrize("source", ["dask", "zarr", "memory"])
+def test_a_forked_process_reads_patches_from_memory_only(store, source):
+    level = store.dataset(24)
+    if source == "dask":
+        level = level.chunk()
+    elif source == "memory":
+        level = level.load()
+    data = patches(level, {"y": 8, "x": 8})
+    expected = data[0]["y"].sum().item()  # also starts the threads that a fork does not have
+    here, there = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=read_in_a_fork, args=(data, there))
+    child.start()
+    try:
+        assert here.poll(30)
+        said = here.recv()
+    finally:
+        child.join(30)
+        child.kill()
+    if source == "memory":
+        assert said == expected
+    else:
+        assert "was forked" in said and "multiprocessing_context='forkserver'" in said
+    assert pickle.loads(pickle.dumps(data))[0]["y"].sum().item() == expected

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mano_op.data.sampler import ResolutionBatchSampler
+from mano_op.data.sampler import ChunkSampler, ResolutionBatchSampler
 from mano_op.errors import InputError
 
 counts = st.lists(st.integers(1, 40), min_size=1, max_size=4)
@@ -124,3 +124,21 @@ def test_epochs_differ_and_follow_from_the_seed():
 def test_what_cannot_be_drawn_is_refused(sizes, options, message):
     with pytest.raises(InputError, match=message):
         ResolutionBatchSampler(sizes, **({"batch_size": 2} | options))
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=9),
+    ranks=st.integers(1, 4),
+    at_once=st.integers(1, 3),
+)
+def test_ranks_share_the_chunks(sizes, ranks, at_once):
+    chunks = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    samplers = [ChunkSampler(chunks, at_once=at_once, num_replicas=ranks, rank=rank) for rank in range(ranks)]
+    alone = ChunkSampler(chunks, at_once=at_once)
+    for _ in range(2):
+        epochs = [list(sampler) for sampler in samplers]
+        assert {len(epoch) for epoch in epochs} == {len(sampler) for sampler in samplers}
+        in_one = [index for epoch in epochs for index in epoch]
+        order = list(alone)
+        assert in_one[: len(order)] == order and sorted(order) == list(range(sum(sizes)))
+        assert in_one[len(order) :] == np.resize(order, len(in_one))[len(order) :].tolist()

@@ -74,8 +74,8 @@ def channels_of(
     Raises
     ------
     InputError
-        If neither is given and outputs vary in time, or one is given and none does; both are; or they ask
-        for times that there are not.
+        If neither is given and outputs vary in time, or one is given and none does; both are; they ask
+        for times that there are not; or windows are asked for of times that are not equally far apart.
 
     Examples
     --------
@@ -163,6 +163,15 @@ def _window(
     if n < 1:
         raise InputError(
             f"window={tuple(window)} spans {steps_in + steps_out} times, the store has {len(layout.times)}"
+        )
+    steps = np.diff(layout.times)
+    if not np.allclose(steps, steps.mean(), rtol=1e-4, atol=0):
+        first = int(np.abs(steps - steps.mean()).argmax())
+        raise InputError(
+            f"window={tuple(window)}, but the store's times are not equally far apart: from "
+            f"{layout.times[first]:g} to {layout.times[first + 1]:g} it is {steps[first]:g}, "
+            f"{steps.mean():g} on average, so a step would not mean the same everywhere; interpolate the "
+            "fields to uniform times, or predict times by themselves with at="
         )
     known = [
         Channel(name, step, f"{name}@{step - steps_in + 1:+d}" if step < steps_in - 1 else f"{name}@+0")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -23,19 +24,39 @@ from mano_op.grid import Grid
 Sample = dict[str, Tensor]
 
 
-class Batch(list[Sample]):
+class Batch(Sequence[Sample]):
     """Samples that are views of a stacked batch, so that `collate` need not copy them into another.
+
+    A view is made when a sample is asked for, so what is only collated costs no more than the stack.
 
     Parameters
     ----------
     stacked : dict of str to Tensor
         Each of shape ``(samples, ...)``.
+
+    Examples
+    --------
+    >>> batch = Batch({"x": torch.arange(6).reshape(3, 2), "y": torch.arange(3)})
+    >>> len(batch), batch[-1], [sample["y"].item() for sample in batch[:2]]
+    (3, {'x': tensor([4, 5]), 'y': tensor(2)}, [0, 1])
     """
 
     def __init__(self, stacked: Sample) -> None:
-        n = len(next(iter(stacked.values())))
-        super().__init__({name: field[i] for name, field in stacked.items()} for i in range(n))
         self.stacked = stacked
+
+    def __len__(self) -> int:
+        return len(next(iter(self.stacked.values())))
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Batch: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | Batch:
+        if isinstance(index, slice):
+            return Batch({name: field[index] for name, field in self.stacked.items()})
+        return {name: field[index] for name, field in self.stacked.items()}
 
 
 def collate(samples: Sequence[Sample]) -> Any:
@@ -123,22 +144,33 @@ class FieldDataset(Dataset[Sample]):
         self._rows = self.store.layout.rows(self.key, split)
         self._coordinates = coordinates
         self._process = os.getpid()
-        self._cache: dict[str, NDArray[np.float32]] | None = None
-        self._steady: Sample = {}  # the cached split as x and y, where a sample has no times to choose
+        self._cache: dict[str, NDArray[np.float32]] | None
+        self._steady: dict[
+            str, NDArray[np.float32]
+        ] = {}  # the cached split as x and y, where a sample has no times to choose
+        self._chunks = ChunkCache(self.store, self.key, 0)
+        self.keep(cache_bytes)
+
+    def keep(self, cache_bytes: int) -> None:
+        """Read the split into memory if it fits, or from now on keep the last chunks: as `cache_bytes`."""
+        self._cache, self._steady = None, {}
         self._chunks = ChunkCache(self.store, self.key, cache_bytes)
-        values = sum(
-            int(np.prod(self.store.layout.shape(self.key, variable))) for variable in self._variables
-        )
-        if 4 * self._n_rows * values <= cache_bytes:
-            self._cache = {
-                one.name: self.store.read(self.key, one.name, self._rows) for one in self._variables
+        if self.nbytes > cache_bytes:
+            return
+        self._cache = {one.name: self.store.read(self.key, one.name, self._rows) for one in self._variables}
+        if all(one.offset is None for one in (*self.channels.x, *self.channels.y)):
+            fields, self._cache = self._cache, {}
+            self._steady = {
+                "x": _stacked([fields[one.variable] for one in self.channels.x]),
+                "y": _stacked([fields[one.variable] for one in self.channels.y]),
             }
-            if all(one.offset is None for one in (*self.channels.x, *self.channels.y)):
-                fields, self._cache = self._cache, {}
-                self._steady = {
-                    "x": _stacked([fields[one.variable] for one in self.channels.x]),
-                    "y": _stacked([fields[one.variable] for one in self.channels.y]),
-                }
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the split takes in memory."""
+        layout = self.store.layout
+        values = sum(math.prod(layout.shape(self.key, variable)) for variable in self._variables)
+        return 4 * self._n_rows * values
 
     @property
     def grid(self) -> Grid:
@@ -183,7 +215,7 @@ class FieldDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
+    def __getitems__(self, indices: Sequence[int]) -> Sequence[Sample]:
         """Several samples, in the order asked for, in one read of the store for each variable."""
         n = len(self)
         wanted = np.asarray(indices, dtype=np.int64)
@@ -193,8 +225,12 @@ class FieldDataset(Dataset[Sample]):
             raise IndexError(f"samples {wanted.min()} to {wanted.max()}; the split {self.split!r} has {n}")
         rows, starts = np.divmod(wanted % n, len(self.channels.starts))
         if self._steady:
-            index = torch.from_numpy(rows)
-            batch = {name: field.index_select(0, index) for name, field in self._steady.items()}
+            # numpy copies whole rows in one thread; torch's index_select waits for threads of its own, which
+            # costs far more where another process has the cores. The rows are in range, so "clip" clips none.
+            batch = {
+                name: torch.from_numpy(field.take(rows, axis=0, mode="clip"))
+                for name, field in self._steady.items()
+            }
         else:
             fields, rows, first = self._fields(rows, starts)
             batch = {
@@ -241,9 +277,9 @@ class FieldDataset(Dataset[Sample]):
         self.__dict__ |= {**state, "_process": os.getpid(), "_chunks": chunks}
 
 
-def _stacked(fields: Sequence[NDArray[np.float32]]) -> Tensor:
-    """Channels of all samples as one tensor; of a single channel no copy."""
-    return torch.from_numpy(fields[0][:, None] if len(fields) == 1 else np.stack(fields, axis=1))
+def _stacked(fields: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Channels of all samples as one array; of a single channel no copy."""
+    return fields[0][:, None] if len(fields) == 1 else np.stack(fields, axis=1)
 
 
 def _gather(
@@ -316,7 +352,7 @@ class MixedDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
+    def __getitems__(self, indices: Sequence[int]) -> Sequence[Sample]:
         """Several samples of one resolution, in the order asked for."""
         wanted, n = np.asarray(indices, dtype=np.int64), len(self)
         if len(wanted) == 0:

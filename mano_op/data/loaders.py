@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from mano_op.data.dataset import FieldDataset, MixedDataset, Sample, collate
 from mano_op.data.layout import Resolution
 from mano_op.data.processor import FieldProcessor
-from mano_op.data.sampler import ChunkSampler, ResolutionBatchSampler
+from mano_op.data.sampler import ChunkSampler, ResolutionBatchSampler, ranks
 from mano_op.data.store import FieldStore, opened
 from mano_op.errors import InputError, check_whole
+from mano_op.grid import Grid
 
 
 class FieldLoaders(NamedTuple):
@@ -60,6 +61,10 @@ def field_loaders(
 ) -> FieldLoaders:
     """Loaders to train at one resolution, or at several, and to test at several.
 
+    In a distributed training, make them after ``torch.distributed.init_process_group``, on every rank with
+    the same arguments: each rank then has its own part of the training samples, as many as every other, at
+    the resolution that all have in that step, and all test samples. `batch_size` is of each rank.
+
     Parameters
     ----------
     store : path or FieldStore
@@ -97,7 +102,9 @@ def field_loaders(
     seed : int
         Of the order of the training samples, which is the same for any number of workers.
     cache_bytes : int
-        As in `FieldDataset`, for each loader.
+        As in `FieldDataset`. One budget for all loaders: resolutions take of it what they need, those to
+        train at first, in their order, then those to test at; what does not fit into the rest is read chunk
+        by chunk, with an equal part of it for each.
 
     Returns
     -------
@@ -135,6 +142,8 @@ def field_loaders(
         raise InputError(
             f"shuffle={shuffle!r} with train={train!r}; expected 'samples', or 'chunks' for one resolution"
         )
+    if isinstance(test, str | int | Grid) or not isinstance(test, Sequence):
+        raise InputError(f"test={test!r}; expected a list of resolutions, such as test=[{test!r}]")
     tested = min(sizes, default=1) if test_batch_size is None else test_batch_size
     check_whole(test_batch_size=tested)
     check_whole(at_least=0, num_workers=num_workers, seed=seed, cache_bytes=cache_bytes)
@@ -145,16 +154,19 @@ def field_loaders(
 
     def samples(resolution: Resolution, split: str, window: Sequence[int] | None) -> FieldDataset:
         return FieldDataset(
-            store, resolution, split, window=window, at=at, coordinates=coordinates, cache_bytes=cache_bytes
+            store, resolution, split, window=window, at=at, coordinates=coordinates, cache_bytes=0
         )
 
     test_window = window if rollout is None else _rollout_window(window, rollout)
     parts = [samples(resolution, train_split, window) for resolution in levels]
+    tests = {resolution: samples(resolution, test_split, test_window) for resolution in test}
+    _share(cache_bytes, [*parts, *tests.values()])
     training: Dataset[Sample] = MixedDataset(parts) if isinstance(train, list) else parts[0]
     # A DataLoader draws from its generator, or from the global one, for its workers, and not as often with
     # workers as without: the order would depend on their number. The samplers draw from numbers of their own.
     options["generator"] = torch.Generator().manual_seed(seed)
-    if isinstance(train, list):
+    together, _ = ranks()
+    if isinstance(train, list) or (together > 1 and shuffle == "samples"):
         sampler: dict[str, Any] = {
             "batch_sampler": ResolutionBatchSampler(
                 [len(part) for part in parts], sizes, ratios=ratios, drop_last=drop_last, seed=seed
@@ -172,11 +184,23 @@ def field_loaders(
     return FieldLoaders(
         train=DataLoader(training, **sampler, **options),
         test={
-            resolution: DataLoader(samples(resolution, test_split, test_window), batch_size=tested, **options)
-            for resolution in test
+            resolution: DataLoader(data, batch_size=tested, **options) for resolution, data in tests.items()
         },
         processor=FieldProcessor.from_store(store, train_split, parts[0].channels, transforms),
     )
+
+
+def _share(cache_bytes: int, parts: Sequence[FieldDataset]) -> None:
+    """Let data sets keep fields in memory: whole splits while they fit, and equal parts of the rest."""
+    streamed = []
+    for part in parts:
+        if part.nbytes <= cache_bytes:
+            part.keep(part.nbytes)
+            cache_bytes -= part.nbytes
+        else:
+            streamed.append(part)
+    for part in streamed:
+        part.keep(cache_bytes // len(streamed))
 
 
 def _rollout_window(window: Sequence[int] | None, rollout: int) -> tuple[int, int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -47,7 +48,9 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
     ------
     InputError
         If there is no patch, a variable is not there, or patches hold several samples or variables of
-        different dimensions; when a patch is read, if it has a NaN or an infinity.
+        different dimensions; when a patch is read, if it has a NaN or an infinity, or if this process was
+        forked from the one that made the data set while the patches are not in memory: threads that zarr and
+        dask had there are not here, and reading can hang.
 
     Examples
     --------
@@ -68,6 +71,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
             raise InputError("batches has no patch; expected patches no larger than the fields")
         self.batches, self.inputs, self.outputs = batches, tuple(inputs), tuple(outputs)
         self._sample = sample
+        self._process = os.getpid()
         first = batches[0]
         names = (*self.inputs, *self.outputs)
         missing = [name for name in names if name not in first.data_vars]
@@ -85,6 +89,8 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
                 f"input_dims={{{sample!r}: 1, ...}}"
             )
         self._dims = tuple(dim for dim in dims[names[0]] if dim != sample)
+        # A patch of a data set in memory is a view of it; any other is read when its values are asked for.
+        self._in_memory = all(first[name].variable._in_memory for name in names)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -92,6 +98,11 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"patch {index}; there are {len(self)}")
+        if not self._in_memory and os.getpid() != self._process:
+            raise InputError(
+                "this process was forked from the one that made the data set, and reading a patch here can "
+                "hang: load the data set first, or use DataLoader(..., multiprocessing_context='forkserver')"
+            )
         patch = self.batches[index % len(self)].isel({self._sample: 0}).load()
         for name in (*self.inputs, *self.outputs):
             if not np.isfinite(patch[name]).all():
@@ -105,6 +116,9 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
             "y": self._stacked(patch, self.outputs),
             "coordinates": torch.from_numpy(np.stack(mesh).astype(np.float32)),
         }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= {**state, "_process": os.getpid()}  # sent to another process, not forked
 
     def _origin(self, patch: xr.Dataset) -> str:
         return ", ".join(f"{dim} = {float(patch[dim][0]):g}" for dim in self._dims)

@@ -12,6 +12,26 @@ from torch.utils.data import Sampler
 from mano_op.errors import InputError, check_finite_number, check_whole
 
 
+def ranks(num_replicas: int | None = None, rank: int | None = None) -> tuple[int, int]:
+    """How many processes train together, and which this one is: as given, or as the default group says.
+
+    Examples
+    --------
+    >>> ranks(), ranks(4, 3)
+    ((1, 0), (4, 3))
+    """
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if num_replicas is None:
+        num_replicas = torch.distributed.get_world_size() if distributed else 1
+    if rank is None:
+        rank = torch.distributed.get_rank() if distributed else 0
+    check_whole(num_replicas=num_replicas)
+    check_whole(rank=rank, at_least=0)
+    if rank >= num_replicas:
+        raise InputError(f"rank={rank} of num_replicas={num_replicas}; expected 0 to {num_replicas - 1}")
+    return num_replicas, rank
+
+
 class ResolutionBatchSampler(Sampler[list[int]]):
     """Batches of indices into several data sets put one after another, each batch out of one of them.
 
@@ -75,15 +95,7 @@ class ResolutionBatchSampler(Sampler[list[int]]):
         for what, given in (("batch_size", batch_sizes), ("ratios", ratios)):
             if given is not None and len(given) != len(sizes):
                 raise InputError(f"{what}={given} for {len(sizes)} resolutions; expected one for each")
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if num_replicas is None:
-            num_replicas = torch.distributed.get_world_size() if distributed else 1
-        if rank is None:
-            rank = torch.distributed.get_rank() if distributed else 0
-        check_whole(num_replicas=num_replicas)
-        check_whole(rank=rank, at_least=0)
-        if rank >= num_replicas:
-            raise InputError(f"rank={rank} of num_replicas={num_replicas}; expected 0 to {num_replicas - 1}")
+        num_replicas, rank = ranks(num_replicas, rank)
         self.sizes, self.batch_sizes = [int(size) for size in sizes], batch_sizes
         self.drawn = self.sizes if ratios is None else _drawn(self.sizes, ratios)
         self.shuffle, self.drop_last, self.seed = shuffle, drop_last, seed
@@ -150,6 +162,10 @@ class ChunkSampler(Sampler[int]):
     at_once : int
         Chunks whose samples are shuffled together.
     seed : int
+    num_replicas, rank : int, optional
+        Of a distributed training, as in `ResolutionBatchSampler`. Each rank has its own run of the order, all
+        of one length, so that no two of them read the same chunk but where the runs meet. Where samples do
+        not divide among the ranks, the first ones come twice.
 
     Examples
     --------
@@ -158,10 +174,19 @@ class ChunkSampler(Sampler[int]):
     (True, [1, 1, 1])
     """
 
-    def __init__(self, chunks: Sequence[NDArray[np.int64]], *, at_once: int = 4, seed: int = 0) -> None:
+    def __init__(
+        self,
+        chunks: Sequence[NDArray[np.int64]],
+        *,
+        at_once: int = 4,
+        seed: int = 0,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+    ) -> None:
         check_whole(at_once=at_once)
         check_whole(seed=seed, at_least=0)
         self._chunks, self._at_once, self.seed = list(chunks), at_once, seed
+        self.num_replicas, self.rank = ranks(num_replicas, rank)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -170,12 +195,18 @@ class ChunkSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return sum(len(chunk) for chunk in self._chunks)
+        return -(-sum(len(chunk) for chunk in self._chunks) // self.num_replicas)
 
     def __iter__(self) -> Iterator[int]:
+        each = len(self)
+        together = np.concatenate(list(self._order()))
+        yield from np.resize(together, each * self.num_replicas)[self.rank * each :][:each].tolist()
+
+    def _order(self) -> Iterator[NDArray[np.int64]]:
+        """That of all ranks, some chunks after another."""
         random = np.random.default_rng([self.seed, self.epoch])
         self.epoch += 1
         order = random.permutation(len(self._chunks))
         for start in range(0, len(order), self._at_once):
             at_hand = np.concatenate([self._chunks[i] for i in order[start : start + self._at_once]])
-            yield from random.permutation(at_hand).tolist()
+            yield random.permutation(at_hand)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,21 @@ import h5py
 import numpy as np
 import scipy.io
 import xarray as xr
+from numpy.typing import NDArray
 
 from mano_op.data.fields import write_fields
-from mano_op.data.importers.lazy import Files, in_order, joined, lazy, open_hdf5, sizes
+from mano_op.data.importers.lazy import (
+    Files,
+    befores,
+    chunk_of,
+    dataset,
+    in_order,
+    joined,
+    lazy,
+    open_hdf5,
+    sizes,
+    stamps,
+)
 from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
 from mano_op.grid import Axis, Registration
@@ -89,27 +102,35 @@ def import_fno_mat(
             name: Axis(name, n, registration=known.registration).points
             for name, n in zip(known.axes, shape, strict=True)
         }
+        counts = {file: arrays[next(iter(known.names))].shape[0] for file, arrays in read.items()}
+        splits, before = sizes(files, counts), befores(counts)
+        chunk = chunk_of(options, math.prod(shape), splits)
         data = {}
         for name, variable in known.names.items():
-            values, dims = joined([arrays[name] for arrays in read.values()]), ("sample", *known.axes)
+            parts = [lazy(arrays[name], chunk, before[file]) for file, arrays in read.items()]
+            values, dims = joined(parts), ("sample", *known.axes)
             if name in known.varying:
                 coordinates["time"] = np.asarray(first["t"], dtype=np.float64).ravel()
                 values, dims = da.moveaxis(values, -1, 1), ("sample", "time", *known.axes)
             data[variable] = (dims, values)
         inputs, outputs = ([name] for name in known.names.values())
-        counts = {file: len(arrays[next(iter(known.names))]) for file, arrays in read.items()}
         options.setdefault("title", f"{kind.replace('_', ' ').capitalize()}, Li et al.")
         return write_fields(
             path,
             {shape: xr.Dataset(data, coordinates)},
             inputs=inputs,
             outputs=outputs,
-            splits=sizes(files, counts),
+            splits=splits,
             registration=known.registration,
             domain={name: (0.0, 1.0) for name in known.axes},
             boundary_conditions=dict.fromkeys(known.axes, known.condition),
             boundary_values={} if known.ends is None else {outputs[0]: known.ends},
-            provenance={"source": "Li et al.", "kind": kind, "files": [file.name for file in paths]},
+            provenance={
+                "source": "Li et al.",
+                "kind": kind,
+                "files": [file.name for file in paths],
+                "files_as_read": stamps(paths),
+            },
             **options,
         )
 
@@ -121,8 +142,8 @@ def _read(stack: ExitStack, path: Path, known: _Kind) -> dict[str, Any]:
         file = open_hdf5(stack, path)
         _check_names(path, wanted, list(file))
         # MATLAB's first index varies fastest, so HDF5 has the dimensions the other way round.
-        return {name: _turned(file[name]) for name in known.names} | {
-            name: np.asarray(file[name]) for name in wanted if name not in known.names
+        return {name: _Turned(dataset(file, name)) for name in known.names} | {
+            name: np.asarray(dataset(file, name)) for name in wanted if name not in known.names
         }
     try:
         there = [name for name, _, _ in scipy.io.whosmat(path)]
@@ -133,12 +154,21 @@ def _read(stack: ExitStack, path: Path, known: _Kind) -> dict[str, Any]:
     for name in wanted:
         if content[name].dtype.kind not in "biuf":
             raise InputError(f"{path}, {name}: {content[name].dtype}, expected an array of real numbers")
-    return {name: lazy(content[name]) if name in known.names else content[name] for name in wanted}
+    return {name: content[name] for name in wanted}
 
 
-def _turned(array: h5py.Dataset) -> da.Array:
-    size = max(1, 2**24 // max(1, int(np.prod(array.shape[:-1])) * array.dtype.itemsize))
-    return da.from_array(array, chunks=(*array.shape[:-1], size)).T
+class _Turned:
+    """A data set with its dimensions the other way round, read when it is asked for."""
+
+    def __init__(self, array: h5py.Dataset) -> None:
+        self._array = array
+        self.shape, self.dtype, self.ndim = array.shape[::-1], array.dtype, array.ndim
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getitem__(self, index: tuple[slice, ...]) -> NDArray[Any]:
+        return np.asarray(self._array[index[::-1]]).T
 
 
 def _check_names(path: Path, wanted: list[str], there: list[str]) -> None:

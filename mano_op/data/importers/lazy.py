@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mano_op.errors import InputError
+from mano_op.data.chunking import chunk_for
+from mano_op.errors import InputError, check_whole
 
+WHOLE = 2**62  # samples to a piece, of what is read in one
 Files = Mapping[str, Sequence[str | Path]]
-
-# Samples to a piece: what is read at a time.
-_PIECE_BYTES = 2**24
 
 
 def in_order(files: Files) -> list[Path]:
@@ -31,6 +32,16 @@ def in_order(files: Files) -> list[Path]:
         if not path.is_file():
             raise InputError(f"{path} does not exist; give the path of a file to import")
     return paths
+
+
+def stamps(files: Iterable[str | Path]) -> list[str]:
+    """The name, the size and the time of change of each file: a store is not gone on with from others."""
+    about = ((Path(file).name, Path(file).stat()) for file in files)
+    return [f"{name}, {seen.st_size} bytes, changed {_utc(seen.st_mtime)}" for name, seen in about]
+
+
+def _utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")
 
 
 def open_hdf5(stack: ExitStack, path: Path) -> h5py.File:
@@ -51,10 +62,42 @@ def dataset(file: h5py.File | h5py.Group, name: str) -> h5py.Dataset:
     return node
 
 
-def lazy(array: Any) -> da.Array:
-    """A data set of a file as an array in pieces along its first dimension."""
-    size = max(1, int(np.prod(array.shape[1:])) * array.dtype.itemsize)
-    return da.from_array(array, chunks=(max(1, _PIECE_BYTES // size), *array.shape[1:]))
+def lazy(array: Any, chunk: int, before: int = 0) -> da.Array:
+    """A data set of a file as an array in pieces along its first dimension, each read once.
+
+    Parameters
+    ----------
+    array : array, shape (samples, ...)
+    chunk : int
+        Samples to a chunk of the store; a piece is what of the array goes into one.
+    before : int
+        How many samples of other files come before it in the store.
+
+    Examples
+    --------
+    >>> lazy(np.zeros((10, 2)), 4, before=5).chunks[0]
+    (3, 4, 3)
+    """
+    return da.from_array(array, chunks=(pieces(array.shape[0], chunk, before), *array.shape[1:]))
+
+
+def pieces(n: int, chunk: int, before: int) -> tuple[int, ...]:
+    """The lengths of the parts of `n` samples in chunks of a store, where others come before."""
+    ends = [*range(chunk - before % chunk, n, chunk), n]
+    return tuple(end - start for start, end in pairwise([0, *ends]))
+
+
+def chunk_of(options: dict[str, Any], points: int, counts: Mapping[str, int]) -> int:
+    """Samples to a chunk of the store, as the options say or for fields of so many points; noted in them."""
+    if options.get("chunk") is None:
+        options["chunk"] = chunk_for(points, counts)
+    check_whole(chunk=options["chunk"])
+    return int(options["chunk"])
+
+
+def befores(counts: Mapping[Path, int]) -> dict[Path, int]:
+    """How many samples come before those of each file."""
+    return dict(zip(counts, [0, *accumulate(counts.values())], strict=False))
 
 
 def joined(arrays: Sequence[da.Array]) -> da.Array:

@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from mano_op.data.coordinates import Shape
 from mano_op.data.fields import write_fields
+from mano_op.data.importers.lazy import stamps
 from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
 
@@ -49,7 +51,8 @@ def import_netcdf(
     Raises
     ------
     InputError
-        If a file cannot be opened or has no dimension for samples, or as `write_fields` does.
+        If a file cannot be opened or has no dimension for samples; if a file of a resolution has other
+        variables, units or other labels, or another grid than the first; or as `write_fields` does.
 
     Examples
     --------
@@ -64,12 +67,18 @@ def import_netcdf(
     >>> store.read(4, "u")[0]
     array([6., 4., 2., 0.], dtype=float32)
     """
+    if isinstance(files, str | Path) or not isinstance(files, Mapping) or not files:
+        raise InputError(f"files={files!r}; expected those of each resolution, such as {{64: ['runs.nc']}}")
+    for resolution, given in files.items():
+        if not _several(given):
+            raise InputError(f"files={files!r}: none for {resolution}; expected at least one")
     with ExitStack() as stack:
         fields = {
             resolution: _open(stack, given, sample, time, engine) for resolution, given in files.items()
         }
-        names = [str(file) for given in files.values() for file in _several(given)]
-        options.setdefault("provenance", {"files": [Path(name).name for name in names]})
+        names = [file for given in files.values() for file in _several(given)]
+        about = {"files": [Path(name).name for name in names], "files_as_read": stamps(names)}
+        options.setdefault("provenance", about)
         return write_fields(path, fields, **options)
 
 
@@ -85,7 +94,7 @@ def _open(
     engine: str | None,
 ) -> xr.Dataset:
     """The files of one resolution, as one data set that is read when it is asked for."""
-    parts = []
+    parts = {}
     for file in _several(given):
         if not Path(file).is_file():
             raise InputError(f"{file} does not exist; give the path of a file to import")
@@ -100,20 +109,62 @@ def _open(
             raise InputError(
                 f"{file} has the dimensions {', '.join(map(str, part.dims))}, no {sample!r}: give sample="
             )
-        parts.append(part.chunk({sample: max(1, 2**24 // max(1, part.isel({sample: 0}).nbytes))}))
+        if str(file) in parts:
+            raise InputError(f"{file} twice among the files; expected each once")
+        parts[str(file)] = part.chunk({sample: max(1, 2**24 // max(1, part.isel({sample: 0}).nbytes))})
+    for file in list(parts)[1:]:
+        _check_alike(parts, file, sample)
+    joined = list(parts.values())
     data = (
-        xr.concat(parts, sample, data_vars="minimal", coords="minimal", compat="override", join="exact")
-        if len(parts) > 1
-        else parts[0]
+        xr.concat(joined, sample, data_vars="minimal", coords="minimal", compat="override", join="override")
+        if len(joined) > 1
+        else joined[0]
     )
     renamed = {
         old: new for old, new in ((sample, "sample"), (time, "time")) if old != new and old in data.dims
     }
     data = data.rename(renamed)
     if "sample" in data.coords:
-        data = data.drop_vars("sample") if len(parts) > 1 else data
+        data = data.drop_vars("sample") if len(joined) > 1 else data
     for axis in data.dims:
         points = data[axis].values if axis in data.coords else np.empty(0)
         if axis not in ("sample", "time") and len(points) > 1 and (np.diff(points) < 0).all():
             data = data.isel({axis: slice(None, None, -1)})
     return data
+
+
+def _check_alike(parts: Mapping[str, xr.Dataset], file: str, sample: str) -> None:
+    """Refuse a file that does not continue the first: other variables, labels, sizes or coordinates."""
+    first, one = next(iter(parts)), parts[file]
+    expected = parts[first]
+    remedy = "make them agree, or import them into two stores"
+    if set(one.data_vars) != set(expected.data_vars):
+        raise InputError(
+            f"{file} has the variables {', '.join(map(str, one.data_vars))}, {first} has "
+            f"{', '.join(map(str, expected.data_vars))}; {remedy}"
+        )
+    for dim, size in expected.sizes.items():
+        if dim != sample and one.sizes.get(dim) != size:
+            raise InputError(
+                f"{file} has {one.sizes.get(dim)} points along {dim}, {first} has {size}; {remedy}"
+            )
+    for name in expected.variables:
+        if name not in one.variables:
+            raise InputError(f"{file} has no coordinate {name}, {first} has one; {remedy}")
+        ours, theirs = one.variables[name], expected.variables[name]
+        if ours.dims != theirs.dims:
+            raise InputError(
+                f"{file}: {name} has the dimensions {ours.dims}, in {first} {theirs.dims}; {remedy}"
+            )
+        for label in ("units", "long_name", "standard_name", "cell_methods"):
+            found, wanted = (variable.attrs.get(label) for variable in (ours, theirs))
+            if found != wanted:
+                raise InputError(f"{file}: {name} has {label}={found!r}, in {first} {wanted!r}; {remedy}")
+        if sample not in ours.dims and not _same(ours.values, theirs.values):
+            raise InputError(f"{file}: {name} differs from that of {first}; expected one grid, {remedy}")
+
+
+def _same(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    if one.dtype.kind in "iuf" and other.dtype.kind in "iuf":
+        return np.allclose(one, other, rtol=1e-6, atol=1e-12, equal_nan=True)
+    return np.array_equal(one, other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from mano_op.data.chunking import chunk_for
-from mano_op.data.jobs import only_writer
-from mano_op.data.layout import Layout, Levels, Variable
-from mano_op.data.store import FieldStore, create_store, discarded_on_error
+from mano_op.data.importers.lazy import stamps
+from mano_op.data.jobs import write_store
+from mano_op.data.layout import Levels, Variable
+from mano_op.data.store import FieldStore
 from mano_op.data.values import check_finite
 from mano_op.errors import InputError
 from mano_op.files import read_tensors
@@ -32,6 +34,8 @@ def import_neuralop_pt(
     levels: Levels = "resampled",
     title: str = "Darcy flow, neuraloperator",
     chunk: int | None = None,
+    progress: bool = True,
+    resume: bool = False,
     overwrite: bool = False,
 ) -> FieldStore:
     r"""Import neuraloperator's Darcy files, as ``neuralop.data.datasets.DarcyDataset`` downloads them.
@@ -55,6 +59,10 @@ def import_neuralop_pt(
         "resampled" checks that the coarser fields of a split are its finest ones at every k-th point.
     title, chunk, overwrite
         As in `mano_op.data.store.create_store`.
+    progress : bool
+        Whether to show a progress bar on stderr.
+    resume : bool
+        Go on with a store that was interrupted, from the same files and with the same options.
 
     Returns
     -------
@@ -74,7 +82,8 @@ def import_neuralop_pt(
     >>> folder = tempfile.mkdtemp()
     >>> fields = {"x": torch.ones(2, 4, 4, dtype=torch.bool), "y": torch.zeros(2, 4, 4)}
     >>> torch.save(fields, f"{folder}/darcy_train_4.pt")
-    >>> store = import_neuralop_pt(f"{folder}/darcy.zarr", {"train": [(4, f"{folder}/darcy_train_4.pt")]})
+    >>> store = import_neuralop_pt(f"{folder}/darcy.zarr", {"train": [(4, f"{folder}/darcy_train_4.pt")]},
+    ...     progress=False)
     >>> store.splits, store.grids["r4"] == Grid.uniform((4, 4))
     ({'train': 2}, True)
     """
@@ -88,47 +97,53 @@ def import_neuralop_pt(
     sizes = sorted({n for by_size in loaded.values() for n in by_size})
     grids = {n: Grid.uniform((n, n), registration="node") for n in sizes}
     held = {grid: [split for split in splits if n in loaded[split]] for n, grid in grids.items()}
-    with only_writer(path) as path:
-        store = create_store(
-            path,
-            list(grids.values()),
-            _DARCY,
-            splits,
-            title=title,
-            provenance={
-                "problem": "darcy",
-                "source": "neuraloperator",
-                "files": {split: [Path(file).name for _, file in given] for split, given in files.items()},
-            },
-            levels=levels,
-            boundary_conditions={"y": "dirichlet", "x": "dirichlet"},
-            chunk=chunk_for(sizes[-1] ** 2, splits, held.values()) if chunk is None else chunk,
-            held=held,
-            overwrite=overwrite,
-        )
-        joined = {
-            grid: {
-                name: np.concatenate([loaded[split][n][name] for split in held[grid]])
-                for name in ("permeability", "pressure")
-            }
-            for n, grid in grids.items()
-        }
-        with discarded_on_error(store):
-            for samples in store.pending():
-                store.write(samples, _piece(store.layout, joined, samples))
-            store.finish()
-    return store
-
-
-def _piece(
-    layout: Layout, fields: Mapping[Grid, Mapping[str, NDArray[Any]]], samples: slice
-) -> dict[Grid, dict[str, NDArray[Any]]]:
-    rows = {grid: layout.rows_of(key, samples) for key, grid in layout.grids.items()}
-    return {
-        grid: {name: values[rows[grid]] for name, values in fields[grid].items()}
-        for grid in fields
-        if rows[grid].start < rows[grid].stop
+    plan = {
+        "grids": list(grids.values()),
+        "variables": _DARCY,
+        "splits": splits,
+        "boundary_conditions": {"y": "dirichlet", "x": "dirichlet"},
+        "levels": levels,
+        "chunk": chunk_for(sizes[-1] ** 2, splits, held.values()) if chunk is None else chunk,
+        "held": held,
     }
+    provenance = {
+        "problem": "darcy",
+        "source": "neuraloperator",
+        "files": {split: [Path(file).name for _, file in given] for split, given in files.items()},
+        "files_as_read": stamps(file for given in files.values() for _, file in given),
+    }
+    joined = {
+        grid: {
+            name: np.concatenate([loaded[split][n][name] for split in held[grid]])
+            for name in ("permeability", "pressure")
+        }
+        for n, grid in grids.items()
+    }
+    return write_store(
+        Path(path).absolute(),
+        plan,
+        provenance,
+        partial(_write_chunk, joined),
+        title=title,
+        workers=1,
+        progress=progress,
+        resume=resume,
+        overwrite=overwrite,
+    )
+
+
+def _write_chunk(fields: Mapping[Grid, Mapping[str, NDArray[Any]]], store: FieldStore, samples: slice) -> int:
+    """Write the samples of a chunk at every level that holds any; returns how many they are."""
+    rows = {grid: store.layout.rows_of(key, samples) for key, grid in store.layout.grids.items()}
+    store.write(
+        samples,
+        {
+            grid: {name: values[rows[grid]] for name, values in variables.items()}
+            for grid, variables in fields.items()
+            if rows[grid].start < rows[grid].stop
+        },
+    )
+    return samples.stop - samples.start
 
 
 def _load_pt(file: Path, n: int) -> dict[str, NDArray[Any]]:

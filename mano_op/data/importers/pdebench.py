@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +14,20 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from mano_op.data.fields import write_fields
-from mano_op.data.importers.lazy import Files, dataset, in_order, joined, lazy, open_hdf5, same, sizes
+from mano_op.data.importers.lazy import (
+    WHOLE,
+    Files,
+    befores,
+    chunk_of,
+    dataset,
+    in_order,
+    joined,
+    lazy,
+    open_hdf5,
+    same,
+    sizes,
+    stamps,
+)
 from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
 
@@ -88,7 +102,8 @@ def import_pdebench(
     """
     paths = in_order(files)
     with ExitStack() as stack:
-        read = {file: _read(file, open_hdf5(stack, file), variables) for file in paths}
+        opened = {file: open_hdf5(stack, file) for file in paths}
+        read = {file: _read(file, root, variables) for file, root in opened.items()}
         first = read[paths[0]]
         for file, (fields, _) in read.items():
             if list(fields) != list(first[0]):
@@ -98,6 +113,11 @@ def import_pdebench(
             for name in first[1]
         }
         spatial = [name for name in _AXES if name in coordinates]
+        shape = tuple(len(coordinates[name]) for name in spatial)
+        counts = {file: len(next(iter(fields.values()))) for file, (fields, _) in read.items()}
+        splits, before = sizes(files, counts), befores(counts)
+        chunk = chunk_of(options, math.prod(shape), splits)
+        read = {file: _read(file, root, variables, chunk, before[file]) for file, root in opened.items()}
         data: dict[str, Any] = {}
         for name, array in first[0].items():
             steady = array.ndim == 1 + len(spatial)
@@ -105,28 +125,30 @@ def import_pdebench(
             data[name] = (dims, joined([fields[name] for fields, _ in read.values()]))
         if all(array.ndim == 1 + len(spatial) for array in first[0].values()):
             coordinates.pop("time", None)
-        shape = tuple(len(coordinates[name]) for name in spatial)
-        counts = {file: len(next(iter(fields.values()))) for file, (fields, _) in read.items()}
         inputs = [name for name in data if name == "nu"]
         return write_fields(
             path,
             {shape: xr.Dataset(data, coordinates)},
             inputs=inputs,
             outputs=[name for name in data if name not in inputs],
-            splits=sizes(files, counts),
+            splits=splits,
             registration="cell",
             domain=domain,
             boundary_conditions=boundary_conditions,
             title=title,
-            provenance={"source": "PDEBench", "files": [file.name for file in paths]},
+            provenance={
+                "source": "PDEBench",
+                "files": [file.name for file in paths],
+                "files_as_read": stamps(paths),
+            },
             **options,
         )
 
 
 def _read(
-    path: Path, file: h5py.File, variables: tuple[str, ...]
+    path: Path, file: h5py.File, variables: tuple[str, ...], chunk: int = WHOLE, before: int = 0
 ) -> tuple[dict[str, da.Array], dict[str, NDArray[Any]]]:
-    """The fields of a file, samples first, and its coordinates."""
+    """The fields of a file, samples first, in pieces as `lazy` has them, and its coordinates."""
     if "x-coordinate" not in file:
         return _groups(path, file, variables)
     coordinates = {
@@ -134,7 +156,9 @@ def _read(
     }
     known = {f"{axis}-coordinate" for axis in (*_AXES, "t")}
     names = [name for name in file if name not in known and isinstance(file[name], h5py.Dataset)]
-    fields = {name: lazy(dataset(file, name)) for name in names if file[name].ndim > len(coordinates)}
+    fields = {
+        name: lazy(dataset(file, name), chunk, before) for name in names if file[name].ndim > len(coordinates)
+    }
     if not fields:
         raise InputError(f"{path} has {', '.join(file)}; expected 'tensor', or fields by their names")
     if "nu" in fields:
@@ -171,7 +195,9 @@ def _groups(
         raise InputError(f"variables={names} for {n_channels} channels in {path}; expected one name for each")
     stacked = da.stack([da.from_array(sample, chunks=sample.shape) for sample in samples])
     fields = {name: stacked[..., i] for i, name in enumerate(names)}
-    grid = groups[0]["grid"]
+    grid = groups[0].get("grid")
+    if not isinstance(grid, h5py.Group):
+        raise InputError(f"{path}, {groups[0].name} has no group 'grid' with coordinates; expected one")
     coordinates = {axis: dataset(grid, axis)[:] for axis in _AXES if axis in grid}
     return fields, {**coordinates, "time": _times(path, dataset(grid, "t")[:], {samples[0].shape[0]})}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
@@ -12,7 +13,20 @@ import h5py
 import xarray as xr
 
 from mano_op.data.fields import write_fields
-from mano_op.data.importers.lazy import Files, dataset, in_order, joined, lazy, open_hdf5, same, sizes
+from mano_op.data.importers.lazy import (
+    WHOLE,
+    Files,
+    befores,
+    chunk_of,
+    dataset,
+    in_order,
+    joined,
+    lazy,
+    open_hdf5,
+    same,
+    sizes,
+    stamps,
+)
 from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
 from mano_op.grid import Registration
@@ -33,6 +47,9 @@ def import_the_well(
     not vary in time are inputs, those that do are outputs; fields that are the same for all samples, or
     along an axis, are repeated. Axes and their boundary conditions, "periodic", "wall" or "open", are the
     file's; with different kinds at the two ends of an axis, it is "mixed".
+
+    The ``scalars`` of a file that are one number, a Reynolds number say, are kept in ``provenance``; those
+    that differ from sample to sample, or from time to time, are left out.
 
     The format does not say whether coordinates are of cells or of nodes, nor where the domain ends, so both
     have to be given, and are checked against the coordinates.
@@ -62,7 +79,7 @@ def import_the_well(
     with ExitStack() as stack:
         opened = {file: open_hdf5(stack, file) for file in paths}
         axes = {file: _axes(file, root) for file, root in opened.items()}
-        read = {file: _fields(file, root, axes[file]) for file, root in opened.items()}
+        read = {file: _fields(file, root, axes[file]) for file, root in opened.items()}  # what there is
         names, conditions = list(read[paths[0]]), _conditions(opened[paths[0]], axes[paths[0]])
         for file, root in opened.items():
             if (axes[file], list(read[file])) != (axes[paths[0]], names):
@@ -76,6 +93,11 @@ def import_the_well(
             name: same(name, [(file, dataset(root["dimensions"], name)[:]) for file, root in opened.items()])
             for name in (*spatial, "time")
         }
+        shape = tuple(len(coordinates[name]) for name in spatial)
+        counts = {file: int(root.attrs["n_trajectories"]) for file, root in opened.items()}
+        splits, before = sizes(files, counts), befores(counts)
+        chunk = chunk_of(options, math.prod(shape), splits)
+        read = {file: _fields(file, root, spatial, chunk, before[file]) for file, root in opened.items()}
         data = {
             name: (
                 ("sample", *(["time"] if varies else []), *spatial),
@@ -86,19 +108,22 @@ def import_the_well(
         varying = [name for name, (varies, _) in read[paths[0]].items() if varies]
         if not varying:
             coordinates.pop("time")
-        shape = tuple(len(coordinates[name]) for name in spatial)
-        counts = {file: int(root.attrs["n_trajectories"]) for file, root in opened.items()}
         options.setdefault("title", str(opened[paths[0]].attrs.get("dataset_name", "The Well")))
         return write_fields(
             path,
             {shape: xr.Dataset(data, coordinates)},
             inputs=[name for name in names if name not in varying],
             outputs=varying,
-            splits=sizes(files, counts),
+            splits=splits,
             registration=registration,
             domain=domain,
             boundary_conditions=conditions,
-            provenance={"source": "The Well", "files": [file.name for file in paths]},
+            provenance={
+                "source": "The Well",
+                "files": [file.name for file in paths],
+                "files_as_read": stamps(paths),
+                "scalars": {file.name: _scalars(root) for file, root in opened.items()},
+            },
             **options,
         )
 
@@ -117,8 +142,19 @@ def _axes(path: Path, root: h5py.File) -> tuple[str, ...]:
     return tuple(_text(name) for name in root["dimensions"].attrs["spatial_dims"])
 
 
-def _fields(path: Path, root: h5py.File, axes: tuple[str, ...]) -> dict[str, tuple[bool, da.Array]]:
-    """For each variable whether it varies in time, and its values, samples first."""
+def _scalars(root: h5py.File) -> dict[str, Any]:
+    """The numbers that hold for all of a file, such as a Reynolds number; others are left out."""
+    group = root.get("scalars", {})
+    nodes = {name: group[name] for name in group if isinstance(group[name], h5py.Dataset)}
+    return {
+        name: node[()].item() for name, node in nodes.items() if node.size == 1 and node.dtype.kind in "biuf"
+    }
+
+
+def _fields(
+    path: Path, root: h5py.File, axes: tuple[str, ...], chunk: int = WHOLE, before: int = 0
+) -> dict[str, tuple[bool, da.Array]]:
+    """For each variable whether it varies in time, and its values, samples first, in pieces as `lazy`."""
     found: dict[str, tuple[bool, da.Array]] = {}
     n, steps = int(root.attrs["n_trajectories"]), len(dataset(root["dimensions"], "time"))
     points = tuple(len(dataset(root["dimensions"], name)) for name in axes)
@@ -126,6 +162,10 @@ def _fields(path: Path, root: h5py.File, axes: tuple[str, ...]) -> dict[str, tup
         group = root.get(f"t{order}_fields", {})
         for name in group:
             node = dataset(group, name)
+            if missing := [flag for flag in ("sample_varying", "time_varying") if flag not in node.attrs]:
+                raise InputError(
+                    f"{path}, {name} has no attribute {missing[0]!r}; expected The Well's format"
+                )
             flags = {flag: bool(node.attrs[flag]) for flag in ("sample_varying", "time_varying")}
             along = [bool(varies) for varies in node.attrs.get("dim_varying", [True] * len(axes))]
             components = (len(axes),) * order if node.ndim - sum(along) - sum(flags.values()) == order else ()
@@ -135,7 +175,9 @@ def _fields(path: Path, root: h5py.File, axes: tuple[str, ...]) -> dict[str, tup
             expected = (*leading, *kept, *components, *flat)
             if node.shape != expected:
                 raise InputError(f"{path}, {name}: shape {node.shape}, its attributes say {expected}")
-            values = lazy(node).reshape((*leading, *kept, *([len(axes) ** order] if order else [])))
+            # What is the same for all samples is read as one piece.
+            parts = lazy(node, chunk, before) if flags["sample_varying"] else lazy(node, WHOLE)
+            values = parts.reshape((*leading, *kept, *([len(axes) ** order] if order else [])))
             values = _repeated(values, n, flags, along, points, order > 0)
             if not order:
                 found[name] = (flags["time_varying"], values)
