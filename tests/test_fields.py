@@ -8,6 +8,8 @@ from helpers import waves
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mano_op.data.check import check_store
+from mano_op.data.coarsen import coarsen_store
 from mano_op.data.coordinates import _domain
 from mano_op.data.fields import write_fields
 from mano_op.data.store import open_store
@@ -287,3 +289,78 @@ def test_a_store_may_be_rewritten_from_itself(tmp_path):
     assert store.inputs == ("a",)
     expected = 2 * waves(range(8), NODES)["u"].astype(np.float32)
     np.testing.assert_array_equal(open_store(path).read((6, 4), "u"), expected)
+
+
+# ------------------------------------------------------------------------------------- coordinates
+
+
+def about_x(data, **attributes):
+    data = data.copy()
+    data["x"] = data["x"].assign_attrs(attributes)
+    return data
+
+
+def test_what_is_said_of_a_coordinate_is_kept(tmp_path):
+    said = {"units": "km", "standard_name": "projection_x_coordinate", "long_name": "east of the gauge"}
+    store = write(tmp_path / "a.zarr", {(6, 4): about_x(labelled(NODES), **said)})
+    level = xr.open_zarr(store.path, group="r6x4")
+    assert {name: level["x"].attrs[name] for name in said} == said
+    assert level["y"].attrs["units"] == "1"
+    assert open_store(store.path).layout.coordinates == {"y": {"units": "1", "long_name": "y"}, "x": said}
+    coarse = coarsen_store(store, tmp_path / "b.zarr", [(3, 2)], method="mean", progress=False)
+    assert coarse.layout.coordinates == store.layout.coordinates
+    assert check_store(coarse.path, progress=False) == []
+
+
+def test_coordinates_in_two_units_are_refused(tmp_path):
+    fields = {
+        (6, 4): about_x(labelled(NODES), units="km"),
+        (12, 8): about_x(labelled(NODES.refine()), units="m"),
+    }
+    with pytest.raises(InputError, match=r"axis 'x' has other attributes .*'km'.*'m'.*one unit"):
+        write(tmp_path / "a.zarr", fields)
+    with pytest.raises(InputError, match=r"axis 'x' has other attributes .*'km'.*'1'.*one unit"):
+        write(tmp_path / "a.zarr", {**fields, (12, 8): labelled(NODES.refine())})
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("units", ["degrees_north", "degree_east", "degreesN"])
+def test_degrees_on_a_sphere_are_refused(tmp_path, units):
+    with pytest.raises(InputError, match=f"axis 'x' is in {units}, on a sphere.*Cartesian.*Project"):
+        write(tmp_path / "a.zarr", {(6, 4): about_x(labelled(NODES), units=units)})
+    assert not any(tmp_path.iterdir())
+    assert write(tmp_path / "a.zarr", {(6, 4): about_x(labelled(NODES), units="degrees")}).complete
+
+
+def test_each_axis_may_have_a_registration_of_its_own(tmp_path):
+    """Walls with points on both of them, in a channel that wraps."""
+    y, x = Axis("y", 7, 0.0, 1.0, "node_both"), Axis("x", 4, 0.0, 2.0, "node", periodic=True)
+    channel, fine = Grid((y, x)), Grid((y, x)).refine()
+    options = {
+        "registration": {"y": "node_both", "x": "node"},
+        "boundary_conditions": {"y": "wall", "x": "periodic"},
+    }
+    store = write(tmp_path / "a.zarr", {(7, 4): labelled(channel), (13, 8): labelled(fine)}, **options)
+    assert list(open_store(store.path).grids.values()) == [channel, fine]
+    for grid in (channel, fine):
+        assert_holds(store, grid, range(8))
+    assert check_store(store.path, progress=False) == []
+    with pytest.raises(InputError, match=r"right for y = 0, .*if that is not the domain"):
+        write(tmp_path / "b.zarr", {(7, 4): labelled(channel)}, domain=None, **options)
+    with pytest.raises(
+        InputError, match=r"expected one word, or one for each of y, x: node, node_both or cell"
+    ):
+        write(tmp_path / "b.zarr", {(7, 4): labelled(channel)}, registration={"y": "node_both"})
+
+
+def test_dates_of_another_calendar_and_missing_dates_are_refused(tmp_path):
+    other = in_time(NODES, [0.0, 59.0])
+    other["time"] = other["time"].assign_attrs(units="days since 2001-01-01", calendar="noleap")
+    with pytest.raises(InputError, match=r"calendar 'noleap'.*Give the times as numbers"):
+        write(tmp_path / "a.zarr", {(6, 4): other})
+    civil = in_time(NODES, [0.0, 59.0])
+    civil["time"] = civil["time"].assign_attrs(units="days since 2001-01-01", calendar="proleptic_gregorian")
+    assert write(tmp_path / "a.zarr", {(6, 4): civil}).layout.time_units == "days since 2001-01-01"
+    missing = in_time(NODES, np.array(["2001-01-01", "NaT"], "datetime64[ns]"))
+    with pytest.raises(InputError, match="a time is missing"):
+        write(tmp_path / "b.zarr", {(6, 4): missing})

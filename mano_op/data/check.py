@@ -125,6 +125,9 @@ def _labels(store: FieldStore, root: zarr.Group, key: str) -> Iterator[str]:
         where, bounds = f"{key}/{axis.name}", f"{axis.name}_bnds"
         if array(root, where).attrs.get("bounds") != bounds:
             yield f"{where}: attribute bounds={array(root, where).attrs.get('bounds')!r}, expected {bounds!r}"
+        for about, expected in layout.coordinates[axis.name].items():
+            if (given := array(root, where).attrs.get(about)) != expected:
+                yield f"{where}: attribute {about}={given!r}, another level has {expected!r}"
         if not np.allclose(values_of(root, f"{key}/{bounds}"), axis.bounds, rtol=0, atol=1e-6 * axis.spacing):
             what = f"the interval that each point of a {axis.registration} axis stands for"
             yield f"{key}/{bounds}: expected {what}"

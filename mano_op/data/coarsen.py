@@ -112,6 +112,7 @@ def coarsen_store(
         "times": source.layout.times,
         "time_units": source.layout.time_units,
         "chunk_times": source.layout.chunk_times if source.layout.times else None,
+        "coordinates": source.layout.coordinates,
     }
     provenance = {
         "coarsened": {"store": source.name, "level": finest, "method": chosen},

@@ -13,7 +13,16 @@ import xarray as xr
 
 from mano_op.boundary import Boundary
 from mano_op.data.chunking import chunk_for
-from mano_op.data.coordinates import Domain, Shape, domain_of, grid_of, times_of
+from mano_op.data.coordinates import (
+    Domain,
+    Registrations,
+    Shape,
+    coordinates_of,
+    domain_of,
+    grid_of,
+    registrations_of,
+    times_of,
+)
 from mano_op.data.jobs import write_store
 from mano_op.data.layout import Levels, Variable, check_splits
 from mano_op.data.store import FieldStore
@@ -33,7 +42,7 @@ def write_fields(
     inputs: Sequence[str],
     outputs: Sequence[str],
     splits: Mapping[str, int],
-    registration: Registration,
+    registration: Registration | Registrations,
     boundary_conditions: Mapping[str, str],
     boundary_values: Mapping[str, Boundary] | None = None,
     domain: Domain | None = None,
@@ -50,8 +59,12 @@ def write_fields(
 
     Variables have the dimensions ``("sample", *axes)``, or ``("sample", "time", *axes)`` if they vary in
     time, and every dimension but the first has a coordinate. They are read
-    and written chunk by chunk, so data sets behind dask may be larger than memory. Units, long_name
-    and cell_methods are taken from the variables' attributes.
+    and written chunk by chunk, so data sets behind dask may be larger than memory.
+
+    Units, long_name and cell_methods are taken from the variables' attributes, and units, long_name and
+    standard_name from those of the coordinates; they have to be the same at every resolution. Where one is
+    missing it is what CF says that this means: without units a number has the unit "1", and without
+    cell_methods it is a value at a point, "area: point".
 
     Parameters
     ----------
@@ -64,8 +77,10 @@ def write_fields(
         Sizes of the splits, in the order of the samples: ``{"train": 1000, "test": 50}`` makes the first
         1000 the training split. A data set that holds only some of the splits says which by an integer
         coordinate "sample" that numbers its samples among all of them.
-    registration : {"node", "node_both", "cell"}
-        Where points lie; see `mano_op.grid`. Never guessed: the coordinates are checked against it.
+    registration : {"node", "node_both", "cell"} or mapping
+        Where points lie; see `mano_op.grid`. One for all axes, or for each, such as
+        ``{"y": "node_both", "x": "node"}`` between walls with points on both of them, along an axis that
+        wraps. Never guessed: the coordinates are checked against it.
     boundary_conditions : mapping of str to str
         For each axis: "periodic", which also makes the axis of the grid wrap, "dirichlet", "neumann",
         "robin", "wall", "open", "mixed" or "unknown".
@@ -118,6 +133,7 @@ def write_fields(
     check_splits(splits)
     names = [*inputs, *outputs]
     axes, varying = _check_variables(fields, names)
+    registration = registrations_of(registration, axes)
     times, time_units = times_of(fields) if varying else ([], "1")
     periodic = {axis: bc == "periodic" for axis, bc in boundary_conditions.items()}
     grids: dict[Grid, xr.Dataset] = {}
@@ -141,6 +157,7 @@ def write_fields(
         "times": times,
         "time_units": time_units,
         "chunk_times": chunk_times,
+        "coordinates": coordinates_of(fields, axes),
     }
     return write_store(
         Path(path).absolute(),

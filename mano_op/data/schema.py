@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from mano_op.data.layout import Layout, Variable
+from mano_op.data.layout import COORDINATE_ATTRIBUTES, Layout, Variable
 from mano_op.errors import InputError
 from mano_op.grid import Axis, Grid
 
@@ -71,8 +71,8 @@ def open_root(path: Path | str | Store, storage_options: Mapping[str, Any] | Non
         root = zarr.open_group(path, mode="r", zarr_format=3, storage_options=options)
     except (*DAMAGED, ImportError) as error:  # the last where fsspec lacks what speaks to that address
         raise InputError(
-            f"{path} is no zarr store of format 3, or its zarr.json is damaged ({type(error).__name__}: {error}); "
-            "give the path of a store, or restore that file"
+            f"{path} is no zarr store of format 3: {type(error).__name__}: {error}. Give the path of a store; "
+            "if it is one, its zarr.json is damaged, restore that"
         ) from error
     if root.attrs.get("format") != FORMAT:
         raise InputError(
@@ -204,7 +204,8 @@ def _create_level(root: zarr.Group, layout: Layout, key: str) -> None:
     for axis in grid:
         bounds = f"{axis.name}_bnds"
         cf_axis = {"axis": axis.name.upper()} if axis.name in ("x", "y", "z") else {}
-        label(axis.name, axis.points, (axis.name,), units="1", long_name=axis.name, bounds=bounds, **cf_axis)
+        about = layout.coordinates[axis.name]
+        label(axis.name, axis.points, (axis.name,), **about, bounds=bounds, **cf_axis)
         label(bounds, axis.bounds, (axis.name, "bnds"))
     for variable in layout.variables:
         time = variable.time
@@ -308,6 +309,7 @@ def _read_layout(root: zarr.Group) -> Layout:
         levels=attributes["levels"],
         chunk=attributes["samples_per_chunk"],
         held=held,
+        coordinates={name: read_coordinate(root, assets[0], name) for name in spatial},
         **_times(root, assets[0], attributes),
     )
 
@@ -322,9 +324,15 @@ def read_statistics(root: zarr.Group) -> dict[str, dict[str, float]]:
         }
     except DAMAGED as error:
         raise InputError(
-            f"{root.store_path}: attribute statistics={told!r:.80}; expected a mean and a std for each variable, "
-            "under 'variables': restore the store or make it anew"
+            f"{root.store_path}: attribute statistics={told!r:.80}; expected a mean and a std for each "
+            "variable, under 'variables': restore the store or make it anew"
         ) from error
+
+
+def read_coordinate(root: zarr.Group, key: str, name: str) -> dict[str, str]:
+    """What a level says of the coordinate of an axis, of the attributes that a layout has."""
+    attributes = array(root, f"{key}/{name}").attrs
+    return {about: str(attributes[about]) for about in COORDINATE_ATTRIBUTES if about in attributes}
 
 
 def _times(root: zarr.Group, key: str, attributes: Mapping[str, Any]) -> dict[str, Any]:

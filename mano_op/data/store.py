@@ -65,6 +65,7 @@ def create_store(
     times: Sequence[float] = (),
     time_units: str = "1",
     chunk_times: int | None = None,
+    coordinates: Mapping[str, Mapping[str, str]] | None = None,
     overwrite: bool = False,
 ) -> FieldStore:
     """Lay out an empty store: all labels, no fields yet.
@@ -97,6 +98,9 @@ def create_store(
         As UDUNITS writes them: "s", "days since 2000-01-01"; "1" for a time without units.
     chunk_times : int, optional
         Times to a chunk; all of them if not given. Windows of a few steps read faster from chunks as long.
+    coordinates : mapping of str to mapping, optional
+        Of axes, the units ("1" if not given), long_name and standard_name of their coordinates:
+        ``{"x": {"units": "km"}}``.
     overwrite : bool
         Replace a store that lies at `path`, once this one is finished. Nothing but a store is ever replaced.
 
@@ -133,6 +137,7 @@ def create_store(
         times=times,
         time_units=time_units,
         chunk_times=chunk_times,
+        coordinates=coordinates,
     )
     attributes = root_attributes(layout, title, provenance)
     place = place_of(path)
