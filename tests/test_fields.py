@@ -275,9 +275,53 @@ def test_a_nan_is_named_and_leaves_what_was_there(tmp_path, there):
     data["a"][5, 0, 0] = np.nan
     with pytest.raises(InputError, match="r6x4/a: sample 5 has a NaN"):
         write(tmp_path / "a.zarr", {(6, 4): data}, chunk=2, overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"] * there
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"a.zarr.partial"} | ({"a.zarr"} if there else set())
     if there:
         assert_holds(open_store(tmp_path / "a.zarr"), NODES, range(8))
+
+
+def test_what_comes_before_a_nan_is_kept_and_gone_on_with(tmp_path):
+    data, path = labelled(NODES), tmp_path / "a.zarr"
+    spoilt = data.copy(deep=True)
+    spoilt["a"][5, 0, 0] = np.nan
+    with pytest.raises(InputError, match="sample 5 has a NaN"):
+        write(path, {(6, 4): spoilt}, chunk=2)
+    with pytest.raises(InputError, match="sample 5 has a NaN"):  # again: nothing is lost by trying
+        write(path, {(6, 4): spoilt}, chunk=2, resume=True)
+    assert open_store(path, incomplete=True).pending()[0].start == 4
+    with pytest.raises(InputError, match=r"r6x4/u: samples 0 to 1 were written with other values"):
+        write(
+            path,
+            {(6, 4): data.assign(u=2 * data["u"]).assign(u=lambda d: d.u.assign_attrs(data.u.attrs))},
+            chunk=2,
+            resume=True,
+        )
+    assert_holds(write(path, {(6, 4): data}, chunk=2, resume=True), NODES, range(8))
+    assert [found.name for found in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_a_nan_at_the_start_leaves_nothing(tmp_path):
+    data = labelled(NODES)
+    data["a"][0, 0, 0] = np.nan
+    with pytest.raises(InputError, match="sample 0 has a NaN"):
+        write(tmp_path / "a.zarr", {(6, 4): data})
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "message"),
+    [
+        ({(6, 4): "runs.nc"}, {}, r"at \(6, 4\) is a str; expected a Dataset: open a file"),
+        ({(6, 4): labelled(NODES)["u"]}, {}, r"at \(6, 4\) is a DataArray; expected a Dataset"),
+        ({(6, 4): labelled(NODES)}, {"splits": [5, 3]}, r"splits=\[5, 3\]; expected the number of samples"),
+        ({(6, 4): labelled(NODES).isel(sample=0)}, {}, r"data.expand_dims\('sample'\)"),
+    ],
+)
+def test_what_is_no_data_set_and_no_split_is_said(tmp_path, fields, options, message):
+    with pytest.raises(InputError, match=message):
+        write(tmp_path / "a.zarr", fields, **options)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_store_may_be_rewritten_from_itself(tmp_path):

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from mano_op.boundary import Boundary
 from mano_op.data.chunking import chunk_for
@@ -97,8 +98,8 @@ def write_fields(
     progress : bool
         Whether to show a progress bar on stderr.
     resume : bool
-        Go on with a store that a power cut or a full disk interrupted, from the same data sets and with the
-        same options.
+        Go on with a store that a power cut, a full disk or a refused value interrupted, from the same data
+        sets and with the same options. Some of what was written is compared with the data sets first.
 
     Returns
     -------
@@ -108,8 +109,8 @@ def write_fields(
     Raises
     ------
     InputError
-        Before anything is written, if labels do not fit; while writing, if a value is not finite. What was
-        written is then removed, and a store that was to be replaced is still there.
+        Before anything is written, if labels do not fit; while writing, if a value is not finite. The chunks
+        before it are then kept for `resume`, and a store that was to be replaced is still there.
 
     Examples
     --------
@@ -130,6 +131,12 @@ def write_fields(
     for what, given in (("inputs", inputs), ("outputs", outputs)):
         if isinstance(given, str):
             raise InputError(f"{what}={given!r}; expected a list of names: {what}=[{given!r}]")
+    for resolution, data in fields.items():
+        if not isinstance(data, xr.Dataset):
+            raise InputError(
+                f"fields at {resolution} is a {type(data).__name__}; expected a Dataset: open a file with "
+                "`xarray.open_dataset`, and make one of arrays with `xarray.Dataset({name: array})`"
+            )
     check_splits(splits)
     names = [*inputs, *outputs]
     axes, varying = _check_variables(fields, names)
@@ -169,7 +176,7 @@ def write_fields(
         progress=progress,
         resume=resume,
         overwrite=overwrite,
-        keep_refused=False,
+        check=partial(_check_chunk, grids, names),
     )
 
 
@@ -177,14 +184,37 @@ def _write_chunk(
     sources: Mapping[Grid, xr.Dataset], names: Sequence[str], store: FieldStore, samples: slice
 ) -> int:
     """Read one chunk of samples of every data set that holds any, and write it; returns how many they are."""
+    store.write(samples, _pieces(sources, names, store, samples))
+    return samples.stop - samples.start
+
+
+def _pieces(
+    sources: Mapping[Grid, xr.Dataset], names: Sequence[str], store: FieldStore, samples: slice
+) -> dict[Grid, dict[str, NDArray[Any]]]:
+    """The values of some samples, of every data set that holds any of them."""
     pieces = {}
     for grid, data in sources.items():
         rows = store.layout.rows_of(store.key(grid), samples)
         if rows.start < rows.stop:
             loaded = data[list(names)].isel(sample=rows).compute(scheduler="threads")
             pieces[grid] = {name: loaded[name].values for name in names}
-    store.write(samples, pieces)
-    return samples.stop - samples.start
+    return pieces
+
+
+def _check_chunk(
+    sources: Mapping[Grid, xr.Dataset], names: Sequence[str], store: FieldStore, samples: slice
+) -> None:
+    """Refuse to go on with a store that has other values in some samples than the data sets."""
+    for grid, piece in _pieces(sources, names, store, samples).items():
+        key = store.key(grid)
+        for name, values in piece.items():
+            written = store.read(key, name, store.layout.rows_of(key, samples))
+            if not np.array_equal(values.astype(np.float32), written):
+                raise InputError(
+                    f"{store.path}, {key}/{name}: samples {samples.start} to {samples.stop - 1} were written "
+                    "with other values than the data set has now. To resume, pass the data sets that it was "
+                    "begun with, or overwrite=True to start anew"
+                )
 
 
 def _check_variables(
@@ -214,7 +244,8 @@ def _check_variables(
     ):
         raise InputError(
             f"dimensions {sorted(found)}; expected ('sample', ...) or ('sample', 'time', ...) and then the "
-            "same axes for all variables at all resolutions: rename and transpose the data sets first"
+            "same axes for all variables at all resolutions: first `data.rename(run='sample')`, "
+            "`data.transpose(...)`, or `data.expand_dims('sample')` for a single sample"
         )
     axes = first[1:]
     for resolution, data in fields.items():

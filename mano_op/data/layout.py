@@ -338,6 +338,10 @@ def _domain(grid: Grid) -> list[tuple[object, ...]]:
 
 def check_splits(splits: Mapping[str, int]) -> None:
     """Refuse splits without samples, sizes that are no whole numbers, and a plan without splits."""
+    if not isinstance(splits, Mapping):
+        raise InputError(
+            f"splits={splits!r}; expected the number of samples of each, such as {{'train': 100, 'test': 10}}"
+        )
     if not splits:
         raise InputError("no splits: give the number of samples of each, such as {'train': 100, 'test': 10}")
     for split, size in splits.items():

@@ -71,8 +71,8 @@ def open_root(path: Path | str | Store, storage_options: Mapping[str, Any] | Non
         root = zarr.open_group(path, mode="r", zarr_format=3, storage_options=options)
     except (*DAMAGED, ImportError) as error:  # the last where fsspec lacks what speaks to that address
         raise InputError(
-            f"{path} is no zarr store of format 3: {type(error).__name__}: {error}. Give the path of a store; "
-            "if it is one, its zarr.json is damaged, restore that"
+            f"{path} is no zarr store of format 3: {type(error).__name__}: {error}. Give the path of a "
+            "store; if it is one, its zarr.json is damaged, restore that"
         ) from error
     if root.attrs.get("format") != FORMAT:
         raise InputError(
