@@ -167,7 +167,7 @@ def write_fields(
         "coordinates": coordinates_of(fields, axes),
     }
     return write_store(
-        Path(path).absolute(),
+        path,
         plan,
         provenance or {},
         partial(_write_chunk, grids, names),

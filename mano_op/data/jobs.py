@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from mano_op.data.layout import Layout
-from mano_op.data.schema import partial_path
+from mano_op.data.schema import partial_path, path_of
 from mano_op.data.store import FieldStore, create_store, open_store
 from mano_op.errors import InputError
 
@@ -37,7 +37,7 @@ def only_writer(path: str | Path) -> Iterator[Path]:
     InputError
         If another process holds it.
     """
-    path = Path(path).absolute()
+    path = path_of(path)
     file = path.with_name(path.name + ".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def only_writer(path: str | Path) -> Iterator[Path]:
 
 
 def write_store(
-    path: Path,
+    path: str | Path,
     plan: Mapping[str, Any],
     provenance: Mapping[str, Any],
     write: Callable[[FieldStore, slice], int],
@@ -77,7 +77,7 @@ def write_store(
 
     Parameters
     ----------
-    path : Path
+    path : path
     plan : mapping
         Arguments of `Layout.plan`.
     provenance : mapping

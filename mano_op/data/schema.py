@@ -60,6 +60,16 @@ def place_of(path: str | Path) -> Path | str:
     return path if isinstance(path, str) and "://" in path else Path(path).absolute()
 
 
+def path_of(path: str | Path) -> Path:
+    """A full path on the file system, where stores can be written."""
+    place = place_of(path)
+    if isinstance(place, str):
+        raise InputError(
+            f"{path}: a store is written to a file system; write it there, and copy it when finished"
+        )
+    return place
+
+
 def open_root(path: Path | str | Store, storage_options: Mapping[str, Any] | None = None) -> zarr.Group:
     """The root of the store at `path`, for reading, if it is one that we can read."""
     if isinstance(path, Path) and not path.exists():

@@ -33,6 +33,7 @@ from mano_op.data.schema import (
     lay_out,
     open_root,
     partial_path,
+    path_of,
     place_of,
     put_in_place,
     read_layout,
@@ -140,12 +141,7 @@ def create_store(
         coordinates=coordinates,
     )
     attributes = root_attributes(layout, title, provenance)
-    place = place_of(path)
-    if isinstance(place, str):
-        raise InputError(
-            f"{path}: a store is written to a file system; write it there, and copy it when finished"
-        )
-    path = place
+    path = path_of(path)
     clear(path, overwrite)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
