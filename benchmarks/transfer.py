@@ -2,15 +2,16 @@
 
 Settings:
 
-* ``small``: neuraloperator's small Darcy set, trained at 16 (1000 fields), judged at 16 and 32 (50 fields). Its
-  files are not kept here (`neuralop.data.datasets.load_darcy_flow_small` downloads them): give their folder.
+* ``small``: neuraloperator's small Darcy set, trained at 16 (1000 fields), judged at 16 and 32 (50 fields).
+  Its files are not kept here (`neuralop.data.datasets.load_darcy_flow_small` downloads them): give their
+  folder.
 * ``coarse``: Darcy flow of our own solver, trained at 16 (1000 fields), judged at 16 to 128 (100 fields).
 * ``fine``: the same flow, trained at 64 (250 fields), judged at 16 to 256.
 
-All models have 30 epochs in batches of 20, the relative L2 loss and neuraloperator's Trainer, and see every batch
-in one of the eight positions of the square; FNO also without that, as it is usually trained. MANO's options were
-found on the tests of ``small`` with one seed (`docs/experiments.md`), so its numbers there are optimistic; those of
-the other settings were not looked at before. Run:
+All models have 30 epochs in batches of 20, the relative L2 loss and neuraloperator's Trainer, and see every
+batch in one of the eight positions of the square; FNO also without that, as it is usually trained. MANO's
+options were found on the tests of ``small`` with one seed (`docs/experiments.md`), so its numbers there are
+optimistic; those of the other settings were not looked at before. Run:
 
     python benchmarks/transfer.py small --data FOLDER_WITH_THE_PT_FILES
     python benchmarks/transfer.py coarse fine

@@ -262,7 +262,13 @@ def _info(args: argparse.Namespace) -> None:
     from mano_op.data.describe import describe
     from mano_op.data.store import open_store
 
-    print(describe(open_store(args.store, incomplete=not args.store.exists())))
+    unfinished = isinstance(args.store, Path) and not args.store.exists()
+    print(describe(open_store(args.store, incomplete=unfinished)))
+
+
+def _place(text: str) -> str | Path:
+    """A path, or an address that fsspec knows, which a path would make another one of: s3://bucket/a.zarr."""
+    return text if "://" in text else Path(text)
 
 
 def _resolution(text: str) -> int | tuple[int, ...]:
@@ -387,7 +393,7 @@ def _parser() -> argparse.ArgumentParser:
         help="darcy, poisson, burgers, navier_stokes, fitzhugh_nagumo, or the path of a recipe as in "
         "data/recipes, whose values the flags replace",
     )
-    generate.add_argument("store", type=Path, help="the store to make, NAME.zarr")
+    generate.add_argument("store", type=_place, help="the store to make, NAME.zarr")
     generate.add_argument(
         "--resolutions",
         type=_resolution,
@@ -426,8 +432,8 @@ def _parser() -> argparse.ArgumentParser:
         "make a store with coarser levels of another store's fields",
         interrupted="What is coarsened is kept: go on with --resume and the same options.",
     )
-    coarsen.add_argument("source", type=Path, help="the fields, NAME.zarr")
-    coarsen.add_argument("store", type=Path, help="the store to make, NAME.zarr")
+    coarsen.add_argument("source", type=_place, help="the fields, NAME.zarr or an address of them")
+    coarsen.add_argument("store", type=_place, help="the store to make, NAME.zarr")
     coarsen.add_argument(
         "--resolutions", type=_resolution, nargs="+", required=True, metavar="N|NxM", help="of the new levels"
     )
@@ -449,7 +455,7 @@ def _parser() -> argparse.ArgumentParser:
     pt = command(
         "neuralop", _import_neuralop, "neuraloperator's Darcy files, *.pt", formats, interrupted=kept
     )
-    pt.add_argument("store", type=Path, help="the store to make, NAME.zarr")
+    pt.add_argument("store", type=_place, help="the store to make, NAME.zarr")
     pt.add_argument("--resume", action="store_true", help="go on with an interrupted store")
     for split in ("train", "test"):
         pt.add_argument(
@@ -463,7 +469,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def from_files(name: str, function: Any, what: str, splits: bool = True) -> argparse.ArgumentParser:
         made = command(name, function, what, formats, interrupted=kept)
-        made.add_argument("store", type=Path, help="the store to make, NAME.zarr")
+        made.add_argument("store", type=_place, help="the store to make, NAME.zarr")
         made.add_argument("--resume", action="store_true", help="go on with an interrupted store")
         for split in ("train", "test") if splits else ():
             made.add_argument(
@@ -533,7 +539,7 @@ def _parser() -> argparse.ArgumentParser:
     nc.add_argument("--time", default="time", metavar="DIMENSION", help="of the times")
 
     train = command("train", _train, "train a model on one resolution of a store")
-    train.add_argument("store", type=Path, help="the fields, NAME.zarr")
+    train.add_argument("store", type=_place, help="the fields, NAME.zarr or an address of them")
     train.add_argument("run", type=Path, help="folder for the trained model")
     train.add_argument(
         "--resolution", type=_resolution, required=True, metavar="N|NxM", help="level to train on"
@@ -574,7 +580,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--device", default="cpu", help="as torch names it: cpu, cuda, cuda:1")
 
     transfer = command("transfer", _transfer, "judge trained models at several resolutions of a store")
-    transfer.add_argument("store", type=Path, help="the fields, NAME.zarr")
+    transfer.add_argument("store", type=_place, help="the fields, NAME.zarr or an address of them")
     transfer.add_argument("runs", type=Path, nargs="+", help="folders made by `mano-op train`")
     transfer.add_argument("--out", type=Path, required=True, help="folder for the report and its numbers")
     transfer.add_argument(
@@ -584,12 +590,12 @@ def _parser() -> argparse.ArgumentParser:
     transfer.add_argument("--title", default="Resolution transfer", help="of the report")
 
     info = command("info", _info, "say what a store holds", makes=False)
-    info.add_argument("store", type=Path, help="NAME.zarr, whole or partial")
+    info.add_argument("store", type=_place, help="NAME.zarr, whole or partial, or an address")
 
     check = command(
         "check", _check, "read all of a store and explain what is not as the format asks", makes=False
     )
-    check.add_argument("store", type=Path, help="NAME.zarr")
+    check.add_argument("store", type=_place, help="NAME.zarr or an address")
     check.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser
 

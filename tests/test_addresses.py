@@ -13,6 +13,7 @@ import zarr
 from helpers import wave_store, waves
 from zarr.storage import LocalStore, ObjectStore
 
+from mano_op.cli import main
 from mano_op.data.check import check_store
 from mano_op.data.coarsen import coarsen_store
 from mano_op.data.loaders import field_loaders
@@ -155,3 +156,39 @@ def test_a_version_in_icechunk_is_the_local_one(local, tmp_path):
             field_loaders(store, **options).train, field_loaders(local, **options).train, strict=True
         ):
             torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_the_command_line_reads_from_an_address(local, address, tmp_path, capsys):
+    assert main(["info", address]) == 0
+    assert f"({address})" in capsys.readouterr().out
+    assert main(["check", address, "--quiet"]) == 0
+    assert capsys.readouterr().out == f"{address}: as the format asks\n"
+    coarsen = [
+        "coarsen",
+        address,
+        str(tmp_path / "coarse.zarr"),
+        "--resolutions",
+        "3",
+        "--method",
+        "injection",
+    ]
+    assert main([*coarsen, "--quiet"]) == 0
+    np.testing.assert_array_equal(
+        open_store(tmp_path / "coarse.zarr").read(3, "u"), local.read(12, "u")[:, ::4, ::4]
+    )
+    model = ["--model", "fno", "--option", "n_modes=[2,2]", "--option", "hidden_channels=4"]
+    train = ["train", address, str(tmp_path / "fno"), "--resolution", "6", "--epochs", "1", *model]
+    assert main([*train, "--quiet"]) == 0
+    report = str(tmp_path / "report")
+    assert main(["transfer", address, str(tmp_path / "fno"), "--out", report, "--quiet"]) == 0
+    assert (tmp_path / "report" / "results.csv").exists()
+
+
+def test_the_command_line_writes_to_a_file_system(local, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    generate = "generate darcy memory://new.zarr --resolutions 8 --train 2 --test 0"
+    coarsen = f"coarsen {local.path} memory://new.zarr --resolutions 3 --method injection"
+    for command in (generate, coarsen):
+        assert main(command.split()) == 2
+        assert "memory://new.zarr: a store is written to a file system" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())

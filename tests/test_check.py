@@ -1,5 +1,6 @@
 """Each thing that can be wrong with a store is found and said, and nothing else is."""
 
+import json
 import shutil
 
 import numpy as np
@@ -148,3 +149,40 @@ def test_independent_levels_may_differ(tmp_path):
     assert len(check(store)) == 1
     root.update_attributes({"levels": "independent"})
     assert check(open_store(store.path)) == []
+
+
+@pytest.mark.parametrize("name", ["sample", "split", "y_bnds", "x_bnds"])
+@pytest.mark.parametrize("damage", ["flip", "empty", "truncate"])
+def test_a_damaged_label_is_named(store, name, damage):
+    file = next(path for path in (store.path / "r6x4" / name / "c").rglob("*") if path.is_file())
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes({"flip": bytes(content), "empty": b"", "truncate": bytes(content[:-3])}[damage])
+    (violation,) = check(store)
+    assert violation.startswith(f"r6x4/{name}: cannot be read (")
+    assert "restore it" in violation
+
+
+def test_no_flipped_bit_of_the_metadata_is_a_traceback(store):
+    generator = np.random.default_rng(0)
+    for file in [store.path / "zarr.json", store.path / "r6x4/u/zarr.json", store.path / "r12x8/y/zarr.json"]:
+        right = file.read_bytes()
+        # the labels of the root, and some of the copies of the others' that follow them
+        for position in generator.integers(0, len(right), 60):
+            content = bytearray(right)
+            content[position] ^= 1 << int(generator.integers(0, 8))
+            file.write_bytes(content)
+            assert all(isinstance(violation, str) for violation in check(store))
+        file.write_bytes(right)
+    assert check(store) == []
+
+
+@pytest.mark.parametrize("statistics", [3, None, {"variables": 3}, {"variables": {"u": {"mean": "x"}}}])
+def test_statistics_that_are_none(store, statistics):
+    file = store.path / "zarr.json"
+    metadata = json.loads(file.read_text())
+    metadata["attributes"]["statistics"] = statistics
+    file.write_text(json.dumps(metadata))
+    (violation,) = check(store)
+    assert "attribute statistics=" in violation
+    assert "restore the store" in violation

@@ -8,6 +8,8 @@ from helpers import waves
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mano_op.data.check import check_store
+from mano_op.data.coarsen import coarsen_store
 from mano_op.data.coordinates import _domain
 from mano_op.data.fields import write_fields
 from mano_op.data.store import open_store
@@ -273,9 +275,53 @@ def test_a_nan_is_named_and_leaves_what_was_there(tmp_path, there):
     data["a"][5, 0, 0] = np.nan
     with pytest.raises(InputError, match="r6x4/a: sample 5 has a NaN"):
         write(tmp_path / "a.zarr", {(6, 4): data}, chunk=2, overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"] * there
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"a.zarr.partial"} | ({"a.zarr"} if there else set())
     if there:
         assert_holds(open_store(tmp_path / "a.zarr"), NODES, range(8))
+
+
+def test_what_comes_before_a_nan_is_kept_and_gone_on_with(tmp_path):
+    data, path = labelled(NODES), tmp_path / "a.zarr"
+    spoilt = data.copy(deep=True)
+    spoilt["a"][5, 0, 0] = np.nan
+    with pytest.raises(InputError, match="sample 5 has a NaN"):
+        write(path, {(6, 4): spoilt}, chunk=2)
+    with pytest.raises(InputError, match="sample 5 has a NaN"):  # again: nothing is lost by trying
+        write(path, {(6, 4): spoilt}, chunk=2, resume=True)
+    assert open_store(path, incomplete=True).pending()[0].start == 4
+    with pytest.raises(InputError, match=r"r6x4/u: samples 0 to 1 were written with other values"):
+        write(
+            path,
+            {(6, 4): data.assign(u=2 * data["u"]).assign(u=lambda d: d.u.assign_attrs(data.u.attrs))},
+            chunk=2,
+            resume=True,
+        )
+    assert_holds(write(path, {(6, 4): data}, chunk=2, resume=True), NODES, range(8))
+    assert [found.name for found in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_a_nan_at_the_start_leaves_nothing(tmp_path):
+    data = labelled(NODES)
+    data["a"][0, 0, 0] = np.nan
+    with pytest.raises(InputError, match="sample 0 has a NaN"):
+        write(tmp_path / "a.zarr", {(6, 4): data})
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "message"),
+    [
+        ({(6, 4): "runs.nc"}, {}, r"at \(6, 4\) is a str; expected a Dataset: open a file"),
+        ({(6, 4): labelled(NODES)["u"]}, {}, r"at \(6, 4\) is a DataArray; expected a Dataset"),
+        ({(6, 4): labelled(NODES)}, {"splits": [5, 3]}, r"splits=\[5, 3\]; expected the number of samples"),
+        ({(6, 4): labelled(NODES).isel(sample=0)}, {}, r"data.expand_dims\('sample'\)"),
+    ],
+)
+def test_what_is_no_data_set_and_no_split_is_said(tmp_path, fields, options, message):
+    with pytest.raises(InputError, match=message):
+        write(tmp_path / "a.zarr", fields, **options)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_store_may_be_rewritten_from_itself(tmp_path):
@@ -324,3 +370,78 @@ def test_any_type_and_any_chunks_come_back(
     rows = np.unique(random.integers(0, samples, size=3))
     some = store.read(5, "u", rows, slice(1, 3))
     np.testing.assert_array_equal(some, values[1][rows, 1:3].astype(np.float32))
+
+
+# ------------------------------------------------------------------------------------- coordinates
+
+
+def about_x(data, **attributes):
+    data = data.copy()
+    data["x"] = data["x"].assign_attrs(attributes)
+    return data
+
+
+def test_what_is_said_of_a_coordinate_is_kept(tmp_path):
+    said = {"units": "km", "standard_name": "projection_x_coordinate", "long_name": "east of the gauge"}
+    store = write(tmp_path / "a.zarr", {(6, 4): about_x(labelled(NODES), **said)})
+    level = xr.open_zarr(store.path, group="r6x4")
+    assert {name: level["x"].attrs[name] for name in said} == said
+    assert level["y"].attrs["units"] == "1"
+    assert open_store(store.path).layout.coordinates == {"y": {"units": "1", "long_name": "y"}, "x": said}
+    coarse = coarsen_store(store, tmp_path / "b.zarr", [(3, 2)], method="mean", progress=False)
+    assert coarse.layout.coordinates == store.layout.coordinates
+    assert check_store(coarse.path, progress=False) == []
+
+
+def test_coordinates_in_two_units_are_refused(tmp_path):
+    fields = {
+        (6, 4): about_x(labelled(NODES), units="km"),
+        (12, 8): about_x(labelled(NODES.refine()), units="m"),
+    }
+    with pytest.raises(InputError, match=r"axis 'x' has other attributes .*'km'.*'m'.*one unit"):
+        write(tmp_path / "a.zarr", fields)
+    with pytest.raises(InputError, match=r"axis 'x' has other attributes .*'km'.*'1'.*one unit"):
+        write(tmp_path / "a.zarr", {**fields, (12, 8): labelled(NODES.refine())})
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("units", ["degrees_north", "degree_east", "degreesN"])
+def test_degrees_on_a_sphere_are_refused(tmp_path, units):
+    with pytest.raises(InputError, match=f"axis 'x' is in {units}, on a sphere.*Cartesian.*Project"):
+        write(tmp_path / "a.zarr", {(6, 4): about_x(labelled(NODES), units=units)})
+    assert not any(tmp_path.iterdir())
+    assert write(tmp_path / "a.zarr", {(6, 4): about_x(labelled(NODES), units="degrees")}).complete
+
+
+def test_each_axis_may_have_a_registration_of_its_own(tmp_path):
+    """Walls with points on both of them, in a channel that wraps."""
+    y, x = Axis("y", 7, 0.0, 1.0, "node_both"), Axis("x", 4, 0.0, 2.0, "node", periodic=True)
+    channel, fine = Grid((y, x)), Grid((y, x)).refine()
+    options = {
+        "registration": {"y": "node_both", "x": "node"},
+        "boundary_conditions": {"y": "wall", "x": "periodic"},
+    }
+    store = write(tmp_path / "a.zarr", {(7, 4): labelled(channel), (13, 8): labelled(fine)}, **options)
+    assert list(open_store(store.path).grids.values()) == [channel, fine]
+    for grid in (channel, fine):
+        assert_holds(store, grid, range(8))
+    assert check_store(store.path, progress=False) == []
+    with pytest.raises(InputError, match=r"right for y = 0, .*if that is not the domain"):
+        write(tmp_path / "b.zarr", {(7, 4): labelled(channel)}, domain=None, **options)
+    with pytest.raises(
+        InputError, match=r"expected one word, or one for each of y, x: node, node_both or cell"
+    ):
+        write(tmp_path / "b.zarr", {(7, 4): labelled(channel)}, registration={"y": "node_both"})
+
+
+def test_dates_of_another_calendar_and_missing_dates_are_refused(tmp_path):
+    other = in_time(NODES, [0.0, 59.0])
+    other["time"] = other["time"].assign_attrs(units="days since 2001-01-01", calendar="noleap")
+    with pytest.raises(InputError, match=r"calendar 'noleap'.*Give the times as numbers"):
+        write(tmp_path / "a.zarr", {(6, 4): other})
+    civil = in_time(NODES, [0.0, 59.0])
+    civil["time"] = civil["time"].assign_attrs(units="days since 2001-01-01", calendar="proleptic_gregorian")
+    assert write(tmp_path / "a.zarr", {(6, 4): civil}).layout.time_units == "days since 2001-01-01"
+    missing = in_time(NODES, np.array(["2001-01-01", "NaT"], "datetime64[ns]"))
+    with pytest.raises(InputError, match="a time is missing"):
+        write(tmp_path / "b.zarr", {(6, 4): missing})

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 
-from mano_op.data.store import open_store
+from mano_op.data.store import FieldStore, open_store
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 from mano_op.problems import Darcy, generate_darcy, solve_darcy, split_seed
@@ -304,3 +304,12 @@ def test_progress_counts_samples_on_stderr(tmp_path, capsys):
     assert "6/10" in err and "10/10" in err and not out
     generate_darcy(path, [8], overwrite=True, **QUICK)
     assert capsys.readouterr() == ("", "")
+
+
+def test_samples_are_made_in_their_order(tmp_path, monkeypatch):
+    order, write = [], FieldStore.write
+    monkeypatch.setattr(FieldStore, "write", lambda *given: (order.append(given[1].start), write(*given)))
+    options = QUICK | {"samples": {"train": 120}, "chunk": 1}
+    with dask.config.set(num_workers=1):
+        generate_darcy(tmp_path / "darcy.zarr", [8], **options)
+    assert order == list(range(120))

@@ -130,13 +130,15 @@ def test_pdebench_files_that_do_not_fit(tmp_path):
     assert not (tmp_path / "new.zarr").exists()
 
 
-def test_a_nan_in_a_file_names_its_sample_and_leaves_nothing(tmp_path):
+def test_a_nan_in_a_file_names_its_sample_and_keeps_those_before(tmp_path):
     tensor = values(4, 4, 6, 8)
     tensor[2, 1, 0, 0] = np.nan
     file = pdebench(tmp_path / "a.hdf5", {"tensor": tensor})
     with pytest.raises(InputError, match="r6x8/u: sample 2 has a NaN"):
         import_pde(tmp_path / "new.zarr", {"train": [file]}, chunk=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.hdf5"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.hdf5", "new.zarr.partial"]
+    begun = open_store(tmp_path / "new.zarr", incomplete=True)
+    assert 2 in [samples.start for samples in begun.pending()]
 
 
 # --------------------------------------------------------------------------------------- The Well

@@ -27,7 +27,6 @@ boundary                base
 problems.spectral_grid  data
 
 resample                base    numpy scipy torch
-data.coordinates        data    numpy xarray
 data.importers.lazy     data    numpy dask h5py
 layers.window           model   numpy torch einops
 layers.anchors          model   numpy torch
@@ -46,6 +45,7 @@ problems.poisson        data    numpy scipy
 problems.burgers        data    numpy scipy
 problems.reaction_diffusion data numpy scipy
 problems.navier_stokes  data    numpy scipy
+data.coordinates        data    numpy xarray
 data.values             data    numpy
 data.transforms         data    numpy
 data.channels           data    numpy

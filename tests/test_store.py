@@ -624,3 +624,31 @@ def test_a_store_pickles_as_its_path(kept):
     assert isinstance(copy.path, Path)
     np.testing.assert_array_equal(copy.read(FINE, "u"), kept.read(FINE, "u"))
     assert copy.statistics == kept.statistics
+
+
+# ------------------------------------------------------------------------------- a store begun anew
+
+
+def fill(store):
+    for samples in store.pending():
+        numbers = range(samples.start, samples.stop)
+        store.write(samples, {grid: waves(numbers, grid) for grid in store.grids.values()})
+
+
+def test_a_store_that_was_begun_anew_is_not_written_to_by_who_holds_the_old_one(tmp_path):
+    old = empty(tmp_path / "waves.zarr", provenance={"seed": 0})
+    first = old.pending()[0]
+    sent = pickle.dumps(old)
+    new = empty(tmp_path / "waves.zarr", provenance={"seed": 1}, overwrite=True)
+    values = {grid: waves(range(2), grid) for grid in (COARSE, FINE)}
+    for stale in (old, pickle.loads(sent)):
+        for change in (lambda s: s.write(first, values), lambda s: s.finish(), lambda s: s.discard()):
+            with pytest.raises(InputError, match="begun anew since it was opened here"):
+                change(stale)
+    assert new.pending() == new.layout.chunks
+    fill(pickle.loads(pickle.dumps(new)))
+    new.finish()
+    assert open_store(new.path).attrs["provenance"]["seed"] == 1
+    assert "being_written" not in open_store(new.path).attrs
+    with pytest.raises(InputError, match="is gone"):
+        old.write(first, values)

@@ -38,6 +38,8 @@ def test_the_model_fits_the_store_and_is_kept(store: FieldStore, tmp_path: Path)
         "n_dim": 2,
         "registration": "cell",
         "periodic": [False, False],
+        "reference_shape": [8, 8],
+        "boundary_values": None,
         **SMALL,
     }
     kept = load_run(tmp_path / "run")

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from zarr.abc.store import Store
 
 from mano_op.data.layout import Variable
-from mano_op.data.schema import array, values_of
+from mano_op.data.schema import DAMAGED, array, values_of
 from mano_op.data.store import FieldStore, open_store
 from mano_op.errors import InputError
 from mano_op.grid import Grid
@@ -65,12 +65,13 @@ def check_store(
         return [str(error)]
     options = None if storage_options is None else dict(storage_options)
     root = zarr.open_group(store.location, mode="r", use_consolidated=False, storage_options=options)
-    found = [*_arrays(store, root)]
+    found = list(_arrays(store, root))
     if found:
         return found
     found += _groups(store, root)
     for key in store.grids:
-        found += _labels(store, root, key)
+        damaged = list(_damaged_labels(store, root, key))
+        found += damaged or _labels(store, root, key)
     bad = list(_fields(store, progress))
     found += bad
     if not bad:  # else these would say the same again
@@ -79,13 +80,29 @@ def check_store(
 
 
 def _arrays(store: FieldStore, root: zarr.Group) -> Iterator[str]:
-    """Arrays whose metadata the root's copy has, but the store has not."""
-    for key, grid in store.grids.items():
-        labels = ["sample", "split", *(["time"] if store.layout.times else [])]
-        axes = [name for axis in grid.names for name in (axis, f"{axis}_bnds")]
-        for name in [*labels, *axes, *store.inputs, *store.outputs]:
-            if f"{key}/{name}" not in root:
+    """Arrays whose metadata the root's copy has, but the store has not, or has damaged."""
+    for key in store.grids:
+        for name in [*_names(store, key), *store.inputs, *store.outputs]:
+            try:
+                array(root, f"{key}/{name}")
+            except KeyError:
                 yield f"{key}/{name}: the array is missing; restore it or make the store anew"
+            except DAMAGED as error:
+                yield f"{key}/{name}: its zarr.json is damaged ({error}); restore it or make the store anew"
+
+
+def _names(store: FieldStore, key: str) -> list[str]:
+    """The arrays of a level that label the others."""
+    axes = [name for axis in store.grids[key].names for name in (axis, f"{axis}_bnds")]
+    return ["sample", "split", *(["time"] if store.layout.times else []), *axes]
+
+
+def _damaged_labels(store: FieldStore, root: zarr.Group, key: str) -> Iterator[str]:
+    for name in _names(store, key):
+        try:
+            values_of(root, f"{key}/{name}")
+        except DAMAGED as error:
+            yield f"{key}/{name}: cannot be read ({error}); restore it or make the store anew"
 
 
 def _groups(store: FieldStore, root: zarr.Group) -> Iterator[str]:
@@ -108,6 +125,9 @@ def _labels(store: FieldStore, root: zarr.Group, key: str) -> Iterator[str]:
         where, bounds = f"{key}/{axis.name}", f"{axis.name}_bnds"
         if array(root, where).attrs.get("bounds") != bounds:
             yield f"{where}: attribute bounds={array(root, where).attrs.get('bounds')!r}, expected {bounds!r}"
+        for about, expected in layout.coordinates[axis.name].items():
+            if (given := array(root, where).attrs.get(about)) != expected:
+                yield f"{where}: attribute {about}={given!r}, another level has {expected!r}"
         if not np.allclose(values_of(root, f"{key}/{bounds}"), axis.bounds, rtol=0, atol=1e-6 * axis.spacing):
             what = f"the interval that each point of a {axis.registration} axis stands for"
             yield f"{key}/{bounds}: expected {what}"

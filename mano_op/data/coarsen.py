@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mano_op.data.jobs import write_store
 from mano_op.data.layout import Resolution, Variable, group_name
+from mano_op.data.schema import place_of
 from mano_op.data.store import FieldStore, opened
 from mano_op.errors import InputError
 from mano_op.grid import Grid
@@ -99,7 +100,7 @@ def coarsen_store(
     for grid in coarse:
         for name, how in chosen.items():
             _check_possible(fine, grid, name, how)
-    if Path(path).absolute() == source.path:
+    if place_of(path) == source.path:
         raise InputError(f"{path} is the source itself; give another path")
     held = source.layout.held[finest]
     plan = {
@@ -112,13 +113,14 @@ def coarsen_store(
         "times": source.layout.times,
         "time_units": source.layout.time_units,
         "chunk_times": source.layout.chunk_times if source.layout.times else None,
+        "coordinates": source.layout.coordinates,
     }
     provenance = {
         "coarsened": {"store": source.name, "level": finest, "method": chosen},
         "of": {k: v for k, v in source.attrs["provenance"].items() if k != "versions"},
     }
     return write_store(
-        Path(path).absolute(),
+        path,
         plan,
         provenance,
         partial(_write_chunk, source, finest, chosen),

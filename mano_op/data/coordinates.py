@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from mano_op.data.layout import COORDINATE_ATTRIBUTES
 from mano_op.errors import InputError
 from mano_op.grid import REGISTRATIONS, Axis, Grid, Registration
 
@@ -18,7 +19,51 @@ from mano_op.grid import REGISTRATIONS, Axis, Grid, Registration
 _TOLERANCE = 1e-3
 
 Domain = Mapping[str, tuple[float, float]]
+Registrations = Mapping[str, Registration]
 Shape = int | tuple[int, ...]
+
+# What CF calls the calendar of civil dates; a date of another one has no number of days in this one.
+_CIVIL = ("standard", "gregorian", "proleptic_gregorian")
+
+
+def registrations_of(registration: Registration | Registrations, axes: Sequence[str]) -> Registrations:
+    """The registration of each axis, from one word for all of them or from one for each.
+
+    Examples
+    --------
+    >>> registrations_of({"y": "node_both", "x": "node"}, ["y", "x"])["y"]
+    'node_both'
+    >>> registrations_of({"y": "cell"}, ["y", "x"])
+    Traceback (most recent call last):
+    ...
+    mano_op.errors.InputError: registration={'y': 'cell'}; expected one word, or one for each of y, x: node,
+    node_both or cell
+    """
+    each = dict(registration) if isinstance(registration, Mapping) else dict.fromkeys(axes, registration)
+    if sorted(each) != sorted(axes) or not all(one in REGISTRATIONS for one in each.values()):
+        raise InputError(
+            f"registration={registration!r}; expected one word, or one for each of {', '.join(axes)}: "
+            f"{', '.join(REGISTRATIONS[:-1])} or {REGISTRATIONS[-1]}"
+        )
+    return each
+
+
+def coordinates_of(fields: Mapping[Any, xr.Dataset], axes: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Units, long_name and standard_name of the axes; all data sets have to say the same."""
+    found = {}
+    for axis in axes:
+        told = {}
+        for resolution, data in fields.items():
+            given = {"units": "1", "long_name": axis, **data[axis].attrs}
+            told[resolution] = {about: str(given[about]) for about in COORDINATE_ATTRIBUTES if about in given}
+        first, *others = told.values()
+        if any(other != first for other in others):
+            raise InputError(
+                f"axis {axis!r} has other attributes at one resolution than at another: {told}; convert the "
+                "coordinates to one unit and make the attributes agree"
+            )
+        found[axis] = first
+    return found
 
 
 def times_of(fields: Mapping[Any, xr.Dataset]) -> tuple[list[float], str]:
@@ -30,10 +75,19 @@ def times_of(fields: Mapping[Any, xr.Dataset]) -> tuple[list[float], str]:
     for resolution, data in fields.items():
         if "time" not in data.coords:
             raise InputError(f"{resolution}: dimension 'time' has no coordinate; assign the times")
+        if bool(data["time"].isnull().any()):
+            raise InputError(f"{resolution}: a time is missing (NaT or NaN); drop or assign the times")
         encoded = xr.conventions.encode_cf_variable(data["time"].variable)
         if encoded.dtype.kind not in "iuf":
             raise InputError(
                 f"{resolution}: times of type {encoded.dtype}; expected numbers, dates or durations"
+            )
+        calendar = str(encoded.attrs.get("calendar", "standard")).lower()
+        if calendar not in _CIVIL:
+            raise InputError(
+                f"{resolution}: dates of the calendar {calendar!r}, which a store has no place for; expected "
+                f"one of {', '.join(_CIVIL)}. Give the times as numbers from the first on: "
+                "`data.assign_coords(time=('time', days, {'units': 'days'}))`"
             )
         found.append((encoded.values.astype(np.float64).tolist(), str(encoded.attrs.get("units", "1"))))
     if any(other != found[0] for other in found):
@@ -45,7 +99,7 @@ def domain_of(
     resolution: Shape,
     data: xr.Dataset,
     axes: Sequence[str],
-    registration: Registration,
+    registration: Registrations,
     periodic: Mapping[str, bool],
     *,
     alone: bool,
@@ -53,7 +107,7 @@ def domain_of(
     """The ends of the axes from their points, if there is anything that could contradict them."""
     domain, told = {}, dict(periodic)  # the domain of an axis that wraps may start anywhere
     for axis in axes:
-        domain[axis] = _domain(axis, data[axis].values, registration)
+        domain[axis] = _domain(axis, data[axis].values, registration[axis])
         bounds = data[axis].attrs.get("bounds")
         if not periodic.get(axis) and bounds in data.variables:
             domain[axis] = float(data[bounds].min()) + 0.0, float(data[bounds].max()) + 0.0
@@ -61,11 +115,18 @@ def domain_of(
     if alone and not all(told.get(axis) for axis in axes):
         grid_of(resolution, data, axes, registration, domain, periodic)  # what else is wrong comes first
         raise InputError(
-            f"domain is not given, and nothing else tells whether registration={registration!r} is right for "
+            f"domain is not given, and nothing else tells whether registration={_briefly(registration)!r} is "
+            "right for "
             f"{', '.join(f'{axis} = {_ends(data[axis].values)}' for axis in axes)}. If it is, give "
             f"domain={domain}; if that is not the domain, the registration is another one too"
         )
     return domain
+
+
+def _briefly(registration: Registrations) -> Registration | dict[str, Registration]:
+    """One word, if all axes have the same."""
+    each = set(registration.values())
+    return each.pop() if len(each) == 1 else dict(registration)
 
 
 def _domain(axis: str, points: NDArray[Any], registration: Registration) -> tuple[float, float]:
@@ -91,7 +152,7 @@ def grid_of(
     resolution: Shape,
     data: xr.Dataset,
     axes: Sequence[str],
-    registration: Registration,
+    registration: Registrations,
     domain: Domain,
     periodic: Mapping[str, bool],
 ) -> Grid:
@@ -101,11 +162,12 @@ def grid_of(
         if name not in domain:
             raise InputError(f"domain={dict(domain)} has no axis {name!r}; expected the ends of {list(axes)}")
         points = data[name].values.astype(np.float64)
-        axis = Axis(name, len(points), *domain[name], registration, periodic.get(name, False))
+        axis = Axis(name, len(points), *domain[name], registration[name], periodic.get(name, False))
         if np.abs(points - axis.points).max() > _TOLERANCE * axis.spacing:
             raise InputError(
                 f"{resolution}: {name} is {_ends(points)}, but {axis.n} points in registration "
-                f"{registration!r} on {list(domain[name])} are {_ends(axis.points)}{_remedy(points, axis)}"
+                f"{axis.registration!r} on {list(domain[name])} are {_ends(axis.points)}"
+                f"{_remedy(points, axis)}"
             )
         made.append(axis)
     grid = Grid(tuple(made))

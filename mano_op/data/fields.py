@@ -10,10 +10,20 @@ from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from mano_op.boundary import Boundary
 from mano_op.data.chunking import chunk_for
-from mano_op.data.coordinates import Domain, Shape, domain_of, grid_of, times_of
+from mano_op.data.coordinates import (
+    Domain,
+    Registrations,
+    Shape,
+    coordinates_of,
+    domain_of,
+    grid_of,
+    registrations_of,
+    times_of,
+)
 from mano_op.data.jobs import write_store
 from mano_op.data.layout import Levels, Variable, check_splits
 from mano_op.data.store import FieldStore
@@ -33,7 +43,7 @@ def write_fields(
     inputs: Sequence[str],
     outputs: Sequence[str],
     splits: Mapping[str, int],
-    registration: Registration,
+    registration: Registration | Registrations,
     boundary_conditions: Mapping[str, str],
     boundary_values: Mapping[str, Boundary] | None = None,
     domain: Domain | None = None,
@@ -50,8 +60,12 @@ def write_fields(
 
     Variables have the dimensions ``("sample", *axes)``, or ``("sample", "time", *axes)`` if they vary in
     time, and every dimension but the first has a coordinate. They are read
-    and written chunk by chunk, so data sets behind dask may be larger than memory. Units, long_name
-    and cell_methods are taken from the variables' attributes.
+    and written chunk by chunk, so data sets behind dask may be larger than memory.
+
+    Units, long_name and cell_methods are taken from the variables' attributes, and units, long_name and
+    standard_name from those of the coordinates; they have to be the same at every resolution. Where one is
+    missing it is what CF says that this means: without units a number has the unit "1", and without
+    cell_methods it is a value at a point, "area: point".
 
     Parameters
     ----------
@@ -64,8 +78,10 @@ def write_fields(
         Sizes of the splits, in the order of the samples: ``{"train": 1000, "test": 50}`` makes the first
         1000 the training split. A data set that holds only some of the splits says which by an integer
         coordinate "sample" that numbers its samples among all of them.
-    registration : {"node", "node_both", "cell"}
-        Where points lie; see `mano_op.grid`. Never guessed: the coordinates are checked against it.
+    registration : {"node", "node_both", "cell"} or mapping
+        Where points lie; see `mano_op.grid`. One for all axes, or for each, such as
+        ``{"y": "node_both", "x": "node"}`` between walls with points on both of them, along an axis that
+        wraps. Never guessed: the coordinates are checked against it.
     boundary_conditions : mapping of str to str
         For each axis: "periodic", which also makes the axis of the grid wrap, "dirichlet", "neumann",
         "robin", "wall", "open", "mixed" or "unknown".
@@ -82,8 +98,8 @@ def write_fields(
     progress : bool
         Whether to show a progress bar on stderr.
     resume : bool
-        Go on with a store that a power cut or a full disk interrupted, from the same data sets and with the
-        same options.
+        Go on with a store that a power cut, a full disk or a refused value interrupted, from the same data
+        sets and with the same options. Some of what was written is compared with the data sets first.
 
     Returns
     -------
@@ -93,8 +109,8 @@ def write_fields(
     Raises
     ------
     InputError
-        Before anything is written, if labels do not fit; while writing, if a value is not finite. What was
-        written is then removed, and a store that was to be replaced is still there.
+        Before anything is written, if labels do not fit; while writing, if a value is not finite. The chunks
+        before it are then kept for `resume`, and a store that was to be replaced is still there.
 
     Examples
     --------
@@ -115,9 +131,16 @@ def write_fields(
     for what, given in (("inputs", inputs), ("outputs", outputs)):
         if isinstance(given, str):
             raise InputError(f"{what}={given!r}; expected a list of names: {what}=[{given!r}]")
+    for resolution, data in fields.items():
+        if not isinstance(data, xr.Dataset):
+            raise InputError(
+                f"fields at {resolution} is a {type(data).__name__}; expected a Dataset: open a file with "
+                "`xarray.open_dataset`, and make one of arrays with `xarray.Dataset({name: array})`"
+            )
     check_splits(splits)
     names = [*inputs, *outputs]
     axes, varying = _check_variables(fields, names)
+    registration = registrations_of(registration, axes)
     times, time_units = times_of(fields) if varying else ([], "1")
     periodic = {axis: bc == "periodic" for axis, bc in boundary_conditions.items()}
     grids: dict[Grid, xr.Dataset] = {}
@@ -141,9 +164,10 @@ def write_fields(
         "times": times,
         "time_units": time_units,
         "chunk_times": chunk_times,
+        "coordinates": coordinates_of(fields, axes),
     }
     return write_store(
-        Path(path).absolute(),
+        path,
         plan,
         provenance or {},
         partial(_write_chunk, grids, names),
@@ -152,7 +176,7 @@ def write_fields(
         progress=progress,
         resume=resume,
         overwrite=overwrite,
-        keep_refused=False,
+        check=partial(_check_chunk, grids, names),
     )
 
 
@@ -160,14 +184,37 @@ def _write_chunk(
     sources: Mapping[Grid, xr.Dataset], names: Sequence[str], store: FieldStore, samples: slice
 ) -> int:
     """Read one chunk of samples of every data set that holds any, and write it; returns how many they are."""
+    store.write(samples, _pieces(sources, names, store, samples))
+    return samples.stop - samples.start
+
+
+def _pieces(
+    sources: Mapping[Grid, xr.Dataset], names: Sequence[str], store: FieldStore, samples: slice
+) -> dict[Grid, dict[str, NDArray[Any]]]:
+    """The values of some samples, of every data set that holds any of them."""
     pieces = {}
     for grid, data in sources.items():
         rows = store.layout.rows_of(store.key(grid), samples)
         if rows.start < rows.stop:
             loaded = data[list(names)].isel(sample=rows).compute(scheduler="threads")
             pieces[grid] = {name: loaded[name].values for name in names}
-    store.write(samples, pieces)
-    return samples.stop - samples.start
+    return pieces
+
+
+def _check_chunk(
+    sources: Mapping[Grid, xr.Dataset], names: Sequence[str], store: FieldStore, samples: slice
+) -> None:
+    """Refuse to go on with a store that has other values in some samples than the data sets."""
+    for grid, piece in _pieces(sources, names, store, samples).items():
+        key = store.key(grid)
+        for name, values in piece.items():
+            written = store.read(key, name, store.layout.rows_of(key, samples))
+            if not np.array_equal(values.astype(np.float32), written):
+                raise InputError(
+                    f"{store.path}, {key}/{name}: samples {samples.start} to {samples.stop - 1} were written "
+                    "with other values than the data set has now. To resume, pass the data sets that it was "
+                    "begun with, or overwrite=True to start anew"
+                )
 
 
 def _check_variables(
@@ -197,7 +244,8 @@ def _check_variables(
     ):
         raise InputError(
             f"dimensions {sorted(found)}; expected ('sample', ...) or ('sample', 'time', ...) and then the "
-            "same axes for all variables at all resolutions: rename and transpose the data sets first"
+            "same axes for all variables at all resolutions: first `data.rename(run='sample')`, "
+            "`data.transpose(...)`, or `data.expand_dims('sample')` for a single sample"
         )
     axes = first[1:]
     for resolution, data in fields.items():

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dask import config
-from dask.base import compute
-from dask.callbacks import Callback
-from dask.delayed import Delayed, delayed
 from dask.system import CPU_COUNT
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from mano_op.data.layout import Layout
-from mano_op.data.schema import partial_path
+from mano_op.data.schema import partial_path, path_of
 from mano_op.data.store import FieldStore, create_store, open_store
 from mano_op.errors import InputError
 
@@ -39,7 +37,7 @@ def only_writer(path: str | Path) -> Iterator[Path]:
     InputError
         If another process holds it.
     """
-    path = Path(path).absolute()
+    path = path_of(path)
     file = path.with_name(path.name + ".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +60,7 @@ def only_writer(path: str | Path) -> Iterator[Path]:
 
 
 def write_store(
-    path: Path,
+    path: str | Path,
     plan: Mapping[str, Any],
     provenance: Mapping[str, Any],
     write: Callable[[FieldStore, slice], int],
@@ -73,13 +71,13 @@ def write_store(
     progress: bool = True,
     resume: bool = False,
     overwrite: bool = False,
-    keep_refused: bool = True,
+    check: Callable[[FieldStore, slice], None] | None = None,
 ) -> FieldStore:
     """A complete store, whose chunks `write` makes, side by side.
 
     Parameters
     ----------
-    path : Path
+    path : path
     plan : mapping
         Arguments of `Layout.plan`.
     provenance : mapping
@@ -94,15 +92,16 @@ def write_store(
     workers : int, optional
         Threads, instead.
     progress, resume, overwrite : bool
-    keep_refused : bool
-        Whether what is written is kept for a later `resume` if a chunk is refused as bad input. After any
-        other failure, a full disk or a power cut, it always is.
+    check : callable, optional
+        Before a store is gone on with, compares a chunk that was written with what would be written now, and
+        raises `InputError` if they differ. It is given the first such chunk and the last.
 
     Raises
     ------
     InputError
         If the store is there and neither `resume` nor `overwrite` is given, it was started with other
-        options, or another process is writing it.
+        options, or another process is writing it; or if a chunk is refused. The chunks that are written are
+        kept for a later `resume`, as after any other failure; if there are none, the store is removed.
     """
     with only_writer(path) as path:
         store = _start(path, plan, provenance, title, resume=resume, overwrite=overwrite)
@@ -110,12 +109,16 @@ def write_store(
             return store
         pending = store.pending()
         total, missing = store.layout.n_samples, sum(samples.stop - samples.start for samples in pending)
-        task = delayed(write, pure=False)
+        if check is not None and len(pending) < len(store.layout.chunks):
+            written = [samples for samples in store.layout.chunks if samples not in pending]
+            for samples in {written[0].start: written[0], written[-1].start: written[-1]}.values():
+                check(store, samples)
         try:
             with tqdm(total=total, initial=total - missing, unit="sample", disable=not progress) as bar:
-                _compute([task(store, samples) for samples in pending], client, workers, bar.update)
+                arguments = [(store, samples) for samples in pending]
+                _compute(write, arguments, client, workers, lambda _, written: bar.update(written))
         except InputError:
-            if not keep_refused:
+            if store.pending() == store.layout.chunks:
                 store.discard()
             raise
         store.finish()
@@ -163,26 +166,47 @@ def _summary(layout: Layout, provenance: dict[str, Any]) -> dict[str, Any]:
 
 
 def _compute(
-    tasks: list[Delayed], client: Client | None, workers: int | None, report: Callable[[int], object]
+    function: Callable[..., Any],
+    arguments: Iterable[tuple[Any, ...]],
+    client: Client | None,
+    workers: int | None,
+    report: Callable[[int, Any], object],
 ) -> None:
-    """Run the tasks and report the result of each as it is finished."""
+    """Call a function with each of some arguments, and report the place and the result of each as it comes.
+
+    They are begun in their order, which is that of the samples in the store and in files that are read.
+    """
     if client is None:
         workers = workers or config.get("num_workers", None) or CPU_COUNT
-        ours = {task.key for task in tasks}  # callbacks are told of all tasks, of other threads too
-
-        def finished(key: object, result: int, *state: object) -> None:
-            if key in ours:
-                report(result)
-
-        # A pool of our own, so that no task is still writing when an exception leaves this function.
-        with ThreadPoolExecutor(workers) as pool, Callback(posttask=finished):
-            compute(*tasks, scheduler="threads", pool=pool, num_workers=workers)
+        with ThreadPoolExecutor(
+            workers
+        ) as pool:  # which waits for what is at work, before an exception leaves
+            _report(
+                {pool.submit(function, *given): i for i, given in enumerate(arguments)}, as_completed, report
+            )
         return
-    from distributed import as_completed
+    import distributed
 
-    futures = client.compute(tasks)
+    run = secrets.token_hex(8)  # a cluster takes tasks of one name for one task
+    futures = {
+        client.submit(function, *given, key=f"samples-{run}-{i}", priority=-i): i
+        for i, given in enumerate(arguments)
+    }
     try:
-        for future in as_completed(futures):
-            report(future.result())
+        _report(futures, distributed.as_completed, report)
     finally:
-        client.cancel(futures)  # after a failure, those that have not started
+        client.cancel(list(futures))  # after a failure, those that have not started
+
+
+def _report(
+    futures: Mapping[Any, int],
+    as_completed: Callable[[Iterable[Any]], Iterator[Any]],
+    report: Callable[[int, Any], object],
+) -> None:
+    try:
+        for future in as_completed(list(futures)):
+            report(futures[future], future.result())
+    except BaseException:  # an interrupt too; it goes on
+        for future in futures:
+            future.cancel()
+        raise

@@ -24,6 +24,16 @@ from mano_op.grid import Grid
 Levels = Literal["resampled", "independent", "unknown"]
 Resolution = int | tuple[int, ...] | str | Grid
 
+# What a store says of the coordinate of an axis, apart from where its points lie.
+COORDINATE_ATTRIBUTES = ("units", "long_name", "standard_name")
+
+# As CF has it, sections 4.1 and 4.2. Grids are Cartesian: their areas are products of spacings.
+_ON_A_SPHERE = tuple(
+    unit
+    for end in ("north", "east", "N", "E")
+    for unit in (f"degrees_{end}", f"degree_{end}", f"degrees{end}", f"degree{end}")
+)
+
 
 @dataclass(frozen=True)
 class Variable:
@@ -108,6 +118,8 @@ class Layout:
         As UDUNITS writes them; "1" for a time without units.
     chunk_times : int
         Times to a chunk, of a variable that varies in time.
+    coordinates : dict of str to dict
+        For each axis the units, long_name and standard_name of its coordinate, at all levels the same.
     """
 
     grids: dict[str, Grid]
@@ -120,9 +132,11 @@ class Layout:
     times: tuple[float, ...] = ()
     time_units: str = "1"
     chunk_times: int = 1
+    coordinates: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._check_grids()
+        self._check_coordinates()
         self._check_variables()
         self._check_times()
         self._check_splits()
@@ -154,6 +168,24 @@ class Layout:
                 )
         if self.levels not in get_args(Levels):
             raise InputError(f"levels={self.levels!r}; expected one of {', '.join(get_args(Levels))}")
+
+    def _check_coordinates(self) -> None:
+        names = next(iter(self.grids.values())).names
+        if not set(self.coordinates) <= set(names):
+            raise InputError(f"coordinates of {list(self.coordinates)}; expected some of {list(names)}")
+        for name, about in self.coordinates.items():
+            if unknown := set(about) - set(COORDINATE_ATTRIBUTES):
+                raise InputError(
+                    f"coordinate {name!r}: attributes {sorted(unknown)}; expected some of "
+                    f"{', '.join(COORDINATE_ATTRIBUTES)}"
+                )
+            if about.get("units") in _ON_A_SPHERE:
+                raise InputError(
+                    f"axis {name!r} is in {about['units']}, on a sphere, where cells shrink to the poles; "
+                    "grids are Cartesian, and means, norms and statistics would weight the poles too much. "
+                    "Project the fields onto a plane first. Where the domain is so small that this does not "
+                    "matter, say so by giving the coordinate the units 'degrees'"
+                )
 
     def _check_variables(self) -> None:
         names = [variable.name for variable in self.variables]
@@ -215,6 +247,7 @@ class Layout:
         times: Sequence[float] = (),
         time_units: str = "1",
         chunk_times: int | None = None,
+        coordinates: Mapping[str, Mapping[str, str]] | None = None,
     ) -> Layout:
         """Put levels and splits in order and check that they fit together."""
         check_splits(splits)
@@ -225,7 +258,7 @@ class Layout:
             raise InputError(
                 f"two grids of one shape among {[grid.shape for grid in ordered]}; give each once"
             )
-        chosen = held or {}
+        chosen, about = held or {}, dict(coordinates or {})
         if not set(chosen) <= set(ordered):
             raise InputError("held: names a grid that is not among the grids of the store")
         return cls(
@@ -241,6 +274,11 @@ class Layout:
             chunk_times=max(1, len(times))
             if chunk_times is None
             else min(int(chunk_times), max(1, len(times))),
+            coordinates={
+                axis: {"units": "1", "long_name": axis, **about.pop(axis, {})}
+                for axis in (ordered[0].names if ordered else ())
+            }
+            | {axis: dict(unknown) for axis, unknown in about.items()},
         )
 
     @property
@@ -300,6 +338,10 @@ def _domain(grid: Grid) -> list[tuple[object, ...]]:
 
 def check_splits(splits: Mapping[str, int]) -> None:
     """Refuse splits without samples, sizes that are no whole numbers, and a plan without splits."""
+    if not isinstance(splits, Mapping):
+        raise InputError(
+            f"splits={splits!r}; expected the number of samples of each, such as {{'train': 100, 'test': 10}}"
+        )
     if not splits:
         raise InputError("no splits: give the number of samples of each, such as {'train': 100, 'test': 10}")
     for split, size in splits.items():

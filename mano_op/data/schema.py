@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from mano_op.data.layout import Layout, Variable
+from mano_op.data.layout import COORDINATE_ATTRIBUTES, Layout, Variable
 from mano_op.errors import InputError
 from mano_op.grid import Axis, Grid
 
@@ -27,6 +28,13 @@ FORMAT, FORMAT_VERSION = "mano_op fields", 1
 # One value for each chunk of samples, each in a file of its own, so that writers of different chunks
 # never touch the same file. It exists for as long as the store is being written.
 WRITTEN = "written"
+
+# A random word in the attributes of a store that is being written, so that who writes to it can tell it from
+# another one that was begun in its place since.
+TOKEN = "being_written"
+
+# What zarr meets damaged metadata and chunks with, depending on what the damage leads to.
+DAMAGED = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
 def array(root: zarr.Group, path: str) -> zarr.Array:
@@ -52,6 +60,16 @@ def place_of(path: str | Path) -> Path | str:
     return path if isinstance(path, str) and "://" in path else Path(path).absolute()
 
 
+def path_of(path: str | Path) -> Path:
+    """A full path on the file system, where stores can be written."""
+    place = place_of(path)
+    if isinstance(place, str):
+        raise InputError(
+            f"{path}: a store is written to a file system; write it there, and copy it when finished"
+        )
+    return place
+
+
 def open_root(path: Path | str | Store, storage_options: Mapping[str, Any] | None = None) -> zarr.Group:
     """The root of the store at `path`, for reading, if it is one that we can read."""
     if isinstance(path, Path) and not path.exists():
@@ -61,12 +79,11 @@ def open_root(path: Path | str | Store, storage_options: Mapping[str, Any] | Non
     options = None if storage_options is None else dict(storage_options)
     try:
         root = zarr.open_group(path, mode="r", zarr_format=3, storage_options=options)
-    except (
-        OSError,
-        ValueError,
-        ImportError,
-    ) as error:  # the last where fsspec lacks what speaks to that address
-        raise InputError(f"{path} is no zarr store of format 3: {error}") from error
+    except (*DAMAGED, ImportError) as error:  # the last where fsspec lacks what speaks to that address
+        raise InputError(
+            f"{path} is no zarr store of format 3: {type(error).__name__}: {error}. Give the path of a "
+            "store; if it is one, its zarr.json is damaged, restore that"
+        ) from error
     if root.attrs.get("format") != FORMAT:
         raise InputError(
             f"{path} is a zarr store, but not one of fields: attribute format={root.attrs.get('format')!r}, "
@@ -119,7 +136,7 @@ def put_in_place(path: Path) -> None:
 def _check_is_store(path: Path) -> None:
     try:
         found = zarr.open_group(path, mode="r").attrs.get("format")
-    except (OSError, ValueError):
+    except DAMAGED:
         found = None
     if found != FORMAT:
         raise InputError(
@@ -137,6 +154,7 @@ def root_attributes(layout: Layout, title: str, provenance: Mapping[str, Any]) -
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "complete": False,
+        TOKEN: secrets.token_hex(8),
         "domain": {axis.name: [axis.start, axis.stop] for axis in axes},
         "registration": {axis.name: axis.registration for axis in axes},
         "boundary_conditions": layout.boundary_conditions,
@@ -196,7 +214,8 @@ def _create_level(root: zarr.Group, layout: Layout, key: str) -> None:
     for axis in grid:
         bounds = f"{axis.name}_bnds"
         cf_axis = {"axis": axis.name.upper()} if axis.name in ("x", "y", "z") else {}
-        label(axis.name, axis.points, (axis.name,), units="1", long_name=axis.name, bounds=bounds, **cf_axis)
+        about = layout.coordinates[axis.name]
+        label(axis.name, axis.points, (axis.name,), **about, bounds=bounds, **cf_axis)
         label(bounds, axis.bounds, (axis.name, "bnds"))
     for variable in layout.variables:
         time = variable.time
@@ -257,7 +276,7 @@ def read_layout(root: zarr.Group) -> Layout:
                     raise InputError(
                         f"{key}/{axis.name} is not where a {axis.registration} axis has its points"
                     )
-    except (KeyError, TypeError, ValueError) as error:
+    except DAMAGED as error:
         raise InputError(
             f"{root.store_path}: the labels of the store do not fit together ({error}). It was not laid out "
             "to the end, or was changed since: make it anew with overwrite=True"
@@ -300,8 +319,30 @@ def _read_layout(root: zarr.Group) -> Layout:
         levels=attributes["levels"],
         chunk=attributes["samples_per_chunk"],
         held=held,
+        coordinates={name: read_coordinate(root, assets[0], name) for name in spatial},
         **_times(root, assets[0], attributes),
     )
+
+
+def read_statistics(root: zarr.Group) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation of each variable, as the root has them; empty where it has none."""
+    told: Any = root.attrs.get("statistics", {})
+    try:
+        return {
+            name: {what: float(about[what]) for what in ("mean", "std")}
+            for name, about in told.get("variables", {}).items()
+        }
+    except DAMAGED as error:
+        raise InputError(
+            f"{root.store_path}: attribute statistics={told!r:.80}; expected a mean and a std for each "
+            "variable, under 'variables': restore the store or make it anew"
+        ) from error
+
+
+def read_coordinate(root: zarr.Group, key: str, name: str) -> dict[str, str]:
+    """What a level says of the coordinate of an axis, of the attributes that a layout has."""
+    attributes = array(root, f"{key}/{name}").attrs
+    return {about: str(attributes[about]) for about in COORDINATE_ATTRIBUTES if about in attributes}
 
 
 def _times(root: zarr.Group, key: str, attributes: Mapping[str, Any]) -> dict[str, Any]:

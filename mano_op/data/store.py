@@ -25,15 +25,19 @@ from zarr.errors import ZarrUserWarning
 from mano_op.data.layout import Layout, Levels, Resolution, Variable
 from mano_op.data.moments import Moments
 from mano_op.data.schema import (
+    DAMAGED,
+    TOKEN,
     WRITTEN,
     array,
     clear,
     lay_out,
     open_root,
     partial_path,
+    path_of,
     place_of,
     put_in_place,
     read_layout,
+    read_statistics,
     root_attributes,
     values_of,
 )
@@ -62,6 +66,7 @@ def create_store(
     times: Sequence[float] = (),
     time_units: str = "1",
     chunk_times: int | None = None,
+    coordinates: Mapping[str, Mapping[str, str]] | None = None,
     overwrite: bool = False,
 ) -> FieldStore:
     """Lay out an empty store: all labels, no fields yet.
@@ -94,6 +99,9 @@ def create_store(
         As UDUNITS writes them: "s", "days since 2000-01-01"; "1" for a time without units.
     chunk_times : int, optional
         Times to a chunk; all of them if not given. Windows of a few steps read faster from chunks as long.
+    coordinates : mapping of str to mapping, optional
+        Of axes, the units ("1" if not given), long_name and standard_name of their coordinates:
+        ``{"x": {"units": "km"}}``.
     overwrite : bool
         Replace a store that lies at `path`, once this one is finished. Nothing but a store is ever replaced.
 
@@ -130,14 +138,10 @@ def create_store(
         times=times,
         time_units=time_units,
         chunk_times=chunk_times,
+        coordinates=coordinates,
     )
     attributes = root_attributes(layout, title, provenance)
-    place = place_of(path)
-    if isinstance(place, str):
-        raise InputError(
-            f"{path}: a store is written to a file system; write it there, and copy it when finished"
-        )
-    path = place
+    path = path_of(path)
     clear(path, overwrite)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -238,9 +242,10 @@ class FieldStore:
         self._location = location or (path if isinstance(path, Store) else self.path)
         self._storage_options = storage_options
         self._read_layout()
+        self._token = self.attrs.get(TOKEN)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FieldStore, (self.path, self._location, self._storage_options)
+        return FieldStore, (self.path, self._location, self._storage_options), {"_token": self._token}
 
     @property
     def location(self) -> Path | str | Store:
@@ -268,7 +273,7 @@ class FieldStore:
         self.grids, self.variables, self.splits = self.layout.grids, self.layout.variables, self.layout.splits
         self.inputs, self.outputs = self.layout.named("input"), self.layout.named("output")
         self.complete = bool(self.attrs.get("complete")) and not self._partial
-        self.statistics: dict[str, dict[str, float]] = self.attrs.get("statistics", {}).get("variables", {})
+        self.statistics = read_statistics(self._root)
 
     def key(self, resolution: Resolution) -> str:
         """The name of the level that is meant by 16, (16, 24), "r16" or a grid."""
@@ -316,7 +321,7 @@ class FieldStore:
             raise InputError(f"{self.path} has no variable {name!r}; it has {', '.join(known)}")
         try:
             values = values_of(self._root, f"{key}/{name}", rows, times)
-        except (ValueError, RuntimeError) as error:
+        except DAMAGED as error:
             raise InputError(
                 f"{self.path}, {key}/{name}: {self._damaged(key, name, rows, times)} is damaged ({error}). "
                 "Restore the store or make it anew"
@@ -331,7 +336,7 @@ class FieldStore:
             here = slice(chunk * self.layout.chunk, (chunk + 1) * self.layout.chunk)
             try:
                 values_of(self._root, f"{key}/{name}", here, times)
-            except (ValueError, RuntimeError):
+            except DAMAGED:
                 return f"the chunk of samples {samples[here][0]} to {samples[here][-1]}"
         return "a chunk"  # not any more: somebody is mending it
 
@@ -362,8 +367,8 @@ class FieldStore:
         Raises
         ------
         InputError
-            If a level or variable is missing or unknown, a shape is wrong, or a value is not finite in
-            float32. Nothing is written then.
+            If a level or variable is missing or unknown, a shape is wrong, a value is not finite in
+            float32, or another store was begun in this one's place. Nothing is written then.
         """
         if not isinstance(self._location, Path):
             raise InputError(f"{self.path} is no path; stores are written to a file system")
@@ -371,12 +376,27 @@ class FieldStore:
             raise InputError(f"samples={samples} is no chunk of {self.path}; expected one of `pending()`")
         given = {self.key(resolution): variables for resolution, variables in fields.items()}
         arrays = accept(self.layout, samples, given)
-        root = zarr.open_group(self._location, mode="r+")
+        root = self._to_write()
         if root.attrs["complete"]:
             raise InputError(f"{self.path} is finished; to write it anew, create it with overwrite=True")
         for (key, name), values in arrays.items():
             array(root, f"{key}/{name}")[self.layout.rows_of(key, samples)] = values
         array(root, WRITTEN)[self.layout.chunks.index(samples)] = True
+
+    def _to_write(self) -> zarr.Group:
+        """The root, to be changed, if what lies there is still the store that this one was opened as."""
+        try:
+            root = zarr.open_group(self._location, mode="r+")
+        except DAMAGED as error:
+            raise InputError(
+                f"{self._location} is gone, or is no store any more ({error}); open the store again"
+            ) from error
+        if root.attrs.get(TOKEN) != self._token:
+            raise InputError(
+                f"{self.path} was begun anew since it was opened here, so this would be written into another "
+                "store; open it again with `open_store(path, incomplete=True)`, or write to another path"
+            )
+        return root
 
     def finish(self) -> None:
         """Take the statistics of the training split, declare the store complete and put it at `path`.
@@ -386,8 +406,10 @@ class FieldStore:
         Raises
         ------
         InputError
-            If a chunk is not written yet.
+            If a chunk is not written yet, or another store was begun in this one's place.
         """
+        if not self.complete:
+            self._to_write()
         if pending := self.pending():
             raise InputError(
                 f"{self.path}: {len(pending)} chunks of samples are not written, the first is "
@@ -406,22 +428,25 @@ class FieldStore:
         Raises
         ------
         InputError
-            If it is finished.
+            If it is finished, or another store was begun in this one's place.
         """
         if not (self._partial and isinstance(self._location, Path)):
             raise InputError(f"{self.path} is in its place; remove it by hand if it is to go")
+        self._to_write()
         shutil.rmtree(self._location)
 
     def _complete(self) -> None:
         statistics = self.statistics_of("train") if "train" in self.splits else {}
-        root = zarr.open_group(self._location, mode="r+")
+        root = self._to_write()
         if WRITTEN in root:
             del root[WRITTEN]
         with warnings.catch_warnings():
             # zarr 3 has no specification of it yet, but every reader of it opens a store in one request.
             warnings.filterwarnings("ignore", "Consolidated metadata", ZarrUserWarning)
             root = zarr.consolidate_metadata(root.store)
-        root.update_attributes({"statistics": statistics, "complete": True})
+        kept = {name: value for name, value in root.attrs.items() if name != TOKEN}
+        root.attrs.put({**kept, "statistics": statistics, "complete": True})  # in one write
+        self._token = None
 
     def statistics_of(self, split: str, transforms: Mapping[str, str] | None = None) -> dict[str, Any]:
         """The statistics of the values of a split, at the finest level that holds it, in float64.

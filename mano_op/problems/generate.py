@@ -111,7 +111,7 @@ def generate_fields(
     }
     write = partial(_write_chunk, problem, seed, grids, solver_resolution)
     return write_store(
-        Path(path).absolute(),
+        path,
         plan,
         provenance,
         write,
