@@ -18,6 +18,7 @@ grid                    base    numpy
 files                   base    torch
 machine                 use     torch
 cost                    use     torch
+memory                  use     torch
 data.chunking           data
 data.importers.lazy     data    numpy dask h5py
 problems.draws          data    numpy
@@ -89,6 +90,7 @@ models                  model
 train.objective         use     neuralop
 train.options           use
 train.watched           use     torch tqdm
+transfer.spectral       use     numpy torch
 transfer.baselines      use     numpy torch
 transfer.predict        use     numpy torch xarray
 transfer.verdict        use     numpy xarray
@@ -96,6 +98,7 @@ report.style            use     matplotlib
 report.page             use
 
 train.fit               use     torch neuralop
+transfer.metrics        use     numpy torch
 transfer.tables         use     numpy xarray
 transfer.evaluate       use     numpy torch xarray tqdm
 report.figures          use     numpy xarray matplotlib
