@@ -14,7 +14,8 @@ from matplotlib.image import imread
 
 from mano_op.report.figures import cost_and_error, error_by_resolution, error_distributions, training_history
 from mano_op.report.style import COLOURS, colours, data_uri, log_axis, style
-from mano_op.transfer.evaluate import PREDICTORS
+from mano_op.transfer.predictors import PREDICTORS
+from mano_op.transfer.series import flat
 from mano_op.transfer.verdict import summary
 
 RNG = np.random.default_rng(0)
@@ -51,7 +52,7 @@ def test_error_by_resolution_draws_direct_and_best_dpu_with_their_intervals(mode
     np.testing.assert_allclose(drawn(axes, colour, "--")[0][:, 1], 100 * np.array(best), rtol=1e-12)
     bands = [band for band in axes.collections if to_hex(band.get_facecolor()[0]) == colour.lower()]
     heights = bands[0].get_paths()[0].get_extents()
-    one = JUDGED.sel(model=model, variable="u", predictor="direct")
+    one = flat(JUDGED).sel(model=model, variable="u", predictor="direct")
     expected_heights = [100 * one["low"].values.min(), 100 * one["high"].values.max()]
     np.testing.assert_allclose([heights.ymin, heights.ymax], expected_heights, rtol=1e-12)
     rings = {line.get_markeredgecolor(): line for line in axes.lines if line.get_markersize() > 10}
@@ -115,7 +116,7 @@ def test_cost_and_error_follows_direct_inference_through_the_resolutions():
     axes = cost_and_error(JUDGED, "u").axes[0]
     line = drawn(axes, COLOURS[1], "-")[0]
     expected = [100 * ERRORS["B"][key]["direct"].mean() for key in KEYS]
-    np.testing.assert_allclose(line, np.column_stack([JUDGED["flops"][1] / 1e6, expected]), rtol=1e-12)
+    np.testing.assert_allclose(line, np.column_stack([flat(JUDGED)["flops"][1] / 1e6, expected]), rtol=1e-12)
     dpu = drawn(axes, COLOURS[1], "None")[0]
     assert dpu[:, 0].tolist() == [1.0, 1.0]  # at the cost of the training grid, for the two other resolutions
     assert [text.get_text() for text in axes.texts] == [*KEYS, *KEYS]

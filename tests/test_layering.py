@@ -91,17 +91,23 @@ train.objective         use     neuralop
 train.options           use
 train.watched           use     torch tqdm
 transfer.spectral       use     numpy torch
+transfer.series         use     xarray
 transfer.baselines      use     numpy torch
 transfer.predict        use     numpy torch xarray
-transfer.verdict        use     numpy xarray
 report.style            use     matplotlib
 report.page             use
 
 train.fit               use     torch neuralop
 transfer.metrics        use     numpy torch
+transfer.verdict        use     numpy xarray
+transfer.entries        use
+
+transfer.predictors        use     torch
 transfer.tables         use     numpy xarray
+
 transfer.evaluate       use     numpy torch xarray tqdm
 report.figures          use     numpy xarray matplotlib
+report.spectra          use     numpy torch xarray matplotlib
 report.panels           use     numpy xarray matplotlib
 
 report.coarse           use     torch xarray
