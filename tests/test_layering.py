@@ -92,6 +92,7 @@ train.options           use
 train.watched           use     torch tqdm
 transfer.spectral       use     numpy torch
 transfer.series         use     xarray
+transfer.saved          use     numpy xarray
 transfer.baselines      use     numpy torch
 transfer.predict        use     numpy torch xarray
 report.style            use     matplotlib

@@ -22,6 +22,7 @@ from mano_op.report.write import FILES, check_report_folder, write_report
 from mano_op.runs import Run
 from mano_op.transfer.evaluate import evaluate_transfer
 from mano_op.transfer.predict import sample_fields
+from mano_op.transfer.saved import load_results
 from mano_op.transfer.series import flat
 from mano_op.transfer.tables import dpu_input, header, notes, table_rows
 from mano_op.transfer.verdict import summary
@@ -301,10 +302,7 @@ def of_results(results):
 def test_the_numbers_beside_the_page_are_the_results(judged_store, written):
     folder, results = written[0].parent, judged_store[2]
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
-    with xr.open_dataset(folder / "results.nc", engine="scipy") as saved:
-        xr.testing.assert_equal(saved, results)
-        assert saved.attrs["split"] == "test"
-        assert saved["error"].attrs["long_name"] == "error, by its metric"
+    xr.testing.assert_identical(load_results(folder / "results.nc"), results)
     with open(folder / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     values = np.array([float(row["error"]) for row in rows])

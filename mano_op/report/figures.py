@@ -190,7 +190,8 @@ def transfer_matrix(judged: xr.Dataset, variable: str) -> Figure:
     direct = part["mean"].sel(predictor="direct").transpose("model", "resolution")
     finite = _percent(direct)
     low, high = (np.nanmin(finite), np.nanmax(finite)) if np.isfinite(finite).any() else (1.0, 100.0)
-    norm = LogNorm(low, high if high > low else 1.1 * low)
+    ends = [float(low), float(high if high > low else 1.1 * low)]
+    norm = LogNorm(ends[0], ends[1])
     with style(axes_grid=False):
         size = (1.6 + len(models) * (0.85 * len(keys) + 0.6), 1.5 + 0.55 * len(wheres))
         figure = Figure(figsize=(max(5.0, size[0]), size[1]), layout="constrained")
@@ -215,10 +216,13 @@ def transfer_matrix(judged: xr.Dataset, variable: str) -> Figure:
             axes.set_xticks(range(len(keys)), keys)
             axes.set_yticks(range(len(wheres)), wheres)
             axes.tick_params(length=0)
+            axes.spines[:].set_visible(False)
             axes.set_title(model)
             axes.set_xlabel("judged at")
         panels[0].set_ylabel("trained at")
-        bar = figure.colorbar(image, ax=panels.tolist(), ticks=[], pad=0.02)
+        bar = figure.colorbar(image, ax=panels.tolist(), pad=0.02)
+        bar.minorticks_off()
+        bar.set_ticks(ends, labels=[f"{end:.3g}" for end in ends])
         bar.set_label(_named(part), fontsize=8)
         return figure
 

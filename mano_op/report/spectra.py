@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
 from mano_op.grid import Grid
@@ -52,14 +53,18 @@ def spectra(fields: xr.Dataset, grid: Grid, variable: str, trained: Mapping[str,
                 with np.errstate(divide="ignore", invalid="ignore"):
                     right.plot(k[1:], _positive(residual / energy)[1:], **drawn)
         for axes in (left, right):
+            # Beyond its own Nyquist wavenumber a grid has the corners of its modes only.
+            axes.set_xlim(1, max(2.0, nyquist(grid)))
             log_axis(axes, "x")
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}"))
+            axes.yaxis.set_minor_locator(NullLocator())
             axes.set_xlabel("waves over the longest axis")
             for at in sorted({nyquist(home) for home in trained.values() if nyquist(home) < nyquist(grid)}):
                 axes.axvline(at, color=FAINT, lw=1, ls=(0, (1, 1.5)))
         right.axhline(1, color=FAINT, lw=0.8)
-        left.set_title("energy")
-        right.set_title("energy of the residual / that of the truth")
+        left.set_title(f"energy of {variable}")
+        right.set_title("energy of residual / of truth")
         kinds_of_lines = [
             Line2D([], [], color=INK, lw=3, alpha=0.35, label="truth"),
             Line2D([], [], color=INK, ls=LINES["direct"], label="direct"),

@@ -15,6 +15,7 @@ from mano_op.report.page import page, paragraph
 from mano_op.report.samples import samples, spectra_of_samples
 from mano_op.runs import Run
 from mano_op.transfer.entries import Entry, Models, entries_of, first_of_each
+from mano_op.transfer.saved import netcdf_bytes
 from mano_op.transfer.series import series_of
 from mano_op.transfer.tables import csv_text, json_text
 from mano_op.transfer.verdict import summary
@@ -110,7 +111,7 @@ def write_report(
     contents: dict[str, str | bytes] = {
         "results.csv": csv_text(results),
         "results.json": json_text(judged),
-        "results.nc": bytes(results.to_netcdf(engine="scipy")),
+        "results.nc": netcdf_bytes(results),
         "report.html": _page(title, results, judged, shown, entries, store),
     }
     folder.mkdir(parents=True, exist_ok=True)

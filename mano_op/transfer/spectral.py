@@ -68,9 +68,8 @@ def spectral_split(predicted: Tensor, true: Tensor, grid: Grid, trained: Grid) -
 def energy_spectrum(field: Tensor, grid: Grid) -> tuple[NDArray[np.float64], Tensor]:
     r"""The energy of a field by wavenumber: :math:`\sum_{|k| \in [j, j + 1)} |\hat v_k|^2`.
 
-    Wavenumbers are counted in half waves over the longest axis, so j = 2 is one whole wave; on axes
-    that wrap the odd ones have nothing, and where all axes do, the bins are twice as wide. The energies
-    add up to :math:`\lVert v \rVert^2`, the integral of the square by the grid's quadrature.
+    Wavenumbers are counted in whole waves over the longest axis. The energies add up to
+    :math:`\lVert v \rVert^2`, the integral of the square by the grid's quadrature.
 
     Parameters
     ----------
@@ -99,13 +98,12 @@ def energy_spectrum(field: Tensor, grid: Grid) -> tuple[NDArray[np.float64], Ten
         modes, k = _modes(axis)
         coefficients = _along(coefficients, d - grid.n_dim, torch.from_numpy(modes.T.copy()))
         squares = np.add.outer(squares, (k * longest / axis.length) ** 2)
-    width = 2 if all(axis.periodic for axis in grid) else 1
     # Rounding must not put a whole wavenumber into the bin below.
-    bins = np.floor(np.sqrt(squares) / width + 1e-9).astype(int).ravel()
+    bins = np.floor(np.sqrt(squares) / 2 + 1e-9).astype(int).ravel()
     energy = coefficients.flatten(-grid.n_dim) ** 2
     found = torch.zeros(*energy.shape[:-1], int(bins.max()) + 1, dtype=torch.float64)
     found.index_add_(-1, torch.from_numpy(bins), energy)
-    return np.arange(found.shape[-1]) * width / 2, found
+    return np.arange(found.shape[-1], dtype=np.float64), found
 
 
 def nyquist(trained: Grid) -> float:

@@ -259,6 +259,7 @@ def percent(value: float, decimals: int | None = None, *, sign: bool = False) ->
     if not math.isfinite(value):
         return str(float(value))
     decimals = _decimals(value) if decimals is None else decimals
+    value = round(value, decimals + 2) + 0.0 if abs(value) < 1 else value  # no minus before a zero
     form = ".2e" if abs(value) >= 1e4 else f".{decimals}f"
     return f"{100 * value:{'+' if sign else ''}{form}}"
 
