@@ -151,6 +151,10 @@ def test_growth_is_the_direct_error_over_that_at_the_training_resolution():
     one = judged(BASE, BASE)
     assert at(one, "r16", "growth") == 1
     assert at(one, "r32", "growth") == pytest.approx(BASE.mean() / 0.1)
+    # At 16 every sample has the same error, so what is left to chance is the mean at 32.
+    bounds = np.quantile(bootstrap_means(BASE), [0.025, 0.975]) / 0.1
+    np.testing.assert_allclose([at(one, "r32", "growth_low"), at(one, "r32", "growth_high")], bounds)
+    assert at(one, "r16", "growth_low") == at(one, "r16", "growth_high") == 1
     only_there = {name: np.ones(12) for name in one["predictor"].values}
     assert np.isnan(summary(results_of({"M": {"r32": only_there}}))["growth"].item())
 

@@ -104,8 +104,8 @@ def summary(
     Dataset
         By model, train_resolution, resolution, predictor, metric and variable ``mean``, ``low``, ``high``,
         the mean error and its interval; ``seed_low``, ``seed_high``, the smallest and the largest mean of a
-        seed; ``non_finite``, the number of errors that are not. Without the predictor: ``growth``, NaN if the
-        home level was not judged; ``best_dpu``; ``skill``, ``skill_low``, ``skill_high`` and
+        seed; ``non_finite``, the number of errors that are not. Without the predictor: ``growth``, with
+        ``_low`` and ``_high``, NaN if the home level was not judged; ``best_dpu``; ``skill``, ``skill_low``, ``skill_high`` and
         ``skill_seed_low``, ``skill_seed_high``; ``difference``, direct minus best DPU, and ``over_mean``,
         direct minus mean field, with ``_low`` and ``_high``. Without the metric too: ``verdict``,
         ``sentence``. By model and train_resolution: ``seeds``, how many there are. Costs are those of
@@ -165,8 +165,11 @@ def _numbers(one: xr.Dataset, metric: str, resamples: int, seed: int) -> xr.Data
         low, high = np.quantile(draws, _tails(), axis=0)
         direct = predictors.index("direct")
         trained = one["resolution"].values == one["home"].item()
-        at_home = means[trained, direct] if trained.any() else np.nan
-        growth = means[:, direct] / at_home
+        growth, grown = np.full_like(means[:, direct], np.nan), np.full_like(draws[:, :, direct], np.nan)
+        if trained.any():
+            growth = means[:, direct] / means[trained, direct]
+            grown = draws[:, :, direct] / draws[:, trained, direct]
+        growths = [growth, *np.quantile(grown, _tails(), axis=0)]
 
         dpu = np.array([predictors.index(predictor) for predictor in DPU])
         of_dpu = means[:, dpu]
@@ -188,13 +191,12 @@ def _numbers(one: xr.Dataset, metric: str, resamples: int, seed: int) -> xr.Data
             "seed_low": (order, seeds.min(axis=0)),
             "seed_high": (order, seeds.max(axis=0)),
             "non_finite": (order, defined * (~np.isfinite(by_seed)).sum(axis=(0, -1))),
-            "growth": (pair, growth),
             "best_dpu": (pair, np.array(predictors)[best]),
         }
     )
     for end, values in zip(("", "_low", "_high", "_seed_low", "_seed_high"), skills, strict=True):
         made[f"skill{end}"] = pair, values
-    for name, compared in (("difference", over_dpu), ("over_mean", over_mean)):
+    for name, compared in (("growth", growths), ("difference", over_dpu), ("over_mean", over_mean)):
         for end, values in zip(("", "_low", "_high"), compared, strict=True):
             made[f"{name}{end}"] = pair, values
     return made
