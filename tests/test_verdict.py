@@ -289,7 +289,7 @@ def test_seeds_are_averaged_for_each_sample_and_their_spread_is_beside():
     assert at(one, "r32", "skill_seed_high") == pytest.approx(0.03 / BASE.mean())
     least, most = (percent(x / BASE.mean(), sign=True) for x in (-0.01, 0.03))
     assert at(one, "r32", "sentence").startswith("M at r32, 3 seeds: direct inference (")
-    assert at(one, "r32", "sentence").endswith(f", from {least} to {most} over the seeds.")
+    assert at(one, "r32", "sentence").endswith(f", from {least} to {most} % over the seeds.")
 
 
 def test_the_skill_is_the_error_saved():

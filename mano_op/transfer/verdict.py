@@ -105,7 +105,8 @@ def summary(
         By model, train_resolution, resolution, predictor, metric and variable ``mean``, ``low``, ``high``,
         the mean error and its interval; ``seed_low``, ``seed_high``, the smallest and the largest mean of a
         seed; ``non_finite``, the number of errors that are not. Without the predictor: ``growth``, with
-        ``_low`` and ``_high``, NaN if the home level was not judged; ``best_dpu``; ``skill``, ``skill_low``, ``skill_high`` and
+        ``_low`` and ``_high``, NaN if the home level was not judged; ``best_dpu``; ``skill``, ``skill_low``,
+        ``skill_high`` and
         ``skill_seed_low``, ``skill_seed_high``; ``difference``, direct minus best DPU, and ``over_mean``,
         direct minus mean field, with ``_low`` and ``_high``. Without the metric too: ``verdict``,
         ``sentence``. By model and train_resolution: ``seeds``, how many there are. Costs are those of
@@ -430,7 +431,7 @@ def _skill(cell: xr.Dataset) -> str:
     if int(cell["seeds"]) == 1:
         return shown
     least, most = (percent(cell[f"skill_seed_{end}"].item(), sign=True) for end in ("low", "high"))
-    return f"{shown}, from {least} to {most} over the seeds"
+    return f"{shown}, from {least} to {most} % over the seeds"
 
 
 def _shown(cell: xr.Dataset, predictor: str) -> str:
