@@ -85,7 +85,7 @@ def main() -> None:
                 folder = Path(scratch) / f"{name} {seed}"
                 run = train_model(store, folder, resolution=16, seed=seed, **BUDGET, **MODELS[name])
                 results = evaluate_transfer({name: run}, store, [16, 32], progress=False)
-                errors = results["relative_l2"].mean("sample").squeeze()
+                errors = results["error"].sel(metric="relative_l2_points").mean("sample").squeeze()
                 found |= {
                     "parameters": count_parameters(run.model),
                     "flops_at_16": count_flops(run.model, torch.zeros(1, 1, 16, 16)),

@@ -97,7 +97,9 @@ def main() -> None:
                     "learning_rate": rate,
                     "parameters": count_parameters(run.model),
                     "flops_at_16": count_flops(run.model, torch.zeros(1, 1, 16, 16)),
-                    "relative_l2": float(results["relative_l2"].sel(predictor="direct").mean()),
+                    "relative_l2": float(
+                        results["error"].sel(metric="relative_l2_points", predictor="direct").mean()
+                    ),
                 }
             )
             print(found[-1])

@@ -8,17 +8,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import xarray as xr
-
 from mano_op.report.figures import error_by_resolution
 from mano_op.report.style import style
-from mano_op.transfer import summary
+from mano_op.transfer import load_results, summary
 
 
 def draw(demo: Path, picture: Path) -> None:
     """Errors of the demo's models by resolution, beside interpolation."""
-    with xr.open_dataset(demo / "results.nc") as results:
-        judged = summary(results.load())
+    judged = summary(load_results(demo / "results.nc"))
     with style():
         error_by_resolution(judged, "pressure").savefig(picture, dpi=150)
 

@@ -216,14 +216,15 @@ def _train(args: argparse.Namespace) -> None:
     run = train_model(
         args.store,
         args.run,
-        resolution=args.resolution,
+        resolution=args.resolution if len(args.resolution) > 1 else args.resolution[0],
+        ratios=args.ratios,
         arch=args.model,
         options=dict(args.option),
         window=args.window,
         at=args.at,
         transforms=dict(args.transform),
         epochs=args.epochs,
-        batch_size=args.batch_size,
+        batch_size=args.batch_size if len(args.batch_size) > 1 else args.batch_size[0],
         learning_rate=args.learning_rate,
         weight_decay=args.weight_decay,
         loss=args.loss,
@@ -244,11 +245,9 @@ def _transfer(args: argparse.Namespace) -> None:
     from mano_op.transfer import evaluate_transfer, table
 
     store = open_store(args.store)
-    runs = {path.name: load_run(path) for path in args.runs}
-    if len(runs) < len(args.runs):
-        raise InputError(
-            f"two of the runs {[str(path) for path in args.runs]} have the same name: rename one"
-        )
+    runs: dict[str, list[Any]] = {}
+    for name, path in args.runs:
+        runs.setdefault(name or path.name, []).append(load_run(path))
     check_report_folder(check_folder(args.out), overwrite=args.overwrite)
     results = evaluate_transfer(
         runs, store, args.resolutions or list(store.grids), split=args.split, progress=not args.quiet
@@ -304,6 +303,16 @@ def _sized_file(text: str) -> tuple[int | tuple[int, ...], Path]:
     if not (equals and file):
         raise argparse.ArgumentTypeError(f"{text!r}: expected RESOLUTION=FILE, 64x32=runs.nc")
     return _resolution(resolution), Path(file)
+
+
+def _run(text: str) -> tuple[str, Path]:
+    """``runs/mano``, or ``MANO=runs/mano``; a folder whose own name has a = needs the latter."""
+    name, equals, folder = text.partition("=")
+    if not equals or "/" in name:
+        return "", Path(text)
+    if not (name and folder):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected FOLDER or NAME=FOLDER, MANO=runs/mano_seed1")
+    return name, Path(folder)
 
 
 def _file_at(text: str) -> tuple[int, Path]:
@@ -542,7 +551,19 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("store", type=_place, help="the fields, NAME.zarr or an address of them")
     train.add_argument("run", type=Path, help="folder for the trained model")
     train.add_argument(
-        "--resolution", type=_resolution, required=True, metavar="N|NxM", help="level to train on"
+        "--resolution",
+        type=_resolution,
+        nargs="+",
+        required=True,
+        metavar="N|NxM",
+        help="level to train on; several are mixed, a batch has one of them",
+    )
+    train.add_argument(
+        "--ratios",
+        type=float,
+        nargs="+",
+        metavar="R",
+        help="of several levels, what part of an epoch's samples each has; all samples of all if not given",
     )
     train.add_argument("--model", default="mano", help="name in neuraloperator's registry: mano, fno, ...")
     train.add_argument(
@@ -572,7 +593,9 @@ def _parser() -> argparse.ArgumentParser:
         help="before normalising, log or asinh: permeability=log; may be given more than once",
     )
     train.add_argument("--epochs", type=int, default=30, help="passes over the training samples")
-    train.add_argument("--batch-size", type=int, default=20, help="samples a step")
+    train.add_argument(
+        "--batch-size", type=int, nargs="+", default=[20], help="samples a step, one number or one a level"
+    )
     train.add_argument("--learning-rate", type=float, default=1e-2, help="its highest value")
     train.add_argument("--weight-decay", type=float, default=1e-4, help="of AdamW")
     train.add_argument("--loss", choices=("l2", "h1"), default="l2", help="relative error in this norm")
@@ -581,7 +604,14 @@ def _parser() -> argparse.ArgumentParser:
 
     transfer = command("transfer", _transfer, "judge trained models at several resolutions of a store")
     transfer.add_argument("store", type=_place, help="the fields, NAME.zarr or an address of them")
-    transfer.add_argument("runs", type=Path, nargs="+", help="folders made by `mano-op train`")
+    transfer.add_argument(
+        "runs",
+        type=_run,
+        nargs="+",
+        metavar="[NAME=]FOLDER",
+        help="made by `mano-op train`; those of one name, the folder's own if not given, are one model, "
+        "trained at other resolutions or from other seeds",
+    )
     transfer.add_argument("--out", type=Path, required=True, help="folder for the report and its numbers")
     transfer.add_argument(
         "--resolutions", type=_resolution, nargs="+", metavar="N|NxM", help="levels; all if not given"

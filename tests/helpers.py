@@ -111,32 +111,61 @@ def store_of(
 def results_of(
     errors: Mapping[str, Mapping[str, Mapping[str, NDArray[np.float64]]]], *, trained: str = "r16"
 ) -> xr.Dataset:
-    """What `evaluate_transfer` returns, from errors of one variable by model, resolution and predictor."""
-    models, keys = list(errors), list(next(iter(errors.values())))
-    predictors = list(errors[models[0]][keys[0]])
-    values = np.array([[[errors[m][r][p] for p in predictors] for r in keys] for m in models])
+    """What `evaluate_transfer` returns, from errors of one variable by model, resolution and predictor.
+
+    An array of two dimensions has a row for each seed. A name "M @ r16+r32" is the model M, trained there.
+    """
+    parts = {}
+    for name, by_key in errors.items():
+        model, _, where = name.partition(" @ ")
+        parts[model, where or trained] = by_key
+    models, wheres = (list(dict.fromkeys(labels)) for labels in zip(*parts, strict=True))
+    first = next(iter(errors.values()))
+    keys, predictors = list(first), list(first[next(iter(first))])
+    each = np.atleast_2d(first[keys[0]][predictors[0]])
+    seeds, n = each.shape
+    shape = (len(models), len(wheres), seeds)
+    values = np.full((*shape, len(keys), len(predictors), 1, 1, n), np.nan)
+    present, home = np.zeros(shape, dtype=bool), np.full(shape[:2], "", dtype="U9")
+    for (model, where), by_key in parts.items():
+        at = models.index(model), wheres.index(where)
+        present[at], home[at] = True, where.partition("+")[0]
+        for r, key in enumerate(keys):
+            for k, predictor in enumerate(predictors):
+                values[at][:, r, k, 0, 0] = by_key[key][predictor]
     points = [int(key[1:]) ** 2 for key in keys]
+    run, series = ("model", "train_resolution", "seed"), ("model", "train_resolution")
+    costs = {"flops": 4e3 * np.array(points), "peak_bytes": 40.0 * np.array(points)}
+    costs["seconds_per_sample"] = np.full(len(keys), 1e-3)
+    there = present[..., None]
     return xr.Dataset(
         {
-            "relative_l2": (
-                ("model", "resolution", "predictor", "variable", "sample"),
-                values[:, :, :, None],
+            "error": ((*run, "resolution", "predictor", "metric", "variable", "sample"), values),
+            "present": (run, present),
+            "defined": (
+                ("resolution", "predictor", "metric"),
+                np.ones((len(keys), len(predictors), 1), bool),
             ),
-            "parameters": ("model", [1000] * len(models)),
-            "training_flops": ("model", [1e6] * len(models)),
-            "flops": (("model", "resolution"), [[4e3 * n for n in points]] * len(models)),
-            "seconds_per_sample": (("model", "resolution"), [[1e-3] * len(keys)] * len(models)),
-            "restriction": (("model", "resolution"), [["injection"] * len(keys)] * len(models)),
+            "parameters": (run, np.where(present, 1000, 0)),
+            "training_flops": (run, np.where(present, 1e6, np.nan)),
+            **{name: ((*run, "resolution"), np.where(there, cost, np.nan)) for name, cost in costs.items()},
+            "restriction": (
+                (*series, "resolution"),
+                np.where(home[..., None] != "", ["injection"] * len(keys), ""),
+            ),
         },
         coords={
             "model": models,
-            "training_resolution": ("model", [trained] * len(models)),
-            "training_points": ("model", [int(trained[1:]) ** 2] * len(models)),
+            "train_resolution": wheres,
+            "seed": np.arange(seeds),
+            "home": (series, home),
+            "home_points": (series, [[int(h[1:] or 0) ** 2 for h in row] for row in home.tolist()]),
             "resolution": keys,
             "points": ("resolution", points),
             "predictor": predictors,
+            "metric": ["relative_l2"],
             "variable": ["u"],
-            "sample": np.arange(100, 100 + values.shape[-1]),
+            "sample": np.arange(100, 100 + n),
         },
         attrs={"title": "Errors", "split": "test", "n_dim": 2, "boundary": "{}"},
     )

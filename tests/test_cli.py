@@ -22,6 +22,7 @@ from mano_op.data.layout import Variable
 from mano_op.data.store import create_store, open_store
 from mano_op.grid import Grid
 from mano_op.runs import load_run
+from mano_op.transfer import load_results
 
 SMALL_MANO = ["--option", "hidden_channels=8", "--option", "n_layers=1", "--option", "n_heads=2"]
 SMALL_FNO = ["--model", "fno", "--option", "n_modes=[4,4]", "--option", "hidden_channels=8"]
@@ -75,10 +76,11 @@ def test_the_numbers_beside_the_pictures_are_the_errors(folder: Path) -> None:
         [row] = [
             row
             for row in rows
-            if (row["model"], row["resolution"], row["predictor"]) == ("mano", "r16", "direct")
+            if (row["model"], row["resolution"], row["predictor"], row["metric"])
+            == ("mano", "r16", "direct", "relative_l2_points")
             and int(row["sample"]) == 12 + i  # after the training samples
         ]
-        assert float(row["relative_l2"]) == pytest.approx(expected.item(), rel=1e-4)
+        assert float(row["error"]) == pytest.approx(expected.item(), rel=1e-4)
     assert json.loads((folder / "report" / "results.json").read_text())
     assert (folder / "report" / "report.html").stat().st_size > 10_000
 
@@ -325,4 +327,32 @@ def test_the_labelled_results_open_in_xarray(folder: Path) -> None:
     [path] = [p for p in (folder / "report").iterdir() if p.suffix in (".nc", ".zarr")]
     with xr.open_dataset(path) as results:
         assert set(results["model"].values) == {"mano", "fno"}
-        assert results["relative_l2"].sel(predictor="mean").notnull().any()
+        assert results["error"].sel(predictor="mean").notnull().any()
+
+
+def test_runs_of_one_name_are_one_model(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = str(folder / "darcy.zarr")
+    small = [*SMALL_MANO, "--epochs", "1", "--quiet"]
+    mixed = ["--resolution", "8", "16", "--ratios", "0.75", "0.25", "--batch-size", "4", "2"]
+    assert main(["train", store, str(tmp_path / "mixed"), *mixed, *small]) == 0
+    training = load_run(tmp_path / "mixed").training
+    assert (training["resolution"], training["samples"]) == (["r8", "r16"], {"r8": 12, "r16": 4})
+    assert main(["train", store, str(tmp_path / "other"), "--resolution", "8", "--seed", "5", *small]) == 0
+    runs = [f"MANO={folder / 'mano'}", f"MANO={tmp_path / 'mixed'}", f"MANO={tmp_path / 'other'}"]
+    command = ["transfer", store, *runs, str(folder / "fno"), "--out", str(tmp_path / "report"), "--quiet"]
+    assert main(command) == 0
+    results = load_results(tmp_path / "report" / "results.nc")
+    assert results["model"].values.tolist() == ["MANO", "fno"]
+    assert results["train_resolution"].values.tolist() == ["r8", "r8+r16"]
+    assert results["present"].sum() == 4
+    assert results["present"].sel(model="MANO", train_resolution="r8", seed=5)
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "MANO (r8+r16), seed 0" in page and "<svg" not in page
+    same = ["transfer", store, *runs[:1], *runs[:1], "--out", str(tmp_path / "again"), "--quiet"]
+    assert main(same) == 2
+    assert "judge them under different names" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["transfer", store, "=x", "--out", str(tmp_path / "again")])
+    assert "expected FOLDER or NAME=FOLDER" in capsys.readouterr().err

@@ -7,15 +7,25 @@ from xml.etree import ElementTree
 import matplotlib
 import numpy as np
 import pytest
+import xarray as xr
 from helpers import results_of
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from mano_op.report.figures import cost_and_error, error_by_resolution, error_distributions, training_history
+from mano_op.grid import Grid
+from mano_op.report.figures import (
+    cost_and_error,
+    error_by_resolution,
+    error_distributions,
+    training_history,
+    transfer_matrix,
+)
+from mano_op.report.spectra import spectra
 from mano_op.report.style import COLOURS, colours, data_uri, log_axis, style
-from mano_op.transfer.evaluate import PREDICTORS
-from mano_op.transfer.verdict import summary
+from mano_op.transfer.predictors import PREDICTORS
+from mano_op.transfer.series import flat
+from mano_op.transfer.verdict import percent, summary
 
 RNG = np.random.default_rng(0)
 KEYS = ("r16", "r32", "r64")
@@ -51,7 +61,7 @@ def test_error_by_resolution_draws_direct_and_best_dpu_with_their_intervals(mode
     np.testing.assert_allclose(drawn(axes, colour, "--")[0][:, 1], 100 * np.array(best), rtol=1e-12)
     bands = [band for band in axes.collections if to_hex(band.get_facecolor()[0]) == colour.lower()]
     heights = bands[0].get_paths()[0].get_extents()
-    one = JUDGED.sel(model=model, variable="u", predictor="direct")
+    one = flat(JUDGED).sel(model=model, variable="u", predictor="direct")
     expected_heights = [100 * one["low"].values.min(), 100 * one["high"].values.max()]
     np.testing.assert_allclose([heights.ymin, heights.ymax], expected_heights, rtol=1e-12)
     rings = {line.get_markeredgecolor(): line for line in axes.lines if line.get_markersize() > 10}
@@ -115,7 +125,7 @@ def test_cost_and_error_follows_direct_inference_through_the_resolutions():
     axes = cost_and_error(JUDGED, "u").axes[0]
     line = drawn(axes, COLOURS[1], "-")[0]
     expected = [100 * ERRORS["B"][key]["direct"].mean() for key in KEYS]
-    np.testing.assert_allclose(line, np.column_stack([JUDGED["flops"][1] / 1e6, expected]), rtol=1e-12)
+    np.testing.assert_allclose(line, np.column_stack([flat(JUDGED)["flops"][1] / 1e6, expected]), rtol=1e-12)
     dpu = drawn(axes, COLOURS[1], "None")[0]
     assert dpu[:, 0].tolist() == [1.0, 1.0]  # at the cost of the training grid, for the two other resolutions
     assert [text.get_text() for text in axes.texts] == [*KEYS, *KEYS]
@@ -174,3 +184,46 @@ def test_a_logarithmic_axis_has_numbers_however_short_or_long(low, high, expecte
 
 def test_more_models_than_colours_start_again():
     assert list(colours(map(str, range(8))).values()) == [*COLOURS, *COLOURS[:2]]
+
+
+def test_the_matrix_has_a_place_for_each_way_of_training():
+    errors = {f"A @ {where}": ERRORS["A"] for where in ("r16", "r32", "r16+r32")} | {"B @ r16": ERRORS["B"]}
+    figure = transfer_matrix(summary(results_of(errors)), "u")
+    first, second = figure.axes[:2]
+    assert [axes.get_title(loc="left") for axes in (first, second)] == ["A", "B"]
+    assert [label.get_text() for label in first.get_yticklabels()] == ["r16", "r32", "r16+r32"]
+    for axes, model in ((first, "A"), (second, "B")):
+        direct = [100 * ERRORS[model][key]["direct"].mean() for key in KEYS]
+        np.testing.assert_allclose(axes.images[0].get_array()[0], direct, rtol=1e-12)
+    assert np.ma.getmaskarray(second.images[0].get_array())[1:].all()
+    texts = [text.get_text() for text in second.texts]
+    best = min(ERRORS["B"]["r32"][name].mean() for name in PREDICTORS if name.startswith("dpu"))
+    of = ERRORS["B"]["r32"]["direct"].mean()
+    assert texts[1] == f"{percent(of)}\n({percent(best)})"
+    assert "(" not in texts[0]  # at home, where both are one
+
+
+def test_spectra_show_each_wave_and_the_training_nyquist():
+    grid, coarse = (Grid.uniform((n,), periodic=True, names=["x"]) for n in (64, 16))
+    x = 2 * np.pi * grid.points[0]
+    true = np.sin(3 * x) + 0.1 * np.sin(20 * x) + 1e-3 * np.cos(5 * x)
+    predicted = 0.5 * np.sin(3 * x) + 0.1 * np.sin(20 * x) + 1e-3 * np.cos(5 * x)
+    fields = xr.Dataset(
+        {
+            "truth": (("variable", "sample", "x"), true[None, None]),
+            "prediction": (("model", "variable", "sample", "x"), predicted[None, None, None]),
+            "dpu": (("model", "variable", "sample", "x"), 0 * predicted[None, None, None]),
+            "dpu_input": (("model", "variable"), [["mean"]]),
+        },
+        coords={"model": ["A"], "variable": ["u"], "sample": [0]},
+    )
+    left, right = spectra(fields, grid, "u", {"A": coarse}).axes
+    truth = np.column_stack(left.lines[0].get_data())
+    np.testing.assert_allclose(truth[[2, 4, 19]], [[3, 0.5], [5, 5e-7], [20, 5e-3]], rtol=1e-9)
+    direct = np.column_stack(drawn(left, COLOURS[0], "-")[0])
+    assert direct[1, 2] == pytest.approx(0.125)
+    ratio = np.column_stack(drawn(right, COLOURS[0], "-")[0])
+    assert ratio[1, 2] == pytest.approx(0.25)
+    dpu = np.column_stack(drawn(right, COLOURS[0], "--")[0])
+    np.testing.assert_allclose(dpu[1, [2, 4, 19]], 1)  # nothing predicted, everything left
+    assert [line.get_xdata()[0] for line in left.lines if line.get_xdata()[0] == 8] == [8]

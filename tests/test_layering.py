@@ -18,6 +18,7 @@ grid                    base    numpy
 files                   base    torch
 machine                 use     torch
 cost                    use     torch
+memory                  use     torch
 data.chunking           data
 problems.draws          data    numpy
 data.sampler            data    numpy torch
@@ -91,16 +92,25 @@ train.options           use     torch
 train.watched           use     torch tqdm
 train.optimizer         use     torch
 train.symmetry          use     torch
+transfer.spectral       use     numpy torch
+transfer.series         use     xarray
+transfer.saved          use     numpy xarray
 transfer.baselines      use     numpy torch
 transfer.predict        use     numpy torch xarray
-transfer.verdict        use     numpy xarray
 report.style            use     matplotlib
 report.page             use
 
 train.fit               use     torch neuralop
+transfer.metrics        use     numpy torch
+transfer.verdict        use     numpy xarray
+transfer.entries        use
+
+transfer.predictors        use     torch
 transfer.tables         use     numpy xarray
+
 transfer.evaluate       use     numpy torch xarray tqdm
 report.figures          use     numpy xarray matplotlib
+report.spectra          use     numpy torch xarray matplotlib
 report.panels           use     numpy xarray matplotlib
 
 report.coarse           use     torch xarray

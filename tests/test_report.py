@@ -22,6 +22,8 @@ from mano_op.report.write import FILES, check_report_folder, write_report
 from mano_op.runs import Run
 from mano_op.transfer.evaluate import evaluate_transfer
 from mano_op.transfer.predict import sample_fields
+from mano_op.transfer.saved import load_results
+from mano_op.transfer.series import flat
 from mano_op.transfer.tables import dpu_input, header, notes, table_rows
 from mano_op.transfer.verdict import summary
 
@@ -135,8 +137,8 @@ def test_the_page_is_whole_and_holds_no_code(written):
     assert "http" not in text and "url(" not in text and "@import" not in text
     assert "<script" not in text and "<i>" not in text and "a <b>" not in text
     assert f"<title>{escape(TITLE)}</title>" in text
-    assert re.findall(r'src="([^"]*)"', text) == ["picture"] * 6
-    assert text.count("<figcaption>") == 6
+    assert re.findall(r'src="([^"]*)"', text) == ["picture"] * 8
+    assert text.count("<figcaption>") == 8
     assert '<meta name="viewport"' in text
     assert len(text) < 30_000 < len(written[1])
 
@@ -151,6 +153,7 @@ def test_terms_are_said_before_they_are_used(written):
 def test_samples_are_under_the_name_of_their_resolution(written):
     headings = re.findall(r"<h3>(.*?)</h3>", written[1])
     assert headings == [
+        "By other metrics",
         "u at r8, 8 \u00d7 8 points (good, &lt;i&gt;bad&lt;/i&gt; trained here)",
         "u at r16, 16 \u00d7 16 points",
     ]
@@ -165,7 +168,7 @@ def test_where_a_narrow_screen_cuts_it_says_so(written):
     style = written[1].partition("</style>")[0]
     assert "more to the right: scroll sideways" in style
     wide = written[1].count('<div class="wide numbers" tabindex="0">')
-    assert wide == 1 + 6  # the table of errors and the pictures
+    assert wide == 2 + 8  # the tables of errors and the pictures
     assert "min-width" in style and "position: sticky; left: 0; background: #fff" in style
 
 
@@ -186,7 +189,7 @@ def a_report(folder, grids, outputs, models, trained):
     }
     results = evaluate_transfer(runs, store, list(store.grids), progress=False)
     text = write_report(folder / "out", results, runs, store, title="Some").read_text()
-    return text, results, summary(results), runs, store
+    return text, flat(results), flat(summary(results)), runs, store
 
 
 class Times(nn.Module):
@@ -213,7 +216,8 @@ def test_three_outputs_are_judged_and_shown_one_by_one(tmp_path):
         )
         for key, size in (("r8", 8), ("r16", 16)):
             assert f"<h3>{name} at {key}, {size} \u00d7 {size} points" in text
-    assert text.count("<img") == 3 * (2 + 2 + 0)  # errors, spread, two resolutions; nothing countable
+    # Errors in three ways, spectra, and two resolutions; nothing that could be counted.
+    assert text.count("<img") == 3 * (3 + 1 + 2)
     assert judged["verdict"].sel(resolution="r8").values.tolist() == [["training"] * 3]
 
 
@@ -225,6 +229,7 @@ def test_one_dimension(tmp_path):
     np.testing.assert_allclose(direct, [[0, 0], [0.5, 0.8]], atol=1e-6)
     assert judged["verdict"].sel(model="off", resolution="r16").item() == "worse"
     assert re.findall(r"<h3>(.*?)</h3>", text) == [
+        "By other metrics",
         "u at r8, 8 points (exact, off trained here)",
         "u at r16, 16 points",
     ]
@@ -253,7 +258,7 @@ def test_a_diverged_model_alone_has_a_report(tmp_path, value, shown):
         (of,) = [
             row["mean"]
             for row in content["errors"]
-            if (row["resolution"], row["predictor"]) == ("r16", "direct")
+            if (row["resolution"], row["predictor"], row["metric"]) == ("r16", "direct", "relative_l2")
         ]
         assert of == {"nan": "NaN", "inf": "Infinity"}[shown]
     kind = verdict.replace(" ", "-")
@@ -273,9 +278,10 @@ def test_the_coarse_prediction_that_is_shown_is_the_one_that_was_judged(tmp_path
         for model in runs:
             cell = judged.sel(model=model, resolution=key, variable="u")
             one = shown.sel(model=model, variable="u")
-            error = np.sqrt(((one["dpu"] - one["truth"]).astype(float) ** 2).sum(("y", "x")))
-            error /= np.sqrt((one["truth"].astype(float) ** 2).sum(("y", "x")))
-            expected = results["relative_l2"].sel(
+            weights = store.grids[key].weights
+            error = np.sqrt((weights * (one["dpu"] - one["truth"]).astype(float) ** 2).sum(("y", "x")))
+            error /= np.sqrt((weights * one["truth"].astype(float) ** 2).sum(("y", "x")))
+            expected = results["error"].sel(
                 model=model, resolution=key, variable="u", predictor=cell["best_dpu"].item()
             )
             np.testing.assert_allclose(error, expected[rows], rtol=1e-4)
@@ -287,19 +293,22 @@ def test_the_coarse_prediction_that_is_shown_is_the_one_that_was_judged(tmp_path
     assert "took the input at the nearest point instead" in text
 
 
+def of_results(results):
+    """Which errors there can be, for all runs."""
+    shape = results["error"].shape
+    return np.broadcast_to(results["defined"].values[..., None, None], shape)
+
+
 def test_the_numbers_beside_the_page_are_the_results(judged_store, written):
     folder, results = written[0].parent, judged_store[2]
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
-    with xr.open_dataset(folder / "results.nc", engine="scipy") as saved:
-        xr.testing.assert_equal(saved, results)
-        assert saved.attrs["split"] == "test"
-        assert saved["relative_l2"].attrs["long_name"] == "relative L2 error"
+    xr.testing.assert_identical(load_results(folder / "results.nc"), results)
     with open(folder / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    values = np.array([float(row["relative_l2"]) for row in rows])
-    np.testing.assert_array_equal(values, results["relative_l2"].values.ravel())
+    values = np.array([float(row["error"]) for row in rows])
+    np.testing.assert_array_equal(values, results["error"].values[of_results(results)].ravel())
     content = json.loads((folder / "results.json").read_text())
-    sentences = [row["sentence"] for row in content["comparisons"]]
+    sentences = [row["sentence"] for row in content["verdicts"]]
     assert sentences == summary(results)["sentence"].values.ravel().tolist()
     assert all(escape(sentence) in written[1].replace("&nbsp;", " ") for sentence in sentences)
 

@@ -8,9 +8,18 @@ import pytest
 import xarray as xr
 from helpers import results_of
 
-from mano_op.transfer.evaluate import PREDICTORS
-from mano_op.transfer.tables import COLUMNS, notes, table, to_csv, to_json
-from mano_op.transfer.verdict import bootstrap_means, summary
+from mano_op.transfer.predictors import PREDICTORS
+from mano_op.transfer.tables import (
+    COLUMNS,
+    csv_text,
+    metric_header,
+    metric_rows,
+    notes,
+    table,
+    to_csv,
+    to_json,
+)
+from mano_op.transfer.verdict import bootstrap_means, percent, summary
 
 RNG = np.random.default_rng(3)
 N = 12
@@ -44,7 +53,7 @@ def test_csv_has_every_error_in_full(tmp_path):
     for row in rows:
         assert (row["train_resolution"], row["variable"]) == ("r16", "u")
         expected = errors[row["model"]][row["resolution"]][row["predictor"]][int(row["sample"]) - 100]
-        np.testing.assert_equal(float(row["relative_l2"]), expected)
+        np.testing.assert_equal(float(row["error"]), expected)
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -55,7 +64,9 @@ def test_json_has_the_summary(tmp_path):
     assert (content["samples"], content["split"]) == (N, "test")
     assert content["models"][0] == {
         "model": "MANO",
-        "training_resolution": "r16",
+        "train_resolution": "r16",
+        "home": "r16",
+        "seeds": 1,
         "parameters": 1000,
         "training_flops": 1e6,
     }
@@ -121,14 +132,14 @@ def test_table_has_direct_inference_beside_what_it_has_to_beat():
     }
     lines = table(results_of(errors)).splitlines()
     assert cells(lines[0]) == [
-        "model", "trained at", "resolution", "direct", "best DPU", "DPU's input", "direct - DPU", "floor",
+        "model", "trained at", "resolution", "direct", "best DPU", "DPU's input", "skill", "floor",
         "mean field", "growth",
     ]  # fmt: skip
     assert cells(lines[2]) == [
         "MANO", "r16", "r16", "8.00 [8.00, 8.00]", "as direct", "", "", "0.00", "60.0", "1.00",
     ]  # fmt: skip
     assert cells(lines[3]) == [
-        "MANO", "r16", "r32", "10.0 [10.0, 10.0]", "7.68 [7.68, 7.68]", "mean", "+2.32 [+2.32, +2.32]",
+        "MANO", "r16", "r32", "10.0 [10.0, 10.0]", "7.68 [7.68, 7.68]", "mean", "-30.2 [-30.2, -30.2]",
         "2.05", "60.0", "1.25",
     ]  # fmt: skip
     assert lines[5] == "Relative L2 error in %, mean over 12 samples of the split 'test' [95 % interval]."
@@ -158,3 +169,58 @@ def test_notes_name_grids_that_do_not_nest():
         "Note: the grids do not nest for MANO at r32: points of the training grid are missing there, and "
         "dpu_injection took the input at the nearest point instead."
     ]
+
+
+def test_the_same_model_trained_elsewhere_has_its_columns():
+    ones = dict.fromkeys(PREDICTORS, np.ones(N))
+    results = results_of(
+        {
+            "M @ r16": {"r16": ones, "r32": ones | {"direct": np.full(N, 0.1)}},
+            "M @ r32": {"r16": ones, "r32": ones | {"direct": np.full(N, 0.05)}},
+            "M @ r16+r32": {
+                "r16": ones | {"direct": np.full(N, 0.08)},
+                "r32": ones | {"direct": np.full(N, 0.06)},
+            },
+        }
+    )
+    lines = table(results).splitlines()
+    assert cells(lines[0])[6:] == [
+        "skill", "trained there", "trained on several", "floor", "mean field", "growth",
+    ]  # fmt: skip
+    assert cells(lines[3])[:3] == ["M", "r16", "r32"]
+    assert cells(lines[3])[7:9] == ["5.00 [5.00, 5.00]", "6.00 [6.00, 6.00]"]
+    assert cells(lines[4])[7:9] == ["100 [100, 100]", "8.00 [8.00, 8.00]"]  # at 16, of the one trained at 32
+    assert cells(lines[7])[7:9] == ["5.00 [5.00, 5.00]", ""]  # of that trained on both, at 32
+
+
+def test_seeds_have_a_column_where_there_are_several():
+    errors = some()
+    errors["MANO"] = {
+        key: {name: np.stack([of, of + 0.02]) for name, of in by.items()}
+        for key, by in errors["MANO"].items()
+    }
+    del errors["a|b"]
+    lines = table(results_of(errors)).splitlines()
+    assert cells(lines[0])[4] == "over seeds"
+    direct = errors["MANO"]["r32"]["direct"].mean(axis=1)
+    assert cells(lines[3])[4] == f"{percent(direct[0])} to {percent(direct[1])}, 2 seeds"
+
+
+def test_the_table_of_metrics_has_direct_inference_and_the_best_dpu_by_each():
+    judged = summary(results_of(some()))
+    assert metric_header(judged) == ["model", "trained at", "resolution", "relative L2"]
+    rows = metric_rows(judged)
+    cell = judged.sel(
+        model="MANO", resolution="r32", train_resolution="r16", variable="u", metric="relative_l2"
+    )
+    direct, best = (
+        percent(cell["mean"].sel(predictor=name).item()) for name in ("direct", cell["best_dpu"].item())
+    )
+    assert rows[1] == ["MANO", "r16", "r32", f"{direct} / {best}"]
+    assert "/" not in rows[0][3]
+
+
+def test_what_there_cannot_be_is_left_out_of_the_csv():
+    results = results_of(some())
+    results["defined"][:, 1:] = False
+    assert len(csv_text(results).splitlines()) == 1 + 2 * 2 * N

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from helpers import store_of, wave_store
-from neuralop.losses import LpLoss
 from scipy.interpolate import CubicSpline
 from torch import nn
 
@@ -16,8 +15,10 @@ from mano_op.data.store import Variable
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 from mano_op.runs import Run
-from mano_op.transfer.evaluate import PREDICTORS, evaluate_transfer, relative_l2
+from mano_op.transfer.evaluate import evaluate_transfer
+from mano_op.transfer.metrics import METRICS, all_metrics
 from mano_op.transfer.predict import predict, sample_fields
+from mano_op.transfer.predictors import PREDICTORS
 
 N_TEST = 7
 FIELDS = (Variable("a", "input"), Variable("u", "output"), Variable("v", "output"))
@@ -75,8 +76,10 @@ def evaluate(function, store, resolutions=(8, 12, 16), *, trained="r8", **option
     return evaluate_transfer({"M": run}, store, resolutions, progress=False, **options)
 
 
-def errors(results, key, predictor):
-    return results["relative_l2"].sel(model="M", resolution=key, predictor=predictor).values
+def errors(results, key, predictor, metric="relative_l2_points", model="M"):
+    """Of every variable and sample, each point counted once unless another metric is asked for."""
+    found = results["error"].sel(model=model, resolution=key, predictor=predictor, metric=metric)
+    return found.squeeze(("train_resolution", "seed")).values
 
 
 def fields(store, key, name):
@@ -85,15 +88,24 @@ def fields(store, key, name):
 
 def test_results_are_labelled(store):
     results = evaluate(perfect, store, resolutions=[16, "r8"])
-    sizes = {"model": 1, "resolution": 2, "predictor": 6, "variable": 2, "sample": N_TEST}
-    assert dict(results["relative_l2"].sizes) == sizes
+    sizes = {"model": 1, "train_resolution": 1, "seed": 1, "resolution": 2, "predictor": 6, "metric": 9}
+    assert dict(results["error"].sizes) == {**sizes, "variable": 2, "sample": N_TEST}
     assert results["resolution"].values.tolist() == ["r8", "r16"]  # coarsest first, whatever was asked
     assert results["predictor"].values.tolist() == list(PREDICTORS)
+    assert results["metric"].values.tolist() == list(METRICS)
     assert results["variable"].values.tolist() == ["u", "v"]
     assert results["sample"].values.tolist() == list(range(4, 4 + N_TEST))  # the store's numbers
-    assert results["training_resolution"].values.tolist() == ["r8"]
+    assert results["train_resolution"].values.tolist() == ["r8"]
+    assert results["seed"].values.tolist() == [0]
+    assert results["home"].values.tolist() == [["r8"]]
     assert results["points"].values.tolist() == [64, 256]
-    assert np.isfinite(results["relative_l2"]).all()
+    assert results["present"].all()
+    # The mismatch is the model's alone; everything else there is.
+    np.testing.assert_array_equal(
+        np.isfinite(results["error"].isel(variable=0, sample=0)),
+        results["defined"].expand_dims(model=1, train_resolution=1, seed=1),
+    )
+    assert results["defined"].sum() == 2 * (6 * 8 + 1)
 
 
 def test_a_perfect_model_has_no_error_and_its_dpu_is_the_floor(store):
@@ -104,7 +116,7 @@ def test_a_perfect_model_has_no_error_and_its_dpu_is_the_floor(store):
         np.testing.assert_array_equal(errors(results, key, "dpu_injection"), errors(results, key, "floor"))
     assert (errors(results, "r8", "floor") == 0).all()
     assert errors(results, "r16", "floor").min() > 1e-3
-    assert results["restriction"].values.tolist() == [["injection", "nearest", "injection"]]
+    assert results["restriction"].values.tolist() == [[["injection", "nearest", "injection"]]]
 
 
 def test_where_grids_do_not_nest_the_input_is_best_interpolated(store):
@@ -122,16 +134,6 @@ def test_where_grids_do_not_nest_the_input_is_best_interpolated(store):
 def test_a_relative_error_is_that_of_every_sample(store):
     results = evaluate(lambda x: 1.25 * perfect(x), store)
     np.testing.assert_allclose(errors(results, "r16", "direct"), 0.25, rtol=1e-6)
-
-
-def test_errors_are_those_of_neuraloperator():
-    true, predicted = torch.randn(2, 3, 2, 9, 7, generator=torch.Generator().manual_seed(0))
-    loss = LpLoss(d=2, p=2, measure=[3.0, 0.5])
-    ours = relative_l2(predicted, true, 2)
-    for i in range(3):
-        for c in range(2):
-            theirs = loss.rel(predicted[i : i + 1, c : c + 1], true[i : i + 1, c : c + 1])
-            assert ours[i, c].item() == pytest.approx(theirs.item(), rel=1e-5)
 
 
 def test_at_the_training_resolution_dpu_is_direct_inference(store):
@@ -290,7 +292,7 @@ def test_predictions_that_are_not_finite_are_kept(store):
     results = evaluate(breaks_on_fine_grids, store, [16])
     bad = ~np.isfinite(errors(results, "r16", "direct"))
     assert np.argwhere(bad).tolist() == [[0, 1], [1, 4]]
-    assert np.isfinite(results["relative_l2"].drop_sel(predictor="direct")).all()
+    assert np.isfinite(results["error"].sel(metric="relative_l2").drop_sel(predictor="direct")).all()
 
 
 def test_results_do_not_depend_on_batches_and_memory_does(store):
@@ -298,7 +300,7 @@ def test_results_do_not_depend_on_batches_and_memory_does(store):
     network = nn.Conv2d(1, 2, 3, padding=1)
     model = Pointwise(network)
     ones, all_at_once = (evaluate(model, store, batch_size=size) for size in (1, 50))
-    np.testing.assert_allclose(ones["relative_l2"], all_at_once["relative_l2"], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(ones["error"], all_at_once["error"], rtol=1e-4, atol=1e-6)
     model.batches.clear()
     evaluate(model, store, batch_size=3)
     assert max(model.batches) == 3
@@ -308,7 +310,9 @@ def test_costs_are_counted_at_every_resolution(store):
     results = evaluate(nn.Conv2d(1, 2, 3, padding=1), store, [12, 16])
     flops = {n: 2 * 9 * 2 * n**2 for n in (8, 12, 16)}
     assert results["parameters"].item() == 9 * 2 + 2
-    assert results["flops"].values.tolist() == [[flops[12], flops[16]]]
+    assert results["flops"].squeeze().values.tolist() == [flops[12], flops[16]]
+    # What the convolution makes, and the copy of its input, padded.
+    assert results["peak_bytes"].squeeze().values.tolist() == [4 * 2 * n**2 for n in (12, 16)]
     assert results["training_flops"].item() == flops[8]
     assert (results["seconds_per_sample"] > 0).all() and (results["seconds_per_sample"] < 10).all()
 
@@ -320,8 +324,11 @@ def test_models_are_evaluated_as_they_are_in_evaluation(store):
 
 def test_several_models_share_floor_and_mean_where_they_share_a_grid(store):
     runs = {"A": run_of(perfect), "B": run_of(lambda x: 2 * perfect(x)), "C": run_of(perfect, trained="r12")}
-    values = evaluate_transfer(runs, store, [16], progress=False)["relative_l2"].squeeze("resolution")
-    a, b, c = (values.sel(model=name, drop=True) for name in runs)
+    values = evaluate_transfer(runs, store, [16], progress=False)["error"].sel(metric="relative_l2")
+    a, b, c = (
+        values.sel(model=name, train_resolution=where, drop=True).squeeze()
+        for name, where in (("A", "r8"), ("B", "r8"), ("C", "r12"))
+    )
     same = ["floor", "mean"]
     np.testing.assert_array_equal(a.sel(predictor=same), b.sel(predictor=same))
     np.testing.assert_array_equal(a.sel(predictor="mean"), c.sel(predictor="mean"))
@@ -368,9 +375,17 @@ def test_a_split_that_a_level_lacks_is_refused_before_any_prediction(tmp_path):
     ).all()
 
 
-@pytest.mark.parametrize(("models", "batch_size"), [({}, 50), ({"M": run_of(perfect)}, 0)])
-def test_nothing_to_judge_is_refused(store, models, batch_size):
-    with pytest.raises(InputError, match="expected at least one of each"):
+@pytest.mark.parametrize(
+    ("models", "batch_size", "message"),
+    [
+        ({}, 50, "no models to judge"),
+        ({"M": []}, 50, "no models to judge"),
+        ({"M": run_of(perfect)}, 0, "batch_size=0, expected a whole number"),
+        ({"M": [nn.Identity()]}, 50, "M: Identity, expected a Run"),
+    ],
+)
+def test_nothing_to_judge_is_refused(store, models, batch_size, message):
+    with pytest.raises(InputError, match=message):
         evaluate_transfer(models, store, [8], batch_size=batch_size, progress=False)
 
 
@@ -395,3 +410,136 @@ def test_predictions_are_in_physical_units():
     run = Run(nn.Identity(), processor, "identity", {}, {"resolution": "r4"})
     x = torch.tensor([[[1.0, 3.0, 5.0, -1.0]]])
     assert predict(run, x).tolist() == [[[10.0, 15.0, 20.0, 5.0]]]
+
+
+def test_every_metric_is_of_the_fields(store):
+    """What each metric makes of the prediction, which the model and the store are known for."""
+    results = evaluate(lambda x: perfect(x) + 0.1 * x**2, store, [8, 16])
+    for key, n in (("r8", 8), ("r16", 16)):
+        a, u = (torch.from_numpy(fields(store, key, name)) for name in ("a", "u"))
+        grids = Grid.uniform((n, n)), Grid.uniform((8, 8))
+        expected = all_metrics((u + 0.1 * a**2)[:, None], u[:, None], *grids)[:, :, 0]
+        for metric, values in zip(METRICS[:-1], expected, strict=False):
+            found = errors(results, key, "direct", metric)[0]
+            np.testing.assert_allclose(found, values, rtol=1e-4, atol=1e-7, err_msg=metric)
+    # All modes of the training grid are below its own Nyquist wavenumber.
+    assert errors(results, "r8", "direct", "spectral_high").max() < 1e-6
+
+
+def test_the_mismatch_is_that_of_two_predictions_at_the_shared_points(store):
+    torch.manual_seed(0)
+    network = nn.Conv2d(1, 2, 3, padding=1)
+    results = evaluate(network, store)
+    assert (errors(results, "r8", "direct", "mismatch") == 0).all()
+    a = torch.from_numpy(fields(store, "r16", "a")).float()[:, None]
+    fine, coarse = network(a)[..., ::2, ::2].detach(), network(a[..., ::2, ::2]).detach()
+    weights = torch.from_numpy(Grid.uniform((8, 8)).weights)
+    expected = ((weights * (fine - coarse) ** 2).sum((2, 3)) / (weights * coarse**2).sum((2, 3))).sqrt().T
+    np.testing.assert_allclose(errors(results, "r16", "direct", "mismatch"), expected, rtol=1e-5)
+    pointwise = evaluate(perfect, store)
+    for key in ("r8", "r16"):
+        assert (errors(pointwise, key, "direct", "mismatch") == 0).all()
+    # Where grids do not nest, both predictions are interpolated; for smooth fields they nearly agree.
+    assert 0 < errors(pointwise, "r12", "direct", "mismatch").max() < 0.3
+    assert np.isnan(errors(pointwise, "r16", "dpu_mean", "mismatch")).all()
+
+
+def run_at(factor, resolution, **training):
+    run = run_of(lambda x: factor * perfect(x))
+    run.training.update(resolution=resolution, **training)
+    return run
+
+
+def test_runs_of_a_name_are_laid_out_by_resolution_and_seed(store):
+    mixed = run_at(1.5, ["r16", "r8"], seed=4, samples={"r8": 30, "r16": 10})
+    models = {
+        "A": [run_at(1.1, "r8"), run_at(1.2, "r8", seed=1), run_at(1.3, "r16"), mixed],
+        "B": run_at(1.4, 8, seed=1),
+    }
+    results = evaluate_transfer(models, store, [8, 16], progress=False)
+    assert results["model"].values.tolist() == ["A", "B"]
+    assert results["train_resolution"].values.tolist() == ["r8", "r8+r16", "r16"]
+    assert results["seed"].values.tolist() == [0, 1, 4]
+    there = {
+        ("A", "r8", 0): 0.1,
+        ("A", "r8", 1): 0.2,
+        ("A", "r16", 0): 0.3,
+        ("A", "r8+r16", 4): 0.5,
+        ("B", "r8", 1): 0.4,
+    }
+    direct = results["error"].sel(predictor="direct", metric="relative_l2", resolution="r16", variable="v")
+    for model in ("A", "B"):
+        for where in ("r8", "r8+r16", "r16"):
+            for seed in (0, 1, 4):
+                place = {"model": model, "train_resolution": where, "seed": seed}
+                expected = there.get((model, where, seed))
+                assert results["present"].sel(place).item() == (expected is not None)
+                found = direct.sel(place)
+                if expected is None:
+                    assert results["error"].sel(place).isnull().all()
+                    assert results["seconds_per_sample"].sel(place).isnull().all()
+                else:
+                    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert results["home"].values.tolist() == [["r8", "r8", "r16"], ["r8", "", ""]]
+    assert results["home_points"].values.tolist() == [[64, 64, 256], [64, 0, 0]]
+    # By way of the home level: at 16 the model trained there has its direct prediction for DPU.
+    errors = results["error"].sel(model="A", metric="relative_l2", resolution="r16", variable="u")
+    same = errors.sel(train_resolution="r16", seed=0)
+    np.testing.assert_array_equal(same.sel(predictor="dpu_injection"), same.sel(predictor="direct"))
+    other = errors.sel(train_resolution="r8+r16", seed=4)
+    assert (other.sel(predictor="dpu_injection") != other.sel(predictor="direct")).all()
+    assert (same.sel(predictor="floor") == 0).all() and (other.sel(predictor="floor") > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("training", "home"),
+    [
+        ({"resolution": ["r8", "r16"]}, "r16"),
+        ({"resolution": ["r16", "r8"]}, "r16"),
+        ({"resolution": ["r8", "r16"], "ratios": [0.9, 0.1]}, "r8"),
+        ({"resolution": ["r8", "r12", "r16"], "samples": {"r8": 5, "r12": 9, "r16": 9}}, "r16"),
+        ({"resolution": ["r8", "r64"], "samples": {"r8": 5, "r64": 4}}, "r8"),
+    ],
+)
+def test_home_is_where_most_samples_were_and_the_finest_of_several(store, training, home):
+    run = run_of(perfect)
+    run.training.clear()
+    run.training.update(training)
+    results = evaluate_transfer({"M": run}, store, [8], progress=False)
+    assert results["home"].item() == home
+    assert results["train_resolution"].item() == "+".join(
+        sorted(training["resolution"], key=lambda k: int(k[1:]))
+    )
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        ([run_at(1, "r8"), run_at(2, "r8")], "run 0 of M and run 1 of M were both trained at r8 with seed 0"),
+        (
+            [run_at(1, ["r8", "r16"], ratios=[9, 1]), run_at(1, ["r8", "r16"], ratios=[1, 9], seed=1)],
+            r"both trained at r8\+r16, but most samples were at r8 and at r16",
+        ),
+        (
+            [run_at(1, ["r64", "r8"], samples={"r64": 9, "r8": 1})],
+            "M was trained at r64, whose grid is needed",
+        ),
+        ([run_at(1, [])], r"trained at resolution=\[\] .* expected at least one level"),
+        ([run_at(1, "r8", seed="x")], "seed='x', expected"),
+        ([run_at(1, ["r8", "r16"], grid=["other", "another"])], "M was trained on the grid another, r16 of"),
+    ],
+)
+def test_runs_that_have_no_place_of_their_own_are_refused(store, runs, message):
+    with pytest.raises(InputError, match=message):
+        evaluate_transfer({"M": runs}, store, [8], progress=False)
+
+
+def test_odd_and_oblong_targets(tmp_path):
+    grids = [Grid.uniform(shape, registration="cell") for shape in ((8, 8), (5, 9), (13, 7), (21, 16))]
+    store = store_of(tmp_path / "odd.zarr", grids, FIELDS, sines, {"train": 2, "test": 3})
+    results = evaluate(perfect, store, list(store.grids))
+    assert results.sizes["resolution"] == 4
+    for key in store.grids:
+        assert (errors(results, key, "direct", "relative_l2") == 0).all()
+        for metric in METRICS[:-1]:
+            assert np.isfinite(errors(results, key, "dpu_interpolation", metric)).all()

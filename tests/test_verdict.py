@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 from helpers import results_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mano_op.transfer.evaluate import PREDICTORS
+from mano_op.errors import InputError
+from mano_op.transfer.predictors import PREDICTORS
 from mano_op.transfer.verdict import bootstrap_means, percent, summary, with_interval
 
 RNG = np.random.default_rng(0)
@@ -32,7 +34,19 @@ def judged(direct, dpu, *, mean=None, interpolation=None, field=None, **options)
 
 
 def at(one, key, name):
-    return one[name].sel(model="M", resolution=key, variable="u").item()
+    found = one[name].sel(model="M", train_resolution="r16", resolution=key, variable="u")
+    return (found.sel(metric="relative_l2") if "metric" in found.dims else found).item()
+
+
+def of_direct(one):
+    return one.sel(
+        model="M",
+        train_resolution="r16",
+        resolution="r32",
+        variable="u",
+        metric="relative_l2",
+        predictor="direct",
+    )
 
 
 @pytest.mark.parametrize(
@@ -51,7 +65,7 @@ def test_verdicts_follow_the_paired_interval(shift, verdict, words):
     assert (low <= 0 <= high) == (verdict == "undecided")
     assert low < shift < high
     # The interval of the one mean holds the other mean: what decides is that samples are paired.
-    direct = one.sel(model="M", resolution="r32", variable="u", predictor="direct")
+    direct = of_direct(one)
     assert direct["low"] < BASE.mean() < direct["high"]
 
 
@@ -59,8 +73,8 @@ def test_sentences_carry_the_numbers():
     one = judged(np.full(20, 0.0931), np.full(20, 0.0768))
     assert at(one, "r32", "sentence") == (
         "M at r32: direct inference (9.31 % [9.31, 9.31]) is worse than interpolating its own coarse "
-        "prediction (7.68 % [7.68, 7.68], input at the shared points); the difference is +1.63 "
-        "[+1.63, +1.63] percentage points."
+        "prediction (7.68 % [7.68, 7.68], input at the shared points); the skill is -21.2 % "
+        "[-21.2, -21.2]."
     )
     assert at(one, "r16", "sentence") == "M at r16, where it was trained: error 10.0 % [10.0, 10.0]."
     assert at(one, "r16", "verdict") == "training"
@@ -126,7 +140,7 @@ def test_a_model_that_has_become_the_mean_field_is_not_better_by_rounding():
 
 
 def test_intervals_are_those_of_a_mean():
-    one = judged(BASE, BASE).sel(model="M", resolution="r32", variable="u", predictor="direct")
+    one = of_direct(judged(BASE, BASE))
     half = 1.96 * BASE.std() / np.sqrt(BASE.size)
     assert one["mean"] == pytest.approx(BASE.mean(), rel=1e-14)
     assert one["low"] == pytest.approx(BASE.mean() - half, abs=0.1 * half)
@@ -137,6 +151,10 @@ def test_growth_is_the_direct_error_over_that_at_the_training_resolution():
     one = judged(BASE, BASE)
     assert at(one, "r16", "growth") == 1
     assert at(one, "r32", "growth") == pytest.approx(BASE.mean() / 0.1)
+    # At 16 every sample has the same error, so what is left to chance is the mean at 32.
+    bounds = np.quantile(bootstrap_means(BASE), [0.025, 0.975]) / 0.1
+    np.testing.assert_allclose([at(one, "r32", "growth_low"), at(one, "r32", "growth_high")], bounds)
+    assert at(one, "r16", "growth_low") == at(one, "r16", "growth_high") == 1
     only_there = {name: np.ones(12) for name in one["predictor"].values}
     assert np.isnan(summary(results_of({"M": {"r32": only_there}}))["growth"].item())
 
@@ -159,14 +177,14 @@ def test_errors_that_are_not_finite_stay_visible_and_decide_nothing():
     broken = BASE.copy()
     broken[[3, 7]] = np.nan, np.inf
     one = judged(broken, BASE)
-    cell = one.sel(model="M", resolution="r32", variable="u", predictor="direct")
+    cell = of_direct(one)
     assert np.isnan(cell["mean"])
     assert cell["non_finite"] == 2
     assert at(one, "r32", "verdict") == "not finite"
     assert "2 of 60 samples of direct inference and in 0 of" in at(one, "r32", "sentence")
     infinite = BASE.copy()
     infinite[3] = np.inf
-    cell = judged(infinite, BASE).sel(model="M", resolution="r32", variable="u", predictor="direct")
+    cell = of_direct(judged(infinite, BASE))
     assert cell["mean"] == np.inf
     assert np.isnan(cell["low"])
 
@@ -250,3 +268,108 @@ def test_intervals_of_failures_are_left_out():
 def test_errors_of_diverged_models_have_exponents():
     assert with_interval(1.1e30, 9e29, 1.25e30) == "1.10e+32 [9.00e+31, 1.25e+32]"
     assert with_interval(1.1e30, 9e29, 1.25e30, sign=True) == "+1.10e+32 [+9.00e+31, +1.25e+32]"
+
+
+def by_seed(*shifts):
+    """An error of one mean for each seed."""
+    return np.stack([BASE + shift for shift in shifts])
+
+
+def test_seeds_are_averaged_for_each_sample_and_their_spread_is_beside():
+    direct = by_seed(-0.03, 0.01, -0.01)
+    one = judged(direct, by_seed(0, 0, 0), mean=by_seed(1, 1, 1), field=by_seed(1, 1, 1))
+    alone = judged(direct.mean(axis=0), BASE)
+    for name in ("skill", "skill_low", "skill_high", "growth"):
+        assert at(one, "r32", name) == pytest.approx(at(alone, "r32", name), rel=1e-12)
+    cell = of_direct(one)
+    assert cell["seeds"] == 3
+    assert cell["seed_low"].item() == pytest.approx(BASE.mean() - 0.03)
+    assert cell["seed_high"].item() == pytest.approx(BASE.mean() + 0.01)
+    assert at(one, "r32", "skill_seed_low") == pytest.approx(-0.01 / BASE.mean())
+    assert at(one, "r32", "skill_seed_high") == pytest.approx(0.03 / BASE.mean())
+    least, most = (percent(x / BASE.mean(), sign=True) for x in (-0.01, 0.03))
+    assert at(one, "r32", "sentence").startswith("M at r32, 3 seeds: direct inference (")
+    assert at(one, "r32", "sentence").endswith(f", from {least} to {most} % over the seeds.")
+
+
+def test_the_skill_is_the_error_saved():
+    one = judged(np.full(20, 0.06), np.full(20, 0.08))
+    assert at(one, "r32", "skill") == pytest.approx(0.25)
+    assert at(one, "r32", "skill_low") == pytest.approx(0.25)
+    assert "; the skill is +25.0 % [+25.0, +25.0]." in at(one, "r32", "sentence")
+    direct = BASE + NOISE - 0.02
+    noisy = judged(direct, BASE)
+    # A ratio of means varies as the mean of what is left of its numerator does.
+    left = direct - direct.mean() / BASE.mean() * BASE
+    half = 1.96 * left.std() / np.sqrt(60) / BASE.mean()
+    assert at(noisy, "r32", "skill") == pytest.approx(0.02 / BASE.mean())
+    assert at(noisy, "r32", "skill_high") - at(noisy, "r32", "skill") == pytest.approx(half, rel=0.15)
+
+
+@given(shift=st.floats(-0.01, 0.01))
+def test_improves_is_said_only_where_the_interval_of_the_skill_is_above_zero(shift):
+    one = judged(BASE + NOISE + shift, BASE, resamples=200)
+    low, high = at(one, "r32", "skill_low"), at(one, "r32", "skill_high")
+    assert (at(one, "r32", "verdict") == "improves") == (low > 1e-6)
+    assert (at(one, "r32", "verdict") == "worse") == (high < -1e-6)
+    assert ("improves" in at(one, "r32", "sentence")) == (low > 1e-6)
+
+
+def trained_in_three_ways(n=20):
+    ones = dict.fromkeys(PREDICTORS, np.ones(n)) | {"floor": np.full(n, 0.01)}
+    rest = ("direct", "dpu_injection", "dpu_mean", "dpu_interpolation")
+    at_16 = dict.fromkeys(rest, np.full(n, 0.08))
+    at_32 = dict.fromkeys(rest, np.full(n, 0.05))
+    return {
+        "M @ r16": {"r16": ones | at_16, "r32": ones | at_16 | {"direct": np.full(n, 0.1)}},
+        "M @ r16+r32": {"r16": ones | at_16, "r32": ones | at_16 | {"direct": np.full(n, 0.06)}},
+        "M @ r32": {"r16": ones | at_32, "r32": ones | at_32},
+        "Other @ r16": {"r16": ones | at_16, "r32": ones | at_16},
+    }
+
+
+def test_what_the_same_model_does_trained_elsewhere_stands_beside():
+    results = results_of(trained_in_three_ways())
+    results["home"].loc[{"model": "M", "train_resolution": "r32"}] = "r32"
+    one = summary(results)
+
+    def sentence(model, trained, key):
+        at = {"model": model, "train_resolution": trained, "resolution": key, "variable": "u"}
+        return one["sentence"].sel(at).item()
+
+    assert sentence("M", "r16", "r32") == (
+        "M (r16) at r32: direct inference (10.0 % [10.0, 10.0]) is worse than interpolating its own coarse "
+        "prediction (8.00 % [8.00, 8.00], input at the shared points); the skill is -25.0 % [-25.0, -25.0]; "
+        "trained on r32 it has error 5.00 % [5.00, 5.00]; trained on r16+r32 it has error 6.00 % "
+        "[6.00, 6.00]."
+    )
+    assert sentence("M", "r16+r32", "r32").endswith("; trained on r32 it has error 5.00 % [5.00, 5.00].")
+    assert "where it was trained most: error 8.00 %" in sentence("M", "r16+r32", "r16")
+    assert "trained on" not in sentence("Other", "r16", "r32")
+    assert sentence("Other", "r32", "r32") == sentence("Other", "r16+r32", "r16") == ""
+    absent = one.sel(model="Other", train_resolution=["r32", "r16+r32"])
+    assert absent["mean"].isnull().all() and absent["skill"].isnull().all()
+    assert absent["seeds"].values.tolist() == [0, 0]
+    assert one.sel(model="M", train_resolution="r32", resolution="r32")["growth"].item() == 1
+
+
+def test_everything_is_there_for_every_metric():
+    results = results_of(
+        {"M": {"r16": dict.fromkeys(PREDICTORS, BASE), "r32": dict.fromkeys(PREDICTORS, BASE)}}
+    )
+    other = (0.5 * results["error"]).assign_coords(metric=["vrmse"])
+    both = xr.concat([results["error"], other], "metric")
+    results = results.drop_vars(["error", "defined"]).assign_coords(metric=["relative_l2", "vrmse"])
+    defined = np.ones((2, len(PREDICTORS), 2), bool)
+    results = results.assign(error=both, defined=(("resolution", "predictor", "metric"), defined))
+    one = summary(results, metric="vrmse")
+    np.testing.assert_allclose(one["mean"].sel(metric="vrmse"), 0.5 * one["mean"].sel(metric="relative_l2"))
+    assert (
+        f"error {percent(BASE.mean() / 2)} % ["
+        in summary(results, metric="vrmse")["sentence"].values.ravel()[0]
+    )
+    assert one.attrs["metric"] == "vrmse"
+    with pytest.raises(InputError, match="metric='l3', expected one of relative_l2, vrmse"):
+        summary(results, metric="l3")
+    with pytest.raises(InputError, match="hold no sample"):
+        summary(results.isel(sample=slice(0)))

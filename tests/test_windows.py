@@ -76,7 +76,7 @@ def test_a_run_on_windows_is_judged_on_windows(store, tmp_path):
     results = evaluate_transfer({"M": kept}, store, [8, 16], progress=False)
     assert results["variable"].values.tolist() == ["u@+1"] and results.sizes["sample"] == 8
     fields = drift(range(12, 16), GRIDS[2])
-    direct = results["relative_l2"].sel(model="M", resolution="r16", predictor="direct")[0]
+    direct = by_points(results).sel(resolution="r16", predictor="direct")[0]
     for i, (row, start) in enumerate((row, start) for row in range(4) for start in range(2)):
         known = fields["u"][row, start : start + 2]
         x = torch.from_numpy(np.concatenate([fields["u0"][row][None], known])[None]).float()
@@ -87,6 +87,11 @@ def test_a_run_on_windows_is_judged_on_windows(store, tmp_path):
         assert direct[i] == pytest.approx(expected, rel=1e-4)
     report = write_report(tmp_path / "report", results, {"M": kept}, store, title="Drift")
     assert "u@+1 at r16" in report.read_text()
+
+
+def by_points(results):
+    """Of the one run."""
+    return results["error"].sel(metric="relative_l2_points")[0, 0, 0]
 
 
 class LastKnown(nn.Module):
@@ -107,7 +112,7 @@ def test_baselines_are_those_of_the_same_times(store, keys):
     """One wave is within the band of 8 points, so interpolation is exact: DPU is direct, the floor 0."""
     channels = FieldDataset(store, 8, window=(1, 1)).channels
     run = run_of(LastKnown(), channels, window=[1, 1])
-    errors = evaluate_transfer({"M": run}, store, keys, progress=False)["relative_l2"][0, 0, :, 0]
+    errors = by_points(evaluate_transfer({"M": run}, store, keys, progress=False))[0, :, 0]
     true = drift(range(12, 16), GRIDS[2])["u"]
     change = [
         np.linalg.norm(true[row, t] - true[row, t + 1]) / np.linalg.norm(true[row, t + 1])
@@ -134,7 +139,7 @@ def test_times_by_themselves_are_outputs_of_their_own(store):
     for v, time in enumerate((1, 3)):
         true = fields["u"][:, time]
         expected = np.linalg.norm(fields["u0"] - true, axis=1) / np.linalg.norm(true, axis=1)
-        found = results["relative_l2"].sel(predictor="direct").isel(variable=v).squeeze()
+        found = by_points(results).sel(predictor="direct").isel(variable=v).squeeze()
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 

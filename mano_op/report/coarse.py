@@ -14,6 +14,7 @@ from mano_op.grid import Grid
 from mano_op.runs import Run
 from mano_op.transfer.baselines import interpolate, restrict
 from mano_op.transfer.predict import predict
+from mano_op.transfer.series import flat
 from mano_op.transfer.tables import dpu_input
 
 
@@ -29,6 +30,7 @@ def with_coarse(
     judged : Dataset
         From `mano_op.transfer.verdict.summary`; says which DPU is the best of a model and variable.
     runs : mapping of str to Run
+        By the labels of their series.
     store : FieldStore
     key : str
         The level of `fields`.
@@ -40,6 +42,7 @@ def with_coarse(
         names how the input was restricted. Where a model was trained at this level that is "", and its
         ``dpu`` is its direct prediction.
     """
+    judged = flat(judged)
     grid, ends = store.grids[key], json.loads(judged.attrs["boundary"])
     variables = fields["variable"].values.tolist()
     x = torch.from_numpy(fields["input"].transpose("sample", "input_variable", ...).values)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
 from numpy.typing import NDArray
 
 from mano_op.report.style import FAINT, INK, LINES, colours, log_axis, model_handles, style
-from mano_op.transfer.verdict import DPU
+from mano_op.transfer.series import flat, trained_on
+from mano_op.transfer.tables import metric_name
+from mano_op.transfer.verdict import DPU, percent
 
 _NOTE: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "annotation_clip": True}
 
@@ -30,7 +34,7 @@ def error_by_resolution(judged: xr.Dataset, variable: str) -> Figure:
         From `mano_op.transfer.verdict.summary`.
     variable : str
     """
-    part = judged.sel(variable=variable)
+    part = flat(judged).sel(variable=variable)
     n = part["points"].values ** (1 / part.attrs["n_dim"])  # the geometric mean where axes differ
     shown = colours(part["model"].values.tolist())
     with style():
@@ -52,7 +56,7 @@ def error_by_resolution(judged: xr.Dataset, variable: str) -> Figure:
         if below:
             axes.set_ylim(bottom=np.nanmin(bottom) / 10)
         axes.set_xlabel("points along an axis")
-        axes.set_ylabel("relative L2 error in %")
+        axes.set_ylabel(_named(part))
         axes.set_title(f"Error of {variable} by resolution; rings: trained there")
         named = "floor of DPU" + (", below where not shown" if below else "")
         lines = [
@@ -72,7 +76,7 @@ def _errors_of(axes: Axes, n: NDArray[np.float64], one: xr.Dataset, colour: str)
         axes.plot(n, _percent(errors["mean"]), color=colour, ls=LINES[name], marker=marker, mfc=fill)
         low, high = _percent(errors["low"]), _percent(errors["high"])
         axes.fill_between(n, low, high, color=colour, alpha=0.12, lw=0)
-    trained = one["resolution"].values == one["training_resolution"].item()
+    trained = np.isin(one["resolution"].values, trained_on(one["train_resolution"].item()))
     ring: dict[str, Any] = {"marker": "o", "ms": 11, "mfc": "none", "mec": colour, "mew": 1.2, "ls": "none"}
     axes.plot(n[trained], _percent(direct["mean"])[trained], **ring)
 
@@ -96,9 +100,10 @@ def _floors(axes: Axes, n: NDArray[np.float64], part: xr.Dataset) -> float:
 
 def error_distributions(results: xr.Dataset, judged: xr.Dataset, variable: str) -> Figure:
     """For each resolution the share of samples with no larger error, directly and by the best DPU."""
+    results, judged = flat(results), flat(judged)
     keys = judged["resolution"].values.tolist()
     shown = colours(judged["model"].values.tolist())
-    errors = results["relative_l2"].sel(variable=variable)
+    errors = results["error"].sel(variable=variable)
     best = judged["best_dpu"].sel(variable=variable)
     columns = min(3, len(keys))
     rows = -(-len(keys) // columns)
@@ -118,7 +123,7 @@ def error_distributions(results: xr.Dataset, judged: xr.Dataset, variable: str) 
             log_axis(axes, "x")
             axes.set_visible(place < len(keys))
             axes.tick_params(labelbottom=place + columns >= len(keys))
-        figure.supxlabel("relative L2 error in %", fontsize=9)
+        figure.supxlabel(_named(results), fontsize=9)
         figure.supylabel("samples with no larger error in %", fontsize=9)
         lines = [Line2D([], [], color=INK, ls=LINES[name], label=name) for name in ("direct", "best DPU")]
         figure.legend(handles=[*model_handles(shown), *lines], loc="outside upper left", ncols=len(shown) + 2)
@@ -141,7 +146,7 @@ def _cumulative(errors: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArr
 
 def cost_and_error(judged: xr.Dataset, variable: str) -> Figure:
     """Operations for a sample against error: direct inference through the resolutions, and DPU."""
-    part = judged.sel(variable=variable)
+    part = flat(judged).sel(variable=variable)
     shown = colours(part["model"].values.tolist())
     with style():
         figure = Figure(figsize=(7.2, 4.0), layout="constrained")
@@ -161,7 +166,7 @@ def cost_and_error(judged: xr.Dataset, variable: str) -> Figure:
         log_axis(axes, "y")
         axes.margins(x=0.12, y=0.18)
         axes.set_xlabel("floating point operations for a sample, in millions")
-        axes.set_ylabel("relative L2 error in %")
+        axes.set_ylabel(_named(part))
         axes.set_title("What a prediction costs and how far it is off")
         labels = {m: f"{m}, {_count(part['parameters'].sel(model=m).item())} parameters" for m in shown}
         kinds = [
@@ -171,6 +176,59 @@ def cost_and_error(judged: xr.Dataset, variable: str) -> Figure:
         handles = [*model_handles(shown, labels), *kinds]
         figure.legend(handles=handles, loc="outside lower left", ncols=2)
         return figure
+
+
+def transfer_matrix(judged: xr.Dataset, variable: str) -> Figure:
+    """The direct error by training and test resolution as shades, a panel for each model, with its numbers.
+
+    Below each number is that of the best DPU. Training resolutions that a model was not trained at are blank.
+    """
+    part = flat(judged).sel(variable=variable)
+    keys = part["resolution"].values.tolist()
+    models = list(dict.fromkeys(part["name"].values.tolist()))
+    wheres = [where for where in judged["train_resolution"].values.tolist()]
+    direct = part["mean"].sel(predictor="direct").transpose("model", "resolution")
+    finite = _percent(direct)
+    low, high = (np.nanmin(finite), np.nanmax(finite)) if np.isfinite(finite).any() else (1.0, 100.0)
+    ends = [float(low), float(high if high > low else 1.1 * low)]
+    norm = LogNorm(ends[0], ends[1])
+    with style(axes_grid=False):
+        size = (1.6 + len(models) * (0.85 * len(keys) + 0.6), 1.5 + 0.55 * len(wheres))
+        figure = Figure(figsize=(max(5.0, size[0]), size[1]), layout="constrained")
+        panels = figure.subplots(1, len(models), squeeze=False, sharey=True).ravel()
+        for axes, model in zip(panels, models, strict=True):
+            shades = np.full((len(wheres), len(keys)), np.nan)
+            for i in np.flatnonzero(part["name"].values == model).tolist():
+                one = part.isel(model=i)
+                row = wheres.index(one["train_resolution"].item())
+                shades[row] = finite[i]
+                for column, key in enumerate(keys):
+                    at = one.sel(resolution=key)
+                    best = "" if key == at["training_resolution"].item() else _dpu_below(at)
+                    value = at["mean"].sel(predictor="direct").item()
+                    # The upper half of the shades is light.
+                    share = norm(100 * value) if math.isfinite(value) and value > 0 else 1.0
+                    axes.text(
+                        column, row, f"{percent(value)}{best}", ha="center", va="center", fontsize=8,
+                        color="black" if share > 0.5 else "white",
+                    )  # fmt: skip
+            image = axes.imshow(shades, cmap="cividis", norm=norm, aspect="auto")
+            axes.set_xticks(range(len(keys)), keys)
+            axes.set_yticks(range(len(wheres)), wheres)
+            axes.tick_params(length=0)
+            axes.spines[:].set_visible(False)
+            axes.set_title(model)
+            axes.set_xlabel("judged at")
+        panels[0].set_ylabel("trained at")
+        bar = figure.colorbar(image, ax=panels.tolist(), pad=0.02)
+        bar.minorticks_off()
+        bar.set_ticks(ends, labels=[f"{end:.3g}" for end in ends])
+        bar.set_label(_named(part), fontsize=8)
+        return figure
+
+
+def _dpu_below(at: xr.Dataset) -> str:
+    return f"\n({percent(at['mean'].sel(predictor=at['best_dpu'].item()).item())})"
 
 
 def training_history(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
@@ -194,6 +252,11 @@ def training_history(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> 
         by_time.set_xlim(left=0)
         figure.legend(handles=model_handles(shown), loc="outside upper left", ncols=len(shown))
         return figure
+
+
+def _named(data: xr.Dataset) -> str:
+    """The label of an axis of errors."""
+    return f"{metric_name(str(data['metric'].item()))} error in %"
 
 
 def _percent(fraction: xr.DataArray) -> NDArray[np.float64]:

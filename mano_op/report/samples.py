@@ -12,15 +12,19 @@ from mano_op.data.store import FieldStore
 from mano_op.report.coarse import with_coarse
 from mano_op.report.page import figure, heading
 from mano_op.report.panels import sample_panels
+from mano_op.report.spectra import spectra
 from mano_op.report.style import data_uri
 from mano_op.runs import Run
 from mano_op.transfer.predict import sample_fields
+from mano_op.transfer.series import flat, trained_on
 
+_FOR_SPECTRA = 50
 _COLOURS = " The fields of a sample have the colours of its truth, and its errors share a scale."
 
 
 def samples(results: xr.Dataset, judged: xr.Dataset, runs: Mapping[str, Run], store: FieldStore) -> list[str]:
     """For each variable a good, a middling and a bad sample, at the training resolutions and the finest."""
+    results, judged = flat(results), flat(judged)
     keys = judged["resolution"].values.tolist()
     wanted = {*judged["training_resolution"].values.tolist(), keys[-1]}
     units = {one.name: "" if one.units == "1" else f" [{one.units}]" for one in store.variables}
@@ -29,7 +33,7 @@ def samples(results: xr.Dataset, judged: xr.Dataset, runs: Mapping[str, Run], st
         grid = store.grids[key]
         size = " \N{MULTIPLICATION SIGN} ".join(map(str, grid.shape))
         for variable in judged["variable"].values.tolist():
-            of = results["relative_l2"].sel(resolution=key, predictor="direct", variable=variable)
+            of = results["error"].sel(resolution=key, predictor="direct", variable=variable)
             rows = best_median_worst(of.transpose("model", "sample").values)
             fields = sample_fields(runs, store, key, list(rows.values()), split=judged.attrs["split"])
             fields = with_coarse(fields, judged, runs, store, key)
@@ -50,8 +54,35 @@ def samples(results: xr.Dataset, judged: xr.Dataset, runs: Mapping[str, Run], st
     return parts
 
 
+def spectra_of_samples(judged: xr.Dataset, runs: Mapping[str, Run], store: FieldStore) -> list[str]:
+    """For each variable the energies by wavenumber at the finest level, over some samples."""
+    judged = flat(judged)
+    key, split = judged["resolution"].values.tolist()[-1], judged.attrs["split"]
+    rows = list(range(min(judged.attrs["samples"], _FOR_SPECTRA)))
+    fields = with_coarse(sample_fields(runs, store, key, rows, split=split), judged, runs, store, key)
+    homes = judged["training_resolution"].values.tolist()
+    trained = {model: store.grids[home] for model, home in zip(runs, homes, strict=True)}
+    return [
+        heading("Spectra"),
+        *(
+            figure(
+                data_uri(spectra(fields, store.grids[key], variable, trained), "svg"),
+                f"Energy of {variable} at {key} by wavenumber, mean over {len(rows)} samples, without the "
+                "mean of the field: Fourier modes along axes that wrap, cosines along others. Beyond the "
+                "training Nyquist wavenumber nothing was met in training; where the residual has as much "
+                "energy as the truth, the prediction is worth no more than leaving that wavenumber out.",
+            )
+            for variable in judged["variable"].values.tolist()
+        ),
+    ]
+
+
 def _trained_at(judged: xr.Dataset, key: str) -> str:
-    here = judged["model"].values[judged["training_resolution"].values == key].tolist()
+    here = [
+        model
+        for model, where in zip(judged["model"].values, judged["train_resolution"].values, strict=True)
+        if key in trained_on(str(where))
+    ]
     return f" ({', '.join(here)} trained here)" if here else ""
 
 

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import xarray as xr
 
 from mano_op.data.store import FieldStore
 from mano_op.machine import machine
-from mano_op.report.figures import cost_and_error, error_by_resolution, error_distributions, training_history
+from mano_op.report.figures import (
+    cost_and_error,
+    error_by_resolution,
+    error_distributions,
+    training_history,
+    transfer_matrix,
+)
 from mano_op.report.page import definitions, figure, heading, html_table, paragraph, points
 from mano_op.report.style import data_uri
 from mano_op.runs import Run
-from mano_op.transfer.tables import header, notes, table_rows
+from mano_op.transfer.entries import Entry
+from mano_op.transfer.series import flat, series_of
+from mano_op.transfer.tables import header, metric_header, metric_name, metric_rows, notes, table_rows
 
 _DPU = (
     "DPU (down, predict, up) restricts the input to the grid that a model was trained on, predicts there and "
@@ -31,7 +39,10 @@ _TERMS = {
     "floor": "the true output at the points of the training grid, interpolated likewise: what DPU makes of a "
     "perfect coarse prediction.",
     "mean field": "the mean over the training split, everywhere: what knowing nothing of the input gives.",
-    "growth": "the direct error over the direct error at the training resolution.",
+    "skill": "1 - the direct error over that of the best DPU: the part of the error that direct inference "
+    "saves.",
+    "growth": "the direct error over the direct error at the training resolution. A model that was trained "
+    "on several has the one that most of its samples had for this, and for DPU.",
 }
 
 
@@ -40,14 +51,15 @@ _UNKNOWN = "not recorded"
 
 def findings(judged: xr.Dataset, store: FieldStore) -> list[str]:
     """What was judged, and the sentences that its intervals allow."""
+    judged = flat(judged)
     about = judged.attrs
     pairs = zip(judged["sentence"].values.ravel(), judged["verdict"].values.ravel(), strict=True)
     return [
         paragraph(
             f"{', '.join(judged['model'].values)} on {store.attrs['title'] or store.name}: "
             f"{about['samples']} samples of the split {about['split']!r} at "
-            f"{', '.join(judged['resolution'].values)}. Errors are relative L2 errors in %, means over the "
-            "samples with 95 % intervals."
+            f"{', '.join(judged['resolution'].values)}. Errors are {metric_name(about['metric'])} "
+            "errors in %, means over the samples with 95 % intervals."
         ),
         heading("What the numbers allow to say"),
         points(pairs),
@@ -61,12 +73,23 @@ def errors(results: xr.Dataset, judged: xr.Dataset) -> list[str]:
         paragraph(_DPU),
         html_table(header(judged), table_rows(judged), kind="numbers"),
         *(paragraph(note, kind="note") for note in notes(judged)),
+        heading("By other metrics", 3),
+        paragraph(
+            "Means over the samples in %: of direct inference, and after the stroke of the best DPU by it."
+        ),
+        html_table(metric_header(judged), metric_rows(judged), kind="numbers"),
     ]
+    named = metric_name(judged.attrs["metric"])
     for variable in judged["variable"].values.tolist():
         parts += [
             figure(
+                data_uri(transfer_matrix(judged, variable), "svg"),
+                f"Mean {named} error of {variable} in %, by where a model was trained and where it was "
+                "judged; in brackets that of its best DPU.",
+            ),
+            figure(
                 data_uri(error_by_resolution(judged, variable), "svg"),
-                f"Mean relative L2 error of {variable}. Bands are 95 % intervals. Direct inference is worth "
+                f"Mean {named} error of {variable}. Bands are 95 % intervals. Direct inference is worth "
                 "its cost where the full line lies below the broken one of its colour and the mean field.",
             ),
             figure(
@@ -80,6 +103,7 @@ def errors(results: xr.Dataset, judged: xr.Dataset) -> list[str]:
 
 def costs(judged: xr.Dataset) -> list[str]:
     """What a prediction costs, as a picture and as a table."""
+    judged = flat(judged)
     parts = [heading("Cost")]
     if (judged["flops"].values > 0).all():  # otherwise nothing countable, and no place on the axis
         parts += [
@@ -94,21 +118,40 @@ def costs(judged: xr.Dataset) -> list[str]:
     for model in judged["model"].values.tolist():
         for key in judged["resolution"].values.tolist():
             one = judged.sel(model=model, resolution=key)
-            flops, seconds = one["flops"].item(), one["seconds_per_sample"].item()
-            rows.append([model, key, f"{flops / 1e6:.4g}", f"{1e3 * seconds:.3g}"])
-    head = ["model", "resolution", "MFLOP for a sample", "ms for a sample, indicative"]
+            flops, seconds, peak = (
+                one[name].item() for name in ("flops", "seconds_per_sample", "peak_bytes")
+            )
+            rows.append([model, key, f"{flops / 1e6:.4g}", f"{1e3 * seconds:.3g}", f"{peak / 2**20:.3g}"])
+    head = [
+        "model", "resolution", "MFLOP for a sample", "ms for a sample, indicative", "MiB at most, a sample",
+    ]  # fmt: skip
     return [*parts, html_table(head, rows)]
 
 
-def training(runs: Mapping[str, Run], judged: xr.Dataset) -> list[str]:
-    """The budget of each model: what it is, what it was trained on, for how long."""
+def training(runs: Mapping[str, Run], entries: Sequence[Entry], judged: xr.Dataset) -> list[str]:
+    """The budget of each run: what it is, what it was trained on, for how long; histories of `runs` alone.
+
+    Parameters
+    ----------
+    runs : mapping of str to Run
+        One of each series, by its label.
+    entries : sequence of Entry
+        All runs.
+    judged : Dataset
+    """
     properties: dict[str, list[str]] = {}
-    for i, (model, run) in enumerate(runs.items()):
+    seeded = len(entries) > len(runs)
+    columns = {}
+    for one in series_of(judged):
+        for entry in entries:
+            if (entry.model, entry.train_resolution) == (one.model, one.train_resolution):
+                columns[one.label + (f", seed {entry.seed}" if seeded else "")] = entry.run, one.of(judged)
+    for i, (run, cost) in enumerate(columns.values()):
         facts = {
             "architecture": run.arch,
             "options": ", ".join(f"{name}={value}" for name, value in run.options.items()),
             "parameters": f"{run.n_parameters:,}",
-            "MFLOP for a sample": f"{judged['training_flops'].sel(model=model).item() / 1e6:.4g}",
+            "MFLOP for a sample": f"{cost['training_flops'].item() / 1e6:.4g}",
             **{
                 name.replace("_", " "): in_words(value)
                 for name, value in run.training.items()
@@ -120,10 +163,10 @@ def training(runs: Mapping[str, Run], judged: xr.Dataset) -> list[str]:
             facts["seconds of training"] = f"{sum(entry['seconds'] for entry in run.history):.3g}"
             facts["last training loss"] = f"{run.history[-1]['training_error']:.3g} ({_loss(run)})"
         for name, fact in facts.items():
-            properties.setdefault(name, [""] * len(runs))[i] = fact
+            properties.setdefault(name, [""] * len(columns))[i] = fact
     parts = [
         heading("What was trained on what"),
-        html_table(["", *runs], [[name, *facts] for name, facts in properties.items()]),
+        html_table(["", *columns], [[name, *facts] for name, facts in properties.items()]),
     ]
     histories = {model: run.history for model, run in runs.items()}
     if any(histories.values()):
@@ -198,8 +241,13 @@ def how_to_read(judged: xr.Dataset) -> list[str]:
         heading("How to read this"),
         definitions(_TERMS),
         paragraph(
-            "The error of a sample is the L2 norm of prediction minus truth over that of the truth, over the "
-            "points of the grid, in physical units, as neuraloperator's LpLoss has it."
+            "The error of a sample is a norm of prediction minus truth over that of the truth, in physical "
+            "units. Norms are integrals by the grid's quadrature; only 'by points' counts every point once, "
+            "as neuraloperator's LpLoss does. VRMSE is relative to the spread of the truth about its mean. "
+            "Near boundaries is within two spacings of the training grid. Below and above the training "
+            "Nyquist are the parts of the error that the training grid can and cannot carry: Fourier modes "
+            "along axes that wrap, cosines along others. Mismatch is how far the direct prediction, taken "
+            "to the training grid, is from the prediction there; it needs no truth."
         ),
         paragraph(
             f"Intervals are a {judged.attrs['interval']}. They tell these models apart on such samples; "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import xarray as xr
@@ -12,8 +12,11 @@ from mano_op.errors import InputError
 from mano_op.files import write_file
 from mano_op.report import sections
 from mano_op.report.page import page, paragraph
-from mano_op.report.samples import samples
+from mano_op.report.samples import samples, spectra_of_samples
 from mano_op.runs import Run
+from mano_op.transfer.entries import Entry, Models, entries_of, first_of_each
+from mano_op.transfer.saved import netcdf_bytes
+from mano_op.transfer.series import series_of
 from mano_op.transfer.tables import csv_text, json_text
 from mano_op.transfer.verdict import summary
 
@@ -45,7 +48,7 @@ def check_report_folder(folder: str | Path, *, overwrite: bool = False) -> None:
 def write_report(
     folder: str | Path,
     results: xr.Dataset,
-    runs: Mapping[str, Run],
+    runs: Models,
     store: FieldStore,
     *,
     title: str,
@@ -62,8 +65,8 @@ def write_report(
         Made if need be.
     results : Dataset
         From `mano_op.transfer.evaluate.evaluate_transfer`.
-    runs : mapping of str to Run
-        The models of the results, under their names.
+    runs : mapping of str to Run, or to a sequence of Run
+        The models of the results, as `mano_op.transfer.evaluate.evaluate_transfer` was given them.
     store : FieldStore
         That they were judged on.
     title : str
@@ -88,6 +91,15 @@ def write_report(
         raise InputError(
             f"results of {', '.join(missing)}, but runs of {', '.join(runs)} only: pass all runs"
         )
+    entries = entries_of({model: runs[model] for model in models}, store)
+    given = {(one.model, one.train_resolution): one.run for one in reversed(first_of_each(entries))}
+    every = series_of(results)
+    if lacking := [one for one in every if (one.model, one.train_resolution) not in given]:
+        raise InputError(
+            f"results of {lacking[0].model} trained at {lacking[0].train_resolution}, but no such run: "
+            "pass the runs that were judged"
+        )
+    shown = {one.label: given[one.model, one.train_resolution] for one in every}
     keys, variables = results["resolution"].values.tolist(), results["variable"].values.tolist()
     known = {variable.partition("@")[0] for variable in variables}  # what follows is the time
     if not (set(keys) <= set(store.grids) and known == set(store.outputs)):
@@ -99,8 +111,8 @@ def write_report(
     contents: dict[str, str | bytes] = {
         "results.csv": csv_text(results),
         "results.json": json_text(judged),
-        "results.nc": bytes(results.to_netcdf(engine="scipy")),
-        "report.html": _page(title, results, judged, {name: runs[name] for name in models}, store),
+        "results.nc": netcdf_bytes(results),
+        "report.html": _page(title, results, judged, shown, entries, store),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
@@ -109,16 +121,22 @@ def write_report(
 
 
 def _page(
-    title: str, results: xr.Dataset, judged: xr.Dataset, runs: Mapping[str, Run], store: FieldStore
+    title: str,
+    results: xr.Dataset,
+    judged: xr.Dataset,
+    runs: Mapping[str, Run],
+    entries: Sequence[Entry],
+    store: FieldStore,
 ) -> str:
     return page(
         title,
         [
             *sections.findings(judged, store),
             *sections.errors(results, judged),
+            *spectra_of_samples(judged, runs, store),
             *samples(results, judged, runs, store),
             *sections.costs(judged),
-            *sections.training(runs, judged),
+            *sections.training(runs, entries, judged),
             *sections.data(store),
             *sections.how_to_read(judged),
             paragraph(f"Beside this page: {', '.join(FILES[1:])}."),

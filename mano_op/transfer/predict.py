@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from mano_op.data.dataset import FieldDataset
 from mano_op.data.store import FieldStore, Resolution
 from mano_op.errors import InputError
 from mano_op.grid import Grid
+from mano_op.memory import peak_bytes
 from mano_op.runs import Run
 
 
@@ -39,18 +41,32 @@ def timed_predict(run: Run, x: Tensor, repeats: int) -> tuple[Tensor, float]:
     return predicted, best
 
 
-def check_predicts(name: str, run: Run, grid: Grid, store: FieldStore) -> int:
-    """What a sample costs on a grid, if the model can predict there at all."""
+class Cost(NamedTuple):
+    """Of one sample on a grid: floating point operations, and the most bytes of tensors at a time."""
+
+    flops: int
+    peak_bytes: int
+
+
+def cost_on(name: str, run: Run, grid: Grid, key: str) -> Cost:
+    """What a sample costs on a grid, called `key`, if the model can predict there at all.
+
+    Raises
+    ------
+    InputError
+        If it cannot.
+    """
     x = torch.zeros(1, len(run.processor.inputs), *grid.shape)
     expected = (1, len(run.processor.outputs), *grid.shape)
     try:
         shape = tuple(predict(run, x).shape)
         if shape != expected:
             raise InputError(f"its output has shape {shape}, expected {expected}")
-        return count_flops(run.model, x.to(run.processor.device))
+        x = x.to(run.processor.device)
+        return Cost(count_flops(run.model, x), peak_bytes(run.model, x))
     except (RuntimeError, ValueError) as error:
         raise InputError(
-            f"{name} cannot predict at {store.key(grid)}: {error}. Leave out the model or the resolution"
+            f"{name} cannot predict at {key}: {error}. Leave out the model or the resolution"
         ) from error
 
 

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +15,60 @@ import numpy as np
 import xarray as xr
 
 from mano_op.files import write_file
-from mano_op.transfer.verdict import percent, summary, with_interval
+from mano_op.transfer.series import Series, series_of
+from mano_op.transfer.verdict import percent, summary, trained_on_several, trained_there, with_interval
 
 COLUMNS = (
     "model",
     "train_resolution",
+    "seed",
     "resolution",
     "predictor",
+    "metric",
     "variable",
     "sample",
-    "relative_l2",
+    "error",
 )
+METRIC_NAMES = {
+    "relative_l2": "relative L2",
+    "relative_l2_points": "relative L2, by points",
+    "vrmse": "VRMSE",
+    "linf": "relative L\N{INFINITY}",
+    "relative_h1": "relative H1",
+    "boundary_band": "near boundaries",
+    "spectral_low": "below training Nyquist",
+    "spectral_high": "above it",
+    "mismatch": "mismatch",
+}
 
 
-def table(results: xr.Dataset) -> str:
+def metric_name(metric: str) -> str:
+    """What to call a metric.
+
+    Examples
+    --------
+    >>> metric_name("vrmse"), metric_name("my_own")
+    ('VRMSE', 'my own')
+    """
+    return METRIC_NAMES.get(metric, metric.replace("_", " "))
+
+
+def table(results: xr.Dataset, *, metric: str = "relative_l2") -> str:
     """Errors in per cent as a Markdown table, one row for each model, resolution and variable.
 
-    Direct inference stands beside the best DPU, the floor and the mean; see `mano_op.transfer.evaluate`
-    for the predictors and `mano_op.transfer.verdict.summary` for the intervals. Below are notes on what
-    needs one.
+    Direct inference stands beside the best DPU, the floor, the mean, and the same model trained elsewhere;
+    see `mano_op.transfer.predictors` for the predictors and `mano_op.transfer.verdict.summary` for the
+    intervals. Below are notes on what needs one.
     """
-    judged = summary(results)
+    judged = summary(results, metric=metric)
     rows = [header(judged), *table_rows(judged)]
     cells = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    name = metric_name(metric)
     about = (
-        f"Relative L2 error in %, mean over {judged.attrs['samples']} samples of the split "
+        f"{name[:1].upper()}{name[1:]} error in %, mean over {judged.attrs['samples']} samples of the split "
         f"{judged.attrs['split']!r} [95 % interval]."
     )
     return "\n".join([*lines, "", about, *notes(judged)])
@@ -50,36 +77,72 @@ def table(results: xr.Dataset) -> str:
 def header(judged: xr.Dataset) -> list[str]:
     """The columns of `table_rows`."""
     variable = ["variable"] if judged.sizes["variable"] > 1 else []
+    seeds = ["over seeds"] if int(judged["seeds"].max()) > 1 else []
+    there, several = _elsewhere(judged)
     return [
         "model", "trained at", "resolution", *variable,
-        "direct", "best DPU", "DPU's input", "direct - DPU", "floor", "mean field", "growth",
+        "direct", *seeds, "best DPU", "DPU's input", "skill", *["trained there"] * there,
+        *["trained on several"] * several, "floor", "mean field", "growth",
     ]  # fmt: skip
 
 
 def table_rows(judged: xr.Dataset) -> list[list[str]]:
     """The cells of the table, for one summary."""
+    judged_by = judged.sel(metric=judged.attrs["metric"])
+    there, several = _elsewhere(judged)
+    seeded = int(judged["seeds"].max()) > 1
     rows = []
-    for cell in _cells(judged):
-        trained, key = cell["training_resolution"].item(), cell["resolution"].item()
+    for one, key, variable, cell in _cells(judged_by):
         best = cell["best_dpu"].item()
-        at_training = key == trained
-        margin = [cell[f"difference{end}"].item() for end in ("", "_low", "_high")]
+        at_home = key == cell["home"].item()
+        skill = [cell[f"skill{end}"].item() for end in ("", "_low", "_high")]
         growth = cell["growth"].item()
         rows.append(
             [
-                cell["model"].item(),
-                trained,
+                one.model,
+                one.train_resolution,
                 key,
-                *([cell["variable"].item()] if judged.sizes["variable"] > 1 else []),
+                *([variable] if judged.sizes["variable"] > 1 else []),
                 _entry(cell, "direct"),
-                "as direct" if at_training else _entry(cell, best),
-                "" if at_training else dpu_input(cell),
-                "" if at_training else with_interval(margin[0], margin[1], margin[2], sign=True),
+                *([_spread(cell)] if seeded else []),
+                "as direct" if at_home else _entry(cell, best),
+                "" if at_home else dpu_input(cell),
+                "" if at_home else with_interval(skill[0], skill[1], skill[2], sign=True),
+                *([_other(judged_by, trained_there(judged, one, key), key, variable)] if there else []),
+                *([", ".join(_others(judged_by, one, key, variable))] if several else []),
                 percent(cell["mean"].sel(predictor="floor").item()),
                 percent(cell["mean"].sel(predictor="mean").item()),
                 f"{growth:{'.2f' if growth < 1e4 else '.2e'}}" if math.isfinite(growth) else "",
             ]
         )
+    return rows
+
+
+def metric_header(judged: xr.Dataset) -> list[str]:
+    """The columns of `metric_rows`."""
+    variable = ["variable"] if judged.sizes["variable"] > 1 else []
+    metrics = [metric_name(metric) for metric in judged["metric"].values.tolist()]
+    return ["model", "trained at", "resolution", *variable, *metrics]
+
+
+def metric_rows(judged: xr.Dataset) -> list[list[str]]:
+    """Every metric of direct inference, and after a stroke of the best DPU by it, in per cent."""
+    rows = []
+    for one, key, variable, cell in _cells(judged):
+        found = []
+        for metric in judged["metric"].values.tolist():
+            by = cell.sel(metric=metric)
+            if not by["defined"].sel(predictor="direct").item():
+                found.append("")
+                continue
+            direct = percent(by["mean"].sel(predictor="direct").item())
+            alone = (
+                key == cell["home"].item() or not by["defined"].sel(predictor=by["best_dpu"].item()).item()
+            )
+            rival = "" if alone else f" / {percent(by['mean'].sel(predictor=by['best_dpu'].item()).item())}"
+            found.append(direct + rival)
+        of = [variable] if judged.sizes["variable"] > 1 else []
+        rows.append([one.model, one.train_resolution, key, *of, *found])
     return rows
 
 
@@ -92,20 +155,19 @@ def dpu_input(cell: xr.Dataset) -> str:
 def notes(judged: xr.Dataset) -> list[str]:
     """Warnings of errors that are not finite, and of grids that do not nest."""
     lines = []
-    n = judged.attrs["samples"]
-    for cell in _cells(judged):
-        where = f"{cell['model'].item()} at {cell['resolution'].item()}, {cell['variable'].item()}"
+    for one, key, variable, cell in _cells(judged.sel(metric=judged.attrs["metric"])):
+        n = judged.attrs["samples"] * int(cell["seeds"])
         lines += [
-            f"Warning: {where}: {bad} of {n} errors of {predictor} are not finite."
+            f"Warning: {one.label} at {key}, {variable}: {bad} of {n} errors of {predictor} are not finite."
             for predictor, bad in zip(
                 judged["predictor"].values, cell["non_finite"].values.tolist(), strict=True
             )
             if bad
         ]
     off = [
-        f"{model} at {key}"
-        for model, key in itertools.product(judged["model"].values, judged["resolution"].values)
-        if judged["restriction"].sel(model=model, resolution=key).item() == "nearest"
+        f"{one.label} at {key}"
+        for one, key in itertools.product(series_of(judged), judged["resolution"].values)
+        if one.of(judged)["restriction"].sel(resolution=key).item() == "nearest"
     ]
     if off:
         lines.append(
@@ -116,20 +178,26 @@ def notes(judged: xr.Dataset) -> list[str]:
 
 
 def to_csv(results: xr.Dataset, path: str | Path) -> None:
-    """Write every error as a row of its own, in full precision; columns are `COLUMNS`."""
+    """Write every error that there can be as a row of its own, in full precision; columns are `COLUMNS`."""
     write_file(path, csv_text(results))
 
 
 def csv_text(results: xr.Dataset) -> str:
     """What `to_csv` writes."""
-    errors = results["relative_l2"].transpose("model", "resolution", "predictor", "variable", "sample")
-    labels = [errors[name].values.tolist() for name in errors.dims]
-    trained = dict(zip(labels[0], results["training_resolution"].values.tolist(), strict=True))
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for label, error in zip(itertools.product(*labels), errors.values.ravel().tolist(), strict=True):
-        writer.writerow([label[0], trained[label[0]], *label[1:], repr(error)])
+    errors = results["error"].transpose(*COLUMNS[:-1])
+    labels = [errors[name].values.tolist() for name in COLUMNS[:-1]]
+    present = results["present"].transpose(*COLUMNS[:3]).values
+    defined = results["defined"].transpose(*COLUMNS[3:6]).values
+    values = errors.values
+    for run, where in itertools.product(np.argwhere(present).tolist(), np.argwhere(defined).tolist()):
+        at = (*run, *where)
+        of = [labels[d][i] for d, i in enumerate(at)]
+        rows = itertools.product(*labels[6:])
+        for label, error in zip(rows, values[at].ravel().tolist(), strict=True):
+            writer.writerow([*of, *label, repr(error)])
     return text.getvalue()
 
 
@@ -144,42 +212,57 @@ def to_json(judged: xr.Dataset, path: str | Path) -> None:
 
 def json_text(judged: xr.Dataset) -> str:
     """What `to_json` writes."""
-    costs = ["training_resolution", "parameters", "training_flops"]
+    compared = [
+        str(name)
+        for name, values in judged.data_vars.items()
+        if set(values.dims) == {"model", "train_resolution", "resolution", "metric", "variable"}
+    ]
     content = {
         **{str(name): _plain(value) for name, value in judged.attrs.items()},
-        "models": [
-            {"model": model, **{name: _plain(judged[name].sel(model=model)) for name in costs}}
-            for model in judged["model"].values.tolist()
-        ],
-        "costs": _records(judged[["flops", "seconds_per_sample", "restriction"]]),
-        "errors": _records(judged[["mean", "low", "high", "non_finite"]]),
-        "comparisons": _records(
-            judged[
-                [
-                    "growth",
-                    "best_dpu",
-                    "difference",
-                    "difference_low",
-                    "difference_high",
-                    "over_mean",
-                    "over_mean_low",
-                    "over_mean_high",
-                    "verdict",
-                    "sentence",
-                ]
-            ]
-        ),
+        "models": _records(judged, ["home", "seeds", "parameters", "training_flops"]),
+        "costs": _records(judged, ["flops", "peak_bytes", "seconds_per_sample", "restriction"]),
+        "errors": _records(judged, ["mean", "low", "high", "seed_low", "seed_high", "non_finite"]),
+        "comparisons": _records(judged, compared),
+        "verdicts": _records(judged, ["verdict", "sentence"]),
     }
     return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
 
 
-def _cells(judged: xr.Dataset) -> list[xr.Dataset]:
-    return [
-        judged.sel(model=model, resolution=key, variable=variable)
-        for model, key, variable in itertools.product(
-            *(judged[name].values for name in ("model", "resolution", "variable"))
-        )
-    ]
+def _cells(judged: xr.Dataset) -> Iterator[tuple[Series, str, str, xr.Dataset]]:
+    for one in series_of(judged):
+        for key, variable in itertools.product(judged["resolution"].values, judged["variable"].values):
+            yield one, str(key), str(variable), one.of(judged).sel(resolution=key, variable=variable)
+
+
+def _elsewhere(judged: xr.Dataset) -> tuple[bool, bool]:
+    """Whether a model that was judged away from home was also trained there, or on several levels."""
+    every, keys = series_of(judged), judged["resolution"].values.tolist()
+    return (
+        any(trained_there(judged, one, key) for one in every for key in keys),
+        any(trained_on_several(judged, one) for one in every),
+    )
+
+
+def _other(judged: xr.Dataset, other: Series | None, key: str, variable: str) -> str:
+    """The direct error of the same model, trained in another way."""
+    if other is None:
+        return ""
+    return _entry(other.of(judged).sel(resolution=key, variable=variable), "direct")
+
+
+def _others(judged: xr.Dataset, one: Series, key: str, variable: str) -> list[str]:
+    found = trained_on_several(judged, one)
+    named = [f"{other.train_resolution}: " if len(found) > 1 else "" for other in found]
+    return [name + _other(judged, other, key, variable) for name, other in zip(named, found, strict=True)]
+
+
+def _spread(cell: xr.Dataset) -> str:
+    """The means of the seeds, from the smallest to the largest, and how many there are."""
+    if int(cell["seeds"]) == 1:
+        return "1 seed"
+    direct = cell.sel(predictor="direct")
+    ends = [percent(direct[f"seed_{end}"].item()) for end in ("low", "high")]
+    return f"{ends[0]} to {ends[1]}, {int(cell['seeds'])} seeds"
 
 
 def _entry(cell: xr.Dataset, predictor: str) -> str:
@@ -189,21 +272,25 @@ def _entry(cell: xr.Dataset, predictor: str) -> str:
     return f"{shown} ({bad} not finite)" if bad else shown
 
 
-def _records(part: xr.Dataset) -> list[dict[str, Any]]:
-    """One object for each place of the data set, labels first."""
-    dims = [str(name) for name in part[next(iter(part.data_vars))].dims]
-    places = itertools.product(*(part[name].values.tolist() for name in dims))
+def _records(judged: xr.Dataset, names: list[str]) -> list[dict[str, Any]]:
+    """One object for each place of some variables where a model was trained, labels first."""
     records = []
-    for place in places:
-        at = dict(zip(dims, place, strict=True))
-        cell = part.sel(at)
-        records.append({**at, **{str(name): _plain(cell[name]) for name in part.data_vars}})
+    for one in series_of(judged):
+        part = one.of(judged)
+        arrays = {name: part[name] for name in names}
+        dims = [str(dim) for dim in next(iter(arrays.values())).dims]
+        values = {name: array.transpose(*dims).values for name, array in arrays.items()}
+        labels = [part[dim].values.tolist() for dim in dims]
+        for at in itertools.product(*(range(len(label)) for label in labels)):
+            place = {dim: label[i] for dim, label, i in zip(dims, labels, at, strict=True)}
+            found = {name: _plain(array[at]) for name, array in values.items()}
+            records.append({"model": one.model, "train_resolution": one.train_resolution, **place, **found})
     return records
 
 
 def _plain(value: Any) -> Any:
     """A scalar as JSON has it; numpy's, which data sets are full of, it has not."""
-    plain = value.item() if isinstance(value, xr.DataArray | np.generic) else value
+    plain = value.item() if isinstance(value, xr.DataArray | np.generic | np.ndarray) else value
     if isinstance(plain, float) and not math.isfinite(plain):
         return "NaN" if math.isnan(plain) else "Infinity" if plain > 0 else "-Infinity"
     return plain

@@ -1,0 +1,111 @@
+"""Results in a file, and back: NetCDF, or zarr."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from mano_op.errors import InputError
+from mano_op.files import write_file
+
+_HDF = b"\x89HDF"
+
+
+def save_results(results: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
+    """Write results, or a summary of them, as NetCDF, or as zarr if the path ends in ``.zarr``.
+
+    NetCDF is version 4, compressed, where h5netcdf is installed (``pip install 'mano_op[netcdf]'``), and 3
+    elsewhere.
+
+    Parameters
+    ----------
+    results : Dataset
+        From `mano_op.transfer.evaluate.evaluate_transfer`.
+    path : path
+        ``results.nc`` or ``results.zarr``.
+    overwrite : bool
+        Whether what is there may be replaced.
+
+    Raises
+    ------
+    InputError
+        Before anything is written, if the path has another suffix, or is there.
+
+    Examples
+    --------
+    >>> some = xr.Dataset({"error": ("sample", [0.5, 0.25])}, attrs={"split": "test"})
+    >>> path = Path(tempfile.mkdtemp()) / "results.nc"
+    >>> save_results(some, path)
+    >>> load_results(path).identical(some)
+    True
+    """
+    path = Path(path)
+    _check_suffix(path)
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} is there already: give another path, or overwrite=True to replace it")
+    if path.suffix == ".nc":
+        write_file(path, netcdf_bytes(results))
+        return
+    # Written beside its place, so that what is at its place is whole.
+    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) / path.name
+    try:
+        # zarr 3 has strings of any length, and no other kind.
+        strings = [name for name, values in results.variables.items() if values.dtype.kind == "U"]
+        encoding = {name: {"dtype": np.dtypes.StringDType()} for name in strings}
+        results.to_zarr(beside, zarr_format=3, consolidated=False, encoding=encoding)
+        if path.exists():
+            shutil.rmtree(path)
+        beside.rename(path)
+    finally:
+        shutil.rmtree(beside.parent, ignore_errors=True)
+
+
+def load_results(path: str | Path) -> xr.Dataset:
+    """Read what `save_results` wrote, or the ``results.nc`` of a report, into memory.
+
+    Raises
+    ------
+    InputError
+        If there is nothing, the path has another suffix, or the file needs h5netcdf, which is not there.
+    """
+    path = Path(path)
+    _check_suffix(path)
+    if not path.exists():
+        raise InputError(f"there is no {path}: save results with `save_results`")
+    if path.suffix == ".zarr":
+        with xr.open_zarr(path, consolidated=False) as found:
+            read = found.load()
+        plain = {
+            name: (values.dims, np.array(values.values.tolist()), values.attrs)
+            for name, values in read.variables.items()
+            if values.dtype.kind == "T"
+        }
+        coords = {name: values for name, values in plain.items() if name in read.coords}
+        return read.assign_coords(coords).assign(
+            {name: values for name, values in plain.items() if name not in coords}
+        )
+    with path.open("rb") as file:
+        engine = "h5netcdf" if file.read(len(_HDF)) == _HDF else "scipy"
+    if engine == "h5netcdf" and find_spec(engine) is None:
+        raise InputError(f"{path} is NetCDF 4, which needs h5netcdf: pip install 'mano_op[netcdf]'")
+    with xr.open_dataset(path, engine=engine) as found:
+        return found.load()
+
+
+def netcdf_bytes(results: xr.Dataset) -> bytes:
+    """The content of a NetCDF file: version 4 with h5netcdf, compressed, and 3 without."""
+    if find_spec("h5netcdf") is None:
+        return bytes(results.to_netcdf(engine="scipy"))
+    numbers = [name for name, values in results.data_vars.items() if values.dtype.kind == "f"]
+    encoding = {name: {"zlib": True, "complevel": 4} for name in numbers}
+    return bytes(results.to_netcdf(engine="h5netcdf", encoding=encoding))
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix not in (".nc", ".zarr"):
+        raise InputError(f"{path} ends in {path.suffix!r}, expected .nc for NetCDF or .zarr")

@@ -1,0 +1,49 @@
+"""Memory of a forward pass, counted against what can be counted by hand."""
+
+import gc
+
+import torch
+from torch import nn
+
+from mano_op.memory import peak_bytes
+
+
+class Of(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.weight = nn.Parameter(torch.zeros(5000))
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def test_what_lives_at_once_is_counted():
+    x = torch.zeros(1000)  # 4000 bytes, not counted
+
+    def three(x):
+        for _ in range(10):
+            x = 2 * x + 1  # the old one, twice it, and the new one
+        return x
+
+    def all_kept(x):
+        return sum([k * x for k in range(10)], start=x)
+
+    assert peak_bytes(Of(three), x) == 3 * 4000
+    assert peak_bytes(Of(all_kept), x) == 12 * 4000  # ten terms, and two sums at a time
+    assert peak_bytes(Of(lambda x: x), x) == 0
+
+
+def test_views_and_writing_in_place_take_nothing():
+    x = torch.zeros(30, 40)
+    assert peak_bytes(Of(lambda x: x.T[3:].reshape(37, 1, 30)), x) == 0
+    assert peak_bytes(Of(lambda x: (x + 1).mul_(2).relu_().T[1:]), x) == 4 * 1200
+
+
+def test_a_model_twice_as_large_takes_twice_as_much_and_nothing_is_held():
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.GELU(), nn.Conv2d(8, 1, 3, padding=1)).train()
+    small, large, again = (peak_bytes(model, torch.zeros(1, 1, n, n)) for n in (16, 32, 16))
+    assert large == 4 * small == 4 * again
+    assert model.training
+    gc.collect()
+    assert all(p.grad is None for p in model.parameters())

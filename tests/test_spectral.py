@@ -1,0 +1,126 @@
+"""Errors and energies by wavenumber: sums, closed forms, and the training grid's share."""
+
+import numpy as np
+import pytest
+import torch
+
+from mano_op.grid import Axis, Grid
+from mano_op.transfer.metrics import relative_l2
+from mano_op.transfer.spectral import energy_spectrum, nyquist, spectral_split
+
+GRIDS = [
+    Grid.uniform((n,) * n_dim, registration=registration, periodic=periodic, domain=[(-1, 2)] * n_dim)
+    for n_dim in (1, 2)
+    for n in (2, 3, 15, 16, 33)
+    for registration, periodic in (
+        ("node", False),
+        ("node_both", False),
+        ("cell", False),
+        ("node", True),
+        ("cell", True),
+    )
+] + [Grid((Axis("y", 9, periodic=True), Axis("x", 12, 0, 3, registration="cell")))]
+
+
+def random(grid, seed):
+    return torch.randn(3, *grid.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("coarse", [2, 5, 8, 40])
+def test_the_two_parts_add_up_to_the_error(grid, coarse):
+    trained = Grid(tuple(Axis(a.name, coarse, a.start, a.stop, "cell", a.periodic) for a in grid))
+    truth, predicted = random(grid, 0), random(grid, 1)
+    low, high = spectral_split(predicted, truth, grid, trained)
+    total = relative_l2(predicted, truth, grid)
+    torch.testing.assert_close(low**2 + high**2, total**2, rtol=1e-12, atol=0)
+    assert (low > 0).all()
+    if coarse == 40:  # the training grid is the finer one
+        assert high.max() < 1e-12
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_energies_add_up_to_the_integral_of_the_square(grid):
+    field = random(grid, 2)
+    _, energy = energy_spectrum(field, grid)
+    integral = (torch.from_numpy(grid.weights) * field**2).flatten(1).sum(1)
+    torch.testing.assert_close(energy.sum(-1), integral, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("registration", ["node", "node_both", "cell"])
+@pytest.mark.parametrize(("k", "below"), [(0, True), (3, True), (15, True), (16, False), (21, False)])
+def test_cosines_go_where_their_wavenumber_is(registration, k, below):
+    """The training grid of 16 intervals carries fewer than 16 half waves."""
+    fine, trained = (
+        Grid.uniform((n + (registration == "node_both"),), registration=registration) for n in (64, 16)
+    )
+    x = torch.from_numpy(fine.points[0])
+    truth = 1 + x
+    low, high = spectral_split(truth + 0.2 * (k * np.pi * x).cos(), truth, fine, trained)
+    total = relative_l2(truth + 0.2 * (k * np.pi * x).cos(), truth, fine)
+    part, rest = (low, high) if below else (high, low)
+    assert part.item() == pytest.approx(total.item(), rel=2e-2)
+    # Node grids without their right end integrate products of cosines up to the order of the quadrature.
+    assert rest.item() < (0.2 if registration == "node" else 1e-9) * total.item()
+
+
+@pytest.mark.parametrize("n", [16, 17])
+@pytest.mark.parametrize("registration", ["node", "cell"])
+def test_waves_go_where_their_wavenumber_is(n, registration):
+    fine, trained = (
+        Grid.uniform((m,), registration=registration, periodic=True, domain=[(0, 3)]) for m in (64, n)
+    )
+    x = 2 * np.pi / 3 * torch.from_numpy(fine.points[0])
+    truth = 2 + x.cos()
+    for k in range(32):
+        error = (k * x + 0.3).cos()
+        low, high = spectral_split(truth + error, truth, fine, trained)
+        assert (high < 1e-12).item() == (k < n / 2)
+        assert (low < 1e-12).item() == (k >= n / 2)
+
+
+def test_in_the_plane_an_error_is_below_only_where_it_is_along_both_axes():
+    fine, trained = Grid.uniform((32, 32), periodic=True), Grid.uniform((8, 32), periodic=True)
+    y, x = 2 * np.pi * torch.from_numpy(fine.mesh)
+    for error, below in (((3 * y + 9 * x).cos(), True), ((6 * y + x).cos(), False)):
+        low, high = spectral_split(2 + error, torch.full_like(error, 2), fine, trained)
+        assert (low > high).item() == below
+        assert min(low, high) < 1e-12
+
+
+def test_the_split_is_that_of_the_fourier_transform():
+    fine, trained = Grid.uniform((12, 20), periodic=True), Grid.uniform((6, 7), periodic=True)
+    truth, error = random(fine, 0), random(fine, 1)
+    spectrum = torch.fft.fft2(error)
+    ky, kx = (torch.fft.fftfreq(n, 1 / n).abs() for n in fine.shape)
+    inside = (ky[:, None] < 3) & (kx[None] < 3.5)
+    expected = (spectrum * inside).abs().square().sum((1, 2)).sqrt() / 240**0.5
+    expected /= truth.square().sum((1, 2)).sqrt()
+    low, _ = spectral_split(truth + error, truth, fine, trained)
+    torch.testing.assert_close(low, expected, rtol=1e-12, atol=0)
+
+
+def test_spectra_peak_where_the_wave_is():
+    grid = Grid.uniform((24, 48), periodic=True, domain=[(0, 1), (0, 2)])  # square cells
+    y, x = 2 * np.pi * torch.from_numpy(grid.mesh)
+    k, energy = energy_spectrum((5 * y).cos() + 2 * (7 * x / 2).sin(), grid)
+    expected = np.zeros(len(k))
+    expected[10], expected[7] = 1.0, 4.0  # the integral over an area of 2, in waves over the length of 2
+    np.testing.assert_allclose(energy, expected, atol=1e-12)
+    np.testing.assert_array_equal(k, np.arange(len(k)))
+
+
+def test_a_spectrum_is_the_same_however_finely_it_is_sampled():
+    for registration in ("node_both", "cell"):
+        spectra = []
+        for n in (64, 128):
+            grid = Grid.uniform((n + (registration == "node_both"),) * 2, registration=registration)
+            y, x = torch.from_numpy(grid.mesh)
+            _, energy = energy_spectrum(torch.exp(-3 * ((x - 0.3) ** 2 + (y - 0.6) ** 2)), grid)
+            spectra.append(energy[:4])
+        np.testing.assert_allclose(spectra[0], spectra[1], rtol=2e-2)
+
+
+def test_the_nyquist_wavenumber_is_half_a_wave_a_spacing():
+    assert nyquist(Grid.uniform((10,), domain=[(0, 5)], periodic=True)) == 5
+    assert nyquist(Grid.uniform((10, 40), domain=[(0, 1), (0, 5)])) == 20
