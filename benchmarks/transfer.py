@@ -23,16 +23,22 @@ Stores and trained runs are kept in ``--work``, and what is there already is not
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import xarray as xr
+
 from mano_op.data.importers import import_neuralop_pt
 from mano_op.data.store import FieldStore, open_store
+from mano_op.files import make_folder, write_file
+from mano_op.machine import machine
 from mano_op.problems import generate_darcy
 from mano_op.runs import Run, load_run
 from mano_op.train import train_model
+from mano_op.transfer import evaluate_transfer, summary, table
 
 HERE = Path(__file__).parent
 BUDGET: dict[str, Any] = {"epochs": 30, "batch_size": 20, "weight_decay": 1e-4}
@@ -98,6 +104,37 @@ def trained(setting: str, model: str, seed: int, store: FieldStore, work: Path) 
     )
 
 
+def numbers(results: xr.Dataset) -> dict[str, Any]:
+    """Errors of each seed, and of their mean with growth, skill and intervals, as JSON has them."""
+    mean = results["error"].mean("sample").isel(train_resolution=0, variable=0)
+    judged = summary(results, metric="relative_l2_points").isel(train_resolution=0, variable=0)
+    found: dict[str, Any] = {"errors": {}, "judged": {}}
+    for model in results["model"].values.tolist():
+        for key in results["resolution"].values.tolist():
+            at = {"model": model, "resolution": key}
+            found["errors"].setdefault(model, {})[key] = {
+                metric: {
+                    predictor: mean.sel(**at, metric=metric, predictor=predictor).values.tolist()
+                    for predictor in ("direct", "dpu_injection", "dpu_mean", "floor", "mean")
+                }
+                for metric in ("relative_l2_points", "relative_l2", "relative_h1", "vrmse")
+            }
+            cell = judged.sel(**at)
+            found["judged"].setdefault(model, {})[key] = {
+                "sentence": str(cell["sentence"].item()),
+                **{
+                    name + end: cell[name + end].sel(metric="relative_l2_points").item()
+                    for name in ("growth", "skill")
+                    for end in ("", "_low", "_high")
+                },
+            }
+    for model in found["errors"]:
+        one = results.sel(model=model).isel(train_resolution=0)
+        found["judged"][model]["parameters"] = int(one["parameters"].max())
+        found["judged"][model]["training_flops"] = float(one["training_flops"].max())
+    return found
+
+
 def main() -> None:
     """Train what is missing, judge all, write the numbers."""
     parser = argparse.ArgumentParser(
@@ -116,7 +153,17 @@ def main() -> None:
             model: [trained(name, model, seed, store, args.work) for seed in args.seeds]
             for model in args.models
         }
-        print(name, {model: len(found) for model, found in runs.items()})
+        results = evaluate_transfer(runs, store, SETTINGS[name]["resolutions"], progress=False)
+        print(table(results))
+        report = {
+            "setting": SETTINGS[name],
+            "budget": BUDGET,
+            "models": {model: {**MODELS[model], "seeds": args.seeds} for model in args.models},
+            "machine": machine(),
+            **numbers(results),
+        }
+        out = make_folder(HERE / "results") / f"transfer_{name}.json"
+        write_file(out, json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mano_op.grid import Axis
 from mano_op.layers.anchors import Anchoring, anchoring
+from mano_op.resample import resample
 
 KINDS = [("node", False), ("node", True), ("cell", False), ("cell", True), ("node_both", False)]
 STEPS = ["lift", "smooth", "anchors", "interpolate", "settle"]
@@ -53,11 +54,19 @@ def test_constants_stay(kind, n, reference):
 def average(place, values, at):
     """The average of the module's table at one place, as a loop over the points."""
     [source], [reference] = place.working, place.reference
+    if source.periodic:
+        ends = at - reference.spacing / 2, at + reference.spacing / 2
+    else:
+        below = int(np.searchsorted(reference.points, at, side="right")) - 1
+        below = min(max(below, 0), reference.n - 2)
+        way = (at - reference.points[below]) / reference.spacing
+        way = min(max(way, 0.0), 1.0)
+        ends = (1 - way) * reference.bounds[below] + way * reference.bounds[below + 1]
     total = weight = 0.0
-    for x, (left, right), value in zip(source.points, source.bounds, values, strict=True):
-        apart = min(abs(x - at + turn) for turn in ((-1, 0, 1) if source.periodic else (0,)))
-        part = (right - left) * max(0.0, 1 - apart / reference.spacing)
-        total, weight = total + part * value, weight + part
+    for (left, right), value in zip(source.bounds, values, strict=True):
+        for turn in (-1, 0, 1) if source.periodic else (0,):
+            part = max(0.0, min(right + turn, ends[1]) - max(left + turn, ends[0]))
+            total, weight = total + part * value, weight + part
     return total / weight
 
 
@@ -69,6 +78,15 @@ def test_averages_are_their_formula(kind, n):
     for step, axis in (("smooth", place.working.axes[0]), ("anchors", place.reference.axes[0])):
         found = getattr(place, step)(field(values))[0, 0].numpy()
         assert np.allclose(found, [average(place, values, at) for at in axis.points], rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_averages_on_the_reference_are_the_conservative_mean(kind):
+    """Those that `resample` makes outside the model."""
+    registration, periodic = kind
+    place = anchoring((21, 16), (8, 6), registration, (periodic, periodic))
+    x = torch.randn(2, 1, 21, 16, dtype=torch.float64)
+    torch.testing.assert_close(place.anchors(x), resample(x, place.source, place.reference, "mean"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,11 +7,11 @@ levels live on that grid, the reference, whatever grid :math:`x_i` a field comes
 step                what it does
 ==================  =========================================================================================
 `lift`              an input that is coarser than the reference is put onto it, by linear interpolation
-`smooth`            an input that is finer is averaged over the length that one reference point stood for,
-                    :math:`\bar x(y) = \sum_i |\omega_i| \Lambda(\frac{x_i - y}{h}) x_i \big/
-                    \sum_i |\omega_i| \Lambda(\frac{x_i - y}{h})`, with :math:`\Lambda(t) = \max(0, 1 - |t|)`
-                    and the control volumes :math:`\omega_i`: at y each of its own points,
-`anchors`           or at y the points of the reference
+`smooth`            an input that is finer is averaged over the interval that one reference point stood for,
+                    :math:`\bar x(y) = \sum_i |\omega_i \cap \Omega(y)| x_i / |\Omega(y)|`, with the control
+                    volumes :math:`\omega_i` of its points (`Axis.bounds`): at y each of its own points,
+`anchors`           or at y the points of the reference, whose control volumes are :math:`\Omega`; between
+                    them the ends of :math:`\Omega(y)` are interpolated linearly
 `interpolate`       a field on the reference at the points of the finer grid: the cubic through the four
                     nearest points, the parabola or line through those there are at the ends, and beyond
                     the outermost reference point its value
@@ -30,7 +30,6 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -91,7 +90,13 @@ class Anchoring:
 
     @cached_property
     def _anchors(self) -> list[NDArray[np.float64] | None]:
-        return [_averages(here, there) for here, there in zip(self.working, self.reference, strict=True)]
+        pairs = zip(self.working, self.reference, strict=True)
+        return [_averages(here, there, there.points) for here, there in pairs]
+
+    @cached_property
+    def _smooth(self) -> list[NDArray[np.float64] | None]:
+        pairs = zip(self.working, self.reference, strict=True)
+        return [_averages(here, there, here.points) for here, there in pairs]
 
     @cached_property
     def _interpolate(self) -> list[NDArray[np.float64] | None]:
@@ -107,10 +112,7 @@ class Anchoring:
 
     def smooth(self, x: Tensor) -> Tensor:
         """The averages at the points of the working grid, on which `x` is."""
-        for dim, (here, there) in enumerate(zip(self.working, self.reference, strict=True), start=2):
-            if here.n != there.n:
-                x = _smooth(x, dim, here, there)
-        return x
+        return _apply(self._smooth, x)
 
     def anchors(self, x: Tensor) -> Tensor:
         """The averages at the points of the reference."""
@@ -148,34 +150,22 @@ def _apply(weights: Sequence[NDArray[np.float64] | None], x: Tensor) -> Tensor:
     return x
 
 
-def _averages(source: Axis, target: Axis) -> NDArray[np.float64] | None:
-    """The average of the module's table at the points of a target that is not finer."""
-    if source.n == target.n:
+def _averages(source: Axis, reference: Axis, at: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """The averages of the module's table, over the reference's intervals, at some places."""
+    if source.n == reference.n:
         return None
-    apart = np.subtract.outer(target.points, source.points) / target.spacing
     if source.periodic:
-        apart -= target.n * np.rint(apart / target.n)
-    weights = np.maximum(0, 1 - np.abs(apart)) * np.ptp(source.bounds, axis=1)
-    normalised: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
+        ends = [at + half for half in (-reference.spacing / 2, reference.spacing / 2)]
+    else:
+        ends = [np.interp(at, reference.points, bound) for bound in reference.bounds.T]
+    overlap = np.zeros((len(at), source.n))
+    for turn in (-1, 0, 1) if source.periodic else (0,):
+        volumes = source.bounds + turn * source.length
+        left = np.maximum.outer(ends[0], volumes[:, 0])
+        right = np.minimum.outer(ends[1], volumes[:, 1])
+        overlap += np.maximum(right - left, 0)
+    normalised: NDArray[np.float64] = overlap / overlap.sum(axis=1, keepdims=True)
     return normalised
-
-
-def _smooth(x: Tensor, dim: int, source: Axis, reference: Axis) -> Tensor:
-    """The average of the module's table at the source's own points: one stencil for all of them."""
-    ratio = reference.spacing / source.spacing
-    reach = int(np.ceil(ratio)) - 1
-    taps = np.maximum(0, 1 - np.abs(np.arange(-reach, reach + 1)) / ratio)
-    volumes, stencil = (
-        torch.as_tensor(t, dtype=x.dtype, device=x.device) for t in (np.ptp(source.bounds, axis=1), taps)
-    )
-
-    def sums(lines: Tensor) -> Tensor:
-        lines = F.pad(lines[:, None], (reach, reach), mode="circular" if source.periodic else "constant")
-        return F.conv1d(lines, stencil[None, None])[:, 0]
-
-    lines = torch.movedim(x, dim, -1)
-    summed = sums((lines * volumes).reshape(-1, source.n)) / sums(volumes[None])
-    return torch.movedim(summed.reshape(lines.shape), -1, dim)
 
 
 def _linear(source: Axis, target: Axis) -> NDArray[np.float64] | None:

@@ -343,7 +343,8 @@ def _bias_table(
         step = 1.0 if (offset == np.rint(offset)).all() else 0.25
         place = offset / step
         first = np.floor(place.min())
-        steps.append(step * np.arange(first, np.floor(place.max()) + 2))
+        # One more than the last, which what lies beyond it is interpolated with.
+        steps.append(step * np.arange(first, np.floor(place.max()) + (1 if step == 1 else 2)))
         places.append(place - first)
     lattice = [torch.as_tensor(s, dtype=like.dtype, device=like.device) for s in steps]
     table = bias(torch.stack(torch.meshgrid(*lattice, indexing="ij"), dim=-1))
