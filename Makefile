@@ -42,7 +42,7 @@ check: $(INSTALLED)
 #   make benchmark DATA=FOLDER_WITH_THE_PT_FILES
 benchmark: $(INSTALLED)
 	@test -n "$(DATA)" || { echo "give the folder of darcy_train_16.pt: make benchmark DATA=..."; exit 1; }
-	$(BIN)/python benchmarks/darcy_small.py --data "$(DATA)"
+	$(BIN)/python benchmarks/transfer.py small --data "$(DATA)"
 
 # What was made here; a virtual environment of your own (VENV=...) stays.
 clean:
