@@ -117,14 +117,14 @@ def coarsen_store(
     }
     provenance = {
         "coarsened": {"store": source.name, "level": finest, "method": chosen},
-        "of": {k: v for k, v in source.attrs["provenance"].items() if k != "versions"},
+        "of": {k: v for k, v in source.attrs.get("provenance", {}).items() if k != "versions"},
     }
     return write_store(
         path,
         plan,
         provenance,
         partial(_write_chunk, source, finest, chosen),
-        title=source.attrs["title"],
+        title=source.attrs.get("title", ""),
         client=client,
         progress=progress,
         resume=resume,
