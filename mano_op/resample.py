@@ -210,13 +210,7 @@ def _spectral(source: Axis, target: Axis, ends: tuple[bool, bool]) -> NDArray[np
 
 
 def _mean(source: Axis, target: Axis, ends: tuple[bool, bool]) -> NDArray[np.float64]:
-    overlap = np.zeros((target.n, source.n))
-    for turn in (-1, 0, 1) if source.periodic else (0,):
-        volumes = source.bounds + turn * source.length
-        left = np.maximum.outer(target.bounds[:, 0], volumes[:, 0])
-        right = np.minimum.outer(target.bounds[:, 1], volumes[:, 1])
-        overlap += np.maximum(right - left, 0)
-    return overlap / overlap.sum(axis=1, keepdims=True)
+    return source.averages(*target.bounds.T)
 
 
 # The third argument says at which ends a known value joins the source's points; splines alone use it.

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -491,14 +490,3 @@ class FieldStore:
             "weights": "quadrature",
             "variables": variables,
         }
-
-
-@contextmanager
-def discarded_on_error(store: FieldStore) -> Iterator[FieldStore]:
-    """Remove a new store if it is not filled: for what cannot be gone on with."""
-    try:
-        yield store
-    except BaseException:  # an interrupt too; it goes on
-        if not store.complete:
-            store.discard()
-        raise

@@ -158,14 +158,7 @@ def _averages(source: Axis, reference: Axis, at: NDArray[np.float64]) -> NDArray
         ends = [at + half for half in (-reference.spacing / 2, reference.spacing / 2)]
     else:
         ends = [np.interp(at, reference.points, bound) for bound in reference.bounds.T]
-    overlap = np.zeros((len(at), source.n))
-    for turn in (-1, 0, 1) if source.periodic else (0,):
-        volumes = source.bounds + turn * source.length
-        left = np.maximum.outer(ends[0], volumes[:, 0])
-        right = np.minimum.outer(ends[1], volumes[:, 1])
-        overlap += np.maximum(right - left, 0)
-    normalised: NDArray[np.float64] = overlap / overlap.sum(axis=1, keepdims=True)
-    return normalised
+    return source.averages(*ends)
 
 
 def _linear(source: Axis, target: Axis) -> NDArray[np.float64] | None:
