@@ -294,6 +294,19 @@ def test_a_cluster_gives_the_same_store(whole, tmp_path):
     assert files(path) == files(whole.path)
 
 
+def test_the_statistics_are_taken_side_by_side(tmp_path, monkeypatch):
+    threads, read = set(), FieldStore.read
+    monkeypatch.setattr(
+        FieldStore,
+        "read",
+        lambda *given: (threads.add(threading.get_ident()), time.sleep(0.01), read(*given))[2],
+    )
+    options = QUICK | {"samples": {"train": 24}, "chunk": 1}
+    with dask.config.set(num_workers=3):
+        generate_darcy(tmp_path / "darcy.zarr", [8], **options)
+    assert len(threads) == 3 and threading.get_ident() not in threads
+
+
 def test_progress_counts_samples_on_stderr(tmp_path, capsys):
     path = tmp_path / "darcy.zarr"
     with dask.config.set(num_workers=1), power_cut(7), pytest.raises(RuntimeError):

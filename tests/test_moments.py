@@ -16,9 +16,7 @@ from mano_op.data.moments import Moments
 def test_pieces_of_any_size_give_the_weighted_moments_of_the_whole(cuts, offset, seed):
     rng = np.random.default_rng(seed)
     values, weights = rng.normal(offset, 1.0, (40, 3, 5)), rng.uniform(0.1, 2.0, (3, 5))
-    moments = Moments(weights)
-    for piece in np.split(values, sorted(cuts)):
-        moments.add(piece)
+    moments = sum((Moments.of(piece, weights) for piece in np.split(values, sorted(cuts))), Moments())
     every = np.broadcast_to(weights, values.shape)
     mean = np.average(values, weights=every)
     assert moments.mean == pytest.approx(mean, rel=1e-13, abs=1e-13)
@@ -27,8 +25,7 @@ def test_pieces_of_any_size_give_the_weighted_moments_of_the_whole(cuts, offset,
 
 @given(value=st.floats(-1e6, 1e6, width=32), n=st.integers(1, 7))
 def test_a_constant_field_has_no_deviation_at_all(value, n):
-    moments = Moments(np.linspace(0.1, 0.9, 5))
-    for _ in range(n):
-        moments.add(np.full((3, 5), value, np.float32))
+    weights = np.linspace(0.1, 0.9, 5)
+    moments = sum((Moments.of(np.full((3, 5), value, np.float32), weights) for _ in range(n)), Moments())
     assert moments.std == 0.0
     assert moments.mean == pytest.approx(value, rel=1e-14)

@@ -265,6 +265,18 @@ def test_statistics_are_over_the_area_of_the_training_split_at_the_finest_level(
     assert (told["split"], told["level"], told["samples"]) == ("train", "r12x8", 5)
 
 
+def test_statistics_are_the_same_bit_for_bit_in_whatever_order_chunks_are_read(tmp_path):
+    store = wave_store(tmp_path / "waves.zarr", [COARSE, FINE], SPLITS, chunk=2)
+    asked = []
+
+    def last_first(function, chunks):
+        asked.extend(chunks)
+        return [function(rows) for rows in reversed(chunks)][::-1]
+
+    assert store.statistics_of("train", each=last_first) == store.attrs["statistics"]
+    assert asked == [slice(0, 2), slice(2, 4), slice(4, 5)]
+
+
 def test_a_store_without_a_training_split_has_no_statistics(tmp_path):
     assert wave_store(tmp_path / "waves.zarr", [COARSE], {"test": 2}).statistics == {}
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,8 +122,27 @@ def write_store(
             if store.pending() == store.layout.chunks:
                 store.discard()
             raise
-        store.finish()
+        store.finish(partial(_map, client, workers, progress))
     return store
+
+
+def _map(
+    client: Client | None,
+    workers: int | None,
+    progress: bool,
+    function: Callable[[slice], Any],
+    rows: Sequence[slice],
+) -> list[Any]:
+    """What a function of some rows gives for each, side by side, in their order."""
+    found: dict[int, Any] = {}
+    with tqdm(total=len(rows), unit="chunk", desc="statistics", disable=not progress) as bar:
+
+        def report(i: int, result: Any) -> None:
+            found[i] = result
+            bar.update()
+
+        _compute(function, [(chunk,) for chunk in rows], client, workers, report)
+    return [found[i] for i in range(len(rows))]
 
 
 def _start(

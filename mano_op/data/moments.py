@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
+@dataclass(frozen=True)
 class Moments:
-    r"""Running mean and standard deviation over samples and area.
+    r"""Mean and standard deviation over samples and area, of a whole or of a piece of it.
 
     .. math::
         \mu = \frac{1}{S} \sum_{s} \sum_i w_i f_{s,i}, \qquad
         \sigma^2 = \frac{1}{S} \sum_{s} \sum_i w_i (f_{s,i} - \mu)^2, \qquad \sum_i w_i = 1
 
-    taken over S samples in pieces of any size, in float64, holding one piece at a time. Pieces are
-    merged as in [1]_, which loses no digits to the difference of two large sums.
+    taken over S samples. The sum of the moments of two pieces is those of both together: pieces of any size
+    can be taken one at a time, or side by side. They are merged as in [1]_, which loses no digits to the
+    difference of two large sums.
 
     Parameters
     ----------
-    weights : array_like
-        Area that each point stands for, the shape of one sample.
+    count : int
+        Samples, S. None at first.
+    centre : float
+        Their mean.
+    squares : float
+        S times their variance.
 
     References
     ----------
@@ -28,40 +36,48 @@ class Moments:
 
     Examples
     --------
-    >>> moments = Moments([1.0, 1.0])
-    >>> moments.add([[0.0, 2.0]]), moments.add([[4.0, 6.0]])
-    (None, None)
+    >>> moments = Moments.of([[0.0, 2.0]], [1.0, 1.0]) + Moments.of([[4.0, 6.0]], [1.0, 1.0])
     >>> moments.mean, moments.std == 5**0.5
     (3.0, True)
     """
 
-    def __init__(self, weights: ArrayLike) -> None:
-        weights = np.asarray(weights, dtype=np.float64)
-        self._weights = weights / weights.sum()
-        self._count = 0
-        self._mean = 0.0
-        self._squares = 0.0  # S sigma^2
+    count: int = 0
+    centre: float = 0.0
+    squares: float = 0.0
 
-    def add(self, samples: ArrayLike) -> None:
-        """Take in a piece, shape ``(n, *weights.shape)``."""
+    @classmethod
+    def of(cls, samples: ArrayLike, weights: ArrayLike) -> Moments:
+        """The moments of a piece, in float64.
+
+        Parameters
+        ----------
+        samples : array_like
+            Shape ``(n, *weights.shape)``.
+        weights : array_like
+            Area that each point stands for; only their ratios count.
+        """
         values: NDArray[np.float64] = np.asarray(samples, dtype=np.float64)
-        count = len(values)
-        mean = float((values * self._weights).sum() / count)
-        squares = float((np.square(values - mean) * self._weights).sum())
-        apart = mean - self._mean
-        total = self._count + count
-        self._squares += squares + apart**2 * self._count * count / total
-        self._mean += apart * count / total
-        self._count = total
+        area: NDArray[np.float64] = np.asarray(weights, dtype=np.float64)
+        area = area / area.sum()
+        mean = float((values * area).sum() / len(values))
+        return cls(len(values), mean, float((np.square(values - mean) * area).sum()))
+
+    def __add__(self, other: Moments) -> Moments:
+        """The moments of both together."""
+        if not (total := self.count + other.count):
+            return self
+        apart = other.centre - self.centre
+        squares = other.squares + apart**2 * self.count * other.count / total
+        return Moments(total, self.centre + apart * other.count / total, self.squares + squares)
 
     @property
     def mean(self) -> float:
-        """The mean so far."""
-        return self._mean
+        """The mean."""
+        return self.centre
 
     @property
     def std(self) -> float:
-        """The standard deviation so far; exactly 0 for a field that is constant in float32."""
-        std = (self._squares / self._count) ** 0.5
+        """The standard deviation; exactly 0 for a field that is constant in float32."""
+        std = (self.squares / self.count) ** 0.5
         # The rounding of the sums leaves a constant field with some 1e-17, by which nobody should divide.
-        return std if std > np.finfo(np.float32).eps * abs(self._mean) else 0.0
+        return std if std > np.finfo(np.float32).eps * abs(self.mean) else 0.0

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,6 +49,8 @@ from mano_op.grid import Grid
 __all__ = ["FieldStore", "Levels", "Resolution", "Variable", "create_store", "open_store"]
 
 _Level = TypeVar("_Level", bound=Resolution)
+# As `map` of a function over chunks of samples.
+Each = Callable[[Callable[[slice], Any], Sequence[slice]], Iterable[Any]]
 
 
 def create_store(
@@ -397,10 +400,15 @@ class FieldStore:
             )
         return root
 
-    def finish(self) -> None:
+    def finish(self, each: Each = map) -> None:
         """Take the statistics of the training split, declare the store complete and put it at `path`.
 
         A store that was there is replaced now, whole by whole.
+
+        Parameters
+        ----------
+        each : callable
+            Of `statistics_of`.
 
         Raises
         ------
@@ -415,7 +423,7 @@ class FieldStore:
                 f"{pending[0].start} to {pending[0].stop - 1}; write all of them before `finish()`"
             )
         if not self.attrs["complete"]:
-            self._complete()
+            self._complete(each)
         if self._partial and isinstance(self.path, Path):
             put_in_place(self.path)
             self._location = self.path
@@ -434,8 +442,8 @@ class FieldStore:
         self._to_write()
         shutil.rmtree(self._location)
 
-    def _complete(self) -> None:
-        statistics = self.statistics_of("train") if "train" in self.splits else {}
+    def _complete(self, each: Each) -> None:
+        statistics = self.statistics_of("train", each=each) if "train" in self.splits else {}
         root = self._to_write()
         if WRITTEN in root:
             del root[WRITTEN]
@@ -447,7 +455,9 @@ class FieldStore:
         root.attrs.put({**kept, "statistics": statistics, "complete": True})  # in one write
         self._token = None
 
-    def statistics_of(self, split: str, transforms: Mapping[str, str] | None = None) -> dict[str, Any]:
+    def statistics_of(
+        self, split: str, transforms: Mapping[str, str] | None = None, *, each: Each = map
+    ) -> dict[str, Any]:
         """The statistics of the values of a split, at the finest level that holds it, in float64.
 
         Parameters
@@ -455,6 +465,10 @@ class FieldStore:
         split : str
         transforms : mapping of str to str, optional
             Of variables, whose statistics are then those of the transformed values.
+        each : callable
+            Calls a function with each item of a sequence and gives the results in its order, as `map` does,
+            which is the default. The function takes the moments of one chunk of samples; another `each` can
+            have chunks read side by side, and the numbers are the same, bit for bit.
 
         Returns
         -------
@@ -472,15 +486,13 @@ class FieldStore:
         held = [key for key in self.grids if split in self.layout.held[key]]
         key = held[-1] if held else next(iter(self.grids))
         rows = self.layout.rows(key, split)
+        starts = range(rows.start, rows.stop, self.layout.chunk)
+        chunks = [slice(start, min(start + self.layout.chunk, rows.stop)) for start in starts]
+        total = [Moments() for _ in self.variables]
+        for part in each(partial(_moments, self, key, chosen), chunks):
+            total = [one + other for one, other in zip(total, part, strict=True)]
         variables = {}
-        for variable in self.variables:
-            moments = Moments(self.grids[key].weights)
-            n_dim = self.grids[key].n_dim
-            for start in range(rows.start, rows.stop, self.layout.chunk):
-                chunk = slice(start, min(start + self.layout.chunk, rows.stop))
-                where = f"{self.path}, {key}/{variable.name}"
-                values = transformed(self.read(key, variable.name, chunk), chosen.get(variable.name), where)
-                moments.add(values.reshape(-1, *values.shape[-n_dim:]))  # every time counts as a sample
+        for variable, moments in zip(self.variables, total, strict=True):
             told = {"transform": chosen[variable.name]} if variable.name in chosen else {}
             variables[variable.name] = {"mean": moments.mean, "std": moments.std, **told}
         return {
@@ -490,3 +502,15 @@ class FieldStore:
             "weights": "quadrature",
             "variables": variables,
         }
+
+
+def _moments(store: FieldStore, key: str, transforms: Mapping[str, str], rows: slice) -> list[Moments]:
+    """The moments of each variable over some rows of a level."""
+    weights = store.grids[key].weights
+    found = []
+    for name in (variable.name for variable in store.variables):
+        where = f"{store.path}, {key}/{name}"
+        values = transformed(store.read(key, name, rows), transforms.get(name), where)
+        # Every time counts as a sample.
+        found.append(Moments.of(values.reshape(-1, *weights.shape), weights))
+    return found
