@@ -228,6 +228,8 @@ def _train(args: argparse.Namespace) -> None:
         learning_rate=args.learning_rate,
         weight_decay=args.weight_decay,
         loss=args.loss,
+        optimizer=args.optimizer,
+        symmetries=args.symmetries,
         seed=args.seed,
         device=args.device,
         progress=not args.quiet,
@@ -597,7 +599,20 @@ def _parser() -> argparse.ArgumentParser:
         "--batch-size", type=int, nargs="+", default=[20], help="samples a step, one number or one a level"
     )
     train.add_argument("--learning-rate", type=float, default=1e-2, help="its highest value")
-    train.add_argument("--weight-decay", type=float, default=1e-4, help="of AdamW")
+    train.add_argument("--weight-decay", type=float, default=1e-4, help="of the optimizer")
+    train.add_argument(
+        "--optimizer",
+        choices=("adamw", "muon"),
+        default="adamw",
+        help="muon: Muon for the hidden matrices, AdamW for the rest",
+    )
+    train.add_argument(
+        "--symmetries",
+        nargs="+",
+        choices=("transpose", "reflect"),
+        default=[],
+        help="of the problem and its scalar fields, by which batches are turned at random",
+    )
     train.add_argument("--loss", choices=("l2", "h1"), default="l2", help="relative error in this norm")
     train.add_argument("--seed", type=int, default=0, help="of the parameters and the order of the samples")
     train.add_argument("--device", default="cpu", help="as torch names it: cpu, cuda, cuda:1")

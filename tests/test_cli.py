@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import scipy.io
+import torch
 import xarray as xr
 from dask import config
 
@@ -22,6 +23,7 @@ from mano_op.data.layout import Variable
 from mano_op.data.store import create_store, open_store
 from mano_op.grid import Grid
 from mano_op.runs import load_run
+from mano_op.train import train_model
 from mano_op.transfer import load_results
 
 SMALL_MANO = ["--option", "hidden_channels=8", "--option", "n_layers=1", "--option", "n_heads=2"]
@@ -328,6 +330,29 @@ def test_the_labelled_results_open_in_xarray(folder: Path) -> None:
     with xr.open_dataset(path) as results:
         assert set(results["model"].values) == {"mano", "fno"}
         assert results["error"].sel(predictor="mean").notnull().any()
+
+
+def test_trains_with_the_options_of_the_function(folder: Path, tmp_path: Path) -> None:
+    store = str(folder / "darcy.zarr")
+    chosen = ["--optimizer", "muon", "--symmetries", "transpose", "reflect", "--learning-rate", "0.02"]
+    small = ["--resolution", "8", *SMALL_MANO, "--epochs", "2", "--batch-size", "6", "--quiet"]
+    assert main(["train", store, str(tmp_path / "run"), *chosen, *small]) == 0
+    made = load_run(tmp_path / "run")
+    assert (made.training["optimizer"], made.training["symmetries"]) == ("muon", ["transpose", "reflect"])
+    same = train_model(
+        store,
+        tmp_path / "same",
+        resolution=8,
+        options={"hidden_channels": 8, "n_layers": 1, "n_heads": 2},
+        epochs=2,
+        batch_size=6,
+        optimizer="muon",
+        symmetries=["transpose", "reflect"],
+        learning_rate=0.02,
+        progress=False,
+    )
+    for one, other in zip(same.model.parameters(), made.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 def test_runs_of_one_name_are_one_model(
