@@ -10,7 +10,8 @@ from helpers import wave_store, waves
 
 from mano_op.data.check import check_store
 from mano_op.data.coarsen import coarsen_store
-from mano_op.data.store import open_store
+from mano_op.data.layout import Variable
+from mano_op.data.store import create_store, open_store
 from mano_op.grid import Grid
 from mano_op.problems import generate_darcy
 
@@ -86,6 +87,92 @@ def lose_statistics(root):
     root.attrs["statistics"] = told
 
 
+def write_anew(root, path, **changed):
+    """The same array with the same values, stored in another way."""
+    old = root[path]
+    kept = {
+        "shape": old.shape,
+        "chunks": old.chunks,
+        "dtype": old.dtype,
+        "fill_value": old.fill_value,
+        "compressors": old.compressors,
+        "dimension_names": old.metadata.dimension_names,
+        "attributes": dict(old.attrs),
+    }
+    values = old[...]
+    root.create_array(path, **{**kept, **changed}, overwrite=True)[...] = values
+
+
+def store_doubles(root):
+    write_anew(root, "r6x4/u", dtype=np.float64)
+
+
+def drop_checksum(root):
+    write_anew(root, "r12x8/a", compressors=[zarr.codecs.ZstdCodec(level=3)])
+
+
+def bury_checksum(root):
+    write_anew(root, "r12x8/a", compressors=[zarr.codecs.Crc32cCodec(), zarr.codecs.ZstdCodec(level=3)])
+
+
+def drop_checksum_of_label(root):
+    write_anew(root, "r12x8/x", compressors=None)
+
+
+def split_fields(root):
+    write_anew(root, "r6x4/b", chunks=(1, 3, 4))
+
+
+def gather_samples(root):
+    write_anew(root, "r6x4/b", chunks=(4, 6, 4))
+
+
+def fill_with_zeros(root):
+    write_anew(root, "r6x4/b", fill_value=0.0)
+
+
+def say_value_at_finest(root):
+    root["r12x8/u"].attrs["boundary_value"] = 0.5
+
+
+def say_value_at_coarsest(root):
+    root["r6x4/u"].attrs["boundary_value"] = {"y": [0.5, None]}
+
+
+def say_two_values(root):
+    root["r6x4/u"].attrs["boundary_value"] = 0.5
+    root["r12x8/u"].attrs["boundary_value"] = 0.25
+
+
+def forget(name):
+    def damage(root):
+        del root.attrs[name]
+
+    return damage
+
+
+def other_conventions(root):
+    root.attrs["Conventions"] = "CF-1.1"
+
+
+def forget_level_conventions(root):
+    del root["r6x4"].attrs["Conventions"]
+
+
+def number_title(root):
+    root.attrs["title"] = 3
+
+
+def forget_versions(root):
+    root.attrs["provenance"] = {"problem": "waves"}
+
+
+def forget_a_version(root):
+    told = dict(root.attrs["provenance"])
+    told["versions"] = {"mano_op": "0.1.0", "numpy": "2.0.0"}
+    root.attrs["provenance"] = told
+
+
 @pytest.mark.parametrize(
     ("damage", "violations"),
     [
@@ -106,6 +193,33 @@ def lose_statistics(root):
         (add_group, ["r24x16: a group that the layout of the levels does not name"]),
         (leave_array, ["written: an array at the root"]),
         (lose_statistics, ["statistics of u: mean 1.0, expected", "statistics of u: std 2.0, expected"]),
+        (store_doubles, ["r6x4/u: stored as float64, expected float32; write"]),
+        (drop_checksum, ["r12x8/a: compressors ZstdCodec, expected Crc32cCodec as the last, or a flipped"]),
+        (bury_checksum, ["r12x8/a: compressors Crc32cCodec, ZstdCodec, expected Crc32cCodec as the last"]),
+        (drop_checksum_of_label, ["r12x8/x: compressors none, expected Crc32cCodec as the last"]),
+        (split_fields, ["r6x4/b: chunks of shape (1, 3, 4), expected (1, 6, 4), whole fields of sam"]),
+        (gather_samples, ["r6x4/b: chunks of shape (4, 6, 4), expected (1, 6, 4), whole fields of sam"]),
+        (fill_with_zeros, ["r6x4/b: fill_value=0.0, expected NaN, or a chunk that is lost reads as values"]),
+        (say_value_at_finest, ["r6x4/u: attribute boundary_value=None, another level has 0.5; say the same"]),
+        (
+            say_value_at_coarsest,
+            ["r6x4/u: attribute boundary_value={'y': [0.5, None]}, another level has None; say the same"],
+        ),
+        (say_two_values, ["r6x4/u: attribute boundary_value=0.5, another level has 0.25; say the same"]),
+        (forget("Conventions"), ["attribute Conventions=None, expected 'CF-1.11'; set it"]),
+        (other_conventions, ["attribute Conventions='CF-1.1', expected 'CF-1.11'; set it"]),
+        (forget_level_conventions, ["r6x4: attribute Conventions=None, expected 'CF-1.11'; set it"]),
+        (forget("title"), ["attribute title=None, expected a text, which may be empty; set it"]),
+        (number_title, ["attribute title=3, expected a text, which may be empty; set it"]),
+        (forget("provenance"), ["attribute provenance=None, expected what the fields were made with; set"]),
+        (
+            forget_versions,
+            ["attribute provenance has versions=None, expected those of mano_op, numpy, zarr; add them"],
+        ),
+        (
+            forget_a_version,
+            ["attribute provenance has versions={'mano_op': '0.1.0', 'numpy': '2.0.0'}, expected those of"],
+        ),
     ],
 )
 def test_each_violation_is_explained(store, damage, violations):
@@ -117,6 +231,31 @@ def test_each_violation_is_explained(store, damage, violations):
     assert len(found) == len(violations), found
     for sentence, violation in zip(found, violations, strict=True):
         assert sentence.startswith(violation)
+
+
+def test_what_the_format_allows_is_no_violation(tmp_path):
+    """No title, pairs of boundary values, chunks of times, a last chunk that is not full, two conventions."""
+    channel = create_store(
+        tmp_path / "channel.zarr",
+        [COARSE, FINE],
+        [Variable("u", "output", boundary_value={"y": (1.0, None)}, time=True)],
+        {"train": 3},
+        title="",
+        provenance={},
+        levels="unknown",
+        boundary_conditions={"y": "wall", "x": "open"},
+        chunk=2,
+        times=(0.0, 0.5, 1.0),
+        chunk_times=2,
+    )
+    for samples in channel.pending():
+        n = samples.stop - samples.start
+        channel.write(samples, {grid: {"u": np.ones((n, 3, *grid.shape))} for grid in (COARSE, FINE)})
+    channel.finish()
+    root = zarr.open_group(channel.path, mode="r+")
+    assert check(channel) == []
+    root.attrs["Conventions"] = "CF-1.11, ACDD-1.3"
+    assert check(channel) == []
 
 
 def test_damaged_chunks_are_each_named(store):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,10 @@ import zarr
 from numpy.typing import NDArray
 from tqdm import tqdm
 from zarr.abc.store import Store
+from zarr.codecs import Crc32cCodec
 
 from mano_op.data.layout import Variable
-from mano_op.data.schema import DAMAGED, array, values_of
+from mano_op.data.schema import CONVENTIONS, DAMAGED, VERSIONS, array, values_of
 from mano_op.data.store import FieldStore, open_store
 from mano_op.errors import InputError
 from mano_op.grid import Grid
@@ -29,8 +32,11 @@ def check_store(
     """Read all of a store and say what is not as the format asks.
 
     Labels have to describe the arrays, coordinates and bounds the grid, numbers and splits the samples;
-    every chunk has to be readable and finite; the statistics have to be those of the training split; and
-    where levels are one field at points, "resampled" and "area: point", they have to agree at shared points.
+    conventions, title and provenance have to be there; fields have to be float32, in chunks of whole fields,
+    which end in a checksum; every chunk has to be readable and finite; the statistics have to be those of the
+    training split; and where levels are one field at points, "resampled" and "area: point", they have to
+    agree at shared points.
+    Nothing is only a warning: what can still be read as it was meant, such as float64, is a violation too.
 
     Parameters
     ----------
@@ -68,10 +74,11 @@ def check_store(
     found = list(_arrays(store, root))
     if found:
         return found
-    found += _groups(store, root)
+    found += [*_groups(store, root), *_about(store, root)]
     for key in store.grids:
         damaged = list(_damaged_labels(store, root, key))
         found += damaged or _labels(store, root, key)
+        found += _storage(store, root, key)
     bad = list(_fields(store, progress))
     found += bad
     if not bad:  # else these would say the same again
@@ -113,6 +120,63 @@ def _groups(store: FieldStore, root: zarr.Group) -> Iterator[str]:
         yield f"{name}: an array at the root; a complete store has levels only"
 
 
+def _about(store: FieldStore, root: zarr.Group) -> Iterator[str]:
+    """What a store says of itself, and who reads it does not need."""
+    yield from _conventions("", store.attrs)
+    for key in store.grids:
+        yield from _conventions(f"{key}: ", dict(root[key].attrs))
+    title, provenance = (store.attrs.get(name) for name in ("title", "provenance"))
+    if not isinstance(title, str):
+        yield f"attribute title={title!r}, expected a text, which may be empty; set it"
+    if not isinstance(provenance, Mapping):
+        yield f"attribute provenance={provenance!r}, expected what the fields were made with; set it"
+        return
+    versions = provenance.get("versions")
+    if not isinstance(versions, Mapping) or not set(VERSIONS) <= set(versions):
+        yield (
+            f"attribute provenance has versions={versions!r}, expected those of {', '.join(VERSIONS)}; "
+            "add them, or make the store anew"
+        )
+
+
+def _conventions(where: str, attributes: Mapping[str, Any]) -> Iterator[str]:
+    given = attributes.get("Conventions")
+    # CF lets a file name several, between blanks or commas.
+    if CONVENTIONS not in re.split(r"[\s,]+", str(given)):
+        yield f"{where}attribute Conventions={given!r}, expected {CONVENTIONS!r}; set it"
+
+
+def _storage(store: FieldStore, root: zarr.Group, key: str) -> Iterator[str]:
+    """How the arrays of a level are stored, apart from their values."""
+    for name in _names(store, key):
+        yield from _checksum(f"{key}/{name}", array(root, f"{key}/{name}"))
+    for variable in store.variables:
+        where = f"{key}/{variable.name}"
+        stored, expected = array(root, where), store.layout.chunk_shape(key, variable)
+        if stored.dtype != np.float32:
+            yield f"{where}: stored as {stored.dtype}, expected float32; write the array anew"
+        if stored.chunks != expected:
+            yield (
+                f"{where}: chunks of shape {stored.chunks}, expected {expected}, whole fields of "
+                f"samples_per_chunk={store.layout.chunk} samples; write the array anew"
+            )
+        if not np.isnan(stored.fill_value):
+            yield (
+                f"{where}: fill_value={stored.fill_value}, expected NaN, or a chunk that is lost reads as "
+                "values; write the array anew"
+            )
+        yield from _checksum(where, stored)
+
+
+def _checksum(where: str, stored: zarr.Array) -> Iterator[str]:
+    if not any(isinstance(codec, Crc32cCodec) for codec in stored.compressors[-1:]):
+        codecs = ", ".join(type(codec).__name__ for codec in stored.compressors) or "none"
+        yield (
+            f"{where}: compressors {codecs}, expected Crc32cCodec as the last, or a flipped bit reads as a "
+            "value; write the array anew"
+        )
+
+
 def _labels(store: FieldStore, root: zarr.Group, key: str) -> Iterator[str]:
     grid, layout = store.grids[key], store.layout
     samples, held = layout.samples(key), layout.held[key]
@@ -140,6 +204,13 @@ def _attributes(key: str, variable: Variable, attributes: dict[str, Any]) -> Ite
         given, expected = attributes.get(name), getattr(variable, name)
         if given != expected:
             yield f"{key}/{variable.name}: attribute {name}={given!r}, another level has {expected!r}"
+    # Compared as JSON has it, with lists for pairs.
+    given, expected = attributes.get("boundary_value"), json.loads(json.dumps(variable.boundary_value))
+    if given != expected:
+        yield (
+            f"{key}/{variable.name}: attribute boundary_value={given!r}, another level has {expected!r}; "
+            "say the same at all levels"
+        )
 
 
 def _fields(store: FieldStore, progress: bool) -> Iterator[str]:

@@ -300,6 +300,11 @@ class Layout:
         """The shape of one sample of a variable at a level: the times, if it varies, and the points."""
         return (*([len(self.times)] if variable.time else []), *self.grids[key].shape)
 
+    def chunk_shape(self, key: str, variable: Variable) -> tuple[int, ...]:
+        """The shape of one chunk of a variable at a level: whole fields of some samples and times."""
+        times = [self.chunk_times] if variable.time else []
+        return (min(self.chunk, len(self.samples(key))), *times, *self.grids[key].shape)
+
     def samples(self, key: str) -> NDArray[np.int64]:
         """The numbers of the samples that a level holds, one for each of its rows."""
         runs, start = [], 0

@@ -24,6 +24,10 @@ from mano_op.errors import InputError
 from mano_op.grid import Axis, Grid
 
 FORMAT, FORMAT_VERSION = "mano_op fields", 1
+CONVENTIONS = "CF-1.11"
+
+# The packages whose versions a store's provenance names.
+VERSIONS = ("mano_op", "numpy", "zarr")
 
 # One value for each chunk of samples, each in a file of its own, so that writers of different chunks
 # never touch the same file. It exists for as long as the store is being written.
@@ -147,9 +151,9 @@ def _check_is_store(path: Path) -> None:
 def root_attributes(layout: Layout, title: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """The attributes of the root of a store with this plan, in JSON types."""
     axes = next(iter(layout.grids.values())).axes
-    versions = {name: version(name) for name in ("mano_op", "numpy", "zarr")}
+    versions = {name: version(name) for name in VERSIONS}
     attributes = {
-        "Conventions": "CF-1.11",
+        "Conventions": CONVENTIONS,
         "title": title,
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -192,7 +196,7 @@ def lay_out(path: Path, layout: Layout, attributes: dict[str, Any]) -> None:
 
 def _create_level(root: zarr.Group, layout: Layout, key: str) -> None:
     grid, samples, held = layout.grids[key], layout.samples(key), layout.held[key]
-    attributes = {"Conventions": "CF-1.11", "splits": list(held), **_spatial(grid)}
+    attributes = {"Conventions": CONVENTIONS, "splits": list(held), **_spatial(grid)}
     group = root.create_group(key, attributes=attributes)
 
     def label(name: str, values: NDArray[Any], dimensions: tuple[str, ...], **attributes: Any) -> None:
@@ -218,15 +222,14 @@ def _create_level(root: zarr.Group, layout: Layout, key: str) -> None:
         label(axis.name, axis.points, (axis.name,), **about, bounds=bounds, **cf_axis)
         label(bounds, axis.bounds, (axis.name, "bnds"))
     for variable in layout.variables:
-        time = variable.time
         group.create_array(
             variable.name,
             shape=(len(samples), *layout.shape(key, variable)),
-            chunks=(min(layout.chunk, len(samples)), *([layout.chunk_times] if time else []), *grid.shape),
+            chunks=layout.chunk_shape(key, variable),
             dtype=np.float32,
             fill_value=np.nan,  # what a lost chunk reads as, and a value that is never written
             compressors=[ZstdCodec(level=3), Crc32cCodec()],
-            dimension_names=("sample", *(["time"] if time else []), *grid.names),
+            dimension_names=("sample", *(["time"] if variable.time else []), *grid.names),
             attributes={
                 "units": variable.units,
                 "long_name": variable.long_name,
