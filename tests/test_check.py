@@ -290,6 +290,21 @@ def test_independent_levels_may_differ(tmp_path):
     assert check(open_store(store.path)) == []
 
 
+def test_only_values_at_points_have_to_agree_at_shared_points(kept, tmp_path):
+    means = coarsen_store(kept, tmp_path / "means.zarr", [(6, 4)], method="mean", progress=False)
+    assert check(means) == []
+    root = zarr.open_group(means.path, mode="r+", use_consolidated=False)
+    root["r6x4/u"].attrs["cell_methods"] = "area: point"
+    with pytest.warns(UserWarning, match="Consolidated metadata"):
+        zarr.consolidate_metadata(means.path)
+    (violation,) = check(means)
+    assert violation.startswith("r6x4/u: sample 0 differs from r12x8 where they share points")
+    root["r12x8/u"].attrs["cell_methods"] = "area: mean"
+    with pytest.warns(UserWarning, match="Consolidated metadata"):
+        zarr.consolidate_metadata(means.path)
+    assert check(means) == []
+
+
 @pytest.mark.parametrize("name", ["sample", "split", "y_bnds", "x_bnds"])
 @pytest.mark.parametrize("damage", ["flip", "empty", "truncate"])
 def test_a_damaged_label_is_named(store, name, damage):

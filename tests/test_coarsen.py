@@ -3,6 +3,7 @@
 import dask
 import numpy as np
 import pytest
+import zarr
 from distributed import Client, LocalCluster
 from helpers import store_of, wave_store, waves
 from hypothesis import given
@@ -53,7 +54,45 @@ def test_cells_are_the_means_of_their_parts(tmp_path):
         np.testing.assert_allclose(store.read((3, 4), name), blocks, rtol=1e-6, atol=1e-6)
         rows = values.reshape(8, 2, 3, 8).mean(axis=2)
         np.testing.assert_allclose(store.read((2, 8), name), rows, rtol=1e-6, atol=1e-5)
-    assert {variable.cell_methods for variable in store.variables} == {"area: mean"}
+    for variable in store.variables:
+        assert variable.cell_methods == {"r2x8": "area: mean", "r3x4": "area: mean", "r6x8": "area: point"}
+
+
+def stored(level, name):
+    """The attributes of an array, and its chunks as they lie on disk."""
+    chunks = {
+        file.relative_to(level): file.read_bytes()
+        for file in (level / name / "c").rglob("*")
+        if file.is_file()
+    }
+    return dict(zarr.open_array(level / name, mode="r").attrs), chunks
+
+
+def test_the_level_that_means_are_made_of_stays_as_it_is(source, tmp_path):
+    made = coarsen(source, tmp_path / "both.zarr", [(6, 8)], "mean", keep=True)
+    for name in ("a", "b", "u"):
+        attributes, chunks = stored(source.path / "r12x24", name)
+        assert attributes["cell_methods"] == "area: point" and len(chunks) == 4
+        assert stored(made.path / "r12x24", name) == (attributes, chunks)
+        averaged, _ = stored(made.path / "r6x8", name)
+        assert averaged == {**attributes, "cell_methods": "area: mean"}
+    opened = open_store(made.path)
+    for variable in opened.variables:
+        assert variable.cell_methods_at("r12x24") == "area: point"
+        assert variable.cell_methods_at("r6x8") == "area: mean"
+        for key, said in {"r12x24": "area: point", "r6x8": "area: mean"}.items():
+            assert opened.dataset(key)[variable.name].attrs["cell_methods"] == said
+        values = source.read(FINE, variable.name)
+        np.testing.assert_array_equal(opened.read(FINE, variable.name), values)
+        means = coarsened(values, FINE, opened.grids["r6x8"], "mean")
+        np.testing.assert_array_equal(opened.read("r6x8", variable.name), means)
+
+
+def test_without_the_level_itself_there_are_only_means(source, tmp_path):
+    made = coarsen(source, tmp_path / "means.zarr", keep=False)
+    assert {variable.cell_methods for variable in made.variables} == {"area: mean"}
+    again = coarsen(made, tmp_path / "again.zarr", [(3, 8)], "injection")
+    assert {variable.cell_methods for variable in again.variables} == {"area: mean"}
 
 
 def test_injection_copies_the_shared_points(source, tmp_path):
@@ -110,7 +149,8 @@ def test_each_variable_its_own_way_and_times_are_kept(tmp_path):
     np.testing.assert_array_equal(made.read((6, 8), "a"), store.read(FINE, "a")[:, ::2, ::3])
     still = coarsened(store.read(FINE, "u")[:, 1], FINE, made.grids["r6x8"], "mean")
     np.testing.assert_array_equal(made.read((6, 8), "u")[:, 1], still)
-    assert [variable.cell_methods for variable in made.variables] == ["area: point", "area: mean"]
+    assert made.variables[0].cell_methods == "area: point"
+    assert made.variables[1].cell_methods == {"r6x8": "area: mean", "r12x24": "area: point"}
 
 
 def test_only_what_the_level_holds_is_made(tmp_path):

@@ -55,6 +55,16 @@ def test_fields_and_their_labels_are_kept(tmp_path):
         assert_holds(open_store(store.path), grid, range(8))
 
 
+def test_levels_may_differ_in_what_their_values_stand_for(tmp_path):
+    fine = labelled(NODES.refine())
+    fine["u"].attrs["cell_methods"] = "area: point"
+    store = open_store(write(tmp_path / "a.zarr", {(6, 4): labelled(NODES), (12, 8): fine}).path)
+    assert store.variables[-1].cell_methods == {"r6x4": "area: mean", "r12x8": "area: point"}
+    assert store.variables[0].cell_methods == "area: point"
+    assert store.dataset((6, 4))["u"].attrs["cell_methods"] == "area: mean"
+    assert store.dataset((12, 8))["u"].attrs["cell_methods"] == "area: point"
+
+
 def test_fields_behind_dask_are_never_whole_in_memory(tmp_path):
     data, largest = labelled(NODES), []
 

@@ -1,11 +1,13 @@
 """Which sample lies in which row."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mano_op.data.chunking import chunk_for
 from mano_op.data.layout import Layout, Variable
+from mano_op.errors import InputError
 from mano_op.grid import Grid
 
 COARSE, FINE = Grid.uniform((4,)), Grid.uniform((8,))
@@ -62,3 +64,24 @@ def test_a_chunk_is_as_large_as_asked_for(points, target):
     assert 1 <= chunk <= 5000
     assert chunk * 4 * points <= max(target, 4 * points)
     assert chunk == 5000 or (chunk + 1) * 4 * points > target
+
+
+def planned(cell_methods):
+    return Layout.plan(
+        [FINE, COARSE],
+        [Variable("u", "output", cell_methods=cell_methods, time=True)],
+        {"train": 2},
+        boundary_conditions={"x": "open"},
+        levels="unknown",
+        chunk=1,
+        times=(0.0, 1.0),
+    )
+
+
+def test_cell_methods_of_each_level():
+    (variable,) = planned({"r8": "area: point", "r4": "area: mean"}).variables
+    assert [variable.cell_methods_at(key) for key in ("r4", "r8")] == ["area: mean", "area: point"]
+    assert planned({"r4": "area: mean", "r8": "area: mean"}) == planned("area: mean")
+    for wrong in ({"r4": "area: mean"}, {}, {"r4": "area: mean", "r8": "area: mean", "r16": "area: mean"}):
+        with pytest.raises(InputError, match=r"variable 'u': cell_methods=.*for each of r4, r8"):
+            planned(wrong)

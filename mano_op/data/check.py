@@ -200,7 +200,7 @@ def _labels(store: FieldStore, root: zarr.Group, key: str) -> Iterator[str]:
 
 
 def _attributes(key: str, variable: Variable, attributes: dict[str, Any]) -> Iterator[str]:
-    for name in ("units", "long_name", "cell_methods", "role"):
+    for name in ("units", "long_name", "role"):
         given, expected = attributes.get(name), getattr(variable, name)
         if given != expected:
             yield f"{key}/{variable.name}: attribute {name}={given!r}, another level has {expected!r}"
@@ -261,7 +261,7 @@ def _shared_points(store: FieldStore) -> Iterator[str]:
             continue
         at = np.ix_(*(_positions(fine, grid, i) for i in range(grid.n_dim)))
         for variable in store.variables:
-            if variable.cell_methods == "area: point":
+            if {variable.cell_methods_at(level) for level in (key, finest)} == {"area: point"}:
                 differing = _differing(store, variable, (key, in_coarse), (finest, in_fine), at)
                 for i in differing[:1]:
                     yield (

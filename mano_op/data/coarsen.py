@@ -71,8 +71,8 @@ def coarsen_store(
     Returns
     -------
     FieldStore
-        Complete, its levels "resampled" from one. The cell_methods of a variable that was averaged become
-        "area: mean".
+        Complete, its levels "resampled" from one. The cell_methods of a variable that was averaged are
+        "area: mean" at the new levels; at the level itself they stay as they were.
 
     Raises
     ------
@@ -103,9 +103,11 @@ def coarsen_store(
     if place_of(path) == source.path:
         raise InputError(f"{path} is the source itself; give another path")
     held = source.layout.held[finest]
+    grids = [*coarse, *([fine] if keep else [])]
+    levels = [group_name(grid.shape) for grid in grids]
     plan = {
-        "grids": [*coarse, *([fine] if keep else [])],
-        "variables": [_described(variable, chosen[variable.name]) for variable in source.variables],
+        "grids": grids,
+        "variables": [_described(v, chosen[v.name], finest, levels) for v in source.variables],
         "splits": {split: size for split, size in source.splits.items() if split in held},
         "boundary_conditions": source.layout.boundary_conditions,
         "levels": "resampled",
@@ -179,8 +181,11 @@ def _check_possible(fine: Grid, coarse: Grid, name: str, method: Coarsening) -> 
         )
 
 
-def _described(variable: Variable, method: Coarsening) -> Variable:
-    return replace(variable, cell_methods="area: mean") if method == "mean" else variable
+def _described(variable: Variable, method: Coarsening, finest: str, levels: Sequence[str]) -> Variable:
+    """The variable in the new store, at whose coarse levels its values may stand for something else."""
+    kept = variable.cell_methods_at(finest)
+    made = "area: mean" if method == "mean" else kept
+    return replace(variable, cell_methods={key: kept if key == finest else made for key in levels})
 
 
 def _write_chunk(

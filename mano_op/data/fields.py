@@ -25,13 +25,14 @@ from mano_op.data.coordinates import (
     times_of,
 )
 from mano_op.data.jobs import write_store
-from mano_op.data.layout import Levels, Variable, check_splits
+from mano_op.data.layout import Levels, Variable, check_splits, group_name
 from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
 from mano_op.grid import Grid, Registration
 
 # The attributes of a variable that are kept, and what is taken where they are missing.
-_ATTRIBUTES = {"units": "1", "long_name": "", "cell_methods": "area: point"}
+_ATTRIBUTES = {"units": "1", "long_name": ""}
+_CELL_METHODS = "area: point"
 
 _Shape = TypeVar("_Shape", bound=Shape)
 
@@ -63,9 +64,9 @@ def write_fields(
     and written chunk by chunk, so data sets behind dask may be larger than memory.
 
     Units, long_name and cell_methods are taken from the variables' attributes, and units, long_name and
-    standard_name from those of the coordinates; they have to be the same at every resolution. Where one is
-    missing it is what CF says that this means: without units a number has the unit "1", and without
-    cell_methods it is a value at a point, "area: point".
+    standard_name from those of the coordinates; all but cell_methods have to be the same at every resolution.
+    Where one is missing it is what CF says that this means: without units a number has the unit "1", and
+    without cell_methods it is a value at a point, "area: point".
 
     Parameters
     ----------
@@ -155,7 +156,7 @@ def write_fields(
     finest = max(math.prod(grid.shape) for grid in grids)
     plan = {
         "grids": list(grids),
-        "variables": _variables(fields, inputs, outputs, boundary_values or {}, varying),
+        "variables": _variables(fields, axes, inputs, outputs, boundary_values or {}, varying),
         "splits": splits,
         "boundary_conditions": boundary_conditions,
         "levels": levels,
@@ -259,16 +260,18 @@ def _check_variables(
 
 def _variables(
     fields: Mapping[_Shape, xr.Dataset],
+    axes: Sequence[str],
     inputs: Sequence[str],
     outputs: Sequence[str],
     boundary_values: Mapping[str, Boundary],
     varying: Set[str],
 ) -> list[Variable]:
-    """What the attributes say of each variable, at every resolution the same."""
+    """What the attributes say of each variable: at every resolution the same, but for cell_methods."""
     if unknown := set(boundary_values) - {*inputs, *outputs}:
         raise InputError(
             f"boundary_values of {', '.join(sorted(unknown))}; expected some of {[*inputs, *outputs]}"
         )
+    levels = {group_name([data.sizes[axis] for axis in axes]): data for data in fields.values()}
     variables = []
     for role, names in (("input", inputs), ("output", outputs)):
         for name in names:
@@ -283,6 +286,10 @@ def _variables(
                     name,
                     cast(Literal["input", "output"], role),
                     **told[0],
+                    cell_methods={
+                        key: str(data[name].attrs.get("cell_methods", _CELL_METHODS))
+                        for key, data in levels.items()
+                    },
                     boundary_value=boundary_values.get(name),
                     time=name in varying,
                 )

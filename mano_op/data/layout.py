@@ -8,8 +8,8 @@ a sample lies. What it looks like as zarr is in `mano_op.data.schema`; reading a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Literal, get_args
 
@@ -49,9 +49,10 @@ class Variable:
         As UDUNITS writes them; "1" for a number without units.
     long_name : str
         What a plot would call it; its name, if not given.
-    cell_methods : str
+    cell_methods : str or mapping of str to str
         CF's words for what a value stands for: "area: point" for a value at the point, "area: mean" for
-        the mean over the point's cell. It decides how the field may be coarsened.
+        the mean over the point's cell. It decides how the field may be coarsened. One for all levels, or one
+        for each by its name, ``{"r16": "area: mean", "r32": "area: point"}``.
     boundary_value : float or mapping, optional
         The value that every sample's field has at the ends of axes that do not wrap, where it is known: one
         number for all of them, or by axis a number or a pair, ``{"y": (1.0, None)}``, None for an end that
@@ -69,7 +70,7 @@ class Variable:
     role: Literal["input", "output"]
     units: str = "1"
     long_name: str = ""
-    cell_methods: str = "area: point"
+    cell_methods: str | Mapping[str, str] = field(default="area: point", hash=False)
     boundary_value: Boundary | None = field(default=None, hash=False)
     time: bool = False
 
@@ -88,6 +89,17 @@ class Variable:
                 for axis, value in self.boundary_value.items()
             }
             object.__setattr__(self, "boundary_value", pairs)
+
+    def cell_methods_at(self, key: str) -> str:
+        """What a value stands for at the level of that name.
+
+        Examples
+        --------
+        >>> averaged = Variable("u", "output", cell_methods={"r8": "area: mean", "r16": "area: point"})
+        >>> averaged.cell_methods_at("r8"), Variable("u", "output").cell_methods_at("r8")
+        ('area: mean', 'area: point')
+        """
+        return self.cell_methods if isinstance(self.cell_methods, str) else self.cell_methods[key]
 
 
 @dataclass(frozen=True)
@@ -197,6 +209,12 @@ class Layout:
                     f"variable {name!r}: the name is taken; these are: {', '.join(sorted(taken))}"
                 )
         for variable in self.variables:
+            given = variable.cell_methods
+            if not isinstance(given, str) and set(given) != set(self.grids):
+                raise InputError(
+                    f"variable {variable.name!r}: cell_methods={given}; expected one for all levels, or one "
+                    f"for each of {', '.join(self.grids)}"
+                )
             try:
                 ends_by_axis(next(iter(self.grids.values())), variable.boundary_value)
             except InputError as error:
@@ -263,7 +281,7 @@ class Layout:
             raise InputError("held: names a grid that is not among the grids of the store")
         return cls(
             grids=keyed,
-            variables=tuple(variables),
+            variables=tuple(_simplest(variable, keyed) for variable in variables),
             splits={name: int(size) for name, size in splits.items()},
             held={key: tuple(chosen.get(grid, splits)) for key, grid in keyed.items()},
             boundary_conditions={str(axis): str(bc) for axis, bc in boundary_conditions.items()},
@@ -335,6 +353,14 @@ class Layout:
 
     def _with(self, split: str) -> list[str]:
         return [key for key, held in self.held.items() if split in held]
+
+
+def _simplest(variable: Variable, levels: Iterable[str]) -> Variable:
+    """With one cell_methods where it is the same at all levels, so that equal variables compare equal."""
+    given = variable.cell_methods
+    if isinstance(given, str) or set(given) != set(levels) or len(set(given.values())) != 1:
+        return variable
+    return replace(variable, cell_methods=next(iter(given.values())))
 
 
 def _domain(grid: Grid) -> list[tuple[object, ...]]:

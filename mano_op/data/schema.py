@@ -233,7 +233,7 @@ def _create_level(root: zarr.Group, layout: Layout, key: str) -> None:
             attributes={
                 "units": variable.units,
                 "long_name": variable.long_name,
-                "cell_methods": variable.cell_methods,
+                "cell_methods": variable.cell_methods_at(key),
                 "role": variable.role,
                 "coordinates": "split",
                 **({} if variable.boundary_value is None else {"boundary_value": variable.boundary_value}),
@@ -309,7 +309,7 @@ def _read_layout(root: zarr.Group) -> Layout:
                 about["role"],
                 about["units"],
                 about["long_name"],
-                about["cell_methods"],
+                {asset: str(array(root, f"{asset}/{name}").attrs["cell_methods"]) for asset in assets},
                 about.get("boundary_value"),
                 array(root, f"{assets[0]}/{name}").ndim == len(spatial) + 2,
             )
