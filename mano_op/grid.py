@@ -100,10 +100,14 @@ class Axis:
         return self.stop - self.start
 
     @property
+    def intervals(self) -> int:
+        """How many times the spacing fits into the domain."""
+        return self.n - 1 if self.registration == "node_both" else self.n
+
+    @property
     def spacing(self) -> float:
         """The distance h between neighbouring points."""
-        intervals = self.n - 1 if self.registration == "node_both" else self.n
-        return self.length / intervals
+        return self.length / self.intervals
 
     @property
     def offset(self) -> float:
@@ -196,13 +200,12 @@ class Axis:
 
     def coarsen(self, factor: int = 2) -> Axis:
         """The axis whose spacing is `factor` times larger; the inverse of `refine`."""
-        intervals = self.n - 1 if self.registration == "node_both" else self.n
-        if factor < 1 or intervals % factor:
+        if factor < 1 or self.intervals % factor:
             raise InputError(
-                f"axis {self.name!r}: {intervals} intervals cannot be coarsened by {factor}; "
+                f"axis {self.name!r}: {self.intervals} intervals cannot be coarsened by {factor}; "
                 "expected a factor that divides them. To reach any other size, use `resample`"
             )
-        return replace(self, n=self.n - intervals + intervals // factor)
+        return replace(self, n=self.n - self.intervals + self.intervals // factor)
 
 
 @dataclass(frozen=True)

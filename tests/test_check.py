@@ -297,12 +297,50 @@ def test_only_values_at_points_have_to_agree_at_shared_points(kept, tmp_path):
     root["r6x4/u"].attrs["cell_methods"] = "area: point"
     with pytest.warns(UserWarning, match="Consolidated metadata"):
         zarr.consolidate_metadata(means.path)
-    (violation,) = check(means)
-    assert violation.startswith("r6x4/u: sample 0 differs from r12x8 where they share points")
+    mislabelled, differing = check(means)
+    assert mislabelled.startswith(
+        "r6x4/u: attribute cell_methods='area: point', expected 'area: mean', as mult"
+    )
+    assert differing.startswith("r6x4/u: sample 0 differs from r12x8 where they share points")
+    root["r6x4/u"].attrs["cell_methods"] = "area: mean"
     root["r12x8/u"].attrs["cell_methods"] = "area: mean"
     with pytest.warns(UserWarning, match="Consolidated metadata"):
         zarr.consolidate_metadata(means.path)
     assert check(means) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "violation"),
+    [
+        (
+            {"transform": {"scale": [2.0, 2.0], "translation": [0.5, 0.5]}},
+            "transform={'scale': [2.0, 2.0], 'translation': [0.5, 0.5]}, expected "
+            "{'scale': [2.0, 2.0], 'translation': [0.0, 0.0]}, from the grids; set it",
+        ),
+        (
+            {"transform": None},
+            "transform=None, expected {'scale': [2.0, 2.0], 'translation': [0.0, 0.0",
+        ),
+        (
+            {"derived_from": "r24x16"},
+            "derived_from='r24x16', expected one of r12x8, r6x4; set it, or leave",
+        ),
+        (
+            {"resampling_method": None},
+            "resampling_method=None, expected how it was made from r12x8; set it",
+        ),
+    ],
+)
+def test_what_multiscales_says_of_the_levels(kept, tmp_path, changed, violation):
+    means = coarsen_store(kept, tmp_path / "means.zarr", [(6, 4)], method="mean", progress=False)
+    fine, coarse = means.attrs["multiscales"]["layout"]
+    said = {name: value for name, value in {**coarse, **changed}.items() if value is not None}
+    root = zarr.open_group(means.path, mode="r+", use_consolidated=False)
+    root.attrs["multiscales"] = {"layout": [fine, said]}
+    with pytest.warns(UserWarning, match="Consolidated metadata"):
+        zarr.consolidate_metadata(means.path)
+    (found,) = check(means)
+    assert found.startswith(f"multiscales: level r6x4 has {violation}")
 
 
 @pytest.mark.parametrize("name", ["sample", "split", "y_bnds", "x_bnds"])

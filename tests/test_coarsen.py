@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mano_op.data.coarsen import coarsen_store, coarsened
-from mano_op.data.layout import Variable
+from mano_op.data.layout import Layout, Variable
+from mano_op.data.schema import multiscales
 from mano_op.data.store import FieldStore, create_store, open_store
 from mano_op.errors import InputError
-from mano_op.grid import REGISTRATIONS, Grid
+from mano_op.grid import REGISTRATIONS, Axis, Grid
+from mano_op.problems import generate_darcy
 
 FINE = Grid.uniform((12, 24))
 SPLITS = {"train": 5, "test": 3}
@@ -91,8 +93,93 @@ def test_the_level_that_means_are_made_of_stays_as_it_is(source, tmp_path):
 def test_without_the_level_itself_there_are_only_means(source, tmp_path):
     made = coarsen(source, tmp_path / "means.zarr", keep=False)
     assert {variable.cell_methods for variable in made.variables} == {"area: mean"}
-    again = coarsen(made, tmp_path / "again.zarr", [(3, 8)], "injection")
-    assert {variable.cell_methods for variable in again.variables} == {"area: mean"}
+
+
+def levels_of(store):
+    return zarr.open_group(store.path, mode="r").attrs["multiscales"]["layout"]
+
+
+def test_a_coarse_level_says_what_it_was_made_from(tmp_path):
+    """Along y cells, whose centres move as they grow; along x nodes, which stay."""
+    y, x = Axis("y", 12, registration="cell"), Axis("x", 12, 0.0, 3.0)
+    fine = wave_store(tmp_path / "fine.zarr", [Grid((y, x))], SPLITS)
+    store = coarsen(fine, tmp_path / "both.zarr", [(6, 4), (8, 3)])
+    expected = [
+        {"asset": "r12"},
+        {
+            "asset": "r6x4",
+            "derived_from": "r12",
+            "resampling_method": "average",
+            "transform": {"scale": [2.0, 3.0], "translation": [0.5, 0.0]},
+        },
+        {
+            "asset": "r8x3",
+            "derived_from": "r12",
+            "resampling_method": "average",
+            "transform": {"scale": [1.5, 4.0], "translation": [0.25, 0.0]},
+        },
+    ]
+    assert sorted(levels_of(store), key=str) == sorted(expected, key=str)
+    assert levels_of(store)[0] == {"asset": "r12"}
+    made = ("r12", "average")
+    assert open_store(store.path).layout.derived == {"r6x4": made, "r8x3": made}
+
+
+@given(
+    registration=st.sampled_from(REGISTRATIONS),
+    n=st.integers(2, 9),
+    more=st.integers(1, 20),
+    start=st.floats(-3, 3),
+    length=st.floats(0.1, 3),
+)
+def test_the_transform_leads_to_the_coordinates(registration, n, more, start, length):
+    coarse, fine = (
+        Grid.uniform((size,), domain=[(start, start + length)], registration=registration)
+        for size in (n, n + more)
+    )
+    layout = Layout.plan(
+        [coarse, fine],
+        [Variable("a", "input"), Variable("u", "output")],
+        {"test": 1},
+        boundary_conditions={"x": "open"},
+        levels="resampled",
+        chunk=1,
+        derived={coarse: (fine, "average")},
+    )
+    ((scale,), (translation,)) = multiscales(layout)[1]["transform"].values()
+    there = fine.points[0][0] + fine.spacing[0] * (scale * np.arange(n) + translation)
+    np.testing.assert_allclose(there, coarse.points[0], rtol=0, atol=1e-12)
+
+
+def test_methods_in_the_words_of_the_convention(source, tmp_path):
+    def said(name, **options):
+        return levels_of(coarsen(source, tmp_path / f"{name}.zarr", [(6, 8)], **options))[1:]
+
+    (copied,) = said("copied", method="injection")
+    assert copied["resampling_method"] == "injection"
+    assert copied["transform"] == {"scale": [2.0, 3.0], "translation": [0.0, 0.0]}
+    (mixed,) = said("mixed", method={"u": "mean", "a": "injection", "b": "mean"})
+    assert mixed["resampling_method"] == "a: injection, b: average, u: average"
+    assert said("alone", method="mean", keep=False) == []
+    assert levels_of(open_store(tmp_path / "alone.zarr")) == [{"asset": "r6x8"}]
+
+
+def test_levels_that_were_solved_for_derive_from_none(tmp_path):
+    store = generate_darcy(tmp_path / "d.zarr", [4, 8], samples={"test": 1}, progress=False)
+    assert levels_of(store) == [{"asset": "r8"}, {"asset": "r4"}] and store.layout.derived == {}
+    options = {
+        "variables": [Variable("a", "input"), Variable("u", "output")],
+        "splits": {"test": 1},
+        "boundary_conditions": {"y": "open", "x": "open"},
+        "chunk": 1,
+    }
+    grids = [FINE.coarsen(2), FINE]
+    with pytest.raises(InputError, match="r6x12 from r12x24, but levels='independent'; expected 'resampled'"):
+        Layout.plan(grids, **options, levels="independent", derived={grids[0]: (FINE, "average")})
+    with pytest.raises(InputError, match="level r12x24 from itself"):
+        Layout.plan(grids, **options, levels="resampled", derived={FINE: (FINE, "average")})
+    with pytest.raises(InputError, match="derived: names a grid that is not among"):
+        Layout.plan([FINE], **options, levels="resampled", derived={FINE: (grids[0], "average")})
 
 
 def test_injection_copies_the_shared_points(source, tmp_path):

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec
 
-from mano_op.data.layout import Variable
-from mano_op.data.schema import CONVENTIONS, DAMAGED, VERSIONS, array, values_of
+from mano_op.data.layout import AVERAGE, Variable
+from mano_op.data.schema import CONVENTIONS, DAMAGED, VERSIONS, array, multiscales, values_of
 from mano_op.data.store import FieldStore, open_store
 from mano_op.errors import InputError
 from mano_op.grid import Grid
@@ -74,7 +74,7 @@ def check_store(
     found = list(_arrays(store, root))
     if found:
         return found
-    found += [*_groups(store, root), *_about(store, root)]
+    found += [*_groups(store, root), *_about(store, root), *_derived(store)]
     for key in store.grids:
         damaged = list(_damaged_labels(store, root, key))
         found += damaged or _labels(store, root, key)
@@ -121,7 +121,7 @@ def _groups(store: FieldStore, root: zarr.Group) -> Iterator[str]:
 
 
 def _about(store: FieldStore, root: zarr.Group) -> Iterator[str]:
-    """What a store says of itself, and who reads it does not need."""
+    """What a store says of itself that reading it does not need."""
     yield from _conventions("", store.attrs)
     for key in store.grids:
         yield from _conventions(f"{key}: ", dict(root[key].attrs))
@@ -144,6 +144,30 @@ def _conventions(where: str, attributes: Mapping[str, Any]) -> Iterator[str]:
     # CF lets a file name several, between blanks or commas.
     if CONVENTIONS not in re.split(r"[\s,]+", str(given)):
         yield f"{where}attribute Conventions={given!r}, expected {CONVENTIONS!r}; set it"
+
+
+def _derived(store: FieldStore) -> Iterator[str]:
+    """How levels are said to be made from one another."""
+    expected = {level["asset"]: level for level in multiscales(store.layout)}
+    for level in store.attrs["multiscales"]["layout"]:
+        key, source = level["asset"], level.get("derived_from")
+        if source is None:
+            continue
+        where = f"multiscales: level {key} has"
+        if source not in expected:
+            levels = ", ".join(expected)
+            yield f"{where} derived_from={source!r}, expected one of {levels}; set it, or leave it out"
+            continue
+        if not (method := level.get("resampling_method")):
+            yield f"{where} resampling_method={method!r}, expected how it was made from {source}; set it"
+        if (given := level.get("transform")) != (right := expected[key]["transform"]):
+            yield f"{where} transform={given!r}, expected {right!r}, from the grids; set it"
+        for variable in store.variables if method == AVERAGE else ():
+            if "mean" not in (given := variable.cell_methods_at(key)):
+                yield (
+                    f"{key}/{variable.name}: attribute cell_methods={given!r}, expected 'area: mean', as "
+                    f"multiscales has resampling_method={method!r} for {key}; set the one that is wrong"
+                )
 
 
 def _storage(store: FieldStore, root: zarr.Group, key: str) -> Iterator[str]:

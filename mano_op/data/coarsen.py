@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from mano_op.data.jobs import write_store
-from mano_op.data.layout import Resolution, Variable, group_name
+from mano_op.data.layout import AVERAGE, Resolution, Variable, group_name
 from mano_op.data.schema import place_of
 from mano_op.data.store import FieldStore, opened
 from mano_op.errors import InputError
@@ -116,6 +116,7 @@ def coarsen_store(
         "time_units": source.layout.time_units,
         "chunk_times": source.layout.chunk_times if source.layout.times else None,
         "coordinates": source.layout.coordinates,
+        "derived": {grid: (fine, _in_words(chosen)) for grid in coarse} if keep else {},
     }
     provenance = {
         "coarsened": {"store": source.name, "level": finest, "method": chosen},
@@ -186,6 +187,14 @@ def _described(variable: Variable, method: Coarsening, finest: str, levels: Sequ
     kept = variable.cell_methods_at(finest)
     made = "area: mean" if method == "mean" else kept
     return replace(variable, cell_methods={key: kept if key == finest else made for key in levels})
+
+
+def _in_words(chosen: Mapping[str, Coarsening]) -> str:
+    """The methods as one resampling_method: one word if it is the same for all variables."""
+    words = {name: AVERAGE if how == "mean" else how for name, how in chosen.items()}
+    if len(set(words.values())) == 1:
+        return next(iter(words.values()))
+    return ", ".join(f"{name}: {word}" for name, word in words.items())
 
 
 def _write_chunk(

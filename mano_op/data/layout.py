@@ -22,6 +22,9 @@ from mano_op.errors import InputError, check_whole
 from mano_op.grid import Grid
 
 Levels = Literal["resampled", "independent", "unknown"]
+# What the multiscales convention of zarr calls means.
+AVERAGE = "average"
+
 Resolution = int | tuple[int, ...] | str | Grid
 
 # What a store says of the coordinate of an axis, apart from where its points lie.
@@ -132,6 +135,8 @@ class Layout:
         Times to a chunk, of a variable that varies in time.
     coordinates : dict of str to dict
         For each axis the units, long_name and standard_name of its coordinate, at all levels the same.
+    derived : dict of str to (str, str)
+        For each level that was made from another one of the store, the name of that and how it was made.
     """
 
     grids: dict[str, Grid]
@@ -145,6 +150,7 @@ class Layout:
     time_units: str = "1"
     chunk_times: int = 1
     coordinates: dict[str, dict[str, str]] = field(default_factory=dict)
+    derived: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._check_grids()
@@ -152,6 +158,7 @@ class Layout:
         self._check_variables()
         self._check_times()
         self._check_splits()
+        self._check_derived()
 
     def _check_grids(self) -> None:
         if not self.grids:
@@ -251,6 +258,16 @@ class Layout:
             if not any(split in held for held in self.held.values()):
                 raise InputError(f"split {split!r} is held by no level")
 
+    def _check_derived(self) -> None:
+        for key, (source, _) in self.derived.items():
+            if source == key:
+                raise InputError(f"derived: level {key} from itself; expected another of {list(self.grids)}")
+            if self.levels != "resampled":
+                raise InputError(
+                    f"derived: level {key} from {source}, but levels={self.levels!r}; expected 'resampled', "
+                    "as levels are that are made from one another"
+                )
+
     @classmethod
     def plan(
         cls,
@@ -266,6 +283,7 @@ class Layout:
         time_units: str = "1",
         chunk_times: int | None = None,
         coordinates: Mapping[str, Mapping[str, str]] | None = None,
+        derived: Mapping[Grid, tuple[Grid, str]] | None = None,
     ) -> Layout:
         """Put levels and splits in order and check that they fit together."""
         check_splits(splits)
@@ -279,6 +297,9 @@ class Layout:
         chosen, about = held or {}, dict(coordinates or {})
         if not set(chosen) <= set(ordered):
             raise InputError("held: names a grid that is not among the grids of the store")
+        made = dict(derived or {})
+        if not {*made, *(source for source, _ in made.values())} <= set(ordered):
+            raise InputError("derived: names a grid that is not among the grids of the store")
         return cls(
             grids=keyed,
             variables=tuple(_simplest(variable, keyed) for variable in variables),
@@ -297,6 +318,10 @@ class Layout:
                 for axis in (ordered[0].names if ordered else ())
             }
             | {axis: dict(unknown) for axis, unknown in about.items()},
+            derived={
+                group_name(grid.shape): (group_name(source.shape), how)
+                for grid, (source, how) in made.items()
+            },
         )
 
     @property

@@ -174,7 +174,7 @@ def root_attributes(layout: Layout, title: str, provenance: Mapping[str, Any]) -
             {"uuid": "d35379db-88df-4056-af3a-620245f8e347", "name": "multiscales"},
             {"uuid": "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4", "name": "spatial"},
         ],
-        "multiscales": {"layout": [{"asset": key} for key in reversed(layout.grids)]},
+        "multiscales": {"layout": multiscales(layout)},
         "provenance": {"versions": versions, **provenance},
     }
     try:
@@ -182,6 +182,32 @@ def root_attributes(layout: Layout, title: str, provenance: Mapping[str, Any]) -
     except (TypeError, ValueError) as error:
         raise InputError(f"provenance={provenance}: {error}; expected only what JSON can hold") from error
     return attributes
+
+
+def multiscales(layout: Layout) -> list[dict[str, Any]]:
+    """The levels, finest first, as https://github.com/zarr-conventions/multiscales lays them out.
+
+    A level that was made from another one says from which, how, and where its points lie in that one: along
+    each axis, its point number i lies at ``scale * i + translation``, counted in points of the other.
+    """
+    return [{"asset": key, **_derivation(layout, key)} for key in reversed(layout.grids)]
+
+
+def _derivation(layout: Layout, key: str) -> dict[str, Any]:
+    if key not in layout.derived:
+        return {}
+    source, method = layout.derived[key]
+    scales = [
+        fine.intervals / coarse.intervals
+        for fine, coarse in zip(layout.grids[source], layout.grids[key], strict=True)
+    ]
+    # A coarser cell's centre lies further from the start of the domain, by half of what its width has grown.
+    shifts = [axis.offset * (scale - 1) for axis, scale in zip(layout.grids[key], scales, strict=True)]
+    return {
+        "derived_from": source,
+        "resampling_method": method,
+        "transform": {"scale": scales, "translation": shifts},
+    }
 
 
 def lay_out(path: Path, layout: Layout, attributes: dict[str, Any]) -> None:
@@ -323,6 +349,7 @@ def _read_layout(root: zarr.Group) -> Layout:
         chunk=attributes["samples_per_chunk"],
         held=held,
         coordinates={name: read_coordinate(root, assets[0], name) for name in spatial},
+        derived=_derived(attributes, dict(zip(assets, grids, strict=True))),
         **_times(root, assets[0], attributes),
     )
 
@@ -355,6 +382,18 @@ def _times(root: zarr.Group, key: str, attributes: Mapping[str, Any]) -> dict[st
         "times": values_of(root, f"{key}/time").tolist(),
         "time_units": array(root, f"{key}/time").attrs["units"],
         "chunk_times": attributes["times_per_chunk"],
+    }
+
+
+def _derived(attributes: Mapping[str, Any], grids: Mapping[str, Grid]) -> dict[Grid, tuple[Grid, str]]:
+    """Which levels were made from which, and how.
+
+    Nothing is read by it, so what is odd is left out here, and left for `check_store` to report.
+    """
+    return {
+        grids[level["asset"]]: (grids[level["derived_from"]], str(level.get("resampling_method", "")))
+        for level in attributes["multiscales"]["layout"]
+        if level.get("derived_from") in grids
     }
 
 

@@ -69,6 +69,7 @@ def create_store(
     time_units: str = "1",
     chunk_times: int | None = None,
     coordinates: Mapping[str, Mapping[str, str]] | None = None,
+    derived: Mapping[Grid, tuple[Grid, str]] | None = None,
     overwrite: bool = False,
 ) -> FieldStore:
     """Lay out an empty store: all labels, no fields yet.
@@ -104,6 +105,9 @@ def create_store(
     coordinates : mapping of str to mapping, optional
         Of axes, the units ("1" if not given), long_name and standard_name of their coordinates:
         ``{"x": {"units": "km"}}``.
+    derived : mapping of Grid to (Grid, str), optional
+        For each level that was made from another one of the store, that one and the method, such as
+        ``"average"``; `levels` are then "resampled".
     overwrite : bool
         Replace a store that lies at `path`, once this one is finished. Nothing but a store is ever replaced.
 
@@ -141,6 +145,7 @@ def create_store(
         time_units=time_units,
         chunk_times=chunk_times,
         coordinates=coordinates,
+        derived=derived,
     )
     attributes = root_attributes(layout, title, provenance)
     path = path_of(path)
