@@ -280,6 +280,16 @@ def test_a_missing_array_and_a_missing_store(store, tmp_path):
     assert "does not exist" in sentence
 
 
+def test_a_damaged_level_is_named(store):
+    file = store.path / "r6x4" / "zarr.json"
+    file.write_text(file.read_text().replace("{", "(", 1))
+    (violation,) = check(store)
+    assert violation.startswith("r6x4: its zarr.json is damaged (")
+    file.unlink()
+    (violation,) = check(store)
+    assert violation == "r6x4: its zarr.json is missing; restore it or make the store anew"
+
+
 def test_independent_levels_may_differ(tmp_path):
     store = wave_store(tmp_path / "w.zarr", [COARSE, FINE], {"train": 2}, chunk=1)
     root = zarr.open_group(store.path, mode="r+")
@@ -357,7 +367,8 @@ def test_a_damaged_label_is_named(store, name, damage):
 
 def test_no_flipped_bit_of_the_metadata_is_a_traceback(store):
     generator = np.random.default_rng(0)
-    for file in [store.path / "zarr.json", store.path / "r6x4/u/zarr.json", store.path / "r12x8/y/zarr.json"]:
+    for name in ["", "r6x4/", "r6x4/u/", "r12x8/y/"]:
+        file = store.path / f"{name}zarr.json"
         right = file.read_bytes()
         # the labels of the root, and some of the copies of the others' that follow them
         for position in generator.integers(0, len(right), 60):

@@ -87,8 +87,16 @@ def check_store(
 
 
 def _arrays(store: FieldStore, root: zarr.Group) -> Iterator[str]:
-    """Arrays whose metadata the root's copy has, but the store has not, or has damaged."""
+    """Levels and arrays whose metadata the root's copy has, but the store has not, or has damaged."""
     for key in store.grids:
+        try:
+            _ = root[key]
+        except KeyError:
+            yield f"{key}: its zarr.json is missing; restore it or make the store anew"
+            continue
+        except DAMAGED as error:
+            yield f"{key}: its zarr.json is damaged ({error}); restore it or make the store anew"
+            continue
         for name in [*_names(store, key), *store.inputs, *store.outputs]:
             try:
                 array(root, f"{key}/{name}")
@@ -179,15 +187,15 @@ def _storage(store: FieldStore, root: zarr.Group, key: str) -> Iterator[str]:
         stored, expected = array(root, where), store.layout.chunk_shape(key, variable)
         if stored.dtype != np.float32:
             yield f"{where}: stored as {stored.dtype}, expected float32; write the array anew"
+        elif not np.isnan(stored.fill_value):
+            yield (
+                f"{where}: fill_value={stored.fill_value}, expected NaN, or a chunk that is lost reads as "
+                "values; write the array anew"
+            )
         if stored.chunks != expected:
             yield (
                 f"{where}: chunks of shape {stored.chunks}, expected {expected}, whole fields of "
                 f"samples_per_chunk={store.layout.chunk} samples; write the array anew"
-            )
-        if not np.isnan(stored.fill_value):
-            yield (
-                f"{where}: fill_value={stored.fill_value}, expected NaN, or a chunk that is lost reads as "
-                "values; write the array anew"
             )
         yield from _checksum(where, stored)
 

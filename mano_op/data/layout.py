@@ -22,10 +22,10 @@ from mano_op.errors import InputError, check_whole
 from mano_op.grid import Grid
 
 Levels = Literal["resampled", "independent", "unknown"]
+Resolution = int | tuple[int, ...] | str | Grid
+
 # What the multiscales convention of zarr calls means.
 AVERAGE = "average"
-
-Resolution = int | tuple[int, ...] | str | Grid
 
 # What a store says of the coordinate of an axis, apart from where its points lie.
 COORDINATE_ATTRIBUTES = ("units", "long_name", "standard_name")
