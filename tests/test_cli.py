@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,11 +18,13 @@ import scipy.io
 import torch
 import xarray as xr
 from dask import config
+from distributed import LocalCluster
 
 from mano_op.cli import main
 from mano_op.data.layout import Variable
 from mano_op.data.store import create_store, open_store
 from mano_op.grid import Grid
+from mano_op.problems.darcy import Darcy
 from mano_op.runs import load_run
 from mano_op.train import train_model
 from mano_op.transfer import load_results
@@ -54,6 +57,37 @@ def test_generated_fields_are_the_librarys(folder: Path, tmp_path: Path) -> None
     for key in ("r8", "r16"):
         for name in ("permeability", "pressure"):
             np.testing.assert_array_equal(command.read(key, name), library.read(key, name))
+
+
+@pytest.fixture(scope="module")
+def scheduler() -> Iterator[str]:
+    """The address of a dask scheduler with two workers, each a process of its own."""
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        yield cluster.scheduler_address
+
+
+def files(path: Path) -> dict[str, bytes]:
+    """Every file of a store, so that two stores can be compared bit for bit."""
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def test_processes_of_a_cluster_make_the_same_store(
+    tmp_path: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "small.toml").write_text(
+        'problem = "darcy"\nresolutions = [8, 16]\nseed = 3\n[samples]\ntrain = 120\ntest = 7\n'
+        '[options]\ncoefficient = "lognormal"\nn_modes = 16\n'
+    )
+    recipe = str(tmp_path / "small.toml")
+    assert main(["generate", recipe, str(tmp_path / "here.zarr"), "--quiet"]) == 0
+    there = ["generate", recipe, str(tmp_path / "there.zarr"), "--scheduler", scheduler, "--quiet"]
+
+    def here(*given: object) -> None:
+        raise AssertionError("solved in the process of the command")
+
+    monkeypatch.setattr(Darcy, "sample", here)  # which the workers, having loaded it themselves, do not see
+    assert main(there) == 0
+    assert files(tmp_path / "there.zarr") == files(tmp_path / "here.zarr")
 
 
 def test_options_reach_the_model(folder: Path) -> None:
