@@ -9,11 +9,15 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mano_op.errors import InputError
+
+if TYPE_CHECKING:
+    from mano_op.problems.recipes import Recipe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,36 +61,47 @@ def _demo(args: argparse.Namespace) -> None:
 
 def _generate(args: argparse.Namespace) -> None:
     from mano_op.problems.generate import generate_fields
-    from mano_op.problems.recipes import PROBLEMS, Recipe, problem_of, read_recipe
+    from mano_op.problems.recipes import problem_of
 
-    if args.what in PROBLEMS:
-        if args.resolutions is None:
-            raise InputError(f"generate {args.what}: give the --resolutions")
-        recipe = Recipe(problem=args.what, resolutions=[], samples={"train": 1000, "test": 50})
-    else:
-        recipe = read_recipe(args.what)
-    asked = {name: getattr(args, name) for name in ("train", "test")}
-    samples = {**recipe.samples, **{name: n for name, n in asked.items() if n is not None}}
-
-    def chosen(name: str) -> Any:
-        return getattr(recipe, name) if getattr(args, name) is None else getattr(args, name)
-
-    problem = problem_of(recipe.problem, {**recipe.options, **dict(args.option)})
+    recipe = _recipe(args)
     with _cluster(args.scheduler) as client:
         store = generate_fields(
             args.store,
-            problem,
-            [tuple(n) if isinstance(n, list) else n for n in chosen("resolutions")],
-            samples={split: n for split, n in samples.items() if n},
-            seed=chosen("seed"),
-            registration=chosen("registration"),
-            solver_resolution=chosen("solver_resolution"),
+            problem_of(recipe.problem, recipe.options),
+            [n if isinstance(n, int) else tuple(n) for n in recipe.resolutions],
+            samples=recipe.samples,
+            seed=recipe.seed,
+            registration=recipe.registration,
+            solver_resolution=recipe.solver_resolution,
             client=client,
             progress=not args.quiet,
             resume=args.resume,
             overwrite=args.overwrite,
         )
     print(store)
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    """What is asked for: a recipe, or a problem's name in place of one, with the values of the flags."""
+    from mano_op.problems.recipes import PROBLEMS, Recipe, read_recipe
+
+    if args.what in PROBLEMS:
+        if args.resolutions is None:
+            raise InputError(f"generate {args.what}: give the --resolutions")
+        recipe = Recipe(problem=args.what, resolutions=args.resolutions, samples={"train": 1000, "test": 50})
+    else:
+        recipe = read_recipe(args.what)
+
+    def given(*names: str) -> dict[str, Any]:
+        return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+    samples = {**recipe.samples, **given("train", "test")}
+    return replace(
+        recipe,
+        samples={split: n for split, n in samples.items() if n},
+        options={**recipe.options, **dict(args.option)},
+        **given("resolutions", "seed", "registration", "solver_resolution"),
+    )
 
 
 def _cluster(scheduler: str | None) -> AbstractContextManager[Any]:

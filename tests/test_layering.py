@@ -75,7 +75,7 @@ data.importers.pdebench data    numpy xarray dask h5py
 data.importers.the_well data    numpy xarray dask h5py
 data.importers.fno_mat  data    numpy scipy xarray dask h5py
 data.importers.netcdf   data    numpy xarray
-problems.recipes        data
+problems.recipes        data    numpy
 data                    data
 problems                data
 
