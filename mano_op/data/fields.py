@@ -124,20 +124,7 @@ def write_fields(
     >>> store.grids["r8"] == Grid.uniform((8,), registration="cell")
     True
     """
-    if isinstance(fields, xr.Dataset) or not isinstance(fields, Mapping):
-        raise InputError(
-            f"fields is a {type(fields).__name__}; expected a data set for each resolution: {{64: data}}, say"
-        )
-    for what, given in (("inputs", inputs), ("outputs", outputs)):
-        if isinstance(given, str):
-            raise InputError(f"{what}={given!r}; expected a list of names: {what}=[{given!r}]")
-    for resolution, data in fields.items():
-        if not isinstance(data, xr.Dataset):
-            raise InputError(
-                f"fields at {resolution} is a {type(data).__name__}; expected a Dataset: open a file with "
-                "`xarray.open_dataset`, and make one of arrays with `xarray.Dataset({name: array})`"
-            )
-    check_splits(splits)
+    _check_given(fields, inputs, outputs, splits)
     names = [*inputs, *outputs]
     axes, varying = _check_variables(fields, names)
     registration = registrations_of(registration, axes)
@@ -152,14 +139,13 @@ def write_fields(
         grid = grid_of(resolution, data, axes, registration, domain, periodic)
         grids[grid], held[grid] = data, _splits_held(resolution, data, splits)
 
-    finest = max(math.prod(grid.shape) for grid in grids)
     plan = {
         "grids": list(grids),
         "variables": _variables(fields, inputs, outputs, boundary_values or {}, varying),
         "splits": splits,
         "boundary_conditions": boundary_conditions,
         "levels": levels,
-        "chunk": chunk_for(finest, splits, held.values()) if chunk is None else chunk,
+        "chunk": _chunk_for(fields, axes, splits) if chunk is None else chunk,
         "held": held,
         "times": times,
         "time_units": time_units,
@@ -178,6 +164,67 @@ def write_fields(
         overwrite=overwrite,
         check=partial(_check_chunk, grids, names),
     )
+
+
+def default_chunk(
+    fields: Mapping[_Shape, xr.Dataset],
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    splits: Mapping[str, int],
+) -> int:
+    """The samples to a chunk of the store that `write_fields` makes of these if it is not told how many.
+
+    Who reads files for it can then read chunk by chunk.
+
+    Parameters
+    ----------
+    fields, inputs, outputs, splits
+        As in `write_fields`.
+
+    Raises
+    ------
+    InputError
+        As `write_fields` does, if they do not fit together.
+
+    Examples
+    --------
+    >>> data = xr.Dataset({"u": (("sample", "x"), np.zeros((1000, 1024)))}, {"x": np.arange(1024)})
+    >>> default_chunk({1024: data}, inputs=[], outputs=["u"], splits={"train": 1000})
+    256
+    """
+    _check_given(fields, inputs, outputs, splits)
+    axes, _ = _check_variables(fields, [*inputs, *outputs])
+    return _chunk_for(fields, axes, splits)
+
+
+def _chunk_for(fields: Mapping[_Shape, xr.Dataset], axes: Sequence[str], splits: Mapping[str, int]) -> int:
+    finest = max(math.prod(data.sizes[axis] for axis in axes) for data in fields.values())
+    held = [_splits_held(resolution, data, splits) for resolution, data in fields.items()]
+    return chunk_for(finest, splits, held)
+
+
+def _check_given(
+    fields: Mapping[_Shape, xr.Dataset],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    splits: Mapping[str, int],
+) -> None:
+    """Refuse what is of another kind than a data set for each resolution, names, and sizes of splits."""
+    if isinstance(fields, xr.Dataset) or not isinstance(fields, Mapping):
+        raise InputError(
+            f"fields is a {type(fields).__name__}; expected a data set for each resolution: {{64: data}}, say"
+        )
+    for what, given in (("inputs", inputs), ("outputs", outputs)):
+        if isinstance(given, str):
+            raise InputError(f"{what}={given!r}; expected a list of names: {what}=[{given!r}]")
+    for resolution, data in fields.items():
+        if not isinstance(data, xr.Dataset):
+            raise InputError(
+                f"fields at {resolution} is a {type(data).__name__}; expected a Dataset: open a file with "
+                "`xarray.open_dataset`, and make one of arrays with `xarray.Dataset({name: array})`"
+            )
+    check_splits(splits)
 
 
 def _write_chunk(
