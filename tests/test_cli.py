@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import scipy.io
 import torch
 import xarray as xr
 from dask import config
-from distributed import LocalCluster
+from helpers import files
 
 from mano_op.cli import main
 from mano_op.data.layout import Variable
@@ -57,18 +56,6 @@ def test_generated_fields_are_the_librarys(folder: Path, tmp_path: Path) -> None
     for key in ("r8", "r16"):
         for name in ("permeability", "pressure"):
             np.testing.assert_array_equal(command.read(key, name), library.read(key, name))
-
-
-@pytest.fixture(scope="module")
-def scheduler() -> Iterator[str]:
-    """The address of a dask scheduler with two workers, each a process of its own."""
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
-        yield cluster.scheduler_address
-
-
-def files(path: Path) -> dict[str, bytes]:
-    """Every file of a store, so that two stores can be compared bit for bit."""
-    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
 def test_processes_of_a_cluster_make_the_same_store(

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import scipy.io
 import xarray as xr
+from distributed import Client
+from helpers import files
 from xarray.backends.h5netcdf_ import H5NetCDFArrayWrapper
 from xarray.backends.scipy_ import ScipyArrayWrapper
 from zarr.storage import LocalStore
@@ -515,6 +517,31 @@ def test_every_sample_of_the_well_is_read_once(tmp_path, monkeypatch, chunk, vis
     assert read["height"] == visits * 6
     pressure = np.concatenate([part["pressure"] for part in parts])
     np.testing.assert_array_equal(store.read((6, 8), "pressure"), pressure)
+
+
+@pytest.mark.parametrize("kind", ["scipy", "h5netcdf", "the_well"])
+def test_the_workers_of_a_cluster_read_files(tmp_path, scheduler, kind):
+    made = {}
+    with Client(scheduler) as client:
+        for name, where in (("here", {}), ("there", {"client": client})):
+            path, options = tmp_path / f"{name}.zarr", {"registration": "cell", "chunk": 2, "progress": False}
+            if kind == "the_well":
+                parts = [tmp_path / "0.h5", tmp_path / "1.h5"]
+                made = made or {file: well(file, n) for file, n in zip(parts, (5, 3), strict=True)}
+                store = import_the_well(path, {"train": parts}, domain=UNIT, **options, **where)
+            else:
+                parts = [tmp_path / "0.nc", tmp_path / "1.nc"]
+                made = made or {
+                    file: netcdf(file, n, engine=kind) for file, n in zip(parts, (5, 3), strict=True)
+                }
+                options |= {"sample": "member", "time": "t", "inputs": ["orography"], "outputs": ["q"]}
+                options |= {"domain": {"x": (0.0, 1.0), "latitude": (-90.0, 90.0)}, "splits": {"train": 8}}
+                options |= {"boundary_conditions": {"x": "periodic", "latitude": "open"}}
+                store = import_netcdf(path, {(6, 8): parts}, **options, **where)
+    assert files(tmp_path / "there.zarr") == files(tmp_path / "here.zarr")
+    name = "pressure" if kind == "the_well" else "q"
+    expected = np.concatenate([np.asarray(part[name]) for part in made.values()])
+    np.testing.assert_array_equal(store.read((6, 8), name), expected)
 
 
 def test_pdebench_groups_need_a_grid_and_the_well_its_flags(tmp_path):

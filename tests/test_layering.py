@@ -61,7 +61,7 @@ data.processor          data    torch neuralop
 data.describe           data
 data.check              data    numpy zarr tqdm
 
-data.fields             data    numpy xarray
+data.fields             data    numpy xarray dask distributed
 data.coarsen            data    numpy torch distributed
 problems.generate       data    numpy distributed
 layers                  model
