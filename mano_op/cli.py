@@ -9,11 +9,16 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mano_op.errors import InputError
+from mano_op.grid import REGISTRATIONS
+
+if TYPE_CHECKING:
+    from mano_op.problems.recipes import Recipe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,36 +62,48 @@ def _demo(args: argparse.Namespace) -> None:
 
 def _generate(args: argparse.Namespace) -> None:
     from mano_op.problems.generate import generate_fields
-    from mano_op.problems.recipes import PROBLEMS, Recipe, problem_of, read_recipe
+    from mano_op.problems.recipes import problem_of
 
-    if args.what in PROBLEMS:
-        if args.resolutions is None:
-            raise InputError(f"generate {args.what}: give the --resolutions")
-        recipe = Recipe(problem=args.what, resolutions=[], samples={"train": 1000, "test": 50})
-    else:
-        recipe = read_recipe(args.what)
-    asked = {name: getattr(args, name) for name in ("train", "test")}
-    samples = {**recipe.samples, **{name: n for name, n in asked.items() if n is not None}}
-
-    def chosen(name: str) -> Any:
-        return getattr(recipe, name) if getattr(args, name) is None else getattr(args, name)
-
-    problem = problem_of(recipe.problem, {**recipe.options, **dict(args.option)})
+    recipe = _recipe(args)
     with _cluster(args.scheduler) as client:
         store = generate_fields(
             args.store,
-            problem,
-            [tuple(n) if isinstance(n, list) else n for n in chosen("resolutions")],
-            samples={split: n for split, n in samples.items() if n},
-            seed=chosen("seed"),
-            registration=chosen("registration"),
-            solver_resolution=chosen("solver_resolution"),
+            problem_of(recipe.problem, recipe.options),
+            [n if isinstance(n, int) else tuple(n) for n in recipe.resolutions],
+            samples=recipe.samples,
+            seed=recipe.seed,
+            registration=recipe.registration,
+            solver_resolution=recipe.solver_resolution,
+            chunk=args.chunk,
             client=client,
             progress=not args.quiet,
             resume=args.resume,
             overwrite=args.overwrite,
         )
     print(store)
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    """What is asked for: a recipe, or a problem's name in place of one, with the values of the flags."""
+    from mano_op.problems.recipes import PROBLEMS, Recipe, read_recipe
+
+    if args.what in PROBLEMS:
+        if args.resolutions is None:
+            raise InputError(f"generate {args.what}: give the --resolutions")
+        recipe = Recipe(problem=args.what, resolutions=args.resolutions, samples={"train": 1000, "test": 50})
+    else:
+        recipe = read_recipe(args.what)
+
+    def given(*names: str) -> dict[str, Any]:
+        return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+    samples = {**recipe.samples, **given("train", "test")}
+    return replace(
+        recipe,
+        samples={split: n for split, n in samples.items() if n},
+        options={**recipe.options, **dict(args.option)},
+        **given("resolutions", "seed", "registration", "solver_resolution"),
+    )
 
 
 def _cluster(scheduler: str | None) -> AbstractContextManager[Any]:
@@ -114,7 +131,7 @@ def _coarsen(args: argparse.Namespace) -> None:
             args.source,
             args.store,
             args.resolutions,
-            method=_one_or_each(args.method),
+            method=_one_or_each(args.method, "one method, or VARIABLE=METHOD for every variable"),
             keep=not args.drop_finest,
             client=client,
             progress=not args.quiet,
@@ -124,13 +141,13 @@ def _coarsen(args: argparse.Namespace) -> None:
     print(store)
 
 
-def _one_or_each(methods: list[Any]) -> Any:
-    each = [method for method in methods if isinstance(method, tuple)]
-    if each and len(each) == len(methods):
-        return dict(each)
-    if len(methods) > 1:
-        raise InputError(f"--method {methods}: expected one method, or VARIABLE=METHOD for every variable")
-    return methods[0]
+def _one_or_each(given: list[Any], expected: str) -> Any:
+    """The one word that a flag was given, or the words by name, each name once."""
+    pairs = [pair for pair in given if isinstance(pair, tuple)]
+    if len(pairs) < len(given) != 1 or len(dict(pairs)) < len(pairs):
+        said = " ".join("=".join(word) if isinstance(word, tuple) else word for word in given)
+        raise InputError(f"{said}: expected {expected}")
+    return dict(pairs) if pairs else given[0]
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -169,7 +186,7 @@ def _import_pdebench(args: argparse.Namespace) -> None:
 def _import_the_well(args: argparse.Namespace) -> None:
     from mano_op.data.importers import import_the_well
 
-    options = {"registration": args.registration, "domain": dict(args.domain)}
+    options = {"registration": _registrations(args), "domain": dict(args.domain)}
     print(import_the_well(args.store, _files(args), **options, **_writing(args)))
 
 
@@ -194,12 +211,16 @@ def _import_netcdf(args: argparse.Namespace) -> None:
             inputs=args.inputs,
             outputs=args.outputs,
             splits=dict(args.splits),
-            registration=args.registration,
+            registration=_registrations(args),
             domain=dict(args.domain) or None,
             boundary_conditions=dict(args.boundary),
             **_writing(args),
         )
     )
+
+
+def _registrations(args: argparse.Namespace) -> Any:
+    return _one_or_each(args.registration, "one registration, or AXIS=REGISTRATION for every axis")
 
 
 def _files(args: argparse.Namespace) -> dict[str, list[Path]]:
@@ -341,6 +362,16 @@ def _method(text: str) -> str | tuple[str, str]:
     return (name, method) if equals else text
 
 
+def _registration(text: str) -> str | tuple[str, str]:
+    """``cell``, or ``y=cell``."""
+    name, equals, word = text.rpartition("=")
+    if word not in REGISTRATIONS or bool(name) != bool(equals):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected {', '.join(REGISTRATIONS)}, or one of them for an axis, y=cell"
+        )
+    return (name, word) if equals else word
+
+
 def _option(text: str) -> tuple[str, Any]:
     """``hidden_channels=24``: a name and a JSON value, or a word."""
     name, equals, value = text.partition("=")
@@ -427,13 +458,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.add_argument(
         "--registration",
-        choices=("node", "node_both", "cell"),
+        choices=REGISTRATIONS,
         help="where points lie: on [0, 1), the default, on [0, 1], or in the middle of cells",
     )
     generate.add_argument(
         "--solver-resolution",
         type=int,
         help="solve on this many intervals a side; if not given, on as few as the levels need",
+    )
+    generate.add_argument(
+        "--chunk",
+        type=int,
+        default=50,
+        metavar="SAMPLES",
+        help="samples to a chunk of the store, which are solved for in one task and read in one",
     )
     distributed(generate)
 
@@ -509,9 +547,12 @@ def _parser() -> argparse.ArgumentParser:
         if registration:
             made.add_argument(
                 "--registration",
-                choices=("node", "node_both", "cell"),
+                type=_registration,
+                nargs="+",
                 required=True,
-                help="where points lie: on [0, 1), on [0, 1], or in the middle of cells",
+                metavar="REGISTRATION|AXIS=REGISTRATION",
+                help="where points lie, along all axes or along each, y=node_both x=node: node, on [0, 1), "
+                "node_both, on [0, 1], or cell, in the middle of cells",
             )
 
     bench = from_files("pdebench", _import_pdebench, "PDEBench's files, *.hdf5")

@@ -24,6 +24,11 @@ def rates(errors: Sequence[float]) -> NDArray[np.float64]:
     return np.log2(errors[:-1] / errors[1:])
 
 
+def files(path: Path) -> dict[str, bytes]:
+    """Every file of a store, so that two stores can be compared bit for bit."""
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
 WAVES = (
     Variable("a", "input", units="m2", long_name="amplitude"),
     Variable("b", "input"),

@@ -17,11 +17,13 @@ import scipy.io
 import torch
 import xarray as xr
 from dask import config
+from helpers import files
 
 from mano_op.cli import main
 from mano_op.data.layout import Variable
 from mano_op.data.store import create_store, open_store
-from mano_op.grid import Grid
+from mano_op.grid import Axis, Grid
+from mano_op.problems.darcy import Darcy
 from mano_op.runs import load_run
 from mano_op.train import train_model
 from mano_op.transfer import load_results
@@ -54,6 +56,40 @@ def test_generated_fields_are_the_librarys(folder: Path, tmp_path: Path) -> None
     for key in ("r8", "r16"):
         for name in ("permeability", "pressure"):
             np.testing.assert_array_equal(command.read(key, name), library.read(key, name))
+
+
+def test_processes_of_a_cluster_make_the_same_store(
+    tmp_path: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "small.toml").write_text(
+        'problem = "darcy"\nresolutions = [8, 16]\nseed = 3\n[samples]\ntrain = 9\ntest = 4\n'
+        '[options]\ncoefficient = "lognormal"\nn_modes = 16\n'
+    )
+    recipe, options = str(tmp_path / "small.toml"), ["--chunk", "2", "--quiet"]
+    assert main(["generate", recipe, str(tmp_path / "here.zarr"), *options]) == 0
+
+    def here(*given: object) -> None:
+        raise AssertionError("solved in the process of the command")
+
+    monkeypatch.setattr(Darcy, "sample", here)  # which the workers, having loaded it themselves, do not see
+    there = str(tmp_path / "there.zarr")
+    assert main(["generate", recipe, there, *options, "--scheduler", scheduler]) == 0
+    assert files(tmp_path / "there.zarr") == files(tmp_path / "here.zarr")
+
+
+def test_a_chunk_has_as_many_samples_as_asked_for(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = str(tmp_path / "made.zarr")
+    command = ["generate", "darcy", made, "--resolutions", "8", "16", "--train", "12", "--test", "6"]
+    assert main([*command, "--seed", "3", "--chunk", "5", "--quiet"]) == 0
+    store, other = open_store(made), open_store(folder / "darcy.zarr")
+    assert (store.layout.chunk, other.layout.chunk) == (5, 18)  # the latter at most all samples
+    assert len(list((tmp_path / "made.zarr" / "r8" / "pressure" / "c").iterdir())) == 4
+    for name in ("permeability", "pressure"):
+        np.testing.assert_array_equal(store.read(16, name), other.read(16, name))
+    assert main([*command, "--seed", "3", "--resume", "--quiet"]) == 2
+    assert "chunk is 5, not 18" in capsys.readouterr().err
 
 
 def test_options_reach_the_model(folder: Path) -> None:
@@ -137,6 +173,16 @@ def test_info_of_a_partial_store(tmp_path: Path, capsys: pytest.CaptureFixture[s
             "expected one method, or VARIABLE=METHOD",
         ),
         ("coarsen {store} {new} --resolutions 32 --method mean", "r32 is not coarser than r16"),
+        ("generate darcy {new} --resolutions 8 --chunk 0", "chunk=0, expected a whole number, at least 1"),
+        ("generate darcy {new} --resolutions 8 --seed -1", "seed=-1; expected a whole number, at least 0"),
+        (
+            "coarsen {store} {new} --resolutions 4 --method pressure=mean pressure=injection",
+            "pressure=mean pressure=injection: expected one method, or VARIABLE=METHOD",
+        ),
+        (
+            "import netcdf {new} --files 8=a.nc --outputs u --splits train=2 --registration cell y=node",
+            "cell y=node: expected one registration, or AXIS=REGISTRATION for every axis",
+        ),
         ("generate darcy {new} --resolutions 8 --train -3", "split 'train' has -3 samples"),
         ("generate darcy {store} --resolutions 8 --resume --overwrite", "--resume and --overwrite: pass one"),
         ("info {folder}/mano", "is no zarr store"),
@@ -170,6 +216,11 @@ def test_what_cannot_be_used_is_said_in_one_line(
         ("import neuralop x.zarr --train a=b.pt", "expected a whole number before ="),
         ("import pdebench x.zarr --domain x=0-1", "'x=0-1': expected AXIS=START:STOP"),
         ("import netcdf x.zarr --splits train", "'train': expected SPLIT=SAMPLES"),
+        (
+            "import netcdf x.zarr --registration y=nodes",
+            "'y=nodes': expected node, node_both, cell, or one of them for an axis, y=cell",
+        ),
+        ("import netcdf x.zarr --registration =cell", "'=cell': expected node, node_both, cell, or"),
         ("import netcdf x.zarr --files a.nc", "'a.nc': expected RESOLUTION=FILE"),
     ],
 )
@@ -243,6 +294,31 @@ def test_files_of_other_formats_become_stores(tmp_path: Path, capsys: pytest.Cap
     well = ["import", "the-well", str(tmp_path / "w.zarr"), "--train", str(tmp_path / "a.hdf5")]
     assert main([*well, "--registration", "cell", "--domain", "x=0:1"]) == 2
     assert "has no attribute 'n_trajectories'" in capsys.readouterr().err
+
+
+def test_an_axis_may_have_a_registration_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Walls with points on both of them, and cells between: the first axis of a file and the second."""
+    y, x = Axis("y", 5, registration="node_both"), Axis("x", 4, 0.0, 2.0, "cell", periodic=True)
+    values = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32)
+    data = xr.Dataset({"a": (("sample", "y", "x"), values)}, {"y": y.points, "x": x.points})
+    data["u"] = 2 * data["a"]
+    data.to_netcdf(tmp_path / "a.nc", engine="scipy")
+    command = ["import", "netcdf", str(tmp_path / "a.zarr"), "--files", f"5x4={tmp_path / 'a.nc'}", "--quiet"]
+    command += ["--inputs", "a", "--outputs", "u", "--splits", "train=3", "--domain", "y=0:1", "x=0:2"]
+    command += ["--boundary", "y=wall", "x=periodic", "--registration"]
+    assert main([*command, "x=cell", "y=node_both"]) == 0
+    store = open_store(tmp_path / "a.zarr")
+    assert store.grids == {"r5x4": Grid((y, x))}
+    np.testing.assert_array_equal(store.read((5, 4), "u"), 2 * values)
+    for given, message in (
+        ("y=node_both", "expected one word, or one for each of y, x: node, node_both or cell"),
+        ("cell", "registration='node_both' would fit"),
+    ):
+        assert main([*command, given, "--overwrite"]) == 2
+        assert message in capsys.readouterr().err
+    assert open_store(tmp_path / "a.zarr").grids == store.grids
 
 
 def test_levels_go_by_their_names_too(folder: Path, tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
 """Data sets that people have become the store that they describe, or it is said what does not fit."""
 
+import pickle
+import threading
+
 import dask.array
 import numpy as np
 import pytest
 import xarray as xr
-from helpers import waves
+from distributed import Client
+from helpers import files, waves
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +16,7 @@ from mano_op.data.check import check_store
 from mano_op.data.coarsen import coarsen_store
 from mano_op.data.coordinates import _domain
 from mano_op.data.fields import write_fields
-from mano_op.data.store import open_store
+from mano_op.data.store import FieldStore, open_store
 from mano_op.errors import InputError
 from mano_op.grid import REGISTRATIONS, Axis, Grid
 
@@ -80,6 +84,70 @@ def test_fields_behind_dask_are_never_whole_in_memory(tmp_path):
     store = write(tmp_path / "a.zarr", {(6, 4): lazy}, chunk=2)
     assert_holds(store, NODES, range(8))
     assert len(largest) == 3 * 8 and max(largest) == 1
+
+
+def two_levels():
+    """Fields in time, in memory, and on a finer grid, behind dask, those of the tests."""
+    fine = in_time(NODES.refine(), [0.0, 0.5, 1.5], [5, 6, 7]).assign_coords(sample=[5, 6, 7])
+    return {(6, 4): in_time(NODES, [0.0, 0.5, 1.5]), (12, 8): fine.chunk(sample=2)}
+
+
+def test_a_cluster_writes_the_same_store(tmp_path, scheduler, monkeypatch):
+    here, there = (write(tmp_path / "here.zarr", two_levels(), chunk=1).path, tmp_path / "there.zarr")
+    spoilt = two_levels()
+    spoilt[6, 4]["u"][6, 0] = np.nan
+    with Client(scheduler) as client, monkeypatch.context() as patch:
+        patch.setattr(FieldStore, "write", None)  # here; the workers have their own
+        with pytest.raises(InputError, match="r6x4/u: sample 6 has a NaN"):
+            write(there, spoilt, chunk=1, client=client)
+        with pytest.raises(InputError, match="samples 0 to 0 were written with other values"):
+            write(
+                there,
+                {**two_levels(), (6, 4): two_levels()[6, 4] + 1},
+                client=client,
+                resume=True,
+                chunk=1,
+            )
+        write(there, two_levels(), chunk=1, client=client, resume=True)
+    assert files(there) == files(here)
+    for grid, samples in ((NODES, range(8)), (NODES.refine(), [5, 6, 7])):
+        np.testing.assert_array_equal(
+            open_store(there).read(grid, "a"), np.float32(waves(samples, grid)["a"])
+        )
+
+
+@pytest.mark.parametrize("behind_dask", [False, True])
+def test_a_worker_is_sent_its_chunk_alone(tmp_path, scheduler, behind_dask):
+    data = labelled(NODES.refine(64))
+    whole, sent = sum(data[name].nbytes for name in data), []
+
+    class Counting(Client):
+        """Notes the bytes of every task."""
+
+        def submit(self, function, *arguments, **options):
+            sent.append(len(pickle.dumps((function, arguments))))
+            return super().submit(function, *arguments, **options)
+
+    fields = {(384, 256): data.chunk(sample=1) if behind_dask else data}
+    with Counting(scheduler) as client:
+        write(tmp_path / "a.zarr", fields, chunk=1, client=client)
+    assert len(sent) >= 8 and whole < sum(sent) < 1.1 * whole
+
+
+def test_what_cannot_be_sent_to_workers_is_refused_before_anything_is_written(tmp_path, scheduler):
+    lock, data = threading.Lock(), labelled(NODES)
+    block = data["a"].chunk(sample=1).data.map_blocks(lambda block: block if lock else None, dtype=float)
+    data["a"] = (data["a"].dims, block)
+    with (
+        Client(scheduler) as client,
+        pytest.raises(
+            InputError,
+            match=r"fields at \(6, 4\) cannot be sent to the workers of client .*lock.*leave out client=",
+        ),
+    ):
+        write(tmp_path / "a.zarr", {(6, 4): data}, client=client)
+    assert not any(tmp_path.iterdir())
+    assert_holds(write(tmp_path / "a.zarr", {(6, 4): data}), NODES, range(8))
 
 
 def test_samples_that_a_level_holds_are_told_by_their_numbers(tmp_path):

@@ -10,6 +10,7 @@ import dask
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster
+from helpers import files
 
 from mano_op.data.store import FieldStore, open_store
 from mano_op.errors import InputError
@@ -19,11 +20,6 @@ from mano_op.problems import Darcy, generate_darcy, solve_darcy, split_seed
 PROBLEM = Darcy(coefficient="lognormal", n_modes=16)
 QUICK = {"samples": {"train": 7, "test": 3}, "problem": PROBLEM, "chunk": 2, "progress": False}
 FIELDS = ("permeability", "pressure")
-
-
-def files(path):
-    """Every file of a store, so that two stores can be compared bit for bit."""
-    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
 @pytest.fixture(scope="module")

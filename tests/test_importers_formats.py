@@ -1,10 +1,17 @@
 """Files in published layouts, built here from their specifications, become the fields that are in them."""
 
+from collections import Counter
+
 import h5py
 import numpy as np
 import pytest
 import scipy.io
 import xarray as xr
+from distributed import Client
+from helpers import files
+from xarray.backends.h5netcdf_ import H5NetCDFArrayWrapper
+from xarray.backends.scipy_ import ScipyArrayWrapper
+from zarr.storage import LocalStore
 
 from mano_op.data.check import check_store
 from mano_op.data.importers import import_fno_mat, import_netcdf, import_pdebench, import_the_well
@@ -335,6 +342,9 @@ def test_netcdf_files_one_after_another(tmp_path):
     for changed, message in (
         ({"sample": "run"}, "no 'run': give sample="),
         ({"outputs": ["v"]}, "no variable 'v'"),
+        ({"outputs": "q"}, r"outputs='q'; expected a list of names: outputs=\['q'\]"),
+        ({"splits": {"train": 6}}, r"5 samples, numbers 0 to 4, are not whole splits of {'train': 6}"),
+        ({"chunk": 0}, "chunk=0, expected a whole number, at least 1"),
     ):
         with pytest.raises(InputError, match=message):
             import_netcdf(tmp_path / "new.zarr", {(6, 8): files}, **(options | changed))
@@ -432,6 +442,106 @@ def test_every_sample_of_a_file_is_read_once(tmp_path, monkeypatch, kind):
         store = import_fno_mat(tmp_path / "s.zarr", files, kind="burgers", chunk=3, progress=False)
         np.testing.assert_array_equal(store.read(6, "velocity"), np.concatenate(fields)[:, 1])
         assert sum(read) == 2 * 13 * 6
+
+
+@pytest.mark.parametrize("engine", ["scipy", "h5netcdf"])
+@pytest.mark.parametrize("chunk", [5, None])
+def test_a_netcdf_file_is_read_once_and_a_chunk_written_once(tmp_path, monkeypatch, engine, chunk):
+    """Two files that end within a chunk of the store, and a finer level that holds the last split only."""
+    made = {}
+    for name, n, samples in (("0", 64, 180), ("1", 64, 120), ("fine", 128, 100)):
+        grid = Grid.uniform((n, n), registration="cell")
+        dims, (y, x) = ("sample", "y", "x"), grid.points
+        data = {key: (dims, values(samples, n, n)) for key in ("a", "u")}
+        made[name] = xr.Dataset(data, {"y": y, "x": x})
+    made["fine"] = made["fine"].assign_coords(sample=np.arange(200, 300))
+    for name, data in made.items():
+        data.to_netcdf(tmp_path / f"{name}.nc", engine=engine)
+    read, written = Counter(), Counter()
+    wrapper = ScipyArrayWrapper if engine == "scipy" else H5NetCDFArrayWrapper
+    get, put = wrapper._getitem if engine == "h5netcdf" else wrapper.__getitem__, LocalStore.set
+
+    def counted(self, key):
+        found = get(self, key)
+        read[self.variable_name] += np.size(found)
+        return found
+
+    async def noted(self, key, value):
+        written[key] += 1
+        await put(self, key, value)
+
+    monkeypatch.setattr(wrapper, get.__name__, counted)
+    monkeypatch.setattr(LocalStore, "set", noted)
+    store = import_netcdf(
+        tmp_path / "s.zarr",
+        {64: [tmp_path / "0.nc", tmp_path / "1.nc"], 128: tmp_path / "fine.nc"},
+        inputs=["a"],
+        outputs=["u"],
+        splits={"train": 200, "test": 100},
+        registration="cell",
+        domain={"x": (0.0, 1.0), "y": (0.0, 1.0)},
+        boundary_conditions={"x": "open", "y": "open"},
+        chunk=chunk,
+        progress=False,
+    )
+    assert store.layout.chunk == (chunk or 10)
+    for name in ("a", "u"):
+        assert read[name] == sum(made[part][name].size for part in made)
+        np.testing.assert_array_equal(store.read(64, name), np.concatenate([made[i][name] for i in "01"]))
+        np.testing.assert_array_equal(store.read(128, name), made["fine"][name])
+    chunks = {key: n for key, n in written.items() if "/u/c/" in key or "/a/c/" in key}
+    assert len(chunks) == 2 * (300 + 100) // store.layout.chunk and set(chunks.values()) == {1}
+
+
+@pytest.mark.parametrize(("chunk", "visits"), [(1, 8), (2, 5), (4, 3), (None, 2)])
+def test_every_sample_of_the_well_is_read_once(tmp_path, monkeypatch, chunk, visits):
+    """Of scalars, vectors and tensors. A chunk visits a file or two, of five samples and of three; what is
+    the same for all samples of a file is read at each visit.
+    """
+    parts = [well(tmp_path / f"{i}.h5", n) for i, n in enumerate((5, 3))]
+    read = Counter()
+    get = h5py.Dataset.__getitem__
+
+    def counted(self, index, **options):
+        found = get(self, index, **options)
+        read[self.name.rpartition("/")[2]] += np.size(found)
+        return found
+
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", counted)
+    files = {"train": [tmp_path / "0.h5"], "test": [tmp_path / "1.h5"]}
+    store = import_the_well(
+        tmp_path / "s.zarr", files, registration="cell", domain=UNIT, chunk=chunk, progress=False
+    )
+    for name in ("pressure", "porosity", "velocity", "stress"):
+        assert (name, read[name]) == (name, sum(part[name].size for part in parts))
+    assert read["height"] == visits * 6
+    pressure = np.concatenate([part["pressure"] for part in parts])
+    np.testing.assert_array_equal(store.read((6, 8), "pressure"), pressure)
+
+
+@pytest.mark.parametrize("kind", ["scipy", "h5netcdf", "the_well"])
+def test_the_workers_of_a_cluster_read_files(tmp_path, scheduler, kind):
+    made = {}
+    with Client(scheduler) as client:
+        for name, where in (("here", {}), ("there", {"client": client})):
+            path, options = tmp_path / f"{name}.zarr", {"registration": "cell", "chunk": 2, "progress": False}
+            if kind == "the_well":
+                parts = [tmp_path / "0.h5", tmp_path / "1.h5"]
+                made = made or {file: well(file, n) for file, n in zip(parts, (5, 3), strict=True)}
+                store = import_the_well(path, {"train": parts}, domain=UNIT, **options, **where)
+            else:
+                parts = [tmp_path / "0.nc", tmp_path / "1.nc"]
+                made = made or {
+                    file: netcdf(file, n, engine=kind) for file, n in zip(parts, (5, 3), strict=True)
+                }
+                options |= {"sample": "member", "time": "t", "inputs": ["orography"], "outputs": ["q"]}
+                options |= {"domain": {"x": (0.0, 1.0), "latitude": (-90.0, 90.0)}, "splits": {"train": 8}}
+                options |= {"boundary_conditions": {"x": "periodic", "latitude": "open"}}
+                store = import_netcdf(path, {(6, 8): parts}, **options, **where)
+    assert files(tmp_path / "there.zarr") == files(tmp_path / "here.zarr")
+    name = "pressure" if kind == "the_well" else "q"
+    expected = np.concatenate([np.asarray(part[name]) for part in made.values()])
+    np.testing.assert_array_equal(store.read((6, 8), name), expected)
 
 
 def test_pdebench_groups_need_a_grid_and_the_well_its_flags(tmp_path):

@@ -61,7 +61,7 @@ data.processor          data    torch neuralop
 data.describe           data
 data.check              data    numpy zarr tqdm
 
-data.fields             data    numpy xarray
+data.fields             data    numpy xarray dask distributed
 data.coarsen            data    numpy torch distributed
 problems.generate       data    numpy distributed
 layers                  model
@@ -75,7 +75,7 @@ data.importers.pdebench data    numpy xarray dask h5py
 data.importers.the_well data    numpy xarray dask h5py
 data.importers.fno_mat  data    numpy scipy xarray dask h5py
 data.importers.netcdf   data    numpy xarray
-problems.recipes        data
+problems.recipes        data    numpy
 data                    data
 problems                data
 

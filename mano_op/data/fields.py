@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
 import xarray as xr
+from dask.base import optimize
 from numpy.typing import NDArray
 
 from mano_op.boundary import Boundary
@@ -24,11 +25,14 @@ from mano_op.data.coordinates import (
     registrations_of,
     times_of,
 )
-from mano_op.data.jobs import write_store
+from mano_op.data.jobs import check_sendable, write_store
 from mano_op.data.layout import Levels, Variable, check_splits, group_name
 from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
 from mano_op.grid import Grid, Registration
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 # The attributes of a variable that are kept, and what is taken where they are missing.
 _ATTRIBUTES = {"units": "1", "long_name": ""}
@@ -53,6 +57,7 @@ def write_fields(
     provenance: Mapping[str, Any] | None = None,
     chunk: int | None = None,
     chunk_times: int | None = None,
+    client: Client | None = None,
     progress: bool = True,
     resume: bool = False,
     overwrite: bool = False,
@@ -96,6 +101,10 @@ def write_fields(
         registration from a right one, so one of the two is required, except where an axis is periodic.
     levels, title, provenance, chunk, chunk_times, overwrite
         As in `mano_op.data.store.create_store`. Chunks are of some 1 MiB at the finest level if not given.
+    client : distributed.Client, optional
+        Where to read and write, a chunk at a time on each thread of its workers. They must see the store, and
+        the files behind dask, under the same names; what is in memory is sent to them. If not given, in this
+        process, a chunk at a time.
     progress : bool
         Whether to show a progress bar on stderr.
     resume : bool
@@ -110,8 +119,9 @@ def write_fields(
     Raises
     ------
     InputError
-        Before anything is written, if labels do not fit; while writing, if a value is not finite. The chunks
-        before it are then kept for `resume`, and a store that was to be replaced is still there.
+        Before anything is written, if labels do not fit, or a data set cannot be sent to the workers of
+        `client`; while writing, if a value is not finite. The chunks before it are then kept for `resume`,
+        and a store that was to be replaced is still there.
 
     Examples
     --------
@@ -125,20 +135,7 @@ def write_fields(
     >>> store.grids["r8"] == Grid.uniform((8,), registration="cell")
     True
     """
-    if isinstance(fields, xr.Dataset) or not isinstance(fields, Mapping):
-        raise InputError(
-            f"fields is a {type(fields).__name__}; expected a data set for each resolution: {{64: data}}, say"
-        )
-    for what, given in (("inputs", inputs), ("outputs", outputs)):
-        if isinstance(given, str):
-            raise InputError(f"{what}={given!r}; expected a list of names: {what}=[{given!r}]")
-    for resolution, data in fields.items():
-        if not isinstance(data, xr.Dataset):
-            raise InputError(
-                f"fields at {resolution} is a {type(data).__name__}; expected a Dataset: open a file with "
-                "`xarray.open_dataset`, and make one of arrays with `xarray.Dataset({name: array})`"
-            )
-    check_splits(splits)
+    _check_given(fields, inputs, outputs, splits)
     names = [*inputs, *outputs]
     axes, varying = _check_variables(fields, names)
     registration = registrations_of(registration, axes)
@@ -153,27 +150,31 @@ def write_fields(
         grid = grid_of(resolution, data, axes, registration, domain, periodic)
         grids[grid], held[grid] = data, _splits_held(resolution, data, splits)
 
-    finest = max(math.prod(grid.shape) for grid in grids)
     plan = {
         "grids": list(grids),
         "variables": _variables(fields, axes, inputs, outputs, boundary_values or {}, varying),
         "splits": splits,
         "boundary_conditions": boundary_conditions,
         "levels": levels,
-        "chunk": chunk_for(finest, splits, held.values()) if chunk is None else chunk,
+        "chunk": _chunk_for(fields, axes, splits) if chunk is None else chunk,
         "held": held,
         "times": times,
         "time_units": time_units,
         "chunk_times": chunk_times,
         "coordinates": coordinates_of(fields, axes),
     }
+    if client is not None:
+        for resolution, data in fields.items():
+            check_sendable(f"fields at {resolution}", _lazily(data, names, slice(0, 1)))
     return write_store(
         path,
         plan,
         provenance or {},
-        partial(_write_chunk, grids, names),
+        partial(_write_chunk, grids, names) if client is None else _write_parts,
         title=title,
+        client=client,
         workers=1,  # one chunk in memory; dask reads its parts side by side
+        parts=None if client is None else partial(_parts, grids, names),
         progress=progress,
         resume=resume,
         overwrite=overwrite,
@@ -181,32 +182,113 @@ def write_fields(
     )
 
 
+def default_chunk(
+    fields: Mapping[_Shape, xr.Dataset],
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    splits: Mapping[str, int],
+) -> int:
+    """The samples to a chunk of the store that `write_fields` makes of these if it is not told how many.
+
+    Who reads files for it can then read chunk by chunk.
+
+    Parameters
+    ----------
+    fields, inputs, outputs, splits
+        As in `write_fields`.
+
+    Raises
+    ------
+    InputError
+        As `write_fields` does, if they do not fit together.
+
+    Examples
+    --------
+    >>> data = xr.Dataset({"u": (("sample", "x"), np.zeros((1000, 1024)))}, {"x": np.arange(1024)})
+    >>> default_chunk({1024: data}, inputs=[], outputs=["u"], splits={"train": 1000})
+    256
+    """
+    _check_given(fields, inputs, outputs, splits)
+    axes, _ = _check_variables(fields, [*inputs, *outputs])
+    return _chunk_for(fields, axes, splits)
+
+
+def _chunk_for(fields: Mapping[_Shape, xr.Dataset], axes: Sequence[str], splits: Mapping[str, int]) -> int:
+    finest = max(math.prod(data.sizes[axis] for axis in axes) for data in fields.values())
+    held = [_splits_held(resolution, data, splits) for resolution, data in fields.items()]
+    return chunk_for(finest, splits, held)
+
+
+def _check_given(
+    fields: Mapping[_Shape, xr.Dataset],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    splits: Mapping[str, int],
+) -> None:
+    """Refuse what is of another kind than a data set for each resolution, names, and sizes of splits."""
+    if isinstance(fields, xr.Dataset) or not isinstance(fields, Mapping):
+        raise InputError(
+            f"fields is a {type(fields).__name__}; expected a data set for each resolution: {{64: data}}, say"
+        )
+    for what, given in (("inputs", inputs), ("outputs", outputs)):
+        if isinstance(given, str):
+            raise InputError(f"{what}={given!r}; expected a list of names: {what}=[{given!r}]")
+    for resolution, data in fields.items():
+        if not isinstance(data, xr.Dataset):
+            raise InputError(
+                f"fields at {resolution} is a {type(data).__name__}; expected a Dataset: open a file with "
+                "`xarray.open_dataset`, and make one of arrays with `xarray.Dataset({name: array})`"
+            )
+    check_splits(splits)
+
+
 def _write_chunk(
     sources: Mapping[Grid, xr.Dataset], names: Sequence[str], store: FieldStore, samples: slice
 ) -> int:
     """Read one chunk of samples of every data set that holds any, and write it; returns how many they are."""
-    store.write(samples, _pieces(sources, names, store, samples))
+    store.write(samples, _values(_parts(sources, names, store, samples), "threads"))
     return samples.stop - samples.start
 
 
-def _pieces(
+def _write_parts(store: FieldStore, samples: slice, parts: Mapping[Grid, xr.Dataset]) -> int:
+    """The same, of data sets that were sent; the chunks, not the parts of one, are read side by side."""
+    store.write(samples, _values(parts, "synchronous"))
+    return samples.stop - samples.start
+
+
+def _parts(
     sources: Mapping[Grid, xr.Dataset], names: Sequence[str], store: FieldStore, samples: slice
-) -> dict[Grid, dict[str, NDArray[Any]]]:
-    """The values of some samples, of every data set that holds any of them."""
-    pieces = {}
-    for grid, data in sources.items():
-        rows = store.layout.rows_of(store.key(grid), samples)
-        if rows.start < rows.stop:
-            loaded = data[list(names)].isel(sample=rows).compute(scheduler="threads")
-            pieces[grid] = {name: loaded[name].values for name in names}
-    return pieces
+) -> dict[Grid, xr.Dataset]:
+    """Some samples, not read yet, of every data set that holds any of them."""
+    rows = {grid: store.layout.rows_of(store.key(grid), samples) for grid in sources}
+    return {
+        grid: _lazily(data, names, rows[grid])
+        for grid, data in sources.items()
+        if rows[grid].start < rows[grid].stop
+    }
+
+
+def _lazily(data: xr.Dataset, names: Sequence[str], rows: slice) -> xr.Dataset:
+    """Some rows of a data set, with the tasks of these alone where it is behind dask."""
+    (selected,) = optimize(data[list(names)].isel(sample=rows))
+    return cast(xr.Dataset, selected)
+
+
+def _values(parts: Mapping[Grid, xr.Dataset], scheduler: str) -> dict[Grid, dict[str, NDArray[Any]]]:
+    """What is read of data sets, all their variables in one go."""
+    read = {grid: data.compute(scheduler=scheduler) for grid, data in parts.items()}
+    return {
+        grid: {str(name): variable.values for name, variable in data.data_vars.items()}
+        for grid, data in read.items()
+    }
 
 
 def _check_chunk(
     sources: Mapping[Grid, xr.Dataset], names: Sequence[str], store: FieldStore, samples: slice
 ) -> None:
     """Refuse to go on with a store that has other values in some samples than the data sets."""
-    for grid, piece in _pieces(sources, names, store, samples).items():
+    for grid, piece in _values(_parts(sources, names, store, samples), "threads").items():
         key = store.key(grid)
         for name, values in piece.items():
             written = store.read(key, name, store.layout.rows_of(key, samples))

@@ -64,7 +64,7 @@ def write_store(
     path: str | Path,
     plan: Mapping[str, Any],
     provenance: Mapping[str, Any],
-    write: Callable[[FieldStore, slice], int],
+    write: Callable[..., int],
     *,
     title: str,
     client: Client | None = None,
@@ -72,6 +72,7 @@ def write_store(
     progress: bool = True,
     resume: bool = False,
     overwrite: bool = False,
+    parts: Callable[[FieldStore, slice], Any] | None = None,
     check: Callable[[FieldStore, slice], None] | None = None,
 ) -> FieldStore:
     """A complete store, whose chunks `write` makes, side by side.
@@ -85,7 +86,7 @@ def write_store(
         With the plan, what must be the same for a store to be gone on with.
     write : callable
         Writes the chunk of a store that a slice of samples names, and returns how many they are. With a
-        `client` it is pickled.
+        `client` it is pickled, once for each chunk.
     title : str
     client : distributed.Client, optional
         Where to compute. If not given, in threads of this process, one a core or as many as
@@ -93,6 +94,9 @@ def write_store(
     workers : int, optional
         Threads, instead.
     progress, resume, overwrite : bool
+    parts : callable, optional
+        What of the source goes into a chunk, for `write` to be given after the samples. It is asked for here,
+        so that a worker of `client` is sent this and not all of the source.
     check : callable, optional
         Before a store is gone on with, compares a chunk that was written with what would be written now, and
         raises `InputError` if they differ. It is given the first such chunk and the last.
@@ -116,7 +120,10 @@ def write_store(
                 check(store, samples)
         try:
             with tqdm(total=total, initial=total - missing, unit="sample", disable=not progress) as bar:
-                arguments = [(store, samples) for samples in pending]
+                arguments = (
+                    (store, samples) if parts is None else (store, samples, parts(store, samples))
+                    for samples in pending
+                )
                 _compute(write, arguments, client, workers, lambda _, written: bar.update(written))
         except InputError:
             if store.pending() == store.layout.chunks:
@@ -143,6 +150,19 @@ def _map(
 
         _compute(function, [(chunk,) for chunk in rows], client, workers, report)
     return [found[i] for i in range(len(rows))]
+
+
+def check_sendable(what: str, source: object) -> None:
+    """Refuse what the workers of a cluster cannot be sent, such as tasks that hold a lock."""
+    from distributed.protocol.pickle import dumps
+
+    try:
+        dumps(source)
+    except Exception as error:  # whatever an object says that cannot be pickled
+        raise InputError(
+            f"{what} cannot be sent to the workers of client ({error}); leave out client=, or give what each "
+            "of them can open, as `xarray.open_dataset(file, chunks={})` does"
+        ) from error
 
 
 def _start(

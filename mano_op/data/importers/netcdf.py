@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,10 +13,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from mano_op.data.coordinates import Shape
-from mano_op.data.fields import write_fields
-from mano_op.data.importers.lazy import stamps
+from mano_op.data.fields import default_chunk, write_fields
+from mano_op.data.importers.lazy import WHOLE, pieces, stamps
 from mano_op.data.store import FieldStore
-from mano_op.errors import InputError
+from mano_op.errors import InputError, check_whole
 
 _Shape = TypeVar("_Shape", bound=Shape)
 
@@ -33,6 +34,9 @@ def import_netcdf(
 
     Several files of a resolution are put one after another along `sample`. An axis that decreases, as
     latitudes do in many files, is turned round.
+
+    Samples are read by whole chunks of the store, each once. Where a file is compressed in chunks of its own
+    that hold more samples, ``chunk`` had better be a multiple of those: each is decompressed whole.
 
     Parameters
     ----------
@@ -73,13 +77,19 @@ def import_netcdf(
         if not _several(given):
             raise InputError(f"files={files!r}: none for {resolution}; expected at least one")
     with ExitStack() as stack:
-        fields = {
-            resolution: _open(stack, given, sample, time, engine) for resolution, given in files.items()
-        }
-        names = [file for given in files.values() for file in _several(given)]
-        about = {"files": [Path(name).name for name in names], "files_as_read": stamps(names)}
+        opened = {resolution: _open(stack, given, sample, engine) for resolution, given in files.items()}
+
+        def fields(chunk: int) -> dict[_Shape, xr.Dataset]:
+            return {resolution: _joined(parts, sample, time, chunk) for resolution, parts in opened.items()}
+
+        every = [file for given in files.values() for file in _several(given)]
+        about = {"files": [Path(file).name for file in every], "files_as_read": stamps(every)}
         options.setdefault("provenance", about)
-        return write_fields(path, fields, **options)
+        if options.get("chunk") is None:
+            wanted = {name: options[name] for name in ("inputs", "outputs", "splits") if name in options}
+            options["chunk"] = default_chunk(fields(WHOLE), **wanted)
+        check_whole(chunk=options["chunk"])
+        return write_fields(path, fields(options["chunk"]), **options)
 
 
 def _several(given: str | Path | Sequence[str | Path]) -> list[str | Path]:
@@ -87,19 +97,16 @@ def _several(given: str | Path | Sequence[str | Path]) -> list[str | Path]:
 
 
 def _open(
-    stack: ExitStack,
-    given: str | Path | Sequence[str | Path],
-    sample: str,
-    time: str,
-    engine: str | None,
-) -> xr.Dataset:
-    """The files of one resolution, as one data set that is read when it is asked for."""
-    parts = {}
+    stack: ExitStack, given: str | Path | Sequence[str | Path], sample: str, engine: str | None
+) -> list[xr.Dataset]:
+    """The files of one resolution, each as a data set that is read when it is asked for."""
+    parts: dict[str, xr.Dataset] = {}
     for file in _several(given):
         if not Path(file).is_file():
             raise InputError(f"{file} does not exist; give the path of a file to import")
         try:
-            part = stack.enter_context(xr.open_dataset(file, engine=engine, chunks={}))
+            # Without dask, whose pieces would be those of the file; and nothing is kept that was read.
+            part = stack.enter_context(xr.open_dataset(file, engine=engine, chunks=None, cache=False))
         except (OSError, ValueError, ImportError) as error:
             raise InputError(
                 f"{file} cannot be opened ({error}); NetCDF 4 needs pip install 'mano_op[netcdf]', and other "
@@ -111,21 +118,30 @@ def _open(
             )
         if str(file) in parts:
             raise InputError(f"{file} twice among the files; expected each once")
-        parts[str(file)] = part.chunk({sample: max(1, 2**24 // max(1, part.isel({sample: 0}).nbytes))})
+        parts[str(file)] = part
     for file in list(parts)[1:]:
         _check_alike(parts, file, sample)
-    joined = list(parts.values())
+    return list(parts.values())
+
+
+def _joined(parts: Sequence[xr.Dataset], sample: str, time: str, chunk: int) -> xr.Dataset:
+    """Data sets one after another, in pieces of which each goes into one chunk of the store."""
+    befores = accumulate((part.sizes[sample] for part in parts), initial=0)
+    pieced = [
+        part.chunk({sample: pieces(part.sizes[sample], chunk, before)})
+        for part, before in zip(parts, befores, strict=False)  # the last is the number of all samples
+    ]
     data = (
-        xr.concat(joined, sample, data_vars="minimal", coords="minimal", compat="override", join="override")
-        if len(joined) > 1
-        else joined[0]
+        xr.concat(pieced, sample, data_vars="minimal", coords="minimal", compat="override", join="override")
+        if len(pieced) > 1
+        else pieced[0]
     )
     renamed = {
         old: new for old, new in ((sample, "sample"), (time, "time")) if old != new and old in data.dims
     }
     data = data.rename(renamed)
     if "sample" in data.coords:
-        data = data.drop_vars("sample") if len(joined) > 1 else data
+        data = data.drop_vars("sample") if len(pieced) > 1 else data
     for axis in data.dims:
         points = data[axis].values if axis in data.coords else np.empty(0)
         if axis not in ("sample", "time") and len(points) > 1 and (np.diff(points) < 0).all():

@@ -12,6 +12,7 @@ import dask.array as da
 import h5py
 import xarray as xr
 
+from mano_op.data.coordinates import Registrations
 from mano_op.data.fields import write_fields
 from mano_op.data.importers.lazy import (
     WHOLE,
@@ -36,7 +37,7 @@ def import_the_well(
     path: str | Path,
     files: Files,
     *,
-    registration: Registration,
+    registration: Registration | Registrations,
     domain: dict[str, tuple[float, float]],
     **options: Any,
 ) -> FieldStore:
