@@ -23,9 +23,11 @@ data.chunking           data
 problems.draws          data    numpy
 data.sampler            data    numpy torch
 data.moments            data    numpy
+layers.tiling           model   numpy
 
 boundary                base
 problems.spectral_grid  data
+layers.chunks           model   numpy torch
 
 resample                base    numpy scipy torch
 data.importers.lazy     data    numpy dask h5py

@@ -14,14 +14,14 @@ domain are masked, or wrapped around where the axis is periodic, so that no padd
 and every size works.
 
 Queries, keys and values come in already projected: the projections act point by point, so they are
-applied once per point, not once per window. Overlapping windows are seen as a few shifted tilings of
-the grid, each of which is cut by reshaping, instead of as unfolded copies.
+applied once per point, not once per window. A window is then a list of points (`mano_op.layers.tiling`), of
+which rows are taken. On a CPU that is done a few windows at a time (`mano_op.layers.chunks`), so that
+nothing of the size of the scores is ever kept; elsewhere torch's own kernel does it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
@@ -32,145 +32,8 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
-
-@dataclass(frozen=True, eq=False)
-class Tiling:
-    """Windows along one axis, one period apart, as indices into the axis.
-
-    Attributes
-    ----------
-    queries, keys : int arrays, ``(windows, w)`` and ``(windows, w + 2 h)``
-        The points of each window. Points that do not exist are clamped to one that does, and masked.
-    key_exists : bool array, ``(windows, w + 2 h)``
-    offsets : float array, ``(1 or windows, w, w + 2 h)``
-        Steps from each query of a window to each of its keys; the first axis is 1 where windows are alike.
-    place : int array, ``(n,)``
-        Where each point of the axis stands among the flattened `queries`.
-    share : float array, ``(n,)``
-        The weight of this tiling in the average over all windows that hold the point; 0 if none here does.
-    """
-
-    queries: NDArray[np.int64]
-    keys: NDArray[np.int64]
-    key_exists: NDArray[np.bool_]
-    offsets: NDArray[np.float64]
-    place: NDArray[np.int64]
-    share: NDArray[np.float64]
-
-
-@lru_cache(maxsize=256)
-def tilings(n: int, window: int, stride: int, halo: int, periodic: bool) -> tuple[Tiling, ...]:
-    """The shifted tilings that together hold the windows of an axis of `n` points.
-
-    Windows start at 0, `stride`, 2 `stride`, ... until one reaches the end of the axis. The windows of
-    one tiling do not overlap. A window wider than the axis is cut down to it.
-    """
-    window = min(window, n)
-    stride = min(stride, window)
-    if periodic:
-        halo = min(halo, (n - window) // 2 + (n - window) % 2)
-    per_period = -(-window // stride)
-    n_windows = -(-(n - window) // stride) + 1
-    starts = np.arange(n_windows) * stride
-    held_by = np.zeros(n)
-    for start in starts:
-        held_by[start : start + window] += 1
-
-    result = []
-    for shift in range(min(per_period, n_windows)):
-        own = starts[shift::per_period, None]
-        queries, keys = own + np.arange(window), own + np.arange(-halo, window + halo)
-        if periodic:
-            # On a short axis a window with its halo would meet the same point twice.
-            key_exists = np.broadcast_to(np.arange(keys.shape[1]) < n, keys.shape)
-            keys = keys % n
-        else:
-            key_exists = (keys >= 0) & (keys < n)
-        place, share = np.zeros(n, dtype=np.int64), np.zeros(n)
-        inside = queries < n
-        place[queries[inside]] = np.flatnonzero(inside)
-        share[queries[inside]] = 1 / held_by[queries[inside]]
-        offsets = _offsets(np.arange(window)[None], np.arange(-halo, window + halo)[None], n, periodic)
-        result.append(
-            Tiling(queries.clip(max=n - 1), keys.clip(0, n - 1), key_exists.copy(), offsets, place, share)
-        )
-    return tuple(result)
-
-
-@lru_cache(maxsize=256)
-def placed_tilings(
-    at: tuple[float, ...], n: int, window: int, halo: int, periodic: bool
-) -> tuple[Tiling, ...]:
-    r"""The windows of an axis of `n` keys, side by side, with the queries that lie in each of them.
-
-    A query between two keys of one window is that window's. One between the last key of a window and the
-    first of the next, a share t of the way, belongs to both: its result is :math:`1 - t` times that in the
-    one and t times that in the other, so that results change continuously from window to window. The second
-    tiling, if there is one, has such queries only.
-
-    Parameters
-    ----------
-    at : tuple of float
-        Where the queries are, increasing, counted in keys. Before the first and beyond the last key of an
-        axis that does not wrap they are that key's window's.
-    n, window, halo, periodic
-        As in `tilings`, whose keys these are.
-    """
-    positions = np.asarray(at)
-    side = min(window, n)
-    below, above = (
-        (i.astype(int) % n if periodic else i.astype(int).clip(0, n - 1)) // side
-        for i in (np.floor(positions), np.ceil(positions))
-    )
-    way, shared = positions - np.floor(positions), below != above
-    keys = tilings(n, window, window, halo, periodic)[0]
-    first = _placed(positions, np.ones_like(shared), below, np.where(shared, 1 - way, 1.0), keys, n, periodic)
-    if not shared.any():
-        return (first,)
-    return first, _placed(positions, shared, above, np.where(shared, way, 0.0), keys, n, periodic)
-
-
-def _placed(
-    positions: NDArray[np.float64],
-    held: NDArray[np.bool_],
-    of_window: NDArray[np.int64],
-    share: NDArray[np.float64],
-    keys: Tiling,
-    n: int,
-    periodic: bool,
-) -> Tiling:
-    """The tiling with those of some queries that it holds, each in its window."""
-    n_windows, width = keys.keys.shape
-    side = keys.queries.shape[1]
-    mine = np.flatnonzero(held)
-    mine = mine[np.argsort(of_window[mine], kind="stable")]
-    counts = np.bincount(of_window[mine], minlength=n_windows)
-    firsts = np.cumsum(counts) - counts
-    slot = np.arange(len(mine)) - firsts[of_window[mine]]
-    # A window with fewer queries is filled up with any, whose results nobody takes.
-    queries = np.full((n_windows, counts.max()), mine[0])
-    queries[of_window[mine], slot] = mine
-    place = np.zeros(len(positions), dtype=np.int64)
-    place[mine] = of_window[mine] * queries.shape[1] + slot
-    inside = np.zeros(queries.shape)
-    inside[of_window[mine], slot] = positions[mine] - side * of_window[mine]
-    if periodic:  # of a window's images the one that is near
-        inside -= n * np.rint((inside - side / 2) / n)
-    alike = inside[counts.argmax()]  # as where one spacing is a multiple of the other
-    if (np.abs(inside - alike)[of_window[mine], slot] < 1e-9).all():
-        inside = alike[None]
-    reach = np.arange(width)[None] - (width - side) // 2
-    return Tiling(queries, keys.keys, keys.key_exists, _offsets(inside, reach, n, periodic), place, share)
-
-
-def _offsets(
-    queries: NDArray[np.generic], keys: NDArray[np.generic], n: int, periodic: bool
-) -> NDArray[np.float64]:
-    """From each query, ``(m, w)``, to each key, ``(1, k)``, or the nearest of its images."""
-    offsets: NDArray[np.float64] = np.subtract(keys[:, None, :], queries[:, :, None], dtype=np.float64)
-    if periodic:  # of two equally near ones the one ahead
-        offsets = offsets - n * np.ceil(offsets / n - 0.5)
-    return offsets
+from mano_op.layers.chunks import Rows, attend_in_chunks, can_attend_in_chunks
+from mano_op.layers.tiling import Tiling, cut, placed_tilings, tilings
 
 
 def window_attention(
@@ -233,37 +96,50 @@ def window_attention(
             tilings(n, window, window if stride is None else stride, halo, wrap)
             for n, wrap in zip(shape, wraps, strict=True)
         ]
+    heads, grid = q.shape[1], q.shape[2:-1]
+    q, k, v = (rearrange(t, "b h ... d -> b (...) (h d)") for t in (q, k, v))
     out: Tensor | None = None
     for tiling in product(*per_axis):
-        part = _attend_in_tiling(q, k, v, tiling, bias)
-        if all((axis.share == 1).all() for axis in tiling):
-            return part
-        for dim, axis in enumerate(tiling, start=2):
-            share = torch.as_tensor(axis.share, dtype=part.dtype, device=part.device)
-            part = part * share.view(-1, *[1] * (part.ndim - dim - 1))
+        rows = _rows(tiling, tuple(grid), tuple(shape), q.device)
+        table = None if bias is None else _bias_table(bias, tiling, q)
+        part = _attend(q, k, v, table, rows, heads)
+        if rows.share is not None:
+            part = part * rows.share.to(part.dtype)
         out = part if out is None else out + part
     assert out is not None  # an axis has at least one tiling
-    return out
+    return rearrange(out.unflatten(1, grid), "b ... (h d) -> b h ... d", h=heads)
 
 
-def _attend_in_tiling(
-    q: Tensor, k: Tensor, v: Tensor, tiling: tuple[Tiling, ...], bias: Callable[[Tensor], Tensor] | None
-) -> Tensor:
-    """The attention of the windows of one tiling, put back in its place on the grid."""
-    axes = range(len(tiling))
-    inside, outside = " ".join(f"w{i}" for i in axes), " ".join(f"m{i}" for i in axes)
-    grid = " ".join(f"(m{i} w{i})" for i in axes)
-    cut = f"b h {grid} d -> b ({outside} h) ({inside}) d"
-    counts = {f"m{i}": len(axis.queries) for i, axis in enumerate(tiling)}
+@lru_cache(maxsize=128)
+def _rows(
+    tiling: tuple[Tiling, ...], queries: tuple[int, ...], keys: tuple[int, ...], device: torch.device
+) -> Rows:
+    """The windows of a tiling, on a device."""
+    return Rows.of(cut(tiling, queries, keys), device)
 
-    heads = q.shape[1]
-    q = rearrange(_select(q, [axis.queries for axis in tiling]), cut, **counts)
-    k, v = (rearrange(_select(t, [axis.keys for axis in tiling]), cut, **counts) for t in (k, v))
-    scores = _added_scores(tiling, heads=heads, like=q, bias=bias)
-    out = _softmax_attention(q, k, v, scores)
-    widths = {f"w{i}": axis.queries.shape[1] for i, axis in enumerate(tiling)}
-    out = rearrange(out, f"b ({outside} h) ({inside}) d -> b h {grid} d", **counts, **widths)
-    return _select(out, [axis.place for axis in tiling])
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:
+    """The attention of the windows of one tiling, each result put back in its place.
+
+    Points are flattened: `q`, `k`, `v` and the result are ``(batch, points, heads * head_dim)``. `table` is
+    ``(windows or 1, heads, queries, keys)``.
+    """
+    if can_attend_in_chunks(q):
+        return attend_in_chunks(q, k, v, table, rows, heads)
+    batch, windows = len(q), len(rows.queries)
+    q, k, v = (
+        rearrange(t.index_select(1, index.flatten()), "b (m n) (h d) -> b (m h) n d", m=windows, h=heads)
+        for t, index in ((q, rows.queries), (k, rows.keys), (v, rows.keys))
+    )
+    added = table
+    if rows.missing is not None:
+        missing = rows.missing.to(q.dtype)[:, None, None]
+        added = missing if added is None else added + missing
+    if added is not None:
+        added = added.expand(windows, heads, q.shape[2], k.shape[2]).flatten(0, 1)
+    out = _softmax_attention(q, k, v, added)
+    out = rearrange(out, "b (m h) n d -> b (m n) (h d)", m=windows)
+    return out.index_select(1, rows.place).view(batch, len(rows.place), -1)
 
 
 def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None) -> Tensor:
@@ -294,52 +170,15 @@ def _kernel_attention(
     return out[0] if len(out) == 1 else torch.cat(out, dim=1)
 
 
-def _select(t: Tensor, indices: Sequence[NDArray[np.int64]]) -> Tensor:
-    """Pick points of a ``(batch, heads, *grid, channels)`` tensor, axis by axis."""
-    for dim, index in enumerate(indices, start=2):
-        flat = index.reshape(-1)
-        if len(flat) != t.shape[dim] or (flat != np.arange(len(flat))).any():
-            t = t.index_select(dim, torch.as_tensor(flat, device=t.device))
-    return t
-
-
-def _added_scores(
-    tiling: tuple[Tiling, ...], heads: int, like: Tensor, bias: Callable[[Tensor], Tensor] | None
-) -> Tensor | None:
-    """What is added to the scores, ``(windows * heads, queries, keys)``: the bias, and -inf at no key."""
-    key_exists = np.ones((1, 1), dtype=bool)
-    for axis in tiling:
-        key_exists = np.einsum("mk,nl->mnkl", key_exists, axis.key_exists).reshape(
-            len(key_exists) * len(axis.key_exists), -1
-        )
-    scores: Tensor | None = None
-    if bias is not None:
-        scores = _bias_table(bias, [axis.offsets for axis in tiling], like)
-        if len(scores) > 1:
-            windows = [len(axis.queries) for axis in tiling]
-            shared = [len(axis.offsets) for axis in tiling]
-            scores = scores.unflatten(0, shared).expand(*windows, *[-1] * 3).flatten(0, len(windows) - 1)
-    if not key_exists.all():
-        mask = torch.zeros(key_exists.shape, dtype=like.dtype, device=like.device)
-        mask.masked_fill_(~torch.as_tensor(key_exists, device=like.device), -torch.inf)
-        mask = rearrange(mask, "m k -> m 1 1 k")
-        scores = mask if scores is None else scores + mask
-    if scores is None:
-        return None
-    n_queries = int(np.prod([axis.queries.shape[1] for axis in tiling]))
-    return scores.expand(len(key_exists), heads, n_queries, -1).flatten(0, 1)
-
-
-def _bias_table(
-    bias: Callable[[Tensor], Tensor], offsets: Sequence[NDArray[np.float64]], like: Tensor
-) -> Tensor:
-    """The bias of every pair of a query and a key of a window, ``(windows, heads, queries, keys)``.
+def _bias_table(bias: Callable[[Tensor], Tensor], tiling: Sequence[Tiling], like: Tensor) -> Tensor:
+    """The bias of every pair of a query and a key of a window, ``(windows or 1, heads, queries, keys)``.
 
     Many pairs have the same offset or nearly so. It is evaluated on a lattice: whole steps where all offsets
     are whole, else quarters, between which it is interpolated linearly.
     """
     steps, places = [], []
-    for offset in offsets:
+    for axis in tiling:
+        offset = axis.offsets
         step = 1.0 if (offset == np.rint(offset)).all() else 0.25
         place = offset / step
         first = np.floor(place.min())
@@ -348,10 +187,13 @@ def _bias_table(
         places.append(place - first)
     lattice = [torch.as_tensor(s, dtype=like.dtype, device=like.device) for s in steps]
     table = bias(torch.stack(torch.meshgrid(*lattice, indexing="ij"), dim=-1))
-    n_dim = len(offsets)
-    for axis, place in enumerate(places):  # (o0, o1, ..., heads) -> (m0, q0, k0, m1, q1, k1, ..., heads)
+    n_dim = len(tiling)
+    for i, place in enumerate(places):  # (o0, o1, ..., heads) -> (m0, q0, k0, m1, q1, k1, ..., heads)
         below = np.floor(place)
-        table = _between(table, 3 * axis, below.astype(int), place - below)
+        table = _between(table, 3 * i, below.astype(int), place - below)
+    if any(len(axis.offsets) > 1 for axis in tiling):  # along the other axes windows are alike
+        widths = [n for axis in tiling for n in (len(axis.queries), *axis.offsets.shape[1:])]
+        table = table.expand(*widths, -1)
     order = " ".join(f"m{i} q{i} k{i}" for i in range(n_dim))
     windows, queries, keys = (" ".join(f"{letter}{i}" for i in range(n_dim)) for letter in "mqk")
     return rearrange(table, f"{order} h -> ({windows}) h ({queries}) ({keys})")

@@ -1,0 +1,223 @@
+"""How the points of a grid are cut into windows, as indices.
+
+Overlapping windows are seen as a few shifted tilings of each axis, whose windows do not overlap. One of them
+for each axis makes a tiling of the grid, a `Cut`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Tiling:
+    """Windows along one axis, one period apart, as indices into the axis.
+
+    Attributes
+    ----------
+    queries, keys : int arrays, ``(windows, w)`` and ``(windows, w + 2 h)``
+        The points of each window. Points that do not exist are clamped to one that does, and masked.
+    key_exists : bool array, ``(windows, w + 2 h)``
+    offsets : float array, ``(1 or windows, w, w + 2 h)``
+        Steps from each query of a window to each of its keys; the first axis is 1 where windows are alike.
+    place : int array, ``(n,)``
+        Where each point of the axis stands among the flattened `queries`.
+    share : float array, ``(n,)``
+        The weight of this tiling in the average over all windows that hold the point; 0 if none here does.
+    """
+
+    queries: NDArray[np.int64]
+    keys: NDArray[np.int64]
+    key_exists: NDArray[np.bool_]
+    offsets: NDArray[np.float64]
+    place: NDArray[np.int64]
+    share: NDArray[np.float64]
+
+
+@lru_cache(maxsize=256)
+def tilings(n: int, window: int, stride: int, halo: int, periodic: bool) -> tuple[Tiling, ...]:
+    """The shifted tilings that together hold the windows of an axis of `n` points.
+
+    Windows start at 0, `stride`, 2 `stride`, ... until one reaches the end of the axis. The windows of
+    one tiling do not overlap. A window wider than the axis is cut down to it.
+    """
+    window = min(window, n)
+    stride = min(stride, window)
+    if periodic:
+        halo = min(halo, (n - window) // 2 + (n - window) % 2)
+    per_period = -(-window // stride)
+    n_windows = -(-(n - window) // stride) + 1
+    starts = np.arange(n_windows) * stride
+    held_by = np.zeros(n)
+    for start in starts:
+        held_by[start : start + window] += 1
+
+    result = []
+    for shift in range(min(per_period, n_windows)):
+        own = starts[shift::per_period, None]
+        queries, keys = own + np.arange(window), own + np.arange(-halo, window + halo)
+        if periodic:
+            # On a short axis a window with its halo would meet the same point twice.
+            key_exists = np.broadcast_to(np.arange(keys.shape[1]) < n, keys.shape)
+            keys = keys % n
+        else:
+            key_exists = (keys >= 0) & (keys < n)
+        place, share = np.zeros(n, dtype=np.int64), np.zeros(n)
+        inside = queries < n
+        place[queries[inside]] = np.flatnonzero(inside)
+        share[queries[inside]] = 1 / held_by[queries[inside]]
+        offsets = _offsets(np.arange(window)[None], np.arange(-halo, window + halo)[None], n, periodic)
+        result.append(
+            Tiling(queries.clip(max=n - 1), keys.clip(0, n - 1), key_exists.copy(), offsets, place, share)
+        )
+    return tuple(result)
+
+
+@lru_cache(maxsize=256)
+def placed_tilings(
+    at: tuple[float, ...], n: int, window: int, halo: int, periodic: bool
+) -> tuple[Tiling, ...]:
+    r"""The windows of an axis of `n` keys, side by side, with the queries that lie in each of them.
+
+    A query between two keys of one window is that window's. One between the last key of a window and the
+    first of the next, a share t of the way, belongs to both: its result is :math:`1 - t` times that in the
+    one and t times that in the other, so that results change continuously from window to window. The second
+    tiling, if there is one, has such queries only.
+
+    Parameters
+    ----------
+    at : tuple of float
+        Where the queries are, increasing, counted in keys. Before the first and beyond the last key of an
+        axis that does not wrap they are that key's window's.
+    n, window, halo, periodic
+        As in `tilings`, whose keys these are.
+    """
+    positions = np.asarray(at)
+    side = min(window, n)
+    below, above = (
+        (i.astype(int) % n if periodic else i.astype(int).clip(0, n - 1)) // side
+        for i in (np.floor(positions), np.ceil(positions))
+    )
+    way, shared = positions - np.floor(positions), below != above
+    keys = tilings(n, window, window, halo, periodic)[0]
+    first = _placed(positions, np.ones_like(shared), below, np.where(shared, 1 - way, 1.0), keys, n, periodic)
+    if not shared.any():
+        return (first,)
+    return first, _placed(positions, shared, above, np.where(shared, way, 0.0), keys, n, periodic)
+
+
+def _placed(
+    positions: NDArray[np.float64],
+    held: NDArray[np.bool_],
+    of_window: NDArray[np.int64],
+    share: NDArray[np.float64],
+    keys: Tiling,
+    n: int,
+    periodic: bool,
+) -> Tiling:
+    """The tiling with those of some queries that it holds, each in its window."""
+    n_windows, width = keys.keys.shape
+    side = keys.queries.shape[1]
+    mine = np.flatnonzero(held)
+    mine = mine[np.argsort(of_window[mine], kind="stable")]
+    counts = np.bincount(of_window[mine], minlength=n_windows)
+    firsts = np.cumsum(counts) - counts
+    slot = np.arange(len(mine)) - firsts[of_window[mine]]
+    # A window with fewer queries is filled up with any, whose results nobody takes.
+    queries = np.full((n_windows, counts.max()), mine[0])
+    queries[of_window[mine], slot] = mine
+    place = np.zeros(len(positions), dtype=np.int64)
+    place[mine] = of_window[mine] * queries.shape[1] + slot
+    inside = np.zeros(queries.shape)
+    inside[of_window[mine], slot] = positions[mine] - side * of_window[mine]
+    if periodic:  # of a window's images the one that is near
+        inside -= n * np.rint((inside - side / 2) / n)
+    alike = inside[counts.argmax()]  # as where one spacing is a multiple of the other
+    if (np.abs(inside - alike)[of_window[mine], slot] < 1e-9).all():
+        inside = alike[None]
+    reach = np.arange(width)[None] - (width - side) // 2
+    return Tiling(queries, keys.keys, keys.key_exists, _offsets(inside, reach, n, periodic), place, share)
+
+
+def _offsets(
+    queries: NDArray[np.generic], keys: NDArray[np.generic], n: int, periodic: bool
+) -> NDArray[np.float64]:
+    """From each query, ``(m, w)``, to each key, ``(1, k)``, or the nearest of its images."""
+    offsets: NDArray[np.float64] = np.subtract(keys[:, None, :], queries[:, :, None], dtype=np.float64)
+    if periodic:  # of two equally near ones the one ahead
+        offsets = offsets - n * np.ceil(offsets / n - 0.5)
+    return offsets
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """Windows of a grid, as indices into its points, flattened.
+
+    Attributes
+    ----------
+    queries, keys : int32 arrays, ``(windows, n queries)`` and ``(windows, n keys)``
+        The points of each window, some of which may be fillers.
+    key_exists : bool array, ``(windows, n keys)``
+    query_exists : bool array, ``(windows, n queries)``
+        Where a query stands that somebody takes.
+    place : int32 array, ``(points,)``
+        Where each point stands among the flattened `queries`.
+    share : float array, ``(points,)``
+        Of each point's result in this tiling; 0 if it has none.
+    """
+
+    queries: NDArray[np.int32]
+    keys: NDArray[np.int32]
+    key_exists: NDArray[np.bool_]
+    query_exists: NDArray[np.bool_]
+    place: NDArray[np.int32]
+    share: NDArray[np.float64]
+
+
+def cut(tiling: Sequence[Tiling], queries: Sequence[int], keys: Sequence[int]) -> Cut:
+    """The windows of a grid of such axes, given the shapes of the grids of the queries and of the keys.
+
+    Examples
+    --------
+    >>> one = tilings(4, window=2, stride=2, halo=0, periodic=False)
+    >>> cut(one + one, (4, 4), (4, 4)).keys.tolist()
+    [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    """
+    windows = [len(axis.queries) for axis in tiling]
+    widths = [axis.queries.shape[1] for axis in tiling]
+    at = _outer([axis.queries for axis in tiling], queries)
+    exists = np.ones((1, 1), dtype=bool)
+    for axis in tiling:
+        exists = np.einsum("mk,nl->mnkl", exists, axis.key_exists)
+        exists = exists.reshape(len(exists) * exists.shape[1], -1)
+    place, share = np.zeros((), dtype=np.int64), np.ones(())
+    inner = np.zeros((), dtype=np.int64)
+    for axis, count, width in zip(tiling, windows, widths, strict=True):
+        window, slot = np.divmod(axis.place, width)
+        place, inner = (np.add.outer(a * b, c) for a, b, c in ((place, count, window), (inner, width, slot)))
+        share = np.multiply.outer(share, axis.share)
+    place = (place * at.shape[1] + inner).ravel()
+    taken = np.zeros(at.size, dtype=bool)
+    taken[place[share.ravel() > 0]] = True
+    return Cut(
+        at,
+        _outer([axis.keys for axis in tiling], keys),
+        exists,
+        taken.reshape(at.shape),
+        place.astype(np.int32),
+        share.ravel(),
+    )
+
+
+def _outer(points: Sequence[NDArray[np.int64]], shape: Sequence[int]) -> NDArray[np.int32]:
+    """Flat indices into a grid, ``(windows, points of a window)``, of points given along each axis."""
+    flat = np.zeros((1, 1), dtype=np.int64)
+    for of_axis, n in zip(points, shape, strict=True):
+        flat = flat[:, None, :, None] * n + of_axis[None, :, None, :]
+        flat = flat.reshape(flat.shape[0] * flat.shape[1], -1)
+    return flat.astype(np.int32)
