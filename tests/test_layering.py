@@ -24,6 +24,8 @@ problems.draws          data    numpy
 data.sampler            data    numpy torch
 data.moments            data    numpy
 layers.tiling           model   numpy
+layers.native           model
+layers.native.library   model
 
 boundary                base
 problems.spectral_grid  data
@@ -31,7 +33,7 @@ layers.chunks           model   numpy torch
 
 resample                base    numpy scipy torch
 data.importers.lazy     data    numpy dask h5py
-layers.window           model   numpy torch einops
+layers.native.window    model   torch
 layers.anchors          model   numpy torch
 layers.pyramid          model   torch
 problems.random_field   data    numpy
@@ -41,7 +43,7 @@ problems.exponential    data    numpy
 problems.solver_grid    data    numpy
 data.layout             data    numpy
 
-layers.attention        model   torch einops
+layers.window           model   numpy torch einops
 problems.darcy          data    numpy scipy
 problems.problem        data    numpy
 problems.poisson        data    numpy scipy
@@ -54,8 +56,10 @@ data.transforms         data    numpy
 data.channels           data    numpy
 data.schema             data    numpy zarr
 
-layers.multipole        model   torch
+layers.attention        model   torch einops
 data.store              data    numpy xarray zarr
+
+layers.multipole        model   torch
 
 data.chunk_cache        data    numpy
 data.jobs               data    dask distributed tqdm filelock

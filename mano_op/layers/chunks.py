@@ -133,7 +133,7 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, table, out = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _differentiable(q, k, v, table, ctx.rows, ctx.heads, grad, ctx.needs_input_grad[:4])
+            return differentiable(q, k, v, table, ctx.rows, ctx.heads, grad, ctx.needs_input_grad[:4])
         rows, heads = ctx.rows, ctx.heads
         d = q.shape[-1] // heads
         working = _working(q.dtype)
@@ -262,7 +262,7 @@ def _chunks(batch: int, rows: Rows) -> Iterator[_Chunk]:
             yield _Chunk(samples, windows, (samples.stop - first, windows.stop - start))
 
 
-def _differentiable(
+def differentiable(
     q: Tensor,
     k: Tensor,
     v: Tensor,

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mano_op.layers.chunks import Rows, attend_in_chunks, can_attend_in_chunks
+from mano_op.layers.native.window import attend_natively, can_attend_natively
 from mano_op.layers.tiling import Tiling, cut, placed_tilings, tilings
 
 
@@ -124,6 +125,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, h
     Points are flattened: `q`, `k`, `v` and the result are ``(batch, points, heads * head_dim)``. `table` is
     ``(windows or 1, heads, queries, keys)``.
     """
+    if can_attend_natively(q):
+        return attend_natively(q, k, v, table, rows, heads)
     if can_attend_in_chunks(q):
         return attend_in_chunks(q, k, v, table, rows, heads)
     batch, windows = len(q), len(rows.queries)

@@ -1,0 +1,257 @@
+// Attention in windows, one window and head at a time, with all that belongs to them in registers and the
+// first cache. See mano_op/layers/native/window.py, which calls it, and mano_op/layers/chunks.py for the formulas.
+//
+// Scores are added to by a table, and the softmax is over keys. Forward, a vector holds 16 queries of one key;
+// backward, 16 keys of one query, so that sums over queries need no shuffling. Rows of points are strided,
+// channels are not.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+namespace {
+
+constexpr int LANES = 16;
+typedef float Vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t Int __attribute__((vector_size(4 * LANES)));
+
+inline Vec load(const float *p) {
+    Vec v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+inline void store(float *p, Vec v) { std::memcpy(p, &v, sizeof v); }
+
+inline Vec all(float x) { return Vec{} + x; }
+
+inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+
+inline float sum(Vec v) {
+    float x[LANES];
+    std::memcpy(x, &v, sizeof v);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) x[i] += x[i + half];
+    return x[0];
+}
+
+// e^x for x <= 0, to about one unit in the last place: 2^n e^r with |r| <= ln(2) / 2. Below the smallest normal
+// number it is exactly 0, so that a score of -infinity has no part in anything.
+inline Vec exponential(Vec x) {
+    const Vec y = x < -88.0f ? all(-88.0f) : x;  // a NaN stays one
+    const Int n = __builtin_convertvector(y * 1.44269504f - 0.5f, Int);  // cuts towards zero: to the nearest
+    const Vec whole = __builtin_convertvector(n, Vec);
+    const Vec r = (y - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    Vec p = all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const Int bits = (n + 127) << 23;
+    Vec scale;
+    std::memcpy(&scale, &bits, sizeof scale);
+    return x < -87.0f ? Vec{} : p * scale;
+}
+
+// Points of all samples, (batch, points, channels).
+struct Tokens {
+    const float *data;
+    int64_t batch_stride, row_stride;
+    const float *row(int64_t b, int64_t i) const { return data + b * batch_stride + i * row_stride; }
+};
+
+// Share tasks 0 ... n - 1 among threads, each a run of them: work(thread, first, last).
+template <class Function> void in_parallel(int64_t n, int64_t threads, Function work) {
+    const int64_t used = std::max<int64_t>(1, std::min(threads, n));
+    std::vector<std::thread> others;
+    for (int64_t t = 1; t < used; t++) others.emplace_back([=] { work(t, n * t / used, n * (t + 1) / used); });
+    work(0, 0, n / used);
+    for (auto &one : others) one.join();
+}
+
+}  // namespace
+
+extern "C" {
+
+struct Problem {
+    Tokens q, k, v;
+    const float *table;      // added to the scores
+    const float *missing;    // (windows, padded keys), or null: -infinity where there is no key
+    const int32_t *queries;  // (windows, n_queries): rows
+    const int32_t *keys;     // (windows, n_keys)
+    const float *taken;      // (windows, n_queries), or null: 0 at a filler
+    int64_t batch, windows, heads, head_dim, n_queries, n_keys, padded_queries, padded_keys;
+    int64_t table_windows;   // how many windows the table has
+    int64_t points, key_points;
+    float scale;
+    int32_t threads;
+};
+}
+
+namespace {
+
+template <int D> void forward_of(const Problem &a, float *out, float *stats) {
+    const int d = D ? D : static_cast<int>(a.head_dim);
+    const int64_t channels = a.heads * d;
+    in_parallel(a.batch * a.windows, a.threads, [=](int64_t, int64_t first, int64_t last) {
+        std::vector<float> lanes(d * LANES);
+        std::vector<Vec> scores(a.n_keys), scratch(2 * d);
+        for (int64_t task = first; task < last; task++) {
+            const int64_t b = task / a.windows, w = task % a.windows;
+            const int32_t *rows = a.queries + w * a.n_queries, *key_rows = a.keys + w * a.n_keys;
+            const float *missing = a.missing ? a.missing + w * a.padded_keys : nullptr;
+            for (int64_t h = 0; h < a.heads; h++) {
+                const float *table =
+                    a.table + ((a.table_windows > 1 ? w : 0) * a.heads + h) * a.n_keys * a.padded_queries;
+                float *stat = stats + ((b * a.windows + w) * a.heads + h) * 2 * a.padded_queries;
+                for (int64_t i0 = 0; i0 < a.n_queries; i0 += LANES) {
+                    const int here = static_cast<int>(std::min<int64_t>(LANES, a.n_queries - i0));
+                    std::fill(lanes.begin(), lanes.end(), 0.0f);
+                    for (int i = 0; i < here; i++) {
+                        const float *row = a.q.row(b, rows[i0 + i]) + h * d;
+                        for (int c = 0; c < d; c++) lanes[c * LANES + i] = row[c] * a.scale;
+                    }
+                    Vec local[2 * (D ? D : 1)];
+                    Vec *q = D ? local : scratch.data(), *o = q + d;
+                    for (int c = 0; c < d; c++) q[c] = load(&lanes[c * LANES]), o[c] = Vec{};
+                    Vec most = all(-INFINITY), total{};
+                    for (int64_t j = 0; j < a.n_keys; j++) {
+                        const float *key = a.k.row(b, key_rows[j]) + h * d;
+                        Vec s = load(table + j * a.padded_queries + i0);
+                        if (missing) s += missing[j];
+                        for (int c = 0; c < d; c++) s += key[c] * q[c];
+                        scores[j] = s;
+                        most = larger(s, most);
+                    }
+                    for (int64_t j = 0; j < a.n_keys; j++) {
+                        const float *value = a.v.row(b, key_rows[j]) + h * d;
+                        const Vec p = exponential(scores[j] - most);
+                        total += p;
+                        for (int c = 0; c < d; c++) o[c] += value[c] * p;
+                    }
+                    const Vec inverse = 1.0f / total;
+                    store(stat + i0, most);
+                    store(stat + a.padded_queries + i0, inverse);
+                    for (int c = 0; c < d; c++) store(&lanes[c * LANES], o[c] * inverse);
+                    for (int i = 0; i < here; i++) {
+                        if (a.taken && !a.taken[w * a.n_queries + i0 + i]) continue;
+                        float *row = out + (b * a.points + rows[i0 + i]) * channels + h * d;
+                        for (int c = 0; c < d; c++) row[c] = lanes[c * LANES + i];
+                    }
+                }
+            }
+        }
+    });
+}
+
+template <int D>
+void backward_of(const Problem &a, const Tokens grad, const Tokens out, const float *stats, float *dq, float *dk,
+                 float *dv, float *dtable, int64_t tables) {
+    const int d = D ? D : static_cast<int>(a.head_dim);
+    const int64_t channels = a.heads * d, blocks = a.padded_keys / LANES;
+    // Samples never meet, but for the table's gradient, of which each thread then has its own; nor do heads.
+    const bool by_sample = tables > 0;
+    in_parallel(by_sample ? a.batch : a.heads, by_sample ? tables : a.threads, [=](int64_t thread, int64_t first, int64_t last) {
+        std::vector<float> k_t(d * a.padded_keys), v_t(d * a.padded_keys), dk_t(d * a.padded_keys),
+            dv_t(d * a.padded_keys), query(a.n_queries * d), gradient(a.n_queries * d), delta(a.n_queries);
+        std::vector<Vec> dq_t(a.n_queries * d), scratch(4 * d);
+        float *own = dtable + (by_sample ? thread : 0) * a.heads * a.n_queries * a.padded_keys;
+        const int64_t b0 = by_sample ? first : 0, b1 = by_sample ? last : a.batch;
+        const int64_t h0 = by_sample ? 0 : first, h1 = by_sample ? a.heads : last;
+        for (int64_t b = b0; b < b1; b++)
+            for (int64_t w = 0; w < a.windows; w++) {
+                const int32_t *rows = a.queries + w * a.n_queries, *key_rows = a.keys + w * a.n_keys;
+                const float *missing = a.missing ? a.missing + w * a.padded_keys : nullptr;
+                for (int64_t h = h0; h < h1; h++) {
+                    const int64_t at = ((a.table_windows > 1 ? w : 0) * a.heads + h) * a.n_queries * a.padded_keys;
+                    const float *stat = stats + ((b * a.windows + w) * a.heads + h) * 2 * a.padded_queries;
+                    std::fill(k_t.begin(), k_t.end(), 0.0f);
+                    std::fill(v_t.begin(), v_t.end(), 0.0f);
+                    for (int64_t j = 0; j < a.n_keys; j++) {
+                        const float *key = a.k.row(b, key_rows[j]) + h * d, *value = a.v.row(b, key_rows[j]) + h * d;
+                        for (int c = 0; c < d; c++) k_t[c * a.padded_keys + j] = key[c], v_t[c * a.padded_keys + j] = value[c];
+                    }
+                    for (int64_t i = 0; i < a.n_queries; i++) {
+                        const float *q = a.q.row(b, rows[i]) + h * d, *g = grad.row(b, rows[i]) + h * d,
+                                    *o = out.row(b, rows[i]) + h * d;
+                        const bool is_taken = !a.taken || a.taken[w * a.n_queries + i];
+                        delta[i] = 0;
+                        for (int c = 0; c < d; c++) {
+                            query[i * d + c] = q[c] * a.scale, gradient[i * d + c] = is_taken ? g[c] : 0;
+                            delta[i] += gradient[i * d + c] * o[c];
+                        }
+                    }
+                    std::fill(dq_t.begin(), dq_t.end(), Vec{});
+                    for (int64_t n = 0; n < blocks; n++) {
+                        const int64_t j = n * LANES;
+                        Vec local[4 * (D ? D : 1)];
+                        Vec *k_j = D ? local : scratch.data(), *v_j = k_j + d, *dk_j = v_j + d, *dv_j = dk_j + d;
+                        for (int c = 0; c < d; c++) {
+                            k_j[c] = load(&k_t[c * a.padded_keys + j]), v_j[c] = load(&v_t[c * a.padded_keys + j]);
+                            dk_j[c] = dv_j[c] = Vec{};
+                        }
+                        const Vec no_key = missing ? load(missing + j) : Vec{};
+                        for (int64_t i = 0; i < a.n_queries; i++) {
+                            const float *q = &query[i * d], *g = &gradient[i * d];
+                            Vec s = load(a.table + at + i * a.padded_keys + j) + no_key, dp{};
+                            for (int c = 0; c < d; c++) s += q[c] * k_j[c], dp += g[c] * v_j[c];
+                            const Vec p = exponential(s - stat[i]) * stat[a.padded_queries + i], ds = p * (dp - delta[i]);
+                            for (int c = 0; c < d; c++) {
+                                dv_j[c] += g[c] * p, dk_j[c] += q[c] * ds;
+                                dq_t[i * d + c] += ds * k_j[c];
+                            }
+                            float *to = own + at + i * a.padded_keys + j;
+                            store(to, load(to) + ds);
+                        }
+                        for (int c = 0; c < d; c++) {
+                            store(&dk_t[c * a.padded_keys + j], dk_j[c]), store(&dv_t[c * a.padded_keys + j], dv_j[c]);
+                        }
+                    }
+                    for (int64_t i = 0; i < a.n_queries; i++) {
+                        float *row = dq + (b * a.points + rows[i]) * channels + h * d;
+                        for (int c = 0; c < d; c++) row[c] += a.scale * sum(dq_t[i * d + c]);
+                    }
+                    for (int64_t j = 0; j < a.n_keys; j++) {
+                        const int64_t row = (b * a.key_points + key_rows[j]) * channels + h * d;
+                        for (int c = 0; c < d; c++) {
+                            dk[row + c] += dk_t[c * a.padded_keys + j];
+                            dv[row + c] += dv_t[c * a.padded_keys + j];
+                        }
+                    }
+                }
+            }
+    });
+}
+
+}  // namespace
+
+extern "C" {
+
+void forward(const Problem *a, float *out, float *stats) {
+    switch (a->head_dim) {
+    case 4: return forward_of<4>(*a, out, stats);
+    case 6: return forward_of<6>(*a, out, stats);
+    case 8: return forward_of<8>(*a, out, stats);
+    case 16: return forward_of<16>(*a, out, stats);
+    default: return forward_of<0>(*a, out, stats);
+    }
+}
+
+// The other way round the table is (windows, heads, queries, padded keys). `dtable`, zero at first, is so too. With
+// `tables` above 0 there is one window, samples are shared out among so many threads, and there are as many of it.
+void backward(const Problem *a, const Tokens *grad, const Tokens *out, const float *stats, float *dq, float *dk,
+              float *dv, float *dtable, int64_t tables) {
+    switch (a->head_dim) {
+    case 4: return backward_of<4>(*a, *grad, *out, stats, dq, dk, dv, dtable, tables);
+    case 6: return backward_of<6>(*a, *grad, *out, stats, dq, dk, dv, dtable, tables);
+    case 8: return backward_of<8>(*a, *grad, *out, stats, dq, dk, dv, dtable, tables);
+    case 16: return backward_of<16>(*a, *grad, *out, stats, dq, dk, dv, dtable, tables);
+    default: return backward_of<0>(*a, *grad, *out, stats, dq, dk, dv, dtable, tables);
+    }
+}
+}

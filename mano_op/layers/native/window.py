@@ -1,0 +1,147 @@
+"""Attention in windows by the compiled library, with gradients."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mano_op.layers.chunks import Rows, can_attend_in_chunks, differentiable
+from mano_op.layers.native.library import library
+
+_LANES = 16
+_SIZES = (
+    *("batch", "windows", "heads", "head_dim", "n_queries", "n_keys", "padded_queries", "padded_keys"),
+    *("table_windows", "points", "key_points"),
+)
+
+
+def can_attend_natively(q: Tensor) -> bool:
+    """Whether `attend_natively` may be used: where chunks may, in single precision, if there is the library.
+
+    Not while a mode of torch looks on at the operations, as counters of operations do.
+    """
+    return (
+        q.dtype == torch.float32
+        and can_attend_in_chunks(q)
+        and not torch._C._len_torch_dispatch_stack()
+        and library() is not None
+    )
+
+
+def attend_natively(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:
+    """As `mano_op.layers.chunks.attend_in_chunks`, in single precision."""
+    out: Tensor = _Native.apply(q, k, v, table, rows, heads)
+    return out
+
+
+class _Tokens(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), ("batch_stride", ctypes.c_int64), ("row_stride", ctypes.c_int64))
+
+    @classmethod
+    def of(cls, t: Tensor) -> _Tokens:
+        return cls(t.data_ptr(), t.stride(0), t.stride(1))
+
+
+class _Problem(ctypes.Structure):
+    _fields_ = (
+        *((name, _Tokens) for name in "qkv"),
+        *((name, ctypes.c_void_p) for name in ("table", "missing", "queries", "keys", "taken")),
+        *((name, ctypes.c_int64) for name in _SIZES),
+        ("scale", ctypes.c_float),
+        ("threads", ctypes.c_int32),
+    )
+
+
+class _Native(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int
+    ) -> Tensor:
+        lib = library()
+        assert lib is not None
+        q, k, v = (_with_channels_together(t) for t in (q, k, v))
+        whole = rows.taken is None and rows.share is None
+        out = (torch.empty if whole else torch.zeros)(q.shape)
+        padded = _up(rows.queries.shape[1])
+        stats = torch.empty(len(q), len(rows.queries), heads, 2, padded)
+        by_key = F.pad(_table(table, rows, heads).mT, (0, padded - rows.queries.shape[1])).contiguous()
+        missing = _missing(rows)
+        problem = _problem(q, k, v, by_key, missing, rows, heads)
+        lib.forward(ctypes.byref(problem), *_pointers(out, stats))
+        ctx.save_for_backward(q, k, v, table, out, stats)
+        ctx.rows, ctx.heads = rows, heads
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, table, out, stats = ctx.saved_tensors
+        rows, heads = ctx.rows, ctx.heads
+        if torch.is_grad_enabled():
+            return differentiable(q, k, v, table, rows, heads, grad, ctx.needs_input_grad[:4])
+        lib = library()
+        assert lib is not None
+        grad = _with_channels_together(grad)
+        # To fake keys -infinity is added, so that they have no part.
+        fake = _up(rows.keys.shape[1]) - rows.keys.shape[1]
+        by_query = F.pad(_table(table, rows, heads), (0, fake), value=-torch.inf).contiguous()
+        missing = _missing(rows)
+        problem = _problem(q, k, v, by_query, missing, rows, heads)
+        threads = problem.threads
+        tables = min(threads, len(q)) if len(by_query) == 1 and len(q) >= threads else 0
+        dtable = torch.zeros(max(tables, 1), *by_query.shape)
+        dq, dk, dv = (torch.zeros(t.shape) for t in (q, k, v))
+        of_grad, of_out = _Tokens.of(grad), _Tokens.of(out)
+        lib.backward(
+            ctypes.byref(problem),
+            ctypes.byref(of_grad),
+            ctypes.byref(of_out),
+            *_pointers(stats, dq, dk, dv, dtable),
+            ctypes.c_int64(tables),
+        )
+        by_table = None if table is None else dtable.sum(0)[..., : rows.keys.shape[1]]
+        return dq, dk, dv, by_table, None, None
+
+
+def _with_channels_together(t: Tensor) -> Tensor:
+    return t if t.stride(-1) == 1 else t.contiguous()
+
+
+def _up(n: int) -> int:
+    return -(-n // _LANES) * _LANES
+
+
+def _table(table: Tensor | None, rows: Rows, heads: int) -> Tensor:
+    if table is not None:
+        return table.detach()
+    return torch.zeros(1, heads, rows.queries.shape[1], rows.keys.shape[1])
+
+
+def _missing(rows: Rows) -> Tensor | None:
+    if rows.missing is None:
+        return None
+    fake = _up(rows.missing.shape[1]) - rows.missing.shape[1]
+    return F.pad(rows.missing, (0, fake))
+
+
+def _problem(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor, missing: Tensor | None, rows: Rows, heads: int
+) -> _Problem:
+    """What the library is told. It holds addresses, not tensors: these have to outlive it."""
+    head_dim = q.shape[-1] // heads
+    n_queries, n_keys = rows.queries.shape[1], rows.keys.shape[1]
+    return _Problem(
+        *(_Tokens.of(t) for t in (q, k, v)),
+        *(None if t is None else t.data_ptr() for t in (table, missing, rows.queries, rows.keys, rows.taken)),
+        *(len(q), len(rows.queries), heads, head_dim, n_queries, n_keys, _up(n_queries), _up(n_keys)),
+        *(len(table), q.shape[1], k.shape[1]),
+        head_dim**-0.5,
+        torch.get_num_threads(),
+    )
+
+
+def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
+    return [ctypes.c_void_p(t.data_ptr()) for t in tensors]
