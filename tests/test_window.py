@@ -2,6 +2,7 @@
 
 import math
 from itertools import product
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from hypothesis import example, given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mano_op.layers import window as module
 from mano_op.layers.window import tilings, window_attention
@@ -348,3 +350,20 @@ def test_cuda_takes_more_windows_than_its_kernels_do():
     expected = window_attention(q, k, v, window=2)
     found = window_attention(q.cuda(), k.cuda(), v.cuda(), window=2)
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_kept_from_inference_and_from_fake_tensors_serves_training():
+    """Windows are kept for the next call of the same shape, in whatever mode the first one was."""
+    module._kept_rows.cache_clear()
+    case = ((7, 6), 4, 4, 1, (False, False))
+    inputs = draw_qkv(case[0])
+    mode = FakeTensorMode()
+    fake = [mode.from_tensor(t.detach()) for t in inputs]
+    with mode:
+        attend(*fake, case)
+    with torch.inference_mode():
+        first = attend(*inputs, case)
+    with patch.object(module, "can_attend_in_chunks", lambda q: False):  # which saves indices
+        again = attend(*inputs, case)
+        assert_same(again, first.clone())
+        assert all(gradient.isfinite().all() for gradient in gradients(again, inputs))

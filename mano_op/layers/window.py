@@ -111,12 +111,21 @@ def window_attention(
     return rearrange(out.unflatten(1, grid), "b ... (h d) -> b h ... d", h=heads)
 
 
-@lru_cache(maxsize=128)
 def _rows(
     tiling: tuple[Tiling, ...], queries: tuple[int, ...], keys: tuple[int, ...], device: torch.device
 ) -> Rows:
     """The windows of a tiling, on a device."""
-    return Rows.of(cut(tiling, queries, keys), device)
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return Rows.of(cut(tiling, queries, keys), device)  # whose tensors may be fake, so they are not kept
+    return _kept_rows(tiling, queries, keys, device)
+
+
+@lru_cache(maxsize=128)
+def _kept_rows(
+    tiling: tuple[Tiling, ...], queries: tuple[int, ...], keys: tuple[int, ...], device: torch.device
+) -> Rows:
+    with torch.inference_mode(False):  # tensors of inference could not be used in training later
+        return Rows.of(cut(tiling, queries, keys), device)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:
