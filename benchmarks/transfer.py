@@ -153,7 +153,7 @@ def main() -> None:
             model: [trained(name, model, seed, store, args.work) for seed in args.seeds]
             for model in args.models
         }
-        results = evaluate_transfer(runs, store, SETTINGS[name]["resolutions"], progress=False)
+        results = evaluate_transfer(runs, store, SETTINGS[name]["resolutions"], batch_size=10, progress=False)
         print(table(results))
         report = {
             "setting": SETTINGS[name],
