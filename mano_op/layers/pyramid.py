@@ -109,6 +109,13 @@ class _Step(nn.Module):
         """One axis of the initial stencil."""
         return interpolation
 
+    def kernel(self) -> Tensor:
+        """The weight, by a way back on which its gradient gets the weight's own strides.
+
+        That of a convolution of fields with channels last has others, which data-parallel training warns of.
+        """
+        return self.weight.flatten(1).view(self.weight.shape)
+
 
 class Restrict(_Step):
     """The field on the next coarser level.
@@ -147,9 +154,9 @@ class Restrict(_Step):
             x = pad_edges(
                 x, [(self.reach, self.reach + (-n) % self.rate) for n in x.shape[2:]], self.periodic
             )
-            x = conv(x, self.weight, stride=self.rate, groups=x.shape[1])
+            x = conv(x, self.kernel(), stride=self.rate, groups=x.shape[1])
         elif self.sampling == "conv":
-            x = conv(fill_last_cells(x, self.rate), self.weight, stride=self.rate)
+            x = conv(fill_last_cells(x, self.rate), self.kernel(), stride=self.rate)
         else:
             pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[n_dim - 1]
             x = pool(fill_last_cells(x, self.rate), self.rate)
@@ -173,10 +180,10 @@ class Prolong(_Step):
         if self.sampling == "stencil":
             # The last fine nodes lie between the last coarse one and the next, which is off the grid.
             x = pad_edges(x, [(0, min(self.reach, 1))] * n_dim, self.periodic)
-            x = conv(x, self.weight, stride=self.rate, groups=x.shape[1])
+            x = conv(x, self.kernel(), stride=self.rate, groups=x.shape[1])
             first = self.reach
         elif self.sampling == "conv":
-            x = conv(x, self.weight, stride=self.rate)
+            x = conv(x, self.kernel(), stride=self.rate)
         else:
             for dim in range(2, x.ndim):
                 x = x.repeat_interleave(self.rate, dim)
