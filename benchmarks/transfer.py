@@ -7,14 +7,16 @@ Settings:
   folder.
 * ``coarse``: Darcy flow of our own solver, trained at 16 (1000 fields), judged at 16 to 128 (100 fields).
 * ``fine``: the same flow, trained at 64 (250 fields), judged at 16 to 256.
+* ``mixed``: the fields of ``coarse``, in every epoch 90 % of the samples at 16, 5 at 32, 3 at 64, 2 at 128.
 
-All models have 30 epochs in batches of 20, the relative L2 loss and neuraloperator's Trainer, and see every
-batch in one of the eight positions of the square; FNO also without that, as it is usually trained. MANO's
-options were found on the tests of ``small`` with one seed (`docs/experiments.md`), so its numbers there are
-optimistic; those of the other settings were not looked at before. Run:
+All models have 30 epochs in batches of 20, smaller ones on the finer levels of ``mixed``, the relative L2
+loss and neuraloperator's Trainer, and see every batch in one of the eight positions of the square; FNO also
+without that, as it is usually trained. MANO's options were found on the tests of ``small`` with one seed
+(`docs/experiments.md`), so its numbers there are optimistic; those of the other settings were not looked at
+before. Run:
 
     python benchmarks/transfer.py small --data FOLDER_WITH_THE_PT_FILES
-    python benchmarks/transfer.py coarse fine
+    python benchmarks/transfer.py coarse mixed fine
 
 Stores and trained runs are kept in ``--work``, and what is there already is not trained again. Results go to
 ``benchmarks/results/transfer_SETTING.json``.
@@ -72,12 +74,20 @@ MODELS: dict[str, dict[str, Any]] = {
 SETTINGS: dict[str, dict[str, Any]] = {
     "small": {"train": 16, "resolutions": [16, 32]},
     "coarse": {"train": 16, "resolutions": [16, 32, 64, 128], "samples": {"train": 1000, "test": 100}},
+    "mixed": {
+        "store": "coarse",
+        "train": [16, 32, 64, 128],
+        "ratios": [0.9, 0.05, 0.03, 0.02],
+        "batch_size": [20, 10, 5, 2],
+        "resolutions": [16, 32, 64, 128],
+    },
     "fine": {"train": 64, "resolutions": [16, 32, 64, 128, 256], "samples": {"train": 250, "test": 50}},
 }
 
 
 def make_store(name: str, work: Path, data: Path | None) -> FieldStore:
     """The fields of a setting, made if they are not there."""
+    name = SETTINGS[name].get("store", name)
     path = work / f"{name}.zarr"
     if path.exists():
         return open_store(path)
@@ -99,9 +109,9 @@ def trained(setting: str, model: str, seed: int, store: FieldStore, work: Path) 
     folder = work / f"{setting} {model} {seed}"
     if (folder / "run.json").exists():
         return load_run(folder)
-    return train_model(
-        store, folder, resolution=SETTINGS[setting]["train"], seed=seed, **BUDGET, **MODELS[model]
-    )
+    about = SETTINGS[setting]
+    budget = {**BUDGET, **{name: about[name] for name in ("ratios", "batch_size") if name in about}}
+    return train_model(store, folder, resolution=about["train"], seed=seed, **budget, **MODELS[model])
 
 
 def numbers(results: xr.Dataset) -> dict[str, Any]:
