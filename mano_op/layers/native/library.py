@@ -42,7 +42,7 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         return ctypes.CDLL(str(_built()))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # a RuntimeError without a home
         if wanted:
             raise InputError(
                 f"MANO_OP_NATIVE=1, but {_SOURCE.name} cannot be built or loaded ({error}): install a C++ "
