@@ -141,6 +141,30 @@ def test_strided_inputs_are_read_where_they_are():
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6)
 
 
+def test_what_does_not_belong_together_is_refused_before_memory_is_read():
+    q, k, v = (torch.randn(2, 2, 8, 8, 4) for _ in range(3))
+    for unlike in (
+        (q[:1], k, v),
+        (q, k[:, :1], v),
+        (q[:, :, :4], k, v),
+        (q, k, v[..., :2]),
+        (q, k[:, :, 1:], v[:, :, 1:]),
+    ):
+        with pytest.raises(InputError, match="expected one batch, heads and head_dim for all"):
+            window_attention(*unlike, window=4)
+    with pytest.raises(InputError, match="float64 on cpu"):
+        window_attention(q, k.double(), v, window=4)
+    with pytest.raises(InputError, match="the grid"):
+        window_attention(q, k, v, window=4, queries_at=[(0.0, 1.0)] * 2)
+
+
+def test_a_bias_that_autocast_makes_half_is_read_as_such():
+    inputs, bias = drawn((8, 8))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = with_gradients(inputs, bias, window=4, halo=1)
+    assert_close(found[:4], with_gradients(in_double(inputs), bias, window=4, halo=1)[:4], within=0.05)
+
+
 def test_gradients_of_gradients():
     inputs, bias = drawn((5, 6), batch=1)
 

@@ -32,6 +32,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mano_op.errors import InputError
 from mano_op.layers.chunks import Rows, attend_in_chunks, can_attend_in_chunks
 from mano_op.layers.native.window import attend_natively, can_attend_natively
 from mano_op.layers.tiling import Tiling, cut, placed_tilings, tilings
@@ -74,6 +75,11 @@ def window_attention(
     -------
     Tensor, ``(batch, heads, *grid of q, head_dim)``
 
+    Raises
+    ------
+    InputError
+        If the shapes, types or devices of `q`, `k` and `v` do not belong together.
+
     Examples
     --------
     A window as large as the grid is plain attention:
@@ -85,6 +91,7 @@ def window_attention(
     >>> torch.allclose(rearrange(local, "b h y x d -> b h (y x) d"), dense)
     True
     """
+    _check(q, k, v, queries_at)
     shape = k.shape[2:-1]
     wraps = [False] * len(shape) if periodic is None else periodic
     if queries_at is not None:
@@ -109,6 +116,19 @@ def window_attention(
         out = part if out is None else out + part
     assert out is not None  # an axis has at least one tiling
     return rearrange(out.unflatten(1, grid), "b ... (h d) -> b h ... d", h=heads)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, queries_at: Sequence[tuple[float, ...]] | None) -> None:
+    """Refuse what does not belong together: the compiled library reads memory as it is told to."""
+    grid = k.shape[2:-1] if queries_at is None else [len(at) for at in queries_at]
+    if k.shape != v.shape or q.shape != (*k.shape[:2], *grid, k.shape[-1]):
+        raise InputError(
+            f"q, k and v have the shapes {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}; expected "
+            f"one batch, heads and head_dim for all, and for q the grid {tuple(grid)}"
+        )
+    if len({(t.dtype, t.device) for t in (q, k, v)}) > 1:
+        kinds = ", ".join(f"{t.dtype} on {t.device}" for t in (q, k, v))
+        raise InputError(f"q, k and v are {kinds}; expected one type and one device: use `.to`")
 
 
 def _rows(

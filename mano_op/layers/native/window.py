@@ -102,7 +102,7 @@ class _Native(torch.autograd.Function):
             *_pointers(stats, dq, dk, dv, dtable),
             ctypes.c_int64(tables),
         )
-        by_table = None if table is None else dtable.sum(0)[..., : rows.keys.shape[1]]
+        by_table = None if table is None else dtable.sum(0)[..., : rows.keys.shape[1]].to(table.dtype)
         return dq, dk, dv, by_table, None, None
 
 
@@ -116,7 +116,7 @@ def _up(n: int) -> int:
 
 def _table(table: Tensor | None, rows: Rows, heads: int) -> Tensor:
     if table is not None:
-        return table.detach()
+        return table.detach().float()  # autocast may have made it half
     return torch.zeros(1, heads, rows.queries.shape[1], rows.keys.shape[1])
 
 
@@ -130,7 +130,7 @@ def _missing(rows: Rows) -> Tensor | None:
 def _problem(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor, missing: Tensor | None, rows: Rows, heads: int
 ) -> _Problem:
-    """What the library is told. It holds addresses, not tensors: these have to outlive it."""
+    """What the library is told, and does not check. It holds addresses: the tensors have to outlive it."""
     head_dim = q.shape[-1] // heads
     n_queries, n_keys = rows.queries.shape[1], rows.keys.shape[1]
     return _Problem(
