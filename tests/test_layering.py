@@ -29,11 +29,11 @@ layers.native.library   model
 
 boundary                base
 problems.spectral_grid  data
-layers.chunks           model   numpy torch
+layers.whole            model   numpy torch einops
 
 resample                base    numpy scipy torch
 data.importers.lazy     data    numpy dask h5py
-layers.native.window    model   torch
+layers.chunks           model   torch
 layers.anchors          model   numpy torch
 layers.pyramid          model   torch
 problems.random_field   data    numpy
@@ -43,7 +43,7 @@ problems.exponential    data    numpy
 problems.solver_grid    data    numpy
 data.layout             data    numpy
 
-layers.window           model   numpy torch einops
+layers.native.window    model   torch
 problems.darcy          data    numpy scipy
 problems.problem        data    numpy
 problems.poisson        data    numpy scipy
@@ -56,11 +56,12 @@ data.transforms         data    numpy
 data.channels           data    numpy
 data.schema             data    numpy zarr
 
-layers.attention        model   torch einops
+layers.window           model   numpy torch einops
 data.store              data    numpy xarray zarr
 
-layers.multipole        model   torch
+layers.attention        model   torch einops
 
+layers.multipole        model   torch
 data.chunk_cache        data    numpy
 data.jobs               data    dask distributed tqdm filelock
 data.processor          data    torch neuralop

@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from mano_op.layers import whole
 from mano_op.layers import window as module
 from mano_op.layers.window import tilings, window_attention
 
@@ -327,10 +328,16 @@ def test_torchs_own_kernel_gives_the_same(case, most_heads, monkeypatch):
     """Other devices than a CPU use it, in parts where it cannot take all windows and heads at once."""
     inputs, bias = draw_qkv(case[0]), DistanceBias(len(case[0]))
     expected = attend(*inputs, case, bias)
-    monkeypatch.setattr(
-        module, "_softmax_attention", lambda *given: module._kernel_attention(*given, most_heads)
-    )
+    used = []
+
+    def by_kernel(*given):
+        used.append(given)
+        return whole._kernel_attention(*given, most_heads)
+
+    monkeypatch.setattr(whole, "_softmax_attention", by_kernel)
+    monkeypatch.setattr(module, "can_attend_in_chunks", lambda q: False)
     found = attend(*inputs, case, bias)
+    assert used
     assert_same(found, expected)
     assert_same(gradients(found, inputs), gradients(expected, inputs))
 

@@ -14,7 +14,7 @@ the result's gradients follow as
     dV = P^T dO, \qquad dP = dO\, V^T, \qquad dS = P \circ (dP - \operatorname{rowsum}(dO \circ O)), \qquad
     dQ = dS\, K, \qquad dK = dS^T Q .
 
-What is written here is the arithmetic of the plain form in `mano_op.layers.window`, up to the order of sums.
+What is written here is the arithmetic of the plain form in `mano_op.layers.whole`, up to the order of sums.
 """
 
 from __future__ import annotations
@@ -23,56 +23,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from mano_op.layers.tiling import Cut
+from mano_op.layers.whole import Rows, attend_whole
 
 # Scores of one head in a chunk: half a megabyte in single precision.
 _SCORES = 2**17
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """A `Cut` as tensors on a device.
-
-    Attributes
-    ----------
-    queries, keys : int32, ``(windows, n queries)`` and ``(windows, n keys)``
-    place : int32, ``(points,)``
-    missing : float32, ``(windows, n keys)``, optional
-        -inf where there is no key, else 0; None if all are there.
-    taken : float32, ``(windows, n queries)``, optional
-        1 where a query's result is taken, 0 at a filler; None if all are.
-    share : float64, ``(points, 1)``, optional
-        None if all are 1.
-    """
-
-    queries: Tensor
-    keys: Tensor
-    place: Tensor
-    missing: Tensor | None
-    taken: Tensor | None
-    share: Tensor | None
-
-    @classmethod
-    def of(cls, cut: Cut, device: torch.device) -> Rows:
-        """The tensors of a cut."""
-
-        def tensor(values: NDArray[Any], dtype: torch.dtype) -> Tensor:
-            return torch.as_tensor(values, dtype=dtype, device=device)
-
-        missing = np.where(cut.key_exists, 0.0, -np.inf)
-        return cls(
-            tensor(cut.queries, torch.int32),
-            tensor(cut.keys, torch.int32),
-            tensor(cut.place, torch.int32),
-            None if cut.key_exists.all() else tensor(missing, torch.float32),
-            None if cut.query_exists.all() else tensor(cut.query_exists, torch.float32),
-            None if (cut.share == 1).all() else tensor(cut.share[:, None], torch.float64),
-        )
 
 
 def can_attend_in_chunks(q: Tensor) -> bool:
@@ -275,15 +232,6 @@ def differentiable(
     """The gradients as a function that has gradients itself, from whole tensors."""
     inputs = [q, k, v, *([] if table is None else [table])]
     asked = [t for t, need in zip(inputs, needed, strict=False) if need]
-    q_w, k_w, v_w = (
-        t.index_select(1, index.flatten()).unflatten(1, index.shape).unflatten(-1, (heads, -1))
-        for t, index in _pairs(q, k, v, rows)
-    )
-    scores = torch.einsum("bmqhd,bmkhd->bmhqk", q_w, k_w) * q_w.shape[-1] ** -0.5
-    if table is not None:
-        scores = scores + table
-    if rows.missing is not None:
-        scores = scores + rows.missing.to(scores.dtype)[:, None, None]
-    out = torch.einsum("bmhqk,bmkhd->bmqhd", scores.softmax(-1), v_w).flatten(1, 2).flatten(-2)
-    found = iter(torch.autograd.grad(out.index_select(1, rows.place), asked, grad, create_graph=True))
+    out = attend_whole(q, k, v, table, rows, heads)
+    found = iter(torch.autograd.grad(out, asked, grad, create_graph=True))
     return (*(next(found) if need else None for need in needed), None, None)

@@ -27,15 +27,15 @@ from itertools import product
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mano_op.errors import InputError
-from mano_op.layers.chunks import Rows, attend_in_chunks, can_attend_in_chunks
+from mano_op.layers.chunks import attend_in_chunks, can_attend_in_chunks
 from mano_op.layers.native.window import attend_natively, can_attend_natively
 from mano_op.layers.tiling import Tiling, cut, placed_tilings, tilings
+from mano_op.layers.whole import Rows, attend_whole
 
 
 def window_attention(
@@ -158,48 +158,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, h
         return attend_natively(q, k, v, table, rows, heads)
     if can_attend_in_chunks(q):
         return attend_in_chunks(q, k, v, table, rows, heads)
-    batch, windows = len(q), len(rows.queries)
-    q, k, v = (
-        rearrange(t.index_select(1, index.flatten()), "b (m n) (h d) -> b (m h) n d", m=windows, h=heads)
-        for t, index in ((q, rows.queries), (k, rows.keys), (v, rows.keys))
-    )
-    added = table
-    if rows.missing is not None:
-        missing = rows.missing.to(q.dtype)[:, None, None]
-        added = missing if added is None else added + missing
-    if added is not None:
-        added = added.expand(windows, heads, q.shape[2], k.shape[2]).flatten(0, 1)
-    out = _softmax_attention(q, k, v, added)
-    out = rearrange(out, "b (m h) n d -> b (m n) (h d)", m=windows)
-    return out.index_select(1, rows.place).view(batch, len(rows.place), -1)
-
-
-def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None) -> Tensor:
-    """The attention of each window; on a CPU written out, since no query here is without a key.
-
-    torch's own kernel looks for such queries there, which doubles its time; it also has no gradient for
-    an added score on a CPU, and falls back on this same arithmetic.
-    """
-    if q.device.type != "cpu":
-        return _kernel_attention(q, k, v, added)
-    scores = (q * q.shape[-1] ** -0.5) @ k.mT
-    return (scores if added is None else scores + added).softmax(-1) @ v
-
-
-def _kernel_attention(
-    q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, most_heads: int = 2**16 - 1
-) -> Tensor:
-    """The kernel of torch, on at most so many windows and heads at once.
-
-    On CUDA some of its kernels can start no more, and may not say so (pytorch/pytorch#142228). A grid of
-    256 x 256 with windows of 2 x 2 and 4 heads has one more.
-    """
-    out = []
-    for first in range(0, q.shape[1], most_heads):
-        part = slice(first, first + most_heads)
-        mask = None if added is None else added[part]
-        out.append(F.scaled_dot_product_attention(q[:, part], k[:, part], v[:, part], attn_mask=mask))
-    return out[0] if len(out) == 1 else torch.cat(out, dim=1)
+    return attend_whole(q, k, v, table, rows, heads)
 
 
 def _bias_table(bias: Callable[[Tensor], Tensor], tiling: Sequence[Tiling], like: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mano_op.layers.chunks import Rows, can_attend_in_chunks, differentiable
+from mano_op.layers.chunks import can_attend_in_chunks, differentiable
 from mano_op.layers.native.library import library
+from mano_op.layers.whole import Rows
 
 _LANES = 16
 _SIZES = (

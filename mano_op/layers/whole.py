@@ -1,0 +1,102 @@
+"""Attention in windows from whole tensors: the plain form, and the one for devices other than a CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mano_op.layers.tiling import Cut
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A `Cut` as tensors on a device.
+
+    Attributes
+    ----------
+    queries, keys : int32, ``(windows, n queries)`` and ``(windows, n keys)``
+    place : int32, ``(points,)``
+    missing : float32, ``(windows, n keys)``, optional
+        -inf where there is no key, else 0; None if all are there.
+    taken : float32, ``(windows, n queries)``, optional
+        1 where a query's result is taken, 0 at a filler; None if all are.
+    share : float64, ``(points, 1)``, optional
+        None if all are 1.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    place: Tensor
+    missing: Tensor | None
+    taken: Tensor | None
+    share: Tensor | None
+
+    @classmethod
+    def of(cls, cut: Cut, device: torch.device) -> Rows:
+        """The tensors of a cut."""
+
+        def tensor(values: NDArray[Any], dtype: torch.dtype) -> Tensor:
+            return torch.as_tensor(values, dtype=dtype, device=device)
+
+        missing = np.where(cut.key_exists, 0.0, -np.inf)
+        return cls(
+            tensor(cut.queries, torch.int32),
+            tensor(cut.keys, torch.int32),
+            tensor(cut.place, torch.int32),
+            None if cut.key_exists.all() else tensor(missing, torch.float32),
+            None if cut.query_exists.all() else tensor(cut.query_exists, torch.float32),
+            None if (cut.share == 1).all() else tensor(cut.share[:, None], torch.float64),
+        )
+
+
+def attend_whole(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:
+    """As `mano_op.layers.chunks.attend_in_chunks`, of which this is the definition."""
+    batch, windows = len(q), len(rows.queries)
+    q, k, v = (
+        rearrange(t.index_select(1, index.flatten()), "b (m n) (h d) -> b (m h) n d", m=windows, h=heads)
+        for t, index in ((q, rows.queries), (k, rows.keys), (v, rows.keys))
+    )
+    added = table
+    if rows.missing is not None:
+        missing = rows.missing.to(q.dtype)[:, None, None]
+        added = missing if added is None else added + missing
+    if added is not None:
+        added = added.expand(windows, heads, q.shape[2], k.shape[2]).flatten(0, 1)
+    out = _softmax_attention(q, k, v, added)
+    out = rearrange(out, "b (m h) n d -> b (m n) (h d)", m=windows)
+    return out.index_select(1, rows.place).view(batch, len(rows.place), -1)
+
+
+def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None) -> Tensor:
+    """The attention of each window; on a CPU written out, since no query here is without a key.
+
+    torch's own kernel looks for such queries there, which doubles its time; it also has no gradient for
+    an added score on a CPU, and falls back on this same arithmetic.
+    """
+    if q.device.type != "cpu":
+        return _kernel_attention(q, k, v, added)
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    return (scores if added is None else scores + added).softmax(-1) @ v
+
+
+def _kernel_attention(
+    q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, most_heads: int = 2**16 - 1
+) -> Tensor:
+    """The kernel of torch, on at most so many windows and heads at once.
+
+    On CUDA some of its kernels can start no more, and may not say so (pytorch/pytorch#142228). A grid of
+    256 x 256 with windows of 2 x 2 and 4 heads has one more.
+    """
+    out = []
+    for first in range(0, q.shape[1], most_heads):
+        part = slice(first, first + most_heads)
+        mask = None if added is None else added[part]
+        out.append(F.scaled_dot_product_attention(q[:, part], k[:, part], v[:, part], attn_mask=mask))
+    return out[0] if len(out) == 1 else torch.cat(out, dim=1)
