@@ -87,7 +87,8 @@ def window_attention(
     >>> _ = torch.manual_seed(0)
     >>> q, k, v = torch.randn(3, 1, 2, 4, 6, 8, dtype=torch.float64)
     >>> local = window_attention(q, k, v, window=6)
-    >>> dense = F.scaled_dot_product_attention(*(rearrange(t, "b h y x d -> b h (y x) d") for t in (q, k, v)))
+    >>> points = [rearrange(t, "b h y x d -> b h (y x) d") for t in (q, k, v)]
+    >>> dense = torch.nn.functional.scaled_dot_product_attention(*points)
     >>> torch.allclose(rearrange(local, "b h y x d -> b h (y x) d"), dense)
     True
     """
