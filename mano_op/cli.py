@@ -266,6 +266,7 @@ def _transfer(args: argparse.Namespace) -> None:
     from mano_op.report import check_report_folder, write_report
     from mano_op.runs import load_run
     from mano_op.transfer import evaluate_transfer, table
+    from mano_op.transfer.rollout import shown_steps
 
     store = open_store(args.store)
     runs: dict[str, list[Any]] = {}
@@ -273,10 +274,15 @@ def _transfer(args: argparse.Namespace) -> None:
         runs.setdefault(name or path.name, []).append(load_run(path))
     check_report_folder(check_folder(args.out), overwrite=args.overwrite)
     results = evaluate_transfer(
-        runs, store, args.resolutions or list(store.grids), split=args.split, progress=not args.quiet
+        runs,
+        store,
+        args.resolutions or list(store.grids),
+        split=args.split,
+        rollout=args.rollout,
+        progress=not args.quiet,
     )
     report = write_report(args.out, results, runs, store, title=args.title, overwrite=args.overwrite)
-    print(table(results))
+    print(table(shown_steps(results)))
     print(f"\nThe report, with pictures: {report}")
 
 
@@ -673,6 +679,13 @@ def _parser() -> argparse.ArgumentParser:
         "--resolutions", type=_resolution, nargs="+", metavar="N|NxM", help="levels; all if not given"
     )
     transfer.add_argument("--split", default="test", help="samples to judge on")
+    transfer.add_argument(
+        "--rollout",
+        type=int,
+        default=1,
+        metavar="STEPS",
+        help="of models that step on in time: how many steps to take, each from the predictions before it",
+    )
     transfer.add_argument("--title", default="Resolution transfer", help="of the report")
 
     info = command("info", _info, "say what a store holds", makes=False)

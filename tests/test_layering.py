@@ -101,6 +101,7 @@ train.optimizer         use     torch
 train.symmetry          use     torch
 transfer.spectral       use     numpy torch
 transfer.series         use     xarray
+transfer.rollout        use     xarray
 transfer.saved          use     numpy xarray
 transfer.baselines      use     numpy torch
 transfer.predict        use     numpy torch xarray

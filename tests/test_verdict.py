@@ -373,3 +373,32 @@ def test_everything_is_there_for_every_metric():
         summary(results, metric="l3")
     with pytest.raises(InputError, match="hold no sample"):
         summary(results.isel(sample=slice(0)))
+
+
+def test_windows_of_one_sample_do_not_narrow_an_interval():
+    """Every error three times over, as of windows that are alike, decides no more than once."""
+    once = results_of({"M": {"r16": dict.fromkeys(PREDICTORS, BASE), "r32": dict.fromkeys(PREDICTORS, BASE)}})
+    groups = np.repeat(np.arange(once.sizes["sample"]), 3)
+    thrice = once.isel(sample=groups).assign_coords(group=("sample", groups))
+    alone, grouped = summary(once), summary(thrice)
+    for name in ("mean", "low", "high", "skill_low", "skill_high"):
+        np.testing.assert_allclose(grouped[name], alone[name], rtol=1e-12)
+    assert (grouped.attrs["samples"], grouped.attrs["independent"]) == (3 * len(BASE), len(BASE))
+    assert f"over {len(BASE)} groups of samples" in grouped.attrs["interval"]
+    apart = summary(thrice.drop_vars("group"))
+    assert (apart["high"] - apart["low"]).max() < 0.7 * (alone["high"] - alone["low"]).max()
+    shuffled = np.random.default_rng(0).permutation(len(groups))
+    np.testing.assert_allclose(summary(thrice.isel(sample=shuffled))["low"], alone["low"], rtol=1e-12)
+
+
+def test_few_groups_are_few_however_many_windows():
+    errors = np.tile(BASE[:5], 8)
+    worse = {name: errors * (1.5 if name == "direct" else 1.0) for name in PREDICTORS}
+    results = results_of({"M": {"r16": worse, "r32": {**worse, "mean": 9 * errors}}})
+    grouped = results.assign_coords(group=("sample", np.tile(np.arange(5), 8)))
+    assert at(summary(grouped), "r32", "verdict") == "few"
+    assert "5 samples are too few" in at(summary(grouped), "r32", "sentence")
+    assert at(summary(results), "r32", "verdict") == "worse"
+    unequal = results.assign_coords(group=("sample", [0] * 39 + [1]))
+    with pytest.raises(InputError, match="expected all of one size"):
+        summary(unequal)

@@ -8,16 +8,19 @@ import torch
 from torch import nn
 
 from mano_op.cli import main
-from mano_op.data.dataset import FieldDataset
+from mano_op.data.dataset import FieldDataset, collate
 from mano_op.data.layout import Variable
 from mano_op.data.processor import FieldProcessor
 from mano_op.data.store import create_store
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 from mano_op.report import write_report
+from mano_op.report.figures import error_by_step
 from mano_op.runs import Run, load_run
 from mano_op.train import train_model
-from mano_op.transfer import evaluate_transfer
+from mano_op.transfer import evaluate_transfer, summary
+from mano_op.transfer.predict import predict, sample_fields
+from mano_op.transfer.saved import load_results
 
 TIMES = (0.0, 0.5, 1.0, 1.5)
 GRIDS = [Grid.uniform((n,), periodic=True) for n in (8, 12, 16)]
@@ -141,6 +144,108 @@ def test_times_by_themselves_are_outputs_of_their_own(store):
         expected = np.linalg.norm(fields["u0"] - true, axis=1) / np.linalg.norm(true, axis=1)
         found = by_points(results).sel(predictor="direct").isel(variable=v).squeeze()
         np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+class Decay(nn.Module):
+    """Predicts that the last known field decays by a quarter."""
+
+    def forward(self, x):
+        return 0.75 * x[:, -1:]
+
+
+class Straight(nn.Module):
+    """Goes on as from the last but one known field to the last."""
+
+    def forward(self, x):
+        return 2 * x[:, -1:] - x[:, -2:-1]
+
+
+@pytest.mark.parametrize(
+    ("model", "steps_in", "steps"), [(Decay(), 1, 3), (Straight(), 2, 2), (Decay(), 2, 1)]
+)
+@pytest.mark.parametrize("key", [8, 12])
+def test_a_rollout_starts_each_step_from_the_predictions_before(store, model, steps_in, steps, key):
+    """Of one wave within the band of 8 points, so that by way of these nothing is lost."""
+    run = run_of(model, FieldDataset(store, 8, window=(steps_in, 1)).channels, window=[steps_in, 1])
+    results = evaluate_transfer({"M": run}, store, [key], rollout=steps, batch_size=3, progress=False)
+    assert results["variable"].values.tolist() == [f"u@+{step}" for step in range(1, steps + 1)]
+    starts = len(TIMES) - steps_in - steps + 1
+    assert results["group"].values.tolist() == [row for row in range(12, 16) for _ in range(starts)]
+    true = drift(range(12, 16), Grid.uniform((key,), periodic=True))["u"]
+    for row, start in np.ndindex(4, starts):
+        known = true[row, start : start + steps_in]
+        for step in range(steps):
+            later = 0.75 * known[-1] if isinstance(model, Decay) else 2 * known[-1] - known[-2]
+            known = np.concatenate([known, later[None]])
+            here = true[row, start + steps_in + step]
+            expected = np.linalg.norm(later - here) / np.linalg.norm(here)
+            errors = by_points(results)[0].isel(variable=step, sample=row * starts + start)
+            assert errors.sel(predictor="direct").item() == pytest.approx(expected, rel=1e-4)
+            assert errors.sel(predictor="dpu_interpolation").item() == pytest.approx(expected, rel=1e-3)
+            assert errors.sel(predictor="floor").item() == pytest.approx(0, abs=1e-5)
+
+
+def test_a_rollout_agrees_with_the_trainers(store):
+    """Steps by the processor's own protocol, as neuraloperator's Trainer takes them."""
+    run = run_of(Straight(), FieldDataset(store, 8, window=(2, 1)).channels, window=[2, 1])
+    data = FieldDataset(store, 16, "test", window=(2, 2))
+    batch = collate(data.__getitems__(range(4)))
+    outputs, step = [], 0
+    while (sample := run.processor.eval().preprocess(batch, step=step)) is not None:
+        outputs.append(run.processor.postprocess(run.model(sample["x"]), sample, step=step)[0])
+        step += 1
+    torch.testing.assert_close(predict(run, batch["x"], steps=2), torch.cat(outputs, dim=1))
+    fields = sample_fields({"M": run}, store, 16, [3, 1], steps=2)
+    assert fields["variable"].values.tolist() == ["u@+1", "u@+2"]
+    np.testing.assert_allclose(fields["prediction"][0, 1, 0], outputs[1][3, 0])
+
+
+def test_a_rollout_is_reported_by_step(store, tmp_path, capsys):
+    run = run_of(Decay(), FieldDataset(store, 8, window=(1, 1)).channels, window=[1, 1])
+    other = run_of(LastKnown(), FieldDataset(store, 8, window=(1, 1)).channels, window=[1, 1])
+    runs = {"Decay": run, "Last": other}
+    results = evaluate_transfer(runs, store, [8, 16], rollout=3, progress=False)
+    judged = summary(results)
+    picture = error_by_step(judged, "u")
+    for axes, key in zip(picture.axes, ["r8", "r16"], strict=True):
+        drawn = {tuple(np.round(line.get_ydata(), 9)) for line in axes.lines}
+        for name in runs:
+            errors = results["error"].sel(
+                model=name, resolution=key, predictor="direct", metric="relative_l2"
+            )
+            assert tuple(np.round(100 * errors.mean("sample").squeeze(), 9).values) in drawn
+        assert axes.lines[0].get_xdata().tolist() == [1, 2, 3]
+    page = write_report(tmp_path / "report", results, runs, store, title="Drift").read_text()
+    assert "Rollout" in page and "u@+3 at r16" in page
+    assert "error of u by step" in page
+    one = write_report(
+        tmp_path / "one", evaluate_transfer(runs, store, [8], progress=False), runs, store, title="Drift"
+    )
+    assert "Rollout" not in one.read_text()
+
+    train(store, tmp_path / "run", window=(1, 1))
+    command = ["transfer", str(store.path), str(tmp_path / "run"), "--quiet", "--out", str(tmp_path / "out")]
+    capsys.readouterr()
+    assert main([*command, "--rollout", "3"]) == 0
+    assert "u@+3" in capsys.readouterr().out
+    assert load_results(tmp_path / "out" / "results.nc")["variable"].values.tolist() == [
+        "u@+1",
+        "u@+2",
+        "u@+3",
+    ]
+    assert main([*command, "--rollout", "4", "--overwrite"]) == 2
+    assert "spans 5 times, the store has 4" in capsys.readouterr().err
+
+
+def test_what_cannot_be_rolled_out_is_refused(store):
+    ahead = run_of(LastKnown(), FieldDataset(store, 8, window=(1, 2)).channels, window=[1, 2])
+    steady = run_of(LastKnown(), FieldDataset(store, 8, at=[0.5]).channels, at=[0.5])
+    for run in (ahead, steady):
+        with pytest.raises(InputError, match="expected one step out"):
+            evaluate_transfer({"M": run}, store, [8], rollout=2, progress=False)
+    for wrong in (0, 1.5):
+        with pytest.raises(InputError, match="rollout="):
+            evaluate_transfer({"M": ahead}, store, [8], rollout=wrong, progress=False)
 
 
 def test_what_does_not_fit_the_times_is_refused(store, tmp_path):

@@ -180,7 +180,12 @@ class FieldProcessor(DataProcessor):
         """The sample of one step of a rollout."""
         n = len(self.outputs)
         if step == 0:
-            self._check_rollout(data_dict["y"])
+            self.check_rollout()
+            if data_dict["y"].shape[1] % n:
+                raise InputError(
+                    f"y of shape {tuple(data_dict['y'].shape)}; expected the channels {list(self.outputs)} "
+                    "for each step"
+                )
             self._known, self._ahead = (data_dict[name].to(self.device) for name in ("x", "y"))
         if self._known is None or self._ahead is None:
             raise InputError(f"step={step} without a step 0; a rollout begins there")
@@ -188,7 +193,7 @@ class FieldProcessor(DataProcessor):
             return None
         return {**data_dict, "x": self._known, "y": self._ahead[:, step * n : (step + 1) * n]}
 
-    def _check_rollout(self, y: Tensor) -> None:
+    def check_rollout(self) -> None:
         """Refuse a rollout in which a step's output is not all that changes in the next one's input."""
         variables = [label.rpartition("@")[0] for label in self.outputs]
         known = [label.rpartition("@")[0] for label in self.inputs if "@" in label]
@@ -198,10 +203,26 @@ class FieldProcessor(DataProcessor):
                 f"a rollout from {list(self.inputs)} to {list(self.outputs)}; expected one step out, "
                 "window=(steps_in, 1), of all variables that vary in time"
             )
-        if y.shape[1] % len(variables):
-            raise InputError(
-                f"y of shape {tuple(y.shape)}; expected the channels {list(self.outputs)} for each step"
-            )
+
+    def next_known(self, known: Tensor, later: Tensor) -> Tensor:
+        """The input of the next step of a rollout: the first known time goes, that of the output comes.
+
+        Parameters
+        ----------
+        known : Tensor
+            The input of this step, in units, ``(batch, in_channels, *grid)``.
+        later : Tensor
+            Its output, in units, ``(batch, out_channels, *grid)``.
+
+        Examples
+        --------
+        >>> unit = {"mean": 0.0, "std": 1.0}
+        >>> processor = FieldProcessor({"force": unit, "w@-1": unit, "w@+0": unit}, {"w@+1": unit})
+        >>> processor.next_known(torch.tensor([[[9.0], [1.0], [2.0]]]), torch.tensor([[[3.0]]])).flatten()
+        tensor([9., 2., 3.])
+        """
+        steady = sum("@" not in label for label in self.inputs)
+        return torch.cat([known[:, :steady], known[:, steady + len(self.outputs) :], later], dim=1)
 
     def postprocess(
         self, output: Tensor, data_dict: dict[str, Any], step: int | None = None
@@ -212,9 +233,7 @@ class FieldProcessor(DataProcessor):
             output = self._in_units("out", output)
         if step is not None and self._known is not None:
             later = output if not self.training else self._in_units("out", output)
-            steady = sum("@" not in label for label in self.inputs)
-            kept = self._known[:, steady + len(self.outputs) :]
-            self._known = torch.cat([self._known[:, :steady], kept, later], dim=1)
+            self._known = self.next_known(self._known, later)
         return output, data_dict
 
     def wrap(self, model: nn.Module) -> FieldProcessor:

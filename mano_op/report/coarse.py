@@ -45,6 +45,8 @@ def with_coarse(
     judged = flat(judged)
     grid, ends = store.grids[key], json.loads(judged.attrs["boundary"])
     variables = fields["variable"].values.tolist()
+    steps = judged.attrs.get("rollout", 1)
+    labels = list(ends)  # of the channels of a prediction
     x = torch.from_numpy(fields["input"].transpose("sample", "input_variable", ...).values)
     made = fields["prediction"].copy()
     inputs = [[""] * len(variables) for _ in runs]
@@ -55,7 +57,9 @@ def with_coarse(
         coarse = store.grids[trained]
         for v, variable in enumerate(variables):
             cell = judged.sel(model=model, resolution=key, variable=variable)
-            channel = predict(run, _restricted(x, grid, coarse, cell["best_dpu"].item()))[:, v : v + 1]
+            at = labels.index(variable)
+            given = _restricted(x, grid, coarse, cell["best_dpu"].item())
+            channel = predict(run, given, steps)[:, at : at + 1]
             made[m, v] = interpolate(channel, coarse, grid, ends[variable])[:, 0].numpy()
             inputs[m][v] = dpu_input(cell)
     return fields.assign(dpu=made, dpu_input=(("model", "variable"), inputs))

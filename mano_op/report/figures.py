@@ -16,6 +16,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
 from numpy.typing import NDArray
 
 from mano_op.report.style import FAINT, INK, LINES, colours, log_axis, model_handles, style
+from mano_op.transfer.rollout import steps_of
 from mano_op.transfer.series import flat, trained_on
 from mano_op.transfer.tables import metric_name
 from mano_op.transfer.verdict import DPU, percent
@@ -96,6 +97,51 @@ def _floors(axes: Axes, n: NDArray[np.float64], part: xr.Dataset) -> float:
             side = "right" if at else "left"
             axes.annotate(f"from {origin}", (n[at], floor[at]), xytext=(0, 5), ha=side, **_NOTE)
     return lowest
+
+
+def error_by_step(judged: xr.Dataset, variable: str) -> Figure:
+    """Mean error against the steps of a rollout, a panel for each resolution.
+
+    Parameters
+    ----------
+    judged : Dataset
+        The summary of a rollout.
+    variable : str
+        Without its step.
+    """
+    steps = steps_of(judged)[variable]
+    part = flat(judged).sel(variable=list(steps.values()))
+    at = np.array(list(steps))
+    keys = part["resolution"].values.tolist()
+    shown = colours(part["model"].values.tolist())
+    with style():
+        figure = Figure(figsize=(max(5.0, 2.6 * len(keys)), 3.2), layout="constrained")
+        panels = figure.subplots(1, len(keys), sharex=True, sharey=True, squeeze=False).ravel()
+        for axes, key in zip(panels, keys, strict=True):
+            for model, colour in shown.items():
+                one = part.sel(model=model, resolution=key)
+                direct, best = one.sel(predictor="direct"), one.sel(predictor=one["best_dpu"])
+                axes.plot(at, _percent(direct["mean"]), color=colour, ls=LINES["direct"])
+                axes.fill_between(
+                    at, _percent(direct["low"]), _percent(direct["high"]), color=colour, alpha=0.12, lw=0
+                )
+                if key != one["training_resolution"].item():
+                    axes.plot(at, _percent(best["mean"]), color=colour, ls=LINES["best DPU"])
+            mean = part.sel(resolution=key, predictor="mean")["mean"].isel(model=0)
+            axes.plot(at, _percent(mean), color=FAINT, ls=LINES["mean"])
+            axes.set_title(key)
+            log_axis(axes, "y")
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        figure.supxlabel("steps", fontsize=9)
+        panels[0].set_ylabel(_named(part))
+        lines = [
+            Line2D([], [], color=INK, ls=LINES["direct"], label="direct"),
+            Line2D([], [], color=INK, ls=LINES["best DPU"], label="best DPU"),
+            Line2D([], [], color=FAINT, ls=LINES["mean"], label="mean field"),
+        ]
+        handles = [*model_handles(shown), *lines]
+        figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
+        return figure
 
 
 def error_distributions(results: xr.Dataset, judged: xr.Dataset, variable: str) -> Figure:

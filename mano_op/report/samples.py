@@ -35,7 +35,7 @@ def samples(results: xr.Dataset, judged: xr.Dataset, runs: Mapping[str, Run], st
         for variable in judged["variable"].values.tolist():
             of = results["error"].sel(resolution=key, predictor="direct", variable=variable)
             rows = best_median_worst(of.transpose("model", "sample").values)
-            fields = sample_fields(runs, store, key, list(rows.values()), split=judged.attrs["split"])
+            fields = _fields(runs, store, key, list(rows.values()), judged)
             fields = with_coarse(fields, judged, runs, store, key)
             channels = [*fields["input_variable"].values.tolist(), *fields["variable"].values.tolist()]
             names = {channel: channel + units[channel.partition("@")[0]] for channel in channels}
@@ -57,9 +57,9 @@ def samples(results: xr.Dataset, judged: xr.Dataset, runs: Mapping[str, Run], st
 def spectra_of_samples(judged: xr.Dataset, runs: Mapping[str, Run], store: FieldStore) -> list[str]:
     """For each variable the energies by wavenumber at the finest level, over some samples."""
     judged = flat(judged)
-    key, split = judged["resolution"].values.tolist()[-1], judged.attrs["split"]
+    key = judged["resolution"].values.tolist()[-1]
     rows = list(range(min(judged.attrs["samples"], _FOR_SPECTRA)))
-    fields = with_coarse(sample_fields(runs, store, key, rows, split=split), judged, runs, store, key)
+    fields = with_coarse(_fields(runs, store, key, rows, judged), judged, runs, store, key)
     homes = judged["training_resolution"].values.tolist()
     trained = {model: store.grids[home] for model, home in zip(runs, homes, strict=True)}
     return [
@@ -75,6 +75,15 @@ def spectra_of_samples(judged: xr.Dataset, runs: Mapping[str, Run], store: Field
             for variable in judged["variable"].values.tolist()
         ),
     ]
+
+
+def _fields(
+    runs: Mapping[str, Run], store: FieldStore, key: str, rows: list[int], judged: xr.Dataset
+) -> xr.Dataset:
+    """Samples with their predictions, of the variables and steps that are shown."""
+    split, steps = judged.attrs["split"], judged.attrs.get("rollout", 1)
+    fields = sample_fields(runs, store, key, rows, split=split, steps=steps)
+    return fields.sel(variable=judged["variable"].values)
 
 
 def _trained_at(judged: xr.Dataset, key: str) -> str:

@@ -13,6 +13,7 @@ from mano_op.machine import machine
 from mano_op.report.figures import (
     cost_and_error,
     error_by_resolution,
+    error_by_step,
     error_distributions,
     training_history,
     transfer_matrix,
@@ -21,6 +22,7 @@ from mano_op.report.page import definitions, figure, heading, html_table, paragr
 from mano_op.report.style import data_uri
 from mano_op.runs import Run
 from mano_op.transfer.entries import Entry
+from mano_op.transfer.rollout import steps_of
 from mano_op.transfer.series import flat, series_of
 from mano_op.transfer.tables import header, metric_header, metric_name, metric_rows, notes, table_rows
 
@@ -99,6 +101,28 @@ def errors(results: xr.Dataset, judged: xr.Dataset) -> list[str]:
             ),
         ]
     return parts
+
+
+def rollout(judged: xr.Dataset) -> list[str]:
+    """For each variable of a rollout its errors by step; nothing where nothing is stepped."""
+    steps = steps_of(judged)
+    if not steps:
+        return []
+    named = metric_name(judged.attrs["metric"])
+    return [
+        heading("Rollout"),
+        paragraph(
+            "Each step but the first starts from the predictions before it. Sentences, tables and pictures "
+            "are of the first, the middle and the last step; results.csv and results.nc have all."
+        ),
+        *(
+            figure(
+                data_uri(error_by_step(judged, variable), "svg"),
+                f"Mean {named} error of {variable} by step. Bands are 95 % intervals.",
+            )
+            for variable in steps
+        ),
+    ]
 
 
 def costs(judged: xr.Dataset) -> list[str]:

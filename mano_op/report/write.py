@@ -15,6 +15,7 @@ from mano_op.report.page import page, paragraph
 from mano_op.report.samples import samples, spectra_of_samples
 from mano_op.runs import Run
 from mano_op.transfer.entries import Entry, Models, entries_of, first_of_each
+from mano_op.transfer.rollout import shown_steps
 from mano_op.transfer.saved import netcdf_bytes
 from mano_op.transfer.series import series_of
 from mano_op.transfer.tables import csv_text, json_text
@@ -128,11 +129,13 @@ def _page(
     entries: Sequence[Entry],
     store: FieldStore,
 ) -> str:
+    every_step, results, judged = judged, shown_steps(results), shown_steps(judged)
     return page(
         title,
         [
             *sections.findings(judged, store),
             *sections.errors(results, judged),
+            *sections.rollout(every_step),
             *spectra_of_samples(judged, runs, store),
             *samples(results, judged, runs, store),
             *sections.costs(judged),

@@ -27,7 +27,14 @@ from mano_op.grid import Grid
 from mano_op.resample import nests
 from mano_op.transfer.entries import Entry, Models, entries_of, places
 from mano_op.transfer.metrics import METRICS, all_metrics
-from mano_op.transfer.predict import Cost, cost_on, sample_numbers, timed_predict
+from mano_op.transfer.predict import (
+    Cost,
+    cost_on,
+    group_numbers,
+    sample_numbers,
+    timed_predict,
+    times_of,
+)
 from mano_op.transfer.predictors import PREDICTORS, Ends, by_predictor, exact_outputs, known_ends
 
 DIMS = ("model", "train_resolution", "seed", "resolution", "predictor", "metric", "variable", "sample")
@@ -42,6 +49,7 @@ def evaluate_transfer(
     *,
     split: str = "test",
     batch_size: int = 50,
+    rollout: int = 1,
     boundary: Mapping[str, Boundary | None] | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
@@ -69,6 +77,10 @@ def evaluate_transfer(
     split : str
     batch_size : int
         Samples at a time; memory is for these alone.
+    rollout : int
+        Of models that step on in time (trained with ``window=(steps_in, 1)``): how many steps to take, each
+        but the first from the predictions before it. The variables of the results are then those of each
+        step, "vorticity@+1" to "vorticity@+20"; by way of the training grid all steps are taken there.
     boundary : mapping, optional
         For the interpolation, known values of outputs at the ends of axes, in place of those that the store
         states (`Variable.boundary_value`): ``{"pressure": {"y": (0.0, None)}}``, None for no known value.
@@ -81,17 +93,20 @@ def evaluate_transfer(
         ``error`` with dimensions ``(model, train_resolution, seed, resolution, predictor, metric, variable,
         sample)``, resolutions coarsest first. What was not given is NaN there, and False in ``present``
         (model, train_resolution, seed); ``defined`` (resolution, predictor, metric) says which errors there
-        can be. By model, train_resolution and seed ``parameters`` and ``training_flops``, those of one sample
-        on the home grid, and for each resolution ``flops``, ``peak_bytes`` (`mano_op.memory.peak_bytes`) and
-        ``seconds_per_sample`` of direct inference, the last the best of some batches and indicative only.
+        can be. ``group`` (sample) is the store's number of a sample: windows of times of one sample have one
+        group, and are not independent. By model, train_resolution and seed ``parameters`` and
+        ``training_flops``, those of one step of one sample on the home grid, and for each resolution
+        ``flops``, ``peak_bytes`` (`mano_op.memory.peak_bytes`) and ``seconds_per_sample`` of direct
+        inference, the last of all steps, the best of some batches and indicative only.
         By model, train_resolution and resolution ``restriction``, "injection" or "nearest": what
         ``dpu_injection`` did; ``home`` and ``home_points`` say by way of which level.
 
     Raises
     ------
     InputError
-        Before any sample is predicted, if a level, split or variable is missing, two runs have one place, or
-        a model cannot predict on one of the grids.
+        Before any sample is predicted, if a level, split or variable is missing, two runs have one place,
+        a model cannot predict on one of the grids, or a rollout is asked for that models or store have not
+        the times for.
 
     Examples
     --------
@@ -119,9 +134,12 @@ def evaluate_transfer(
     store = store if isinstance(store, FieldStore) else open_store(store)
     keys = _levels(store, resolutions, split)
     grids = {key: store.grids[key] for key in keys}
-    check_whole(batch_size=batch_size)
+    check_whole(batch_size=batch_size, rollout=rollout)
     entries = entries_of(models, store)
-    times = entries[0].run.times
+    if rollout > 1:
+        for one in entries:
+            one.run.processor.check_rollout()
+    times = times_of(entries[0].run, rollout)
     first = FieldDataset(store, keys[0], split, **times, cache_bytes=0)
     ends = known_ends(store, first.channels, grids[keys[0]], boundary or {})
     costs = {
@@ -134,7 +152,7 @@ def evaluate_transfer(
     shape = tuple(len(label) for label in labels)
     errors = np.full((*shape, len(keys), len(PREDICTORS), len(METRICS), len(ends), len(first)), np.nan)
     seconds = np.full((*shape, len(keys)), np.nan)
-    for one, found, took in _judge(entries, store, split, times, grids, ends, batch_size, progress):
+    for one, found, took in _judge(entries, store, split, times, grids, ends, batch_size, rollout, progress):
         at = _place(one, labels)
         errors[at], seconds[at] = found, took
     return (
@@ -142,10 +160,12 @@ def evaluate_transfer(
         .assign_coords(
             variable=list(first.outputs),
             sample=sample_numbers(first),
+            group=("sample", group_numbers(first)),
         )
         .assign_attrs(
             title=f"Resolution transfer on {store.attrs['title']}",
             split=split,
+            rollout=rollout,
             n_dim=grids[keys[0]].n_dim,
             boundary=json.dumps(ends),
         )
@@ -236,6 +256,7 @@ def _judge(
     grids: Mapping[str, Grid],
     ends: Ends,
     batch_size: int,
+    rollout: int,
     progress: bool,
 ) -> list[tuple[Entry, NDArray[np.float64], NDArray[np.float64]]]:
     """Each entry with its errors, as ``error`` has them, and its seconds for a sample at each level."""
@@ -256,10 +277,10 @@ def _judge(
                 known: dict[tuple[str, Grid, str], NDArray[np.float64]] = {}
                 for m, one in enumerate(entries):
                     bar.set_description(f"{one.name} at {key}")
-                    direct, best = timed_predict(one.run, x, _REPEATS if b == 0 else 1)
+                    direct, best = timed_predict(one.run, x, _REPEATS if b == 0 else 1, rollout)
                     seconds[m, r] = min(seconds[m, r], best / len(direct))
                     predictions, mismatch = by_predictor(
-                        one.run, store, direct, x, exact[one.grid], grid, one.grid, ends
+                        one.run, store, direct, x, exact[one.grid], grid, one.grid, ends, rollout
                     )
                     for k, predictor in enumerate(PREDICTORS):
                         # The mean is the processor's, and so the model's, where the store has none.

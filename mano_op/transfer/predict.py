@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,23 +22,38 @@ from mano_op.memory import peak_bytes
 from mano_op.runs import Run
 
 
-def predict(run: Run, x: Tensor) -> Tensor:
-    """The prediction of a run in physical units, on the CPU; ``x`` is ``(batch, in_channels, *grid)``."""
+def predict(run: Run, x: Tensor, steps: int = 1) -> Tensor:
+    """The prediction of a run in physical units, on the CPU; ``x`` is ``(batch, in_channels, *grid)``.
+
+    With several `steps` each but the first starts from the outputs of those before, and the outputs of all
+    are the channels of the prediction, the first step's first.
+    """
     model, processor = run.model.eval(), run.processor.eval()
+    outputs: list[Tensor] = []
     with torch.inference_mode():
-        data = processor.preprocess({"x": x})
-        output, _ = processor.postprocess(model(data["x"]), data)
-    return output.cpu()
+        known = x.to(processor.device)
+        for step in range(steps):
+            if step:
+                known = processor.next_known(known, outputs[-1])
+            data = processor.preprocess({"x": known})
+            output, _ = processor.postprocess(model(data["x"]), data)
+            outputs.append(output)
+        return torch.cat(outputs, dim=1).cpu()
 
 
-def timed_predict(run: Run, x: Tensor, repeats: int) -> tuple[Tensor, float]:
+def timed_predict(run: Run, x: Tensor, repeats: int, steps: int = 1) -> tuple[Tensor, float]:
     """A prediction, and the seconds that the quickest of some repeats took."""
     best = float("inf")
     for _ in range(repeats):
         start = perf_counter()
-        predicted = predict(run, x)
+        predicted = predict(run, x, steps)
         best = min(best, perf_counter() - start)
     return predicted, best
+
+
+def times_of(run: Run, steps: int) -> dict[str, Any]:
+    """Which times of the fields a rollout of some steps is judged on, as `FieldDataset` takes them."""
+    return run.times if steps == 1 else {"window": (run.times["window"][0], steps)}
 
 
 class Cost(NamedTuple):
@@ -78,6 +93,12 @@ def sample_numbers(data: FieldDataset) -> NDArray[np.int64]:
     return data.store.layout.samples(data.key)[rows]
 
 
+def group_numbers(data: FieldDataset) -> NDArray[np.int64]:
+    """The number that the store has for each sample of a data set, windows of one sample having one."""
+    rows = data.store.layout.rows(data.key, data.split)
+    return np.repeat(data.store.layout.samples(data.key)[rows], len(data.channels.starts))
+
+
 def sample_fields(
     models: Mapping[str, Run],
     store: FieldStore,
@@ -85,6 +106,7 @@ def sample_fields(
     rows: Sequence[int],
     *,
     split: str = "test",
+    steps: int = 1,
 ) -> xr.Dataset:
     """Some samples of a split, and what each model directly predicts for them.
 
@@ -97,6 +119,8 @@ def sample_fields(
     rows : sequence of int
         Counted within the split; of windows of times, within all of these.
     split : str
+    steps : int
+        Of a rollout; see `predict`.
 
     Returns
     -------
@@ -105,9 +129,10 @@ def sample_fields(
         (model, variable, sample, *axes), with the coordinates of the grid.
     """
     key = store.key(resolution)
-    data = FieldDataset(store, key, split, **next(iter(models.values())).times, cache_bytes=0)
+    times = times_of(next(iter(models.values())), steps)
+    data = FieldDataset(store, key, split, **times, cache_bytes=0)
     batch = next(iter(DataLoader(data, batch_size=len(rows), sampler=list(rows))))
-    predictions = torch.stack([predict(run, batch["x"]) for run in models.values()])
+    predictions = torch.stack([predict(run, batch["x"], steps) for run in models.values()])
     axes = data.grid.names
     return xr.Dataset(
         {

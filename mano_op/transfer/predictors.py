@@ -53,6 +53,7 @@ def by_predictor(
     grid: Grid,
     trained: Grid,
     ends: Ends,
+    steps: int = 1,
 ) -> tuple[dict[str, Tensor], Tensor]:
     r"""What each of `PREDICTORS` makes of a batch, and how far the model is from commuting with refinement.
 
@@ -78,6 +79,8 @@ def by_predictor(
     grid, trained : Grid
     ends : mapping
         For each output channel, in order, its known boundary values.
+    steps : int
+        Of a rollout, whose outputs are the channels; by way of the training grid all of its steps are there.
 
     Returns
     -------
@@ -89,7 +92,7 @@ def by_predictor(
 
     def coarse(given: Tensor) -> Tensor:
         # On the training grid nothing is restricted, and the prediction is the one that is there.
-        return direct if given is x else predict(run, given)
+        return direct if given is x else predict(run, given, steps)
 
     injected = coarse(restrict(x, grid, trained, "injection"))
     nested = nests(grid, trained)
@@ -100,11 +103,12 @@ def by_predictor(
         return interpolate_outputs(outputs, trained, grid, ends)
 
     # What the processor makes of zero is its mean, or under a transform what that is the mean of.
-    zero, _ = run.processor.postprocess(torch.zeros(1, len(ends), 1, device=run.processor.device), {})
+    channels = len(run.processor.outputs)
+    zero, _ = run.processor.postprocess(torch.zeros(1, channels, 1, device=run.processor.device), {})
     means = torch.tensor(
         [
             store.statistics.get(label.partition("@")[0], {"mean": middle})["mean"]  # "@" tells the time
-            for label, middle in zip(ends, zero.flatten().tolist(), strict=True)
+            for label, middle in zip(ends, zero.flatten().tolist() * steps, strict=True)
         ]
     )
     predictions = {

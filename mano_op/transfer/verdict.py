@@ -68,8 +68,9 @@ def summary(
     these very models; what another seed would do, only the spread over the seeds can tell, which is beside.
 
     Direct inference is compared with the best of the DPU predictors and with the mean field, by the
-    bootstrap of the paired differences of their mean errors. The best DPU is picked on the same samples,
-    so what luck there is in it is on its side. With e the mean errors,
+    bootstrap of the paired differences of their mean errors. Where results have a ``group`` (sample), whole
+    groups are drawn: windows of one flow are not independent samples. The best DPU is picked on the same
+    samples, so what luck there is in it is on its side. With e the mean errors,
 
     .. math:: \text{skill} = 1 - e_\text{direct} / e_\text{best DPU}, \qquad
         \text{growth} = e_\text{direct} / e_\text{direct at home}
@@ -80,7 +81,7 @@ def summary(
     verdict                where
     =====================  ==========================================================================
     "not finite"           an error of direct inference or of the best DPU is NaN or infinite
-    "few"                  there are fewer than 10 samples
+    "few"                  there are fewer than 10 independent samples
     "no better than mean"  the direct error is not below that of the mean field, up to rounding
     "training"             at the home level, where direct inference and DPU are one prediction
     "worse"                the interval of the skill lies below 0
@@ -115,7 +116,7 @@ def summary(
     Raises
     ------
     InputError
-        If there is no sample, or no such metric.
+        If there is no sample, or no such metric, or groups differ in size.
     """
     metrics = results["metric"].values.tolist()
     if metric not in metrics:
@@ -130,13 +131,16 @@ def summary(
         for one in every
     ]
     made = _dense(parts, every, results)
+    independent = len(np.unique(groups_of(results)))
     made.attrs = {
         **results.attrs,
         "metric": metric,
         "samples": results.sizes["sample"],
+        "independent": independent,
         "variables": results.sizes["variable"],
-        "interval": f"{100 * CONFIDENCE:g} % percentile bootstrap over samples, {resamples} draws, "
-        f"seed {seed}",
+        "interval": f"{100 * CONFIDENCE:g} % percentile bootstrap over "
+        f"{'samples' if independent == results.sizes['sample'] else f'{independent} groups of samples'}, "
+        f"{resamples} draws, seed {seed}",
     }
     places = ("model", "train_resolution", "resolution", "variable")
     verdicts, sentences = (np.full([made.sizes[name] for name in places], "", dtype=object) for _ in range(2))
@@ -162,7 +166,7 @@ def _numbers(one: xr.Dataset, metric: str, resamples: int, seed: int) -> xr.Data
     with np.errstate(invalid="ignore", divide="ignore"):  # infinities: they stay visible as inf and NaN
         errors = by_seed.mean(axis=0)
         means, seeds = errors.mean(axis=-1), by_seed.mean(axis=-1)
-        draws = bootstrap_means(errors, resamples=resamples, seed=seed)
+        draws = bootstrap_means(_by_group(errors, groups_of(one)), resamples=resamples, seed=seed)
         low, high = np.quantile(draws, _tails(), axis=0)
         direct = predictors.index("direct")
         trained = one["resolution"].values == one["home"].item()
@@ -201,6 +205,22 @@ def _numbers(one: xr.Dataset, metric: str, resamples: int, seed: int) -> xr.Data
         for end, values in zip(("", "_low", "_high"), compared, strict=True):
             made[f"{name}{end}"] = pair, values
     return made
+
+
+def groups_of(results: xr.Dataset) -> NDArray[np.int64]:
+    """Which of the samples belong together; each is a group of its own if the results do not say."""
+    groups = results["group"].values if "group" in results.coords else np.arange(results.sizes["sample"])
+    return np.asarray(groups)
+
+
+def _by_group(errors: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The mean of each group, whose sizes are equal, along the last axis."""
+    _, index, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    if len(set(sizes.tolist())) > 1:
+        raise InputError(f"groups of {sorted(set(sizes.tolist()))} samples; expected all of one size")
+    order = np.argsort(index, kind="stable")
+    means: NDArray[np.float64] = errors[..., order].reshape(*errors.shape[:-1], len(sizes), -1).mean(axis=-1)
+    return means
 
 
 def _dense(parts: list[xr.Dataset], every: list[Series], results: xr.Dataset) -> xr.Dataset:
@@ -303,10 +323,10 @@ def _judge(
     who += f", {seeds} seeds" if seeds > 1 else ""
     n = about["samples"] * seeds
     if key == cell["home"].item():
-        verdict, found = _at_training(cell, n, about["samples"])
+        verdict, found = _at_training(cell, n, about["independent"])
         where = "trained" if key == one.train_resolution else "trained most"
         return verdict, f"{who}, where it was {where}: {found}."
-    verdict, found = _away(cell, n, about["samples"])
+    verdict, found = _away(cell, n, about["independent"])
     return verdict, f"{who}: {found}{_trained_elsewhere(judged, one, key, variable)}."
 
 
