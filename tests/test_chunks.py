@@ -35,7 +35,7 @@ def with_gradients(q, k, v, bias, **options):
 
 
 def whole(*given, **options):
-    with patch.object(window, "can_attend_in_chunks", lambda q: False):
+    with patch.object(window, "on_cpu_eagerly", lambda q: False):
         return with_gradients(*given, **options)
 
 

@@ -24,6 +24,7 @@ problems.draws          data    numpy
 data.sampler            data    numpy torch
 data.moments            data    numpy
 layers.tiling           model   numpy
+layers.eager            model   torch
 layers.native           model
 layers.native.library   model
 
@@ -34,6 +35,7 @@ layers.whole            model   numpy torch einops
 resample                base    numpy scipy torch
 data.importers.lazy     data    numpy dask h5py
 layers.chunks           model   torch
+layers.points           model   torch
 layers.anchors          model   numpy torch
 layers.pyramid          model   torch
 problems.random_field   data    numpy

@@ -335,7 +335,7 @@ def test_torchs_own_kernel_gives_the_same(case, most_heads, monkeypatch):
         return whole._kernel_attention(*given, most_heads)
 
     monkeypatch.setattr(whole, "_softmax_attention", by_kernel)
-    monkeypatch.setattr(module, "can_attend_in_chunks", lambda q: False)
+    monkeypatch.setattr(module, "on_cpu_eagerly", lambda q: False)
     found = attend(*inputs, case, bias)
     assert used
     assert_same(found, expected)
@@ -370,7 +370,7 @@ def test_what_is_kept_from_inference_and_from_fake_tensors_serves_training():
         attend(*fake, case)
     with torch.inference_mode():
         first = attend(*inputs, case)
-    with patch.object(module, "can_attend_in_chunks", lambda q: False):  # which saves indices
+    with patch.object(module, "on_cpu_eagerly", lambda q: False):  # which saves indices
         again = attend(*inputs, case)
         assert_same(again, first.clone())
         assert all(gradient.isfinite().all() for gradient in gradients(again, inputs))

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from einops import rearrange
 from torch import Tensor, nn
 
+from mano_op.layers.eager import is_only
+from mano_op.layers.points import Hidden, linear_maps
 from mano_op.layers.window import window_attention
 
 
@@ -61,12 +63,12 @@ class WindowAttention(nn.Module):
         and the result is on their grid; `queries_at` says where they are, see
         `mano_op.layers.window.window_attention`.
         """
-        inner = self.qkv.weight.shape[0] // 3
+        of_q, of_k, of_v = self.qkv.weight.chunk(3)
         if queries is None:
-            q, k, v = self._heads(x, self.qkv.weight)
+            q, k, v = self._heads(x, of_q, of_k, of_v)
         else:
-            k, v = self._heads(x, self.qkv.weight[inner:])
-            (q,) = self._heads(queries, self.qkv.weight[:inner])
+            k, v = self._heads(x, of_k, of_v)
+            (q,) = self._heads(queries, of_q)
         out = window_attention(
             q,
             k,
@@ -80,12 +82,18 @@ class WindowAttention(nn.Module):
         )
         return rearrange(self.out(rearrange(out, "b h ... d -> b ... (h d)")), "b ... c -> b c ...")
 
-    def _heads(self, x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    def _heads(self, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         """Projections of the points' features, each ``(batch, heads, *grid, head_dim)``."""
-        tokens = self.norm2(self.norm1(rearrange(x, "b c ... -> b ... c")))
-        each = weight.shape[0] * 3 // self.qkv.weight.shape[0]
-        projected = nn.functional.linear(tokens, weight)
-        return tuple(rearrange(projected, "b ... (t h d) -> t b h ... d", t=each, h=self.n_heads))
+        tokens = rearrange(x, "b c ... -> b ... c")
+        norms = [norm for norm in (self.norm1, self.norm2) if isinstance(norm, nn.LayerNorm)]
+        if all(is_only(norm, nn.LayerNorm, nn.Identity) for norm in (self.norm1, self.norm2)):
+            normalised = Hidden(tuple(norm.eps for norm in norms))
+            parameters = [t for norm in norms for t in (norm.weight, norm.bias)]
+            projected = linear_maps(tokens, normalised, parameters, [(weight, None) for weight in weights])
+        else:
+            tokens = self.norm2(self.norm1(tokens))
+            projected = tuple(nn.functional.linear(tokens, weight) for weight in weights)
+        return tuple(rearrange(t, "b ... (h d) -> b h ... d", h=self.n_heads) for t in projected)
 
     def extra_repr(self) -> str:
         """What `print(layer)` shows."""

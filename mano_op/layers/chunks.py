@@ -32,16 +32,6 @@ from mano_op.layers.whole import Rows, attend_whole
 _SCORES = 2**17
 
 
-def can_attend_in_chunks(q: Tensor) -> bool:
-    """Whether `attend_in_chunks` may be used: on a CPU, where nothing traces or transforms the code."""
-    return (
-        q.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
-        and not torch._C._are_functorch_transforms_active()
-    )
-
-
 def attend_in_chunks(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:
     """The attention of the windows of one tiling, each result put back in its place.
 

@@ -32,7 +32,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mano_op.errors import InputError
-from mano_op.layers.chunks import attend_in_chunks, can_attend_in_chunks
+from mano_op.layers.chunks import attend_in_chunks
+from mano_op.layers.eager import on_cpu_eagerly
 from mano_op.layers.native.window import attend_natively, can_attend_natively
 from mano_op.layers.tiling import Tiling, cut, placed_tilings, tilings
 from mano_op.layers.whole import Rows, attend_whole
@@ -157,7 +158,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, h
     """
     if can_attend_natively(q):
         return attend_natively(q, k, v, table, rows, heads)
-    if can_attend_in_chunks(q):
+    if on_cpu_eagerly(q):
         return attend_in_chunks(q, k, v, table, rows, heads)
     return attend_whole(q, k, v, table, rows, heads)
 

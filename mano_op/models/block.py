@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from mano_op.errors import InputError
 from mano_op.layers.anchors import Anchoring
+from mano_op.layers.eager import is_only
 from mano_op.layers.multipole import MultipoleAttention
+from mano_op.layers.points import Hidden, linear_maps
 
 NonLinearity = Literal["gelu", "relu", "silu", "tanh"]
 _NON_LINEARITIES: dict[str, type[nn.Module]] = {
@@ -65,9 +67,23 @@ class Mlp(nn.Module):
         self.act = _NON_LINEARITIES[non_linearity]()
         self.fc2 = nn.Linear(hidden_channels, out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(batch, in_channels, *grid)`` to ``(batch, out_channels, *grid)``."""
-        out = self.fc2(self.act(self.fc1(self.norm(rearrange(x, "b c ... -> b ... c")))))
+    def forward(self, x: Tensor, before: nn.LayerNorm | None = None, *, residual: bool = False) -> Tensor:
+        """Map ``(batch, in_channels, *grid)`` to ``(batch, out_channels, *grid)``.
+
+        With `before` that norm comes first; with `residual` the input is added to the result.
+        """
+        tokens = rearrange(x, "b c ... -> b ... c")
+        norms = [norm for norm in (before, self.norm) if isinstance(norm, nn.LayerNorm)]
+        parts = (*norms, self.fc1, self.act, self.fc2)
+        if all(is_only(part, nn.LayerNorm, nn.Linear, *_NON_LINEARITIES.values()) for part in parts):
+            hidden = Hidden(tuple(norm.eps for norm in norms), self.act)
+            parameters: list[Tensor] = [t for norm in norms for t in (norm.weight, norm.bias)]
+            parameters += [self.fc1.weight, self.fc1.bias]
+            of_fc2 = self.fc2.weight, self.fc2.bias
+            (out,) = linear_maps(tokens, hidden, parameters, [of_fc2], residual=residual)
+        else:
+            out = self.fc2(self.act(self.fc1(self.norm(tokens if before is None else before(tokens)))))
+            out = tokens + out if residual else out
         return rearrange(out, "b ... c -> b c ...")
 
 
@@ -80,8 +96,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(batch, channels, *grid)`` to the same shape."""
-        x = x + self.attention(x)
-        return x + self.mlp(x)
+        out: Tensor = self.mlp(x + self.attention(x), residual=True)
+        return out
 
     def anchored(
         self, anchors: Tensor, fine: Tensor | None, place: Anchoring
@@ -97,6 +113,5 @@ class Block(nn.Module):
         added, coarse = self.attention.on_reference(anchors)
         if fine is not None:
             fine = fine + self.attention.between(fine, anchors, coarse, place)
-            fine = fine + self.mlp(fine)
-        anchors = anchors + added
-        return anchors + self.mlp(anchors), fine
+            fine = self.mlp(fine, residual=True)
+        return self.mlp(anchors + added, residual=True), fine

@@ -129,8 +129,7 @@ class GridModel(BaseModel, name="_grid_model"):
         return rearrange(self.lifting(rearrange(x, "b c ... -> b ... c")), "b ... c -> b c ...")
 
     def _project(self, x: Tensor) -> Tensor:
-        x = rearrange(self.norm(rearrange(x, "b c ... -> b ... c")), "b ... c -> b c ...")
-        out: Tensor = self.projection(x)
+        out: Tensor = self.projection(x, before=self.norm)
         return out
 
     def _check_input(self, x: Tensor) -> None:

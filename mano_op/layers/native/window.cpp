@@ -2,14 +2,15 @@
 // first cache. See mano_op/layers/native/window.py, which calls it, and mano_op/layers/chunks.py for the formulas.
 //
 // Scores are added to by a table, and the softmax is over keys. Forward, a vector holds 16 queries of one key;
-// backward, 16 keys of one query, so that sums over queries need no shuffling. Rows of points are strided,
-// channels are not.
+// backward, 16 keys of one query, so that sums over queries need no shuffling, and for sums over keys the
+// gradients of 16 x 16 scores are transposed. Rows of points are strided, channels are not.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -30,12 +31,30 @@ inline Vec all(float x) { return Vec{} + x; }
 
 inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 
-inline float sum(Vec v) {
-    float x[LANES];
-    std::memcpy(x, &v, sizeof v);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) x[i] += x[i + half];
-    return x[0];
+// Of two rows the blocks of S columns that belong in the upper, and those that belong in the lower, of a matrix
+// whose 2 x 2 blocks of S x S are transposed.
+template <int S, int... L> inline void swap_blocks(Vec &a, Vec &b, std::integer_sequence<int, L...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+    const Vec upper = __builtin_shufflevector(a, b, ((L & S) ? LANES + L - S : L)...);
+    b = __builtin_shufflevector(a, b, ((L & S) ? LANES + L : L + S)...);
+#else
+    const Vec upper = __builtin_shuffle(a, b, Int{((L & S) ? LANES + L - S : L)...});
+    b = __builtin_shuffle(a, b, Int{((L & S) ? LANES + L : L + S)...});
+#endif
+    a = upper;
+}
+
+template <int S> inline void transpose_blocks(Vec *m) {
+    for (int i = 0; i < LANES; i++)
+        if (!(i & S)) swap_blocks<S>(m[i], m[i + S], std::make_integer_sequence<int, LANES>());
+}
+
+// A matrix of 16 rows, in place. What is not used of the result is not computed, as all of this is inlined.
+inline __attribute__((always_inline)) void transpose(Vec *m) {
+    transpose_blocks<8>(m);
+    transpose_blocks<4>(m);
+    transpose_blocks<2>(m);
+    transpose_blocks<1>(m);
 }
 
 // e^x for x <= 0, to about one unit in the last place: 2^n e^r with |r| <= ln(2) / 2. Below the smallest normal
@@ -64,6 +83,54 @@ struct Tokens {
     int64_t batch_stride, row_stride;
     const float *row(int64_t b, int64_t i) const { return data + b * batch_stride + i * row_stride; }
 };
+
+// The channels of a head as vectors of 16 points, of which there may be fewer; the others are 0.
+template <int D> inline void columns(const Tokens &t, int64_t b, const int32_t *rows, int n, int64_t first, int d, Vec *to) {
+    if constexpr (D > 0 && D <= LANES) {
+        Vec m[LANES];
+        for (int i = 0; i < LANES; i++) {
+            m[i] = Vec{};
+            if (i < n) std::memcpy(&m[i], t.row(b, rows[i]) + first, D * sizeof(float));
+        }
+        transpose(m);
+        for (int c = 0; c < D; c++) to[c] = m[c];
+    } else {
+        for (int c = 0; c < d; c++) {
+            float lanes[LANES] = {};
+            for (int i = 0; i < n; i++) lanes[i] = t.row(b, rows[i])[first + c];
+            to[c] = load(lanes);
+        }
+    }
+}
+
+// The way back: what belongs to 16 points, or the n first of them, given to `use` as a row of channels each.
+template <int D, class Function> inline void each_row(const Vec *from, int n, int d, float *scratch, Function use) {
+    if constexpr (D > 0 && D <= LANES) {
+        Vec m[LANES];
+        for (int c = 0; c < LANES; c++) m[c] = c < D ? from[c] : Vec{};
+        transpose(m);
+        for (int i = 0; i < LANES; i++) store(scratch + i * LANES, m[i]);
+        for (int i = 0; i < n; i++) use(i, scratch + i * LANES);
+    } else {
+        for (int c = 0; c < d; c++) store(scratch + c * LANES, from[c]);
+        std::vector<float> row(d);
+        for (int i = 0; i < n; i++) {
+            for (int c = 0; c < d; c++) row[c] = scratch[c * LANES + i];
+            use(i, row.data());
+        }
+    }
+}
+
+// Add channels to a row. What is read is read first: the compiler cannot know that the two do not overlap.
+template <int D> inline void add(float *row, const float *part, int d, float factor = 1.0f) {
+    if constexpr (D > 0) {
+        float sum[D];
+        for (int c = 0; c < D; c++) sum[c] = row[c] + factor * part[c];
+        std::memcpy(row, sum, sizeof sum);
+    } else {
+        for (int c = 0; c < d; c++) row[c] += factor * part[c];
+    }
+}
 
 // Share tasks 0 ... n - 1 among threads, each a run of them: work(thread, first, last).
 template <class Function> void in_parallel(int64_t n, int64_t threads, Function work) {
@@ -96,10 +163,10 @@ struct Problem {
 namespace {
 
 template <int D> void forward_of(const Problem &a, float *out, float *stats) {
-    const int d = D ? D : static_cast<int>(a.head_dim);
-    const int64_t channels = a.heads * d;
+    const int64_t channels = a.heads * a.head_dim;
     in_parallel(a.batch * a.windows, a.threads, [=](int64_t, int64_t first, int64_t last) {
-        std::vector<float> lanes(d * LANES);
+        const int d = D ? D : static_cast<int>(a.head_dim);
+        std::vector<float> lanes(std::max(d, LANES) * LANES);
         std::vector<Vec> scores(a.n_keys), scratch(2 * d);
         for (int64_t task = first; task < last; task++) {
             const int64_t b = task / a.windows, w = task % a.windows;
@@ -111,14 +178,10 @@ template <int D> void forward_of(const Problem &a, float *out, float *stats) {
                 float *stat = stats + ((b * a.windows + w) * a.heads + h) * 2 * a.padded_queries;
                 for (int64_t i0 = 0; i0 < a.n_queries; i0 += LANES) {
                     const int here = static_cast<int>(std::min<int64_t>(LANES, a.n_queries - i0));
-                    std::fill(lanes.begin(), lanes.end(), 0.0f);
-                    for (int i = 0; i < here; i++) {
-                        const float *row = a.q.row(b, rows[i0 + i]) + h * d;
-                        for (int c = 0; c < d; c++) lanes[c * LANES + i] = row[c] * a.scale;
-                    }
                     Vec local[2 * (D ? D : 1)];
                     Vec *q = D ? local : scratch.data(), *o = q + d;
-                    for (int c = 0; c < d; c++) q[c] = load(&lanes[c * LANES]), o[c] = Vec{};
+                    columns<D>(a.q, b, rows + i0, here, h * d, d, q);
+                    for (int c = 0; c < d; c++) q[c] *= a.scale, o[c] = Vec{};
                     Vec most = all(-INFINITY), total{};
                     for (int64_t j = 0; j < a.n_keys; j++) {
                         const float *key = a.k.row(b, key_rows[j]) + h * d;
@@ -137,12 +200,12 @@ template <int D> void forward_of(const Problem &a, float *out, float *stats) {
                     const Vec inverse = 1.0f / total;
                     store(stat + i0, most);
                     store(stat + a.padded_queries + i0, inverse);
-                    for (int c = 0; c < d; c++) store(&lanes[c * LANES], o[c] * inverse);
-                    for (int i = 0; i < here; i++) {
-                        if (a.taken && !a.taken[w * a.n_queries + i0 + i]) continue;
+                    for (int c = 0; c < d; c++) o[c] *= inverse;
+                    each_row<D>(o, here, d, lanes.data(), [&](int i, const float *result) {
+                        if (a.taken && !a.taken[w * a.n_queries + i0 + i]) return;
                         float *row = out + (b * a.points + rows[i0 + i]) * channels + h * d;
-                        for (int c = 0; c < d; c++) row[c] = lanes[c * LANES + i];
-                    }
+                        std::memcpy(row, result, (D ? D : d) * sizeof(float));
+                    });
                 }
             }
         }
@@ -152,14 +215,15 @@ template <int D> void forward_of(const Problem &a, float *out, float *stats) {
 template <int D>
 void backward_of(const Problem &a, const Tokens grad, const Tokens out, const float *stats, float *dq, float *dk,
                  float *dv, float *dtable, int64_t tables) {
-    const int d = D ? D : static_cast<int>(a.head_dim);
-    const int64_t channels = a.heads * d, blocks = a.padded_keys / LANES;
+    const int64_t channels = a.heads * a.head_dim, blocks = a.padded_keys / LANES, groups = a.padded_queries / LANES;
     // Samples never meet, but for the table's gradient, of which each thread then has its own; nor do heads.
     const bool by_sample = tables > 0;
     in_parallel(by_sample ? a.batch : a.heads, by_sample ? tables : a.threads, [=](int64_t thread, int64_t first, int64_t last) {
-        std::vector<float> k_t(d * a.padded_keys), v_t(d * a.padded_keys), dk_t(d * a.padded_keys),
-            dv_t(d * a.padded_keys), query(a.n_queries * d), gradient(a.n_queries * d), delta(a.n_queries);
-        std::vector<Vec> dq_t(a.n_queries * d), scratch(4 * d);
+        const int d = D ? D : static_cast<int>(a.head_dim);
+        std::vector<float> query(a.n_queries * d), gradient(a.n_queries * d), delta(a.n_queries),
+            lanes(std::max(d, LANES) * LANES);
+        // Of queries in vectors: their gradients, and, a row of keys after the other, those of the scores.
+        std::vector<Vec> dq_t(groups * d), p_of(a.padded_queries), ds_of(a.padded_queries), scratch(4 * d);
         float *own = dtable + (by_sample ? thread : 0) * a.heads * a.n_queries * a.padded_keys;
         const int64_t b0 = by_sample ? first : 0, b1 = by_sample ? last : a.batch;
         const int64_t h0 = by_sample ? 0 : first, h1 = by_sample ? a.heads : last;
@@ -170,12 +234,6 @@ void backward_of(const Problem &a, const Tokens grad, const Tokens out, const fl
                 for (int64_t h = h0; h < h1; h++) {
                     const int64_t at = ((a.table_windows > 1 ? w : 0) * a.heads + h) * a.n_queries * a.padded_keys;
                     const float *stat = stats + ((b * a.windows + w) * a.heads + h) * 2 * a.padded_queries;
-                    std::fill(k_t.begin(), k_t.end(), 0.0f);
-                    std::fill(v_t.begin(), v_t.end(), 0.0f);
-                    for (int64_t j = 0; j < a.n_keys; j++) {
-                        const float *key = a.k.row(b, key_rows[j]) + h * d, *value = a.v.row(b, key_rows[j]) + h * d;
-                        for (int c = 0; c < d; c++) k_t[c * a.padded_keys + j] = key[c], v_t[c * a.padded_keys + j] = value[c];
-                    }
                     for (int64_t i = 0; i < a.n_queries; i++) {
                         const float *q = a.q.row(b, rows[i]) + h * d, *g = grad.row(b, rows[i]) + h * d,
                                     *o = out.row(b, rows[i]) + h * d;
@@ -189,39 +247,52 @@ void backward_of(const Problem &a, const Tokens grad, const Tokens out, const fl
                     std::fill(dq_t.begin(), dq_t.end(), Vec{});
                     for (int64_t n = 0; n < blocks; n++) {
                         const int64_t j = n * LANES;
+                        const int here = static_cast<int>(std::min<int64_t>(LANES, a.n_keys - j));
                         Vec local[4 * (D ? D : 1)];
                         Vec *k_j = D ? local : scratch.data(), *v_j = k_j + d, *dk_j = v_j + d, *dv_j = dk_j + d;
-                        for (int c = 0; c < d; c++) {
-                            k_j[c] = load(&k_t[c * a.padded_keys + j]), v_j[c] = load(&v_t[c * a.padded_keys + j]);
-                            dk_j[c] = dv_j[c] = Vec{};
-                        }
+                        columns<D>(a.k, b, key_rows + j, here, h * d, d, k_j);
+                        columns<D>(a.v, b, key_rows + j, here, h * d, d, v_j);
+                        for (int c = 0; c < d; c++) dk_j[c] = dv_j[c] = Vec{};
                         const Vec no_key = missing ? load(missing + j) : Vec{};
                         for (int64_t i = 0; i < a.n_queries; i++) {
                             const float *q = &query[i * d], *g = &gradient[i * d];
                             Vec s = load(a.table + at + i * a.padded_keys + j) + no_key, dp{};
                             for (int c = 0; c < d; c++) s += q[c] * k_j[c], dp += g[c] * v_j[c];
                             const Vec p = exponential(s - stat[i]) * stat[a.padded_queries + i], ds = p * (dp - delta[i]);
-                            for (int c = 0; c < d; c++) {
-                                dv_j[c] += g[c] * p, dk_j[c] += q[c] * ds;
-                                dq_t[i * d + c] += ds * k_j[c];
-                            }
+                            p_of[i] = p, ds_of[i] = ds;
                             float *to = own + at + i * a.padded_keys + j;
                             store(to, load(to) + ds);
                         }
-                        for (int c = 0; c < d; c++) {
-                            store(&dk_t[c * a.padded_keys + j], dk_j[c]), store(&dv_t[c * a.padded_keys + j], dv_j[c]);
+                        // On its own, so that keys and values have left the registers.
+                        for (int64_t i = 0; i < a.n_queries; i++) {
+                            const float *q = &query[i * d], *g = &gradient[i * d];
+                            for (int c = 0; c < d; c++) dv_j[c] += g[c] * p_of[i], dk_j[c] += q[c] * ds_of[i];
                         }
-                    }
-                    for (int64_t i = 0; i < a.n_queries; i++) {
-                        float *row = dq + (b * a.points + rows[i]) * channels + h * d;
-                        for (int c = 0; c < d; c++) row[c] += a.scale * sum(dq_t[i * d + c]);
-                    }
-                    for (int64_t j = 0; j < a.n_keys; j++) {
-                        const int64_t row = (b * a.key_points + key_rows[j]) * channels + h * d;
-                        for (int c = 0; c < d; c++) {
-                            dk[row + c] += dk_t[c * a.padded_keys + j];
-                            dv[row + c] += dv_t[c * a.padded_keys + j];
+                        for (int64_t group = 0; group < groups; group++) {
+                            Vec ds[LANES], local_dq[D ? D : 1];
+                            Vec *dq_i = D ? local_dq : &dq_t[group * d];
+                            for (int i = 0; i < LANES; i++) ds[i] = ds_of[group * LANES + i];
+                            transpose(ds);
+                            if (D) std::memcpy(dq_i, &dq_t[group * d], d * sizeof(Vec));
+                            for (int i = 0; i < here; i++) {
+                                const float *key = a.k.row(b, key_rows[j + i]) + h * d;
+                                for (int c = 0; c < d; c++) dq_i[c] += key[c] * ds[i];
+                            }
+                            if (D) std::memcpy(&dq_t[group * d], dq_i, d * sizeof(Vec));
                         }
+                        for (auto [from, to] : {std::pair(dk_j, dk), std::pair(dv_j, dv)})
+                            each_row<D>(from, here, d, lanes.data(), [&, to = to](int i, const float *part) {
+                                float *row = to + (b * a.key_points + key_rows[j + i]) * channels + h * d;
+                                add<D>(row, part, d);
+                            });
+                    }
+                    for (int64_t group = 0; group < groups; group++) {
+                        const int64_t i0 = group * LANES;
+                        const int here = static_cast<int>(std::min<int64_t>(LANES, a.n_queries - i0));
+                        each_row<D>(&dq_t[group * d], here, d, lanes.data(), [&](int i, const float *part) {
+                            float *row = dq + (b * a.points + rows[i0 + i]) * channels + h * d;
+                            add<D>(row, part, d, a.scale);
+                        });
                     }
                 }
             }

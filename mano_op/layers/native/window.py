@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mano_op.layers.chunks import can_attend_in_chunks, differentiable
+from mano_op.layers.chunks import differentiable
+from mano_op.layers.eager import on_cpu_eagerly
 from mano_op.layers.native.library import library
 from mano_op.layers.whole import Rows
 
@@ -21,13 +22,13 @@ _SIZES = (
 
 
 def can_attend_natively(q: Tensor) -> bool:
-    """Whether `attend_natively` may be used: where chunks may, in single precision, if there is the library.
+    """Whether `attend_natively` may be used: eagerly on a CPU, in single precision, if there is the library.
 
     Not while a mode of torch looks on at the operations, as counters of operations do.
     """
     return (
         q.dtype == torch.float32
-        and can_attend_in_chunks(q)
+        and on_cpu_eagerly(q)
         and not torch._C._len_torch_dispatch_stack()
         and library() is not None
     )

@@ -1,0 +1,199 @@
+"""Maps of points, some at a time, against the same from whole tensors."""
+
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
+
+from mano_op import MANO
+from mano_op.layers import points
+from mano_op.layers.eager import is_only, on_cpu_eagerly
+from mano_op.layers.points import Hidden, linear_maps
+from mano_op.models.block import Mlp
+
+ACTIVATIONS = [None, nn.GELU(), nn.ReLU(), nn.SiLU(), nn.Tanh()]
+
+
+def drawn(shape, channels, norms, activation, outs, bias, dtype=torch.float64):
+    """Inputs that need gradients: the points, the parameters before the maps, and the maps."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*size):
+        return torch.randn(*size, generator=generator, dtype=dtype).requires_grad_()
+
+    x = draw(*shape, channels)
+    parameters = [draw(channels) for _ in range(2 * norms)]
+    width = channels
+    if activation is not None:
+        width = 2 * channels
+        parameters += [draw(width, channels), draw(width)]
+    return x, parameters, [(draw(out, width), draw(out) if bias else None) for out in outs]
+
+
+def with_gradients(x, hidden, parameters, maps, **options):
+    inputs = [x, *parameters, *(t for pair in maps for t in pair if t is not None)]
+    inputs = [t for t in inputs if t.requires_grad]
+    found = linear_maps(x, hidden, parameters, maps, **options)
+    weights = [torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape).sin() for y in found]
+    return [*found, *torch.autograd.grad(found, inputs, weights)]
+
+
+def whole(*given, **options):
+    with patch.object(points, "on_cpu_eagerly", lambda x: False):
+        return with_gradients(*given, **options)
+
+
+def assert_same(found, exact, **within):
+    for one, other in zip(found, exact, strict=True):
+        torch.testing.assert_close(one, other, **within)
+
+
+@given(
+    shape=st.lists(st.integers(1, 6), min_size=1, max_size=3),
+    numbers=st.sampled_from([1, 7, 60, 10**6]),
+    norms=st.integers(0, 2),
+    activation=st.sampled_from(ACTIVATIONS),
+    n_maps=st.integers(1, 3),
+    bias=st.booleans(),
+    residual=st.booleans(),
+)
+def test_any_chunks_give_the_result_of_whole_tensors(
+    shape, numbers, norms, activation, n_maps, bias, residual
+):
+    channels = 4
+    outs = [channels] * n_maps if residual else [1, 4, 6][:n_maps]
+    x, parameters, maps = drawn(shape, channels, norms, activation, outs, bias)
+    given = (x, Hidden((1e-5,) * norms, activation), parameters, maps)
+    with patch.object(points, "_NUMBERS", numbers):
+        found = with_gradients(*given, residual=residual)
+    assert_same(found, whole(*given, residual=residual), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("fixed", ["x", "norm", "map", "all but the biases"])
+def test_gradients_are_for_those_who_ask(fixed):
+    x, parameters, maps = drawn((5, 7), 4, 1, nn.GELU(), [4, 3], True)
+    frozen = {
+        "x": [x], "norm": parameters[:2], "map": list(maps[0]),
+        "all but the biases": [x, *parameters, maps[0][0], maps[1][0]],
+    }[fixed]  # fmt: skip
+    for t in frozen:
+        t.requires_grad_(False)
+    given = (x, Hidden((1e-5,), nn.GELU()), parameters, maps)
+    with patch.object(points, "_NUMBERS", 30):
+        assert_same(with_gradients(*given), whole(*given), rtol=1e-9, atol=1e-10)
+
+
+def test_single_precision_is_near_double():
+    x, parameters, maps = drawn((300, 5), 8, 2, nn.SiLU(), [8, 8], True, dtype=torch.float32)
+    hidden = Hidden((1e-5, 1e-5), nn.SiLU())
+    double = [t.detach().double().requires_grad_() for t in (x, *parameters)]
+    of_maps = [tuple(t.detach().double().requires_grad_() for t in pair) for pair in maps]
+    exact = whole(double[0], hidden, double[1:], of_maps)
+    for one, other in zip(with_gradients(x, hidden, parameters, maps), exact, strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).abs().max() <= 2e-5 * other.abs().max()
+
+
+def test_gradients_have_gradients():
+    x, parameters, maps = drawn((3, 2), 2, 1, nn.Tanh(), [2], True)
+
+    def of(*inputs):
+        return linear_maps(inputs[0], Hidden((1e-5,), nn.Tanh()), inputs[1:5], [inputs[5:]], residual=True)
+
+    assert torch.autograd.gradgradcheck(of, (x, *parameters, *maps[0]))
+
+
+def test_a_changed_parameter_does_not_change_the_gradients_of_before():
+    """They are of the parameters that were given, not of what the module has by then."""
+    mlp, x = Mlp(4, 8, 4, norm=True, non_linearity="gelu"), torch.randn(2, 4, 5)
+    other = {name: torch.randn_like(p).requires_grad_() for name, p in mlp.named_parameters()}
+    found = torch.autograd.grad(
+        torch.func.functional_call(mlp, other, x).square().sum(), list(other.values())
+    )
+    mlp.load_state_dict({name: t.detach() for name, t in other.items()})
+    expected = torch.autograd.grad(mlp(x).square().sum(), list(mlp.parameters()))
+    assert_same(found, expected)
+
+
+class Doubled(nn.Linear):
+    """As an adapter would be: a linear layer of its own kind."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_modules_with_hooks_or_of_other_kinds_are_called():
+    """What stands in for them would leave out what they do."""
+    torch.manual_seed(0)
+    model = MANO(1, 1, hidden_channels=8, n_layers=1, n_heads=2, n_levels=2).eval()
+    x, seen = torch.randn(2, 1, 8, 8), []
+    before = model(x)
+    mlp, attention = model.blocks[0].mlp, model.blocks[0].attention.attention[0]
+    for part in (mlp.fc1, mlp.fc2, attention.norm1):
+        handle = part.register_forward_hook(lambda module, args, out: seen.append(module))
+        torch.testing.assert_close(model(x), before)
+        assert seen.pop() is part and not seen
+        handle.remove()
+    half = Doubled(*reversed(mlp.fc2.weight.shape))
+    half.load_state_dict({name: t / 2 for name, t in mlp.fc2.state_dict().items()})
+    mlp.fc2 = half
+    torch.testing.assert_close(model(x), before)
+    torch.manual_seed(0)
+    assert not is_only(half, nn.Linear)
+
+
+def test_where_something_looks_on_torch_does_it_all():
+    x = torch.randn(2, 3)
+    assert on_cpu_eagerly(x)
+    assert torch.func.vmap(lambda t: torch.tensor(float(on_cpu_eagerly(t))))(x).sum() == 0
+    with forward_ad.dual_level():
+        assert not on_cpu_eagerly(x)
+    assert on_cpu_eagerly(x)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # by torch itself
+def test_forward_derivatives_pass_through_the_whole_model():
+    """Of the network by its input: those of differences."""
+    torch.manual_seed(0)
+    model = MANO(1, 1, hidden_channels=8, n_layers=1, n_heads=2, n_levels=2).double().eval()
+    x, along = torch.randn(2, 1, 1, 6, 6, dtype=torch.float64)
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(model(forward_ad.make_dual(x, along))).tangent
+    step = 1e-6
+    difference = (model(x + step * along) - model(x - step * along)) / (2 * step)
+    torch.testing.assert_close(tangent, difference, rtol=1e-5, atol=1e-8)
+
+
+def test_autocast_has_its_half_precision():
+    mlp, x = Mlp(8, 16, 8, norm=True, non_linearity="gelu"), torch.randn(4, 8, 10)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = mlp(x)
+    assert found.dtype == torch.bfloat16
+    assert (found - mlp(x)).abs().max() < 0.05 * mlp(x).abs().max()
+
+
+def test_in_training_a_block_keeps_no_hidden_field():
+    """What an MLP saves for its gradients is its input and its parameters, nothing of the hidden channels."""
+    mlp = Mlp(8, 32, 8, norm=True, non_linearity="gelu")
+    x, kept = torch.randn(2, 8, 40, 40, requires_grad=True), {}
+
+    def keep(t):
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        mlp(x, residual=True)
+    parameters = sum(p.numel() * 4 for p in mlp.parameters())
+    assert sum(kept.values()) <= x.numel() * 4 + parameters
+
+
+def test_operations_are_counted_as_of_whole_tensors():
+    mlp, x = Mlp(8, 16, 8, norm=True, non_linearity="gelu"), torch.randn(2, 8, 30, 30)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        mlp(x)
+    assert counter.get_total_flops() == 2 * 2 * x[:, 0].numel() * 8 * 16
