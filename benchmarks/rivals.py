@@ -1,8 +1,8 @@
-"""Two transformers to compare MANO's cost with: one token for each point and dense attention, and shifted windows.
+"""Transformers to compare MANO's cost with: dense attention between all points, and shifted windows.
 
-Both have MANO's shape, lifting, blocks of ``x + attention(norm(x))`` and ``x + mlp(norm(x))``, projection, and
-differ in the attention alone. They work on tokens, ``(batch, *grid, channels)``, throughout, and attend by
-torch's `scaled_dot_product_attention` on views of what the projection returned. They are not trained here.
+Both have MANO's shape, lifting, blocks of ``x + attention(norm(x))`` and ``x + mlp(norm(x))``, projection,
+and differ in the attention alone. They work on tokens, ``(batch, *grid, channels)``, throughout, and attend
+by torch's `scaled_dot_product_attention` to views of what the projection returned. They are not trained here.
 """
 
 from __future__ import annotations
