@@ -46,9 +46,7 @@ def peak_bytes_of(run: Callable[[], Any], device: str | torch.device = "cpu") ->
 
     On a GPU it is what the allocator says. On a CPU, which has no such allocator, it is counted: every
     tensor that an operation returns, from then until it is freed, in the backward pass too. What operations
-    need within themselves, such as the workspace of a Fourier transform, is not seen there. Attention in
-    windows is counted in the form of `mano_op.layers.chunks`: the compiled library is not used while
-    operations are looked on at.
+    need within themselves, such as the workspace of a Fourier transform, is not seen there.
 
     Parameters
     ----------
@@ -87,6 +85,8 @@ def _counted(run: Callable[[], Any]) -> int:
 
 class _Live(TorchDispatchMode):
     """Counts the storages that operations return, until they are freed."""
+
+    only_tensors = True  # so the compiled library is used, as it is when nothing is counted
 
     def __init__(self) -> None:
         super().__init__()

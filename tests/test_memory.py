@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from mano_op.layers.native.library import library
+from mano_op.layers.window import window_attention
 from mano_op.memory import peak_bytes, peak_bytes_of
 
 
@@ -76,3 +78,25 @@ def test_counting_ends_when_the_function_fails():
     with pytest.raises(RuntimeError, match="no"):
         peak_bytes_of(failing)
     assert not torch._C._len_torch_dispatch_stack()
+
+
+@pytest.mark.skipif(library() is None, reason="there is no compiled library")
+def test_the_compiled_library_is_used_while_memory_is_counted(monkeypatch):
+    """Its tensors are counted: the result, and of the scores of each query their maximum and their sum."""
+    tokens = torch.zeros(1, 1, 16, 16, 8)
+    of_result, of_statistics = tokens.nbytes, 2 * 16 * 16 * 4
+
+    def attend():
+        window_attention(tokens, tokens, tokens, window=4)
+
+    natively = peak_bytes_of(attend)
+    monkeypatch.setenv("MANO_OP_NATIVE", "0")
+    library.cache_clear()
+    try:
+        in_chunks = peak_bytes_of(attend)
+    finally:
+        monkeypatch.undo()
+        library.cache_clear()
+    scores = 16 * 16 * 16 * 4
+    assert of_result + of_statistics < natively < of_result + of_statistics + scores
+    assert in_chunks > of_result + scores
