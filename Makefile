@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 # too; see "Limits" in the README.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test check install benchmark clean
+.PHONY: demo test check install bench benchmark clean
 
 install: $(INSTALLED)
 
@@ -37,6 +37,10 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# How fast MANO is beside other models, and beside what it was on this machine; ten minutes. See docs/performance.md.
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/speed.py --compare
 
 # The numbers of the README, from neuraloperator's files; half an hour on two cores. See benchmarks/README.md.
 #   make benchmark DATA=FOLDER_WITH_THE_PT_FILES

@@ -1,4 +1,4 @@
-"""How much memory a forward pass takes at its fullest, beside the parameters and the input."""
+"""How much memory a forward pass or a training step takes at its fullest, beside what was there before."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from torch.utils._pytree import tree_leaves
 def peak_bytes(model: nn.Module, x: Tensor) -> int:
     """The most bytes that the tensors of one forward pass hold at a time, without those there before.
 
-    On a GPU it is what the allocator says. On a CPU, which has no such allocator, it is counted: every
-    tensor that an operation returns, from then until it is freed. What operations need within
-    themselves, such as the workspace of a Fourier transform, is not seen there.
+    They are found as by `peak_bytes_of`.
 
     Parameters
     ----------
@@ -38,17 +36,44 @@ def peak_bytes(model: nn.Module, x: Tensor) -> int:
     model.eval()
     try:
         with torch.no_grad():
-            return _on_cuda(model, x) if x.is_cuda else _counted(lambda: model(x))
+            return peak_bytes_of(lambda: model(x), x.device)
     finally:
         model.train(training)
 
 
-def _on_cuda(model: nn.Module, x: Tensor) -> int:
-    before = torch.cuda.memory_allocated(x.device)
-    torch.cuda.reset_peak_memory_stats(x.device)
-    model(x)
-    torch.cuda.synchronize(x.device)
-    return int(torch.cuda.max_memory_allocated(x.device) - before)
+def peak_bytes_of(run: Callable[[], Any], device: str | torch.device = "cpu") -> int:
+    """The most bytes that tensors made by a function hold at a time, without those there before.
+
+    On a GPU it is what the allocator says. On a CPU, which has no such allocator, it is counted: every
+    tensor that an operation returns, from then until it is freed, in the backward pass too. What operations
+    need within themselves, such as the workspace of a Fourier transform, is not seen there.
+
+    Parameters
+    ----------
+    run : callable
+        Called once, without arguments.
+    device : str or torch.device
+        Where it computes.
+
+    Examples
+    --------
+    A training step keeps the hidden field for the backward pass, which needs no more at a time than its
+    gradient and the masked one:
+
+    >>> x, weight = torch.ones(1000), torch.ones(1000, requires_grad=True)
+    >>> peak_bytes_of(lambda: (x * weight).relu().sum().backward()) >= 2 * 4 * 1000
+    True
+    """
+    device = torch.device(device)
+    return _on_cuda(run, device) if device.type == "cuda" else _counted(run)
+
+
+def _on_cuda(run: Callable[[], Any], device: torch.device) -> int:
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    torch.cuda.synchronize(device)
+    return int(torch.cuda.max_memory_allocated(device) - before)
 
 
 def _counted(run: Callable[[], Any]) -> int:
@@ -60,6 +85,8 @@ def _counted(run: Callable[[], Any]) -> int:
 
 class _Live(TorchDispatchMode):
     """Counts the storages that operations return, until they are freed."""
+
+    only_tensors = True  # so the compiled library is used, as it is when nothing is counted
 
     def __init__(self) -> None:
         super().__init__()

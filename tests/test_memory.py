@@ -1,11 +1,14 @@
-"""Memory of a forward pass, counted against what can be counted by hand."""
+"""Memory of a forward pass and of a training step, counted against what can be counted by hand."""
 
 import gc
 
+import pytest
 import torch
 from torch import nn
 
-from mano_op.memory import peak_bytes
+from mano_op.layers.native.library import library
+from mano_op.layers.window import window_attention
+from mano_op.memory import peak_bytes, peak_bytes_of
 
 
 class Of(nn.Module):
@@ -47,3 +50,53 @@ def test_a_model_twice_as_large_takes_twice_as_much_and_nothing_is_held():
     assert model.training
     gc.collect()
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_training_step_is_counted_with_what_it_keeps():
+    weight = torch.ones(1000, requires_grad=True)
+
+    def step():
+        weight.grad = None
+        y = weight
+        for _ in range(10):
+            y = y.sin()  # keeps what it is given
+        y.sum().backward()
+
+    # Nine hidden fields are kept, the tenth goes with the sum; then two gradients at a time, and the cosine.
+    first = peak_bytes_of(step)
+    assert 11 * 4000 <= first <= 13 * 4000
+    assert peak_bytes_of(step) == first
+    with torch.no_grad():
+        assert peak_bytes_of(lambda: weight.sin().sin().sum()) < 3 * 4000
+
+
+def test_counting_ends_when_the_function_fails():
+    def failing():
+        torch.zeros(10)
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        peak_bytes_of(failing)
+    assert not torch._C._len_torch_dispatch_stack()
+
+
+@pytest.mark.skipif(library() is None, reason="there is no compiled library")
+def test_the_compiled_library_is_used_while_memory_is_counted(monkeypatch):
+    """Its tensors are counted: the result, and of the scores of each query their maximum and their sum."""
+    tokens = torch.zeros(1, 1, 16, 16, 8)
+    of_result, of_statistics = tokens.nbytes, 2 * 16 * 16 * 4
+
+    def attend():
+        window_attention(tokens, tokens, tokens, window=4)
+
+    natively = peak_bytes_of(attend)
+    monkeypatch.setenv("MANO_OP_NATIVE", "0")
+    library.cache_clear()
+    try:
+        in_chunks = peak_bytes_of(attend)
+    finally:
+        monkeypatch.undo()
+        library.cache_clear()
+    scores = 16 * 16 * 16 * 4
+    assert of_result + of_statistics < natively < of_result + of_statistics + scores
+    assert in_chunks > of_result + scores

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from mano_op.layers.chunks import differentiable
 from mano_op.layers.eager import on_cpu_eagerly
@@ -24,12 +25,13 @@ _SIZES = (
 def can_attend_natively(q: Tensor) -> bool:
     """Whether `attend_natively` may be used: eagerly on a CPU, in single precision, if there is the library.
 
-    Not while a mode of torch looks on at the operations, as counters of operations do.
+    Not while a mode of torch looks on at the operations, as counters of operations do. One that asks for
+    tensors alone may say so by an attribute ``only_tensors``: those the library writes to are made by torch.
     """
     return (
         q.dtype == torch.float32
         and on_cpu_eagerly(q)
-        and not torch._C._len_torch_dispatch_stack()
+        and all(getattr(mode, "only_tensors", False) for mode in _get_current_dispatch_mode_stack())
         and library() is not None
     )
 
