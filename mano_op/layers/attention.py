@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from einops import rearrange
 from torch import Tensor, nn
 
+from mano_op.errors import InputError
 from mano_op.layers.window import window_attention
 
 
@@ -61,12 +62,28 @@ class WindowAttention(nn.Module):
         and the result is on their grid; `queries_at` says where they are, see
         `mano_op.layers.window.window_attention`.
         """
-        inner = self.qkv.weight.shape[0] // 3
         if queries is None:
             q, k, v = self._heads(x, self.qkv.weight)
-        else:
-            k, v = self._heads(x, self.qkv.weight[inner:])
-            (q,) = self._heads(queries, self.qkv.weight[:inner])
+            return self._attend(q, k, v, None)
+        if queries_at is None:
+            raise InputError("there are queries without queries_at: say where they are, counted in keys")
+        return self.between(queries, *self.keys_and_values(x), queries_at)
+
+    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the points of `x` have for queries that are elsewhere, ``(batch, heads, *grid, head_dim)``."""
+        k, v = self._heads(x, self.qkv.weight[self.qkv.weight.shape[0] // 3 :])
+        return k, v
+
+    def between(
+        self, queries: Tensor, k: Tensor, v: Tensor, queries_at: Sequence[tuple[float, ...]]
+    ) -> Tensor:
+        """`forward` with `queries`, of the field whose `keys_and_values` these are."""
+        (q,) = self._heads(queries, self.qkv.weight[: self.qkv.weight.shape[0] // 3])
+        return self._attend(q, k, v, queries_at)
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, queries_at: Sequence[tuple[float, ...]] | None
+    ) -> Tensor:
         out = window_attention(
             q,
             k,

@@ -10,8 +10,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mano_op.errors import InputError
-from mano_op.layers.anchors import Anchoring
-from mano_op.layers.multipole import MultipoleAttention
+from mano_op.layers.anchors import Tile
+from mano_op.layers.multipole import MultipoleAttention, Sources
 
 NonLinearity = Literal["gelu", "relu", "silu", "tanh"]
 _NON_LINEARITIES: dict[str, type[nn.Module]] = {
@@ -83,20 +83,14 @@ class Block(nn.Module):
         x = x + self.attention(x)
         return x + self.mlp(x)
 
-    def anchored(
-        self, anchors: Tensor, fine: Tensor | None, place: Anchoring
-    ) -> tuple[Tensor, Tensor | None]:
-        """The block on the reference grid, and at the points of a finer one, if there are any.
-
-        Parameters
-        ----------
-        anchors : Tensor, ``(batch, channels, *place.reference)``
-        fine : Tensor, optional, ``(batch, channels, *place.working)``
-        place : Anchoring
-        """
+    def on_reference(self, anchors: Tensor) -> tuple[Tensor, Sources]:
+        """The block on the reference grid, and what it has there for points between the reference's."""
         added, coarse = self.attention.on_reference(anchors)
-        if fine is not None:
-            fine = fine + self.attention.between(fine, anchors, coarse, place)
-            fine = fine + self.mlp(fine)
+        sources = self.attention.sources(anchors, coarse)
         anchors = anchors + added
-        return anchors + self.mlp(anchors), fine
+        return anchors + self.mlp(anchors), sources
+
+    def between(self, x: Tensor, sources: Sources, tile: Tile) -> Tensor:
+        """The block at some points of a finer grid, ``(batch, channels, *points of the tile)``."""
+        x = x + self.attention.between(x, sources, tile)
+        return x + self.mlp(x)
