@@ -94,10 +94,14 @@ class Banded:
             start, stop = max(first, here.start), min(last, here.stop)
             if start >= stop:
                 continue
+            if stop - start < here.stop - here.start:  # which have fewer neighbours
+                dense = dense[start - here.start : stop - here.start]
+                used = np.flatnonzero(dense.any(axis=0))
+                columns, dense = used if columns is None else columns[used], dense[:, used]
             part = x
             if columns is not None:
                 part = x.index_select(dim, torch.as_tensor(columns, device=x.device))
-            weights = torch.as_tensor(dense[start - here.start : stop - here.start]).to(x)
+            weights = torch.as_tensor(dense).to(x)
             parts.append(torch.movedim(torch.movedim(part, dim, -1) @ weights.T, -1, dim))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
