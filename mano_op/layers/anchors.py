@@ -55,13 +55,13 @@ class Banded:
     Attributes
     ----------
     blocks : list of (slice, int array or None, float array)
-        For each some rows, the columns that are not 0 in all of them, None if that is every column, and what
-        the matrix has there.
+        For each some rows, the columns beyond which these are 0, None if that is every column, and what the
+        matrix has there.
 
     Examples
     --------
     >>> matrix = np.eye(300)
-    >>> banded = Banded.of((300, 300), lambda rows: matrix[rows])
+    >>> banded = Banded.of((300, 300), lambda rows: (np.arange(300)[rows], matrix[rows, rows]))
     >>> [block.shape for _, _, block in banded.blocks]
     [(128, 128), (128, 128), (44, 44)]
     >>> banded.apply(torch.arange(300.0)[None, None], 2, slice(127, 130))
@@ -71,19 +71,19 @@ class Banded:
     blocks: list[tuple[slice, NDArray[np.int64] | None, NDArray[np.float64]]]
 
     @classmethod
-    def of(cls, shape: tuple[int, int], rows_of: Callable[[slice], NDArray[np.float64]]) -> Banded:
-        """The matrix of some shape, given a function that makes some of its rows."""
+    def of(
+        cls,
+        shape: tuple[int, int],
+        some: Callable[[slice], tuple[NDArray[np.int64], NDArray[np.float64]]],
+    ) -> Banded:
+        """The matrix of some shape, given a function of some rows: columns, in order, and what is there."""
         n_rows, n_columns = shape
         step = max(1, _BLOCK * n_rows // max(n_rows, n_columns))
         blocks: list[tuple[slice, NDArray[np.int64] | None, NDArray[np.float64]]] = []
         for first in range(0, n_rows, step):
             rows = slice(first, min(first + step, n_rows))
-            dense = rows_of(rows)
-            columns = np.flatnonzero(dense.any(axis=0))
-            if len(columns) == n_columns or n_rows <= step:
-                blocks.append((rows, None, dense))
-            else:
-                blocks.append((rows, columns, dense[:, columns]))
+            columns, dense = some(rows)
+            blocks.append((rows, None if len(columns) == n_columns else columns, dense))
         return cls(blocks)
 
     def apply(self, x: Tensor, dim: int, rows: slice = slice(None)) -> Tensor:
@@ -301,7 +301,21 @@ def _averages(source: Axis, reference: Axis, at: NDArray[np.float64]) -> Banded 
         ends = [at + half for half in (-reference.spacing / 2, reference.spacing / 2)]
     else:
         ends = [np.interp(at, reference.points, bound) for bound in reference.bounds.T]
-    return Banded.of((len(at), source.n), lambda rows: source.averages(*(end[rows] for end in ends)))
+
+    def some(rows: slice) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        left, right = (end[rows] for end in ends)
+        first, last = ((place - source.points[0]) / source.spacing for place in (left.min(), right.max()))
+        columns = _columns(source, int(np.floor(first)) - 1, int(np.ceil(last)) + 1)
+        return columns, source.averages(left, right, columns)
+
+    return Banded.of((len(at), source.n), some)
+
+
+def _columns(axis: Axis, first: int, last: int) -> NDArray[np.int64]:
+    """The points of an axis from one position to another, some of which may be past its ends."""
+    if axis.periodic:
+        return np.unique(np.arange(first, min(last, first + axis.n - 1) + 1) % axis.n)
+    return np.arange(max(first, 0), min(last, axis.n - 1) + 1)
 
 
 def _lagrange(source: Axis, target: Axis, points: int) -> Banded | None:
@@ -317,17 +331,20 @@ def _lagrange(source: Axis, target: Axis, points: int) -> Banded | None:
     if not source.periodic:
         at = at.clip(0, n - 1)
 
-    def rows_of(rows: slice) -> NDArray[np.float64]:
-        matrix = np.zeros((len(at[rows]), n))
-        for row, y in zip(matrix, at[rows], strict=True):
-            near = np.arange(int(np.floor(y)) - half + 1, int(np.floor(y)) + half + 1)
-            if not source.periodic:
-                near = near[(near >= 0) & (near < n)]
-            elif n < points:
-                near = near[:n]
-            for i in near:
-                others = near[near != i]
-                row[i % n] += np.prod((y - others) / (i - others))
-        return matrix
+    def some(rows: slice) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        y = at[rows, None]
+        near = np.floor(y).astype(np.int64) + np.arange(1 - half, half + 1)
+        if source.periodic:
+            used = np.broadcast_to(np.arange(points) < n, near.shape)
+        else:
+            used = (near >= 0) & (near < n)
+        steps = near[:, :, None] - near[:, None, :]  # from each other point to each
+        skip = (steps == 0) | ~used[:, None, :]
+        weights = np.where(skip, 1.0, (y - near)[:, None, :] / np.where(skip, 1, steps)).prod(axis=2)
+        columns = _columns(source, int(near.min()), int(near.max()))
+        dense = np.zeros((len(y), len(columns)))
+        row = np.nonzero(used)[0]
+        np.add.at(dense, (row, np.searchsorted(columns, near[used] % n)), weights[used])
+        return columns, dense
 
-    return Banded.of((target.n, n), rows_of)
+    return Banded.of((target.n, n), some)
