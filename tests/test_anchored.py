@@ -371,3 +371,13 @@ def test_gradients_are_of_all_points_at_once(monkeypatch):
     with torch.inference_mode():
         inference = model(x)
     assert_same(inference.clone(), model(x).detach())
+
+
+def test_tiles_are_mapped_over_samples_like_all_points_at_once(monkeypatch):
+    """The output is made from a tile's, so that it is of whatever kind `vmap` makes these."""
+    model = build((6, 6), registration="cell")
+    x = draw(3, 1, 14, 13)
+    monkeypatch.setattr(mano, "_TILE", 40)
+    with torch.no_grad():
+        found = torch.vmap(model)(x[:, None])[:, 0]
+    assert_same(found, model(x).detach())

@@ -21,8 +21,10 @@ from mano_op.layers.pyramid import covering_levels
 from mano_op.models.block import Block, Mlp, NonLinearity, width
 from mano_op.models.grid_model import GridModel
 
-# Points of a finer grid, of all samples, that are done at a time where no gradient is recorded.
-_TILE = 2**16
+# Points of a finer grid, of all samples, that are done at a time where no gradient is recorded: on a CPU so
+# few that they stay in its cache, elsewhere so many that starting operations is no part of the time.
+_TILE = 2**14
+_TILE_ELSEWHERE = 2**20
 
 
 class MANO(GridModel, name="MANO"):
@@ -101,8 +103,8 @@ class MANO(GridModel, name="MANO"):
     refined, the output tends to a limit. An input on a coarser grid is interpolated linearly to the
     reference, and the output taken at its points. `mano_op.transfer.evaluate_transfer` judges all of this.
 
-    Memory: where no gradient is recorded, the points of a finer grid are done some 65 thousand at a time.
-    What is held beside the input and the output then does not grow with their number.
+    Memory: where no gradient is recorded, the points of a finer grid are done some thousand at a time, on
+    a GPU a million. What is held beside the input and the output then does not grow with their number.
 
     Every option is a plain value, so a checkpoint holds no code.
 
@@ -232,7 +234,9 @@ class MANO(GridModel, name="MANO"):
         These points do not hear of each other. Where gradients would keep the features of all of them anyway
         they are done at once, else a tile at a time.
         """
-        most = math.prod(place.working.shape) if torch.is_grad_enabled() else max(1, _TILE // len(x))
+        most = math.prod(place.working.shape)
+        if not torch.is_grad_enabled():
+            most = (_TILE if x.device.type == "cpu" else _TILE_ELSEWHERE) // max(1, len(x))
         tiles = place.tiles(most)
         out: Tensor | None = None
         for tile in tiles:
