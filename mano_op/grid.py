@@ -171,20 +171,27 @@ class Axis:
         halves = np.rint(2 * at) / 2
         return np.where(np.abs(at - halves) < 1e-9, halves, at)
 
-    def averages(self, left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+    def averages(
+        self,
+        left: NDArray[np.float64],
+        right: NDArray[np.float64],
+        among: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.float64]:
         """The weights of the points in the mean over each interval [left, right], ``(intervals, n)``.
 
         Each point counts by the part of its control volume (`bounds`) that lies in the interval, on a
-        periodic axis also across its ends.
+        periodic axis also across its ends. With `among` only the columns of these points are made, which have
+        to be all that count.
 
         Examples
         --------
         >>> Axis("x", 4, periodic=True).averages(np.array([-0.25]), np.array([0.25]))
         array([[0.5 , 0.25, 0.  , 0.25]])
         """
-        overlap = np.zeros((len(left), self.n))
+        bounds = self.bounds if among is None else self.bounds[among]
+        overlap = np.zeros((len(left), len(bounds)))
         for turn in (-1, 0, 1) if self.periodic else (0,):
-            volumes = self.bounds + turn * self.length
+            volumes = bounds + turn * self.length
             inner = np.minimum.outer(right, volumes[:, 1]) - np.maximum.outer(left, volumes[:, 0])
             overlap += np.maximum(inner, 0)
         averages: NDArray[np.float64] = overlap / overlap.sum(axis=1, keepdims=True)

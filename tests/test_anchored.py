@@ -14,6 +14,8 @@ from mano_op.errors import InputError
 from mano_op.grid import Grid
 from mano_op.layers.anchors import anchoring
 from mano_op.layers.multipole import MultipoleAttention
+from mano_op.memory import peak_bytes
+from mano_op.models import mano
 from mano_op.models.mano import MANO
 
 SMALL = {"hidden_channels": 6, "n_layers": 2, "n_heads": 2, "window": 2, "halo": 1}
@@ -292,3 +294,90 @@ def test_the_layer_alone_is_anchored_too():
     on, coarse = layer.on_reference(anchors)
     assert_same(layer(anchors), on)
     assert_same(layer(x), layer.attention[0](anchors, x, place.queries_at) + place.interpolate(coarse))
+
+
+# Tile by tile
+
+
+def at_once_and_in_tiles(model, x, tile, monkeypatch):
+    """The output where gradients are recorded, and that without, so many points at a time."""
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(mano, "_TILE", tile)
+        found = model(x)
+    return model(x).detach(), found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("reference", "shape", "tile"),
+    [
+        ((7,), (45,), 1),
+        ((8, 6), (16, 18), 50),
+        ((5, 6), (17, 16), 20),
+        ((9, 8), (5, 20), 50),
+        ((4, 3, 4), (7, 8, 3), 40),
+    ],
+)
+def test_tiles_give_what_all_points_at_once_give(reference, shape, tile, kind, monkeypatch):
+    """Up to rounding: sums over fewer points are taken in another order, and so are positions' fractions."""
+    registration, periodic = kind
+    model = build(
+        reference,
+        registration=registration,
+        periodic=periodic,
+        boundary_values=None if periodic else [0.3],
+        seed=len(shape),
+    )
+    expected, found = at_once_and_in_tiles(model, draw(1, 1, *shape), tile, monkeypatch)
+    assert_same(found, expected, rtol=1e-12)
+    expected, found = at_once_and_in_tiles(model, draw(3, 1, *shape), 7 * tile, monkeypatch)
+    assert_same(found, expected, rtol=1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.sampled_from(KINDS),
+    st.tuples(st.integers(7, 40), st.integers(7, 40)),
+    st.integers(1, 3),
+    st.integers(60, 900),
+)
+def test_tiles_of_every_size_in_single_precision(kind, shape, batch, tile):
+    registration, periodic = kind
+    model = build((9, 8), registration=registration, periodic=periodic, n_layers=1).float()
+    with pytest.MonkeyPatch.context() as patch:
+        expected, found = at_once_and_in_tiles(model, draw(batch, 1, *shape).float(), tile, patch)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
+
+
+def test_memory_does_not_grow_with_the_points_of_a_finer_grid(monkeypatch):
+    """But for the output, and a twentieth of the input at most: the strip that a slab's averages are of."""
+    model = MANO(1, 1, reference_shape=(32, 32), hidden_channels=4, n_layers=1, n_heads=1).eval()
+    monkeypatch.setattr(mano, "_TILE", 2**14)
+    peaks = {n: peak_bytes(model, torch.zeros(1, 1, n, n)) for n in (512, 1024)}
+    field = {n: 4 * n * n for n in peaks}
+    beside = {n: peaks[n] - field[n] for n in peaks}
+    assert beside[1024] - beside[512] < field[1024] / 20
+    monkeypatch.setattr(mano, "_TILE", 512 * 512)
+    assert peak_bytes(model, torch.zeros(1, 1, 512, 512)) > 8 * beside[512]
+
+
+def test_gradients_are_of_all_points_at_once(monkeypatch):
+    """Tiles are for inference: where gradients are recorded, nothing is written into an output."""
+    model = build((6, 6))
+    x = draw(1, 1, 14, 13).requires_grad_()
+    expected = torch.autograd.grad(model(x).square().sum(), x)
+    monkeypatch.setattr(mano, "_TILE", 20)
+    assert_same(torch.autograd.grad(model(x).square().sum(), x), expected)
+    with torch.inference_mode():
+        inference = model(x)
+    assert_same(inference.clone(), model(x).detach())
+
+
+def test_tiles_are_mapped_over_samples_like_all_points_at_once(monkeypatch):
+    """The output is made from a tile's, so that it is of whatever kind `vmap` makes these."""
+    model = build((6, 6), registration="cell")
+    x = draw(3, 1, 14, 13)
+    monkeypatch.setattr(mano, "_TILE", 40)
+    with torch.no_grad():
+        found = torch.vmap(model)(x[:, None])[:, 0]
+    assert_same(found, model(x).detach())

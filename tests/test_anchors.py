@@ -180,3 +180,96 @@ def test_where_grids_share_points_both_averages_agree():
 def test_two_grids_are_placed_once():
     first = anchoring((6,), (3,), "cell", (False,))
     assert isinstance(first, Anchoring) and anchoring((6,), (3,), "cell", (False,)) is first
+
+
+# Banded matrices
+
+
+def dense(step, place):
+    """The matrix of a step, from the rows of an identity, none of it left out."""
+    [source], [reference], [working] = place.source, place.reference, place.working
+    if step in ("smooth", "anchors"):
+        at = (working if step == "smooth" else reference).points
+        if working.periodic:
+            ends = at - reference.spacing / 2, at + reference.spacing / 2
+        else:
+            ends = [np.interp(at, reference.points, bound) for bound in reference.bounds.T]
+        return working.averages(*ends)
+    here, there = (reference, working) if step == "interpolate" else (source, working)
+    at, points = here.positions(there), 4 if step == "interpolate" else 2
+    matrix = np.zeros((there.n, here.n))
+    for row, y in zip(matrix, at if here.periodic else at.clip(0, here.n - 1), strict=True):
+        first = int(np.floor(y)) - points // 2 + 1
+        near = [i for i in range(first, first + points) if here.periodic or 0 <= i < here.n]
+        for i in near:
+            row[i % here.n] += np.prod([(y - other) / (i - other) for other in near if other != i])
+    return matrix
+
+
+@pytest.mark.parametrize("step", ["smooth", "anchors", "interpolate", "lift"])
+@pytest.mark.parametrize("n", [131, 384, 517])
+@pytest.mark.parametrize("kind", KINDS)
+def test_banded_matrices_are_the_dense_ones(kind, n, step):
+    """In values and gradients, up to the order of sums; also of some of the rows."""
+    place = line(150, n, kind) if step == "lift" and n > 150 else line(n, 48, kind)
+    matrix = torch.as_tensor(dense(step, place)) if step != "lift" or n > 150 else torch.eye(n).double()
+    rows, columns = matrix.shape
+    x = torch.randn(2, 3, columns, 2, dtype=torch.float64, requires_grad=True)
+    [banded] = getattr(place, f"_{step}")
+    if banded is None:
+        assert step == "lift" and n < 150
+        return
+    for part in (slice(None), slice(rows // 3, rows // 3 + 1), slice(rows // 5, 4 * rows // 5)):
+        found, expected = banded.apply(x, 2, part), torch.einsum("jn,bcny->bcjy", matrix[part], x)
+        cotangent = torch.randn_like(expected)
+        gradients = (torch.autograd.grad(out, x, cotangent)[0] for out in (found, expected))
+        for one, other in ((found, expected), tuple(gradients)):
+            torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
+
+
+def test_what_a_matrix_takes_is_linear_in_the_points():
+    """It would be the square of them. Of 4096 points each has the 64 that one of the reference stood for."""
+    sizes = [
+        sum(block.size for _, _, block in line(n, n // 64, ("node", True))._smooth[0].blocks)
+        for n in (2048, 4096)
+    ]
+    assert sizes[1] == 2 * sizes[0] < 4096 * (128 + 64 + 4)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from(KINDS),
+    st.lists(st.tuples(st.integers(2, 30), st.integers(2, 12)), min_size=1, max_size=3),
+    st.integers(1, 500),
+)
+def test_tiles_hold_every_point_once_and_are_as_small_as_asked_for(kind, sizes, most):
+    shape, reference = zip(*sizes, strict=True)
+    place = anchoring(shape, reference, kind[0], (kind[1],) * len(shape))
+    held = np.zeros(place.working.shape, dtype=int)
+    uncut = np.prod([here.n for here, ref in zip(place.working, place.reference, strict=True) if here == ref])
+    for tile in place.tiles(most):
+        box = held[tile.cut]
+        box += 1
+        assert box.size <= max(most, uncut)
+        assert [len(at) for at in tile.queries_at] == [len(at) for at in tile.points] == list(box.shape)
+        for n, here, ref in zip(box.shape, place.working, place.reference, strict=True):
+            assert n == here.n or here != ref
+    assert (held == 1).all()
+    assert len(place.tiles(held.size)) == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(KINDS), st.integers(2, 40), st.integers(2, 12), st.integers(2, 20), st.integers(1, 60))
+def test_every_step_to_a_tile_is_that_to_all_points(kind, n, reference, other, most):
+    """Along a second axis the grid may be coarser than the reference, so results are settled."""
+    place = anchoring((n, other), (reference, 7), kind[0], (kind[1], False))
+    working = torch.randn(2, 1, *place.working.shape, dtype=torch.float64)
+    on_reference = torch.randn(2, 1, reference, 7, dtype=torch.float64)
+    for tile in place.tiles(most):
+        part = (..., *tile.cut)
+        for found, expected in (
+            (tile.smooth(working), place.smooth(working)),
+            (tile.interpolate(on_reference), place.interpolate(on_reference)),
+            (tile.settle(working[part]), place.settle(working)),
+        ):
+            torch.testing.assert_close(found, expected[part], rtol=1e-12, atol=1e-12)

@@ -270,6 +270,25 @@ def test_queries_between_the_keys_see_those_of_the_windows_they_lie_in(case):
     assert_same(gradients(found, learned), gradients(expected, learned))
 
 
+@given(placed(), st.data())
+def test_queries_of_a_part_of_an_axis_touch_its_windows_only(case, data):
+    """They get what they get among all queries, some of which may be between keys where these are not."""
+    shape, window, halo, periodic, at = case
+    _, k, v = draw_qkv(shape)
+    q = draw_qkv([len(positions) for positions in at], seed=1)[0]
+    ends = [sorted(data.draw(st.tuples(*[st.integers(0, len(a) - 1)] * 2))) for a in at]
+    part = tuple(slice(first, last + 1) for first, last in ends)
+    some = [positions[cut] for positions, cut in zip(at, part, strict=True)]
+    options = {"window": window, "halo": halo, "periodic": periodic, "bias": DistanceBias(len(shape))}
+    found = window_attention(q[:, :, *part], k, v, queries_at=some, **options)
+    assert_same(found, window_attention(q, k, v, queries_at=at, **options)[:, :, *part])
+    for positions, n, wraps in zip(some, shape, periodic, strict=True):
+        for tiling in module.placed_tilings(tuple(positions), n, window, halo, wraps):
+            assert len(tiling.queries) == len(tiling.keys) == len(tiling.key_exists)
+            taken = tiling.place[tiling.share > 0] // tiling.queries.shape[1]
+            assert set(taken) == set(range(len(tiling.queries)))
+
+
 def test_queries_at_the_keys_are_those_of_the_keys_own_grid():
     case, bias = ((9, 8), 4, 4, 1, (False, True)), DistanceBias(2)
     inputs = draw_qkv(case[0])

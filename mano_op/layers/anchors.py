@@ -20,13 +20,19 @@ step                what it does
 
 On the reference grid itself all of them are the identity. On a finer one the average tends to an integral, at
 second order, so what a layer makes of an input has a limit as the grid is refined.
+
+Points between those of the reference do not hear of each other, so what is done at them may be done for a
+box of them at a time, a `Tile`. Every step is a matrix for each axis, whose rows are 0 but near to
+their point (`Banded`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise, product
 
 import numpy as np
 import torch
@@ -34,6 +40,70 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mano_op.grid import Axis, Grid, Registration
+
+# Rows, or columns if there are more of them, that one dense block of a banded matrix stands for.
+_BLOCK = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Banded:
+    """A matrix whose rows have a few neighbouring columns each, as dense blocks of consecutive rows.
+
+    The memory and time that it takes are then linear in its sides. One of at most 128 rows and columns is one
+    block.
+
+    Attributes
+    ----------
+    blocks : list of (slice, int array or None, float array)
+        For each some rows, the columns beyond which these are 0, None if that is every column, and what the
+        matrix has there.
+
+    Examples
+    --------
+    >>> matrix = np.eye(300)
+    >>> banded = Banded.of((300, 300), lambda rows: (np.arange(300)[rows], matrix[rows, rows]))
+    >>> [block.shape for _, _, block in banded.blocks]
+    [(128, 128), (128, 128), (44, 44)]
+    >>> banded.apply(torch.arange(300.0)[None, None], 2, slice(127, 130))
+    tensor([[[127., 128., 129.]]])
+    """
+
+    blocks: list[tuple[slice, NDArray[np.int64] | None, NDArray[np.float64]]]
+
+    @classmethod
+    def of(
+        cls,
+        shape: tuple[int, int],
+        some: Callable[[slice], tuple[NDArray[np.int64], NDArray[np.float64]]],
+    ) -> Banded:
+        """The matrix of some shape, given a function of some rows: columns, in order, and what is there."""
+        n_rows, n_columns = shape
+        step = max(1, _BLOCK * n_rows // max(n_rows, n_columns))
+        blocks: list[tuple[slice, NDArray[np.int64] | None, NDArray[np.float64]]] = []
+        for first in range(0, n_rows, step):
+            rows = slice(first, min(first + step, n_rows))
+            columns, dense = some(rows)
+            blocks.append((rows, None if len(columns) == n_columns else columns, dense))
+        return cls(blocks)
+
+    def apply(self, x: Tensor, dim: int, rows: slice = slice(None)) -> Tensor:
+        """The matrix, or some consecutive rows of it, on a dimension of a field."""
+        first, last, _ = rows.indices(self.blocks[-1][0].stop)
+        parts = []
+        for here, columns, dense in self.blocks:
+            start, stop = max(first, here.start), min(last, here.stop)
+            if start >= stop:
+                continue
+            if stop - start < here.stop - here.start:  # which have fewer neighbours
+                dense = dense[start - here.start : stop - here.start]
+                used = np.flatnonzero(dense.any(axis=0))
+                columns, dense = used if columns is None else columns[used], dense[:, used]
+            part = x
+            if columns is not None:
+                part = x.index_select(dim, torch.as_tensor(columns, device=x.device))
+            weights = torch.as_tensor(dense).to(x)
+            parts.append(torch.movedim(torch.movedim(part, dim, -1) @ weights.T, -1, dim))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 @dataclass(frozen=True)
@@ -85,26 +155,52 @@ class Anchoring:
         return tuple(tuple(here.positions(there).tolist()) for here, there in pairs)
 
     @cached_property
-    def _lift(self) -> list[NDArray[np.float64] | None]:
-        return [_linear(here, there) for here, there in zip(self.source, self.working, strict=True)]
+    def whole(self) -> Tile:
+        """All points of the working grid at once."""
+        return Tile(self, (slice(None),) * self.working.n_dim)
+
+    def tiles(self, most: int) -> list[Tile]:
+        """The working grid as boxes of at most so many points, in their order, or as small as they can be.
+
+        They are slabs along the first axis, if one position of it has no more points. Axes that have no
+        point between two of the reference are not cut, so `settle` has all it needs in each box.
+        """
+        points, cuts = math.prod(self.working.shape), []
+        for axis, here in zip(self.working, self.reference, strict=True):
+            points //= axis.n
+            if axis.n == here.n:
+                cuts.append([slice(None)])
+                most //= axis.n
+                continue
+            width = min(axis.n, max(1, most // points))
+            # As many as that needs, and about equally wide.
+            count = -(-axis.n // width)
+            edges = [axis.n * i // count for i in range(count + 1)]
+            cuts.append([slice(*pair) for pair in pairwise(edges)])
+            most //= width
+        return [Tile(self, cut) for cut in product(*cuts)]
 
     @cached_property
-    def _anchors(self) -> list[NDArray[np.float64] | None]:
+    def _lift(self) -> list[Banded | None]:
+        return [_lagrange(here, there, 2) for here, there in zip(self.source, self.working, strict=True)]
+
+    @cached_property
+    def _anchors(self) -> list[Banded | None]:
         pairs = zip(self.working, self.reference, strict=True)
         return [_averages(here, there, there.points) for here, there in pairs]
 
     @cached_property
-    def _smooth(self) -> list[NDArray[np.float64] | None]:
+    def _smooth(self) -> list[Banded | None]:
         pairs = zip(self.working, self.reference, strict=True)
         return [_averages(here, there, here.points) for here, there in pairs]
 
     @cached_property
-    def _interpolate(self) -> list[NDArray[np.float64] | None]:
-        return [_cubic(here, there) for here, there in zip(self.reference, self.working, strict=True)]
+    def _interpolate(self) -> list[Banded | None]:
+        return [_lagrange(here, there, 4) for here, there in zip(self.reference, self.working, strict=True)]
 
     @cached_property
-    def _settle(self) -> list[NDArray[np.float64] | None]:
-        return [_cubic(here, there) for here, there in zip(self.working, self.source, strict=True)]
+    def _settle(self) -> list[Banded | None]:
+        return [_lagrange(here, there, 4) for here, there in zip(self.working, self.source, strict=True)]
 
     def lift(self, x: Tensor) -> Tensor:
         """From the source to the working grid."""
@@ -127,6 +223,54 @@ class Anchoring:
         return _apply(self._settle, x)
 
 
+@dataclass(frozen=True)
+class Tile:
+    """A box of the points of the working grid, with those steps of an `Anchoring` that end at them.
+
+    Parameters
+    ----------
+    place : Anchoring
+    cut : tuple of slice
+        Of each axis of the working grid; all of an axis along which that is no finer than the reference.
+
+    Examples
+    --------
+    >>> place = anchoring((8,), (4,), "node", (True,))
+    >>> x = torch.rand(1, 1, 8)
+    >>> first, second = place.tiles(most=4)
+    >>> first.queries_at
+    ((0.0, 0.5, 1.0, 1.5),)
+    >>> torch.equal(torch.cat([first.smooth(x), second.smooth(x)], dim=2), place.smooth(x))
+    True
+    """
+
+    place: Anchoring
+    cut: tuple[slice, ...]
+
+    @property
+    def queries_at(self) -> tuple[tuple[float, ...], ...]:
+        """For each axis where the points are, counted in those of the reference."""
+        return tuple(at[part] for at, part in zip(self.place.queries_at, self.cut, strict=True))
+
+    @property
+    def points(self) -> list[Tensor]:
+        """The coordinates of each axis, in double precision."""
+        axes = zip(self.place.working, self.cut, strict=True)
+        return [torch.as_tensor(axis.points[part]) for axis, part in axes]
+
+    def smooth(self, x: Tensor) -> Tensor:
+        """The averages at the points, of a field on all of the working grid."""
+        return _apply(self.place._smooth, x, self.cut)
+
+    def interpolate(self, x: Tensor) -> Tensor:
+        """From all of the reference to the points."""
+        return _apply(self.place._interpolate, x, self.cut)
+
+    def settle(self, x: Tensor) -> Tensor:
+        """From the points to the box of the source that `cut` is there too."""
+        return _apply(self.place._settle, x)
+
+
 @lru_cache(maxsize=64)
 def anchoring(
     shape: tuple[int, ...],
@@ -141,16 +285,15 @@ def anchoring(
     return Anchoring(source, reference)
 
 
-def _apply(weights: Sequence[NDArray[np.float64] | None], x: Tensor) -> Tensor:
-    """Matrices, one for each axis, on a field; None leaves an axis alone."""
-    for dim, matrix in enumerate(weights, start=2):
+def _apply(matrices: Sequence[Banded | None], x: Tensor, cut: Sequence[slice] | None = None) -> Tensor:
+    """Matrices, one for each axis, on a field; None leaves an axis alone. With `cut` some rows of each."""
+    for i, matrix in enumerate(matrices):
         if matrix is not None:
-            along = torch.as_tensor(matrix, dtype=x.dtype, device=x.device)
-            x = torch.movedim(torch.movedim(x, dim, -1) @ along.T, -1, dim)
+            x = matrix.apply(x, i + 2, slice(None) if cut is None else cut[i])
     return x
 
 
-def _averages(source: Axis, reference: Axis, at: NDArray[np.float64]) -> NDArray[np.float64] | None:
+def _averages(source: Axis, reference: Axis, at: NDArray[np.float64]) -> Banded | None:
     """The averages of the module's table, over the reference's intervals, at some places."""
     if source.n == reference.n:
         return None
@@ -158,33 +301,50 @@ def _averages(source: Axis, reference: Axis, at: NDArray[np.float64]) -> NDArray
         ends = [at + half for half in (-reference.spacing / 2, reference.spacing / 2)]
     else:
         ends = [np.interp(at, reference.points, bound) for bound in reference.bounds.T]
-    return source.averages(*ends)
+
+    def some(rows: slice) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        left, right = (end[rows] for end in ends)
+        first, last = ((place - source.points[0]) / source.spacing for place in (left.min(), right.max()))
+        columns = _columns(source, int(np.floor(first)) - 1, int(np.ceil(last)) + 1)
+        return columns, source.averages(left, right, columns)
+
+    return Banded.of((len(at), source.n), some)
 
 
-def _linear(source: Axis, target: Axis) -> NDArray[np.float64] | None:
-    """Linear interpolation; beyond the outermost points of an axis that does not wrap their values."""
-    return None if source.n == target.n else _lagrange(source, target, points=2)
+def _columns(axis: Axis, first: int, last: int) -> NDArray[np.int64]:
+    """The points of an axis from one position to another, some of which may be past its ends."""
+    if axis.periodic:
+        return np.unique(np.arange(first, min(last, first + axis.n - 1) + 1) % axis.n)
+    return np.arange(max(first, 0), min(last, axis.n - 1) + 1)
 
 
-def _cubic(source: Axis, target: Axis) -> NDArray[np.float64] | None:
-    """Cubic interpolation through the four nearest points, of lower degree where there are fewer."""
-    return None if source.n == target.n else _lagrange(source, target, points=4)
+def _lagrange(source: Axis, target: Axis, points: int) -> Banded | None:
+    r"""Interpolation through the so many points near y_j, fewer where there are fewer.
 
-
-def _lagrange(source: Axis, target: Axis, *, points: int) -> NDArray[np.float64]:
-    r"""The matrix :math:`M_{ji} = \prod_{l \ne i} (y_j - x_l) / (x_i - x_l)` over the points near y_j."""
-    at = source.positions(target)
+    The matrix is :math:`M_{ji} = \prod_{l \ne i} (y_j - x_l) / (x_i - x_l)`. Beyond the outermost points of
+    an axis that does not wrap it has their values.
+    """
+    if source.n == target.n:
+        return None
     n, half = source.n, points // 2
+    at = source.positions(target)
     if not source.periodic:
         at = at.clip(0, n - 1)
-    matrix = np.zeros((target.n, n))
-    for j, y in enumerate(at):
-        near = np.arange(int(np.floor(y)) - half + 1, int(np.floor(y)) + half + 1)
-        if not source.periodic:
-            near = near[(near >= 0) & (near < n)]
-        elif n < points:
-            near = near[:n]
-        for i in near:
-            others = near[near != i]
-            matrix[j, i % n] += np.prod((y - others) / (i - others))
-    return matrix
+
+    def some(rows: slice) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        y = at[rows, None]
+        near = np.floor(y).astype(np.int64) + np.arange(1 - half, half + 1)
+        if source.periodic:
+            used = np.broadcast_to(np.arange(points) < n, near.shape)
+        else:
+            used = (near >= 0) & (near < n)
+        steps = near[:, :, None] - near[:, None, :]  # from each other point to each
+        skip = (steps == 0) | ~used[:, None, :]
+        weights = np.where(skip, 1.0, (y - near)[:, None, :] / np.where(skip, 1, steps)).prod(axis=2)
+        columns = _columns(source, int(near.min()), int(near.max()))
+        dense = np.zeros((len(y), len(columns)))
+        row = np.nonzero(used)[0]
+        np.add.at(dense, (row, np.searchsorted(columns, near[used] % n)), weights[used])
+        return columns, dense
+
+    return Banded.of((target.n, n), some)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from einops import rearrange
 from torch import Tensor, nn
 
+from mano_op.errors import InputError
 from mano_op.layers.eager import is_only
 from mano_op.layers.points import Hidden, linear_maps
 from mano_op.layers.window import window_attention
@@ -63,12 +64,29 @@ class WindowAttention(nn.Module):
         and the result is on their grid; `queries_at` says where they are, see
         `mano_op.layers.window.window_attention`.
         """
-        of_q, of_k, of_v = self.qkv.weight.chunk(3)
         if queries is None:
-            q, k, v = self._heads(x, of_q, of_k, of_v)
-        else:
-            k, v = self._heads(x, of_k, of_v)
-            (q,) = self._heads(queries, of_q)
+            q, k, v = self._heads(x, *self.qkv.weight.chunk(3))
+            return self._attend(q, k, v, None)
+        if queries_at is None:
+            raise InputError("there are queries without queries_at: say where they are, counted in keys")
+        return self.between(queries, *self.keys_and_values(x), queries_at)
+
+    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the points of `x` have for queries that are elsewhere, ``(batch, heads, *grid, head_dim)``."""
+        _, of_k, of_v = self.qkv.weight.chunk(3)
+        k, v = self._heads(x, of_k, of_v)
+        return k, v
+
+    def between(
+        self, queries: Tensor, k: Tensor, v: Tensor, queries_at: Sequence[tuple[float, ...]]
+    ) -> Tensor:
+        """`forward` with `queries`, of the field whose `keys_and_values` these are."""
+        (q,) = self._heads(queries, self.qkv.weight.chunk(3)[0])
+        return self._attend(q, k, v, queries_at)
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, queries_at: Sequence[tuple[float, ...]] | None
+    ) -> Tensor:
         out = window_attention(
             q,
             k,

@@ -4,18 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from mano_op.errors import InputError
 from mano_op.grid import REGISTRATIONS, Registration
-from mano_op.layers.anchors import Anchoring, anchoring
+from mano_op.layers.anchors import Anchoring, Tile, anchoring
 from mano_op.layers.attention import WindowAttention
 from mano_op.layers.pyramid import SAMPLINGS, Prolong, Restrict, Sampling, level_shapes
 
 LevelWeights = Literal["learned", "factorial"]
+
+
+class Sources(NamedTuple):
+    """All that the points of a reference grid have in a layer for points between them.
+
+    Attributes
+    ----------
+    keys, values : Tensor, ``(batch, heads, *reference, head_dim)``
+        Of the finest level.
+    coarse : Tensor, optional, ``(batch, channels, *reference)``
+        What coarser levels add; None if there are none.
+    """
+
+    keys: Tensor
+    values: Tensor
+    coarse: Tensor | None
 
 
 class MultipoleAttention(nn.Module):
@@ -294,7 +310,7 @@ class MultipoleAttention(nn.Module):
         anchors = place.anchors(x)
         out, coarse = self.on_reference(anchors)
         if place.refines:
-            out = self.between(x, anchors, coarse, place)
+            out = self.between(x, self.sources(anchors, coarse), place.whole)
         return place.settle(out)
 
     def anchoring(self, shape: Sequence[int]) -> Anchoring | None:
@@ -322,21 +338,32 @@ class MultipoleAttention(nn.Module):
             out = out + sum(parameter.flatten()[:0].sum() for parameter in idle)
         return out, coarse
 
-    def between(self, x: Tensor, anchors: Tensor, coarse: Tensor | None, place: Anchoring) -> Tensor:
-        """The layer at the points of a grid that refines the reference.
+    def sources(self, anchors: Tensor, coarse: Tensor | None) -> Sources:
+        """What the points of the reference have for those between them.
 
         Parameters
         ----------
-        x : Tensor, ``(batch, channels, *place.working)``
-            The features of these points.
         anchors : Tensor, ``(batch, channels, *reference)``
-            Those of the points of the reference, whose keys and values they attend to.
+            The features of the points of the reference.
         coarse : Tensor, optional
-            What `on_reference` returned for `anchors`.
-        place : Anchoring
+            What `on_reference` returned for them.
         """
-        near: Tensor = self.attention[0](anchors, x, place.queries_at)
-        return near if coarse is None else near + place.interpolate(coarse)
+        finest = cast(WindowAttention, self.attention[0])
+        return Sources(*finest.keys_and_values(anchors), coarse)
+
+    def between(self, x: Tensor, sources: Sources, tile: Tile) -> Tensor:
+        """The layer at some points of a grid that refines the reference.
+
+        Parameters
+        ----------
+        x : Tensor, ``(batch, channels, *points of the tile)``
+            The features of these points.
+        sources : Sources
+        tile : Tile
+        """
+        finest = cast(WindowAttention, self.attention[0])
+        near = finest.between(x, sources.keys, sources.values, tile.queries_at)
+        return near if sources.coarse is None else near + tile.interpolate(sources.coarse)
 
     @staticmethod
     def _each(modules: nn.ModuleList, count: int) -> list[nn.Module]:

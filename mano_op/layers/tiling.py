@@ -87,7 +87,8 @@ def placed_tilings(
     A query between two keys of one window is that window's. One between the last key of a window and the
     first of the next, a share t of the way, belongs to both: its result is :math:`1 - t` times that in the
     one and t times that in the other, so that results change continuously from window to window. The second
-    tiling, if there is one, has such queries only.
+    tiling, if there is one, has such queries only. Windows without a query are left out, so the queries may
+    be those of a part of the axis.
 
     Parameters
     ----------
@@ -121,27 +122,27 @@ def _placed(
     periodic: bool,
 ) -> Tiling:
     """The tiling with those of some queries that it holds, each in its window."""
-    n_windows, width = keys.keys.shape
-    side = keys.queries.shape[1]
+    width, side = keys.keys.shape[1], keys.queries.shape[1]
     mine = np.flatnonzero(held)
     mine = mine[np.argsort(of_window[mine], kind="stable")]
-    counts = np.bincount(of_window[mine], minlength=n_windows)
+    used, row, counts = np.unique(of_window[mine], return_inverse=True, return_counts=True)
     firsts = np.cumsum(counts) - counts
-    slot = np.arange(len(mine)) - firsts[of_window[mine]]
+    slot = np.arange(len(mine)) - firsts[row]
     # A window with fewer queries is filled up with any, whose results nobody takes.
-    queries = np.full((n_windows, counts.max()), mine[0])
-    queries[of_window[mine], slot] = mine
+    queries = np.full((len(used), counts.max()), mine[0])
+    queries[row, slot] = mine
     place = np.zeros(len(positions), dtype=np.int64)
-    place[mine] = of_window[mine] * queries.shape[1] + slot
+    place[mine] = row * queries.shape[1] + slot
     inside = np.zeros(queries.shape)
-    inside[of_window[mine], slot] = positions[mine] - side * of_window[mine]
+    inside[row, slot] = positions[mine] - side * of_window[mine]
     if periodic:  # of a window's images the one that is near
         inside -= n * np.rint((inside - side / 2) / n)
     alike = inside[counts.argmax()]  # as where one spacing is a multiple of the other
-    if (np.abs(inside - alike)[of_window[mine], slot] < 1e-9).all():
+    if (np.abs(inside - alike)[row, slot] < 1e-9).all():
         inside = alike[None]
     reach = np.arange(width)[None] - (width - side) // 2
-    return Tiling(queries, keys.keys, keys.key_exists, _offsets(inside, reach, n, periodic), place, share)
+    offsets = _offsets(inside, reach, n, periodic)
+    return Tiling(queries, keys.keys[used], keys.key_exists[used], offsets, place, share)
 
 
 def _offsets(

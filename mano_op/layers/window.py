@@ -110,7 +110,7 @@ def window_attention(
     q, k, v = (rearrange(t, "b h ... d -> b (...) (h d)") for t in (q, k, v))
     out: Tensor | None = None
     for tiling in product(*per_axis):
-        rows = _rows(tiling, tuple(grid), tuple(shape), q.device)
+        rows = _rows(tiling, tuple(grid), tuple(shape), q.device, between=queries_at is not None)
         table = None if bias is None else _bias_table(bias, tiling, q)
         part = _attend(q, k, v, table, rows, heads)
         if rows.share is not None:
@@ -134,20 +134,30 @@ def _check(q: Tensor, k: Tensor, v: Tensor, queries_at: Sequence[tuple[float, ..
 
 
 def _rows(
-    tiling: tuple[Tiling, ...], queries: tuple[int, ...], keys: tuple[int, ...], device: torch.device
+    tiling: tuple[Tiling, ...],
+    queries: tuple[int, ...],
+    keys: tuple[int, ...],
+    device: torch.device,
+    *,
+    between: bool,
 ) -> Rows:
-    """The windows of a tiling, on a device."""
+    """The windows of a tiling, on a device; `between` says that the queries are not at the keys."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return Rows.of(cut(tiling, queries, keys), device)  # whose tensors may be fake, so they are not kept
-    return _kept_rows(tiling, queries, keys, device)
+    return (_last_rows if between else _kept_rows)(tiling, queries, keys, device)
 
 
-@lru_cache(maxsize=128)
-def _kept_rows(
+def _new_rows(
     tiling: tuple[Tiling, ...], queries: tuple[int, ...], keys: tuple[int, ...], device: torch.device
 ) -> Rows:
     with torch.inference_mode(False):  # tensors of inference could not be used in training later
         return Rows.of(cut(tiling, queries, keys), device)
+
+
+_kept_rows = lru_cache(maxsize=128)(_new_rows)
+# Of queries between the keys only the last ones, at most 8 tilings in three dimensions: the blocks of a model
+# ask for the same ones in turn, and those of one part of a grid after the other would fill the memory.
+_last_rows = lru_cache(maxsize=8)(_new_rows)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:

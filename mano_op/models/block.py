@@ -10,9 +10,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mano_op.errors import InputError
-from mano_op.layers.anchors import Anchoring
+from mano_op.layers.anchors import Tile
 from mano_op.layers.eager import is_only
-from mano_op.layers.multipole import MultipoleAttention
+from mano_op.layers.multipole import MultipoleAttention, Sources
 from mano_op.layers.points import Hidden, linear_maps
 
 NonLinearity = Literal["gelu", "relu", "silu", "tanh"]
@@ -99,19 +99,14 @@ class Block(nn.Module):
         out: Tensor = self.mlp(x + self.attention(x), residual=True)
         return out
 
-    def anchored(
-        self, anchors: Tensor, fine: Tensor | None, place: Anchoring
-    ) -> tuple[Tensor, Tensor | None]:
-        """The block on the reference grid, and at the points of a finer one, if there are any.
-
-        Parameters
-        ----------
-        anchors : Tensor, ``(batch, channels, *place.reference)``
-        fine : Tensor, optional, ``(batch, channels, *place.working)``
-        place : Anchoring
-        """
+    def on_reference(self, anchors: Tensor) -> tuple[Tensor, Sources]:
+        """The block on the reference grid, and what it has there for points between the reference's."""
         added, coarse = self.attention.on_reference(anchors)
-        if fine is not None:
-            fine = fine + self.attention.between(fine, anchors, coarse, place)
-            fine = self.mlp(fine, residual=True)
-        return self.mlp(anchors + added, residual=True), fine
+        sources = self.attention.sources(anchors, coarse)
+        out: Tensor = self.mlp(anchors + added, residual=True)
+        return out, sources
+
+    def between(self, x: Tensor, sources: Sources, tile: Tile) -> Tensor:
+        """The block at some points of a finer grid, ``(batch, channels, *points of the tile)``."""
+        out: Tensor = self.mlp(x + self.attention.between(x, sources, tile), residual=True)
+        return out

@@ -15,11 +15,16 @@ from torch import Tensor, nn
 
 from mano_op.errors import InputError, check_whole
 from mano_op.grid import Grid, Registration
-from mano_op.layers.anchors import anchoring
-from mano_op.layers.multipole import MultipoleAttention, check_reference
+from mano_op.layers.anchors import Anchoring, anchoring
+from mano_op.layers.multipole import MultipoleAttention, Sources, check_reference
 from mano_op.layers.pyramid import covering_levels
 from mano_op.models.block import Block, Mlp, NonLinearity, width
 from mano_op.models.grid_model import GridModel
+
+# Points of a finer grid, of all samples, that are done at a time where no gradient is recorded: on a CPU so
+# few that they stay in its cache, elsewhere so many that starting operations is no part of the time.
+_TILE = 2**14
+_TILE_ELSEWHERE = 2**20
 
 
 class MANO(GridModel, name="MANO"):
@@ -97,6 +102,9 @@ class MANO(GridModel, name="MANO"):
     nothing finer than in training, and the input is known better, so errors need not grow. As the grid is
     refined, the output tends to a limit. An input on a coarser grid is interpolated linearly to the
     reference, and the output taken at its points. `mano_op.transfer.evaluate_transfer` judges all of this.
+
+    Memory: where no gradient is recorded, the points of a finer grid are done some thousand at a time, on
+    a GPU a million. What is held beside the input and the output then does not grow with their number.
 
     Every option is a plain value, so a checkpoint holds no code.
 
@@ -207,14 +215,42 @@ class MANO(GridModel, name="MANO"):
             if self.training:
                 self.reference.copy_(torch.tensor(shape))
         if shape == reference:
-            return self._bounded(self._map(self._located(x)))
+            points = self._points(shape)
+            return self._bounded(self._map(self._located(x, points)), points)
         place = anchoring(shape, reference, self.registration, self.periodic)
         x = place.lift(x)
-        anchors = self._lift(self._located(place.anchors(x)))
-        fine = self._lift(self._located(place.smooth(x))) if place.refines else None
+        anchors = self._lift(self._located(place.anchors(x), self._points(reference)))
+        sources = []
         for block in self.blocks:
-            anchors, fine = cast(Block, block).anchored(anchors, fine, place)
-        return place.settle(self._bounded(self._project(anchors if fine is None else fine)))
+            anchors, of_block = cast(Block, block).on_reference(anchors)
+            sources.append(of_block)
+        if place.refines:
+            return self._between(x, sources, place)
+        return place.settle(self._bounded(self._project(anchors), self._points(reference)))
+
+    def _between(self, x: Tensor, sources: Sequence[Sources], place: Anchoring) -> Tensor:
+        """The output at the points of a grid that refines the reference, given the blocks' sources there.
+
+        These points do not hear of each other. Where gradients would keep the features of all of them anyway
+        they are done at once, else a tile at a time.
+        """
+        most = math.prod(place.working.shape)
+        if not torch.is_grad_enabled():
+            most = (_TILE if x.device.type == "cpu" else _TILE_ELSEWHERE) // max(1, len(x))
+        tiles = place.tiles(most)
+        out: Tensor | None = None
+        for tile in tiles:
+            fine = self._lift(self._located(tile.smooth(x), tile.points))
+            for block, of_block in zip(self.blocks, sources, strict=True):
+                fine = cast(Block, block).between(fine, of_block, tile)
+            part = tile.settle(self._bounded(self._project(fine), tile.points))
+            if len(tiles) == 1:
+                return part
+            if out is None:
+                out = part.new_empty(*part.shape[:2], *place.source.shape)
+            out[:, :, *tile.cut] = part
+        assert out is not None  # a grid has at least one tile
+        return out
 
     @property
     def reference_shape(self) -> tuple[int, ...] | None:
@@ -225,21 +261,20 @@ class MANO(GridModel, name="MANO"):
         shape = self._known_reference[1]
         return shape if all(shape) else None
 
-    def _located(self, x: Tensor) -> Tensor:
-        """The input with its coordinates."""
+    def _located(self, x: Tensor, points: Sequence[Tensor]) -> Tensor:
+        """The input with its coordinates, given those of each axis."""
         if self.positional_embedding is None:
             return x
-        coordinates = self.coordinates(x.shape[2:]).to(x)
+        coordinates = self._coordinates(points).to(x)
         return torch.cat([x, coordinates.expand(len(x), *coordinates.shape)], dim=1)
 
-    def _bounded(self, out: Tensor) -> Tensor:
-        """The output with its known boundary values."""
+    def _bounded(self, out: Tensor, points: Sequence[Tensor]) -> Tensor:
+        """The output with its known boundary values, given the coordinates of each axis."""
         if self.boundary_values is None:
             return out
         inside = torch.ones(())
-        for axis in Grid.uniform(out.shape[2:], registration=self.registration, periodic=self.periodic):
-            points = torch.as_tensor(axis.points)
-            along = torch.ones_like(points) if axis.periodic else 4 * points * (1 - points)
+        for at, wraps in zip(points, self.periodic, strict=True):
+            along = torch.ones_like(at) if wraps else 4 * at * (1 - at)
             inside = inside[..., None] * along
         channels = [
             out[:, i] if value is None else value + inside.to(out) * out[:, i]
@@ -267,9 +302,17 @@ class MANO(GridModel, name="MANO"):
 
     def coordinates(self, shape: Sequence[int]) -> Tensor:
         """The channels that "grid" appends, ``(n_coordinates, *shape)``."""
-        mesh = Grid.uniform(shape, registration=self.registration, periodic=self.periodic).mesh
+        return self._coordinates(self._points(shape))
+
+    def _points(self, shape: Sequence[int]) -> list[Tensor]:
+        """The coordinates of each axis of a grid."""
+        grid = Grid.uniform(shape, registration=self.registration, periodic=self.periodic)
+        return [torch.as_tensor(along) for along in grid.points]
+
+    def _coordinates(self, points: Sequence[Tensor]) -> Tensor:
         channels = []
-        for coordinate, wraps in zip(torch.as_tensor(mesh), self.periodic, strict=True):
+        mesh = torch.meshgrid(*points, indexing="ij")
+        for coordinate, wraps in zip(mesh, self.periodic, strict=True):
             turn = 2 * torch.pi * coordinate
             channels += [turn.sin(), turn.cos()] if wraps else [coordinate]
         return torch.stack(channels)
