@@ -35,12 +35,12 @@ def drawn(shape, channels, norms, activation, outs, bias, dtype=torch.float64):
     return x, parameters, [(draw(out, width), draw(out) if bias else None) for out in outs]
 
 
-def with_gradients(x, hidden, parameters, maps, **options):
-    inputs = [x, *parameters, *(t for pair in maps for t in pair if t is not None)]
+def with_gradients(x, hidden, parameters, maps, *more, **options):
+    inputs = [x, *parameters, *(t for pair in maps for t in pair if t is not None), *more]
     inputs = [t for t in inputs if t.requires_grad]
     found = linear_maps(x, hidden, parameters, maps, **options)
     weights = [torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape).sin() for y in found]
-    return [*found, *torch.autograd.grad(found, inputs, weights)]
+    return [*found, *torch.autograd.grad(found, inputs, weights, materialize_grads=True)]
 
 
 def whole(*given, **options):
@@ -61,17 +61,20 @@ def assert_same(found, exact, **within):
     n_maps=st.integers(1, 3),
     bias=st.booleans(),
     residual=st.booleans(),
+    n_plus=st.integers(0, 2),
 )
 def test_any_chunks_give_the_result_of_whole_tensors(
-    shape, numbers, norms, activation, n_maps, bias, residual
+    shape, numbers, norms, activation, n_maps, bias, residual, n_plus
 ):
     channels = 4
-    outs = [channels] * n_maps if residual else [1, 4, 6][:n_maps]
+    outs = [channels] * n_maps if residual or n_plus else [1, 4, 6][:n_maps]
     x, parameters, maps = drawn(shape, channels, norms, activation, outs, bias)
+    more = torch.randn(2, channels, *shape, dtype=torch.float64).movedim(1, -1).requires_grad_()
     given = (x, Hidden((1e-5,) * norms, activation), parameters, maps)
+    options = {"residual": residual, "plus": list(more[:n_plus])}
     with patch.object(points, "_NUMBERS", numbers):
-        found = with_gradients(*given, residual=residual)
-    assert_same(found, whole(*given, residual=residual), rtol=1e-9, atol=1e-10)
+        found = with_gradients(*given, more, **options)
+    assert_same(found, whole(*given, more, **options), rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("fixed", ["x", "norm", "map", "all but the biases"])
@@ -103,9 +106,11 @@ def test_gradients_have_gradients():
     x, parameters, maps = drawn((3, 2), 2, 1, nn.Tanh(), [2], True)
 
     def of(*inputs):
-        return linear_maps(inputs[0], Hidden((1e-5,), nn.Tanh()), inputs[1:5], [inputs[5:]], residual=True)
+        hidden = Hidden((1e-5,), nn.Tanh())
+        return linear_maps(inputs[0], hidden, inputs[1:5], [inputs[5:7]], residual=True, plus=inputs[7:])
 
-    assert torch.autograd.gradgradcheck(of, (x, *parameters, *maps[0]))
+    more = torch.randn_like(x).requires_grad_()
+    assert torch.autograd.gradgradcheck(of, (x, *parameters, *maps[0], more))
 
 
 def test_a_changed_parameter_does_not_change_the_gradients_of_before():

@@ -56,20 +56,25 @@ class WindowAttention(nn.Module):
         self.bias = PositionBias(n_heads, n_dim=n_dim) if position_bias else None
 
     def forward(
-        self, x: Tensor, queries: Tensor | None = None, queries_at: Sequence[tuple[float, ...]] | None = None
+        self,
+        x: Tensor,
+        queries: Tensor | None = None,
+        queries_at: Sequence[tuple[float, ...]] | None = None,
+        *,
+        plus: Sequence[Tensor] = (),
     ) -> Tensor:
         """Map ``(batch, channels, *grid)`` to the same shape.
 
         With `queries`, ``(batch, channels, *other grid)``, the points of that field attend to those of `x`,
         and the result is on their grid; `queries_at` says where they are, see
-        `mano_op.layers.window.window_attention`.
+        `mano_op.layers.window.window_attention`. The fields of `plus` are added to the result.
         """
         if queries is None:
             q, k, v = self._heads(x, *self.qkv.weight.chunk(3))
-            return self._attend(q, k, v, None)
+            return self._attend(q, k, v, None, plus)
         if queries_at is None:
             raise InputError("there are queries without queries_at: say where they are, counted in keys")
-        return self.between(queries, *self.keys_and_values(x), queries_at)
+        return self.between(queries, *self.keys_and_values(x), queries_at, plus)
 
     def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the points of `x` have for queries that are elsewhere, ``(batch, heads, *grid, head_dim)``."""
@@ -78,14 +83,24 @@ class WindowAttention(nn.Module):
         return k, v
 
     def between(
-        self, queries: Tensor, k: Tensor, v: Tensor, queries_at: Sequence[tuple[float, ...]]
+        self,
+        queries: Tensor,
+        k: Tensor,
+        v: Tensor,
+        queries_at: Sequence[tuple[float, ...]],
+        plus: Sequence[Tensor] = (),
     ) -> Tensor:
         """`forward` with `queries`, of the field whose `keys_and_values` these are."""
         (q,) = self._heads(queries, self.qkv.weight.chunk(3)[0])
-        return self._attend(q, k, v, queries_at)
+        return self._attend(q, k, v, queries_at, plus)
 
     def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, queries_at: Sequence[tuple[float, ...]] | None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        queries_at: Sequence[tuple[float, ...]] | None,
+        plus: Sequence[Tensor],
     ) -> Tensor:
         out = window_attention(
             q,
@@ -98,7 +113,13 @@ class WindowAttention(nn.Module):
             bias=self.bias,
             queries_at=queries_at,
         )
-        return rearrange(self.out(rearrange(out, "b h ... d -> b ... (h d)")), "b ... c -> b c ...")
+        out = rearrange(out, "b h ... d -> b ... (h d)")
+        added = [rearrange(t, "b c ... -> b ... c") for t in plus]
+        if isinstance(self.out, nn.Linear) and is_only(self.out, nn.Linear):
+            (out,) = linear_maps(out, Hidden(), [], [(self.out.weight, self.out.bias)], plus=added)
+        else:
+            out = sum(added, start=self.out(out))
+        return rearrange(out, "b ... c -> b c ...")
 
     def _heads(self, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         """Projections of the points' features, each ``(batch, heads, *grid, head_dim)``."""

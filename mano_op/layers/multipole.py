@@ -319,19 +319,24 @@ class MultipoleAttention(nn.Module):
             return None
         return anchoring(tuple(shape), self.reference_shape, self.registration, self.periodic)
 
-    def on_reference(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        r"""The layer on the grid of `x`; and what coarser levels add to it, :math:`s_0 \odot U_0(y_1)`."""
+    def on_reference(self, x: Tensor, *, residual: bool = False) -> tuple[Tensor, Tensor | None]:
+        r"""The layer on the grid of `x`; and what coarser levels add to it, :math:`s_0 \odot U_0(y_1)`.
+
+        With `residual` the input is added to the first.
+        """
         n_levels = len(level_shapes(x.shape[2:], self.rate, self.n_levels))
         levels = [x]
         for down in self._each(self.down, n_levels - 1):
             levels.append(down(levels[-1]))
         attention = self._each(self.attention, n_levels)
-        near = [attend(field) for attend, field in zip(attention, levels, strict=True)]
-        out, coarse = near.pop(), None
-        for i, up in enumerate(reversed(self._each(self.up, n_levels - 1))):
-            finer = near.pop()
-            coarse = self._level_weight(i, len(near)) * up(out, finer.shape[2:])
-            out = finer + coarse
+        steps = [None, *reversed(self._each(self.up, n_levels - 1))]
+        out, coarse = x, None
+        for i, up in enumerate(steps):
+            field, attend = levels.pop(), attention.pop()
+            if up is not None:
+                coarse = up(out, field.shape[2:], self._level_weight(i - 1, len(levels)))
+            plus = [t for t in (coarse, field if residual and not levels else None) if t is not None]
+            out = attend(field, plus=plus)
         # On a small grid some levels are left out. Data-parallel training waits for a gradient of every
         # parameter, so give theirs: nothing at all, added up.
         if idle := self._idle(n_levels):
@@ -351,7 +356,7 @@ class MultipoleAttention(nn.Module):
         finest = cast(WindowAttention, self.attention[0])
         return Sources(*finest.keys_and_values(anchors), coarse)
 
-    def between(self, x: Tensor, sources: Sources, tile: Tile) -> Tensor:
+    def between(self, x: Tensor, sources: Sources, tile: Tile, *, residual: bool = False) -> Tensor:
         """The layer at some points of a grid that refines the reference.
 
         Parameters
@@ -360,10 +365,13 @@ class MultipoleAttention(nn.Module):
             The features of these points.
         sources : Sources
         tile : Tile
+        residual : bool
+            Whether `x` is added to the result.
         """
         finest = cast(WindowAttention, self.attention[0])
-        near = finest.between(x, sources.keys, sources.values, tile.queries_at)
-        return near if sources.coarse is None else near + tile.interpolate(sources.coarse)
+        plus = [] if sources.coarse is None else [tile.interpolate(sources.coarse)]
+        plus += [x] if residual else []
+        return finest.between(x, sources.keys, sources.values, tile.queries_at, plus)
 
     @staticmethod
     def _each(modules: nn.ModuleList, count: int) -> list[nn.Module]:
@@ -381,7 +389,7 @@ class MultipoleAttention(nn.Module):
         """The factor of what comes up to `level` in the given step up from the coarsest one."""
         if self.level_weights == "factorial":
             return 1 / (step + 1)
-        return self.scale[level].view(-1, *[1] * self.n_dim)
+        return self.scale[level].clone()  # torch's module tracker cannot take a view made without gradients
 
     def extra_repr(self) -> str:
         """What `print(layer)` shows."""

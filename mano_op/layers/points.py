@@ -5,7 +5,7 @@ normalisation, or an activation. Written one operation after another over all po
 fresh memory, and a CPU spends more time on that than on the products. Here as many points as fit the cache
 go through all operations before the next ones do,
 
-.. math:: y_i = W_i\, f(x) + b_i \quad (+\, x),
+.. math:: y_i = W_i\, f(x) + b_i \quad (+\, x,\ + \text{other fields}),
 
 with f that of `hidden`. The backward pass computes f(x) again instead of keeping it, so that of a field of
 hidden channels nothing is ever in memory. It costs one more product for an MLP's first linear map.
@@ -59,6 +59,7 @@ def linear_maps(
     maps: Sequence[tuple[Tensor, Tensor | None]],
     *,
     residual: bool = False,
+    plus: Sequence[Tensor] = (),
 ) -> tuple[Tensor, ...]:
     """Linear maps of hidden channels of each point.
 
@@ -72,6 +73,8 @@ def linear_maps(
         Weight, ``(out, hidden channels)``, and bias of each.
     residual : bool
         Whether `x` is added to each result.
+    plus : sequence of Tensor, each ``(..., out)``
+        What else is added to each result.
 
     Returns
     -------
@@ -91,9 +94,10 @@ def linear_maps(
         and not torch.is_autocast_enabled("cpu")
     ):
         flat = [t for pair in maps for t in pair]
-        found: tuple[Tensor, ...] = _Chunked.apply(x, hidden, residual, len(parameters), *parameters, *flat)
+        sizes = len(parameters), len(flat)
+        found: tuple[Tensor, ...] = _Chunked.apply(x, hidden, residual, sizes, *parameters, *flat, *plus)
         return found
-    return _whole(x, hidden, parameters, maps, residual)
+    return _whole(x, hidden, parameters, maps, residual, plus)
 
 
 def _whole(
@@ -102,19 +106,20 @@ def _whole(
     parameters: Sequence[Tensor],
     maps: Sequence[tuple[Tensor, Tensor | None]],
     residual: bool,
+    plus: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
     """As `linear_maps`, of which this is the definition."""
     h = hidden(x, *parameters)
-    results = (F.linear(h, weight, bias) for weight, bias in maps)
-    return tuple(x + y if residual else y for y in results)
+    added = [*plus, *([x] if residual else [])]
+    return tuple(sum(added, start=F.linear(h, weight, bias)) for weight, bias in maps)
 
 
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, hidden: Hidden, residual: bool, n: int, *tensors: Any
+        ctx: Any, x: Tensor, hidden: Hidden, residual: bool, sizes: tuple[int, int], *tensors: Any
     ) -> tuple[Tensor, ...]:
-        parameters, maps = tensors[:n], _pairs(tensors[n:])  # of the latter a bias may be None
+        parameters, maps, plus = _parts(tensors, sizes)
         tokens = x.reshape(-1, x.shape[-1])
         results = [tokens.new_empty(len(tokens), len(weight)) for weight, _ in maps]
         for chunk in _chunks(tokens, parameters, maps):
@@ -127,22 +132,28 @@ class _Chunked(torch.autograd.Function):
                     torch.addmm(bias, h, weight.T, out=result[chunk])
                 if residual:
                     result[chunk] += of_chunk
-        ctx.save_for_backward(x, *tensors)
-        ctx.hidden, ctx.residual, ctx.n = hidden, residual, n
-        return tuple(result.view(*x.shape[:-1], result.shape[1]) for result in results)
+        results = [result.view(*x.shape[:-1], result.shape[1]) for result in results]
+        for result in results:
+            for t in plus:
+                result += t
+        ctx.save_for_backward(x, *tensors[: sum(sizes)])
+        ctx.hidden, ctx.residual, ctx.sizes, ctx.n_plus = hidden, residual, sizes, len(plus)
+        return tuple(results)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         x, *tensors = ctx.saved_tensors
-        hidden, residual, n = ctx.hidden, ctx.residual, ctx.n
-        parameters, maps = tensors[:n], _pairs(tensors[n:])
+        hidden, residual, n = ctx.hidden, ctx.residual, ctx.sizes[0]
+        parameters, maps, _ = _parts(tensors, ctx.sizes)
         needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]]
+        of_plus = [sum(grads[1:], start=grads[0])] * ctx.n_plus if ctx.n_plus else []
+        needed = needed[: 1 + sum(ctx.sizes)]
         if torch.is_grad_enabled():
             asked = [t for t, need in zip((x, *tensors), needed, strict=True) if need]
-            outputs = _whole(x, hidden, parameters, maps, residual)
+            outputs = _whole(x, hidden, parameters, maps, residual, ())
             found = iter(torch.autograd.grad(outputs, asked, grads, create_graph=True))
             dx, *rest = (next(found) if need else None for need in needed)
-            return dx, None, None, None, *rest
+            return dx, None, None, None, *rest, *of_plus
 
         tokens, *ds = (t.reshape(-1, t.shape[-1]) for t in (x, *grads))
         dx = torch.empty_like(tokens) if needed[0] else None
@@ -160,13 +171,15 @@ class _Chunked(torch.autograd.Function):
                 continue
             found = iter([dh] if h is of_chunk else torch.autograd.grad(h, wanted, dh))
             if dx is not None:
-                dx[chunk] = next(found)
-                if residual:
-                    dx[chunk] += sum(d[chunk] for d in ds)
+                straight = [d[chunk] for d in ds] if residual else []
+                if straight:
+                    torch.add(next(found), sum(straight[1:], start=straight[0]), out=dx[chunk])
+                else:
+                    dx[chunk] = next(found)
             for total in totals[:n]:
                 if total is not None:
                     total += next(found)
-        return None if dx is None else dx.view(x.shape), None, None, None, *totals
+        return None if dx is None else dx.view(x.shape), None, None, None, *totals, *of_plus
 
 
 def _back_through_maps(
@@ -187,9 +200,13 @@ def _back_through_maps(
     return dh
 
 
-def _pairs(tensors: Sequence[Any]) -> list[tuple[Tensor, Tensor | None]]:
-    """Weights with their biases."""
-    return list(zip(tensors[::2], tensors[1::2], strict=True))
+def _parts(
+    tensors: Sequence[Any], sizes: tuple[int, int]
+) -> tuple[Sequence[Tensor], list[tuple[Tensor, Tensor | None]], Sequence[Tensor]]:
+    """Parameters before the maps, the maps' weights and biases, and what is added."""
+    first, last = sizes[0], sum(sizes)
+    pairs = zip(tensors[first:last:2], tensors[first + 1 : last : 2], strict=True)
+    return tensors[:first], list(pairs), tensors[last:]
 
 
 def _chunks(

@@ -172,24 +172,34 @@ class Prolong(_Step):
         3: nn.ConvTranspose3d,
     }
 
-    def forward(self, x: Tensor, shape: Sequence[int]) -> Tensor:
-        """Map ``(batch, channels, *coarse grid)`` to ``(batch, channels, *shape)``."""
+    def forward(self, x: Tensor, shape: Sequence[int], factor: Tensor | float = 1.0) -> Tensor:
+        """Map ``(batch, channels, *coarse grid)`` to ``(batch, channels, *shape)``, times a factor.
+
+        The factor is a number, or one for each channel, ``(channels,)``. It is the weight that is multiplied,
+        or the coarse field, which take no time.
+        """
         n_dim = x.ndim - 2
         conv = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[n_dim - 1]
         first = 0
         if self.sampling == "stencil":
             # The last fine nodes lie between the last coarse one and the next, which is off the grid.
             x = pad_edges(x, [(0, min(self.reach, 1))] * n_dim, self.periodic)
-            x = conv(x, self.kernel(), stride=self.rate, groups=x.shape[1])
+            x = conv(x, self.kernel() * _along(factor, 0, n_dim + 2), stride=self.rate, groups=x.shape[1])
             first = self.reach
         elif self.sampling == "conv":
-            x = conv(x, self.kernel(), stride=self.rate)
+            x = conv(x, self.kernel() * _along(factor, 1, n_dim + 2), stride=self.rate)
         else:
+            x = x * _along(factor, 1, n_dim + 2)
             for dim in range(2, x.ndim):
                 x = x.repeat_interleave(self.rate, dim)
         for dim, n in enumerate(shape, start=2):
             x = x.narrow(dim, first, n)
         return x
+
+
+def _along(factor: Tensor | float, dim: int, n_dim: int) -> Tensor | float:
+    """A factor for each entry of one of some dimensions, shaped to be multiplied."""
+    return factor.view(-1, *[1] * (n_dim - dim - 1)) if isinstance(factor, Tensor) else factor
 
 
 def stencil_reach(rate: int, registration: Registration) -> int:

@@ -96,17 +96,21 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(batch, channels, *grid)`` to the same shape."""
-        out: Tensor = self.mlp(x + self.attention(x), residual=True)
+        attention, anchored = self.attention, self.attention.reference_shape is not None
+        if is_only(attention, MultipoleAttention) and not anchored:
+            x, _ = attention.on_reference(x, residual=True)
+        else:
+            x = x + attention(x)
+        out: Tensor = self.mlp(x, residual=True)
         return out
 
     def on_reference(self, anchors: Tensor) -> tuple[Tensor, Sources]:
         """The block on the reference grid, and what it has there for points between the reference's."""
-        added, coarse = self.attention.on_reference(anchors)
-        sources = self.attention.sources(anchors, coarse)
-        out: Tensor = self.mlp(anchors + added, residual=True)
-        return out, sources
+        x, coarse = self.attention.on_reference(anchors, residual=True)
+        out: Tensor = self.mlp(x, residual=True)
+        return out, self.attention.sources(anchors, coarse)
 
     def between(self, x: Tensor, sources: Sources, tile: Tile) -> Tensor:
         """The block at some points of a finer grid, ``(batch, channels, *points of the tile)``."""
-        out: Tensor = self.mlp(x + self.attention.between(x, sources, tile), residual=True)
+        out: Tensor = self.mlp(self.attention.between(x, sources, tile, residual=True), residual=True)
         return out

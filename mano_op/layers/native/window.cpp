@@ -214,7 +214,7 @@ template <int D> void forward_of(const Problem &a, float *out, float *stats) {
 
 template <int D>
 void backward_of(const Problem &a, const Tokens grad, const Tokens out, const float *stats, float *dq, float *dk,
-                 float *dv, float *dtable, int64_t tables) {
+                 float *dv, float *dtable, int64_t tables, bool once) {
     const int64_t channels = a.heads * a.head_dim, blocks = a.padded_keys / LANES, groups = a.padded_queries / LANES;
     // Samples never meet, but for the table's gradient, of which each thread then has its own; nor do heads.
     const bool by_sample = tables > 0;
@@ -254,19 +254,28 @@ void backward_of(const Problem &a, const Tokens grad, const Tokens out, const fl
                         columns<D>(a.v, b, key_rows + j, here, h * d, d, v_j);
                         for (int c = 0; c < d; c++) dk_j[c] = dv_j[c] = Vec{};
                         const Vec no_key = missing ? load(missing + j) : Vec{};
+                        // One loop for each thing that has to stay in registers.
                         for (int64_t i = 0; i < a.n_queries; i++) {
-                            const float *q = &query[i * d], *g = &gradient[i * d];
-                            Vec s = load(a.table + at + i * a.padded_keys + j) + no_key, dp{};
-                            for (int c = 0; c < d; c++) s += q[c] * k_j[c], dp += g[c] * v_j[c];
-                            const Vec p = exponential(s - stat[i]) * stat[a.padded_queries + i], ds = p * (dp - delta[i]);
-                            p_of[i] = p, ds_of[i] = ds;
-                            float *to = own + at + i * a.padded_keys + j;
-                            store(to, load(to) + ds);
+                            const float *q = &query[i * d];
+                            Vec s = load(a.table + at + i * a.padded_keys + j) + no_key;
+                            for (int c = 0; c < d; c++) s += q[c] * k_j[c];
+                            p_of[i] = exponential(s - stat[i]) * stat[a.padded_queries + i];
                         }
-                        // On its own, so that keys and values have left the registers.
                         for (int64_t i = 0; i < a.n_queries; i++) {
-                            const float *q = &query[i * d], *g = &gradient[i * d];
-                            for (int c = 0; c < d; c++) dv_j[c] += g[c] * p_of[i], dk_j[c] += q[c] * ds_of[i];
+                            const float *g = &gradient[i * d];
+                            Vec dp = all(-delta[i]);
+                            for (int c = 0; c < d; c++) dp += g[c] * v_j[c];
+                            ds_of[i] = p_of[i] * dp;
+                            float *to = own + at + i * a.padded_keys + j;
+                            store(to, load(to) + ds_of[i]);
+                        }
+                        for (int64_t i = 0; i < a.n_queries; i++) {
+                            const float *g = &gradient[i * d];
+                            for (int c = 0; c < d; c++) dv_j[c] += g[c] * p_of[i];
+                        }
+                        for (int64_t i = 0; i < a.n_queries; i++) {
+                            const float *q = &query[i * d];
+                            for (int c = 0; c < d; c++) dk_j[c] += q[c] * ds_of[i];
                         }
                         for (int64_t group = 0; group < groups; group++) {
                             Vec ds[LANES], local_dq[D ? D : 1];
@@ -291,7 +300,10 @@ void backward_of(const Problem &a, const Tokens grad, const Tokens out, const fl
                         const int here = static_cast<int>(std::min<int64_t>(LANES, a.n_queries - i0));
                         each_row<D>(&dq_t[group * d], here, d, lanes.data(), [&](int i, const float *part) {
                             float *row = dq + (b * a.points + rows[i0 + i]) * channels + h * d;
-                            add<D>(row, part, d, a.scale);
+                            if (once) // the row has no gradient of another window
+                                for (int c = 0; c < d; c++) row[c] = a.scale * part[c];
+                            else
+                                add<D>(row, part, d, a.scale);
                         });
                     }
                 }
@@ -315,14 +327,15 @@ void forward(const Problem *a, float *out, float *stats) {
 
 // The other way round the table is (windows, heads, queries, padded keys). `dtable`, zero at first, is so too. With
 // `tables` above 0 there is one window, samples are shared out among so many threads, and there are as many of it.
+// With `once` every query is in exactly one window, and `dq` need not be zero at first.
 void backward(const Problem *a, const Tokens *grad, const Tokens *out, const float *stats, float *dq, float *dk,
-              float *dv, float *dtable, int64_t tables) {
+              float *dv, float *dtable, int64_t tables, int32_t once) {
     switch (a->head_dim) {
-    case 4: return backward_of<4>(*a, *grad, *out, stats, dq, dk, dv, dtable, tables);
-    case 6: return backward_of<6>(*a, *grad, *out, stats, dq, dk, dv, dtable, tables);
-    case 8: return backward_of<8>(*a, *grad, *out, stats, dq, dk, dv, dtable, tables);
-    case 16: return backward_of<16>(*a, *grad, *out, stats, dq, dk, dv, dtable, tables);
-    default: return backward_of<0>(*a, *grad, *out, stats, dq, dk, dv, dtable, tables);
+    case 4: return backward_of<4>(*a, *grad, *out, stats, dq, dk, dv, dtable, tables, once);
+    case 6: return backward_of<6>(*a, *grad, *out, stats, dq, dk, dv, dtable, tables, once);
+    case 8: return backward_of<8>(*a, *grad, *out, stats, dq, dk, dv, dtable, tables, once);
+    case 16: return backward_of<16>(*a, *grad, *out, stats, dq, dk, dv, dtable, tables, once);
+    default: return backward_of<0>(*a, *grad, *out, stats, dq, dk, dv, dtable, tables, once);
     }
 }
 }

@@ -68,8 +68,7 @@ class _Native(torch.autograd.Function):
         lib = library()
         assert lib is not None
         q, k, v = (_with_channels_together(t) for t in (q, k, v))
-        whole = rows.taken is None and rows.share is None
-        out = (torch.empty if whole else torch.zeros)(q.shape)
+        out = (torch.empty if _once(rows) else torch.zeros)(q.shape)
         padded = _up(rows.queries.shape[1])
         stats = torch.empty(len(q), len(rows.queries), heads, 2, padded)
         by_key = F.pad(_table(table, rows, heads).mT, (0, padded - rows.queries.shape[1])).contiguous()
@@ -97,7 +96,8 @@ class _Native(torch.autograd.Function):
         threads = problem.threads
         tables = min(threads, len(q)) if len(by_query) == 1 and len(q) >= threads else 0
         dtable = torch.zeros(max(tables, 1), *by_query.shape)
-        dq, dk, dv = (torch.zeros(t.shape) for t in (q, k, v))
+        dq = (torch.empty if _once(rows) else torch.zeros)(q.shape)
+        dk, dv = (torch.zeros(t.shape) for t in (k, v))
         of_grad, of_out = _Tokens.of(grad), _Tokens.of(out)
         lib.backward(
             ctypes.byref(problem),
@@ -105,9 +105,15 @@ class _Native(torch.autograd.Function):
             ctypes.byref(of_out),
             *_pointers(stats, dq, dk, dv, dtable),
             ctypes.c_int64(tables),
+            ctypes.c_int32(_once(rows)),
         )
         by_table = None if table is None else dtable.sum(0)[..., : rows.keys.shape[1]].to(table.dtype)
         return dq, dk, dv, by_table, None, None
+
+
+def _once(rows: Rows) -> bool:
+    """Whether every query is in exactly one window."""
+    return rows.taken is None and rows.share is None
 
 
 def _with_channels_together(t: Tensor) -> Tensor:
