@@ -179,6 +179,9 @@ def _bias_table(bias: Callable[[Tensor], Tensor], tiling: Sequence[Tiling], like
     Many pairs have the same offset or nearly so. It is evaluated on a lattice: whole steps where all offsets
     are whole, else quarters, between which it is interpolated linearly.
     """
+    if (pairs := _whole_pairs(tuple(tiling), like.dtype, like.device)) is not None:
+        lattice, index = pairs
+        return rearrange(bias(lattice).index_select(0, index.flatten()), "(q k) h -> 1 h q k", q=len(index))
     steps, places = [], []
     for axis in tiling:
         offset = axis.offsets
@@ -188,8 +191,8 @@ def _bias_table(bias: Callable[[Tensor], Tensor], tiling: Sequence[Tiling], like
         # One more than the last, which what lies beyond it is interpolated with.
         steps.append(step * np.arange(first, np.floor(place.max()) + (1 if step == 1 else 2)))
         places.append(place - first)
-    lattice = [torch.as_tensor(s, dtype=like.dtype, device=like.device) for s in steps]
-    table = bias(torch.stack(torch.meshgrid(*lattice, indexing="ij"), dim=-1))
+    axes = [torch.as_tensor(s, dtype=like.dtype, device=like.device) for s in steps]
+    table = bias(torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1))
     n_dim = len(tiling)
     for i, place in enumerate(places):  # (o0, o1, ..., heads) -> (m0, q0, k0, m1, q1, k1, ..., heads)
         below = np.floor(place)
@@ -200,6 +203,33 @@ def _bias_table(bias: Callable[[Tensor], Tensor], tiling: Sequence[Tiling], like
     order = " ".join(f"m{i} q{i} k{i}" for i in range(n_dim))
     windows, queries, keys = (" ".join(f"{letter}{i}" for i in range(n_dim)) for letter in "mqk")
     return rearrange(table, f"{order} h -> ({windows}) h ({queries}) ({keys})")
+
+
+def _whole_pairs(
+    tiling: tuple[Tiling, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor] | None:
+    """Where windows are alike and all offsets whole: the distinct ones, and which a query and a key have."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return None  # as for `_rows`
+    return _kept_pairs(tiling, dtype, device)
+
+
+@lru_cache(maxsize=128)
+def _kept_pairs(
+    tiling: tuple[Tiling, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor] | None:
+    if any(len(axis.offsets) > 1 or (axis.offsets % 1).any() for axis in tiling):
+        return None
+    lattice, index = np.zeros((1, 0)), np.zeros((1, 1), dtype=np.int64)
+    for axis in tiling:
+        offsets, of_pair = np.unique(axis.offsets[0], return_inverse=True)
+        of_pair = of_pair.reshape(axis.offsets[0].shape)
+        lattice = np.hstack([lattice.repeat(len(offsets), 0), np.tile(offsets, len(lattice))[:, None]])
+        index = (index[:, None, :, None] * len(offsets) + of_pair[:, None]).reshape(
+            len(index) * len(of_pair), -1
+        )
+    with torch.inference_mode(False):
+        return torch.as_tensor(lattice, dtype=dtype, device=device), torch.as_tensor(index, device=device)
 
 
 def _between(table: Tensor, dim: int, below: NDArray[np.int64], share: NDArray[np.float64]) -> Tensor:
