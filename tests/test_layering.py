@@ -37,7 +37,6 @@ data.importers.lazy     data    numpy dask h5py
 layers.chunks           model   torch
 layers.points           model   torch
 layers.anchors          model   numpy torch
-layers.pyramid          model   torch
 problems.random_field   data    numpy
 problems.fourier        data    numpy
 problems.cosine         data    numpy
@@ -46,6 +45,7 @@ problems.solver_grid    data    numpy
 data.layout             data    numpy
 
 layers.native.window    model   torch
+layers.native.stencil   model   numpy torch
 problems.darcy          data    numpy scipy
 problems.problem        data    numpy
 problems.poisson        data    numpy scipy
@@ -59,6 +59,7 @@ data.channels           data    numpy
 data.schema             data    numpy zarr
 
 layers.window           model   numpy torch einops
+layers.pyramid          model   torch
 data.store              data    numpy xarray zarr
 
 layers.attention        model   torch einops

@@ -30,6 +30,7 @@ References
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -37,6 +38,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mano_op.grid import Registration
+from mano_op.layers.native import stencil
+from mano_op.layers.native.stencil import apply_stencil, can_apply_natively
 
 Sampling = Literal["stencil", "conv", "avg_pool"]
 SAMPLINGS: tuple[str, ...] = get_args(Sampling)
@@ -151,16 +154,26 @@ class Restrict(_Step):
         n_dim = x.ndim - 2
         conv = (F.conv1d, F.conv2d, F.conv3d)[n_dim - 1]
         if self.sampling == "stencil":
-            x = pad_edges(
-                x, [(self.reach, self.reach + (-n) % self.rate) for n in x.shape[2:]], self.periodic
-            )
-            x = conv(x, self.kernel(), stride=self.rate, groups=x.shape[1])
+            kernel = self.kernel()
+            if can_apply_natively(x, kernel):
+                axes = [
+                    stencil.down(n, self.rate, self.reach, wraps)
+                    for n, wraps in zip(x.shape[2:], self.periodic, strict=True)
+                ]
+                return apply_stencil(x, kernel, axes, self._convolved)
+            x = self._convolved(x, kernel)
         elif self.sampling == "conv":
             x = conv(fill_last_cells(x, self.rate), self.kernel(), stride=self.rate)
         else:
             pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[n_dim - 1]
             x = pool(fill_last_cells(x, self.rate), self.rate)
         return x
+
+    def _convolved(self, x: Tensor, kernel: Tensor) -> Tensor:
+        """The stencil of a field."""
+        x = pad_edges(x, [(self.reach, self.reach + (-n) % self.rate) for n in x.shape[2:]], self.periodic)
+        conv = (F.conv1d, F.conv2d, F.conv3d)[x.ndim - 3]
+        return conv(x, kernel, stride=self.rate, groups=x.shape[1])
 
 
 class Prolong(_Step):
@@ -179,22 +192,38 @@ class Prolong(_Step):
         or the coarse field, which take no time.
         """
         n_dim = x.ndim - 2
-        conv = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[n_dim - 1]
-        first = 0
         if self.sampling == "stencil":
-            # The last fine nodes lie between the last coarse one and the next, which is off the grid.
-            x = pad_edges(x, [(0, min(self.reach, 1))] * n_dim, self.periodic)
-            x = conv(x, self.kernel() * _along(factor, 0, n_dim + 2), stride=self.rate, groups=x.shape[1])
-            first = self.reach
-        elif self.sampling == "conv":
+            kernel = self.kernel() * _along(factor, 0, n_dim + 2)
+            if can_apply_natively(x, kernel):
+                axes = [
+                    stencil.up(n_in, n, self.rate, self.reach, wraps)
+                    for n_in, n, wraps in zip(x.shape[2:], shape, self.periodic, strict=True)
+                ]
+                return apply_stencil(x, kernel, axes, partial(self._convolved, shape=tuple(shape)))
+            return self._convolved(x, kernel, shape)
+        if self.sampling == "conv":
+            conv = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[n_dim - 1]
             x = conv(x, self.kernel() * _along(factor, 1, n_dim + 2), stride=self.rate)
         else:
             x = x * _along(factor, 1, n_dim + 2)
             for dim in range(2, x.ndim):
                 x = x.repeat_interleave(self.rate, dim)
-        for dim, n in enumerate(shape, start=2):
-            x = x.narrow(dim, first, n)
-        return x
+        return _cut(x, 0, shape)
+
+    def _convolved(self, x: Tensor, kernel: Tensor, shape: Sequence[int]) -> Tensor:
+        """The stencil of a field."""
+        n_dim = x.ndim - 2
+        # The last fine nodes lie between the last coarse one and the next, which is off the grid.
+        x = pad_edges(x, [(0, min(self.reach, 1))] * n_dim, self.periodic)
+        conv = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[n_dim - 1]
+        return _cut(conv(x, kernel, stride=self.rate, groups=x.shape[1]), self.reach, shape)
+
+
+def _cut(x: Tensor, first: int, shape: Sequence[int]) -> Tensor:
+    """Of a field the points from `first` on, as many as `shape` says."""
+    for dim, n in enumerate(shape, start=2):
+        x = x.narrow(dim, first, n)
+    return x
 
 
 def _along(factor: Tensor | float, dim: int, n_dim: int) -> Tensor | float:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from mano_op.errors import InputError
 
-_SOURCE = Path(__file__).with_name("window.cpp")
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("window.cpp", "stencil.cpp"))
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread")
 _log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def library() -> ctypes.CDLL | None:
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # a RuntimeError without a home
         if wanted:
             raise InputError(
-                f"MANO_OP_NATIVE=1, but {_SOURCE.name} cannot be built or loaded ({error}): install a C++ "
+                f"MANO_OP_NATIVE=1, but the library cannot be built or loaded ({error}): install a C++ "
                 "compiler, name it in CXX, or unset MANO_OP_NATIVE"
             ) from error
         _log.info("no compiled attention, %s: it takes two or three times longer", error)
@@ -66,13 +66,14 @@ def _built() -> Path:
         timeout=60,
         check=True,
     ).stdout
-    key = hashlib.sha256(b"\0".join([_SOURCE.read_bytes(), " ".join(_FLAGS).encode(), told])).hexdigest()[:20]
+    sources = [source.read_bytes() for source in _SOURCES]
+    key = hashlib.sha256(b"\0".join([*sources, " ".join(_FLAGS).encode(), told])).hexdigest()[:20]
     folder = _cache()
-    path = folder / f"window-{key}.so"
+    path = folder / f"native-{key}.so"
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / path.name
-            command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(made)]
+            command = [compiler, *_FLAGS, *map(str, _SOURCES), "-o", str(made)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=300)
             if done.returncode:
                 raise OSError(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}")
