@@ -10,6 +10,8 @@ Rows, each of them MANO's time or memory over another's, so less is better:
 * ``swin``: over a transformer of the same shape with shifted windows (`rivals.py`);
 * ``growth``: a training step a point on the largest grid over that on the smallest, and the exponent p of
   time or memory ~ points^p: between these two grids, and fitted to all;
+* ``fine``: a model of 64 x 64 on a grid of 2048 x 2048, which it does by tiles: seconds a point over those on
+  512 x 512, and what a process takes that does it;
 * ``bf16``: under bfloat16 autocast over single precision, with the relative error of the outputs;
 * ``compile``: compiled with dynamic shapes over eager, for five sizes; with ``--full`` only.
 
@@ -320,19 +322,41 @@ def of_growth(
 RESIDENT = """
 import sys, torch
 from mano_op import MANO
-n, threads = map(int, sys.argv[1:])
+n, reference, threads = map(int, sys.argv[1:])
 torch.set_num_threads(threads)
-model = MANO(1, 1, reference_shape=(n, n))
-model(torch.randn(1, 1, n, n)).square().mean().backward()
+model = MANO(1, 1, reference_shape=(reference, reference))
+if n == reference:
+    model(torch.randn(1, 1, n, n)).square().mean().backward()
+else:
+    with torch.no_grad():
+        model.eval()(torch.randn(1, 1, n, n))
 [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
 print(1024 * int(line.split()[1]))
 """
 
 
-def resident_bytes(n: int) -> int:
-    """The most memory that a process takes which makes one training step, Python and torch included."""
-    command = [sys.executable, "-c", RESIDENT, str(n), str(torch.get_num_threads())]
+def resident_bytes(n: int, reference: int | None = None) -> int:
+    """The most memory of a process that makes a training step, or predicts if the reference is another grid.
+
+    Python and torch are included.
+    """
+    command = [sys.executable, "-c", RESIDENT, str(n), str(reference or n), str(torch.get_num_threads())]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def fine(effort: Effort) -> Iterator[Entry]:
+    """A model on far finer grids than its own."""
+    [reference] = effort.sizes([64], quick=[8])
+    sizes = effort.sizes([512, 2048], quick=[32, 64])
+    model = mano(reference).eval()
+    runs = {grid_name(n, n): forward(model, torch.randn(1, 1, n, n)) for n in sizes}
+    times = by_turns(runs, effort, most=2)
+    yield of_growth(
+        f"from {grid_name(reference, reference)}, time a point", times, [n * n for n in sizes], of_times
+    )
+    name = list(runs)[-1]
+    limit = {f"{name}, process": resident_bytes(sizes[-1], reference), "limit": 2**30}
+    yield of_bytes(f"from {grid_name(reference, reference)}, {name}, process", limit, wanted=1.0)
 
 
 def bf16(effort: Effort) -> Iterator[Entry]:
@@ -394,6 +418,7 @@ ROWS: dict[str, Callable[[Effort], Iterator[Entry]]] = {
     "dense": dense,
     "swin": swin,
     "growth": growth,
+    "fine": fine,
     "bf16": bf16,
     "compile": compiled,
 }

@@ -165,17 +165,16 @@ class _Chunked(torch.autograd.Function):
             of_chunk = tokens[chunk].detach().requires_grad_(dx is not None)
             with torch.enable_grad():
                 h = hidden(of_chunk, *leaves)
-            dh = _back_through_maps(h.detach(), maps, [d[chunk] for d in ds], totals[n:])
+            straight = dx[chunk] if dx is not None and h is of_chunk else None
+            dh = _back_through_maps(h.detach(), maps, [d[chunk] for d in ds], totals[n:], straight)
             wanted = [t for t in (of_chunk, *leaves) if t.requires_grad]
-            if not wanted:
-                continue
-            found = iter([dh] if h is of_chunk else torch.autograd.grad(h, wanted, dh))
+            found = iter(torch.autograd.grad(h, wanted, dh) if wanted and straight is None else [dh])
             if dx is not None:
-                straight = [d[chunk] for d in ds] if residual else []
-                if straight:
-                    torch.add(next(found), sum(straight[1:], start=straight[0]), out=dx[chunk])
-                else:
-                    dx[chunk] = next(found)
+                parts = [next(found), *(d[chunk] for d in ds if residual)]
+                if len(parts) > 1:
+                    torch.add(parts[0], sum(parts[2:], start=parts[1]), out=dx[chunk])
+                elif straight is None:
+                    dx[chunk] = parts[0]
             for total in totals[:n]:
                 if total is not None:
                     total += next(found)
@@ -187,16 +186,17 @@ def _back_through_maps(
     maps: Sequence[tuple[Tensor, Tensor | None]],
     ds: Sequence[Tensor],
     totals: Sequence[Tensor | None],
+    out: Tensor | None,
 ) -> Tensor:
-    """The gradient of the hidden channels; those of weights and biases are added to their totals."""
-    dh = h.new_zeros(())
+    """The gradient of the hidden channels, in `out` if given; those of the maps are added to their totals."""
+    dh = torch.empty_like(h) if out is None else out
     for i, ((weight, _), d) in enumerate(zip(maps, ds, strict=True)):
         of_weight, of_bias = totals[2 * i : 2 * i + 2]
         if of_weight is not None:
             of_weight.addmm_(d.T, h)
         if of_bias is not None:
             of_bias += d.sum(0)
-        dh = dh.addmm_(d, weight) if i else d @ weight
+        dh = dh.addmm_(d, weight) if i else torch.mm(d, weight, out=dh)
     return dh
 
 
