@@ -70,8 +70,7 @@ class WindowAttention(nn.Module):
         `mano_op.layers.window.window_attention`. The fields of `plus` are added to the result.
         """
         if queries is None:
-            q, k, v = self._heads(x, *self.qkv.weight.chunk(3))
-            return self._attend(q, k, v, None, plus)
+            return self._projected(self._attended(*self._heads(x, *self.qkv.weight.chunk(3))), plus)
         if queries_at is None:
             raise InputError("there are queries without queries_at: say where they are, counted in keys")
         return self.between(queries, *self.keys_and_values(x), queries_at, plus)
@@ -92,17 +91,12 @@ class WindowAttention(nn.Module):
     ) -> Tensor:
         """`forward` with `queries`, of the field whose `keys_and_values` these are."""
         (q,) = self._heads(queries, self.qkv.weight.chunk(3)[0])
-        return self._attend(q, k, v, queries_at, plus)
+        return self._projected(self._attended(q, k, v, queries_at=queries_at), plus)
 
-    def _attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        queries_at: Sequence[tuple[float, ...]] | None,
-        plus: Sequence[Tensor],
+    def _attended(
+        self, q: Tensor, k: Tensor, v: Tensor, *, queries_at: Sequence[tuple[float, ...]] | None = None
     ) -> Tensor:
-        out = window_attention(
+        return window_attention(
             q,
             k,
             v,
@@ -113,6 +107,9 @@ class WindowAttention(nn.Module):
             bias=self.bias,
             queries_at=queries_at,
         )
+
+    def _projected(self, out: Tensor, plus: Sequence[Tensor]) -> Tensor:
+        """The results of the heads as a field; what they were made of is needed no longer, and gone."""
         out = rearrange(out, "b h ... d -> b ... (h d)")
         added = [rearrange(t, "b c ... -> b ... c") for t in plus]
         if isinstance(self.out, nn.Linear) and is_only(self.out, nn.Linear):

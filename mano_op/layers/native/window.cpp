@@ -175,7 +175,7 @@ template <int D> void forward_of(const Problem &a, float *out, float *stats) {
             for (int64_t h = 0; h < a.heads; h++) {
                 const float *table =
                     a.table + ((a.table_windows > 1 ? w : 0) * a.heads + h) * a.n_keys * a.padded_queries;
-                float *stat = stats + ((b * a.windows + w) * a.heads + h) * 2 * a.padded_queries;
+                float *stat = stats ? stats + ((b * a.windows + w) * a.heads + h) * 2 * a.padded_queries : nullptr;
                 for (int64_t i0 = 0; i0 < a.n_queries; i0 += LANES) {
                     const int here = static_cast<int>(std::min<int64_t>(LANES, a.n_queries - i0));
                     Vec local[2 * (D ? D : 1)];
@@ -198,8 +198,7 @@ template <int D> void forward_of(const Problem &a, float *out, float *stats) {
                         for (int c = 0; c < d; c++) o[c] += value[c] * p;
                     }
                     const Vec inverse = 1.0f / total;
-                    store(stat + i0, most);
-                    store(stat + a.padded_queries + i0, inverse);
+                    if (stat) store(stat + i0, most), store(stat + a.padded_queries + i0, inverse);
                     for (int c = 0; c < d; c++) o[c] *= inverse;
                     each_row<D>(o, here, d, lanes.data(), [&](int i, const float *result) {
                         if (a.taken && !a.taken[w * a.n_queries + i0 + i]) return;
@@ -315,6 +314,7 @@ void backward_of(const Problem &a, const Tokens grad, const Tokens out, const fl
 
 extern "C" {
 
+// `stats`, which may be null, is for `backward`: (batch, windows, heads, 2, padded queries).
 void forward(const Problem *a, float *out, float *stats) {
     switch (a->head_dim) {
     case 4: return forward_of<4>(*a, out, stats);

@@ -38,7 +38,9 @@ def can_attend_natively(q: Tensor) -> bool:
 
 def attend_natively(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:
     """As `mano_op.layers.chunks.attend_in_chunks`, in single precision."""
-    out: Tensor = _Native.apply(q, k, v, table, rows, heads)
+    inputs = [t for t in (q, k, v, table) if t is not None]
+    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+    out: Tensor = _Native.apply(q, k, v, table, rows, heads, recorded)
     return out
 
 
@@ -63,14 +65,22 @@ class _Problem(ctypes.Structure):
 class _Native(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        table: Tensor | None,
+        rows: Rows,
+        heads: int,
+        recorded: bool,
     ) -> Tensor:
         lib = library()
         assert lib is not None
         q, k, v = (_with_channels_together(t) for t in (q, k, v))
         out = (torch.empty if _once(rows) else torch.zeros)(q.shape)
         padded = _up(rows.queries.shape[1])
-        stats = torch.empty(len(q), len(rows.queries), heads, 2, padded)
+        # The backward pass needs these.
+        stats = torch.empty(len(q), len(rows.queries), heads, 2, padded) if recorded else None
         by_key = F.pad(_table(table, rows, heads).mT, (0, padded - rows.queries.shape[1])).contiguous()
         missing = _missing(rows)
         problem = _problem(q, k, v, by_key, missing, rows, heads)
@@ -84,7 +94,7 @@ class _Native(torch.autograd.Function):
         q, k, v, table, out, stats = ctx.saved_tensors
         rows, heads = ctx.rows, ctx.heads
         if torch.is_grad_enabled():
-            return differentiable(q, k, v, table, rows, heads, grad, ctx.needs_input_grad[:4])
+            return *differentiable(q, k, v, table, rows, heads, grad, ctx.needs_input_grad[:4]), None
         lib = library()
         assert lib is not None
         grad = _with_channels_together(grad)
@@ -108,7 +118,7 @@ class _Native(torch.autograd.Function):
             ctypes.c_int32(_once(rows)),
         )
         by_table = None if table is None else dtable.sum(0)[..., : rows.keys.shape[1]].to(table.dtype)
-        return dq, dk, dv, by_table, None, None
+        return dq, dk, dv, by_table, None, None, None
 
 
 def _once(rows: Rows) -> bool:
@@ -153,5 +163,5 @@ def _problem(
     )
 
 
-def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
-    return [ctypes.c_void_p(t.data_ptr()) for t in tensors]
+def _pointers(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
+    return [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]
