@@ -83,7 +83,7 @@ def test_counting_ends_when_the_function_fails():
 @pytest.mark.skipif(library() is None, reason="there is no compiled library")
 def test_the_compiled_library_is_used_while_memory_is_counted(monkeypatch):
     """Its tensors are counted: the result, and of the scores of each query their maximum and their sum."""
-    tokens = torch.zeros(1, 1, 16, 16, 8)
+    tokens = torch.zeros(1, 1, 16, 16, 8, requires_grad=True)
     of_result, of_statistics = tokens.nbytes, 2 * 16 * 16 * 4
 
     def attend():
@@ -98,5 +98,7 @@ def test_the_compiled_library_is_used_while_memory_is_counted(monkeypatch):
         monkeypatch.undo()
         library.cache_clear()
     scores = 16 * 16 * 16 * 4
+    with torch.no_grad():  # nothing is kept for gradients
+        assert of_result < peak_bytes_of(attend) < natively
     assert of_result + of_statistics < natively < of_result + of_statistics + scores
     assert in_chunks > of_result + scores
