@@ -44,6 +44,7 @@ from mano_op.problems import NavierStokes, generate_darcy, generate_fields
 from mano_op.runs import Run, load_run
 from mano_op.train import train_model
 from mano_op.transfer import evaluate_transfer, summary, table
+from mano_op.transfer.rollout import shown_steps
 
 HERE = Path(__file__).parent
 BUDGET: dict[str, Any] = {"epochs": 30, "batch_size": 20, "weight_decay": 1e-4}
@@ -198,6 +199,15 @@ def main() -> None:
             "machine": machine(),
             **numbers(results),
         }
+        if steps := SETTINGS[name].get("rollout"):
+            results = evaluate_transfer(
+                runs, store, SETTINGS[name]["resolutions"], batch_size=10, rollout=steps, progress=False
+            )
+            shown = shown_steps(results)
+            print(table(shown))
+            report["rollout"] = {
+                label: numbers(shown.sel(variable=[label])) for label in shown["variable"].values.tolist()
+            }
         out = make_folder(HERE / "results") / f"transfer_{name}.json"
         write_file(out, json.dumps(report, indent=1) + "\n")
 

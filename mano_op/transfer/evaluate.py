@@ -277,7 +277,9 @@ def _judge(
                 known: dict[tuple[str, Grid, str], NDArray[np.float64]] = {}
                 for m, one in enumerate(entries):
                     bar.set_description(f"{one.name} at {key}")
-                    direct, best = timed_predict(one.run, x, _REPEATS if b == 0 else 1, rollout)
+                    direct, best = timed_predict(
+                        one.run, x, _REPEATS if b == 0 and rollout == 1 else 1, rollout
+                    )
                     seconds[m, r] = min(seconds[m, r], best / len(direct))
                     predictions, mismatch = by_predictor(
                         one.run, store, direct, x, exact[one.grid], grid, one.grid, ends, rollout
