@@ -35,7 +35,7 @@ layers.whole            model   numpy torch einops
 resample                base    numpy scipy torch
 data.importers.lazy     data    numpy dask h5py
 layers.chunks           model   torch
-layers.points           model   torch
+layers.native.elementwise model torch
 layers.anchors          model   numpy torch
 problems.random_field   data    numpy
 problems.fourier        data    numpy
@@ -46,6 +46,7 @@ data.layout             data    numpy
 
 layers.native.window    model   torch
 layers.native.stencil   model   numpy torch
+layers.points           model   torch
 problems.darcy          data    numpy scipy
 problems.problem        data    numpy
 problems.poisson        data    numpy scipy

@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mano_op.layers.eager import on_cpu_eagerly
+from mano_op.layers.native.elementwise import add_, can_change_natively, gelu_, gelu_backward_
 
 # Numbers of the widest field in a chunk: half a megabyte in single precision.
 _NUMBERS = 2**17
@@ -41,6 +42,10 @@ class Hidden:
 
     eps: tuple[float, ...] = ()
     activation: Callable[[Tensor], Tensor] | None = None
+
+    def __bool__(self) -> bool:
+        """Whether there is anything."""
+        return bool(self.eps) or self.activation is not None
 
     def __call__(self, x: Tensor, *parameters: Tensor) -> Tensor:
         """The hidden channels of points ``(..., channels)``; `parameters` are pairs of weight and bias."""
@@ -121,17 +126,14 @@ class _Chunked(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         parameters, maps, plus = _parts(tensors, sizes)
         tokens = x.reshape(-1, x.shape[-1])
+        natively = can_change_natively(x)
         results = [tokens.new_empty(len(tokens), len(weight)) for weight, _ in maps]
         for chunk in _chunks(tokens, parameters, maps):
             of_chunk = tokens[chunk]
-            h = hidden(of_chunk, *parameters)
+            h = _Chunk(hidden, parameters, natively).forward(of_chunk)
             for (weight, bias), result in zip(maps, results, strict=True):
-                if bias is None:
-                    torch.mm(h, weight.T, out=result[chunk])
-                else:
-                    torch.addmm(bias, h, weight.T, out=result[chunk])
-                if residual:
-                    result[chunk] += of_chunk
+                torch.mm(h, weight.T, out=result[chunk])
+                _add(result[chunk], bias, of_chunk if residual else None, natively)
         results = [result.view(*x.shape[:-1], result.shape[1]) for result in results]
         for result in results:
             for t in plus:
@@ -156,47 +158,122 @@ class _Chunked(torch.autograd.Function):
             return dx, None, None, None, *rest, *of_plus
 
         tokens, *ds = (t.reshape(-1, t.shape[-1]) for t in (x, *grads))
+        natively = can_change_natively(x)
         dx = torch.empty_like(tokens) if needed[0] else None
         totals = [torch.zeros_like(t) if need else None for t, need in zip(tensors, needed[1:], strict=True)]
-        leaves = [
-            t.detach().requires_grad_(need) for t, need in zip(parameters, needed[1 : n + 1], strict=True)
-        ]
+        before = needed[0] or any(needed[1 : n + 1])  # whether a gradient goes further than the maps
         for chunk in _chunks(tokens, parameters, maps):
-            of_chunk = tokens[chunk].detach().requires_grad_(dx is not None)
-            with torch.enable_grad():
-                h = hidden(of_chunk, *leaves)
-            straight = dx[chunk] if dx is not None and h is of_chunk else None
-            dh = _back_through_maps(h.detach(), maps, [d[chunk] for d in ds], totals[n:], straight)
-            wanted = [t for t in (of_chunk, *leaves) if t.requires_grad]
-            found = iter(torch.autograd.grad(h, wanted, dh) if wanted and straight is None else [dh])
-            if dx is not None:
-                parts = [next(found), *(d[chunk] for d in ds if residual)]
-                if len(parts) > 1:
-                    torch.add(parts[0], sum(parts[2:], start=parts[1]), out=dx[chunk])
-                elif straight is None:
-                    dx[chunk] = parts[0]
-            for total in totals[:n]:
-                if total is not None:
-                    total += next(found)
+            of_chunk, of_ds = _Chunk(hidden, parameters, natively), [d[chunk] for d in ds]
+            dh = (
+                _back_through_maps(maps, of_ds, None if hidden or dx is None else dx[chunk])
+                if before
+                else None
+            )
+            h, back = of_chunk.backward(tokens[chunk], dh, totals[:n])
+            for i, d in enumerate(of_ds):
+                of_weight, of_bias = totals[n + 2 * i : n + 2 * i + 2]
+                if of_weight is not None:
+                    of_weight.addmm_(d.T, h)
+                if of_bias is not None:
+                    of_bias += d.sum(0)
+            if dx is not None and back is not None:
+                straight = of_ds if residual else []
+                if straight:
+                    torch.add(back, sum(straight[1:], start=straight[0]), out=dx[chunk])
+                elif hidden:
+                    dx[chunk] = back
         return None if dx is None else dx.view(x.shape), None, None, None, *totals, *of_plus
 
 
-def _back_through_maps(
-    h: Tensor,
-    maps: Sequence[tuple[Tensor, Tensor | None]],
-    ds: Sequence[Tensor],
-    totals: Sequence[Tensor | None],
-    out: Tensor | None,
-) -> Tensor:
-    """The gradient of the hidden channels, in `out` if given; those of the maps are added to their totals."""
-    dh = torch.empty_like(h) if out is None else out
-    for i, ((weight, _), d) in enumerate(zip(maps, ds, strict=True)):
-        of_weight, of_bias = totals[2 * i : 2 * i + 2]
+class _Chunk:
+    """The hidden channels of some points, and the way back through them."""
+
+    def __init__(self, hidden: Hidden, parameters: Sequence[Tensor], natively: bool) -> None:
+        self.hidden = hidden
+        self.norms = list(zip(parameters[::2], parameters[1::2], hidden.eps, strict=False))
+        self.layer = None if hidden.activation is None else tuple(parameters[-2:])
+        self.by_gelu = (
+            natively and type(hidden.activation) is nn.GELU and hidden.activation.approximate == "none"
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The hidden channels."""
+        for weight, bias, eps in self.norms:
+            x = F.layer_norm(x, weight.shape, weight, bias, eps)
+        if self.layer is None or self.hidden.activation is None:
+            return x
+        weight, bias = self.layer
+        if self.by_gelu:
+            return gelu_(x @ weight.T, bias)
+        return self.hidden.activation(torch.addmm(bias, x, weight.T))
+
+    def backward(
+        self, x: Tensor, dh: Tensor | None, totals: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The hidden channels again, and from their gradient that of `x`; `totals` are of the parameters."""
+        fields = []
+        for weight, bias, eps in self.norms:
+            y, mean, rstd = torch.native_layer_norm(x, weight.shape, weight, bias, eps)
+            fields.append((x, mean, rstd))
+            x = y
+        h = x
+        if self.layer is not None:
+            h, dh = self._back_through_layer(x, dh, totals[-2:])
+        if dh is None:
+            return h, None
+        for i in reversed(range(len(self.norms))):
+            (weight, bias, _), (x, mean, rstd) = self.norms[i], fields[i]
+            dh, of_weight, of_bias = torch.ops.aten.native_layer_norm_backward(
+                dh, x, weight.shape, mean, rstd, weight, bias, [True, True, True]
+            )
+            for total, part in zip(totals[2 * i : 2 * i + 2], (of_weight, of_bias), strict=True):
+                if total is not None:
+                    total += part
+        return h, dh
+
+    def _back_through_layer(
+        self, x: Tensor, dh: Tensor | None, totals: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor | None]:
+        assert self.layer is not None and self.hidden.activation is not None
+        weight, bias = self.layer
+        if dh is None:
+            return self.hidden.activation(torch.addmm(bias, x, weight.T)), None
+        if self.by_gelu:
+            h, dz = gelu_backward_(x @ weight.T, bias, dh)
+        else:
+            z = torch.addmm(bias, x, weight.T).requires_grad_()
+            with torch.enable_grad():
+                h = self.hidden.activation(z)
+            [dz] = torch.autograd.grad(h, [z], dh)
+            h = h.detach()
+        of_weight, of_bias = totals
         if of_weight is not None:
-            of_weight.addmm_(d.T, h)
+            of_weight.addmm_(dz.T, x)
         if of_bias is not None:
-            of_bias += d.sum(0)
-        dh = dh.addmm_(d, weight) if i else torch.mm(d, weight, out=dh)
+            of_bias += dz.sum(0)
+        return h, dz @ weight
+
+
+def _add(result: Tensor, bias: Tensor | None, x: Tensor | None, natively: bool) -> None:
+    """Add a bias and another field, if they are given."""
+    if bias is None and x is None:
+        return
+    if natively:
+        add_(result, bias, x)
+        return
+    for t in (bias, x):
+        if t is not None:
+            result += t
+
+
+def _back_through_maps(
+    maps: Sequence[tuple[Tensor, Tensor | None]], ds: Sequence[Tensor], out: Tensor | None
+) -> Tensor:
+    """The gradient of the hidden channels, in `out` if given."""
+    (first, _), *others = maps
+    dh = torch.mm(ds[0], first, out=out)
+    for (weight, _), d in zip(others, ds[1:], strict=True):
+        dh.addmm_(d, weight)
     return dh
 
 

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from mano_op.errors import InputError
 
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("window.cpp", "stencil.cpp"))
+_HEADERS = (Path(__file__).with_name("vectors.h"),)
+_SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in ("window", "stencil", "elementwise"))
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread")
 _log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def _built() -> Path:
         timeout=60,
         check=True,
     ).stdout
-    sources = [source.read_bytes() for source in _SOURCES]
+    sources = [source.read_bytes() for source in (*_HEADERS, *_SOURCES)]
     key = hashlib.sha256(b"\0".join([*sources, " ".join(_FLAGS).encode(), told])).hexdigest()[:20]
     folder = _cache()
     path = folder / f"native-{key}.so"
