@@ -254,3 +254,30 @@ def test_an_unknown_wish_is_refused(monkeypatch):
     monkeypatch.setenv("MANO_OP_NATIVE", "yes")
     with pytest.raises(InputError, match="MANO_OP_NATIVE='yes', expected 0"):
         module.library.__wrapped__()
+
+
+def test_a_bias_for_another_number_of_heads_is_refused():
+    q = torch.randn(1, 2, 6, 4)
+    with pytest.raises(
+        InputError, match="bias gives 1 scores for each offset, expected one for each of 2 heads"
+    ):
+        window_attention(q, q, q, window=4, bias=lambda offset: offset.sum(-1, keepdim=True))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux")
+@pytest.mark.parametrize("head_dim", [4, 21])
+def test_threads_that_cannot_be_started_are_done_without(head_dim):
+    """A process that has no memory for so many has the result of one."""
+    program = f"""
+import resource, torch
+from mano_op.layers.window import window_attention
+torch.manual_seed(0)
+q, k, v = torch.randn(3, 2, 2, 24, 24, {head_dim})
+one = window_attention(q, k, v, window=4, halo=1)
+torch.get_num_threads = lambda: 64
+[size] = [line for line in open("/proc/self/status") if line.startswith("VmSize")]
+limit = 1024 * int(size.split()[1]) + 2**27  # room for the stacks of some threads, of 8 MiB each
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+assert torch.equal(window_attention(q, k, v, window=4, halo=1), one)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

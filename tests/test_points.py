@@ -1,5 +1,6 @@
 """Maps of points, some at a time, against the same from whole tensors."""
 
+from copy import deepcopy
 from unittest.mock import patch
 
 import pytest
@@ -202,3 +203,125 @@ def test_operations_are_counted_as_of_whole_tensors():
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         mlp(x)
     assert counter.get_total_flops() == 2 * 2 * x[:, 0].numel() * 8 * 16
+
+
+def small_model(**options):
+    torch.manual_seed(0)
+    return MANO(1, 1, hidden_channels=8, n_layers=1, n_heads=2, n_levels=2, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_model_that_is_applied_twice_has_the_same_gradients_with_a_graph(dtype):
+    """The second use depends on the parameters by its input too, which is counted once."""
+    model = small_model().to(dtype)
+    x = torch.randn(1, 1, 8, 8, dtype=dtype)
+    plain, with_graph = (
+        torch.autograd.grad(model(model(x)).square().sum(), list(model.parameters()), create_graph=graph)
+        for graph in (False, True)
+    )
+    for one, other in zip(plain, with_graph, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * one.abs().max().item() + 1e-12)
+
+
+@pytest.mark.parametrize("kind", ["channels first", "every other channel", "transposed grid"])
+def test_fields_with_gaps_are_taken_as_they_are(kind):
+    mlp = Mlp(8, 16, 8, norm=True, non_linearity="gelu")
+    x = {
+        "channels first": torch.randn(1, 8, 5, 6),
+        "every other channel": torch.randn(1, 5, 6, 16)[..., ::2].movedim(-1, 1),
+        "transposed grid": torch.randn(1, 6, 5, 8).movedim(-1, 1).mT,
+    }[kind].requires_grad_()
+    found = mlp(x, residual=True)
+    weights = torch.randn_like(found)
+    exact = deepcopy(mlp).double()(x.double(), residual=True)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+    [one], [other] = (torch.autograd.grad(y, x, weights.to(y.dtype)) for y in (found, exact))
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("bias", torch.zeros(8, dtype=torch.float64)),
+        ("bias", torch.zeros(8, dtype=torch.bfloat16)),
+        ("bias", torch.zeros(3)),
+        ("weight", torch.zeros(5, 16)),
+        ("weight", torch.zeros(8, 16, dtype=torch.float64)),
+    ],
+)
+def test_what_does_not_fit_is_torchs_error(name, value):
+    """And never read as if it did."""
+    mlp, x = Mlp(8, 16, 8, norm=True, non_linearity="gelu"), torch.randn(1, 8, 5)
+    setattr(mlp.fc2, name, nn.Parameter(value))
+    with pytest.raises(RuntimeError):
+        mlp(x, residual=True)
+
+
+def test_a_bias_with_gaps_is_read_as_it_is():
+    x, weight, bias = torch.randn(4, 3), torch.randn(6, 3), torch.randn(12)[::2]
+    [found] = linear_maps(x, Hidden(), [], [(weight, bias)])
+    torch.testing.assert_close(found, x @ weight.T + bias)
+    [found] = linear_maps(x, Hidden(), [], [(weight, torch.ones(1).expand(6))])
+    torch.testing.assert_close(found, x @ weight.T + 1)
+
+
+def test_layers_without_all_their_parameters_are_called():
+    model, x = small_model().eval(), torch.randn(2, 1, 8, 8)
+    block = model.blocks[0]
+    block.mlp.norm = nn.LayerNorm(8, elementwise_affine=False)
+    block.attention.attention[0].norm1 = nn.LayerNorm(8, bias=False)
+    fc1 = block.mlp.fc1
+    with torch.no_grad():
+        fc1.bias.zero_()
+        before = model(x)
+        block.mlp.fc1 = nn.Linear(8, 16, bias=False)
+        block.mlp.fc1.weight.copy_(fc1.weight)
+        torch.testing.assert_close(model(x), before)
+
+
+def test_a_forward_that_is_replaced_is_called():
+    model, x, seen = small_model().eval(), torch.randn(2, 1, 8, 8), []
+    fc1 = model.blocks[0].mlp.fc1
+    before, forward = model(x), fc1.forward
+    fc1.forward = lambda t: seen.append(t) or forward(t)
+    torch.testing.assert_close(model(x), before)
+    assert len(seen) == 1
+
+
+def test_results_may_be_changed_in_place():
+    model, x = small_model(), torch.randn(2, 1, 8, 8)
+    out = model(x)
+    expected = torch.autograd.grad((2 * out).square().sum(), list(model.parameters()))
+    out = model(x)
+    out *= 2
+    assert_same(torch.autograd.grad(out.square().sum(), list(model.parameters())), expected)
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_the_default_type_of_torch_does_not_matter(default):
+    model, x = small_model().eval(), torch.randn(2, 1, 8, 8)
+    before = model(x)
+    torch.set_default_dtype(default)
+    try:
+        out = model(x)
+        out.sum().backward()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(out, before)
+
+
+def test_a_transform_leaves_nothing_behind_that_is_of_no_use_later():
+    """Nothing of this grid is kept before it."""
+    model, x = small_model(reference_shape=(11, 13)), torch.randn(1, 1, 11, 13)
+    found = torch.func.grad(lambda t: model(t).square().sum())(x)
+    x.requires_grad_()
+    [expected] = torch.autograd.grad(model(x).square().sum(), x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_is_made_for_inference_predicts():
+    with torch.inference_mode():
+        model = small_model(reference_shape=(8, 8)).eval()
+        x = torch.randn(1, 1, 8, 8)
+        expected = small_model(reference_shape=(8, 8)).eval()(x)
+        torch.testing.assert_close(model(x), expected)

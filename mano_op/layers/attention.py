@@ -122,9 +122,10 @@ class WindowAttention(nn.Module):
         """Projections of the points' features, each ``(batch, heads, *grid, head_dim)``."""
         tokens = rearrange(x, "b c ... -> b ... c")
         norms = [norm for norm in (self.norm1, self.norm2) if isinstance(norm, nn.LayerNorm)]
-        if all(is_only(norm, nn.LayerNorm, nn.Identity) for norm in (self.norm1, self.norm2)):
+        parameters = [t for norm in norms for t in (norm.weight, norm.bias) if t is not None]
+        complete = len(parameters) == 2 * len(norms)
+        if complete and all(is_only(norm, nn.LayerNorm, nn.Identity) for norm in (self.norm1, self.norm2)):
             normalised = Hidden(tuple(norm.eps for norm in norms))
-            parameters = [t for norm in norms for t in (norm.weight, norm.bias)]
             projected = linear_maps(tokens, normalised, parameters, [(weight, None) for weight in weights])
         else:
             tokens = self.norm2(self.norm1(tokens))

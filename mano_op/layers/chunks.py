@@ -85,7 +85,7 @@ class _Chunked(torch.autograd.Function):
         d = q.shape[-1] // heads
         working = _working(q.dtype)
         added = _Added(table, rows, working)
-        dq, dk, dv = (torch.zeros(t.shape, dtype=working) for t in (q, k, v))
+        dq, dk, dv = (t.new_zeros(t.shape, dtype=working) for t in (q, k, v))
         dtable = None
         if added.table is not None and ctx.needs_input_grad[3]:
             dtable = torch.zeros_like(added.table)
@@ -162,7 +162,7 @@ class _Chunk:
         index = index[self.windows]
         if self.samples == slice(0, 1):
             return index.flatten()
-        first = torch.arange(self.samples.start, self.samples.stop) * n_points
+        first = torch.arange(self.samples.start, self.samples.stop, device=index.device) * n_points
         return (index + first[:, None, None]).flatten()
 
     def take(self, tokens: Tensor, index: Tensor) -> Tensor:
@@ -220,8 +220,10 @@ def differentiable(
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
     """The gradients as a function that has gradients itself, from whole tensors."""
-    inputs = [q, k, v, *([] if table is None else [table])]
+    # Of these very uses: what was given may itself depend on the same parameters.
+    inputs = [t.view_as(t) for t in (q, k, v, table) if t is not None]
     asked = [t for t, need in zip(inputs, needed, strict=False) if need]
-    out = attend_whole(q, k, v, table, rows, heads)
+    q, k, v, *added = inputs
+    out = attend_whole(q, k, v, added[0] if added else None, rows, heads)
     found = iter(torch.autograd.grad(out, asked, grad, create_graph=True))
     return (*(next(found) if need else None for need in needed), None, None)

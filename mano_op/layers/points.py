@@ -93,16 +93,29 @@ def linear_maps(
     >>> torch.allclose(found[1], norm(x) @ second.T, atol=1e-6)
     True
     """
-    if (
-        x.dtype in (torch.float32, torch.float64)
-        and on_cpu_eagerly(x)
-        and not torch.is_autocast_enabled("cpu")
-    ):
-        flat = [t for pair in maps for t in pair]
+    flat = [t for pair in maps for t in pair]
+    if _fit(x, [*parameters, *flat, *plus], maps, residual):
         sizes = len(parameters), len(flat)
         found: tuple[Tensor, ...] = _Chunked.apply(x, hidden, residual, sizes, *parameters, *flat, *plus)
         return found
     return _whole(x, hidden, parameters, maps, residual, plus)
+
+
+def _fit(
+    x: Tensor,
+    others: Sequence[Tensor | None],
+    maps: Sequence[tuple[Tensor, Tensor | None]],
+    residual: bool,
+) -> bool:
+    """Whether the points may go through in chunks; where something does not fit, torch says what."""
+    return (
+        x.dtype in (torch.float32, torch.float64)
+        and on_cpu_eagerly(x)
+        and not torch.is_autocast_enabled("cpu")
+        and all(t.dtype == x.dtype and t.device == x.device for t in others if t is not None)
+        and all(bias is None or bias.shape == weight.shape[:1] for weight, bias in maps)
+        and not (residual and any(len(weight) != x.shape[-1] for weight, _ in maps))
+    )
 
 
 def _whole(
@@ -127,14 +140,14 @@ class _Chunked(torch.autograd.Function):
         parameters, maps, plus = _parts(tensors, sizes)
         tokens = x.reshape(-1, x.shape[-1])
         natively = can_change_natively(x)
-        results = [tokens.new_empty(len(tokens), len(weight)) for weight, _ in maps]
+        results = [x.new_empty(*x.shape[:-1], len(weight)) for weight, _ in maps]
+        flat = [result.view(-1, result.shape[-1]) if len(tokens) else result for result in results]
         for chunk in _chunks(tokens, parameters, maps):
             of_chunk = tokens[chunk]
             h = _Chunk(hidden, parameters, natively).forward(of_chunk)
-            for (weight, bias), result in zip(maps, results, strict=True):
+            for (weight, bias), result in zip(maps, flat, strict=True):
                 torch.mm(h, weight.T, out=result[chunk])
                 _add(result[chunk], bias, of_chunk if residual else None, natively)
-        results = [result.view(*x.shape[:-1], result.shape[1]) for result in results]
         for result in results:
             for t in plus:
                 result += t
@@ -144,13 +157,17 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        x, *tensors = ctx.saved_tensors
+        x: Tensor = ctx.saved_tensors[0]
+        tensors: list[Any] = list(ctx.saved_tensors[1:])
         hidden, residual, n = ctx.hidden, ctx.residual, ctx.sizes[0]
         parameters, maps, _ = _parts(tensors, ctx.sizes)
         needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]]
         of_plus = [sum(grads[1:], start=grads[0])] * ctx.n_plus if ctx.n_plus else []
         needed = needed[: 1 + sum(ctx.sizes)]
         if torch.is_grad_enabled():
+            # Of these very uses: `x` may itself depend on the same parameters.
+            x, tensors = x.view_as(x), [t if t is None else t.view_as(t) for t in tensors]
+            parameters, maps, _ = _parts(tensors, ctx.sizes)
             asked = [t for t, need in zip((x, *tensors), needed, strict=True) if need]
             outputs = _whole(x, hidden, parameters, maps, residual, ())
             found = iter(torch.autograd.grad(outputs, asked, grads, create_graph=True))

@@ -112,6 +112,10 @@ def window_attention(
     for tiling in product(*per_axis):
         rows = _rows(tiling, tuple(grid), tuple(shape), q.device, between=queries_at is not None)
         table = None if bias is None else _bias_table(bias, tiling, q)
+        if table is not None and table.shape[1] != heads:
+            raise InputError(
+                f"bias gives {table.shape[1]} scores for each offset, expected one for each of {heads} heads"
+            )
         part = _attend(q, k, v, table, rows, heads)
         if rows.share is not None:
             part = part * rows.share.to(part.dtype)
@@ -142,9 +146,18 @@ def _rows(
     between: bool,
 ) -> Rows:
     """The windows of a tiling, on a device; `between` says that the queries are not at the keys."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-        return Rows.of(cut(tiling, queries, keys), device)  # whose tensors may be fake, so they are not kept
+    if _are_wrapped():
+        return Rows.of(cut(tiling, queries, keys), device)  # and not kept
     return (_last_rows if between else _kept_rows)(tiling, queries, keys, device)
+
+
+def _are_wrapped() -> bool:
+    """Whether tensors that are made now may be fake, or belong to a transform: they are of no use later."""
+    return bool(
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+    )
 
 
 def _new_rows(
@@ -209,7 +222,7 @@ def _whole_pairs(
     tiling: tuple[Tiling, ...], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor] | None:
     """Where windows are alike and all offsets whole: the distinct ones, and which a query and a key have."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+    if _are_wrapped():
         return None  # as for `_rows`
     return _kept_pairs(tiling, dtype, device)
 

@@ -75,10 +75,13 @@ class Mlp(nn.Module):
         tokens = rearrange(x, "b c ... -> b ... c")
         norms = [norm for norm in (before, self.norm) if isinstance(norm, nn.LayerNorm)]
         parts = (*norms, self.fc1, self.act, self.fc2)
-        if all(is_only(part, nn.LayerNorm, nn.Linear, *_NON_LINEARITIES.values()) for part in parts):
+        pairs = [(norm.weight, norm.bias) for norm in norms] + [(self.fc1.weight, self.fc1.bias)]
+        parameters = [t for pair in pairs for t in pair if t is not None]
+        complete = len(parameters) == 2 * len(norms) + 2
+        if complete and all(
+            is_only(part, nn.LayerNorm, nn.Linear, *_NON_LINEARITIES.values()) for part in parts
+        ):
             hidden = Hidden(tuple(norm.eps for norm in norms), self.act)
-            parameters: list[Tensor] = [t for norm in norms for t in (norm.weight, norm.bias)]
-            parameters += [self.fc1.weight, self.fc1.bias]
             of_fc2 = self.fc2.weight, self.fc2.bias
             (out,) = linear_maps(tokens, hidden, parameters, [of_fc2], residual=residual)
         else:

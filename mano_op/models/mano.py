@@ -255,6 +255,9 @@ class MANO(GridModel, name="MANO"):
     @property
     def reference_shape(self) -> tuple[int, ...] | None:
         """Points along each axis of the grid that the levels belong to; None before any training."""
+        if self.reference.is_inference():  # which has no version
+            shape = tuple(self.reference.tolist())
+            return shape if all(shape) else None
         here = (id(self.reference), self.reference._version)  # reading it may have to wait for a GPU
         if self._known_reference is None or self._known_reference[0] != here:
             self._known_reference = here, tuple(self.reference.tolist())

@@ -50,6 +50,7 @@ def with_coarse(
     x = torch.from_numpy(fields["input"].transpose("sample", "input_variable", ...).values)
     made = fields["prediction"].copy()
     inputs = [[""] * len(variables) for _ in runs]
+    predicted: dict[tuple[str, str], Tensor] = {}
     for m, (model, run) in enumerate(runs.items()):
         trained = judged["training_resolution"].sel(model=model).item()
         if trained == key:
@@ -57,9 +58,10 @@ def with_coarse(
         coarse = store.grids[trained]
         for v, variable in enumerate(variables):
             cell = judged.sel(model=model, resolution=key, variable=variable)
-            at = labels.index(variable)
-            given = _restricted(x, grid, coarse, cell["best_dpu"].item())
-            channel = predict(run, given, steps)[:, at : at + 1]
+            at, best = labels.index(variable), cell["best_dpu"].item()
+            if (model, best) not in predicted:
+                predicted[model, best] = predict(run, _restricted(x, grid, coarse, best), steps)
+            channel = predicted[model, best][:, at : at + 1]
             made[m, v] = interpolate(channel, coarse, grid, ends[variable])[:, 0].numpy()
             inputs[m][v] = dpu_input(cell)
     return fields.assign(dpu=made, dpu_input=(("model", "variable"), inputs))

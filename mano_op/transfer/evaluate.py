@@ -95,9 +95,9 @@ def evaluate_transfer(
         (model, train_resolution, seed); ``defined`` (resolution, predictor, metric) says which errors there
         can be. ``group`` (sample) is the store's number of a sample: windows of times of one sample have one
         group, and are not independent. By model, train_resolution and seed ``parameters`` and
-        ``training_flops``, those of one step of one sample on the home grid, and for each resolution
-        ``flops``, ``peak_bytes`` (`mano_op.memory.peak_bytes`) and ``seconds_per_sample`` of direct
-        inference, the last of all steps, the best of some batches and indicative only.
+        ``training_flops``, those of one sample on the home grid, and for each resolution ``flops``,
+        ``peak_bytes`` (`mano_op.memory.peak_bytes`) and ``seconds_per_sample`` of direct inference, the last
+        the best of some batches and indicative only; of a rollout all but the bytes are of all its steps.
         By model, train_resolution and resolution ``restriction``, "injection" or "nearest": what
         ``dpu_injection`` did; ``home`` and ``home_points`` say by way of which level.
 
@@ -156,7 +156,7 @@ def evaluate_transfer(
         at = _place(one, labels)
         errors[at], seconds[at] = found, took
     return (
-        _labelled(errors, seconds, entries, labels, costs, store, grids)
+        _labelled(errors, seconds, entries, labels, costs, store, grids, rollout)
         .assign_coords(
             variable=list(first.outputs),
             sample=sample_numbers(first),
@@ -180,6 +180,7 @@ def _labelled(
     costs: Mapping[str, Mapping[str, Cost]],
     store: FieldStore,
     grids: Mapping[str, Grid],
+    rollout: int,
 ) -> xr.Dataset:
     """The data set of the results, all but its variables' and samples' names."""
     keys, shape = list(grids), errors.shape[:3]
@@ -192,8 +193,9 @@ def _labelled(
     for one in entries:
         at, cost = _place(one, labels), costs[one.name]
         present[at], parameters[at] = True, one.run.n_parameters
-        training_flops[at] = cost[one.home].flops
-        flops[at], peak[at] = [cost[key].flops for key in keys], [cost[key].peak_bytes for key in keys]
+        training_flops[at] = rollout * cost[one.home].flops
+        flops[at] = [rollout * cost[key].flops for key in keys]
+        peak[at] = [cost[key].peak_bytes for key in keys]
         home[at[:2]], points[at[:2]] = one.home, np.prod(one.grid.shape)
         restriction[at[:2]] = ["injection" if nests(grids[key], one.grid) else "nearest" for key in keys]
     run, series = DIMS[:3], DIMS[:2]

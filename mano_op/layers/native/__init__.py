@@ -1,1 +1,1 @@
-"""What is compiled where it runs: C++ for the parts of attention that torch has no kernel for."""
+"""What is compiled where it runs: C++ for what torch has no kernel for, or none that stays in the cache."""

@@ -37,19 +37,22 @@ def gelu_(z: Tensor, bias: Tensor) -> Tensor:
     >>> library() is None or torch.allclose(gelu_(z, torch.ones(20)), expected, atol=1e-6)
     True
     """
-    _library().gelu(*_sizes(z), *_pointers(bias, z), _threads())
+    bias = _fitting(z, bias)
+    _library().gelu(*_sizes(z), *_pointers(bias, z), _threads(z))
     return z
 
 
 def gelu_backward_(z: Tensor, bias: Tensor, dz: Tensor) -> tuple[Tensor, Tensor]:
     r"""Replace z as `gelu_` does, and its gradient by :math:`dz \circ \operatorname{gelu}'(z + b)`."""
-    _library().gelu_backward(*_sizes(z), *_pointers(bias, z, dz), _threads())
+    bias, dz = _fitting(z, bias), _fitting(z, dz)
+    _library().gelu_backward(*_sizes(z), *_pointers(bias, z, dz), _threads(z))
     return z, dz
 
 
 def add_(z: Tensor, bias: Tensor | None, x: Tensor | None) -> Tensor:
     """Add a bias and another field to z, if they are given."""
-    _library().add(*_sizes(z), *_pointers(bias, x, z), _threads())
+    bias, x = (None if t is None else _fitting(z, t) for t in (bias, x))
+    _library().add(*_sizes(z), *_pointers(bias, x, z), _threads(z))
     return z
 
 
@@ -59,12 +62,20 @@ def _library() -> ctypes.CDLL:
     return lib
 
 
+def _fitting(z: Tensor, t: Tensor) -> Tensor:
+    """A field like `z`, or a number for each channel, without gaps: the library reads what it is told to."""
+    if not (z.is_contiguous() and t.dtype == z.dtype == torch.float32 and t.shape in (z.shape, z.shape[1:])):
+        raise ValueError(f"{t.dtype} of shape {tuple(t.shape)} for {z.dtype} of shape {tuple(z.shape)}")
+    return t.contiguous()
+
+
 def _sizes(z: Tensor) -> tuple[ctypes.c_int64, ctypes.c_int64]:
     return ctypes.c_int64(z.shape[0]), ctypes.c_int64(z.shape[1])
 
 
-def _threads() -> ctypes.c_int64:
-    return ctypes.c_int64(torch.get_num_threads())
+def _threads(z: Tensor) -> ctypes.c_int64:
+    """As many as have something to do."""
+    return ctypes.c_int64(min(torch.get_num_threads(), 1 + z.numel() // 2**15))
 
 
 def _pointers(*tensors: Tensor | None) -> list[ctypes.c_void_p]:

@@ -5,11 +5,7 @@
 // the grid has the product of these lists. The gradient of the source is the same with the lists the other way
 // round.
 
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
-#include <thread>
-#include <vector>
+#include "vectors.h"
 
 extern "C" {
 
@@ -28,20 +24,12 @@ struct Stencil {
 
 namespace {
 
-// Share the rows of the result among threads: work(thread, sample, i, j) for each.
+// work(thread, sample, i, j) for each row of the result, shared among threads.
 template <class Function> void each_line(const Stencil &a, Function work) {
-    const int64_t lines = a.batch * a.axis[0].n_out * a.axis[1].n_out;
-    const int64_t used = std::max<int64_t>(1, std::min<int64_t>(a.threads, lines));
-    const auto part = [&](int64_t t) {
-        for (int64_t line = lines * t / used; line < lines * (t + 1) / used; line++) {
-            const int64_t j = line % a.axis[1].n_out, above = line / a.axis[1].n_out;
-            work(t, above / a.axis[0].n_out, above % a.axis[0].n_out, j);
-        }
-    };
-    std::vector<std::thread> others;
-    for (int64_t t = 1; t < used; t++) others.emplace_back(part, t);
-    part(0);
-    for (auto &one : others) one.join();
+    const int64_t n_i = a.axis[0].n_out, n_j = a.axis[1].n_out;
+    in_parallel(a.batch * n_i * n_j, a.threads, [=](int64_t thread, int64_t first, int64_t last) {
+        for (int64_t line = first; line < last; line++) work(thread, line / n_j / n_i, line / n_j % n_i, line % n_j);
+    });
 }
 
 // use(point of the result, point of the source, tap) for all that a line of the result is made of.

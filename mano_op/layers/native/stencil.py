@@ -86,6 +86,7 @@ def can_apply_natively(x: Tensor, kernel: Tensor) -> bool:
     """Whether `apply_stencil` may be used: eagerly on a CPU, in single precision, if there is the library."""
     return (
         x.dtype == kernel.dtype == torch.float32
+        and x.shape[1] == len(kernel)
         and on_cpu_eagerly(x)
         and not torch.is_autocast_enabled("cpu")
         and all(getattr(mode, "only_tensors", False) for mode in _get_current_dispatch_mode_stack())
@@ -111,7 +112,7 @@ def apply_stencil(
         The same by operations of torch, of `x` and `kernel`: for gradients of gradients.
     """
     out: Tensor = _Stencil.apply(x, kernel, tuple(axes), otherwise)
-    return out
+    return out.movedim(-1, 1)
 
 
 class _Lists(ctypes.Structure):
@@ -160,19 +161,21 @@ class _Stencil(torch.autograd.Function):
         lib.stencil(ctypes.byref(problem), *_pointers(tokens, weights, out))
         ctx.save_for_backward(x, kernel)
         ctx.axes, ctx.otherwise = axes, otherwise
-        return out.movedim(-1, 1)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, kernel = ctx.saved_tensors
         needed = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():
+            x, kernel = x.view_as(x), kernel.view_as(kernel)  # of this very use
             asked = [t for t, need in zip((x, kernel), needed, strict=True) if need]
-            found = iter(torch.autograd.grad(ctx.otherwise(x, kernel), asked, grad, create_graph=True))
+            out = ctx.otherwise(x, kernel).movedim(1, -1)
+            found = iter(torch.autograd.grad(out, asked, grad, create_graph=True))
             return (*(next(found) if need else None for need in needed), None, None)
         lib = library()
         assert lib is not None
-        grad = grad.movedim(1, -1).contiguous()
+        grad = grad.contiguous()
         of_x = of_kernel = None
         if needed[0]:
             weights = kernel.flatten(1).T.contiguous()

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <thread>
 #include <vector>
 
@@ -50,9 +51,16 @@ inline Vec exponential(Vec x) {
 // Share tasks 0 ... n - 1 among threads, each a run of them: work(thread, first, last).
 template <class Function> void in_parallel(int64_t n, int64_t threads, Function work) {
     const int64_t used = std::max<int64_t>(1, std::min(threads, n));
+    const auto part = [=](int64_t t) { work(t, n * t / used, n * (t + 1) / used); };
     std::vector<std::thread> others;
-    for (int64_t t = 1; t < used; t++) others.emplace_back([=] { work(t, n * t / used, n * (t + 1) / used); });
-    work(0, 0, n / used);
+    int64_t started = 1;
+    try {
+        others.reserve(used);
+        for (; started < used; started++) others.emplace_back(part, started);
+    } catch (const std::exception &) {  // the system has no more of them: this one does the rest
+    }
+    part(0);
+    for (int64_t t = started; t < used; t++) part(t);
     for (auto &one : others) one.join();
 }
 

@@ -323,7 +323,7 @@ void forward(const Problem *a, float *out, float *stats) {
 }
 
 // The other way round the table is (windows, heads, queries, padded keys). `dtable`, zero at first, is so too. With
-// `tables` above 0 there is one window, samples are shared out among so many threads, and there are as many of it.
+// `tables` above 0 the table is one for all windows, samples are shared out among so many threads, and there are as many of it.
 // With `once` every query is in exactly one window, and `dq` need not be zero at first.
 void backward(const Problem *a, const Tokens *grad, const Tokens *out, const float *stats, float *dq, float *dk,
               float *dv, float *dtable, int64_t tables, int32_t once) {

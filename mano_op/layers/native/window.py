@@ -38,6 +38,7 @@ def can_attend_natively(q: Tensor) -> bool:
 
 def attend_natively(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:
     """As `mano_op.layers.chunks.attend_in_chunks`, in single precision."""
+    q, k, v = (_with_channels_together(t) for t in (q, k, v))
     inputs = [t for t in (q, k, v, table) if t is not None]
     recorded = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
     out: Tensor = _Native.apply(q, k, v, table, rows, heads, recorded)
@@ -76,12 +77,11 @@ class _Native(torch.autograd.Function):
     ) -> Tensor:
         lib = library()
         assert lib is not None
-        q, k, v = (_with_channels_together(t) for t in (q, k, v))
-        out = (torch.empty if _once(rows) else torch.zeros)(q.shape)
+        out = (q.new_empty if _once(rows) else q.new_zeros)(q.shape)
         padded = _up(rows.queries.shape[1])
         # The backward pass needs these.
-        stats = torch.empty(len(q), len(rows.queries), heads, 2, padded) if recorded else None
-        by_key = F.pad(_table(table, rows, heads).mT, (0, padded - rows.queries.shape[1])).contiguous()
+        stats = q.new_empty(len(q), len(rows.queries), heads, 2, padded) if recorded else None
+        by_key = F.pad(_table(q, table, rows, heads).mT, (0, padded - rows.queries.shape[1])).contiguous()
         missing = _missing(rows)
         problem = _problem(q, k, v, by_key, missing, rows, heads)
         lib.forward(ctypes.byref(problem), *_pointers(out, stats))
@@ -100,14 +100,14 @@ class _Native(torch.autograd.Function):
         grad = _with_channels_together(grad)
         # To fake keys -infinity is added, so that they have no part.
         fake = _up(rows.keys.shape[1]) - rows.keys.shape[1]
-        by_query = F.pad(_table(table, rows, heads), (0, fake), value=-torch.inf).contiguous()
+        by_query = F.pad(_table(q, table, rows, heads), (0, fake), value=-torch.inf).contiguous()
         missing = _missing(rows)
         problem = _problem(q, k, v, by_query, missing, rows, heads)
         threads = problem.threads
         tables = min(threads, len(q)) if len(by_query) == 1 and len(q) >= threads else 0
-        dtable = torch.zeros(max(tables, 1), *by_query.shape)
-        dq = (torch.empty if _once(rows) else torch.zeros)(q.shape)
-        dk, dv = (torch.zeros(t.shape) for t in (k, v))
+        dtable = q.new_zeros(max(tables, 1), *by_query.shape)
+        dq = (q.new_empty if _once(rows) else q.new_zeros)(q.shape)
+        dk, dv = (q.new_zeros(t.shape) for t in (k, v))
         of_grad, of_out = _Tokens.of(grad), _Tokens.of(out)
         lib.backward(
             ctypes.byref(problem),
@@ -134,10 +134,10 @@ def _up(n: int) -> int:
     return -(-n // _LANES) * _LANES
 
 
-def _table(table: Tensor | None, rows: Rows, heads: int) -> Tensor:
+def _table(q: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:
     if table is not None:
         return table.detach().float()  # autocast may have made it half
-    return torch.zeros(1, heads, rows.queries.shape[1], rows.keys.shape[1])
+    return q.new_zeros(1, heads, rows.queries.shape[1], rows.keys.shape[1])
 
 
 def _missing(rows: Rows) -> Tensor | None:
