@@ -91,7 +91,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "epochs": 15,
         "window": [1, 1],
         "symmetries": [],
-        "FNO": {"options": {"n_modes": [16, 16], "hidden_channels": 32}, "learning_rate": 1e-3},
+        "FNO": {"options": {"n_modes": [16, 16], "hidden_channels": 32}},
         "rollout": 20,
         "resolutions": [64, 128, 256],
         "samples": {"train": 40, "test": 10},
