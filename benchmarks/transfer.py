@@ -135,10 +135,15 @@ def trained(setting: str, model: str, seed: int, store: FieldStore, work: Path) 
     folder = work / f"{setting} {model} {seed}"
     if (folder / "run.json").exists():
         return load_run(folder)
+    resolution = SETTINGS[setting]["train"]
+    return train_model(store, folder, resolution=resolution, seed=seed, **training_of(setting, model))
+
+
+def training_of(setting: str, model: str) -> dict[str, Any]:
+    """How a model is trained in a setting, which may say otherwise than the model does elsewhere."""
     about = SETTINGS[setting]
     given = {name: about[name] for name in TRAINING if name in about}
-    budget = {**BUDGET, **MODELS[model], **given, **about.get(model, {})}
-    return train_model(store, folder, resolution=about["train"], seed=seed, **budget)
+    return {**BUDGET, **MODELS[model], **given, **about.get(model, {})}
 
 
 def numbers(results: xr.Dataset) -> dict[str, Any]:
@@ -194,8 +199,7 @@ def main() -> None:
         print(table(results))
         report = {
             "setting": SETTINGS[name],
-            "budget": BUDGET,
-            "models": {model: {**MODELS[model], "seeds": args.seeds} for model in args.models},
+            "models": {model: {**training_of(name, model), "seeds": args.seeds} for model in args.models},
             "machine": machine(),
             **numbers(results),
         }

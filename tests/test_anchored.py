@@ -350,13 +350,13 @@ def test_tiles_of_every_size_in_single_precision(kind, shape, batch, tile):
 
 
 def test_memory_does_not_grow_with_the_points_of_a_finer_grid(monkeypatch):
-    """But for the output, and a fifth of the input at most: the strip that a slab's averages are of."""
+    """But for the output, and an eighth of the input at most: the strip that a slab's averages are of."""
     model = MANO(1, 1, reference_shape=(32, 32), hidden_channels=4, n_layers=1, n_heads=1).eval()
     monkeypatch.setattr(mano, "_TILE", 2**14)
     peaks = {n: peak_bytes(model, torch.zeros(1, 1, n, n)) for n in (512, 1024)}
     field = {n: 4 * n * n for n in peaks}
     beside = {n: peaks[n] - field[n] for n in peaks}
-    assert beside[1024] - beside[512] < field[1024] / 5
+    assert beside[1024] - beside[512] < field[1024] / 8
     monkeypatch.setattr(mano, "_TILE", 512 * 512)
     assert peak_bytes(model, torch.zeros(1, 1, 512, 512)) > 8 * beside[512]
 

@@ -31,11 +31,13 @@ layers.native.library   model
 boundary                base
 problems.spectral_grid  data
 layers.whole            model   numpy torch einops
+layers.native.call      model   torch
 
 resample                base    numpy scipy torch
 data.importers.lazy     data    numpy dask h5py
 layers.chunks           model   torch
 layers.native.elementwise model torch
+layers.native.stencil   model   numpy torch
 layers.anchors          model   numpy torch
 problems.random_field   data    numpy
 problems.fourier        data    numpy
@@ -45,8 +47,8 @@ problems.solver_grid    data    numpy
 data.layout             data    numpy
 
 layers.native.window    model   torch
-layers.native.stencil   model   numpy torch
 layers.points           model   torch
+layers.pyramid          model   torch
 problems.darcy          data    numpy scipy
 problems.problem        data    numpy
 problems.poisson        data    numpy scipy
@@ -60,7 +62,6 @@ data.channels           data    numpy
 data.schema             data    numpy zarr
 
 layers.window           model   numpy torch einops
-layers.pyramid          model   torch
 data.store              data    numpy xarray zarr
 
 layers.attention        model   torch einops

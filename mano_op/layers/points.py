@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mano_op.layers.eager import on_cpu_eagerly
-from mano_op.layers.native.elementwise import add_, can_change_natively, gelu_, gelu_backward_
+from mano_op.layers.native.call import may_call
+from mano_op.layers.native.elementwise import add_, gelu_, gelu_backward_
 
 # Numbers of the widest field in a chunk: half a megabyte in single precision.
 _NUMBERS = 2**17
@@ -139,15 +140,15 @@ class _Chunked(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         parameters, maps, plus = _parts(tensors, sizes)
         tokens = x.reshape(-1, x.shape[-1])
-        natively = can_change_natively(x)
+        through = _Through(hidden, parameters, may_call(x))
         results = [x.new_empty(*x.shape[:-1], len(weight)) for weight, _ in maps]
         flat = [result.view(-1, result.shape[-1]) if len(tokens) else result for result in results]
         for chunk in _chunks(tokens, parameters, maps):
             of_chunk = tokens[chunk]
-            h = _Chunk(hidden, parameters, natively).forward(of_chunk)
+            h = through.forward(of_chunk)
             for (weight, bias), result in zip(maps, flat, strict=True):
                 torch.mm(h, weight.T, out=result[chunk])
-                _add(result[chunk], bias, of_chunk if residual else None, natively)
+                _add(result[chunk], bias, of_chunk if residual else None, through.natively)
         for result in results:
             for t in plus:
                 result += t
@@ -161,9 +162,8 @@ class _Chunked(torch.autograd.Function):
         tensors: list[Any] = list(ctx.saved_tensors[1:])
         hidden, residual, n = ctx.hidden, ctx.residual, ctx.sizes[0]
         parameters, maps, _ = _parts(tensors, ctx.sizes)
-        needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]]
+        needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4 : 4 + sum(ctx.sizes)]]
         of_plus = [sum(grads[1:], start=grads[0])] * ctx.n_plus if ctx.n_plus else []
-        needed = needed[: 1 + sum(ctx.sizes)]
         if torch.is_grad_enabled():
             # Of these very uses: `x` may itself depend on the same parameters.
             x, tensors = x.view_as(x), [t if t is None else t.view_as(t) for t in tensors]
@@ -175,18 +175,15 @@ class _Chunked(torch.autograd.Function):
             return dx, None, None, None, *rest, *of_plus
 
         tokens, *ds = (t.reshape(-1, t.shape[-1]) for t in (x, *grads))
-        natively = can_change_natively(x)
+        through = _Through(hidden, parameters, may_call(x))
         dx = torch.empty_like(tokens) if needed[0] else None
         totals = [torch.zeros_like(t) if need else None for t, need in zip(tensors, needed[1:], strict=True)]
         before = needed[0] or any(needed[1 : n + 1])  # whether a gradient goes further than the maps
         for chunk in _chunks(tokens, parameters, maps):
-            of_chunk, of_ds = _Chunk(hidden, parameters, natively), [d[chunk] for d in ds]
-            dh = (
-                _back_through_maps(maps, of_ds, None if hidden or dx is None else dx[chunk])
-                if before
-                else None
-            )
-            h, back = of_chunk.backward(tokens[chunk], dh, totals[:n])
+            of_ds = [d[chunk] for d in ds]
+            place = None if hidden or dx is None else dx[chunk]
+            dh = _back_through_maps(maps, of_ds, place) if before else None
+            h, back = through.backward(tokens[chunk], dh, totals[:n])
             for i, d in enumerate(of_ds):
                 of_weight, of_bias = totals[n + 2 * i : n + 2 * i + 2]
                 if of_weight is not None:
@@ -194,19 +191,18 @@ class _Chunked(torch.autograd.Function):
                 if of_bias is not None:
                     of_bias += d.sum(0)
             if dx is not None and back is not None:
-                straight = of_ds if residual else []
-                if straight:
-                    torch.add(back, sum(straight[1:], start=straight[0]), out=dx[chunk])
+                if residual:
+                    torch.add(back, sum(of_ds[1:], start=of_ds[0]), out=dx[chunk])
                 elif hidden:
                     dx[chunk] = back
         return None if dx is None else dx.view(x.shape), None, None, None, *totals, *of_plus
 
 
-class _Chunk:
-    """The hidden channels of some points, and the way back through them."""
+class _Through:
+    """To the hidden channels of some points, and the way back through them."""
 
     def __init__(self, hidden: Hidden, parameters: Sequence[Tensor], natively: bool) -> None:
-        self.hidden = hidden
+        self.hidden, self.parameters, self.natively = hidden, parameters, natively
         self.norms = list(zip(parameters[::2], parameters[1::2], hidden.eps, strict=False))
         self.layer = None if hidden.activation is None else tuple(parameters[-2:])
         self.by_gelu = (
@@ -215,14 +211,10 @@ class _Chunk:
 
     def forward(self, x: Tensor) -> Tensor:
         """The hidden channels."""
-        for weight, bias, eps in self.norms:
-            x = F.layer_norm(x, weight.shape, weight, bias, eps)
-        if self.layer is None or self.hidden.activation is None:
-            return x
+        if self.layer is None or not self.by_gelu:
+            return self.hidden(x, *self.parameters)
         weight, bias = self.layer
-        if self.by_gelu:
-            return gelu_(x @ weight.T, bias)
-        return self.hidden.activation(torch.addmm(bias, x, weight.T))
+        return gelu_(Hidden(self.hidden.eps)(x, *self.parameters[:-2]) @ weight.T, bias)
 
     def backward(
         self, x: Tensor, dh: Tensor | None, totals: Sequence[Tensor | None]

@@ -34,7 +34,8 @@ from torch import Tensor
 from mano_op.errors import InputError
 from mano_op.layers.chunks import attend_in_chunks
 from mano_op.layers.eager import on_cpu_eagerly
-from mano_op.layers.native.window import attend_natively, can_attend_natively
+from mano_op.layers.native.call import may_call
+from mano_op.layers.native.window import attend_natively
 from mano_op.layers.tiling import Tiling, cut, placed_tilings, tilings
 from mano_op.layers.whole import Rows, attend_whole
 
@@ -179,7 +180,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, h
     Points are flattened: `q`, `k`, `v` and the result are ``(batch, points, heads * head_dim)``. `table` is
     ``(windows or 1, heads, queries, keys)``.
     """
-    if can_attend_natively(q):
+    if may_call(q):
         return attend_natively(q, k, v, table, rows, heads)
     if on_cpu_eagerly(q):
         return attend_in_chunks(q, k, v, table, rows, heads)
@@ -192,24 +193,14 @@ def _bias_table(bias: Callable[[Tensor], Tensor], tiling: Sequence[Tiling], like
     Many pairs have the same offset or nearly so. It is evaluated on a lattice: whole steps where all offsets
     are whole, else quarters, between which it is interpolated linearly.
     """
-    if (pairs := _whole_pairs(tuple(tiling), like.dtype, like.device)) is not None:
-        lattice, index = pairs
-        return rearrange(bias(lattice).index_select(0, index.flatten()), "(q k) h -> 1 h q k", q=len(index))
-    steps, places = [], []
-    for axis in tiling:
-        offset = axis.offsets
-        step = 1.0 if (offset == np.rint(offset)).all() else 0.25
-        place = offset / step
-        first = np.floor(place.min())
-        # One more than the last, which what lies beyond it is interpolated with.
-        steps.append(step * np.arange(first, np.floor(place.max()) + (1 if step == 1 else 2)))
-        places.append(place - first)
+    steps, places = _lattice(tuple(tiling))
     axes = [torch.as_tensor(s, dtype=like.dtype, device=like.device) for s in steps]
     table = bias(torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1))
     n_dim = len(tiling)
-    for i, place in enumerate(places):  # (o0, o1, ..., heads) -> (m0, q0, k0, m1, q1, k1, ..., heads)
-        below = np.floor(place)
-        table = _between(table, 3 * i, below.astype(int), place - below)
+    for i, (below, share) in enumerate(
+        places
+    ):  # (o0, o1, ..., heads) -> (m0, q0, k0, m1, q1, k1, ..., heads)
+        table = _between(table, 3 * i, below, share)
     if any(len(axis.offsets) > 1 for axis in tiling):  # along the other axes windows are alike
         widths = [n for axis in tiling for n in (len(axis.queries), *axis.offsets.shape[1:])]
         table = table.expand(*widths, -1)
@@ -218,31 +209,22 @@ def _bias_table(bias: Callable[[Tensor], Tensor], tiling: Sequence[Tiling], like
     return rearrange(table, f"{order} h -> ({windows}) h ({queries}) ({keys})")
 
 
-def _whole_pairs(
-    tiling: tuple[Tiling, ...], dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor] | None:
-    """Where windows are alike and all offsets whole: the distinct ones, and which a query and a key have."""
-    if _are_wrapped():
-        return None  # as for `_rows`
-    return _kept_pairs(tiling, dtype, device)
-
-
 @lru_cache(maxsize=128)
-def _kept_pairs(
-    tiling: tuple[Tiling, ...], dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor] | None:
-    if any(len(axis.offsets) > 1 or (axis.offsets % 1).any() for axis in tiling):
-        return None
-    lattice, index = np.zeros((1, 0)), np.zeros((1, 1), dtype=np.int64)
+def _lattice(
+    tiling: tuple[Tiling, ...],
+) -> tuple[list[NDArray[np.float64]], list[tuple[NDArray[np.int64], NDArray[np.float64]]]]:
+    """The lattice of each axis, and for each offset the point of it below and the share of the next one."""
+    steps, places = [], []
     for axis in tiling:
-        offsets, of_pair = np.unique(axis.offsets[0], return_inverse=True)
-        of_pair = of_pair.reshape(axis.offsets[0].shape)
-        lattice = np.hstack([lattice.repeat(len(offsets), 0), np.tile(offsets, len(lattice))[:, None]])
-        index = (index[:, None, :, None] * len(offsets) + of_pair[:, None]).reshape(
-            len(index) * len(of_pair), -1
-        )
-    with torch.inference_mode(False):
-        return torch.as_tensor(lattice, dtype=dtype, device=device), torch.as_tensor(index, device=device)
+        offset = axis.offsets
+        step = 1.0 if (offset == np.rint(offset)).all() else 0.25
+        place = offset / step
+        first = np.floor(place.min())
+        # One more than the last, which what lies beyond it is interpolated with.
+        steps.append(step * np.arange(first, np.floor(place.max()) + (1 if step == 1 else 2)))
+        below = np.floor(place - first)
+        places.append((below.astype(np.int64), place - first - below))
+    return steps, places
 
 
 def _between(table: Tensor, dim: int, below: NDArray[np.int64], share: NDArray[np.float64]) -> Tensor:

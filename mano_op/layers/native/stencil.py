@@ -12,10 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from mano_op.layers.eager import on_cpu_eagerly
-from mano_op.layers.native.library import library
+from mano_op.layers.native.call import loaded, may_call, pointers
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,14 +81,12 @@ def up(n_in: int, n: int, rate: int, reach: int, periodic: bool) -> tuple[Lists,
 
 
 def can_apply_natively(x: Tensor, kernel: Tensor) -> bool:
-    """Whether `apply_stencil` may be used: eagerly on a CPU, in single precision, if there is the library."""
+    """Whether `apply_stencil` may be used; where a kernel does not fit a field, torch says so."""
     return (
-        x.dtype == kernel.dtype == torch.float32
-        and x.shape[1] == len(kernel)
-        and on_cpu_eagerly(x)
+        may_call(x)
+        and kernel.dtype == x.dtype
+        and len(kernel) == x.shape[1]
         and not torch.is_autocast_enabled("cpu")
-        and all(getattr(mode, "only_tensors", False) for mode in _get_current_dispatch_mode_stack())
-        and library() is not None
     )
 
 
@@ -151,14 +147,12 @@ class _Stencil(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, kernel: Tensor, axes: tuple[tuple[Lists, Lists], ...], otherwise: Any
     ) -> Tensor:
-        lib = library()
-        assert lib is not None
         tokens = x.movedim(1, -1).contiguous()
         weights = kernel.flatten(1).T.contiguous()
         there = [lists for lists, _ in axes]
         out = tokens.new_empty(len(x), *(lists.n_out for lists in there), x.shape[1])
         problem = _Problem.of(there, len(x), x.shape[1])
-        lib.stencil(ctypes.byref(problem), *_pointers(tokens, weights, out))
+        loaded().stencil(ctypes.byref(problem), *pointers(tokens, weights, out))
         ctx.save_for_backward(x, kernel)
         ctx.axes, ctx.otherwise = axes, otherwise
         return out
@@ -173,24 +167,18 @@ class _Stencil(torch.autograd.Function):
             out = ctx.otherwise(x, kernel).movedim(1, -1)
             found = iter(torch.autograd.grad(out, asked, grad, create_graph=True))
             return (*(next(found) if need else None for need in needed), None, None)
-        lib = library()
-        assert lib is not None
         grad = grad.contiguous()
         of_x = of_kernel = None
         if needed[0]:
             weights = kernel.flatten(1).T.contiguous()
             back = _Problem.of([lists for _, lists in ctx.axes], len(x), x.shape[1])
             of_tokens = grad.new_empty(len(x), *x.shape[2:], x.shape[1])
-            lib.stencil(ctypes.byref(back), *_pointers(grad, weights, of_tokens))
+            loaded().stencil(ctypes.byref(back), *pointers(grad, weights, of_tokens))
             of_x = of_tokens.movedim(-1, 1)
         if needed[1]:
             tokens = x.movedim(1, -1).contiguous()
             there = _Problem.of([lists for lists, _ in ctx.axes], len(x), x.shape[1])
             parts = grad.new_zeros(there.threads, kernel[0].numel(), len(kernel))
-            lib.stencil_weights(ctypes.byref(there), *_pointers(tokens, grad, parts))
+            loaded().stencil_weights(ctypes.byref(there), *pointers(tokens, grad, parts))
             of_kernel = parts.sum(0).T.reshape(kernel.shape)
         return of_x, of_kernel, None, None
-
-
-def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
-    return [ctypes.c_void_p(t.data_ptr()) for t in tensors]

@@ -8,11 +8,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from mano_op.layers.chunks import differentiable
-from mano_op.layers.eager import on_cpu_eagerly
-from mano_op.layers.native.library import library
+from mano_op.layers.native.call import loaded, pointers
 from mano_op.layers.whole import Rows
 
 _LANES = 16
@@ -20,20 +18,6 @@ _SIZES = (
     *("batch", "windows", "heads", "head_dim", "n_queries", "n_keys", "padded_queries", "padded_keys"),
     *("table_windows", "points", "key_points"),
 )
-
-
-def can_attend_natively(q: Tensor) -> bool:
-    """Whether `attend_natively` may be used: eagerly on a CPU, in single precision, if there is the library.
-
-    Not while a mode of torch looks on at the operations, as counters of operations do. One that asks for
-    tensors alone may say so by an attribute ``only_tensors``: those the library writes to are made by torch.
-    """
-    return (
-        q.dtype == torch.float32
-        and on_cpu_eagerly(q)
-        and all(getattr(mode, "only_tensors", False) for mode in _get_current_dispatch_mode_stack())
-        and library() is not None
-    )
 
 
 def attend_natively(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:
@@ -75,8 +59,6 @@ class _Native(torch.autograd.Function):
         heads: int,
         recorded: bool,
     ) -> Tensor:
-        lib = library()
-        assert lib is not None
         out = (q.new_empty if _once(rows) else q.new_zeros)(q.shape)
         padded = _up(rows.queries.shape[1])
         # The backward pass needs these.
@@ -84,7 +66,7 @@ class _Native(torch.autograd.Function):
         by_key = F.pad(_table(q, table, rows, heads).mT, (0, padded - rows.queries.shape[1])).contiguous()
         missing = _missing(rows)
         problem = _problem(q, k, v, by_key, missing, rows, heads)
-        lib.forward(ctypes.byref(problem), *_pointers(out, stats))
+        loaded().forward(ctypes.byref(problem), *pointers(out, stats))
         ctx.save_for_backward(q, k, v, table, out, stats)
         ctx.rows, ctx.heads = rows, heads
         return out
@@ -95,8 +77,6 @@ class _Native(torch.autograd.Function):
         rows, heads = ctx.rows, ctx.heads
         if torch.is_grad_enabled():
             return *differentiable(q, k, v, table, rows, heads, grad, ctx.needs_input_grad[:4]), None
-        lib = library()
-        assert lib is not None
         grad = _with_channels_together(grad)
         # To fake keys -infinity is added, so that they have no part.
         fake = _up(rows.keys.shape[1]) - rows.keys.shape[1]
@@ -109,11 +89,11 @@ class _Native(torch.autograd.Function):
         dq = (q.new_empty if _once(rows) else q.new_zeros)(q.shape)
         dk, dv = (q.new_zeros(t.shape) for t in (k, v))
         of_grad, of_out = _Tokens.of(grad), _Tokens.of(out)
-        lib.backward(
+        loaded().backward(
             ctypes.byref(problem),
             ctypes.byref(of_grad),
             ctypes.byref(of_out),
-            *_pointers(stats, dq, dk, dv, dtable),
+            *pointers(stats, dq, dk, dv, dtable),
             ctypes.c_int64(tables),
             ctypes.c_int32(_once(rows)),
         )
@@ -161,7 +141,3 @@ def _problem(
         head_dim**-0.5,
         torch.get_num_threads(),
     )
-
-
-def _pointers(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
-    return [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]
