@@ -53,7 +53,7 @@ def in_double(inputs):
     return [t.detach().double().requires_grad_() for t in inputs]
 
 
-def assert_close(found, exact, within=2e-5):
+def assert_close(found, exact, within=5e-6):
     for one, other in zip(found, exact, strict=True):
         assert one.dtype == torch.float32
         assert (one - other).abs().max() <= within * max(other.abs().max().item(), 1.0)

@@ -119,6 +119,13 @@ struct Problem {
 
 namespace {
 
+// The sum of the products of numbers, or vectors, with vectors: in two parts, so that one need not wait for the other.
+template <int D, class Number> inline Vec products(const Number *x, const Vec *y, int d) {
+    Vec sum[2] = {Vec{}, Vec{}};
+    for (int c = 0; c < (D ? D : d); c++) sum[c % 2] += x[c] * y[c];
+    return sum[0] + sum[1];
+}
+
 template <int D> void forward_of(const Problem &a, float *out, float *stats) {
     const int64_t channels = a.heads * a.head_dim;
     in_parallel(a.batch * a.windows, a.threads, [=](int64_t, int64_t first, int64_t last) {
@@ -144,7 +151,7 @@ template <int D> void forward_of(const Problem &a, float *out, float *stats) {
                         const float *key = a.k.row(b, key_rows[j]) + h * d;
                         Vec s = load(table + j * a.padded_queries + i0);
                         if (missing) s += missing[j];
-                        for (int c = 0; c < d; c++) s += key[c] * q[c];
+                        s += products<D>(key, q, d);
                         scores[j] = s;
                         most = larger(s, most);
                     }
@@ -166,53 +173,6 @@ template <int D> void forward_of(const Problem &a, float *out, float *stats) {
             }
         }
     });
-}
-
-// Of 16 queries, or the n first of them, their channels, scaled, and the result's gradients, where they are taken, as
-// rows of channels; and the products of these with the results.
-template <int D>
-inline Vec prepare(const Tokens &q, const Tokens &grad, const Tokens &out, int64_t b, const int32_t *rows, int n,
-                   int64_t first, float scale, const float *taken, int d, float *query, float *gradient) {
-    if constexpr (D > 0 && D <= LANES) {
-        Vec m[LANES];
-        for (int i = 0; i < LANES; i++) {
-            m[i] = Vec{};
-            if (i >= n) continue;
-            float of_q[D], of_g[D], product[D];
-            std::memcpy(of_q, q.row(b, rows[i]) + first, sizeof of_q);
-            std::memcpy(product, out.row(b, rows[i]) + first, sizeof product);
-            if (taken && !taken[i])
-                std::memset(of_g, 0, sizeof of_g);
-            else
-                std::memcpy(of_g, grad.row(b, rows[i]) + first, sizeof of_g);
-            for (int c = 0; c < D; c++) of_q[c] *= scale, product[c] *= of_g[c];
-            std::memcpy(query + i * D, of_q, sizeof of_q);
-            std::memcpy(gradient + i * D, of_g, sizeof of_g);
-            std::memcpy(&m[i], product, sizeof product);
-        }
-        transpose(m);
-        Vec sum = m[0];
-        for (int c = 1; c < D; c++) sum += m[c];
-        return sum;
-    } else {
-        float sum[LANES] = {};
-        for (int i = 0; i < n; i++)
-            for (int c = 0; c < d; c++) {
-                const int64_t at = i * d + c;
-                query[at] = q.row(b, rows[i])[first + c] * scale;
-                gradient[at] = taken && !taken[i] ? 0 : grad.row(b, rows[i])[first + c];
-                sum[i] += gradient[at] * out.row(b, rows[i])[first + c];
-            }
-        return load(sum);
-    }
-}
-
-// The sum of 0, or an offset, and the products of numbers with vectors: in two parts, so that one need not wait for
-// the other.
-template <int D> inline Vec products(Vec offset, const float *x, const Vec *y, int d) {
-    Vec sum[2] = {offset, Vec{}};
-    for (int c = 0; c < (D ? D : d); c++) sum[c % 2] += x[c] * y[c];
-    return sum[0] + sum[1];
 }
 
 template <int D>
@@ -237,11 +197,28 @@ void backward_of(const Problem &a, const Tokens grad, const Tokens out, const fl
                 for (int64_t h = h0; h < h1; h++) {
                     const int64_t at = ((a.table_windows > 1 ? w : 0) * a.heads + h) * a.n_queries * a.padded_keys;
                     const float *stat = stats + ((b * a.windows + w) * a.heads + h) * 2 * a.padded_queries;
+                    for (int64_t i = 0; i < a.n_queries; i++) {
+                        const bool is_taken = !a.taken || a.taken[w * a.n_queries + i];
+                        const float *q = a.q.row(b, rows[i]) + h * d, *g = grad.row(b, rows[i]) + h * d;
+                        float of_q[D ? D : 1], *to = D ? of_q : &query[i * d];
+                        for (int c = 0; c < d; c++) to[c] = q[c] * a.scale;
+                        if (D) std::memcpy(&query[i * d], of_q, d * sizeof(float));
+                        if (is_taken)
+                            std::memcpy(&gradient[i * d], g, d * sizeof(float));
+                        else
+                            std::memset(&gradient[i * d], 0, d * sizeof(float));
+                    }
+                    // Summed as the products with values below are, so that where a query sees one key alone the two
+                    // cancel.
                     for (int64_t i0 = 0; i0 < a.n_queries; i0 += LANES) {
                         const int here = static_cast<int>(std::min<int64_t>(LANES, a.n_queries - i0));
-                        const float *taken = a.taken ? a.taken + w * a.n_queries + i0 : nullptr;
-                        store(&delta[i0], prepare<D>(a.q, grad, out, b, rows + i0, here, h * d, a.scale, taken, d,
-                                                     &query[i0 * d], &gradient[i0 * d]));
+                        Vec local[2 * (D ? D : 1)];
+                        Vec *g = D ? local : scratch.data(), *o = g + d;
+                        columns<D>(grad, b, rows + i0, here, h * d, d, g);
+                        columns<D>(out, b, rows + i0, here, h * d, d, o);
+                        store(&delta[i0], products<D>(g, o, d));
+                        for (int i = 0; a.taken && i < here; i++)
+                            if (!a.taken[w * a.n_queries + i0 + i]) delta[i0 + i] = 0;
                     }
                     std::fill(dq_t.begin(), dq_t.end(), Vec{});
                     for (int64_t n = 0; n < blocks; n++) {
@@ -256,12 +233,12 @@ void backward_of(const Problem &a, const Tokens grad, const Tokens out, const fl
                         // One loop for each thing that has to stay in registers.
                         for (int64_t i = 0; i < a.n_queries; i++) {
                             const float *q = &query[i * d];
-                            const Vec s = products<D>(load(a.table + at + i * a.padded_keys + j) + no_key, q, k_j, d);
+                            const Vec s = load(a.table + at + i * a.padded_keys + j) + no_key + products<D>(q, k_j, d);
                             p_of[i] = exponential(s - stat[i]) * stat[a.padded_queries + i];
                         }
                         for (int64_t i = 0; i < a.n_queries; i++) {
                             const float *g = &gradient[i * d];
-                            ds_of[i] = p_of[i] * products<D>(all(-delta[i]), g, v_j, d);
+                            ds_of[i] = p_of[i] * (products<D>(g, v_j, d) - delta[i]);
                             float *to = own + at + i * a.padded_keys + j;
                             store(to, load(to) + ds_of[i]);
                         }
