@@ -3,36 +3,38 @@
 ======================  =====================================================================================
 file                    holds
 ======================  =====================================================================================
-``run.json``            the model's name and options, the processor, what it was trained on and how, with the
-                        versions and the machine, and the history of its errors
-``parameters.pt``       the model's parameters: tensors and nothing else
+``config.json``,        the model alone, as `mano_op.pretrained` has it: ``MANO.from_pretrained`` reads it too
+``model.safetensors``
+``run.json``            the processor, what it was trained on and how, with the versions and the machine, and
+                        the history of its errors
+``README.md``           the model card: the same for people; see `mano_op.card`
 ======================  =====================================================================================
 
-Both are data. A run is read without unpickling anything, so one from somebody else can be opened; and
-any model of neuraloperator's registry can be kept this way, `MANO` and ``FNO`` alike.
+All of it is data. A run is read without unpickling anything, so one from somebody else can be opened; and
+any model of neuraloperator's registry can be kept this way, `MANO` and ``FNO`` alike. Runs of version 1 have
+``parameters.pt`` in place of the first two, and are read too.
 """
 
 from __future__ import annotations
 
-import inspect
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
-from neuralop.models.base_model import BaseModel
 from torch import nn
 
+from mano_op.card import model_card, with_judgement
 from mano_op.cost import count_parameters
 from mano_op.data.processor import FieldProcessor
-from mano_op.errors import InputError, did_you_mean
+from mano_op.description import describe, entry, read_description, write_description
+from mano_op.errors import InputError
 from mano_op.files import make_folder, read_tensors, write_file
+from mano_op.pretrained import fetched, load_model, save_model
+from mano_op.registry import build_model
 
-FORMAT, FORMAT_VERSION = "mano_op run", 1
-
-_T = TypeVar("_T")
+FORMAT, FORMAT_VERSION = "mano_op run", 2
+CARD, OLD_PARAMETERS = "README.md", "parameters.pt"
 
 
 @dataclass(frozen=True)
@@ -72,78 +74,40 @@ class Run:
         return count_parameters(self.model)
 
 
-def build_model(arch: str, options: Mapping[str, Any]) -> nn.Module:
-    """A model of neuraloperator's registry, by name.
-
-    Raises
-    ------
-    InputError
-        If there is no such model or it has no such option.
-
-    Examples
-    --------
-    >>> import mano_op
-    >>> type(build_model("mano", {"in_channels": 1, "out_channels": 1})).__name__
-    'MANO'
-    >>> build_model("fno", {"in_channels": 1, "out_channels": 1, "n_mode": [8, 8]})  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    ...
-    mano_op.errors.InputError: fno has no option n_mode; it has n_modes, in_channels, ...
-    """
-    models: dict[str, type[nn.Module]] = BaseModel._models
-    if arch.lower() not in models:
-        known = sorted(name for name in models if not name.startswith("_"))
-        raise InputError(
-            f"there is no model {arch!r}; neuraloperator knows {', '.join(known)}"
-            f"{did_you_mean(arch.lower(), known)}"
-        )
-    cls = models[arch.lower()]
-    signature = inspect.signature(cls)
-    unknown = [name for name in options if name not in signature.parameters]
-    if unknown:
-        raise InputError(
-            f"{arch} has no option {', '.join(unknown)}; it has {', '.join(signature.parameters)}"
-            f"{did_you_mean(unknown[0], signature.parameters)}"
-        )
-    try:
-        signature.bind(**options)
-    except TypeError as error:
-        raise InputError(f"{arch} needs more options, {error}: give it a value") from error
-    try:
-        return cls(**options)
-    except InputError:
-        raise
-    except Exception as error:  # any model of the registry: whatever it raises is its answer
-        raise InputError(
-            f"{arch} cannot be built with {dict(options)} ({type(error).__name__}: {error}): see its options"
-        ) from error
-
-
 def save_run(folder: str | Path, run: Run) -> None:
     """Write a run into a folder, which is made if need be.
 
     ``run.json`` is written last and in one piece, so a folder that has it is whole.
     """
     folder = make_folder(folder)
-    # neuraloperator's models put their constructor's arguments, functions among them, into state_dict().
-    parameters = {key: value for key, value in run.model.state_dict().items() if key != "_metadata"}
+    processor = run.processor.to_dict()
     description = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "model": {"arch": run.arch, "options": run.options, "parameters": run.n_parameters},
-        "processor": run.processor.to_dict(),
+        "parameters": run.n_parameters,
+        "processor": processor,
         "training": run.training,
         "history": run.history,
     }
-    text = json.dumps(description, indent=1, allow_nan=False)
+    describe(description)  # before anything is written: raises if there is a number that is none
     # A run that is replaced is none from here on until the new one is whole.
     (folder / "run.json").unlink(missing_ok=True)
-    torch.save(parameters, folder / "parameters.pt")
-    write_file(folder / "run.json", text)
+    save_model(folder, run.model, run.arch, run.options)
+    (folder / OLD_PARAMETERS).unlink(missing_ok=True)
+    card = model_card(run.arch, run.options, run.n_parameters, processor, run.training, run.history)
+    write_file(folder / CARD, card)
+    write_description(folder / "run.json", description)
 
 
-def load_run(folder: str | Path) -> Run:
+def load_run(folder: str | Path, *, revision: str | None = None) -> Run:
     """Read what `save_run` wrote; the model and the processor are in evaluation mode.
+
+    Parameters
+    ----------
+    folder : path or str
+        A folder, or a repository of the Hugging Face Hub, ``"owner/name"``, which is fetched.
+    revision : str, optional
+        Of the repository: a branch, a tag or a commit.
 
     Raises
     ------
@@ -151,51 +115,55 @@ def load_run(folder: str | Path) -> Run:
         If the folder holds no run, one of another version, one that is damaged, or parameters that are not
         this model's.
     """
-    folder = Path(folder)
+    folder = fetched(folder, revision)
     path = folder / "run.json"
     if not path.exists():
         raise InputError(
             f"{folder} holds no run.json, so it is no finished run: make one with `mano-op train`"
         )
+    description = read_description(path, FORMAT, (1, FORMAT_VERSION))
+    training, history = entry(path, description, "training", dict), entry(path, description, "history", list)
     try:
-        description = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not JSON ({error}): restore it or train again") from error
-    found = (_entry(path, description, "format", str), _entry(path, description, "format_version", int))
-    if found != (FORMAT, FORMAT_VERSION):
-        raise InputError(
-            f"{path} has format {found[0]!r} version {found[1]}, expected {FORMAT!r} version "
-            f"{FORMAT_VERSION}: use the release of mano_op that wrote it"
-        )
-    described = _entry(path, description, "model", dict)
-    arch, options = _entry(path, described, "arch", str), _entry(path, described, "options", dict)
-    training, history = (
-        _entry(path, description, "training", dict),
-        _entry(path, description, "history", list),
-    )
-    try:
-        processor = FieldProcessor.from_dict(_entry(path, description, "processor", dict))
+        processor = FieldProcessor.from_dict(entry(path, description, "processor", dict))
     except (AttributeError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(
             f"{path}: 'processor' is no description of one ({type(error).__name__}: {error}): restore the "
             "file or train again"
         ) from error
+    old = description["format_version"] == 1
+    model, arch, options = _load_old(folder, path, description) if old else load_model(folder)
+    return Run(model.eval(), processor.eval(), arch, options, training, history)
+
+
+def _load_old(
+    folder: Path, path: Path, description: Mapping[str, Any]
+) -> tuple[nn.Module, str, dict[str, Any]]:
+    """The model of a run of version 1, which was described in ``run.json`` itself."""
+    described = entry(path, description, "model", dict)
+    arch, options = entry(path, described, "arch", str), entry(path, described, "options", dict)
     model = build_model(arch, options)
-    parameters = read_tensors(folder / "parameters.pt")
+    parameters = read_tensors(folder / OLD_PARAMETERS)
     try:
         model.load_state_dict(parameters)
     except (RuntimeError, AttributeError, TypeError) as error:
         raise InputError(
             f"the parameters in {folder} are not those of {arch} with {options}: {error}"
         ) from error
-    return Run(model.eval(), processor.eval(), arch, options, training, history)
+    return model, arch, options
 
 
-def _entry(path: Path, description: Any, name: str, kind: type[_T]) -> _T:
-    """An entry of a JSON object, if it is there and of its kind."""
-    value = description.get(name) if isinstance(description, dict) else None
-    if not isinstance(value, kind):
+def write_judgement(folder: str | Path, judged: str) -> None:
+    """Write what a run was judged to be, a text in Markdown, into its model card; the rest of it stays.
+
+    Raises
+    ------
+    InputError
+        If the folder holds no run.
+    """
+    folder = Path(folder)
+    if not (folder / "run.json").exists():
         raise InputError(
-            f"{path}: {name!r} is {value!r}, expected a {kind.__name__}: restore the file or train again"
+            f"{folder} holds no run.json, so it is no finished run: make one with `mano-op train`"
         )
-    return value
+    path = folder / CARD
+    write_file(path, with_judgement(path.read_text() if path.exists() else "", judged))

@@ -13,7 +13,8 @@ from mano_op import Grid, InputError
 from mano_op.data.layout import Variable
 from mano_op.data.loaders import field_loaders
 from mano_op.data.store import FieldStore
-from mano_op.runs import build_model, load_run
+from mano_op.registry import build_model
+from mano_op.runs import load_run
 from mano_op.train import train_model
 
 SMALL = {"hidden_channels": 8, "n_layers": 1, "n_heads": 2, "n_levels": 2}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mano_op.errors import InputError, did_you_mean
 from mano_op.files import read_tensors
+from mano_op.pretrained import load_model, save_model
 
 
 class GridModel(BaseModel, name="_grid_model"):
@@ -90,6 +91,33 @@ class GridModel(BaseModel, name="_grid_model"):
         options = {key: value for key, value in metadata.items() if key not in ("args", "_name", "_version")}
         model = cls(*metadata["args"], **options)
         model.load_checkpoint(save_folder, save_name, map_location=map_location)
+        return model
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors``, which can be shared; see `mano_op.pretrained`.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from mano_op import MANO
+        >>> model = MANO(1, 1, hidden_channels=8, n_layers=1, n_heads=2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save_pretrained(folder)
+        ...     again = MANO.from_pretrained(folder)
+        >>> bool((again.lifting.weight == model.lifting.weight).all())
+        True
+        """
+        save_model(folder, self, self._name, self._options(self._init_kwargs))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, revision: str | None = None) -> Self:
+        """The model of a folder, or of a repository of the Hugging Face Hub, in evaluation mode.
+
+        The errors are those of `mano_op.pretrained.load_model`.
+        """
+        model, arch, _ = load_model(folder, revision=revision)
+        if not isinstance(model, cls):
+            raise InputError(f"{folder} holds a {arch}, expected a {cls.__name__}: load it with that class")
         return model
 
     @classmethod

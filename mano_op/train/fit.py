@@ -23,7 +23,8 @@ from mano_op.errors import InputError, check_finite_number, check_whole
 from mano_op.files import check_folder
 from mano_op.grid import Grid
 from mano_op.machine import machine
-from mano_op.runs import Run, build_model, save_run
+from mano_op.registry import build_model
+from mano_op.runs import Run, save_run
 from mano_op.train.objective import training_loss
 from mano_op.train.optimizer import OPTIMIZERS, MuonAdamW, warm_up_and_cosine
 from mano_op.train.options import options_for

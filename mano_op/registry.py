@@ -1,0 +1,76 @@
+"""neuraloperator's models, by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from neuralop.models.base_model import BaseModel
+from torch import nn
+
+from mano_op.errors import InputError, did_you_mean
+
+
+def model_class(arch: str) -> type[nn.Module]:
+    """The class of a model of neuraloperator's registry.
+
+    Raises
+    ------
+    InputError
+        If there is no such model.
+
+    Examples
+    --------
+    >>> import mano_op
+    >>> model_class("mano").__name__
+    'MANO'
+    """
+    models: dict[str, type[nn.Module]] = BaseModel._models
+    if arch.lower() not in models:
+        known = sorted(name for name in models if not name.startswith("_"))
+        raise InputError(
+            f"there is no model {arch!r}; neuraloperator knows {', '.join(known)}"
+            f"{did_you_mean(arch.lower(), known)}"
+        )
+    return models[arch.lower()]
+
+
+def build_model(arch: str, options: Mapping[str, Any]) -> nn.Module:
+    """A model of neuraloperator's registry, by name.
+
+    Raises
+    ------
+    InputError
+        If there is no such model or it has no such option.
+
+    Examples
+    --------
+    >>> import mano_op
+    >>> type(build_model("mano", {"in_channels": 1, "out_channels": 1})).__name__
+    'MANO'
+    >>> build_model("fno", {"in_channels": 1, "out_channels": 1, "n_mode": [8, 8]})  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    mano_op.errors.InputError: fno has no option n_mode; it has n_modes, in_channels, ...
+    """
+    cls = model_class(arch)
+    signature = inspect.signature(cls)
+    unknown = [name for name in options if name not in signature.parameters]
+    if unknown:
+        raise InputError(
+            f"{arch} has no option {', '.join(unknown)}; it has {', '.join(signature.parameters)}"
+            f"{did_you_mean(unknown[0], signature.parameters)}"
+        )
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        raise InputError(f"{arch} needs more options, {error}: give it a value") from error
+    try:
+        return cls(**options)
+    except InputError:
+        raise
+    except Exception as error:  # any model of the registry: whatever it raises is its answer
+        raise InputError(
+            f"{arch} cannot be built with {dict(options)} ({type(error).__name__}: {error}): see its options"
+        ) from error
