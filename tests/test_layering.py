@@ -66,8 +66,10 @@ data.transforms         data    numpy
 data.channels           data    numpy
 data.schema             data    numpy zarr
 
-layers.window           model   numpy torch einops
+layers.native.small_windows model numpy torch
 data.store              data    numpy xarray zarr
+
+layers.window           model   numpy torch einops
 
 layers.attention        model   torch einops
 

@@ -21,6 +21,7 @@ nothing of the size of the scores is ever kept; elsewhere torch's own kernel doe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import product
@@ -35,6 +36,7 @@ from mano_op.errors import InputError
 from mano_op.layers.chunks import attend_in_chunks
 from mano_op.layers.eager import on_cpu_eagerly
 from mano_op.layers.native.call import may_call
+from mano_op.layers.native.small_windows import SIZES, SmallWindows, attend_in_small_windows
 from mano_op.layers.native.window import attend_natively
 from mano_op.layers.tiling import Tiling, cut, placed_tilings, tilings
 from mano_op.layers.whole import Rows, attend_whole
@@ -109,9 +111,29 @@ def window_attention(
         ]
     heads, grid = q.shape[1], q.shape[2:-1]
     q, k, v = (rearrange(t, "b h ... d -> b (...) (h d)") for t in (q, k, v))
+    every, between = tuple(product(*per_axis)), queries_at is not None
+    if bias is None and not between and may_call(q) and _are_small(every):
+        out = attend_in_small_windows(q, k, v, *_small_windows(every, tuple(grid)), heads)
+    else:
+        out = _attend_by_tilings(q, k, v, bias, every, (tuple(grid), tuple(shape)), heads, between=between)
+    return rearrange(out.unflatten(1, grid), "b ... (h d) -> b h ... d", h=heads)
+
+
+def _attend_by_tilings(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Callable[[Tensor], Tensor] | None,
+    every: tuple[tuple[Tiling, ...], ...],
+    grids: tuple[tuple[int, ...], tuple[int, ...]],
+    heads: int,
+    *,
+    between: bool,
+) -> Tensor:
+    """One tiling after the other; `grids` are those of the queries and of the keys."""
     out: Tensor | None = None
-    for tiling in product(*per_axis):
-        rows = _rows(tiling, tuple(grid), tuple(shape), q.device, between=queries_at is not None)
+    for tiling in every:
+        rows = _rows(tiling, *grids, q.device, between=between)
         table = None if bias is None else _bias_table(bias, tiling, q)
         if table is not None and table.shape[1] != heads:
             raise InputError(
@@ -122,7 +144,7 @@ def window_attention(
             part = part * rows.share.to(part.dtype)
         out = part if out is None else out + part
     assert out is not None  # an axis has at least one tiling
-    return rearrange(out.unflatten(1, grid), "b ... (h d) -> b h ... d", h=heads)
+    return out
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, queries_at: Sequence[tuple[float, ...]] | None) -> None:
@@ -172,6 +194,32 @@ _kept_rows = lru_cache(maxsize=128)(_new_rows)
 # Of queries between the keys only the last ones, at most 8 tilings in three dimensions: the blocks of a model
 # ask for the same ones in turn, and those of one part of a grid after the other would fill the memory.
 _last_rows = lru_cache(maxsize=8)(_new_rows)
+
+
+def _are_small(every: tuple[tuple[Tiling, ...], ...]) -> bool:
+    """Whether windows have few queries and as many keys. Tilings of a grid differ in where they begin."""
+    n_queries, n_keys = (
+        math.prod(of_axis.shape[1] for of_axis in points)
+        for points in zip(*((axis.queries, axis.keys) for axis in every[0]), strict=True)
+    )
+    return n_queries == n_keys and n_queries in SIZES
+
+
+def _small_windows(
+    every: tuple[tuple[Tiling, ...], ...], grid: tuple[int, ...]
+) -> tuple[SmallWindows, Callable[[], list[Rows]]]:
+    """The windows of all tilings of a grid as one list, and how to have them tiling by tiling."""
+    cpu = torch.device("cpu")
+    of_all = (_new_small_windows if _are_wrapped() else _kept_small_windows)(every, grid)
+    return of_all, lambda: [_rows(tiling, grid, grid, cpu, between=False) for tiling in every]
+
+
+def _new_small_windows(every: tuple[tuple[Tiling, ...], ...], grid: tuple[int, ...]) -> SmallWindows:
+    with torch.inference_mode(False):
+        return SmallWindows.of([cut(tiling, grid, grid) for tiling in every])
+
+
+_kept_small_windows = lru_cache(maxsize=128)(_new_small_windows)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:

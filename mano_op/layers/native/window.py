@@ -22,24 +22,27 @@ _SIZES = (
 
 def attend_natively(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:
     """As `mano_op.layers.chunks.attend_in_chunks`, in single precision."""
-    q, k, v = (_with_channels_together(t) for t in (q, k, v))
+    q, k, v = (with_channels_together(t) for t in (q, k, v))
     inputs = [t for t in (q, k, v, table) if t is not None]
     recorded = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
     out: Tensor = _Native.apply(q, k, v, table, rows, heads, recorded)
     return out
 
 
-class _Tokens(ctypes.Structure):
+class Tokens(ctypes.Structure):
+    """Where the library finds points, ``(batch, points, channels)``, their channels side by side."""
+
     _fields_ = (("data", ctypes.c_void_p), ("batch_stride", ctypes.c_int64), ("row_stride", ctypes.c_int64))
 
     @classmethod
-    def of(cls, t: Tensor) -> _Tokens:
+    def of(cls, t: Tensor) -> Tokens:
+        """Those of a tensor, which has to outlive this."""
         return cls(t.data_ptr(), t.stride(0), t.stride(1))
 
 
 class _Problem(ctypes.Structure):
     _fields_ = (
-        *((name, _Tokens) for name in "qkv"),
+        *((name, Tokens) for name in "qkv"),
         *((name, ctypes.c_void_p) for name in ("table", "missing", "queries", "keys", "taken")),
         *((name, ctypes.c_int64) for name in _SIZES),
         ("scale", ctypes.c_float),
@@ -77,7 +80,7 @@ class _Native(torch.autograd.Function):
         rows, heads = ctx.rows, ctx.heads
         if torch.is_grad_enabled():
             return *differentiable(q, k, v, table, rows, heads, grad, ctx.needs_input_grad[:4]), None
-        grad = _with_channels_together(grad)
+        grad = with_channels_together(grad)
         # To fake keys -infinity is added, so that they have no part.
         fake = _up(rows.keys.shape[1]) - rows.keys.shape[1]
         by_query = F.pad(_table(q, table, rows, heads), (0, fake), value=-torch.inf).contiguous()
@@ -88,7 +91,7 @@ class _Native(torch.autograd.Function):
         dtable = q.new_zeros(max(tables, 1), *by_query.shape)
         dq = (q.new_empty if _once(rows) else q.new_zeros)(q.shape)
         dk, dv = (q.new_zeros(t.shape) for t in (k, v))
-        of_grad, of_out = _Tokens.of(grad), _Tokens.of(out)
+        of_grad, of_out = Tokens.of(grad), Tokens.of(out)
         loaded().backward(
             ctypes.byref(problem),
             ctypes.byref(of_grad),
@@ -106,7 +109,8 @@ def _once(rows: Rows) -> bool:
     return rows.taken is None and rows.share is None
 
 
-def _with_channels_together(t: Tensor) -> Tensor:
+def with_channels_together(t: Tensor) -> Tensor:
+    """The same numbers, as `Tokens` have to lie."""
     return t if t.stride(-1) == 1 else t.contiguous()
 
 
@@ -134,7 +138,7 @@ def _problem(
     head_dim = q.shape[-1] // heads
     n_queries, n_keys = rows.queries.shape[1], rows.keys.shape[1]
     return _Problem(
-        *(_Tokens.of(t) for t in (q, k, v)),
+        *(Tokens.of(t) for t in (q, k, v)),
         *(None if t is None else t.data_ptr() for t in (table, missing, rows.queries, rows.keys, rows.taken)),
         *(len(q), len(rows.queries), heads, head_dim, n_queries, n_keys, _up(n_queries), _up(n_keys)),
         *(len(table), q.shape[1], k.shape[1]),
