@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from mano_op.errors import InputError
 from mano_op.layers.eager import is_only
+from mano_op.layers.native.window import Again
 from mano_op.layers.points import Hidden, linear_maps
 from mano_op.layers.window import window_attention
 
@@ -70,7 +72,9 @@ class WindowAttention(nn.Module):
         `mano_op.layers.window.window_attention`. The fields of `plus` are added to the result.
         """
         if queries is None:
-            return self._projected(self._attended(*self._heads(x, *self.qkv.weight.chunk(3))), plus)
+            tokens, weights = rearrange(x, "b c ... -> b ... c"), self.qkv.weight.chunk(3)
+            out = self._attended(*self._heads(x, *weights), again=self._again(tokens, weights))
+            return self._projected(out, plus)
         if queries_at is None:
             raise InputError("there are queries without queries_at: say where they are, counted in keys")
         return self.between(queries, *self.keys_and_values(x), queries_at, plus)
@@ -94,7 +98,13 @@ class WindowAttention(nn.Module):
         return self._projected(self._attended(q, k, v, queries_at=queries_at), plus)
 
     def _attended(
-        self, q: Tensor, k: Tensor, v: Tensor, *, queries_at: Sequence[tuple[float, ...]] | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        queries_at: Sequence[tuple[float, ...]] | None = None,
+        again: Again | None = None,
     ) -> Tensor:
         return window_attention(
             q,
@@ -106,6 +116,7 @@ class WindowAttention(nn.Module):
             periodic=self.periodic,
             bias=self.bias,
             queries_at=queries_at,
+            again=again,
         )
 
     def _projected(self, out: Tensor, plus: Sequence[Tensor]) -> Tensor:
@@ -121,16 +132,38 @@ class WindowAttention(nn.Module):
     def _heads(self, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         """Projections of the points' features, each ``(batch, heads, *grid, head_dim)``."""
         tokens = rearrange(x, "b c ... -> b ... c")
-        norms = [norm for norm in (self.norm1, self.norm2) if isinstance(norm, nn.LayerNorm)]
-        parameters = [t for norm in norms for t in (norm.weight, norm.bias) if t is not None]
-        complete = len(parameters) == 2 * len(norms)
-        if complete and all(is_only(norm, nn.LayerNorm, nn.Identity) for norm in (self.norm1, self.norm2)):
-            normalised = Hidden(tuple(norm.eps for norm in norms))
+        normalised, parameters = self._normalised()
+        if normalised is not None:
             projected = linear_maps(tokens, normalised, parameters, [(weight, None) for weight in weights])
         else:
             tokens = self.norm2(self.norm1(tokens))
             projected = tuple(nn.functional.linear(tokens, weight) for weight in weights)
         return tuple(rearrange(t, "b ... (h d) -> b h ... d", h=self.n_heads) for t in projected)
+
+    def _normalised(self) -> tuple[Hidden | None, list[Tensor]]:
+        """The LayerNorms as what comes before projections, if they are nothing else, and their parameters."""
+        norms = [norm for norm in (self.norm1, self.norm2) if isinstance(norm, nn.LayerNorm)]
+        parameters: list[Tensor] = [t for norm in norms for t in (norm.weight, norm.bias) if t is not None]
+        complete = len(parameters) == 2 * len(norms)
+        if complete and all(is_only(norm, nn.LayerNorm, nn.Identity) for norm in (self.norm1, self.norm2)):
+            return Hidden(tuple(norm.eps for norm in norms)), parameters
+        return None, parameters
+
+    def _again(self, tokens: Tensor, weights: Sequence[Tensor]) -> Again | None:
+        """How to make queries, keys and values of the tokens another time, where that is of use.
+
+        They are three fields a level of the eight or so that a block would keep for its backward pass, and
+        cost a tenth of its arithmetic. Modules that someone looks at are not called twice.
+        """
+        normalised, parameters = self._normalised()
+        if normalised is None or not torch.is_grad_enabled():
+            return None
+
+        def function(tokens: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+            maps = [(weight, None) for weight in given[-3:]]
+            return tuple(t.flatten(1, -2) for t in linear_maps(tokens, normalised, given[:-3], maps))
+
+        return Again(function, [tokens, *parameters, *weights])
 
     def extra_repr(self) -> str:
         """What `print(layer)` shows."""

@@ -158,8 +158,9 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        x: Tensor = ctx.saved_tensors[0]
-        tensors: list[Any] = list(ctx.saved_tensors[1:])
+        saved = ctx.saved_tensors  # once: a checkpoint gives them no second time
+        x: Tensor = saved[0]
+        tensors: list[Any] = list(saved[1:])
         hidden, residual, n = ctx.hidden, ctx.residual, ctx.sizes[0]
         parameters, maps, _ = _parts(tensors, ctx.sizes)
         needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4 : 4 + sum(ctx.sizes)]]

@@ -37,7 +37,7 @@ from mano_op.layers.chunks import attend_in_chunks
 from mano_op.layers.eager import on_cpu_eagerly
 from mano_op.layers.native.call import may_call
 from mano_op.layers.native.small_windows import SIZES, SmallWindows, attend_in_small_windows
-from mano_op.layers.native.window import attend_natively
+from mano_op.layers.native.window import Again, attend_natively
 from mano_op.layers.tiling import Tiling, cut, placed_tilings, tilings
 from mano_op.layers.whole import Rows, attend_whole
 
@@ -53,6 +53,7 @@ def window_attention(
     periodic: Sequence[bool] | None = None,
     bias: Callable[[Tensor], Tensor] | None = None,
     queries_at: Sequence[tuple[float, ...]] | None = None,
+    again: Again | None = None,
 ) -> Tensor:
     """Attend within windows, and average where windows overlap.
 
@@ -74,6 +75,9 @@ def window_attention(
         Where the queries are, if they are not at the keys: for each axis their positions, increasing and
         counted in keys. The grid of `q` is then that of these positions, windows do not overlap, and queries
         between two windows get a share of both; see `placed_tilings`.
+    again : Again, optional
+        How the three were made. Where windows do not overlap the compiled library then keeps what they were
+        made of for the backward pass, in place of them.
 
     Returns
     -------
@@ -115,7 +119,8 @@ def window_attention(
     if bias is None and not between and may_call(q) and _are_small(every):
         out = attend_in_small_windows(q, k, v, *_small_windows(every, tuple(grid)), heads)
     else:
-        out = _attend_by_tilings(q, k, v, bias, every, (tuple(grid), tuple(shape)), heads, between=between)
+        grids = tuple(grid), tuple(shape)
+        out = _attend_by_tilings(q, k, v, bias, every, grids, heads, between=between, again=again)
     return rearrange(out.unflatten(1, grid), "b ... (h d) -> b h ... d", h=heads)
 
 
@@ -129,6 +134,7 @@ def _attend_by_tilings(
     heads: int,
     *,
     between: bool,
+    again: Again | None,
 ) -> Tensor:
     """One tiling after the other; `grids` are those of the queries and of the keys."""
     out: Tensor | None = None
@@ -139,7 +145,7 @@ def _attend_by_tilings(
             raise InputError(
                 f"bias gives {table.shape[1]} scores for each offset, expected one for each of {heads} heads"
             )
-        part = _attend(q, k, v, table, rows, heads)
+        part = _attend(q, k, v, table, rows, heads, again if len(every) == 1 else None)
         if rows.share is not None:
             part = part * rows.share.to(part.dtype)
         out = part if out is None else out + part
@@ -222,14 +228,22 @@ def _new_small_windows(every: tuple[tuple[Tiling, ...], ...], grid: tuple[int, .
 _kept_small_windows = lru_cache(maxsize=128)(_new_small_windows)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table: Tensor | None,
+    rows: Rows,
+    heads: int,
+    again: Again | None,
+) -> Tensor:
     """The attention of the windows of one tiling, each result put back in its place.
 
     Points are flattened: `q`, `k`, `v` and the result are ``(batch, points, heads * head_dim)``. `table` is
     ``(windows or 1, heads, queries, keys)``.
     """
     if may_call(q):
-        return attend_natively(q, k, v, table, rows, heads)
+        return attend_natively(q, k, v, table, rows, heads, again)
     if on_cpu_eagerly(q):
         return attend_in_chunks(q, k, v, table, rows, heads)
     return attend_whole(q, k, v, table, rows, heads)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,12 +22,37 @@ _SIZES = (
 )
 
 
-def attend_natively(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:
+@dataclass(frozen=True)
+class Again:
+    """How queries, keys and values were made, for a backward pass that makes them again and keeps none.
+
+    Attributes
+    ----------
+    function : callable
+        Gives the three, each ``(batch, points, heads * head_dim)``, of `tensors`.
+    tensors : sequence of Tensor
+        All that they depend on.
+    """
+
+    function: Callable[..., tuple[Tensor, ...]]
+    tensors: Sequence[Tensor]
+
+
+def attend_natively(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table: Tensor | None,
+    rows: Rows,
+    heads: int,
+    again: Again | None = None,
+) -> Tensor:
     """As `mano_op.layers.chunks.attend_in_chunks`, in single precision."""
     q, k, v = (with_channels_together(t) for t in (q, k, v))
     inputs = [t for t in (q, k, v, table) if t is not None]
     recorded = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
-    out: Tensor = _Native.apply(q, k, v, table, rows, heads, recorded)
+    function, tensors = (None, ()) if again is None else (again.function, tuple(again.tensors))
+    out: Tensor = _Native.apply(q, k, v, table, rows, heads, recorded, function, *tensors)
     return out
 
 
@@ -61,6 +88,8 @@ class _Native(torch.autograd.Function):
         rows: Rows,
         heads: int,
         recorded: bool,
+        again: Callable[..., tuple[Tensor, ...]] | None,
+        *sources: Tensor,
     ) -> Tensor:
         out = (q.new_empty if _once(rows) else q.new_zeros)(q.shape)
         padded = _up(rows.queries.shape[1])
@@ -70,16 +99,21 @@ class _Native(torch.autograd.Function):
         missing = _missing(rows)
         problem = _problem(q, k, v, by_key, missing, rows, heads)
         loaded().forward(ctypes.byref(problem), *pointers(out, stats))
-        ctx.save_for_backward(q, k, v, table, out, stats)
-        ctx.rows, ctx.heads = rows, heads
+        kept = (q, k, v) if again is None else sources
+        ctx.save_for_backward(table, out, stats, *kept)
+        ctx.rows, ctx.heads, ctx.again = rows, heads, again
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, table, out, stats = ctx.saved_tensors
+        table, out, stats, *kept = ctx.saved_tensors
         rows, heads = ctx.rows, ctx.heads
+        q, k, v = kept if ctx.again is None else map(with_channels_together, ctx.again(*kept))
+        others = (None,) * (
+            len(ctx.needs_input_grad) - 6
+        )  # what is made again has its gradients by q, k and v
         if torch.is_grad_enabled():
-            return *differentiable(q, k, v, table, rows, heads, grad, ctx.needs_input_grad[:4]), None
+            return *differentiable(q, k, v, table, rows, heads, grad, ctx.needs_input_grad[:4]), *others
         grad = with_channels_together(grad)
         # To fake keys -infinity is added, so that they have no part.
         fake = _up(rows.keys.shape[1]) - rows.keys.shape[1]
@@ -101,7 +135,7 @@ class _Native(torch.autograd.Function):
             ctypes.c_int32(_once(rows)),
         )
         by_table = None if table is None else dtable.sum(0)[..., : rows.keys.shape[1]].to(table.dtype)
-        return dq, dk, dv, by_table, None, None, None
+        return dq, dk, dv, by_table, None, None, *others
 
 
 def _once(rows: Rows) -> bool:
