@@ -28,7 +28,7 @@ from torch import nn
 from mano_op.cost import count_parameters
 from mano_op.data.processor import FieldProcessor
 from mano_op.errors import InputError, did_you_mean
-from mano_op.files import make_folder, read_tensors, write_file
+from mano_op.files import make_folder, read_tensors, write_file, write_tensors
 
 FORMAT, FORMAT_VERSION = "mano_op run", 1
 
@@ -119,14 +119,25 @@ def build_model(arch: str, options: Mapping[str, Any]) -> nn.Module:
         ) from error
 
 
+def parameters_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters and buffers of a model, and nothing that is no tensor.
+
+    neuraloperator's models put their constructor's arguments, functions among them, into ``state_dict()``.
+
+    Examples
+    --------
+    >>> list(parameters_of(nn.Linear(1, 1)))
+    ['weight', 'bias']
+    """
+    return {key: value for key, value in model.state_dict().items() if key != "_metadata"}
+
+
 def save_run(folder: str | Path, run: Run) -> None:
     """Write a run into a folder, which is made if need be.
 
     ``run.json`` is written last and in one piece, so a folder that has it is whole.
     """
     folder = make_folder(folder)
-    # neuraloperator's models put their constructor's arguments, functions among them, into state_dict().
-    parameters = {key: value for key, value in run.model.state_dict().items() if key != "_metadata"}
     description = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -138,7 +149,7 @@ def save_run(folder: str | Path, run: Run) -> None:
     text = json.dumps(description, indent=1, allow_nan=False)
     # A run that is replaced is none from here on until the new one is whole.
     (folder / "run.json").unlink(missing_ok=True)
-    torch.save(parameters, folder / "parameters.pt")
+    write_tensors(folder / "parameters.pt", parameters_of(run.model))
     write_file(folder / "run.json", text)
 
 
