@@ -290,6 +290,7 @@ KILLING = """
 import json, os, random, signal, stat, sys, time, traceback
 import torch
 torch.set_num_threads(1)
+import torch._dynamo  # which the first optimiser of a process would import, in two seconds
 import mano_op.files, mano_op.models.mano
 import mano_op.train.fit as fit
 
@@ -358,7 +359,7 @@ out, written = f"{folder}/random", f"{folder}/random/checkpoint.pt"
 for attempt in range(int(sys.argv[3])):
     before, child = os.path.exists(written) and os.stat(written).st_mtime_ns, start(out)
     deadline = time.monotonic() + 60
-    while draw.random() < 0.999 and time.monotonic() < deadline:
+    while draw.random() < 0.997 and time.monotonic() < deadline:
         time.sleep(0.001)
         if os.path.exists(written) and os.stat(written).st_mtime_ns != before:
             break
@@ -384,7 +385,7 @@ print(json.dumps(told))
 """
 
 
-@pytest.mark.parametrize(("options", "kills"), [({"epochs": 12}, 8), (ALL, 8)], ids=["adamw", "all"])
+@pytest.mark.parametrize(("options", "kills"), [({"epochs": 12}, 10), (ALL, 10)], ids=["adamw", "all"])
 def test_a_killed_training_is_gone_on_with(options: dict[str, Any], kills: int, tmp_path: Path) -> None:
     """By SIGKILL, again and again: between steps, in the middle of a checkpoint, while the run is written."""
     wave_store(tmp_path / "waves.zarr", GRIDS, {"train": 12, "test": 4})

@@ -8,9 +8,9 @@ step have none on any rank, since all are at one resolution, and stay without.
 
 from __future__ import annotations
 
+import atexit
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
@@ -20,17 +20,19 @@ from mano_op.data.sampler import ranks
 from mano_op.errors import InputError
 
 
-@contextmanager
-def joined(device: str) -> Iterator[str]:
+def join(device: str) -> str:
     """Be one of the processes that ``torchrun`` started, or that are in a process group already.
+
+    The group stays until the process ends: torch can make no second one with the addresses that torchrun
+    keeps.
 
     Parameters
     ----------
     device : str
         "cuda" is the GPU of this process's number on its machine.
 
-    Yields
-    ------
+    Returns
+    -------
     str
         The device of this process.
 
@@ -41,8 +43,7 @@ def joined(device: str) -> Iterator[str]:
 
     Examples
     --------
-    >>> with joined("cpu") as device:  # not started by torchrun: alone
-    ...     device, ranks()
+    >>> join("cpu"), ranks()  # not started by torchrun: alone
     ('cpu', (1, 0))
     """
     started = dist.is_available() and dist.is_torchelastic_launched()
@@ -54,26 +55,25 @@ def joined(device: str) -> Iterator[str]:
                 "processes with torchrun --nproc-per-node as there are"
             )
         device = f"cuda:{number}" if there else device
-    if not started or dist.is_initialized() or int(os.environ["WORLD_SIZE"]) == 1:
-        yield device
-        return
-    dist.init_process_group("nccl" if device.startswith("cuda:") else "gloo")
-    try:
-        yield device
-    finally:
+    if started and not dist.is_initialized() and int(os.environ["WORLD_SIZE"]) > 1:
+        dist.init_process_group("nccl" if device.startswith("cuda:") else "gloo")
+        atexit.register(_leave)
+    return device
+
+
+def _leave() -> None:
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and speaks, within `joined` or after it.
+    """Whether this process is the one that writes and speaks.
 
     Examples
     --------
     >>> is_first()
     True
     """
-    if dist.is_available() and dist.is_torchelastic_launched() and not dist.is_initialized():
-        return os.environ["RANK"] == "0"
     return ranks()[1] == 0
 
 
@@ -131,8 +131,14 @@ def copy_from_first(model: nn.Module) -> None:
             dist.broadcast(torch.view_as_real(value) if value.is_complex() else value, 0)
 
 
+def wait_for_all() -> None:
+    """Go on when all ranks have come here, so that what one has written is there for all."""
+    if ranks()[0] > 1:
+        dist.barrier()
+
+
 def check_all_have(what: str, number: int, device: str) -> None:
-    """Refuse to go on where ranks have read different things; also, none goes on before all have come here.
+    """Refuse to go on where ranks have read different things.
 
     Raises
     ------

@@ -21,7 +21,7 @@ from mano_op.errors import InputError, check_finite_number, check_whole
 from mano_op.machine import machine
 from mano_op.runs import Run, build_model, save_run
 from mano_op.train.checkpoint import Checkpoint, Training, behind, plain
-from mano_op.train.distributed import check_all_have, copy_from_first, is_first, joined
+from mano_op.train.distributed import check_all_have, copy_from_first, is_first, join, wait_for_all
 from mano_op.train.epochs import train_epochs
 from mano_op.train.folder import check_out, finished_run
 from mano_op.train.logging import Log, check_log, opened_logs
@@ -211,138 +211,140 @@ def train_model(
     tested: list[str] = validation.get("resolution", [])
     grids = {key: store.grids[key] for key in dict.fromkeys([*keys, *tested])}
     objectives = {grid.shape: training_loss(loss, grid) for grid in grids.values()}
-    with joined(device) as device:
-        loaders = field_loaders(
-            store,
-            train=list(keys) if mixed else keys[0],
-            test=tested,
-            test_split=validation.get("split", "test"),
-            hold_out=validation.get("part"),
-            ratios=ratios,
-            batch_size=batch_size,
-            window=window,
-            at=at,
-            transforms=transforms,
-            seed=seed,
+    device = join(device)
+    loaders = field_loaders(
+        store,
+        train=list(keys) if mixed else keys[0],
+        test=tested,
+        test_split=validation.get("split", "test"),
+        hold_out=validation.get("part"),
+        ratios=ratios,
+        batch_size=batch_size,
+        window=window,
+        at=at,
+        transforms=transforms,
+        seed=seed,
+    )
+    drawn = _drawn(loaders.train, keys)
+    levels = list(store.grids)
+    key = max(keys, key=lambda one: (drawn[one], levels.index(one)))
+    turns = torch.Generator().manual_seed(seed)
+    stated = {variable.name: variable.boundary_value for variable in store.variables}
+    known = [stated[channel.variable] for channel in channels.y]
+    turn = turns_of(symmetries, {one: store.grids[one] for one in keys}, known, turns)
+    options = options_for(store, key, channels, arch, options or {}, loaders.processor)
+    check_device(device)
+    check_precision(precision, device)
+
+    torch.manual_seed(seed)
+    model = build_model(arch, options)
+    for grid in grids.values():
+        check_maps(model, arch, options, channels, grid)
+
+    together, _ = ranks()
+    training = plain(
+        {
+            "store": str(store.path),
+            "title": store.attrs.get("title", ""),
+            "resolution": list(keys) if mixed else key,
+            "grid": [str(store.grids[one]) for one in keys] if mixed else str(store.grids[key]),
+            **({} if ratios is None else {"ratios": list(ratios)}),
+            "inputs": list(channels.inputs),
+            "outputs": list(channels.outputs),
+            "units": {variable.name: variable.units for variable in store.variables},
+            **({} if window is None else {"window": list(window)}),
+            **({} if at is None else {"at": list(at)}),
+            "samples": drawn if mixed else drawn[key],
+            "epochs": epochs,
+            "batch_size": list(batch_size) if isinstance(batch_size, Sequence) else batch_size,
+            "learning_rate": learning_rate,
+            "weight_decay": weight_decay,
+            "loss": loss,
+            "optimizer": optimizer,
+            "symmetries": list(symmetries),
+            "seed": seed,
+            **({} if precision == "float32" else {"precision": precision}),
+            **({} if clip is None else {"clip": clip}),
+            **({} if accumulate == 1 else {"accumulate": accumulate}),
+            **({} if together == 1 else {"processes": together}),
+            **(
+                {}
+                if validate is None
+                else {"validation": validation | {"samples": sample_counts(loaders.test)}}
+            ),
+            "machine": machine(device),
+        }
+    )
+    asked = {"arch": arch, "options": plain(options), "processor": plain(loaders.processor.to_dict())}
+    asked |= {name: value for name, value in training.items() if name not in ("store", "machine")}
+    checkpoint = Checkpoint(out, asked | behind(store, training["machine"]))
+
+    wait_for_all()
+    finished = resume and not checkpoint.there and (Path(out) / "run.json").exists()
+    check_all_have(f"whether {out} holds a finished run", int(finished), device)
+    if finished:
+        return finished_run(out, asked)
+
+    model.to(device)
+    copy_from_first(model)
+    stepped, schedule = optimizer_and_schedule(optimizer, model, learning_rate, weight_decay, epochs)
+    scaler, best = scaler_for(precision, device), Best(patience)
+    state = Training(model, stepped, schedule, loaders.train, turns, best, scaler, device)
+    first = is_first()
+    lock: AbstractContextManager[Any] = only_writer(out) if first else nullcontext()
+    with lock:
+        if first and overwrite:
+            checkpoint.remove()
+        elif resume and checkpoint.there:
+            checkpoint.restore(state)
+        begun = len(state.history)
+        check_all_have(f"the number of epochs behind the checkpoint in {out}", begun, device)
+
+        def objective(out: Tensor, y: Tensor) -> Tensor:
+            value: Tensor = objectives[tuple(y.shape[2:])](out, y)
+            return value
+
+        title = f"{arch} at {'+'.join(keys)}"
+        watched = Watched(
+            loaders.train, objective, epochs, title, progress and first, turn, scaler, state.history
         )
-        drawn = _drawn(loaders.train, keys)
-        levels = list(store.grids)
-        key = max(keys, key=lambda one: (drawn[one], levels.index(one)))
-        turns = torch.Generator().manual_seed(seed)
-        stated = {variable.name: variable.boundary_value for variable in store.variables}
-        known = [stated[channel.variable] for channel in channels.y]
-        turn = turns_of(symmetries, {one: store.grids[one] for one in keys}, known, turns)
-        options = options_for(store, key, channels, arch, options or {}, loaders.processor)
-        check_device(device)
-        check_precision(precision, device)
+        tests = list(loaders.test.values())
 
-        torch.manual_seed(seed)
-        model = build_model(arch, options)
-        for grid in grids.values():
-            check_maps(model, arch, options, channels, grid)
+        def error() -> float:
+            return validation_error(model, loaders.processor, tests, objective, device)
 
-        together, _ = ranks()
-        training = plain(
-            {
-                "store": str(store.path),
-                "title": store.attrs.get("title", ""),
-                "resolution": list(keys) if mixed else key,
-                "grid": [str(store.grids[one]) for one in keys] if mixed else str(store.grids[key]),
-                **({} if ratios is None else {"ratios": list(ratios)}),
-                "inputs": list(channels.inputs),
-                "outputs": list(channels.outputs),
-                "units": {variable.name: variable.units for variable in store.variables},
-                **({} if window is None else {"window": list(window)}),
-                **({} if at is None else {"at": list(at)}),
-                "samples": drawn if mixed else drawn[key],
-                "epochs": epochs,
-                "batch_size": list(batch_size) if isinstance(batch_size, Sequence) else batch_size,
-                "learning_rate": learning_rate,
-                "weight_decay": weight_decay,
-                "loss": loss,
-                "optimizer": optimizer,
-                "symmetries": list(symmetries),
-                "seed": seed,
-                **({} if precision == "float32" else {"precision": precision}),
-                **({} if clip is None else {"clip": clip}),
-                **({} if accumulate == 1 else {"accumulate": accumulate}),
-                **({} if together == 1 else {"processes": together}),
-                **(
-                    {}
-                    if validate is None
-                    else {"validation": validation | {"samples": sample_counts(loaders.test)}}
-                ),
-                "machine": machine(device),
-            }
-        )
-        asked = {"arch": arch, "options": plain(options), "processor": plain(loaders.processor.to_dict())}
-        asked |= {name: value for name, value in training.items() if name not in ("store", "machine")}
-        checkpoint = Checkpoint(out, asked | behind(store, training["machine"]))
+        def keep(epoch: int, over: bool) -> None:
+            if first and checkpoint_every and (over or epoch % checkpoint_every == 0):
+                checkpoint.write(state.state_dict())
 
-        finished = resume and not checkpoint.there and (Path(out) / "run.json").exists()
-        check_all_have(f"whether {out} holds a finished run", int(finished), device)
-        if finished:
-            return finished_run(out, asked)
-
-        model.to(device)
-        copy_from_first(model)
-        stepped, schedule = optimizer_and_schedule(optimizer, model, learning_rate, weight_decay, epochs)
-        scaler, best = scaler_for(precision, device), Best(patience)
-        state = Training(model, stepped, schedule, loaders.train, turns, best, scaler, device)
-        first = is_first()
-        lock: AbstractContextManager[Any] = only_writer(out) if first else nullcontext()
-        with lock:
-            if first and overwrite:
-                checkpoint.remove()
-            elif resume and checkpoint.there:
-                checkpoint.restore(state)
-            begun = len(state.history)
-            check_all_have(f"the number of epochs behind the checkpoint in {out}", begun, device)
-
-            def objective(out: Tensor, y: Tensor) -> Tensor:
-                value: Tensor = objectives[tuple(y.shape[2:])](out, y)
-                return value
-
-            title = f"{arch} at {'+'.join(keys)}"
-            watched = Watched(
-                loaders.train, objective, epochs, title, progress and first, turn, scaler, state.history
-            )
-            tests = list(loaders.test.values())
-
-            def error() -> float:
-                return validation_error(model, loaders.processor, tests, objective, device)
-
-            def keep(epoch: int, over: bool) -> None:
-                if first and checkpoint_every and (over or epoch % checkpoint_every == 0):
-                    checkpoint.write(state.state_dict())
-
-            try:
-                with watched, opened_logs(logs if first else [], out, training, begun) as report:
-                    train_epochs(
-                        state,
-                        watched,
-                        Steps(stepped, len(loaders.train), accumulate=accumulate, clip=clip, scaler=scaler),
-                        loaders.processor,
-                        epochs,
-                        precision=precision,
-                        validate=None if validate is None else error,
-                        report=report,
-                        keep=keep,
-                    )
-            except Diverged:
-                if first:
-                    checkpoint.remove()
-                raise
-
-            if validate is not None:
-                model.load_state_dict(dict(best.parameters))
-                training["best"] = {"epoch": best.epoch, "validation_error": best.error}
-            processor = loaders.processor.to("cpu").eval()
-            run = Run(model.cpu().eval(), processor, arch, options, training, state.history)
+        try:
+            with watched, opened_logs(logs if first else [], out, training, begun) as report:
+                train_epochs(
+                    state,
+                    watched,
+                    Steps(stepped, len(loaders.train), accumulate=accumulate, clip=clip, scaler=scaler),
+                    loaders.processor,
+                    epochs,
+                    precision=precision,
+                    validate=None if validate is None else error,
+                    report=report,
+                    keep=keep,
+                )
+        except Diverged:
             if first:
-                save_run(out, run)
                 checkpoint.remove()
-        return run
+            raise
+
+        if validate is not None:
+            model.load_state_dict(dict(best.parameters))
+            training["best"] = {"epoch": best.epoch, "validation_error": best.error}
+        processor = loaders.processor.to("cpu").eval()
+        run = Run(model.cpu().eval(), processor, arch, options, training, state.history)
+        if first:
+            save_run(out, run)
+            checkpoint.remove()
+    wait_for_all()
+    return run
 
 
 def _keys(store: FieldStore, resolution: Resolution | list[Resolution]) -> list[str]:
