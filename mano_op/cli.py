@@ -233,6 +233,7 @@ def _writing(args: argparse.Namespace) -> dict[str, Any]:
 
 def _train(args: argparse.Namespace) -> None:
     from mano_op.train import train_model
+    from mano_op.train.distributed import is_first
 
     run = train_model(
         args.store,
@@ -253,11 +254,26 @@ def _train(args: argparse.Namespace) -> None:
         symmetries=args.symmetries,
         seed=args.seed,
         device=args.device,
+        precision=args.precision,
+        clip=args.clip,
+        accumulate=args.accumulate,
+        validate=args.validate,
+        validate_resolution=args.validate_resolution,
+        patience=args.patience,
+        log=args.log,
+        checkpoint_every=args.checkpoint_every,
         progress=not args.quiet,
+        resume=args.resume,
         overwrite=args.overwrite,
     )
-    last = run.history[-1]["training_error"]
-    print(f"{args.run}: {args.model}, {run.n_parameters:,} parameters, training error {last:.4f}")
+    if not is_first():  # of several processes one speaks
+        return
+    best = run.training.get("best")
+    kept = run.history[(best["epoch"] if best else len(run.history)) - 1]
+    errors = f"training error {kept['training_error']:.4f}"
+    if best:
+        errors += f", validation error {best['validation_error']:.4f} of epoch {best['epoch']}"
+    print(f"{args.run}: {args.model}, {run.n_parameters:,} parameters, {errors}")
 
 
 def _transfer(args: argparse.Namespace) -> None:
@@ -376,6 +392,14 @@ def _registration(text: str) -> str | tuple[str, str]:
             f"{text!r}: expected {', '.join(REGISTRATIONS)}, or one of them for an axis, y=cell"
         )
     return (name, word) if equals else word
+
+
+def _split_or_part(text: str) -> str | float:
+    """``validation``, or ``0.1``."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -596,7 +620,12 @@ def _parser() -> argparse.ArgumentParser:
     nc.add_argument("--sample", default="sample", metavar="DIMENSION", help="that numbers the samples")
     nc.add_argument("--time", default="time", metavar="DIMENSION", help="of the times")
 
-    train = command("train", _train, "train a model on one resolution of a store")
+    train = command(
+        "train",
+        _train,
+        "train a model on one resolution of a store, or several",
+        interrupted="The last checkpoint is kept, if there is one: go on with --resume and the same options.",
+    )
     train.add_argument("store", type=_place, help="the fields, NAME.zarr or an address of them")
     train.add_argument("run", type=Path, help="folder for the trained model")
     train.add_argument(
@@ -663,6 +692,62 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--loss", choices=("l2", "h1"), default="l2", help="relative error in this norm")
     train.add_argument("--seed", type=int, default=0, help="of the parameters and the order of the samples")
     train.add_argument("--device", default="cpu", help="as torch names it: cpu, cuda, cuda:1")
+    train.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the matrix products, by torch's autocast",
+    )
+    train.add_argument(
+        "--clip", type=float, metavar="NORM", help="largest norm of the gradient of a step's summed loss"
+    )
+    train.add_argument(
+        "--accumulate", type=int, default=1, metavar="BATCHES", help="batches whose gradients make one step"
+    )
+
+    validation = train.add_argument_group("validation, without which the run has the last epoch's parameters")
+    validation.add_argument(
+        "--validate",
+        type=_split_or_part,
+        metavar="SPLIT|PART",
+        help="a split of the store, or a part of the training samples to hold out, 0.1: the run has the "
+        "parameters with the lowest error there",
+    )
+    validation.add_argument(
+        "--validate-resolution",
+        type=_resolution,
+        nargs="+",
+        metavar="N|NxM",
+        help="levels to validate at, those trained on if not given",
+    )
+    validation.add_argument(
+        "--patience", type=int, metavar="EPOCHS", help="stop after so many without a lower validation error"
+    )
+
+    going_on = train.add_argument_group("following and going on")
+    going_on.add_argument(
+        "--log",
+        nargs="+",
+        choices=("tensorboard", "wandb"),
+        help="where the errors of each epoch go as well; tensorboard writes into the run's folder",
+    )
+    going_on.add_argument(
+        "--checkpoint-every",
+        type=int,
+        default=1,
+        metavar="EPOCHS",
+        help="keep a checkpoint in the run's folder until the run is finished; 0 for none",
+    )
+    going_on.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the checkpoint, with the same options, to the same numbers; begins where there is "
+        "nothing yet, and does nothing where the run is finished",
+    )
+    train.epilog = (
+        "Several processes train one model: torchrun --nproc-per-node 2 -m mano_op.cli train ...; each has "
+        "--batch-size samples a step, and the first one writes."
+    )
 
     transfer = command("transfer", _transfer, "judge trained models at several resolutions of a store")
     transfer.add_argument("store", type=_place, help="the fields, NAME.zarr or an address of them")

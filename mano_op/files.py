@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +43,51 @@ def make_folder(folder: str | Path) -> Path:
 
 
 def write_file(path: str | Path, content: str | bytes) -> None:
-    """Write a file in one piece: a reader sees the old one or the new one, never half of one."""
+    """Write a file in one piece: a reader sees the old one or the new one, never half of one.
+
+    It is on the disk before it takes its name, so that this holds when the machine stops too.
+    """
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    partial = partial_file(path)
+    with partial.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, path)
+    if hasattr(os, "O_DIRECTORY"):  # where a folder can be opened, the new name is made to last too
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def partial_file(path: str | Path) -> Path:
+    """Where a file is while `write_file` writes it; what is left there is of a process that was killed.
+
+    Examples
+    --------
+    >>> partial_file("run/run.json").name
+    'run.json.partial'
+    """
+    path = Path(path)
+    return path.with_name(path.name + ".partial")
+
+
+def write_tensors(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write tensors and plain values in one piece, for `read_tensors`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = f"{tempfile.mkdtemp()}/some.pt"
+    >>> write_tensors(path, {"weight": torch.ones(2), "epoch": 3})
+    >>> read_tensors(path)
+    {'weight': tensor([1., 1.]), 'epoch': 3}
+    """
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    write_file(path, buffer.getvalue())
 
 
 def read_tensors(path: str | Path, *, map_location: Any = "cpu") -> dict[str, Any]:

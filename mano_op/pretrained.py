@@ -29,7 +29,7 @@ from mano_op.description import entry, read_description, write_description
 from mano_op.errors import InputError
 from mano_op.files import make_folder
 from mano_op.registry import build_model, model_class
-from mano_op.weights import Entry, read_weights, weights_header, write_weights
+from mano_op.weights import Entry, parameters_of, read_weights, weights_header, write_weights
 
 FORMAT, FORMAT_VERSION = "mano_op model", 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -53,8 +53,6 @@ def save_model(folder: str | Path, model: nn.Module, arch: str, options: Mapping
         Its constructor's arguments, plain values.
     """
     folder = make_folder(folder)
-    # neuraloperator's models put their constructor's arguments into state_dict(), functions among them.
-    tensors = {key: value for key, value in model.state_dict().items() if key != "_metadata"}
     description = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -66,7 +64,7 @@ def save_model(folder: str | Path, model: nn.Module, arch: str, options: Mapping
     }
     # A model that is replaced is none from here on until the new one is whole.
     (folder / CONFIG).unlink(missing_ok=True)
-    digest = write_weights(folder / WEIGHTS, tensors)
+    digest = write_weights(folder / WEIGHTS, parameters_of(model))
     write_description(folder / CONFIG, {**description, "weights": {"file": WEIGHTS, "sha256": digest}})
 
 

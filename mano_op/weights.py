@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
-from torch import Tensor
+from torch import Tensor, nn
 
 from mano_op.errors import InputError
 from mano_op.files import write_file
@@ -26,6 +26,19 @@ class Entry:
 
     dtype: str
     shape: tuple[int, ...]
+
+
+def parameters_of(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of a model, and nothing that is no tensor.
+
+    neuraloperator's models put their constructor's arguments, functions among them, into ``state_dict()``.
+
+    Examples
+    --------
+    >>> list(parameters_of(nn.Linear(1, 1)))
+    ['weight', 'bias']
+    """
+    return {key: value for key, value in model.state_dict().items() if key != "_metadata"}
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> str:

@@ -191,6 +191,13 @@ def test_info_of_a_partial_store(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("demo {folder}/fno/run.json", "cannot be a folder for results"),
         ("train {store} {folder}/fno/run.json --resolution 8 --epochs 1", "cannot be a folder for results"),
         ("train {store} {new} --resolution 8 --device nowhere", "device='nowhere'"),
+        ("train {store} {new} --resolution 8 --resume --overwrite", "--resume and --overwrite: pass one"),
+        (
+            "train {store} {new} --resolution 8 --validate valid",
+            "r8 has no split 'valid'; it has train, test",
+        ),
+        ("train {store} {new} --resolution 8 --patience 3", "patience=3 without validate"),
+        ("train {store} {mano} --resolution 8 --resume", "a finished run of another training"),
         ("generate darcy {folder}/fno/run.json/x.zarr --resolutions 8 --train 2", "give a path in a folder"),
     ],
 )
@@ -429,6 +436,62 @@ def test_trains_with_the_options_of_the_function(folder: Path, tmp_path: Path) -
         progress=False,
     )
     for one, other in zip(same.model.parameters(), made.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_a_training_that_is_interrupted_goes_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With all that bears on it; told to begin again it does not, told to go on it comes to the same."""
+    from mano_op.train import fit
+
+    store = str(folder / "darcy.zarr")
+    options = "--resolution 8 16 --epochs 4 --batch-size 6 4 --validate 0.25 --validate-resolution 16"
+    options += " --patience 4 --clip 0.7 --accumulate 2 --precision bfloat16 --checkpoint-every 2 --quiet"
+    command = ["train", store, str(tmp_path / "run"), *SMALL_MANO, *options.split()]
+    error, calls = fit.validation_error, []
+
+    def stopped(*args: object) -> float:
+        calls.append(args)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return error(*args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "validation_error", stopped)
+        assert main(command) == 130
+    said = "The last checkpoint is kept, if there is one: go on with --resume and the same options.\n"
+    assert capsys.readouterr().err == f"mano-op: interrupted. {said}"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint.pt"]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "begun and not finished: pass --resume to go on with it, --overwrite to start anew" in said
+    assert main([*command, "--seed", "1", "--resume"]) == 2
+    assert "checkpoint.pt is of another training: seed is 0 there, not 1" in capsys.readouterr().err
+    for _ in range(2):  # the second time it is finished, and says so in the same words
+        assert main([*command, "--resume"]) == 0
+        said = capsys.readouterr().out
+        run = load_run(tmp_path / "run")
+        best = run.training["best"]
+        assert said.endswith(f"validation error {best['validation_error']:.4f} of epoch {best['epoch']}\n")
+        assert f"training error {run.history[best['epoch'] - 1]['training_error']:.4f}" in said
+    whole = train_model(
+        store,
+        tmp_path / "whole",
+        resolution=[8, 16],
+        options={"hidden_channels": 8, "n_layers": 1, "n_heads": 2},
+        epochs=4,
+        batch_size=[6, 4],
+        validate=0.25,
+        validate_resolution=[16],
+        patience=4,
+        clip=0.7,
+        accumulate=2,
+        precision="bfloat16",
+        progress=False,
+    )
+    assert {**run.training, "machine": 0} == {**whole.training, "machine": 0}
+    for one, other in zip(run.model.parameters(), whole.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 

@@ -206,6 +206,11 @@ class FieldDataset(Dataset[Sample]):
         return [samples[owner == chunk].ravel() for chunk in np.unique(owner)]
 
     @property
+    def rows(self) -> NDArray[np.int64]:
+        """For each sample, which of the split's it belongs to: several windows are of one."""
+        return np.repeat(np.arange(self._n_rows), len(self.channels.starts))
+
+    @property
     def _n_rows(self) -> int:
         return self._rows.stop - self._rows.start
 
@@ -300,12 +305,67 @@ def _gather(
     )
 
 
+class SomeSamples(Dataset[Sample]):
+    """Some samples of a data set, under numbers of their own.
+
+    Parameters
+    ----------
+    whole : FieldDataset
+    indices : ndarray of int
+        Which, in their order.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from mano_op.problems import generate_darcy
+    >>> store = generate_darcy(f"{tempfile.mkdtemp()}/darcy.zarr", [4], samples={"train": 5}, progress=False)
+    >>> whole = FieldDataset(store, 4)
+    >>> some = SomeSamples(whole, np.array([0, 3]))
+    >>> len(some), torch.equal(some[1]["y"], whole[3]["y"])
+    (2, True)
+    """
+
+    def __init__(self, whole: FieldDataset, indices: NDArray[np.int64]) -> None:
+        self.whole, self.indices = whole, np.asarray(indices, dtype=np.int64)
+
+    @property
+    def grid(self) -> Grid:
+        """Where the points of the samples are."""
+        return self.whole.grid
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the channels of ``x``."""
+        return self.whole.inputs
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the channels of ``y``."""
+        return self.whole.outputs
+
+    @property
+    def chunks(self) -> list[NDArray[np.int64]]:
+        """The indices of the samples in each chunk of the store that has any of them."""
+        parts = [np.flatnonzero(np.isin(self.indices, chunk)) for chunk in self.whole.chunks]
+        return [part for part in parts if len(part)]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.whole[int(self.indices[index])]
+
+    def __getitems__(self, indices: Sequence[int]) -> Sequence[Sample]:
+        """Several samples, in the order asked for, in one read of the store for each variable."""
+        return self.whole.__getitems__(self.indices[np.asarray(indices, dtype=np.int64)].tolist())
+
+
 class MixedDataset(Dataset[Sample]):
     """Samples of several resolutions, one data set after another, to be drawn in batches of one resolution.
 
     Parameters
     ----------
-    parts : sequence of FieldDataset
+    parts : sequence of FieldDataset or SomeSamples
         Of one store's channels.
 
     Raises
@@ -325,7 +385,7 @@ class MixedDataset(Dataset[Sample]):
     (6, torch.Size([1, 4, 4]), torch.Size([1, 8, 8]))
     """
 
-    def __init__(self, parts: Sequence[FieldDataset]) -> None:
+    def __init__(self, parts: Sequence[FieldDataset | SomeSamples]) -> None:
         if not parts or any(
             (part.inputs, part.outputs) != (parts[0].inputs, parts[0].outputs) for part in parts
         ):

@@ -7,15 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from mano_op.data.dataset import FieldDataset, MixedDataset, Sample, collate
+from mano_op.data.dataset import FieldDataset, MixedDataset, Sample, SomeSamples, collate
 from mano_op.data.layout import Resolution
 from mano_op.data.processor import FieldProcessor
 from mano_op.data.sampler import ChunkSampler, ResolutionBatchSampler, ranks
 from mano_op.data.store import FieldStore, opened
-from mano_op.errors import InputError, check_whole
+from mano_op.errors import InputError, check_finite_number, check_whole
 from mano_op.grid import Grid
 
 
@@ -52,6 +54,7 @@ def field_loaders(
     coordinates: bool = False,
     train_split: str = "train",
     test_split: str = "test",
+    hold_out: float | None = None,
     drop_last: bool = False,
     shuffle: Literal["samples", "chunks"] = "samples",
     num_workers: int = 0,
@@ -88,6 +91,10 @@ def field_loaders(
         Of variables, ``{"permeability": "log"}``; see `mano_op.data.transforms`. The statistics of the
         training split are then taken anew, in one pass.
     train_split, test_split : str
+    hold_out : float, optional
+        A part of the samples of `train_split`, drawn by `seed`, that ``train`` is to be without, at every
+        resolution and in every window: ``test`` then has those, in place of `test_split`. The statistics
+        are those of the whole split.
     drop_last : bool
         Whether to leave out a last batch of training samples that is not full.
     shuffle : {"samples", "chunks"}
@@ -113,7 +120,8 @@ def field_loaders(
     Raises
     ------
     InputError
-        As `FieldDataset` and `ResolutionBatchSampler`, or if a number is not one that can be used.
+        As `FieldDataset` and `ResolutionBatchSampler`, or if a number is not one that can be used, or no
+        sample would be held out or left.
 
     Examples
     --------
@@ -158,9 +166,23 @@ def field_loaders(
         )
 
     test_window = window if rollout is None else _rollout_window(window, rollout)
-    parts = [samples(resolution, train_split, window) for resolution in levels]
-    tests = {resolution: samples(resolution, test_split, test_window) for resolution in test}
-    _share(cache_bytes, [*parts, *tests.values()])
+    wholes = [samples(resolution, train_split, window) for resolution in levels]
+    parts: list[FieldDataset | SomeSamples] = list(wholes)
+    tests: dict[Resolution, FieldDataset | SomeSamples] = {}
+    others: list[FieldDataset] = []
+    if hold_out is None:
+        others = [samples(resolution, test_split, test_window) for resolution in test]
+        tests.update(zip(test, others, strict=True))
+    else:
+        held = _held_out(store.splits[train_split], hold_out, seed)
+        parts = [SomeSamples(whole, np.flatnonzero(~held[whole.rows])) for whole in wholes]
+        # Where the same fields are trained on, they are read once.
+        there = {whole.key: whole for whole in wholes} if rollout is None else {}
+        for resolution in test:
+            whole = there.get(store.key(resolution)) or samples(resolution, train_split, test_window)
+            tests[resolution] = SomeSamples(whole, np.flatnonzero(held[whole.rows]))
+            others += [] if whole in wholes else [whole]
+    _share(cache_bytes, [*wholes, *others])
     training: Dataset[Sample] = MixedDataset(parts) if isinstance(train, list) else parts[0]
     # A DataLoader draws from its generator, or from the global one, for its workers, and not as often with
     # workers as without: the order would depend on their number. The samplers draw from numbers of their own.
@@ -186,8 +208,24 @@ def field_loaders(
         test={
             resolution: DataLoader(data, batch_size=tested, **options) for resolution, data in tests.items()
         },
-        processor=FieldProcessor.from_store(store, train_split, parts[0].channels, transforms),
+        processor=FieldProcessor.from_store(store, train_split, wholes[0].channels, transforms),
     )
+
+
+def _held_out(n: int, part: float, seed: int) -> NDArray[np.bool_]:
+    """Which samples of a split are not trained on."""
+    check_finite_number(zero=False, hold_out=part)
+    size = round(part * n)
+    if not 0 < size < n:
+        raise InputError(
+            f"hold_out={part} of {n} samples is {size}; expected at least one, and one to be left: give "
+            f"{1 / n:.3g} to {1 - 1 / n:.3g}"
+        )
+    held = np.zeros(n, dtype=bool)
+    # A stream of its own, so that what is held out says nothing of the order of what is left.
+    random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
+    held[random.permutation(n)[:size]] = True
+    return held
 
 
 def _share(cache_bytes: int, parts: Sequence[FieldDataset]) -> None:

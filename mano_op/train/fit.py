@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from neuralop import Trainer
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mano_op.data.channels import Channels, channels_of
+from mano_op.data.channels import channels_of
+from mano_op.data.jobs import only_writer
 from mano_op.data.layout import Resolution
 from mano_op.data.loaders import field_loaders
-from mano_op.data.sampler import ResolutionBatchSampler
+from mano_op.data.sampler import ResolutionBatchSampler, ranks
 from mano_op.data.store import FieldStore, open_store
 from mano_op.errors import InputError, check_finite_number, check_whole
-from mano_op.files import check_folder
-from mano_op.grid import Grid
 from mano_op.machine import machine
 from mano_op.registry import build_model
 from mano_op.runs import Run, save_run
+from mano_op.train.checkpoint import Checkpoint, Training, behind, plain
+from mano_op.train.distributed import check_all_have, copy_from_first, is_first, join, wait_for_all
+from mano_op.train.epochs import train_epochs
+from mano_op.train.folder import check_out, finished_run
+from mano_op.train.logging import Log, check_log, opened_logs
 from mano_op.train.objective import training_loss
-from mano_op.train.optimizer import OPTIMIZERS, MuonAdamW, warm_up_and_cosine
-from mano_op.train.options import options_for
-from mano_op.train.symmetry import Symmetries
-from mano_op.train.watched import Watched
-
-WARM_UP = 0.2  # of the epochs
+from mano_op.train.optimizer import OPTIMIZERS, optimizer_and_schedule
+from mano_op.train.options import check_maps, options_for
+from mano_op.train.precision import check_device, check_precision, scaler_for
+from mano_op.train.steps import Steps
+from mano_op.train.stopping import Best
+from mano_op.train.symmetry import turns_of
+from mano_op.train.validation import sample_counts, validation_error, validation_of
+from mano_op.train.watched import Diverged, Watched
 
 
 def train_model(
@@ -54,7 +57,16 @@ def train_model(
     symmetries: Sequence[str] = (),
     seed: int = 0,
     device: str = "cpu",
+    precision: str = "float32",
+    clip: float | None = None,
+    accumulate: int = 1,
+    validate: str | float | None = None,
+    validate_resolution: Resolution | list[Resolution] | None = None,
+    patience: int | None = None,
+    log: str | Log | Sequence[str | Log] | None = None,
+    checkpoint_every: int = 1,
     progress: bool = True,
+    resume: bool = False,
     overwrite: bool = False,
 ) -> Run:
     r"""Train a model of neuraloperator's registry on a level of a store, or several, and keep it as a run.
@@ -65,6 +77,14 @@ def train_model(
     relative error of the normalised output, :math:`\lVert \hat y - y\rVert / \lVert y \rVert` in L2 or H1,
     summed over the samples and channels of a batch (`mano_op.train.objective.training_loss`),
     with the spacings of its level.
+
+    A training that was interrupted, by whatever means, is gone on with by the same call with ``resume=True``:
+    on a CPU it comes to the same numbers as one that was not, to the last bit.
+
+    Started by ``torchrun``, or in a process group, all processes train one model, and the first of them
+    writes. Each has its own part of every batch, of `batch_size` samples, at the resolution that all have in
+    that step, and a step is that of one process with the whole batch; where samples do not divide among
+    them, some come twice. One process has the same order of samples if `resolution` is a list.
 
     Parameters
     ----------
@@ -101,48 +121,104 @@ def train_model(
     symmetries : sequence of {"transpose", "reflect"}
         Those of the problem, by which each batch is turned at random; see `mano_op.train.symmetry`.
     seed : int
-        Of the initial parameters, the order of the samples and how they are turned.
+        Of the initial parameters, the order of the samples, how they are turned, and which are held out.
     device : str
-        As torch names it: "cpu", "cuda", "cuda:1", ...
+        As torch names it: "cpu", "cuda", "cuda:1", ... In several processes "cuda" is one GPU for each.
+    precision : {"float32", "bfloat16", "float16"}
+        Of the matrix products, by torch's autocast; parameters, losses and validation are in float32. With
+        "float16" the loss is scaled so that gradients do not vanish, and a step that overflows is left out.
+    clip : float, optional
+        The largest norm of the gradient, all parameters together, of the loss of a step, which is summed
+        over its samples; a longer one is shortened to it.
+    accumulate : int
+        Batches for each step. Of one level and without symmetries it is the step of a batch as large as
+        they are together, up to rounding; an epoch's last step may have fewer.
+    validate : str or float, optional
+        What to validate on after each epoch: a split of the store, or a part of the training samples, which
+        is then held out of training: 0.1. The run has the parameters with the lowest error there; without,
+        those of the last epoch. A split that models are judged on later is not one to choose them by.
+    validate_resolution : int, tuple, str or Grid, or list of these, optional
+        The levels to validate at, together; those that are trained on if not given.
+    patience : int, optional
+        Stop after so many epochs without a lower validation error. The learning rate falls as for all epochs.
+    log : {"tensorboard", "wandb"} or callable, or list of these, optional
+        Where each epoch's numbers go; a function is called with the epoch and a dictionary of them: the
+        history's and "learning_rate". See `mano_op.train.logging`.
+    checkpoint_every : int
+        Epochs from one checkpoint to the next, the last epoch having one too; 0 for none. Checkpoints are in
+        `out`, one in the place of the other, and gone when the run is written.
     progress : bool
         Whether to show a bar.
+    resume : bool
+        Whether to go on from the checkpoint in `out`, given the same arguments; `device`, `log`,
+        `checkpoint_every` and `progress` may be others. Where there is nothing, training begins; a finished
+        run is read and returned.
     overwrite : bool
-        Whether a run in `out` may be replaced.
+        Whether a run or a checkpoint in `out` may be replaced. A run is there until the new one is whole.
 
     Returns
     -------
     Run
         Also written to `out`. Its ``history`` has an entry for each epoch: "training_error", the mean
         over samples and channels of the loss, in normalised units and with the model as it was when each
-        sample came up; and "seconds".
+        sample came up; "seconds"; and if it was validated "validation_error", the same mean of samples that
+        are not trained on, with the model as it was after the epoch. ``training["best"]`` says which epoch's
+        parameters it has.
 
     Raises
     ------
     InputError
-        Before any work, if `out` holds a run already or cannot be written, a number is not one that can be
+        Before any work, if `out` holds a run or a checkpoint already, or with ``resume=True`` one of other
+        arguments, another store or other versions, or cannot be written, a number is not one that can be
         trained with, or a name, an option, the device or the resolution does not exist, or the model does
-        not map the store's fields. Later only if training diverges; nothing is written then.
+        not map the store's fields. Later only if training diverges; nothing is kept then.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from mano_op.problems import generate_darcy
+    >>> folder = tempfile.mkdtemp()
+    >>> store = generate_darcy(f"{folder}/darcy.zarr", [8], samples={"train": 8}, progress=False)
+    >>> small = {"hidden_channels": 8, "n_layers": 1, "n_heads": 2}
+    >>> run = train_model(store, f"{folder}/run", resolution=8, options=small, epochs=2, validate=0.25,
+    ...                   progress=False)
+    >>> run.training["validation"]["samples"], [sorted(epoch) for epoch in run.history][0]
+    ({'r8': 2}, ['epoch', 'seconds', 'training_error', 'validation_error'])
+    >>> again = train_model(store, f"{folder}/run", resolution=8, options=small, epochs=2, validate=0.25,
+    ...                     progress=False, resume=True)  # is there, and read
+    >>> again.history == run.history
+    True
     """
-    _check_out(out, overwrite)
-    check_whole(epochs=epochs)
+    check_out(out, resume=resume, overwrite=overwrite)
+    check_whole(epochs=epochs, accumulate=accumulate)
     mixed = isinstance(resolution, list)
     if not mixed:
         check_whole(batch_size=batch_size)
-    check_whole(at_least=0, seed=seed)
+    check_whole(at_least=0, seed=seed, checkpoint_every=checkpoint_every)
     if seed >= 2**63:
         raise InputError(f"seed={seed}, expected less than 2**63")
     check_finite_number(zero=False, learning_rate=learning_rate)
     check_finite_number(zero=True, weight_decay=weight_decay)
+    if clip is not None:
+        check_finite_number(zero=False, clip=clip)
+    logs = check_log(log)
     store = store if isinstance(store, FieldStore) else open_store(store)
     keys = _keys(store, resolution)
     channels = channels_of(store.layout, window, at)
     if optimizer not in OPTIMIZERS:
         raise InputError(f"optimizer={optimizer!r}, expected one of {', '.join(OPTIMIZERS)}")
-    objectives = {store.grids[key].shape: training_loss(loss, store.grids[key]) for key in keys}
+    elsewhere = None if validate_resolution is None else _keys(store, validate_resolution)
+    validation = validation_of(store, keys, validate, elsewhere, patience)
+    tested: list[str] = validation.get("resolution", [])
+    grids = {key: store.grids[key] for key in dict.fromkeys([*keys, *tested])}
+    objectives = {grid.shape: training_loss(loss, grid) for grid in grids.values()}
+    device = join(device)
     loaders = field_loaders(
         store,
         train=list(keys) if mixed else keys[0],
-        test=[],
+        test=tested,
+        test_split=validation.get("split", "test"),
+        hold_out=validation.get("part"),
         ratios=ratios,
         batch_size=batch_size,
         window=window,
@@ -153,32 +229,21 @@ def train_model(
     drawn = _drawn(loaders.train, keys)
     levels = list(store.grids)
     key = max(keys, key=lambda one: (drawn[one], levels.index(one)))
-    turn = _turn(symmetries, store, keys, channels, seed)
+    turns = torch.Generator().manual_seed(seed)
+    stated = {variable.name: variable.boundary_value for variable in store.variables}
+    known = [stated[channel.variable] for channel in channels.y]
+    turn = turns_of(symmetries, {one: store.grids[one] for one in keys}, known, turns)
     options = options_for(store, key, channels, arch, options or {}, loaders.processor)
-    _check_device(device)
+    check_device(device)
+    check_precision(precision, device)
 
     torch.manual_seed(seed)
     model = build_model(arch, options)
-    for one in keys:
-        _check_maps(model, arch, options, channels, store.grids[one])
+    for grid in grids.values():
+        check_maps(model, arch, options, channels, grid)
 
-    def objective(out: Tensor, y: Tensor) -> Tensor:
-        value: Tensor = objectives[tuple(y.shape[2:])](out, y)
-        return value
-
-    watched = Watched(loaders.train, objective, epochs, f"{arch} at {'+'.join(keys)}", progress, turn)
-    stepped, schedule = _optimizer(optimizer, model, learning_rate, weight_decay, epochs)
-    trainer = Trainer(model=model, n_epochs=epochs, device=device, data_processor=loaders.processor)
-    with warnings.catch_warnings():
-        # The Trainer hands models the whole sample, and FNO says of each call that it ignores y.
-        warnings.filterwarnings("ignore", message=r".*received unexpected keyword arguments")
-        trainer.train(watched, {}, stepped, schedule, training_loss=watched.loss)
-
-    run = Run(
-        model.cpu().eval(),
-        loaders.processor.to("cpu").eval(),
-        arch,
-        options,
+    together, _ = ranks()
+    training = plain(
         {
             "store": str(store.path),
             "title": store.attrs.get("title", ""),
@@ -199,47 +264,89 @@ def train_model(
             "optimizer": optimizer,
             "symmetries": list(symmetries),
             "seed": seed,
+            **({} if precision == "float32" else {"precision": precision}),
+            **({} if clip is None else {"clip": clip}),
+            **({} if accumulate == 1 else {"accumulate": accumulate}),
+            **({} if together == 1 else {"processes": together}),
+            **(
+                {}
+                if validate is None
+                else {"validation": validation | {"samples": sample_counts(loaders.test)}}
+            ),
             "machine": machine(device),
-        },
-        watched.history,
+        }
     )
-    save_run(out, run)
+    asked = {"arch": arch, "options": plain(options), "processor": plain(loaders.processor.to_dict())}
+    asked |= {name: value for name, value in training.items() if name not in ("store", "machine")}
+    checkpoint = Checkpoint(out, asked | behind(store, training["machine"]))
+
+    wait_for_all()
+    finished = resume and not checkpoint.there and (Path(out) / "run.json").exists()
+    check_all_have(f"whether {out} holds a finished run", int(finished), device)
+    if finished:
+        return finished_run(out, asked)
+
+    model.to(device)
+    copy_from_first(model)
+    stepped, schedule = optimizer_and_schedule(optimizer, model, learning_rate, weight_decay, epochs)
+    scaler, best = scaler_for(precision, device), Best(patience)
+    state = Training(model, stepped, schedule, loaders.train, turns, best, scaler, device)
+    first = is_first()
+    # The lock is in the folder: what is beside it need not be ours to write to.
+    lock: AbstractContextManager[Any] = only_writer(checkpoint.path) if first else nullcontext()
+    with lock:
+        if first and overwrite:
+            checkpoint.remove()
+        elif resume and checkpoint.there:
+            checkpoint.restore(state)
+        begun = len(state.history)
+        check_all_have(f"the number of epochs behind the checkpoint in {out}", begun, device)
+
+        def objective(out: Tensor, y: Tensor) -> Tensor:
+            value: Tensor = objectives[tuple(y.shape[2:])](out, y)
+            return value
+
+        title = f"{arch} at {'+'.join(keys)}"
+        watched = Watched(
+            loaders.train, objective, epochs, title, progress and first, turn, scaler, state.history
+        )
+        tests = list(loaders.test.values())
+
+        def error() -> float:
+            return validation_error(model, loaders.processor, tests, objective, device)
+
+        def keep(epoch: int, over: bool) -> None:
+            if first and checkpoint_every and (over or epoch % checkpoint_every == 0):
+                checkpoint.write(state.state_dict())
+
+        try:
+            with watched, opened_logs(logs if first else [], out, training, begun) as report:
+                train_epochs(
+                    state,
+                    watched,
+                    Steps(stepped, len(loaders.train), accumulate=accumulate, clip=clip, scaler=scaler),
+                    loaders.processor,
+                    epochs,
+                    precision=precision,
+                    validate=None if validate is None else error,
+                    report=report,
+                    keep=keep,
+                )
+        except Diverged:
+            if first:
+                checkpoint.remove()
+            raise
+
+        if validate is not None:
+            model.load_state_dict(dict(best.parameters))
+            training["best"] = {"epoch": best.epoch, "validation_error": best.error}
+        processor = loaders.processor.to("cpu").eval()
+        run = Run(model.cpu().eval(), processor, arch, options, training, state.history)
+        if first:
+            save_run(out, run)
+            checkpoint.remove()
+    wait_for_all()
     return run
-
-
-def _turn(
-    symmetries: Sequence[str], store: FieldStore, keys: Sequence[str], channels: Channels, seed: int
-) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
-    """What turns the batches, if anything does: each by the symmetries of its level."""
-    if not symmetries:
-        return None
-    stated = {variable.name: variable.boundary_value for variable in store.variables}
-    known = [stated[channel.variable] for channel in channels.y]
-    generator = torch.Generator().manual_seed(seed)
-    turns = {
-        store.grids[key].shape: Symmetries(symmetries, store.grids[key], known, generator) for key in keys
-    }
-    return lambda x, y: turns[tuple(y.shape[2:])](x, y)
-
-
-def _optimizer(
-    name: str, model: nn.Module, learning_rate: float, weight_decay: float, epochs: int
-) -> tuple[Optimizer, LRScheduler]:
-    """An optimiser and its schedule, which is stepped once after every epoch."""
-    if name == "muon":
-        muon = MuonAdamW(model, learning_rate, weight_decay)
-        return muon, torch.optim.lr_scheduler.LambdaLR(muon, warm_up_and_cosine(epochs))
-    adamw = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    # The last step is one more than there are changes of the rate.
-    warm_up = max(1, round(WARM_UP * epochs))
-    return adamw, torch.optim.lr_scheduler.OneCycleLR(
-        adamw, max_lr=learning_rate, total_steps=epochs + 1, pct_start=(warm_up + 1) / (epochs + 1)
-    )
-
-
-def _check_out(out: str | Path, overwrite: bool) -> None:
-    if (check_folder(out) / "run.json").exists() and not overwrite:
-        raise InputError(f"{out} holds a run already: give another folder, or overwrite=True to replace it")
 
 
 def _keys(store: FieldStore, resolution: Resolution | list[Resolution]) -> list[str]:
@@ -256,33 +363,3 @@ def _drawn(loader: DataLoader[Any], keys: Sequence[str]) -> dict[str, int]:
     if isinstance(loader.batch_sampler, ResolutionBatchSampler):
         return dict(zip(keys, loader.batch_sampler.drawn, strict=True))
     return {keys[0]: len(loader.dataset)}  # type: ignore[arg-type]
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.ones(1, device=device).item()  # "meta" has tensors, but no values in them
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device={device!r} cannot be used here ({reason}): give device='cpu'") from error
-
-
-def _check_maps(
-    model: nn.Module, arch: str, options: Mapping[str, Any], channels: Channels, grid: Grid
-) -> None:
-    """Refuse a model that cannot take these fields, before its first step and before anything is written."""
-    training = model.training
-    try:
-        with torch.no_grad():
-            y = model.eval()(torch.zeros(1, len(channels.x), *grid.shape))
-    except Exception as error:  # any model of the registry: whatever it raises is its answer
-        raise InputError(
-            f"{arch} with {dict(options)} cannot take an input of shape (batch, {len(channels.x)}, "
-            f"{', '.join(map(str, grid.shape))}): {type(error).__name__}: {error}"
-        ) from error
-    model.train(training)
-    expected = (1, len(channels.y), *grid.shape)
-    if tuple(y.shape) != expected:
-        raise InputError(
-            f"{arch} with {dict(options)} makes an output of shape {tuple(y.shape)} of a sample, expected "
-            f"{expected}: give a model that keeps the grid"
-        )

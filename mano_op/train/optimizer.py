@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from mano_op.errors import InputError
 
 OPTIMIZERS = ("adamw", "muon")
+WARM_UP = 0.2  # of the epochs, of AdamW
 # A matrix with fewer rows or columns is a table of a few values more than a map between features.
 LEAST_SIDE = 8
 # Steps of Muon have a length of their own, whatever the gradient's: its rate over AdamW's.
@@ -128,3 +130,33 @@ def warm_up_and_cosine(epochs: int, warm_up: float = 0.1) -> Callable[[int], flo
         return (1 + math.cos(math.pi * min(1.0, falling))) / 2
 
     return factor
+
+
+def optimizer_and_schedule(
+    name: str, model: nn.Module, learning_rate: float, weight_decay: float, epochs: int
+) -> tuple[Optimizer, LRScheduler]:
+    """An optimiser and its schedule, which is stepped once after every epoch.
+
+    Parameters
+    ----------
+    name : {"adamw", "muon"}
+    model : nn.Module
+    learning_rate, weight_decay : float
+    epochs : int
+        The rate has fallen to zero after so many.
+
+    Examples
+    --------
+    >>> optimizer, schedule = optimizer_and_schedule("adamw", nn.Linear(1, 1), 1e-2, 0.0, epochs=5)
+    >>> type(optimizer).__name__, type(schedule).__name__
+    ('AdamW', 'OneCycleLR')
+    """
+    if name == "muon":
+        muon = MuonAdamW(model, learning_rate, weight_decay)
+        return muon, LambdaLR(muon, warm_up_and_cosine(epochs))
+    adamw = AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    # The last step is one more than there are changes of the rate.
+    warm_up = max(1, round(WARM_UP * epochs))
+    return adamw, OneCycleLR(
+        adamw, max_lr=learning_rate, total_steps=epochs + 1, pct_start=(warm_up + 1) / (epochs + 1)
+    )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from mano_op.boundary import Boundary, ends_by_axis
 from mano_op.data.channels import Channels
@@ -123,3 +124,40 @@ def _same(given: Any, derived: Any) -> bool:
     if isinstance(derived, list):
         given = [given] * len(derived) if isinstance(given, bool) else list(given)
     return bool(given == derived)
+
+
+def check_maps(
+    model: nn.Module, arch: str, options: Mapping[str, Any], channels: Channels, grid: Grid
+) -> None:
+    """Refuse a model that cannot take these fields, before its first step and before anything is written.
+
+    Parameters
+    ----------
+    model : nn.Module
+    arch : str
+    options : mapping
+        What the model is called, in the message.
+    channels : Channels
+    grid : Grid
+
+    Raises
+    ------
+    InputError
+        If the model cannot take a sample of these channels on this grid, or its output is on another one.
+    """
+    training = model.training
+    try:
+        with torch.no_grad():
+            y = model.eval()(torch.zeros(1, len(channels.x), *grid.shape))
+    except Exception as error:  # any model of the registry: whatever it raises is its answer
+        raise InputError(
+            f"{arch} with {dict(options)} cannot take an input of shape (batch, {len(channels.x)}, "
+            f"{', '.join(map(str, grid.shape))}): {type(error).__name__}: {error}"
+        ) from error
+    model.train(training)
+    expected = (1, len(channels.y), *grid.shape)
+    if tuple(y.shape) != expected:
+        raise InputError(
+            f"{arch} with {dict(options)} makes an output of shape {tuple(y.shape)} of a sample, expected "
+            f"{expected}: give a model that keeps the grid"
+        )

@@ -12,7 +12,7 @@ the right: outputs take their known value there, inputs that of the nearest poin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import permutations
 
 import torch
@@ -113,3 +113,35 @@ def _mirrored(field: Tensor, dim: int, axis: Axis, first: Sequence[float] | None
         values = torch.tensor(first, dtype=field.dtype, device=field.device)
         field.select(dim, 0).copy_(values.view(-1, *[1] * (field.ndim - 3)))
     return field
+
+
+def turns_of(
+    names: Sequence[str],
+    grids: Mapping[str, Grid],
+    boundary: Sequence[Boundary | None],
+    generator: torch.Generator,
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """What turns the batches of several levels, each by the symmetries of its own; None for no symmetries.
+
+    Parameters
+    ----------
+    names : sequence of str
+    grids : mapping of str to Grid
+        Of the levels.
+    boundary : sequence of Boundary or None
+        For each output channel.
+    generator : torch.Generator
+        Which all of them draw from.
+
+    Examples
+    --------
+    >>> generator = torch.Generator().manual_seed(1)
+    >>> grids = {f"r{n}": Grid.uniform((n,), periodic=True) for n in (2, 4)}
+    >>> turn = turns_of(["reflect"], grids, [None], generator)
+    >>> [t.tolist() for t in turn(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[3.0, 4.0]]]))]
+    [[[[1.0, 2.0]]], [[[3.0, 4.0]]]]
+    """
+    if not names:
+        return None
+    turns = {grid.shape: Symmetries(names, grid, boundary, generator) for grid in grids.values()}
+    return lambda x, y: turns[tuple(y.shape[2:])](x, y)

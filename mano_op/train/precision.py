@@ -1,0 +1,97 @@
+"""Where a model is computed, and in which precision: torch's autocast, and a scaler of the loss."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.amp.grad_scaler import GradScaler
+
+from mano_op.errors import InputError
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that has no numbers here.
+
+    Examples
+    --------
+    >>> check_device("nowhere")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    mano_op.errors.InputError: device='nowhere' cannot be used here (...): give device='cpu'
+    """
+    try:
+        torch.ones(1, device=device).item()  # "meta" has tensors, but no values in them
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device={device!r} cannot be used here ({reason}): give device='cpu'") from error
+
+
+def check_precision(precision: str, device: str) -> None:
+    """Refuse a precision that there is not, or in which torch computes nothing on this device.
+
+    Examples
+    --------
+    >>> check_precision("float8", "cpu")
+    Traceback (most recent call last):
+    ...
+    mano_op.errors.InputError: precision='float8', expected one of float32, bfloat16, float16
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision={precision!r}, expected one of {', '.join(PRECISIONS)}")
+    if precision == "float32":
+        return
+    ones, reason = torch.ones(2, 2, device=device), ""
+    with warnings.catch_warnings(record=True) as told:  # torch warns, and goes on in single precision
+        warnings.simplefilter("always")
+        try:
+            with torch.autocast(torch.device(device).type, PRECISIONS[precision]):
+                done = (ones @ ones).dtype == PRECISIONS[precision]
+        except RuntimeError as error:
+            done, reason = False, str(error).splitlines()[0]
+    if not done:
+        reason = reason or "; ".join(str(one.message).splitlines()[0] for one in told) or "it has no autocast"
+        raise InputError(
+            f"precision={precision!r} cannot be had from torch {torch.__version__} on {device!r} ({reason}): "
+            "give precision='float32'"
+        )
+
+
+@contextmanager
+def autocast_to(precision: str, device: str) -> Iterator[None]:
+    """Let every ``torch.autocast`` of the device that names no precision be of this one.
+
+    neuraloperator's Trainer has a switch for autocast and none for its precision, which on CUDA is float16
+    and on a CPU bfloat16 unless torch is told otherwise.
+
+    Examples
+    --------
+    >>> with autocast_to("float16", "cpu"), torch.autocast("cpu"):
+    ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
+    torch.float16
+    """
+    if precision == "float32":
+        yield
+        return
+    kind = torch.device(device).type
+    before = torch.get_autocast_dtype(kind)
+    torch.set_autocast_dtype(kind, PRECISIONS[precision])
+    try:
+        yield
+    finally:
+        torch.set_autocast_dtype(kind, before)
+
+
+def scaler_for(precision: str, device: str) -> GradScaler | None:
+    """What keeps gradients in float16 from becoming zero; the other precisions reach far enough without.
+
+    Examples
+    --------
+    >>> scaler_for("bfloat16", "cpu") is None, scaler_for("float16", "cpu").get_scale()
+    (True, 65536.0)
+    """
+    return GradScaler(torch.device(device).type) if precision == "float16" else None
