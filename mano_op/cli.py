@@ -280,7 +280,7 @@ def _transfer(args: argparse.Namespace) -> None:
     from mano_op.data.store import open_store
     from mano_op.files import check_folder
     from mano_op.report import check_report_folder, write_report
-    from mano_op.runs import load_run
+    from mano_op.runs import load_run, write_judgement
     from mano_op.transfer import evaluate_transfer, table
     from mano_op.transfer.rollout import shown_steps
 
@@ -298,7 +298,12 @@ def _transfer(args: argparse.Namespace) -> None:
         progress=not args.quiet,
     )
     report = write_report(args.out, results, runs, store, title=args.title, overwrite=args.overwrite)
-    print(table(shown_steps(results)))
+    errors = table(shown_steps(results))
+    if args.cards:
+        on = store.attrs.get("title") or store.path
+        for _, path in args.runs:
+            write_judgement(path, f"On the split {args.split!r} of {on}, by mano-op transfer:\n\n{errors}")
+    print(errors)
     print(f"\nThe report, with pictures: {report}")
 
 
@@ -772,6 +777,9 @@ def _parser() -> argparse.ArgumentParser:
         help="of models that step on in time: how many steps to take, each from the predictions before it",
     )
     transfer.add_argument("--title", default="Resolution transfer", help="of the report")
+    transfer.add_argument(
+        "--cards", action="store_true", help="write the table into the model cards of the runs too, README.md"
+    )
 
     info = command("info", _info, "say what a store holds", makes=False)
     info.add_argument("store", type=_place, help="NAME.zarr, whole or partial, or an address")

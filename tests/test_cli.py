@@ -92,6 +92,24 @@ def test_a_chunk_has_as_many_samples_as_asked_for(
     assert "chunk is 5, not 18" in capsys.readouterr().err
 
 
+def test_the_table_goes_into_the_model_cards(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [str(shutil.copytree(folder / name, tmp_path / name)) for name in ("mano", "fno")]
+    command = ["transfer", str(folder / "darcy.zarr"), *runs, "--out", str(tmp_path / "out"), "--quiet"]
+    assert main(command) == 0
+    assert all("Not judged" in (Path(run) / "README.md").read_text() for run in runs)
+    assert main([*command, "--overwrite", "--cards"]) == 0
+    out = capsys.readouterr().out
+    row = next(line for line in out.splitlines() if line.startswith("| mano  | r8         | r16"))
+    for run in runs:
+        card = (Path(run) / "README.md").read_text()
+        assert row in card
+        assert "Not judged" not in card
+        assert f"# {Path(run).name}: permeability to pressure" in card
+        assert load_run(run).n_parameters > 0  # it is read as before
+
+
 def test_options_reach_the_model(folder: Path) -> None:
     mano, fno = (load_run(folder / name) for name in ("mano", "fno"))
     assert (mano.arch, mano.options["hidden_channels"], mano.options["n_heads"]) == ("mano", 8, 2)
