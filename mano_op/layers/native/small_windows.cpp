@@ -6,6 +6,8 @@
 // the lanes i ^ 1, i ^ 2, ..., i ^ (G - 1): a query's sums over its keys, and a key's over its queries, are both
 // sums over such exchanges of lanes. Of a window nothing is kept: the backward pass has all of it in registers.
 
+#include <initializer_list>
+
 #include "tokens.h"
 
 extern "C" {
@@ -24,7 +26,7 @@ struct SmallWindows {
 namespace {
 
 // Every lane gets what lane i ^ R has.
-template <int R, int... L> inline Vec exchanged(Vec x, std::integer_sequence<int, L...>) {
+template <int R, int... L> INLINE Vec exchanged(Vec x, std::integer_sequence<int, L...>) {
 #if defined(__clang__) || __GNUC__ >= 12
     return __builtin_shufflevector(x, x, (L ^ R)...);
 #else
@@ -32,25 +34,25 @@ template <int R, int... L> inline Vec exchanged(Vec x, std::integer_sequence<int
 #endif
 }
 
-template <int R> inline Vec exchanged(Vec x) { return exchanged<R>(x, std::make_integer_sequence<int, LANES>()); }
+template <int R> INLINE Vec exchanged(Vec x) { return exchanged<R>(x, std::make_integer_sequence<int, LANES>()); }
 
-template <class Function, int... R> inline __attribute__((always_inline)) void each(std::integer_sequence<int, R...>, Function use) {
+template <class Function, int... R> INLINE void each(std::integer_sequence<int, R...>, Function use) {
     (use(std::integral_constant<int, R>()), ...);
 }
 
 // use(r) for r = 0 ... G - 1, known to the compiler.
-template <int G, class Function> inline __attribute__((always_inline)) void each(Function use) {
+template <int G, class Function> INLINE void each(Function use) {
     each(std::make_integer_sequence<int, G>(), use);
 }
 
 // result[r] = the sum of the products of the channels x of a lane and those of y at lane i ^ r.
-template <int G, int D> inline __attribute__((always_inline)) void products(const Vec *x, const Vec *y, int d, Vec *result) {
+template <int G, int D> INLINE void products(const Vec *x, const Vec *y, int d, Vec *result) {
     for (int c = 0; c < (D ? D : d); c++)
         each<G>([&](auto r) { result[r] += x[c] * exchanged<r>(y[c]); });
 }
 
 // result = the sum over r of factor[r] times the channels x at lane i ^ r.
-template <int G, int D> inline __attribute__((always_inline)) void weighted(const Vec *factor, const Vec *x, int d, Vec *result) {
+template <int G, int D> INLINE void weighted(const Vec *factor, const Vec *x, int d, Vec *result) {
     for (int c = 0; c < (D ? D : d); c++) {
         Vec sum{};
         each<G>([&](auto r) { sum += factor[r] * exchanged<r>(x[c]); });
@@ -59,7 +61,7 @@ template <int G, int D> inline __attribute__((always_inline)) void weighted(cons
 }
 
 // Of each query the probability of the key at lane i ^ r.
-template <int G, int D> inline __attribute__((always_inline)) void softmax(const Vec *q, const Vec *k, Vec missing, int d, Vec *p) {
+template <int G, int D> INLINE void softmax(const Vec *q, const Vec *k, Vec missing, int d, Vec *p) {
     each<G>([&](auto r) { p[r] = exchanged<r>(missing); });
     products<G, D>(q, k, d, p);
     Vec most = p[0], total{};
@@ -74,6 +76,18 @@ inline Vec some(const float *from, int n) {
     Vec v{};
     if (from) std::memcpy(&v, from, n * sizeof(float));
     return v;
+}
+
+// Results or gradients, which lie without gaps, as points to be read.
+inline Tokens without_gaps(const float *data, int64_t points, int64_t channels) {
+    return {data, points * channels, channels};
+}
+
+// Ask for what the next vector needs of a head: the processor does not foresee a head's part of each row.
+INLINE void ask_for_next(const SmallWindows &a, const int32_t *rows, int64_t b, int64_t h, int64_t at, std::initializer_list<Tokens> of) {
+    if (at + 2 * LANES > a.windows * a.size) return;
+    for (const Tokens &t : of)
+        for (int i = 0; i < LANES; i++) __builtin_prefetch(t.row(b, rows[at + LANES + i]) + h * a.head_dim);
 }
 
 // use(sample, head, first of some lanes, how many of them) for all vectors of windows. A thread has heads of its own:
@@ -92,8 +106,10 @@ template <class Function> void each_vector(const SmallWindows &a, Function make)
 template <int G, int D> void forward_of(const SmallWindows &a, float *out) {
     const int d = D ? D : static_cast<int>(a.head_dim);
     each_vector(a, [&a, out, d] {
-        return [&a, out, d, lanes = std::vector<float>(std::max(d, LANES) * LANES),
+        return [&a, out, d, lanes = std::vector<Vec>(std::max(d, LANES)),
                 scratch = std::vector<Vec>(D ? 0 : 4 * d)](int64_t b, int64_t h, int64_t at, int n) mutable {
+            ask_for_next(a, a.queries, b, h, at, {a.q, without_gaps(out, a.points, a.heads * d)});
+            ask_for_next(a, a.keys, b, h, at, {a.k, a.v});
             Vec local[4 * (D ? D : 1)], p[G];
             Vec *q = D ? local : scratch.data(), *k = q + d, *v = k + d, *o = v + d;
             columns<D>(a.q, b, a.queries + at, n, h * d, d, q);
@@ -104,7 +120,7 @@ template <int G, int D> void forward_of(const SmallWindows &a, float *out) {
             const Vec share = some(a.share + at, n);
             for (int r = 0; r < G; r++) p[r] *= share;
             weighted<G, D>(p, v, d, o);
-            each_row<D>(o, n, d, lanes.data(), [&](int i, const float *part) {
+            each_row<D>(o, n, d, reinterpret_cast<float *>(lanes.data()), [&](int i, const float *part) {
                 if (!share[i]) return;
                 add<D>(out + (b * a.points + a.queries[at + i]) * a.heads * d + h * d, part, d);
             });
@@ -116,8 +132,11 @@ template <int G, int D>
 void backward_of(const SmallWindows &a, const Tokens &grad, float *dq, float *dk, float *dv) {
     const int d = D ? D : static_cast<int>(a.head_dim);
     each_vector(a, [&a, &grad, dq, dk, dv, d] {
-        return [&a, &grad, dq, dk, dv, d, lanes = std::vector<float>(std::max(d, LANES) * LANES),
+        return [&a, &grad, dq, dk, dv, d, lanes = std::vector<Vec>(std::max(d, LANES)),
                 scratch = std::vector<Vec>(D ? 0 : 5 * d)](int64_t b, int64_t h, int64_t at, int n) mutable {
+            ask_for_next(a, a.queries, b, h, at, {a.q, grad, without_gaps(dq, a.points, a.heads * d)});
+            ask_for_next(a, a.keys, b, h, at,
+                         {a.k, a.v, without_gaps(dk, a.key_points, a.heads * d), without_gaps(dv, a.key_points, a.heads * d)});
             Vec local[5 * (D ? D : 1)], p[G], dp[G] = {};
             Vec *q = D ? local : scratch.data(), *k = q + d, *v = k + d, *g = v + d, *part = g + d;
             columns<D>(a.q, b, a.queries + at, n, h * d, d, q);
@@ -132,7 +151,7 @@ void backward_of(const SmallWindows &a, const Tokens &grad, float *dq, float *dk
             for (int r = 0; r < G; r++) delta += p[r] * dp[r];
             for (int r = 0; r < G; r++) dp[r] = p[r] * (dp[r] - delta);  // now of the scores
             const auto add_to = [&](float *total, const int32_t *rows, int64_t points, auto is_there) {
-                each_row<D>(part, n, d, lanes.data(), [&](int i, const float *of_row) {
+                each_row<D>(part, n, d, reinterpret_cast<float *>(lanes.data()), [&](int i, const float *of_row) {
                     if (is_there(i)) add<D>(total + (b * points + rows[at + i]) * a.heads * d + h * d, of_row, d);
                 });
             };

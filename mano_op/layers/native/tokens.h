@@ -10,7 +10,7 @@ namespace {
 
 // Of two rows the blocks of S columns that belong in the upper, and those that belong in the lower, of a matrix
 // whose 2 x 2 blocks of S x S are transposed.
-template <int S, int... L> inline void swap_blocks(Vec &a, Vec &b, std::integer_sequence<int, L...>) {
+template <int S, int... L> INLINE void swap_blocks(Vec &a, Vec &b, std::integer_sequence<int, L...>) {
 #if defined(__clang__) || __GNUC__ >= 12
     const Vec upper = __builtin_shufflevector(a, b, ((L & S) ? LANES + L - S : L)...);
     b = __builtin_shufflevector(a, b, ((L & S) ? LANES + L : L + S)...);
@@ -21,13 +21,14 @@ template <int S, int... L> inline void swap_blocks(Vec &a, Vec &b, std::integer_
     a = upper;
 }
 
-template <int S> inline void transpose_blocks(Vec *m) {
+template <int S> INLINE void transpose_blocks(Vec *m) {
     for (int i = 0; i < LANES; i++)
         if (!(i & S)) swap_blocks<S>(m[i], m[i + S], std::make_integer_sequence<int, LANES>());
 }
 
-// A matrix of 16 rows, in place. What is not used of the result is not computed, as all of this is inlined.
-inline __attribute__((always_inline)) void transpose(Vec *m) {
+// A matrix of 16 rows, in place and in registers. What is not used of the result is not computed, as all of this is
+// inlined: left to the compiler, it calls each step, which goes through memory, and takes twice as long.
+INLINE void transpose(Vec *m) {
     transpose_blocks<8>(m);
     transpose_blocks<4>(m);
     transpose_blocks<2>(m);
@@ -45,10 +46,14 @@ struct Tokens {
 template <int D> inline void columns(const Tokens &t, int64_t b, const int32_t *rows, int n, int64_t first, int d, Vec *to) {
     if constexpr (D > 0 && D <= LANES) {
         Vec m[LANES];
-        for (int i = 0; i < LANES; i++) {
-            m[i] = Vec{};
-            if (i < n) std::memcpy(&m[i], t.row(b, rows[i]) + first, D * sizeof(float));
-        }
+        const float *points = t.data + b * t.batch_stride + first;
+        if (n == LANES && D == LANES) // most of them, without a question for each
+            for (int i = 0; i < LANES; i++) m[i] = load(points + rows[i] * t.row_stride);
+        else
+            for (int i = 0; i < LANES; i++) {
+                m[i] = Vec{};
+                if (i < n) std::memcpy(&m[i], points + rows[i] * t.row_stride, D * sizeof(float));
+            }
         transpose(m);
         for (int c = 0; c < D; c++) to[c] = m[c];
     } else {

@@ -10,6 +10,9 @@
 #include <thread>
 #include <vector>
 
+// For functions whose arrays are to be registers, and numbers known to the compiler.
+#define INLINE inline __attribute__((always_inline))
+
 namespace {
 
 constexpr int LANES = 16;
