@@ -24,6 +24,7 @@ problems.draws          data    numpy
 data.sampler            data    numpy torch
 data.moments            data    numpy
 layers.tiling           model   numpy
+layers.reference        model   torch
 layers.eager            model   torch
 layers.native           model
 layers.native.library   model
