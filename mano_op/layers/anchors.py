@@ -236,7 +236,7 @@ class Tile:
     Examples
     --------
     >>> place = anchoring((8,), (4,), "node", (True,))
-    >>> x = torch.rand(1, 1, 8)
+    >>> x = torch.arange(8.0)[None, None]
     >>> first, second = place.tiles(most=4)
     >>> first.queries_at
     ((0.0, 0.5, 1.0, 1.5),)
