@@ -50,6 +50,7 @@ data.layout             data    numpy
 layers.native.window    model   torch
 layers.points           model   torch
 layers.pyramid          model   torch
+layers.regrid           model   numpy torch
 problems.darcy          data    numpy scipy
 problems.problem        data    numpy
 problems.poisson        data    numpy scipy
@@ -77,11 +78,12 @@ data.check              data    numpy zarr tqdm
 data.fields             data    numpy xarray dask distributed
 data.coarsen            data    numpy torch distributed
 problems.generate       data    numpy distributed
-layers                  model
+layers.convolution      model   torch einops
 models.block            model   torch einops
 data.dataset            data    numpy torch
 data.patches            data    numpy torch xarray
 
+layers                  model
 data.loaders            data    torch
 data.importers.neuralop data    numpy torch
 data.importers.pdebench data    numpy xarray dask h5py
