@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mano_op.errors import InputError as InputError
 from mano_op.grid import Axis as Axis
 from mano_op.grid import Grid as Grid
+from mano_op.layers.convolution import MultipoleConv as MultipoleConv
 from mano_op.layers.multipole import MultipoleAttention as MultipoleAttention
 from mano_op.models.mano import MANO as MANO
 from mano_op.models.published import PublishedMANO as PublishedMANO
@@ -68,6 +69,7 @@ __all__ = [  # some of them from the table above
     "Grid",
     "InputError",
     "MultipoleAttention",
+    "MultipoleConv",
     "PublishedMANO",
     "resample",
     *_WHEN_USED,

@@ -25,6 +25,7 @@ problems.draws          data    numpy
 data.sampler            data    numpy torch
 data.moments            data    numpy
 layers.tiling           model   numpy
+layers.reference        model   torch
 layers.eager            model   torch
 layers.native           model
 layers.native.library   model
@@ -54,6 +55,7 @@ data.layout             data    numpy
 layers.native.window    model   torch
 layers.points           model   torch
 layers.pyramid          model   torch
+layers.regrid           model   numpy torch
 problems.darcy          data    numpy scipy
 problems.problem        data    numpy
 problems.poisson        data    numpy scipy
@@ -83,11 +85,12 @@ data.check              data    numpy zarr tqdm
 data.fields             data    numpy xarray dask distributed
 data.coarsen            data    numpy torch distributed
 problems.generate       data    numpy distributed
-layers                  model
+layers.convolution      model   torch einops
 models.block            model   torch einops
 data.dataset            data    numpy torch
 data.patches            data    numpy torch xarray
 
+layers                  model
 data.loaders            data    numpy torch
 data.importers.neuralop data    numpy torch
 data.importers.pdebench data    numpy xarray dask h5py

@@ -2,6 +2,7 @@
 
 from mano_op.layers.attention import PositionBias as PositionBias
 from mano_op.layers.attention import WindowAttention as WindowAttention
+from mano_op.layers.convolution import MultipoleConv as MultipoleConv
 from mano_op.layers.multipole import MultipoleAttention as MultipoleAttention
 from mano_op.layers.pyramid import Prolong as Prolong
 from mano_op.layers.pyramid import Restrict as Restrict

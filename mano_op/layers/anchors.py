@@ -182,7 +182,7 @@ class Anchoring:
 
     @cached_property
     def _lift(self) -> list[Banded | None]:
-        return [_lagrange(here, there, 2) for here, there in zip(self.source, self.working, strict=True)]
+        return [lagrange(here, there, 2) for here, there in zip(self.source, self.working, strict=True)]
 
     @cached_property
     def _anchors(self) -> list[Banded | None]:
@@ -196,11 +196,11 @@ class Anchoring:
 
     @cached_property
     def _interpolate(self) -> list[Banded | None]:
-        return [_lagrange(here, there, 4) for here, there in zip(self.reference, self.working, strict=True)]
+        return [lagrange(here, there, 4) for here, there in zip(self.reference, self.working, strict=True)]
 
     @cached_property
     def _settle(self) -> list[Banded | None]:
-        return [_lagrange(here, there, 4) for here, there in zip(self.working, self.source, strict=True)]
+        return [lagrange(here, there, 4) for here, there in zip(self.working, self.source, strict=True)]
 
     def lift(self, x: Tensor) -> Tensor:
         """From the source to the working grid."""
@@ -236,7 +236,7 @@ class Tile:
     Examples
     --------
     >>> place = anchoring((8,), (4,), "node", (True,))
-    >>> x = torch.rand(1, 1, 8)
+    >>> x = torch.arange(8.0)[None, None]
     >>> first, second = place.tiles(most=4)
     >>> first.queries_at
     ((0.0, 0.5, 1.0, 1.5),)
@@ -318,17 +318,18 @@ def _columns(axis: Axis, first: int, last: int) -> NDArray[np.int64]:
     return np.arange(max(first, 0), min(last, axis.n - 1) + 1)
 
 
-def _lagrange(source: Axis, target: Axis, points: int) -> Banded | None:
+def lagrange(source: Axis, target: Axis, points: int, *, beyond: bool = False) -> Banded | None:
     r"""Interpolation through the so many points near y_j, fewer where there are fewer.
 
     The matrix is :math:`M_{ji} = \prod_{l \ne i} (y_j - x_l) / (x_i - x_l)`. Beyond the outermost points of
-    an axis that does not wrap it has their values.
+    an axis that does not wrap it has their values or, with `beyond`, goes on along the polynomial through
+    those there are. None stands for an axis with as many points, which are the same.
     """
     if source.n == target.n:
         return None
     n, half = source.n, points // 2
     at = source.positions(target)
-    if not source.periodic:
+    if not (source.periodic or beyond):
         at = at.clip(0, n - 1)
 
     def some(rows: slice) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -296,14 +296,17 @@ class MultipoleAttention(nn.Module):
             double_norm=True,
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(batch, channels, *grid)`` to the same shape."""
+    def forward(self, x: Tensor, reference_shape: Sequence[int] | None = None) -> Tensor:
+        """Map ``(batch, channels, *grid)`` to the same shape.
+
+        `reference_shape` stands for that of the layer, for a module that learns it only in training.
+        """
         if x.ndim != self.n_dim + 2 or x.shape[1] != self.channels or 0 in x.shape[2:]:
             raise InputError(
                 f"got an input of shape {tuple(x.shape)}, expected (batch, channels={self.channels}, "
                 f"{', '.join(f'n_{i + 1}' for i in range(self.n_dim))}), each n at least 1"
             )
-        place = self.anchoring(x.shape[2:])
+        place = self.anchoring(x.shape[2:], reference_shape)
         if place is None:
             return self.on_reference(x)[0]
         x = place.lift(x)
@@ -313,11 +316,14 @@ class MultipoleAttention(nn.Module):
             out = self.between(x, self.sources(anchors, coarse), place.whole)
         return place.settle(out)
 
-    def anchoring(self, shape: Sequence[int]) -> Anchoring | None:
+    def anchoring(
+        self, shape: Sequence[int], reference_shape: Sequence[int] | None = None
+    ) -> Anchoring | None:
         """How a grid of some shape lies in the reference grid; None if it is that, or there is none."""
-        if self.reference_shape is None or tuple(shape) == self.reference_shape:
+        reference = self.reference_shape if reference_shape is None else tuple(reference_shape)
+        if reference is None or tuple(shape) == reference:
             return None
-        return anchoring(tuple(shape), self.reference_shape, self.registration, self.periodic)
+        return anchoring(tuple(shape), reference, self.registration, self.periodic)
 
     def on_reference(self, x: Tensor, *, residual: bool = False) -> tuple[Tensor, Tensor | None]:
         r"""The layer on the grid of `x`; and what coarser levels add to it, :math:`s_0 \odot U_0(y_1)`.

@@ -18,6 +18,7 @@ from mano_op.grid import Grid, Registration
 from mano_op.layers.anchors import Anchoring, anchoring
 from mano_op.layers.multipole import MultipoleAttention, Sources, check_reference
 from mano_op.layers.pyramid import covering_levels
+from mano_op.layers.reference import Anchored
 from mano_op.models.block import Block, Mlp, NonLinearity, width
 from mano_op.models.grid_model import GridModel
 
@@ -27,7 +28,7 @@ _TILE = 2**14
 _TILE_ELSEWHERE = 2**20
 
 
-class MANO(GridModel, name="MANO"):
+class MANO(GridModel, Anchored, name="MANO"):
     r"""Multipole Attention Neural Operator: a map from fields to fields on a uniform grid.
 
     Lift the channels of each point, apply blocks of multipole attention and a pointwise MLP, project:
@@ -123,7 +124,6 @@ class MANO(GridModel, name="MANO"):
     """
 
     _version = "2"
-    reference: Tensor
 
     def __init__(
         self,
@@ -187,9 +187,7 @@ class MANO(GridModel, name="MANO"):
         ]
         self.periodic = (periodic,) * n_dim if isinstance(periodic, bool) else tuple(periodic)
         self.boundary_values = self._check_boundary(boundary_values)
-        # A buffer, so that averaged, wrapped and distributed copies have it too; zeros while it is not known.
-        self.register_buffer("reference", torch.tensor(reference or (0,) * n_dim))
-        self._known_reference: tuple[tuple[int, int], tuple[int, ...]] | None = None
+        self.keep_reference(reference, n_dim)
         n_coordinates = n_dim + sum(self.periodic) if positional_embedding == "grid" else 0
         self.lifting = nn.Linear(in_channels + n_coordinates, hidden_channels)
         self.blocks = nn.ModuleList(blocks)
@@ -209,11 +207,7 @@ class MANO(GridModel, name="MANO"):
         """
         self._check_input(x)
         shape = tuple(x.shape[2:])
-        reference = self.reference_shape
-        if reference is None:
-            reference = shape
-            if self.training:
-                self.reference.copy_(torch.tensor(shape))
+        reference = self.reference_for(shape)
         if shape == reference:
             points = self._points(shape)
             return self._bounded(self._map(self._located(x, points)), points)
@@ -251,18 +245,6 @@ class MANO(GridModel, name="MANO"):
             out[:, :, *tile.cut] = part
         assert out is not None  # a grid has at least one tile
         return out
-
-    @property
-    def reference_shape(self) -> tuple[int, ...] | None:
-        """Points along each axis of the grid that the levels belong to; None before any training."""
-        if self.reference.is_inference():  # which has no version
-            shape = tuple(self.reference.tolist())
-            return shape if all(shape) else None
-        here = (id(self.reference), self.reference._version)  # reading it may have to wait for a GPU
-        if self._known_reference is None or self._known_reference[0] != here:
-            self._known_reference = here, tuple(self.reference.tolist())
-        shape = self._known_reference[1]
-        return shape if all(shape) else None
 
     def _located(self, x: Tensor, points: Sequence[Tensor]) -> Tensor:
         """The input with its coordinates, given those of each axis."""

@@ -1,0 +1,345 @@
+r"""Multipole attention in the place of the spectral convolution of neuraloperator's models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from numbers import Integral, Real
+from typing import Any
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from mano_op.errors import InputError, check_whole
+from mano_op.grid import Grid, Registration
+from mano_op.layers.multipole import MultipoleAttention, check_reference
+from mano_op.layers.pyramid import covering_levels
+from mano_op.layers.reference import Anchored
+from mano_op.layers.regrid import regrid
+
+# What neuraloperator's blocks pass on for a spectral weight where their users ask for nothing, "tucker" being
+# CODALayer's. And what to do instead of asking.
+_PASSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "max_n_modes": ((None,), "what a point attends to is for window, halo and n_levels to say"),
+    "rank": ((1.0,), "there is no weight to factorise; a smaller hidden_channels has fewer parameters"),
+    "factorization": (
+        (None, "tucker"),
+        "there is no weight to factorise; a smaller hidden_channels has fewer parameters",
+    ),
+    "implementation": (("factorized",), "there is no weight to factorise"),
+    "fixed_rank_modes": ((False,), "there is no weight to factorise"),
+    "decomposition_kwargs": ((None, {}), "there is no weight to factorise"),
+    "separable": ((False,), "attention weighs points, and all channels of a head alike"),
+    "fno_block_precision": (("full",), "use torch.autocast, or convert the model"),
+    "complex_data": ((False,), "give the real and the imaginary part as two channels"),
+}
+
+
+class MultipoleConv(Anchored, nn.Module):
+    r"""`MultipoleAttention` with the interface of ``neuralop.layers.SpectralConv``.
+
+    Attention on the grid of the input, then to the grid of the output, then a linear map of the channels:
+
+    .. math::
+
+        v = P\, R\, \mathrm{MA}(L u) + b,
+
+    with multipole attention MA, the resampling R (`mano_op.layers.regrid`) from the grid of u to that of v,
+    and linear maps L, from `in_channels` to `hidden_channels`, and P, to `out_channels`. A map between equal
+    numbers of channels is left out, and R is the identity where the grids are the same. So with equal
+    channels and no change of the grid this is `MultipoleAttention`.
+
+    Our options are keyword arguments, for `functools.partial`; the others are what the hosts pass:
+
+    ======== ==============================================================================================
+    host     how
+    ======== ==============================================================================================
+    FNO      ``FNO(..., conv_module=partial(MultipoleConv, periodic=True))``
+    CODANO   the same. Give `hidden_channels`: its tokens have `attention_token_dim` channels, 1 if not given
+    UNO      ``UNO(..., operator_block=partial(FNOBlocks, conv_module=conv), integral_operator=conv)``, since
+             the UNO of neuraloperator 2.0 does not use its `integral_operator`
+    ======== ==============================================================================================
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+    n_modes : int or sequence of int
+        A number for each spatial dimension, 1 to 3. How many there are counts; attention has no modes, so
+        what they are, and become when they are set, does not.
+    resolution_scaling_factor : float or sequence of float, optional
+        How many times finer the output is than the input, one number for all axes or one for each; see
+        `transform`.
+    max_n_modes, rank, factorization, implementation, fixed_rank_modes, decomposition_kwargs, separable, \
+fno_block_precision, complex_data
+        Of a spectral convolution. Only what neuraloperator's models pass by default is accepted, and not
+        used.
+
+    Other Parameters
+    ----------------
+    n_heads : int
+        Attention heads; divides `hidden_channels`.
+    hidden_channels : int, optional
+        Width of the attention; `in_channels` if not given. Attention normalises over the channels of a point,
+        which leaves nothing of a single one.
+    window, halo : int
+        See `MultipoleAttention`.
+    n_levels : int, optional
+        Levels of the pyramid. If not given, so many that a window of the coarsest covers the reference, or 3
+        if that is not given either.
+    registration : {"node", "node_both", "cell"}
+        Where the points of the fields lie; see `mano_op.grid`.
+    periodic : bool or sequence of bool
+        Whether each axis wraps around.
+    reference_shape : sequence of int, optional
+        Points along each axis of the grid to whose spacing the levels belong. If not given, it is the first
+        grid that this layer sees in training mode, and a buffer, so that state dicts have it.
+
+    Raises
+    ------
+    InputError
+        If an argument is out of range, or asks for what attention does not have.
+
+    Notes
+    -----
+    Order: the attention comes before the resampling because it is not linear. It then has all of the input,
+    and what it makes is averaged where the output is coarser; on points that were interpolated first it would
+    cost more and know nothing more. And the grid it is anchored to does not depend on which output is asked
+    for. P and R commute, since P acts at each point and the rows of R add up to 1, so P is applied on the
+    coarser of the grids.
+
+    Lengths: a coarser output holds means over volumes, and their size is a length like that of a window. So
+    an input that is not on the reference is brought there, restricted as in training, and interpolated from
+    the result. Means over the volumes of whatever output grid there is would be smaller on finer ones, and
+    what the next layer gets rougher than in training. A finer output is interpolated from the input's grid.
+
+    Resolution: each layer has a reference of its own, that of the input it sees, so in a host that halves and
+    doubles the grid each level of it is a length of its own. To train such a host on several resolutions,
+    show it a field on the grid that is to be the reference once, in training mode, before the others; for
+    hosts with one grid, give `reference_shape`. The hosts know nothing of references: their lifting sees the
+    finer input as it is, where `MANO` averages it first.
+
+    Checkpoints: neuraloperator keeps the arguments of its models by pickling, this class or the partial of it
+    too. ``save_checkpoint`` and ``from_checkpoint`` work. Its ``load_training_state`` allows no classes,
+    those of a plain FNO neither; tell torch which are to be trusted::
+
+        with torch.serialization.safe_globals([functools.partial, MultipoleConv, torch.nn.functional.gelu]):
+            load_training_state(...)
+
+    The hosts' own parts know one registration: their "grid" embedding places points at i/n, as "node" does.
+    Their incremental training changes modes, and needs a spectral convolution.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from functools import partial
+    >>> from neuralop.models import FNO
+    >>> conv = partial(MultipoleConv, n_heads=2, periodic=True)
+    >>> model = FNO(n_modes=(8, 8), in_channels=1, out_channels=1, hidden_channels=8, conv_module=conv)
+    >>> model(torch.rand(2, 1, 16, 16)).shape
+    torch.Size([2, 1, 16, 16])
+    >>> model.fno_blocks.convs[0].reference_shape
+    (16, 16)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        n_modes: int | Sequence[int],
+        resolution_scaling_factor: float | Sequence[float] | None = None,
+        max_n_modes: int | Sequence[int] | None = None,
+        *,
+        n_heads: int = 4,
+        hidden_channels: int | None = None,
+        window: int = 4,
+        halo: int = 1,
+        n_levels: int | None = None,
+        registration: Registration = "node",
+        periodic: bool | Sequence[bool] = False,
+        reference_shape: Sequence[int] | None = None,
+        rank: float = 1.0,
+        factorization: str | None = None,
+        implementation: str = "factorized",
+        fixed_rank_modes: bool = False,
+        decomposition_kwargs: Mapping[str, Any] | None = None,
+        separable: bool = False,
+        fno_block_precision: str = "full",
+        complex_data: bool = False,
+    ) -> None:
+        super().__init__()
+        check_whole(in_channels=in_channels, out_channels=out_channels, n_heads=n_heads)
+        _refuse_spectral(
+            max_n_modes=max_n_modes,
+            rank=rank,
+            factorization=factorization,
+            implementation=implementation,
+            fixed_rank_modes=fixed_rank_modes,
+            decomposition_kwargs=decomposition_kwargs,
+            separable=separable,
+            fno_block_precision=fno_block_precision,
+            complex_data=complex_data,
+        )
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self._n_modes = _check_modes(n_modes)
+        self.n_dim = n_dim = len(self._n_modes)
+        self.resolution_scaling_factor = _check_factor(resolution_scaling_factor, n_dim)
+        if hidden_channels is not None:
+            check_whole(hidden_channels=hidden_channels)
+        width = in_channels if hidden_channels is None else hidden_channels
+        named = f"{'in' if hidden_channels is None else 'hidden'}_channels={width}"
+        if width == 1:
+            raise InputError(
+                f"{named}: attention normalises over the channels of a point, and of a single one nothing is "
+                "left. Give hidden_channels=8, say"
+            )
+        if width % n_heads:
+            raise InputError(
+                f"{named} is not divisible by n_heads={n_heads}: give an n_heads that divides it, or a "
+                "hidden_channels that n_heads divides"
+            )
+        reference = check_reference(reference_shape, n_dim, registration)
+        if n_levels is None:
+            n_levels = 3 if reference is None else covering_levels(reference, window)
+        self.lifting = nn.Linear(in_channels, width) if width != in_channels else nn.Identity()
+        self.attention = MultipoleAttention(
+            width,
+            n_heads,
+            n_dim=n_dim,
+            window=window,
+            halo=halo,
+            n_levels=n_levels,
+            registration=registration,
+            periodic=periodic,
+        )
+        self.projection = nn.Linear(width, out_channels) if width != out_channels else nn.Identity()
+        self.keep_reference(reference, n_dim)
+
+    def forward(self, x: Tensor, output_shape: Sequence[int] | None = None) -> Tensor:
+        """Map ``(batch, in_channels, *grid)`` to ``(batch, out_channels, *output grid)``.
+
+        Parameters
+        ----------
+        x : Tensor
+        output_shape : sequence of int, optional
+            Points along each axis of the output; what `resolution_scaling_factor` says if not given.
+        """
+        if x.ndim != self.n_dim + 2 or x.shape[1] != self.in_channels or 0 in x.shape[2:]:
+            raise InputError(
+                f"got an input of shape {tuple(x.shape)}, expected (batch, in_channels={self.in_channels}, "
+                f"{', '.join(f'n_{i + 1}' for i in range(self.n_dim))}), each n at least 1"
+            )
+        path = self._path(x, output_shape)
+        out = self.attention(_at_points(self.lifting, x), self.reference_for(path[0].shape))
+        if math.prod(path[-1].shape) < math.prod(path[0].shape):
+            return _at_points(self.projection, _along(path, out))
+        return _along(path, _at_points(self.projection, out))
+
+    def transform(self, x: Tensor, output_shape: Sequence[int] | None = None) -> Tensor:
+        r"""Resample a field as `forward` does: ``(batch, any channels, *grid)`` to the grid of its output.
+
+        An axis is :math:`r_i` times finer there, `resolution_scaling_factor`: it has :math:`r_i` times as
+        many intervals, rounded, of which an axis with both its ends has one fewer than points, or as many
+        points as `output_shape` says.
+        """
+        return _along(self._path(x, output_shape), x)
+
+    @property
+    def n_modes(self) -> list[int]:
+        """The numbers last set, which nothing depends on."""
+        return list(self._n_modes)
+
+    @n_modes.setter
+    def n_modes(self, n_modes: int | Sequence[int]) -> None:
+        modes = _check_modes(n_modes)
+        if len(modes) != self.n_dim:
+            raise InputError(f"n_modes={n_modes!r}, expected {self.n_dim} numbers: one for each dimension")
+        self._n_modes = modes
+
+    def _path(self, x: Tensor, output_shape: Sequence[int] | None) -> list[Grid]:
+        """The grids from that of an input to that of its output: where it is coarser, by the reference."""
+        registration, periodic = self.attention.registration, self.attention.periodic
+        ends = 1 if registration == "node_both" else 0
+        shape = tuple(x.shape[2:])
+        reference = self.reference_for(shape)
+        if output_shape is None:
+            factors = self.resolution_scaling_factor or (1.0,) * self.n_dim
+            target = _scaled(shape, factors, ends)
+        else:
+            fits = len(output_shape) == self.n_dim and all(
+                isinstance(n, Integral) and not isinstance(n, bool) and n >= 1 + ends for n in output_shape
+            )
+            if not fits:
+                raise InputError(
+                    f"output_shape={tuple(output_shape)}, expected {self.n_dim} whole numbers, at least "
+                    f"{1 + ends}: the points along each axis of the output"
+                )
+            target = tuple(int(n) for n in output_shape)
+            factors = tuple((m - ends) / max(n - ends, 1) for n, m in zip(shape, target, strict=True))
+        shapes = [shape, target]
+        if shape != reference:
+            axes = zip(shape, target, reference, _scaled(reference, factors, ends), strict=True)
+            by = [(r, m) if there < here else (here, there) for here, there, r, m in axes]
+            shapes[1:1] = zip(*by, strict=True)
+        return [Grid.uniform(n, registration=registration, periodic=periodic) for n in shapes]
+
+    def extra_repr(self) -> str:
+        """What `print(layer)` shows."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, "
+            f"resolution_scaling_factor={self.resolution_scaling_factor}, "
+            f"reference_shape={self.reference_shape}"
+        )
+
+
+def _at_points(map_: nn.Module, x: Tensor) -> Tensor:
+    """A map of the channels of each point."""
+    if isinstance(map_, nn.Identity):
+        return x
+    return rearrange(map_(rearrange(x, "b c ... -> b ... c")), "b ... c -> b c ...")
+
+
+def _along(path: Sequence[Grid], x: Tensor) -> Tensor:
+    """A field on the first of some grids, brought from each to the next."""
+    for source, target in pairwise(path):
+        x = regrid(x, source, target)
+    return x
+
+
+def _scaled(shape: Sequence[int], factors: Sequence[float], ends: int) -> tuple[int, ...]:
+    """The shape with so many times the intervals, of which an axis with both ends has one fewer than points.
+
+    At least one interval: where a grid has run out of points, it can be halved no more.
+    """
+    return tuple(max(round((n - ends) * r), 1) + ends for n, r in zip(shape, factors, strict=True))
+
+
+def _refuse_spectral(**given: Any) -> None:
+    for name, value in given.items():
+        passed, remedy = _PASSED[name]
+        if not any(value == default for default in passed):
+            raise InputError(
+                f"{name}={value!r} is for a spectral convolution, and MultipoleConv has none: expected "
+                f"{' or '.join(map(repr, passed))}, so leave it out. Instead: {remedy}"
+            )
+
+
+def _check_modes(n_modes: Any) -> tuple[int, ...]:
+    given = n_modes if isinstance(n_modes, Sequence) else [n_modes]
+    if isinstance(n_modes, str) or not 1 <= len(given) <= 3:
+        raise InputError(f"n_modes={n_modes!r}, expected 1 to 3 whole numbers: one for each dimension")
+    check_whole(**{f"n_modes[{i}]": n for i, n in enumerate(given)})
+    return tuple(int(n) for n in given)
+
+
+def _check_factor(factor: Any, n_dim: int) -> tuple[float, ...] | None:
+    if factor is None:
+        return None
+    given = factor if isinstance(factor, Sequence) else [factor] * n_dim
+    numbers = all(isinstance(r, Real) and not isinstance(r, bool) for r in given)
+    if not numbers or len(given) != n_dim or not all(math.isfinite(r) and r > 0 for r in given):
+        raise InputError(
+            f"resolution_scaling_factor={factor!r}, expected a positive number, or one for each of {n_dim} "
+            "dimensions: 0.5 for half as many points along an axis"
+        )
+    return tuple(float(r) for r in given)

@@ -1,0 +1,514 @@
+"""Multipole attention in the place of a spectral convolution: the layer, then its three hosts."""
+
+import copy
+import functools
+import pickle
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from neuralop import LpLoss, Trainer
+from neuralop.layers.fno_block import FNOBlocks
+from neuralop.layers.spectral_convolution import SpectralConv
+from neuralop.models import CODANO, FNO, TFNO, UNO
+from neuralop.training import AdamW, load_training_state, save_training_state
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.testing import assert_close
+
+from mano_op import Grid, InputError, MultipoleAttention, MultipoleConv, field_loaders, generate_darcy
+from mano_op.layers.regrid import regrid
+from tests.helpers import on_grid
+
+SMALL = {"n_heads": 2, "window": 2, "n_levels": 2}
+
+
+def layer(in_channels=4, out_channels=4, n_modes=(4, 4), seed=0, **options):
+    """In double precision, every parameter random."""
+    torch.manual_seed(seed)
+    conv = MultipoleConv(in_channels, out_channels, n_modes, **(SMALL | options)).double()
+    for parameter in conv.parameters():
+        parameter.data += 0.4 * torch.randn_like(parameter)
+    return conv
+
+
+def random(*shape):
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+# The layer.
+
+
+@pytest.mark.parametrize(
+    ("reference", "periodic", "others"),
+    [
+        ((9,), [True], [(9,), (18,), (5,), (23,)]),
+        ((6, 7), [False, True], [(6, 7), (12, 14), (4, 9), (1, 7)]),
+        ((4, 5, 3), [True, False, False], [(4, 5, 3), (8, 5, 6)]),
+    ],
+)
+@pytest.mark.parametrize("registration", ["node", "cell"])
+def test_without_another_grid_it_is_multipole_attention(reference, periodic, others, registration):
+    """Between linear maps of the channels; anchored to the first grid of the training."""
+    n_dim = len(reference)
+    grids = {"registration": registration, "periodic": periodic}
+    conv = layer(3, 5, (4,) * n_dim, hidden_channels=4, **grids)
+    conv(random(1, 3, *reference))
+    attention = MultipoleAttention(4, n_dim=n_dim, **SMALL, **grids, reference_shape=reference).double()
+    attention.load_state_dict(conv.attention.state_dict())
+    for shape in others:
+        x = random(2, 3, *shape)
+        lifted = torch.einsum("oi,bi...->bo...", conv.lifting.weight, x)
+        lifted += conv.lifting.bias.view(-1, *[1] * n_dim)
+        out = torch.einsum("oi,bi...->bo...", conv.projection.weight, attention(lifted))
+        assert_close(conv(x), out + conv.projection.bias.view(-1, *[1] * n_dim), rtol=0, atol=1e-12)
+
+
+def test_between_equal_channels_there_are_no_maps():
+    conv = layer()
+    x = random(2, 4, 6, 5)
+    assert torch.equal(conv(x), conv.attention(x))
+    assert {name.split(".")[0] for name, _ in conv.named_parameters()} == {"attention"}
+
+
+@pytest.mark.parametrize("factor", [0.5, 2, [2, 0.5], 1.5])
+def test_attention_then_the_grid_then_the_channels(factor):
+    """The map of the channels gives the same on either side of the resampling."""
+    conv = layer(4, 6, resolution_scaling_factor=factor, registration="cell", periodic=[True, False])
+    x = random(2, 4, 8, 9)
+    given = factor if isinstance(factor, list) else [factor] * 2
+    grids = [
+        Grid.uniform(shape, registration="cell", periodic=[True, False])
+        for shape in ((8, 9), tuple(round(n * r) for n, r in zip((8, 9), given, strict=True)))
+    ]
+    out = regrid(conv.attention(x), *grids)
+    out = torch.einsum("oi,bi...->bo...", conv.projection.weight, out) + conv.projection.bias[:, None, None]
+    assert_close(conv(x), out, rtol=0, atol=1e-12)
+
+
+class PassOn(nn.Module):
+    """In the place of the attention: the same options, the identity."""
+
+    def __init__(self, attention):
+        super().__init__()
+        self.registration, self.periodic = attention.registration, attention.periodic
+
+    def forward(self, x, reference_shape):
+        return x
+
+
+@pytest.mark.parametrize("registration", ["node", "node_both", "cell"])
+@pytest.mark.parametrize(("shape", "output_shape"), [((9, 8), None), ((9, 12), (5, 7)), ((5, 8), (14, 11))])
+def test_forward_and_transform_are_at_the_same_places(registration, shape, output_shape):
+    """A field of the coordinates comes out as that field at the points of the output's grid, in both."""
+    periodic = registration != "node_both"
+    grids = {"registration": registration, "periodic": [False, periodic]}
+    conv = layer(resolution_scaling_factor=0.5, **grids)
+    conv.attention = PassOn(conv.attention)
+    ends = 1 if registration == "node_both" else 0
+    there = output_shape or tuple(round((n - ends) / 2) + ends for n in shape)
+
+    def field(y, x):
+        return (1 + y) * (np.cos(2 * np.pi * x) if periodic else 2 - x)
+
+    x, expected = (on_grid(field, Grid.uniform(n, **grids)).expand(1, 4, *n) for n in (shape, there))
+    for found in (
+        conv(x, output_shape),
+        conv.transform(x, output_shape),
+        conv.transform(x[:, :1], output_shape),
+    ):
+        assert_close(found, expected[:, : found.shape[1]], rtol=0, atol=1e-12)
+
+
+def test_halving_and_doubling_return_to_the_grid():
+    """With both ends in, 17 points have 9 of them at twice the spacing, and not 8."""
+    for registration, n in (("node", 16), ("cell", 16), ("node_both", 17)):
+        half, double = (
+            layer(registration=registration, resolution_scaling_factor=r) for r in (0.5, [2.0, 2.0])
+        )
+        coarse = half(random(1, 4, n, n))
+        assert coarse.shape[2:] == Grid.uniform((n, n), registration=registration).coarsen(2).shape
+        assert double(coarse).shape == (1, 4, n, n)
+        assert half(random(1, 4, 2, 2)).shape[2:] == ((2, 2) if registration == "node_both" else (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("reference", "shape"), [((8, 12), (16, 24)), ((8, 12), (11, 17)), ((8, 12), (4, 7)), ((9, 9), (18, 5))]
+)
+def test_a_coarser_output_is_made_on_the_reference(reference, shape):
+    """Its volumes are lengths, those of the training on finer grids too."""
+    grids = {"registration": "node", "periodic": [False, True]}
+    conv = layer(reference_shape=reference, resolution_scaling_factor=0.5, **grids)
+
+    def to(x, *shapes):
+        path = [Grid.uniform(n, **grids) for n in (x.shape[2:], *shapes)]
+        for here, there in pairwise(path):
+            x = regrid(x, here, there)
+        return x
+
+    x = random(1, 4, *shape)
+    coarse, target = (tuple(round(n / 2) for n in points) for points in (reference, shape))
+    expected = to(x, reference, coarse, target)
+    assert_close(conv.transform(x), expected, rtol=0, atol=1e-12)
+    conv.attention = PassOn(conv.attention)
+    assert_close(conv(x), expected, rtol=0, atol=1e-12)
+    finer = (2 * shape[0], shape[1])  # an axis that is refined goes no such way
+    assert_close(conv.transform(x, finer), to(x, finer), rtol=0, atol=1e-12)
+
+
+def test_the_reference_is_the_first_grid_in_training():
+    conv = layer()
+    conv.eval()(random(1, 4, 5, 5))
+    assert conv.reference_shape is None
+    conv.train()(random(1, 4, 6, 7))
+    conv(random(1, 4, 12, 14))
+    assert conv.reference_shape == (6, 7)
+    other, given = layer(seed=1), layer(reference_shape=[6, 7])
+    other.load_state_dict(conv.state_dict())
+    assert other.reference_shape == given.reference_shape == (6, 7)
+    x = random(1, 4, 12, 14)
+    assert torch.equal(other(x), conv(x)) and torch.equal(given(x), conv(x))
+    assert not torch.equal(
+        other(x), other.attention(x)
+    )  # whose levels would count the points of the finer grid
+    assert MultipoleConv(4, 4, (4, 4), reference_shape=(32, 32)).attention.n_levels == 4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"out_channels": 3, "resolution_scaling_factor": 0.5},
+        {"resolution_scaling_factor": 2, "periodic": True},
+    ],
+)
+def test_gradients_are_those_of_finite_differences(options):
+    conv = layer(n_modes=4, hidden_channels=2, halo=0, **options)
+    conv(random(1, 4, 4))
+    for n in (4, 7, 3):
+        assert torch.autograd.gradcheck(conv, random(1, 4, n).requires_grad_())
+
+
+@pytest.mark.parametrize("n_dim", [1, 2, 3])
+def test_every_parameter_has_a_gradient_at_every_size(n_dim):
+    conv = layer(3, 5, (4,) * n_dim, hidden_channels=4, n_levels=3, resolution_scaling_factor=0.5)
+    for n in (8, 16, 3, 1):
+        conv.zero_grad(set_to_none=True)
+        conv(random(2, 3, *[n] * n_dim)).square().sum().backward()
+        assert [name for name, p in conv.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"factorization": "cp"},
+            r"factorization='cp' is for a spectral .* expected None or 'tucker', so leave",
+        ),
+        ({"rank": 0.1}, r"rank=0.1 is for a spectral .* smaller hidden_channels has fewer parameters"),
+        ({"implementation": "reconstructed"}, "implementation='reconstructed' is for a spectral"),
+        ({"fixed_rank_modes": True}, "fixed_rank_modes=True is for a spectral"),
+        ({"decomposition_kwargs": {"init": 1}}, r"decomposition_kwargs=\{'init': 1\} is for a spectral"),
+        ({"separable": True}, "separable=True is for a spectral"),
+        ({"fno_block_precision": "half"}, "fno_block_precision='half' .* Instead: use torch.autocast"),
+        ({"complex_data": True}, "complex_data=True .* the real and the imaginary part as two channels"),
+        ({"max_n_modes": (8, 8)}, r"max_n_modes=\(8, 8\) .* Instead: what a point attends to is for window"),
+        ({"n_modes": (4, 4, 4, 4)}, r"n_modes=\(4, 4, 4, 4\), expected 1 to 3 whole numbers"),
+        ({"n_modes": ()}, r"n_modes=\(\), expected 1 to 3 whole numbers"),
+        ({"n_modes": (4, 0)}, r"n_modes\[1\]=0, expected a whole number, at least 1"),
+        (
+            {"resolution_scaling_factor": 0},
+            "resolution_scaling_factor=0, expected a positive number, or one for",
+        ),
+        ({"resolution_scaling_factor": [2]}, r"resolution_scaling_factor=\[2\], .* for each of 2"),
+        ({"resolution_scaling_factor": "2"}, "resolution_scaling_factor='2', expected a positive number"),
+        ({"in_channels": 0}, "in_channels=0, expected a whole number"),
+        (
+            {"in_channels": 1},
+            "in_channels=1: attention normalises over the channels .* Give hidden_channels=8",
+        ),
+        ({"hidden_channels": 1, "n_heads": 1}, "hidden_channels=1: attention normalises"),
+        ({"in_channels": 6, "n_heads": 4}, "in_channels=6 is not divisible by n_heads=4: give an n_heads"),
+        ({"hidden_channels": 9}, "hidden_channels=9 is not divisible by n_heads=2"),
+        ({"hidden_channels": 4.0}, "hidden_channels=4.0, expected a whole number"),
+        ({"window": 0}, "window=0, expected a whole number"),
+        ({"reference_shape": [8]}, r"reference_shape=\[8\], expected 2 whole numbers"),
+        ({"periodic": [True]}, r"periodic=\[True\] has 1 entries"),
+    ],
+)
+def test_arguments_that_cannot_be_used(options, message):
+    arguments = {"in_channels": 4, "out_channels": 4, "n_modes": (4, 4), **SMALL}
+    with pytest.raises(InputError, match=message):
+        MultipoleConv(**(arguments | options))
+
+
+def test_inputs_that_cannot_be_used():
+    conv = layer()
+    for shape in [(1, 3, 4, 4), (1, 4, 4), (1, 4, 0, 4)]:
+        with pytest.raises(
+            InputError, match=r"expected \(batch, in_channels=4, n_1, n_2\), each n at least 1"
+        ):
+            conv(random(*shape))
+    for output_shape in [(4,), (4, 0), (4.0, 4), (True, 4)]:
+        for method in (conv.forward, conv.transform):
+            with pytest.raises(
+                InputError, match=r"output_shape=\(.*\), expected 2 whole numbers, at least 1"
+            ):
+                method(random(1, 4, 4, 4), output_shape)
+    with pytest.raises(InputError, match="at least 2: the points"):
+        layer(registration="node_both")(random(1, 4, 4, 4), (4, 1))
+
+
+def test_modes_can_be_set_and_change_nothing():
+    conv = layer()
+    x = random(1, 4, 6, 6)
+    before = conv(x)
+    conv.n_modes = (2, 3)
+    assert conv.n_modes == [2, 3] and torch.equal(conv(x), before)
+    with pytest.raises(InputError, match=r"n_modes=\[2\], expected 2 numbers: one for each dimension"):
+        conv.n_modes = [2]
+    line = layer(n_modes=5)
+    line.n_modes = 7
+    assert line.n_modes == [7] and line.n_dim == 1
+
+
+# Its hosts.
+
+
+CONV = partial(MultipoleConv, **SMALL)
+
+
+def fno(conv=CONV, n_dim=2, seed=0, **options):
+    torch.manual_seed(seed)
+    options = {"hidden_channels": 4, "n_layers": 2} | options
+    return FNO(n_modes=(4,) * n_dim, in_channels=1, out_channels=1, conv_module=conv, **options)
+
+
+def uno(conv=CONV, n_dim=2, seed=0, width=4, **options):
+    torch.manual_seed(seed)
+    return UNO(
+        in_channels=1,
+        out_channels=1,
+        hidden_channels=width,
+        lifting_channels=2 * width,
+        projection_channels=2 * width,
+        n_layers=4,
+        uno_out_channels=[width, 2 * width, 2 * width, width],
+        uno_n_modes=[[4] * n_dim] * 4,
+        uno_scalings=[[1.0] * n_dim, [0.5] * n_dim, [1.0] * n_dim, [2.0] * n_dim],
+        channel_mlp_skip="linear",
+        operator_block=partial(FNOBlocks, conv_module=conv),
+        integral_operator=conv,
+        **options,
+    )
+
+
+class TakesX(nn.Module):
+    """neuraloperator's Trainer passes the whole sample to a model, and its CODANO takes no more than x."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x, **others):
+        return self.model(x)
+
+
+def codano(conv=CONV, n_dim=2, seed=0, **options):
+    torch.manual_seed(seed)
+    conv = partial(conv, hidden_channels=4) if conv is not SpectralConv else conv
+    options = {"n_layers": 2, "attention_scaling_factors": [1, 0.5], "domain_padding": None} | options
+    n_layers = options["n_layers"]
+    return TakesX(
+        CODANO(
+            hidden_variable_codimension=4,
+            lifting_channels=8,
+            projection_channels=8,
+            n_modes=[[4] * n_dim] * n_layers,
+            per_layer_scaling_factors=[[1] * n_dim] * n_layers,
+            n_heads=[2] * n_layers,
+            conv_module=conv,
+            **options,
+        )
+    )
+
+
+HOSTS = {"fno": fno, "uno": uno, "codano": codano}
+
+
+def convolutions(model):
+    return [module for module in model.modules() if isinstance(module, MultipoleConv)]
+
+
+@pytest.mark.parametrize(
+    ("host", "n_dim", "count"),
+    [
+        ("fno", 1, 2),
+        ("fno", 2, 2),
+        ("fno", 3, 2),
+        ("uno", 1, 4),
+        ("uno", 2, 4),
+        ("codano", 2, 12),
+        ("codano", 3, 12),
+    ],
+)
+def test_hosts_run_it_at_any_size(host, n_dim, count):
+    """Nothing spectral is left in them, and every layer has gradients."""
+    periodic = [True, False, True][:n_dim]
+    model = HOSTS[host](partial(CONV, periodic=periodic), n_dim)
+    assert len(convolutions(model)) == count
+    assert not any(isinstance(module, SpectralConv) for module in model.modules())
+    for shape in [(8, 9, 6), (16, 18, 12), (7, 5, 4)]:
+        model.zero_grad(set_to_none=True)
+        x = torch.randn(2, 1, *shape[:n_dim])
+        out = model(x)
+        assert out.shape == x.shape and out.isfinite().all()
+        out.square().sum().backward()
+        assert [n for c in convolutions(model) for n, p in c.named_parameters() if p.grad is None] == []
+
+
+def test_the_layers_of_a_u_shape_have_references_of_their_own():
+    model = uno()
+    model(torch.randn(1, 1, 12, 16))
+    assert [conv.reference_shape for conv in convolutions(model)] == [(12, 16), (12, 16), (6, 8), (6, 8)]
+    model.eval()(torch.randn(1, 1, 24, 32))
+    assert [conv.reference_shape for conv in convolutions(model)] == [(12, 16), (12, 16), (6, 8), (6, 8)]
+
+
+def test_a_block_adds_its_skip_at_the_points_of_its_convolution():
+    """A line through a block whose skip doubles the grid is that line, where the points of the output are."""
+    block = FNOBlocks(
+        4,
+        4,
+        (4,),
+        resolution_scaling_factor=2,
+        conv_module=partial(CONV, registration="cell"),
+        fno_skip="identity",
+        use_channel_mlp=False,
+    ).double()
+    for parameter in block.convs.parameters():
+        parameter.data.zero_()  # the attention's result is then 0
+    here, there = (Grid.uniform((n,), registration="cell") for n in (8, 16))
+    x, y = (on_grid(lambda x: 1 + x, grid).expand(1, 4, -1) for grid in (here, there))
+    assert_close(block(x), y, rtol=0, atol=1e-12)
+
+
+def test_hosts_say_what_attention_does_not_have():
+    with pytest.raises(InputError, match=r"rank=0\.1 is for a spectral convolution"):
+        TFNO(n_modes=(4, 4), in_channels=1, out_channels=1, hidden_channels=4, conv_module=CONV)
+    with pytest.raises(InputError, match="complex_data=True"):
+        fno(complex_data=True)
+    with pytest.raises(InputError, match="in_channels=1: attention normalises"):
+        codano(partial(lambda *args, hidden_channels, **kwargs: CONV(*args, **kwargs)))
+    model = fno()
+    model.n_modes = (2, 2)
+    assert [conv.n_modes for conv in convolutions(model)] == [[2, 2]] * 2
+
+
+@pytest.mark.parametrize("conv", [MultipoleConv, partial(MultipoleConv, n_heads=2, periodic=True)])
+def test_files_of_a_host(conv, tmp_path):
+    """neuraloperator pickles what a model is made of: its checkpoints come back, reference and all."""
+    model = fno(conv)
+    model(torch.randn(1, 1, 8, 8))
+    x = torch.randn(1, 1, 16, 16)
+    expected = model(x)
+    model.save_checkpoint(tmp_path, "model")
+    loaded = FNO.from_checkpoint(tmp_path, "model")
+    assert torch.equal(loaded(x), expected)
+    assert [c.reference_shape for c in convolutions(loaded)] == [(8, 8)] * 2
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(x), expected)
+    other = fno(conv, seed=1)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(x), expected)
+
+
+def test_training_state_of_a_host(tmp_path):
+    """It is read without classes, an FNO's own neither, unless they are said to be safe."""
+    model = fno()
+    model(torch.randn(1, 1, 8, 8))
+    save_training_state(tmp_path, "model", model, AdamW(model.parameters(), lr=1e-3), epoch=1)
+    trusted = [functools.partial, MultipoleConv, torch.nn.functional.gelu]
+    with pytest.raises(pickle.UnpicklingError):
+        load_training_state(tmp_path, "model", fno(seed=1))
+    with torch.serialization.safe_globals(trusted):
+        loaded, *_ = load_training_state(tmp_path, "model", fno(seed=1))
+    x = torch.randn(1, 1, 16, 16)
+    assert torch.equal(loaded(x), model(x))
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_data_parallel_training_at_other_sizes(host, tmp_path):
+    """DDP fails at the next step if a parameter got no gradient. CODANO's instance norm wants two points."""
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(tmp_path / "rendezvous")), rank=0, world_size=1
+    )
+    try:
+        model = DistributedDataParallel(HOSTS[host](partial(CONV, n_levels=3)))
+        for shape in [(8, 8), (4, 4), (2, 4), (9, 5), (16, 16)]:
+            model(x=torch.randn(2, 1, *shape)).square().sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# Training, at 16 points a side, by neuraloperator's own Trainer.
+
+
+@pytest.fixture(scope="module")
+def darcy(tmp_path_factory):
+    samples = {"train": 200, "test": 32}
+    return generate_darcy(tmp_path_factory.mktemp("darcy") / "darcy.zarr", [16, 32, 64], samples=samples)
+
+
+TRAINED = {
+    "fno": {"hidden_channels": 16, "n_layers": 3},
+    "uno": {"width": 8},
+    "codano": {"n_layers": 1, "attention_scaling_factors": [1], "attention_token_dim": 4},
+}
+
+
+def errors_of(host, conv, store, seed=0):
+    """Relative L2 errors at 16 before any training, and after it at 16, 32 and 64."""
+    model = HOSTS[host](conv, seed=seed, **TRAINED[host])
+    n_epochs, rate = (5, 1e-2) if host == "codano" else (8, 5e-3)
+    loaders = field_loaders(store, train=16, test=[16, 32, 64], batch_size=10, seed=seed)
+    loss = LpLoss(d=2)
+    optimizer = AdamW(model.parameters(), lr=rate)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=rate, total_steps=n_epochs + 1, pct_start=0.2
+    )
+    trainer = Trainer(model=model, n_epochs=n_epochs, data_processor=loaders.processor)
+
+    def error(name):
+        return float(trainer.evaluate({"l2": loss}, loaders.test[name], "r")["r_l2"])
+
+    before = error(16)
+    trainer.train(loaders.train, {}, optimizer, scheduler, training_loss=loss)
+    return before, [error(name) for name in loaders.test]
+
+
+ATTENTION = partial(MultipoleConv, n_heads=2)
+
+
+def test_an_fno_grows_less_with_it_than_with_its_own(darcy):
+    """From 16 to 64 points 1.09 to 1.23 times with three seeds, its own 1.33 to 1.35 times."""
+    before, after = errors_of("fno", ATTENTION, darcy)
+    _, spectral = errors_of("fno", SpectralConv, darcy)
+    assert after[0] < before / 2
+    assert after[2] / after[0] < spectral[2] / spectral[0]
+
+
+def test_a_uno_trains_with_it(darcy):
+    """As well as its own, 12 to 14 %; at 64, 19 to 24 % with three seeds, it is no better."""
+    before, after = errors_of("uno", ATTENTION, darcy)
+    assert after[0] < before / 2
+    assert after[2] < before
+
+
+def test_a_codano_is_better_with_it_than_with_its_own(darcy):
+    """With twice the parameters. Three seeds: at 16 points 21 to 36 % for 48 %, at 64 24 to 41 % for 47 %."""
+    before, after = errors_of("codano", ATTENTION, darcy)
+    _, spectral = errors_of("codano", SpectralConv, darcy)
+    assert after[0] < 0.9 * before
+    assert all(error < own for error, own in zip(after, spectral, strict=True))
