@@ -22,6 +22,7 @@ struct SmallWindows {
     const int32_t *queries, *keys;  // (windows, G): rows
     const float *share;             // (windows, G): what a query's result here counts; 0 at a filler
     const float *missing;           // (windows, G), or null: -infinity where there is no key
+    const uint8_t *new_query, *new_key;  // (windows, G): whether the point's result, or its gradient, is the first
     int64_t batch, windows, heads, head_dim, points, key_points;
     float scale;
     int32_t size, threads;  // size is G
@@ -99,6 +100,9 @@ template <int G> struct Part {
     int64_t query(int i) const { return a.queries[at + (i < n_queries ? i : 0)]; }
     int64_t key(int j) const { return a.keys[keys_at + (j < n_keys ? j : 0)]; }
     float share(int i) const { return i < n_queries ? a.share[at + i] : 0.0f; }
+    bool is_new_query(int i) const { return a.new_query[at + i]; }
+    // Of a window of more queries than a vector has, only the first ones meet new keys.
+    bool is_new_key(int j) const { return at == keys_at && a.new_key[keys_at + j]; }
     bool has_key(int j) const { return j < n_keys && !(a.missing && a.missing[keys_at + j]); }
 
     INLINE void rows_of_queries(const Tokens &t, const float **rows) const {
@@ -142,6 +146,9 @@ template <int G, class Function> void each_part(const SmallWindows &a, Function 
     });
 }
 
+// Add to what a row has, which may be nothing yet. So it need not be zero at first, which would be one more way through it.
+INLINE void add_to(float *row, Vec x, int n, bool is_new) { store_some(row, is_new ? x : load_some(row, n) + x, n); }
+
 template <int G, int D> void forward_of(const SmallWindows &a, float *out) {
     const int d = D ? D : static_cast<int>(a.head_dim);
     each_part<G>(a, [&a, out, d](auto part_of, int heads) {
@@ -165,7 +172,7 @@ template <int G, int D> void forward_of(const SmallWindows &a, float *out) {
                     Vec o{};
                     UNROLL for (int j = 0; j < G; j++) o += p[i * G + j] * of_v[i / G * G + j];
                     float *row = part.row(out, a.points, part.query(i)) + c;
-                    store_some(row, load_some(row, n) + part.share(i) * o, n);
+                    add_to(row, part.share(i) * o, n, part.is_new_query(i));
                 }
             });
         }
@@ -201,7 +208,6 @@ void backward_of(const SmallWindows &a, const Tokens &grad, float *dq, float *dk
             const float *q[QUERIES<G>], *g[QUERIES<G>], *k[KEYS<G>];
             part.rows_of_queries(a.q, q), part.rows_of_queries(grad, g), part.rows_of_keys(a.k, k);
             each_block<D>(d, [&](int c, int n) {
-                const auto add_to = [&](float *row, Vec x) { store_some(row + c, load_some(row + c, n) + x, n); };
                 Vec of_q[QUERIES<G>], of_g[QUERIES<G>], of_k[KEYS<G>];
                 UNROLL for (int i = 0; i < QUERIES<G>; i++) {
                     of_q[i] = load_some(q[i] + c, n);
@@ -212,7 +218,7 @@ void backward_of(const SmallWindows &a, const Tokens &grad, float *dq, float *dk
                     if (!part.share(i)) continue;
                     Vec of_query{};
                     UNROLL for (int j = 0; j < G; j++) of_query += ds[i * G + j] * of_k[i / G * G + j];
-                    add_to(part.row(dq, a.points, part.query(i)), of_query);
+                    add_to(part.row(dq, a.points, part.query(i)) + c, of_query, n, part.is_new_query(i));
                 }
                 UNROLL for (int j = 0; j < KEYS<G>; j++) {
                     if (!part.has_key(j)) continue;
@@ -222,8 +228,8 @@ void backward_of(const SmallWindows &a, const Tokens &grad, float *dq, float *dk
                         of_key += ds[query * G + j % G] * of_q[query];
                         of_value += p[query * G + j % G] * of_g[query];
                     }
-                    add_to(part.row(dk, a.key_points, part.key(j)), of_key);
-                    add_to(part.row(dv, a.key_points, part.key(j)), of_value);
+                    add_to(part.row(dk, a.key_points, part.key(j)) + c, of_key, n, part.is_new_key(j));
+                    add_to(part.row(dv, a.key_points, part.key(j)) + c, of_value, n, part.is_new_key(j));
                 }
             });
         }
@@ -253,7 +259,7 @@ template <class Function> void with_sizes(const SmallWindows &a, Function use) {
 
 extern "C" {
 
-// `out`, zero at first, is (batch, points, heads * head_dim), as gradients are, each with the points of its own.
+// `out` is (batch, points, heads * head_dim), as gradients are, each with the points of its own.
 void small_forward(const SmallWindows *a, float *out) {
     with_sizes(*a, [&](auto size, auto head_dim) { forward_of<size, head_dim>(*a, out); });
 }
