@@ -17,7 +17,7 @@ anything of that size is made.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -106,10 +106,11 @@ def load_model(folder: str | Path, *, revision: str | None = None) -> tuple[nn.M
             f"{path} describes version {described.get('version')!r:.40} of {arch}, {_here()} has version "
             f"{mine!r}: use the release that wrote it ({described.get('versions')!r:.200}), or train again"
         )
-    _check_size(path, options, weights_header(folder / WEIGHTS).values())
+    header = weights_header(folder / WEIGHTS)
+    _check_size(path, options, len(header))
     with torch.device("meta"):  # shapes without numbers
-        expected = build_model(arch, options).state_dict()
-    _check_names(folder, arch, options, expected)
+        expected = parameters_of(build_model(arch, options))
+    _check_names(folder, arch, options, header, {name: Entry.of(t) for name, t in expected.items()})
     tensors = read_weights(folder / WEIGHTS, digest)
     model = build_model(arch, options)
     # Assigned, so that they keep their precision.
@@ -141,12 +142,17 @@ def fetched(folder: str | Path, revision: str | None = None) -> Path:
             f"{folder} is no folder here; to fetch it from the Hugging Face Hub: pip install 'mano_op[hub]'"
         ) from error
     names = [CONFIG, WEIGHTS, "run.json", "README.md"]
-    return Path(snapshot_download(folder, revision=revision, allow_patterns=names))
+    try:
+        return Path(snapshot_download(folder, revision=revision, allow_patterns=names))
+    except (OSError, ValueError) as error:  # no such repository or revision, no network, no such name
+        raise InputError(
+            f"{folder} is no folder here, and cannot be fetched from the Hugging Face Hub ({error}): check "
+            "the name, the revision and the network"
+        ) from error
 
 
-def _check_size(path: Path, options: Mapping[str, Any], header: Iterable[Entry]) -> None:
+def _check_size(path: Path, options: Mapping[str, Any], tensors: int) -> None:
     """Refuse numbers of which building the model would take ages, before that."""
-    tensors = len(list(header))
     for name, value in options.items():
         most = tensors if name in _COUNTED else _MOST
         for number in value if isinstance(value, list) else [value]:
@@ -157,12 +163,20 @@ def _check_size(path: Path, options: Mapping[str, Any], header: Iterable[Entry])
                 )
 
 
-def _check_names(folder: Path, arch: str, options: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+def _check_names(
+    folder: Path,
+    arch: str,
+    options: Mapping[str, Any],
+    theirs: Mapping[str, Entry],
+    mine: Mapping[str, Entry],
+) -> None:
     """Compare the parameters of a file with those of the model."""
-    theirs = {name: one.shape for name, one in weights_header(folder / WEIGHTS).items()}
-    mine = {name: tuple(t.shape) for name, t in expected.items() if name != "_metadata"}
+
+    def told(entries: Mapping[str, Entry], name: str) -> str:
+        return " ".join(map(str, entries[name])) if name in entries else "none"
+
     wrong = [
-        f"{name} {theirs.get(name, 'missing')}, expected {mine.get(name, 'none')}"
+        f"{name} is {told(theirs, name)}, expected {told(mine, name)}"
         for name in sorted(mine.keys() | theirs.keys())
         if mine.get(name) != theirs.get(name)
     ]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,13 +19,35 @@ from torch import Tensor, nn
 from mano_op.errors import InputError
 from mano_op.files import write_file
 
+# Of what is read here, what kind of numbers each type of safetensors has: parameters may be of any precision.
+_KINDS = {
+    **dict.fromkeys(("F16", "BF16", "F32", "F64"), "real"),
+    **dict.fromkeys(("C64", "C128"), "complex"),
+    **dict.fromkeys(("I8", "I16", "I32", "I64", "U8"), "whole"),
+    "BOOL": "boolean",
+}
 
-@dataclass(frozen=True)
-class Entry:
-    """What the header says of a tensor."""
 
-    dtype: str
+class Entry(NamedTuple):
+    """What kind of numbers a tensor has, and its shape."""
+
+    kind: str
     shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, t: Tensor) -> Entry:
+        """Those of a tensor, which may be without numbers.
+
+        Examples
+        --------
+        >>> Entry.of(torch.zeros(2, 3, dtype=torch.bfloat16, device="meta"))
+        Entry(kind='real', shape=(2, 3))
+        """
+        if t.is_floating_point() or t.is_complex():
+            kind = "real" if t.is_floating_point() else "complex"
+        else:
+            kind = "boolean" if t.dtype == torch.bool else "whole"
+        return cls(kind, tuple(t.shape))
 
 
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:
@@ -53,7 +75,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> str:
     ...     path = Path(folder) / "model.safetensors"
     ...     digest = write_weights(path, {"weight": torch.ones(2, 3)})
     ...     weights_header(path), read_weights(path, digest)["weight"].sum()
-    ({'weight': Entry(dtype='F32', shape=(2, 3))}, tensor(6.))
+    ({'weight': Entry(kind='real', shape=(2, 3))}, tensor(6.))
     """
     separate = {
         name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()
@@ -64,7 +86,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> str:
 
 
 def weights_header(path: Path) -> dict[str, Entry]:
-    """Names, types and shapes of the tensors in a file, of which nothing else is read.
+    """Names, kinds and shapes of the tensors in a file, of which nothing else is read.
 
     Raises
     ------
@@ -75,7 +97,10 @@ def weights_header(path: Path) -> dict[str, Entry]:
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-            return {name: Entry(one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
+            return {
+                name: Entry(_KINDS.get(one.get_dtype(), one.get_dtype()), tuple(one.get_shape()))
+                for name, one in slices.items()
+            }
     except (SafetensorError, OSError) as error:
         raise _damaged(path, error) from error
 

@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+from itertools import product
 from unittest.mock import patch
 
 import pytest
@@ -12,11 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from mano_op import MultipoleAttention
 from mano_op.errors import InputError
 from mano_op.layers import window
 from mano_op.layers.attention import PositionBias
 from mano_op.layers.native import library as module
 from mano_op.layers.native.library import library
+from mano_op.layers.native.small_windows import SmallWindows
+from mano_op.layers.tiling import cut, tilings
 from mano_op.layers.window import window_attention
 
 pytestmark = pytest.mark.skipif(library() is None, reason="needs a C++ compiler")
@@ -39,7 +43,7 @@ def drawn(shape, queries=None, batch=2, heads=2, head_dim=4, size=1.0, seed=0):
 def with_gradients(inputs, bias, **options):
     """The result and the gradients, of single precision by the library, of double by torch."""
     q, k, v, *parameters = inputs
-    names = [name for name, _ in bias.named_parameters()]
+    names = [] if bias is None else [name for name, _ in bias.named_parameters()]
 
     def of(offset):
         return torch.func.functional_call(bias, dict(zip(names, parameters, strict=True)), offset)
@@ -193,6 +197,140 @@ def test_counters_of_operations_see_the_products():
         window_attention(*inputs[:3], window=4, halo=1)
     # 64 queries, 36 keys each, two products of 4 numbers, 2 operations, 3 samples, 2 heads
     assert counter.get_total_flops() == 64 * 36 * 2 * 4 * 2 * 3 * 2
+
+
+# ------------------------------------------------------------------------- windows of 2, 4 or 8 points
+
+
+SMALL = [(1, 2), (1, 4), (1, 8), (2, 2), (3, 2)]  # dimensions, and points along each side
+
+
+def by_small_windows(inputs, **options):
+    """The result and the gradients of q, k and v, of the path that takes all windows at once."""
+    with patch.object(window, "_attend_by_tilings", None):
+        return with_gradients(inputs, None, biased=False, **options)
+
+
+def with_gradients_of_three(inputs, **options):
+    return with_gradients(inputs, None, biased=False, **options)
+
+
+@given(
+    kind=st.sampled_from(SMALL),
+    sides=st.lists(st.integers(0, 6), min_size=3, max_size=3),
+    part=st.integers(1, 8),
+    periodic=st.lists(st.booleans(), min_size=3, max_size=3),
+    heads=st.sampled_from([1, 3, 9]),
+    head_dim=st.sampled_from([1, 4, 8, 16, 21, 32]),
+    batch=st.integers(1, 2),
+    threads=st.sampled_from([1, 2, 5, 40]),
+)
+def test_small_windows_are_those_of_double_precision(
+    kind, sides, part, periodic, heads, head_dim, batch, threads
+):
+    n_dim, side = kind
+    shape = [side + n for n in sides[:n_dim]]
+    inputs = drawn(shape, heads=heads, head_dim=head_dim, batch=batch)[0][:3]
+    options = {"window": side, "stride": min(part, side), "periodic": periodic[:n_dim]}
+    with patch.object(torch, "get_num_threads", lambda: threads):
+        found = by_small_windows(inputs, **options)
+    assert_close(found, with_gradients_of_three(in_double(inputs), **options))
+
+
+def test_small_windows_on_grids_narrower_than_a_window():
+    """A window of 4 x 4 on a line of points is one of 4, and of 2 x 2 one of 2."""
+    for side, shape in ((4, (1, 9)), (2, (7, 1)), (3, (2, 1)), (8, (1, 8, 1)), (4, (2, 1, 2))):
+        inputs = drawn(shape)[0][:3]
+        options = {"window": side, "stride": 1}
+        assert_close(
+            by_small_windows(inputs, **options), with_gradients_of_three(in_double(inputs), **options)
+        )
+
+
+def test_where_windows_overlap_their_results_are_averaged():
+    zero, v = torch.zeros(1, 1, 3, 1), torch.tensor([0.0, 2.0, 6.0]).reshape(1, 1, 3, 1)
+    with patch.object(window, "_attend_by_tilings", None):
+        found = window_attention(zero, zero, v, window=2, stride=1)
+    assert found.flatten().tolist() == [1.0, 2.5, 4.0]
+
+
+def test_numbers_of_small_windows_are_the_same_with_any_threads(monkeypatch):
+    inputs = drawn((16, 15), batch=3, heads=5, head_dim=16)[0][:3]
+    options = {"window": 2, "stride": 1}
+    once = by_small_windows(inputs, **options)
+    for threads in (2, 7, 40):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert all(map(torch.equal, by_small_windows(inputs, **options), once))
+
+
+@pytest.mark.parametrize("head_dim", [4, 16, 21])
+def test_of_small_windows_nothing_beside_the_points_is_read_or_written(head_dim):
+    """Whatever lies between and after them."""
+    around = torch.full((2, 6, 7, 3, head_dim + 5), torch.nan)
+    points = [torch.randn(2, 5, 7, 3, head_dim) for _ in range(4)]
+    wide = [around.clone() for _ in points]
+    parts = [t[:, :5, :, :, 2 : head_dim + 2].copy_(p) for t, p in zip(wide, points, strict=True)]
+    found, exact = [], []
+    for into, those in ((found, parts), (exact, points)):
+        q, k, v, weights = (t.permute(0, 3, 1, 2, 4) for t in those)
+        q, k, v = (t.requires_grad_() for t in (q, k, v))
+        out = window_attention(q, k, v, window=2, stride=1)
+        into += [out, *torch.autograd.grad(out, [q, k, v], weights)]
+    for one, other in zip(found, exact, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_what_is_not_finite_stays_in_its_small_windows(which):
+    inputs = [t.detach() for t in drawn((8, 8), batch=1, heads=1)[0][:3]]
+    inputs[which][0, 0, 3, 3, 0] = torch.nan
+    found = window_attention(*inputs, window=2, stride=1).isfinite()
+    exact = window_attention(*in_double(inputs), window=2, stride=1).isfinite()
+    assert torch.equal(found, exact) and not found.all()
+
+
+def test_gradients_of_gradients_of_small_windows():
+    inputs = drawn((5, 6), batch=1)[0][:3]
+
+    def twice(those):
+        out = window_attention(*those, window=2, stride=1, periodic=[True, False])
+        first = torch.autograd.grad(out.sin().sum(), those, create_graph=True)
+        return torch.autograd.grad(sum(t.square().sum() for t in first), those)
+
+    assert_close(twice(inputs), twice(in_double(inputs)), within=1e-4)
+
+
+def test_lists_of_small_windows_made_in_inference_serve_training():
+    inputs = drawn((7, 11))[0][:3]
+    with torch.inference_mode():
+        result = window_attention(*inputs, window=2, stride=1)
+    assert torch.equal(by_small_windows(inputs, window=2, stride=1)[0], result)
+
+
+def test_small_windows_with_a_bias_or_a_halo_go_the_other_way(monkeypatch):
+    monkeypatch.setattr(window, "attend_in_small_windows", None)
+    inputs, bias = drawn((6, 5))
+    assert with_gradients(inputs, bias, window=2, stride=1)[0].isfinite().all()
+    assert with_gradients_of_three(inputs[:3], window=2, halo=1)[0].isfinite().all()
+
+
+def test_small_windows_of_all_tilings_make_the_average():
+    """Shares of a point's queries sum to one, and each window is there once."""
+    axes = [tilings(n, 2, 1, 0, False) for n in (5, 4)]
+    small = SmallWindows.of([cut(tiling, (5, 4), (5, 4)) for tiling in product(*axes)])
+    assert len(small.queries) == 4 * 3
+    assert torch.equal(small.queries, small.keys)
+    total = torch.zeros(20).index_add_(0, small.queries.flatten().long(), small.share.flatten())
+    assert torch.allclose(total, torch.ones(20))
+
+
+def test_the_published_layer_takes_small_windows(monkeypatch):
+    layer = MultipoleAttention.published(8, 2)
+    x = torch.randn(1, 8, 12, 9)
+    monkeypatch.setattr(window, "_attend_by_tilings", None)
+    found = layer(x)
+    monkeypatch.undo()
+    assert (found - layer.double()(x.double())).abs().max() < 1e-5
 
 
 # ---------------------------------------------------------------------------------- the library itself

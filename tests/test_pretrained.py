@@ -243,9 +243,13 @@ def test_junk_in_place_of_parameters_is_refused(copy, junk, length):
         lambda tensors: {name: t for name, t in tensors.items() if name != "lifting.weight"},
         lambda tensors: tensors | {"lifting.weight": torch.zeros(8, 40)},
         lambda tensors: tensors | {"lifting.weight": torch.zeros(0)},
+        lambda tensors: tensors | {"lifting.weight": tensors["lifting.weight"].to(torch.int64)},
+        lambda tensors: tensors | {"lifting.weight": tensors["lifting.weight"].to(torch.complex64)},
+        lambda tensors: tensors | {"lifting.weight": tensors["lifting.weight"].to(torch.float8_e5m2)},
+        lambda tensors: tensors | {"reference": tensors["reference"].double()},
         lambda tensors: {},
     ],
-    ids=["more", "fewer", "wider", "empty", "none"],
+    ids=["more", "fewer", "wider", "empty", "whole", "complex", "eighths", "real", "none"],
 )
 def test_parameters_of_other_shapes_are_refused(damage, copy):
     change(copy, weights={"file": "model.safetensors"})
@@ -284,6 +288,13 @@ def test_a_repository_of_the_hub_is_fetched(saved, monkeypatch):
     [(repository, revision, patterns)] = asked
     assert (repository, revision) == ("someone/darcy", "v1")
     assert not any(name.endswith((".pt", ".bin", ".pkl", ".py")) for name in patterns)
+
+    def not_found(*args, **options):
+        raise OSError("404: no such repository")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=not_found))
+    with pytest.raises(InputError, match=r"cannot be fetched from the Hugging Face Hub \(404"):
+        MANO.from_pretrained("someone/darcy")
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(InputError, match=r"pip install 'mano_op\[hub\]'"):

@@ -223,7 +223,7 @@ def test_parameters_of_another_model_are_refused(tmp_path: Path) -> None:
     save_run(tmp_path, make_run("mano", MANO))
     write_weights(tmp_path / "model.safetensors", nn.Module.state_dict(wider))
     with pytest.raises(
-        InputError, match=r"are not those of mano with .*'hidden_channels': 8.*expected \(8,\)"
+        InputError, match=r"are not those of mano with .*'hidden_channels': 8.*expected real \(8,\)"
     ):
         load_run(tmp_path)
 

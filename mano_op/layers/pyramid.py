@@ -222,7 +222,8 @@ class Prolong(_Step):
 def _cut(x: Tensor, first: int, shape: Sequence[int]) -> Tensor:
     """Of a field the points from `first` on, as many as `shape` says."""
     for dim, n in enumerate(shape, start=2):
-        x = x.narrow(dim, first, n)
+        if n != x.shape[dim]:  # the gradient of the whole would be a copy of it
+            x = x.narrow(dim, first, n)
     return x
 
 

@@ -259,9 +259,8 @@ def _bias_table(bias: Callable[[Tensor], Tensor], tiling: Sequence[Tiling], like
     axes = [torch.as_tensor(s, dtype=like.dtype, device=like.device) for s in steps]
     table = bias(torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1))
     n_dim = len(tiling)
-    for i, (below, share) in enumerate(
-        places
-    ):  # (o0, o1, ..., heads) -> (m0, q0, k0, m1, q1, k1, ..., heads)
+    # (o0, o1, ..., heads) -> (m0, q0, k0, m1, q1, k1, ..., heads)
+    for i, (below, share) in enumerate(places):
         table = _between(table, 3 * i, below, share)
     if any(len(axis.offsets) > 1 for axis in tiling):  # along the other axes windows are alike
         widths = [n for axis in tiling for n in (len(axis.queries), *axis.offsets.shape[1:])]

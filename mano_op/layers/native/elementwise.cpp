@@ -31,18 +31,6 @@ template <class Function> inline void each_vector(int64_t channels, Function use
     if (c < channels) use(c, static_cast<int>(channels - c));
 }
 
-inline Vec load_some(const float *p, int n) {
-    if (n == LANES) return load(p);
-    Vec v{};
-    std::memcpy(&v, p, n * sizeof(float));
-    return v;
-}
-
-inline void store_some(float *p, Vec v, int n) {
-    if (n == LANES) return store(p, v);
-    std::memcpy(p, &v, n * sizeof(float));
-}
-
 }  // namespace
 
 extern "C" {

@@ -1,14 +1,19 @@
-// Attention in windows of 2, 4 or 8 queries and as many keys, several windows to a vector, in one pass over all
-// windows of a grid, which may overlap. See mano_op/layers/native/small_windows.py, which calls it, and
-// mano_op/layers/chunks.py for the formulas.
+// Attention in windows of G = 2, 4 or 8 queries and as many keys, in one pass over all windows of a grid, which may
+// overlap. See mano_op/layers/native/small_windows.py, which calls it, and mano_op/layers/chunks.py for the formulas.
 //
-// A lane holds a query, and the key of the same number in its window. The other keys of the window are those of
-// the lanes i ^ 1, i ^ 2, ..., i ^ (G - 1): a query's sums over its keys, and a key's over its queries, are both
-// sums over such exchanges of lanes. Of a window nothing is kept: the backward pass has all of it in registers.
-
-#include <initializer_list>
+// A lane holds the score of a pair: lane i G + j that of query i and key j of its window, so that a vector has 16 / G
+// queries: several windows of 2, one of 4, or a quarter of one of 8. Channels are read as they lie, 16 to a vector,
+// without being transposed, and the sums over channels of 16 pairs are made together. Nothing of a window is kept: the
+// backward pass has all of it in registers.
 
 #include "tokens.h"
+
+// For loops over what is to be in registers.
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
 
 extern "C" {
 
@@ -17,6 +22,7 @@ struct SmallWindows {
     const int32_t *queries, *keys;  // (windows, G): rows
     const float *share;             // (windows, G): what a query's result here counts; 0 at a filler
     const float *missing;           // (windows, G), or null: -infinity where there is no key
+    const uint8_t *new_query, *new_key;  // (windows, G): whether the point's result, or its gradient, is the first
     int64_t batch, windows, heads, head_dim, points, key_points;
     float scale;
     int32_t size, threads;  // size is G
@@ -24,6 +30,9 @@ struct SmallWindows {
 }
 
 namespace {
+
+template <int G> constexpr int QUERIES = LANES / G;                       // of a vector
+template <int G> constexpr int KEYS = G > LANES / G ? G : LANES / G;      // of their windows
 
 // Every lane gets what lane i ^ R has.
 template <int R, int... L> INLINE Vec exchanged(Vec x, std::integer_sequence<int, L...>) {
@@ -34,137 +43,196 @@ template <int R, int... L> INLINE Vec exchanged(Vec x, std::integer_sequence<int
 #endif
 }
 
-template <int R> INLINE Vec exchanged(Vec x) { return exchanged<R>(x, std::make_integer_sequence<int, LANES>()); }
-
-template <class Function, int... R> INLINE void each(std::integer_sequence<int, R...>, Function use) {
-    (use(std::integral_constant<int, R>()), ...);
+// Over the keys of a query, to all of its lanes: the sum, or what else an operation on two vectors makes of them.
+template <int G, int R = 1, class Operation> INLINE Vec over_keys(Vec x, Operation of_two) {
+    if constexpr (R < G)
+        return over_keys<G, 2 * R>(of_two(x, exchanged<R>(x, std::make_integer_sequence<int, LANES>())), of_two);
+    else
+        return x;
 }
 
-// use(r) for r = 0 ... G - 1, known to the compiler.
-template <int G, class Function> INLINE void each(Function use) {
-    each(std::make_integer_sequence<int, G>(), use);
-}
+INLINE Vec sum(Vec a, Vec b) { return a + b; }
 
-// result[r] = the sum of the products of the channels x of a lane and those of y at lane i ^ r.
-template <int G, int D> INLINE void products(const Vec *x, const Vec *y, int d, Vec *result) {
-    for (int c = 0; c < (D ? D : d); c++)
-        each<G>([&](auto r) { result[r] += x[c] * exchanged<r>(y[c]); });
-}
-
-// result = the sum over r of factor[r] times the channels x at lane i ^ r.
-template <int G, int D> INLINE void weighted(const Vec *factor, const Vec *x, int d, Vec *result) {
-    for (int c = 0; c < (D ? D : d); c++) {
-        Vec sum{};
-        each<G>([&](auto r) { sum += factor[r] * exchanged<r>(x[c]); });
-        result[c] = sum;
+// Lane l of the result is the sum over all lanes of m[l]: a transpose whose rows are added up on the way.
+template <int S = LANES / 2> INLINE Vec sums(Vec *m) {
+    UNROLL for (int i = 0; i < S; i++) {
+        swap_blocks<S>(m[i], m[i + S], std::make_integer_sequence<int, LANES>());
+        m[i] += m[i + S];
     }
+    if constexpr (S > 1)
+        return sums<S / 2>(m);
+    else
+        return m[0];
 }
 
-// Of each query the probability of the key at lane i ^ r.
-template <int G, int D> INLINE void softmax(const Vec *q, const Vec *k, Vec missing, int d, Vec *p) {
-    each<G>([&](auto r) { p[r] = exchanged<r>(missing); });
-    products<G, D>(q, k, d, p);
-    Vec most = p[0], total{};
-    for (int r = 1; r < G; r++) most = larger(p[r], most);
-    for (int r = 0; r < G; r++) total += p[r] = exponential(p[r] - most);
-    const Vec inverse = 1.0f / total;
-    for (int r = 0; r < G; r++) p[r] *= inverse;
+// use(c, n) for the channels of a head, 16 at a time: n of them from c on.
+template <int D, class Function> INLINE void each_block(int d, Function use) {
+    int c = 0;
+    for (; c + LANES <= (D ? D : d); c += LANES) use(c, LANES);
+    if ((D ? D : d) % LANES) use(c, (D ? D : d) % LANES);
 }
 
-// The first n of 16 numbers, or so many zeros if there are none.
-inline Vec some(const float *from, int n) {
-    Vec v{};
-    if (from) std::memcpy(&v, from, n * sizeof(float));
-    return v;
+// The sums over channels of each pair of a row of x and one of y.
+template <int G, int D> INLINE Vec products(const float *const *x, const float *const *y, int d) {
+    Vec pairs[LANES] = {};
+    each_block<D>(d, [&](int c, int n) {
+        Vec of_y[KEYS<G>];
+        UNROLL for (int j = 0; j < KEYS<G>; j++) of_y[j] = load_some(y[j] + c, n);
+        UNROLL for (int i = 0; i < QUERIES<G>; i++) {
+            const Vec of_x = load_some(x[i] + c, n);
+            UNROLL for (int j = 0; j < G; j++) pairs[i * G + j] += of_x * of_y[i / G * G + j];
+        }
+    });
+    return sums(pairs);
 }
 
-// Results or gradients, which lie without gaps, as points to be read.
-inline Tokens without_gaps(const float *data, int64_t points, int64_t channels) {
-    return {data, points * channels, channels};
-}
+// Some queries of a head, and the keys of their windows. Where there are fewer, the first one stands in for the others.
+template <int G> struct Part {
+    const SmallWindows &a;
+    int64_t b, h, at, keys_at;
+    int n_queries, n_keys;
 
-// Ask for what the next vector needs of a head: the processor does not foresee a head's part of each row.
-INLINE void ask_for_next(const SmallWindows &a, const int32_t *rows, int64_t b, int64_t h, int64_t at, std::initializer_list<Tokens> of) {
-    if (at + 2 * LANES > a.windows * a.size) return;
-    for (const Tokens &t : of)
-        for (int i = 0; i < LANES; i++) __builtin_prefetch(t.row(b, rows[at + LANES + i]) + h * a.head_dim);
-}
+    Part(const SmallWindows &a, int64_t b, int64_t h, int64_t at) : a(a), b(b), h(h), at(at), keys_at(at / G * G) {
+        n_queries = static_cast<int>(std::min<int64_t>(QUERIES<G>, a.windows * G - at));
+        n_keys = static_cast<int>(std::min<int64_t>(KEYS<G>, a.windows * G - keys_at));
+    }
 
-// use(sample, head, first of some lanes, how many of them) for all vectors of windows. A thread has heads of its own:
+    int64_t query(int i) const { return a.queries[at + (i < n_queries ? i : 0)]; }
+    int64_t key(int j) const { return a.keys[keys_at + (j < n_keys ? j : 0)]; }
+    float share(int i) const { return i < n_queries ? a.share[at + i] : 0.0f; }
+    bool is_new_query(int i) const { return a.new_query[at + i]; }
+    // Of a window of more queries than a vector has, only the first ones meet new keys.
+    bool is_new_key(int j) const { return at == keys_at && a.new_key[keys_at + j]; }
+    bool has_key(int j) const { return j < n_keys && !(a.missing && a.missing[keys_at + j]); }
+
+    INLINE void rows_of_queries(const Tokens &t, const float **rows) const {
+        UNROLL for (int i = 0; i < QUERIES<G>; i++) rows[i] = t.row(b, query(i)) + h * a.head_dim;
+    }
+    INLINE void rows_of_keys(const Tokens &t, const float **rows) const {
+        UNROLL for (int j = 0; j < KEYS<G>; j++) rows[j] = t.row(b, key(j)) + h * a.head_dim;
+    }
+
+    // The row of a result or a gradient, which lie without gaps.
+    float *row(float *data, int64_t points, int64_t i) const {
+        return data + ((b * points + i) * a.heads + h) * a.head_dim;
+    }
+
+    INLINE Vec softmax(Vec scores) const {
+        scores *= a.scale;
+        if (a.missing) {
+            float added[LANES];
+            UNROLL for (int l = 0; l < LANES; l++) added[l] = has_key(l / G / G * G + l % G) ? 0.0f : -INFINITY;
+            scores += load(added);
+        }
+        const Vec p = exponential(scores - over_keys<G>(scores, larger));
+        return p / over_keys<G>(p, sum);
+    }
+};
+
+// So many heads are worked on together: a step of all of them before the next one, so that what waits for a result of one
+// head has others to do. That takes two thirds of the time.
+constexpr int TOGETHER = 8;
+
+// use(make a part of head i, how many heads) for all queries of all samples and heads. A thread has heads of its own:
 // windows overlap, but heads do not meet, so that sums are in the same order with any number of threads.
-template <class Function> void each_vector(const SmallWindows &a, Function make) {
-    in_parallel(a.batch * a.heads, a.threads, [=](int64_t, int64_t first, int64_t last) {
-        auto use = make();
-        const int64_t lanes = a.windows * a.size;
-        for (int64_t b = first / a.heads; b * a.heads < last; b++)
-            for (int64_t at = 0; at < lanes; at += LANES)
-                for (int64_t h = std::max<int64_t>(0, first - b * a.heads); h < std::min(a.heads, last - b * a.heads); h++)
-                    use(b, h, at, static_cast<int>(std::min<int64_t>(LANES, lanes - at)));
+template <int G, class Function> void each_part(const SmallWindows &a, Function use) {
+    in_parallel(a.batch * a.heads, a.threads, [&a, use](int64_t, int64_t first, int64_t last) {
+        for (int64_t b = first / a.heads; b * a.heads < last; b++) {
+            const int64_t h0 = std::max<int64_t>(0, first - b * a.heads), h1 = std::min(a.heads, last - b * a.heads);
+            for (int64_t at = 0; at < a.windows * G; at += QUERIES<G>)
+                for (int64_t h = h0; h < h1; h += TOGETHER)
+                    use([&](int i) { return Part<G>(a, b, h + i, at); }, static_cast<int>(std::min<int64_t>(TOGETHER, h1 - h)));
+        }
     });
 }
 
+// Add to what a row has, which may be nothing yet. So it need not be zero at first, which would be one more way through it.
+INLINE void add_to(float *row, Vec x, int n, bool is_new) { store_some(row, is_new ? x : load_some(row, n) + x, n); }
+
 template <int G, int D> void forward_of(const SmallWindows &a, float *out) {
     const int d = D ? D : static_cast<int>(a.head_dim);
-    each_vector(a, [&a, out, d] {
-        return [&a, out, d, lanes = std::vector<Vec>(std::max(d, LANES)),
-                scratch = std::vector<Vec>(D ? 0 : 4 * d)](int64_t b, int64_t h, int64_t at, int n) mutable {
-            ask_for_next(a, a.queries, b, h, at, {a.q, without_gaps(out, a.points, a.heads * d)});
-            ask_for_next(a, a.keys, b, h, at, {a.k, a.v});
-            Vec local[4 * (D ? D : 1)], p[G];
-            Vec *q = D ? local : scratch.data(), *k = q + d, *v = k + d, *o = v + d;
-            columns<D>(a.q, b, a.queries + at, n, h * d, d, q);
-            columns<D>(a.k, b, a.keys + at, n, h * d, d, k);
-            columns<D>(a.v, b, a.keys + at, n, h * d, d, v);
-            for (int c = 0; c < d; c++) q[c] *= a.scale;
-            softmax<G, D>(q, k, some(a.missing ? a.missing + at : nullptr, n), d, p);
-            const Vec share = some(a.share + at, n);
-            for (int r = 0; r < G; r++) p[r] *= share;
-            weighted<G, D>(p, v, d, o);
-            each_row<D>(o, n, d, reinterpret_cast<float *>(lanes.data()), [&](int i, const float *part) {
-                if (!share[i]) return;
-                add<D>(out + (b * a.points + a.queries[at + i]) * a.heads * d + h * d, part, d);
+    each_part<G>(a, [&a, out, d](auto part_of, int heads) {
+        Vec scores[TOGETHER];
+        for (int h = 0; h < heads; h++) {
+            const Part<G> part = part_of(h);
+            const float *q[QUERIES<G>], *k[KEYS<G>];
+            part.rows_of_queries(a.q, q), part.rows_of_keys(a.k, k);
+            scores[h] = products<G, D>(q, k, d);
+        }
+        for (int h = 0; h < heads; h++) scores[h] = part_of(h).softmax(scores[h]);
+        for (int h = 0; h < heads; h++) {
+            const Part<G> part = part_of(h);
+            const float *v[KEYS<G>], *p = reinterpret_cast<const float *>(&scores[h]);
+            part.rows_of_keys(a.v, v);
+            each_block<D>(d, [&](int c, int n) {
+                Vec of_v[KEYS<G>];
+                UNROLL for (int j = 0; j < KEYS<G>; j++) of_v[j] = load_some(v[j] + c, n);
+                UNROLL for (int i = 0; i < QUERIES<G>; i++) {
+                    if (!part.share(i)) continue;
+                    Vec o{};
+                    UNROLL for (int j = 0; j < G; j++) o += p[i * G + j] * of_v[i / G * G + j];
+                    float *row = part.row(out, a.points, part.query(i)) + c;
+                    add_to(row, part.share(i) * o, n, part.is_new_query(i));
+                }
             });
-        };
+        }
     });
 }
 
 template <int G, int D>
 void backward_of(const SmallWindows &a, const Tokens &grad, float *dq, float *dk, float *dv) {
     const int d = D ? D : static_cast<int>(a.head_dim);
-    each_vector(a, [&a, &grad, dq, dk, dv, d] {
-        return [&a, &grad, dq, dk, dv, d, lanes = std::vector<Vec>(std::max(d, LANES)),
-                scratch = std::vector<Vec>(D ? 0 : 5 * d)](int64_t b, int64_t h, int64_t at, int n) mutable {
-            ask_for_next(a, a.queries, b, h, at, {a.q, grad, without_gaps(dq, a.points, a.heads * d)});
-            ask_for_next(a, a.keys, b, h, at,
-                         {a.k, a.v, without_gaps(dk, a.key_points, a.heads * d), without_gaps(dv, a.key_points, a.heads * d)});
-            Vec local[5 * (D ? D : 1)], p[G], dp[G] = {};
-            Vec *q = D ? local : scratch.data(), *k = q + d, *v = k + d, *g = v + d, *part = g + d;
-            columns<D>(a.q, b, a.queries + at, n, h * d, d, q);
-            columns<D>(a.k, b, a.keys + at, n, h * d, d, k);
-            columns<D>(a.v, b, a.keys + at, n, h * d, d, v);
-            columns<D>(grad, b, a.queries + at, n, h * d, d, g);
-            const Vec share = some(a.share + at, n), missing = some(a.missing ? a.missing + at : nullptr, n);
-            for (int c = 0; c < d; c++) q[c] *= a.scale, g[c] = share > 0.0f ? g[c] * share : Vec{};
-            softmax<G, D>(q, k, missing, d, p);
-            products<G, D>(g, v, d, dp);
-            Vec delta{};
-            for (int r = 0; r < G; r++) delta += p[r] * dp[r];
-            for (int r = 0; r < G; r++) dp[r] = p[r] * (dp[r] - delta);  // now of the scores
-            const auto add_to = [&](float *total, const int32_t *rows, int64_t points, auto is_there) {
-                each_row<D>(part, n, d, reinterpret_cast<float *>(lanes.data()), [&](int i, const float *of_row) {
-                    if (is_there(i)) add<D>(total + (b * points + rows[at + i]) * a.heads * d + h * d, of_row, d);
-                });
-            };
-            weighted<G, D>(dp, k, d, part);
-            for (int c = 0; c < d; c++) part[c] *= a.scale;
-            add_to(dq, a.queries, a.points, [&](int i) { return share[i] > 0; });
-            // As keys see it: lane i ^ r's own.
-            each<G>([&](auto r) { dp[r] = exchanged<r>(dp[r]), p[r] = exchanged<r>(p[r]); });
-            weighted<G, D>(dp, q, d, part);
-            add_to(dk, a.keys, a.key_points, [&](int i) { return missing[i] == 0; });
-            weighted<G, D>(p, g, d, part);
-            add_to(dv, a.keys, a.key_points, [&](int i) { return missing[i] == 0; });
-        };
+    each_part<G>(a, [&a, &grad, dq, dk, dv, d](auto part_of, int heads) {
+        Vec scores[TOGETHER], gradients[TOGETHER], share;
+        float shares[LANES];
+        for (int l = 0; l < LANES; l++) shares[l] = part_of(0).share(l / G);
+        share = load(shares);
+        for (int h = 0; h < heads; h++) {
+            const Part<G> part = part_of(h);
+            const float *x[QUERIES<G>], *y[KEYS<G>];
+            part.rows_of_queries(a.q, x), part.rows_of_keys(a.k, y);
+            scores[h] = products<G, D>(x, y, d);
+            part.rows_of_queries(grad, x), part.rows_of_keys(a.v, y);
+            gradients[h] = products<G, D>(x, y, d);
+        }
+        for (int h = 0; h < heads; h++) {
+            const Vec p = part_of(h).softmax(scores[h]);
+            // A filler's result goes nowhere.
+            const Vec dp = share > 0.0f ? share * gradients[h] : Vec{};
+            scores[h] = share * p;
+            gradients[h] = a.scale * p * (dp - over_keys<G>(p * dp, sum));
+        }
+        for (int h = 0; h < heads; h++) {
+            const Part<G> part = part_of(h);
+            const float *p = reinterpret_cast<const float *>(&scores[h]), *ds = reinterpret_cast<const float *>(&gradients[h]);
+            const float *q[QUERIES<G>], *g[QUERIES<G>], *k[KEYS<G>];
+            part.rows_of_queries(a.q, q), part.rows_of_queries(grad, g), part.rows_of_keys(a.k, k);
+            each_block<D>(d, [&](int c, int n) {
+                Vec of_q[QUERIES<G>], of_g[QUERIES<G>], of_k[KEYS<G>];
+                UNROLL for (int i = 0; i < QUERIES<G>; i++) {
+                    of_q[i] = load_some(q[i] + c, n);
+                    of_g[i] = part.share(i) ? load_some(g[i] + c, n) : Vec{};
+                }
+                UNROLL for (int j = 0; j < KEYS<G>; j++) of_k[j] = load_some(k[j] + c, n);
+                UNROLL for (int i = 0; i < QUERIES<G>; i++) {
+                    if (!part.share(i)) continue;
+                    Vec of_query{};
+                    UNROLL for (int j = 0; j < G; j++) of_query += ds[i * G + j] * of_k[i / G * G + j];
+                    add_to(part.row(dq, a.points, part.query(i)) + c, of_query, n, part.is_new_query(i));
+                }
+                UNROLL for (int j = 0; j < KEYS<G>; j++) {
+                    if (!part.has_key(j)) continue;
+                    Vec of_key{}, of_value{};
+                    UNROLL for (int i = 0; i < (G < QUERIES<G> ? G : QUERIES<G>); i++) {
+                        const int query = j / G * G + i;
+                        of_key += ds[query * G + j % G] * of_q[query];
+                        of_value += p[query * G + j % G] * of_g[query];
+                    }
+                    add_to(part.row(dk, a.key_points, part.key(j)) + c, of_key, n, part.is_new_key(j));
+                    add_to(part.row(dv, a.key_points, part.key(j)) + c, of_value, n, part.is_new_key(j));
+                }
+            });
+        }
     });
 }
 
@@ -191,7 +259,7 @@ template <class Function> void with_sizes(const SmallWindows &a, Function use) {
 
 extern "C" {
 
-// `out`, zero at first, is (batch, points, heads * head_dim), as gradients are, each with the points of its own.
+// `out` is (batch, points, heads * head_dim), as gradients are, each with the points of its own.
 void small_forward(const SmallWindows *a, float *out) {
     with_sizes(*a, [&](auto size, auto head_dim) { forward_of<size, head_dim>(*a, out); });
 }

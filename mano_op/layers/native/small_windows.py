@@ -1,9 +1,10 @@
 """Attention in windows of 2, 4 or 8 points by the compiled library, all windows at once, with gradients.
 
 A window of 4 queries fills a quarter of the vectors that `mano_op.layers.native.window` works on, and where
-windows overlap, each of their tilings has a result there that is kept. Here several windows share a vector,
-those of all tilings are one list, and each adds its share to the results of its points. The backward pass
-needs nothing but queries, keys and values. Nothing is added to scores.
+windows overlap, each of their tilings has a result there that is kept. Here a vector holds pairs of a query
+and a key, of several windows if they are that small; the windows of all tilings are one list, and each adds
+its share to the results of its points. The backward pass needs nothing but queries, keys and values. Nothing
+is added to scores.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mano_op.layers.chunks import differentiable
@@ -38,12 +40,16 @@ class SmallWindows:
         What a query's result counts in the average over all its windows; 0 at a filler.
     missing : float32, ``(windows, n)``, optional
         -inf where there is no key, else 0; None if all are there.
+    new_query, new_key : bool, ``(windows, n)``
+        Whether no window before, nor place of this one, has a result, or a gradient, for the point.
     """
 
     queries: Tensor
     keys: Tensor
     share: Tensor
     missing: Tensor | None
+    new_query: Tensor
+    new_key: Tensor
 
     @classmethod
     def of(cls, cuts: Sequence[Cut]) -> SmallWindows:
@@ -54,13 +60,25 @@ class SmallWindows:
         )
         share = np.concatenate([cut.query_exists * cut.share[cut.queries] for cut in cuts])
         order = np.argsort(queries[:, 0], kind="stable")
-        missing = np.where(exists[order], 0.0, -np.inf)
+        queries, keys, exists, share = (t[order] for t in (queries, keys, exists, share))
+        missing = np.where(exists, 0.0, -np.inf)
         return cls(
-            torch.as_tensor(queries[order]),
-            torch.as_tensor(keys[order]),
-            torch.as_tensor(share[order], dtype=torch.float32),
+            torch.as_tensor(queries),
+            torch.as_tensor(keys),
+            torch.as_tensor(share, dtype=torch.float32),
             None if exists.all() else torch.as_tensor(missing, dtype=torch.float32),
+            torch.as_tensor(_first_of_each(queries, share > 0)),
+            torch.as_tensor(_first_of_each(keys, exists)),
         )
+
+
+def _first_of_each(points: NDArray[np.int32], counts: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Where points stand for the first time, of the places that count; each point has one."""
+    places = np.flatnonzero(counts)
+    _, first = np.unique(points.flat[places], return_index=True)
+    found = np.zeros(points.size, dtype=bool)
+    found[places[first]] = True
+    return found.reshape(points.shape)
 
 
 def attend_in_small_windows(
@@ -88,7 +106,10 @@ def attend_in_small_windows(
 class _Problem(ctypes.Structure):
     _fields_ = (
         *((name, Tokens) for name in "qkv"),
-        *((name, ctypes.c_void_p) for name in ("queries", "keys", "share", "missing")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("queries", "keys", "share", "missing", "new_query", "new_key")
+        ),
         *(
             (name, ctypes.c_int64)
             for name in ("batch", "windows", "heads", "head_dim", "points", "key_points")
@@ -104,6 +125,7 @@ class _Problem(ctypes.Structure):
         return cls(
             *(Tokens.of(t) for t in (q, k, v)),
             *pointers(windows.queries, windows.keys, windows.share, windows.missing),
+            *pointers(windows.new_query, windows.new_key),
             *(len(q), len(windows.queries), heads, head_dim, q.shape[1], k.shape[1]),
             *(head_dim**-0.5, windows.queries.shape[1], torch.get_num_threads()),
         )
@@ -120,7 +142,7 @@ class _Small(torch.autograd.Function):
         tilings: Callable[[], Sequence[Rows]],
         heads: int,
     ) -> Tensor:
-        out = q.new_zeros(q.shape)
+        out = q.new_empty(q.shape)
         problem = _Problem.of(q, k, v, windows, heads)
         loaded().small_forward(ctypes.byref(problem), *pointers(out))
         ctx.save_for_backward(q, k, v)
@@ -133,7 +155,7 @@ class _Small(torch.autograd.Function):
         if torch.is_grad_enabled():
             return *_differentiable(ctx, q, k, v, grad), None, None, None
         grad = with_channels_together(grad)
-        dq, dk, dv = (t.new_zeros(t.shape) for t in (q, k, v))
+        dq, dk, dv = (t.new_empty(t.shape) for t in (q, k, v))
         problem = _Problem.of(q, k, v, ctx.windows, ctx.heads)
         of_grad = Tokens.of(grad)
         loaded().small_backward(ctypes.byref(problem), ctypes.byref(of_grad), *pointers(dq, dk, dv))

@@ -27,6 +27,19 @@ inline Vec load(const float *p) {
 
 inline void store(float *p, Vec v) { std::memcpy(p, &v, sizeof v); }
 
+// The n first of 16 numbers; the others are 0, or not touched.
+inline Vec load_some(const float *p, int n) {
+    if (n == LANES) return load(p);
+    Vec v{};
+    std::memcpy(&v, p, n * sizeof(float));
+    return v;
+}
+
+inline void store_some(float *p, Vec v, int n) {
+    if (n == LANES) return store(p, v);
+    std::memcpy(p, &v, n * sizeof(float));
+}
+
 inline Vec all(float x) { return Vec{} + x; }
 
 inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
