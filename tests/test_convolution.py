@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from helpers import in_a_group_of_one, on_grid
 from neuralop import LpLoss, Trainer
 from neuralop.layers.fno_block import FNOBlocks
 from neuralop.layers.spectral_convolution import SpectralConv
@@ -20,7 +21,6 @@ from torch.testing import assert_close
 
 from mano_op import Grid, InputError, MultipoleAttention, MultipoleConv, field_loaders, generate_darcy
 from mano_op.layers.regrid import regrid
-from tests.helpers import on_grid
 
 SMALL = {"n_heads": 2, "window": 2, "n_levels": 2}
 
@@ -438,18 +438,16 @@ def test_training_state_of_a_host(tmp_path):
     assert torch.equal(loaded(x), model(x))
 
 
-@pytest.mark.parametrize("host", HOSTS)
-def test_data_parallel_training_at_other_sizes(host, tmp_path):
-    """DDP fails at the next step if a parameter got no gradient. CODANO's instance norm wants two points."""
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.FileStore(str(tmp_path / "rendezvous")), rank=0, world_size=1
-    )
-    try:
-        model = DistributedDataParallel(HOSTS[host](partial(CONV, n_levels=3)))
+def descend_in_parallel():
+    for host in HOSTS.values():
+        model = DistributedDataParallel(host(partial(CONV, n_levels=3)))
         for shape in [(8, 8), (4, 4), (2, 4), (9, 5), (16, 16)]:
             model(x=torch.randn(2, 1, *shape)).square().sum().backward()
-    finally:
-        torch.distributed.destroy_process_group()
+
+
+def test_data_parallel_training_at_other_sizes(tmp_path):
+    """DDP fails at the next step if a parameter got no gradient. CODANO's instance norm wants two points."""
+    in_a_group_of_one(descend_in_parallel, tmp_path)
 
 
 # Training, at 16 points a side, by neuraloperator's own Trainer.

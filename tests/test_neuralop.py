@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from helpers import in_a_group_of_one
 from neuralop import Trainer, get_model
 from neuralop.data.transforms.data_processors import DefaultDataProcessor
 from neuralop.data.transforms.normalizers import UnitGaussianNormalizer
@@ -271,17 +272,15 @@ def test_one_optimizer_for_two_models():
                 model.load_state_dict(build(model._name, seed=5).state_dict())
 
 
-@pytest.mark.parametrize("arch", MODELS)
-def test_data_parallel_training_at_sizes_with_fewer_levels(arch, tmp_path):
-    """DDP fails at the next step if a parameter, of a level that was left out, say, got no gradient."""
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.FileStore(str(tmp_path / "rendezvous")), rank=0, world_size=1
-    )
-    try:
+def descend_in_parallel():
+    for arch in MODELS:
         model = DistributedDataParallel(build(arch, n_levels=3))
         for shape in [(8, 8), (2, 2), (1, 1), (5, 1), (8, 8)]:
             model(x=torch.randn(2, 1, *shape)).square().sum().backward()
         with torch.no_grad():
             assert torch.equal(model(x=(x := torch.randn(1, 1, 4, 4))), model.module(x))
-    finally:
-        torch.distributed.destroy_process_group()
+
+
+def test_data_parallel_training_at_sizes_with_fewer_levels(tmp_path):
+    """DDP fails at the next step if a parameter, of a level that was left out, say, got no gradient."""
+    in_a_group_of_one(descend_in_parallel, tmp_path)

@@ -5,12 +5,12 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from helpers import on_grid, rates
 from torch.testing import assert_close
 
 from mano_op.grid import Grid
 from mano_op.layers.regrid import regrid
 from mano_op.resample import resample
-from tests.helpers import on_grid, rates
 
 
 def grid(shape, registration="node", periodic=False):
