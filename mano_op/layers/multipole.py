@@ -343,11 +343,7 @@ class MultipoleAttention(nn.Module):
                 coarse = up(out, field.shape[2:], self._level_weight(i - 1, len(levels)))
             plus = [t for t in (coarse, field if residual and not levels else None) if t is not None]
             out = attend(field, plus=plus)
-        # On a small grid some levels are left out. Data-parallel training waits for a gradient of every
-        # parameter, so give theirs: nothing at all, added up.
-        if idle := self._idle(n_levels):
-            out = out + sum(parameter.flatten()[:0].sum() for parameter in idle)
-        return out, coarse
+        return self._with_idle(out, n_levels), coarse
 
     def sources(self, anchors: Tensor, coarse: Tensor | None) -> Sources:
         """What the points of the reference have for those between them.
@@ -360,7 +356,9 @@ class MultipoleAttention(nn.Module):
             What `on_reference` returned for them.
         """
         finest = cast(WindowAttention, self.attention[0])
-        return Sources(*finest.keys_and_values(anchors), coarse)
+        keys, values = finest.keys_and_values(anchors)
+        n_levels = len(level_shapes(anchors.shape[2:], self.rate, self.n_levels))
+        return Sources(keys, self._with_idle(values, n_levels), coarse)
 
     def between(self, x: Tensor, sources: Sources, tile: Tile, *, residual: bool = False) -> Tensor:
         """The layer at some points of a grid that refines the reference.
@@ -383,6 +381,15 @@ class MultipoleAttention(nn.Module):
     def _each(modules: nn.ModuleList, count: int) -> list[nn.Module]:
         """The modules of the first levels or steps, finest first: its own for each, or one for all."""
         return list(modules)[:count] if len(modules) > 1 else [*modules] * count
+
+    def _with_idle(self, result: Tensor, n_levels: int) -> Tensor:
+        """The same, as a function of all parameters.
+
+        On a small grid some levels are left out. Data-parallel training waits for a gradient of every
+        parameter, so it gets theirs: of nothing at all, added up.
+        """
+        idle = self._idle(n_levels)
+        return result + sum(parameter.flatten()[:0].sum() for parameter in idle) if idle else result
 
     def _idle(self, n_levels: int) -> list[nn.Parameter]:
         """The parameters that a grid with so many levels does not use."""

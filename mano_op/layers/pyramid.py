@@ -37,6 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mano_op.errors import check_whole
 from mano_op.grid import Registration
 from mano_op.layers.native import stencil
 from mano_op.layers.native.stencil import apply_stencil, can_apply_natively
@@ -76,6 +77,7 @@ def covering_levels(shape: Sequence[int], window: int, rate: int = 2) -> int:
     >>> covering_levels((16, 16), window=4), covering_levels((64, 48), window=4), covering_levels((3,), 4)
     (3, 5, 1)
     """
+    check_whole(window=window)
     levels, side = 1, max(shape)
     while side > window:
         levels, side = levels + 1, -(-side // rate)
@@ -166,7 +168,9 @@ class Restrict(_Step):
             x = conv(fill_last_cells(x, self.rate), self.kernel(), stride=self.rate)
         else:
             pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[n_dim - 1]
-            x = pool(fill_last_cells(x, self.rate), self.rate)
+            filled, half = fill_last_cells(x, self.rate), x.dtype in (torch.float16, torch.bfloat16)
+            # On a CPU torch has no pool of half precision in three dimensions.
+            x = pool(filled.float() if half else filled, self.rate).to(x.dtype)
         return x
 
     def _convolved(self, x: Tensor, kernel: Tensor) -> Tensor:

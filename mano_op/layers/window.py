@@ -280,11 +280,12 @@ def _lattice(
         offset = axis.offsets
         step = 1.0 if (offset == np.rint(offset)).all() else 0.25
         place = offset / step
-        first = np.floor(place.min())
+        # Rounded down once: 3 less a rounding error, counted from another point, would be 3.
+        below = np.floor(place)
+        first, last = below.min(), below.max()
         # One more than the last, which what lies beyond it is interpolated with.
-        steps.append(step * np.arange(first, np.floor(place.max()) + (1 if step == 1 else 2)))
-        below = np.floor(place - first)
-        places.append((below.astype(np.int64), place - first - below))
+        steps.append(step * np.arange(first, last + (1 if step == 1 else 2)))
+        places.append(((below - first).astype(np.int64), place - below))
     return steps, places
 
 

@@ -1,0 +1,216 @@
+"""Whatever is asked of the operators: a right answer or a clear error. No NaN, no other type, no hang."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_multipole import draw
+
+from mano_op import MANO, InputError, MultipoleAttention, MultipoleConv, PublishedMANO
+
+# The error of an answer in a type, and the largest value of which a norm may take the square in it.
+ERRORS = {torch.float32: 5e-4, torch.float16: 0.03, torch.bfloat16: 0.2}
+LARGEST = {torch.float32: 1e15, torch.float64: 1e100, torch.bfloat16: 1e15}
+MOST = {1: 40, 2: 12, 3: 5}
+WRONG = [0, -1, 2.5, True, "2", float("nan"), None, "nothing", [2], (8,) * 4, (0,), {}, torch.float32]
+heads = st.shared(st.integers(1, 2), key="heads")
+width = heads.flatmap(lambda n: st.sampled_from([n, 2 * n, 4 * n]))
+levels = st.integers(1, 4)
+
+
+registrations = st.shared(st.sampled_from(["node", "node_both", "cell"]), key="registration")
+
+
+def shapes(n_dim, most=None):
+    fewest = registrations.map(lambda name: 2 if name == "node_both" else 1)
+    return fewest.flatmap(lambda few: st.tuples(*[st.integers(few, most or MOST[n_dim])] * n_dim))
+
+
+def grids(n_dim):
+    flags = st.one_of(st.booleans(), st.lists(st.booleans(), min_size=n_dim, max_size=n_dim))
+    return {
+        "registration": registrations,
+        "periodic": registrations.flatmap(lambda name: st.just(False) if name == "node_both" else flags),
+        "reference_shape": st.one_of(st.none(), st.tuples(*[st.integers(2, 7)] * n_dim)),
+    }
+
+
+def attention(n_dim):
+    return grids(n_dim) | {
+        "channels": width,
+        "n_heads": heads,
+        "n_dim": st.just(n_dim),
+        "head_dim": st.one_of(st.none(), st.integers(1, 4)),
+        "window": st.integers(2, 5),
+        "stride": st.one_of(st.none(), st.none(), st.integers(1, 2)),
+        "halo": st.integers(0, 2),
+        "rate": st.integers(2, 3),
+        "n_levels": levels,
+        "sampling": st.sampled_from(["stencil", "conv", "avg_pool"]),
+        "level_weights": st.sampled_from(["learned", "factorial"]),
+        "position_bias": st.booleans(),
+        "shared_levels": st.booleans(),
+        "double_norm": st.booleans(),
+    }
+
+
+def mano(n_dim):
+    values = st.lists(st.one_of(st.none(), st.floats(-2, 2)), min_size=2, max_size=2)
+    return grids(n_dim) | {
+        "in_channels": st.integers(1, 2),
+        "out_channels": st.just(2),
+        "hidden_channels": width,
+        "n_layers": st.integers(1, 2),
+        "n_heads": heads,
+        "n_dim": st.just(n_dim),
+        "window": st.integers(1, 5),
+        "halo": st.integers(0, 2),
+        "n_levels": st.one_of(st.none(), levels),
+        "channel_mlp_expansion": st.sampled_from([1, 1.5, 2.0]),
+        "projection_channel_ratio": st.sampled_from([1, 1.5, 2.0]),
+        "non_linearity": st.sampled_from(["gelu", "relu", "silu", "tanh"]),
+        "positional_embedding": st.sampled_from(["grid", None]),
+        "boundary_values": st.one_of(st.none(), values),
+    }
+
+
+def published(n_dim):
+    return {
+        "in_channels": st.integers(1, 2),
+        "out_channels": st.integers(1, 2),
+        "hidden_channels": width.map(lambda n: 2 * n),
+        "n_layers": st.integers(1, 2),
+        "n_heads": heads,
+        "n_dim": st.just(n_dim),
+        "window": st.integers(2, 5),
+        "stride": st.integers(1, 2),
+        "n_levels": st.one_of(st.none(), levels),
+    }
+
+
+def convolution(n_dim):
+    return grids(n_dim) | {
+        "in_channels": st.integers(1, 3),
+        "out_channels": st.integers(1, 3),
+        "n_modes": st.just((4,) * n_dim),
+        "resolution_scaling_factor": st.one_of(st.none(), st.sampled_from([0.5, 1, 2, [1.0] * n_dim])),
+        "n_heads": heads,
+        "hidden_channels": width,
+        "window": st.integers(1, 5),
+        "halo": st.integers(0, 2),
+        "n_levels": st.one_of(st.none(), levels),
+    }
+
+
+OPTIONS = {
+    MultipoleAttention: attention,
+    MANO: mano,
+    PublishedMANO: published,
+    MultipoleConv: convolution,
+}
+
+
+def made(cls, options):
+    """The module with every parameter off its initial value, or None if the options were refused."""
+    torch.manual_seed(0)
+    try:
+        module = cls(**options)
+    except InputError as error:
+        assert any(name in str(error) for name in options), str(error)
+        return None
+    for i, parameter in enumerate(module.parameters()):
+        parameter.data += 0.3 * draw(*parameter.shape, seed=i).float()
+    return module
+
+
+def channels(options):
+    return options.get("channels", options.get("in_channels"))
+
+
+def drawn(data, cls):
+    n_dim = data.draw(st.integers(1, 3))
+    options = data.draw(st.fixed_dictionaries(OPTIONS[cls](n_dim)))
+    return options, (channels(options), *data.draw(shapes(n_dim)))
+
+
+@pytest.mark.parametrize("cls", OPTIONS)
+@settings(max_examples=120)
+@given(data=st.data())
+def test_the_answer_is_right_in_every_type(cls, data):
+    """It is that of double precision, as nearly as the type can tell; the input stays as it was."""
+    options, shape = drawn(data, cls)
+    module = made(cls, options)
+    if module is None:
+        return
+    dtype = data.draw(st.sampled_from(list(ERRORS)))
+    module, x = module.to(dtype), draw(2, *shape).to(dtype)
+    before = x.clone()
+    out = module(x)
+    assert torch.equal(x, before)
+    assert out.dtype == dtype and out.isfinite().all()
+    parameters = list(module.parameters())
+    slopes = torch.autograd.grad(out.double().square().sum(), parameters, allow_unused=True)
+    for slope, (name, parameter) in zip(slopes, module.named_parameters(), strict=True):
+        assert slope is not None and slope.dtype == dtype and slope.isfinite().all(), (name, parameter.shape)
+    exact = module.double()(x.double())
+    assert out.shape == exact.shape
+    assert (out.double() - exact).norm() <= ERRORS[dtype] * (1 + exact.norm())
+
+
+@pytest.mark.parametrize("cls", OPTIONS)
+@settings(max_examples=150)
+@given(data=st.data())
+def test_a_wrong_option_is_refused_by_name(cls, data):
+    """Or it is no wrong one: then the module works."""
+    options, shape = drawn(data, cls)
+    x = draw(1, *shape).float()
+    options[data.draw(st.sampled_from(sorted(options)))] = data.draw(st.sampled_from(WRONG))
+    module = made(cls, options)
+    if module is None:
+        return
+    try:
+        assert module(x).isfinite().all()
+    except InputError as error:  # more or fewer channels or dimensions than the field has
+        assert "shape" in str(error)
+
+
+@pytest.mark.parametrize("cls", OPTIONS)
+@settings(max_examples=60)
+@given(data=st.data(), sign=st.sampled_from([0, 1, -1]), power=st.floats(-1, 1))
+def test_no_finite_field_gives_nan(cls, data, sign, power):
+    """However large or small, constant or not, as long as its squares are finite."""
+    options, shape = drawn(data, cls)
+    module = made(cls, options)
+    if module is None:
+        return
+    dtype = data.draw(st.sampled_from(list(LARGEST)))
+    x = draw(2, *shape) if sign == 0 else torch.full((2, *shape), float(sign), dtype=torch.float64)
+    module, x = module.to(dtype), (x * LARGEST[dtype] ** power).to(dtype)
+    for field in (x, x * (draw(*x.shape, seed=1) > 1).to(dtype)):
+        out = module(field)
+        assert out.dtype == dtype and out.isfinite().all()
+        slopes = torch.autograd.grad(
+            (out / out.detach().abs().max().clamp(min=1)).sum(), list(module.parameters())
+        )
+        assert all(slope.isfinite().all() for slope in slopes)
+
+
+@pytest.mark.parametrize("cls", OPTIONS)
+@settings(max_examples=25)
+@given(data=st.data())
+def test_gradients_are_those_of_finite_differences(cls, data):
+    n_dim = data.draw(st.integers(1, 3))
+    options = data.draw(st.fixed_dictionaries(OPTIONS[cls](n_dim)))
+    smooth = {"non_linearity": "tanh"} if cls is MANO else {}
+    module = made(cls, options | smooth)
+    if module is None:
+        return
+    module = module.double()
+    x = draw(1, channels(options), *data.draw(shapes(n_dim, {1: 9, 2: 5, 3: 3}[n_dim]))).requires_grad_()
+    module(x)  # the first grid in training may become the reference
+
+    def function(x, *parameters):
+        named = dict(zip((name for name, _ in module.named_parameters()), parameters, strict=True))
+        return torch.func.functional_call(module, named, (x,))
+
+    assert torch.autograd.gradcheck(function, (x, *module.parameters()), fast_mode=True)
