@@ -369,3 +369,68 @@ def test_the_command_line_takes_both(
     assert (training["noise"], training["pushforward"]) == (0.01, 2)
     assert main([*command, *window, "--overwrite", "--noise", "-1"]) == 2
     assert "noise=-1.0, expected a finite number" in capsys.readouterr().err
+
+
+class Residual(nn.Module):
+    """A linear step; what it does to a wavenumber that no field has, no loss of true fields says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, 15, padding="same", padding_mode="circular", bias=False)
+
+    def forward(self, x: Tensor, **sample: Tensor) -> Tensor:
+        return x + self.conv(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*received unexpected keyword arguments")
+def test_noise_keeps_a_rollout_on_course(tmp_path: Path) -> None:
+    """Waves of three wavenumbers on 16 points, moved on 60 times; what is rounded off grows in the others.
+
+    Measured with three seeds: after one step 0.001 to 0.002 % without noise and 0.08 % with it, after sixty
+    at least 7,000 % and 4.4 to 4.6 %. The pushforward trick does not help here, or by luck: the model's own
+    errors are of the wavenumbers that it has been shown.
+    """
+    n, steps = 16, 60
+    grid = Grid.uniform((n,), periodic=True)
+    x, t = grid.mesh[0], 0.1 * np.arange(steps + 1)[:, None]
+    draw = np.random.default_rng(0)
+    flows = [
+        sum(draw.normal() * np.cos(2 * np.pi * k * (x - 0.37 * t - draw.uniform())) for k in (1, 2, 3))
+        for _ in range(10)
+    ]
+    store = create_store(
+        tmp_path / "waves.zarr",
+        [grid],
+        [Variable("w", "output", time=True)],
+        {"train": 6, "test": 4},
+        title="Waves",
+        provenance={},
+        levels="resampled",
+        boundary_conditions={"x": "periodic"},
+        chunk=10,
+        times=t.flatten().tolist(),
+    )
+    store.write(slice(0, 10), {grid: {"w": np.stack(flows)}})
+    store.finish()
+
+    def errors(noise: float) -> list[float]:
+        """Of the first step and of the last."""
+        loaders = field_loaders(store, train=n, test=[n], batch_size=20, window=(1, 1), rollout=steps)
+        torch.manual_seed(0)
+        model = Residual()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40)
+        processor = PerturbedInputs(loaders.processor, model, noise=noise)
+        trainer = Trainer(model=model, n_epochs=40, data_processor=processor)
+        trainer.train(loaders.train, {}, optimizer, schedule, training_loss=LpLoss(d=1, p=2))
+        [batch] = loaders.test[n]
+        known, found = batch["x"], []
+        with torch.no_grad():
+            for truth in batch["y"].split(1, dim=1):
+                known = loaders.processor.advance(model, known)
+                found.append(LpLoss(d=1, p=2)(known, truth).item() / len(truth))
+        return [found[0], found[-1]]
+
+    plain, noisy = errors(0.0), errors(0.03)
+    assert plain[0] < noisy[0] < 2e-3
+    assert noisy[1] < 0.1 and plain[1] > 10
