@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import moving_wave_store
 from neuralop import LpLoss, Trainer
 from torch import Tensor, nn
 
@@ -21,7 +22,6 @@ from mano_op.runs import load_run
 from mano_op.train import train_model
 from mano_op.train.perturbation import PerturbedInputs
 
-TIMES = tuple(0.1 * i for i in range(6))
 GRIDS = [Grid.uniform((n,), periodic=True) for n in (8, 16)]
 SMALL = {"hidden_channels": 8, "n_layers": 1, "n_heads": 2}
 STATISTICS = {
@@ -32,34 +32,10 @@ STATISTICS = {
 NEXT = {"w@+1": STATISTICS["w@+0"]}
 
 
-def waves(samples: Any, grid: Grid) -> dict[str, np.ndarray]:
-    """Each with a force of its own and a wave that moves and decays."""
-    x, t = grid.mesh[0], np.array(TIMES)[:, None]
-    phases = np.array([np.random.default_rng(int(i)).uniform() for i in samples])
-    return {
-        "force": np.stack([np.sin(2 * np.pi * (x + p)) for p in phases]),
-        "w": np.stack([np.exp(-t) * np.cos(2 * np.pi * (x - t - p)) for p in phases]),
-    }
-
-
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> FieldStore:
-    store = create_store(
-        tmp_path_factory.mktemp("perturbation") / "waves.zarr",
-        GRIDS,
-        [Variable("force", "input"), Variable("w", "output", time=True)],
-        {"train": 6, "test": 3},
-        title="Waves",
-        provenance={"problem": "waves"},
-        levels="resampled",
-        boundary_conditions={"x": "periodic"},
-        chunk=3,
-        times=TIMES,
-    )
-    for samples in store.pending():
-        store.write(samples, {grid: waves(range(samples.start, samples.stop), grid) for grid in GRIDS})
-    store.finish()
-    return store
+    folder = tmp_path_factory.mktemp("perturbation")
+    return moving_wave_store(folder / "waves.zarr", GRIDS, {"train": 6, "test": 3})
 
 
 class Step(nn.Module):

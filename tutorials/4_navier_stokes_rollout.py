@@ -148,7 +148,7 @@ for start in (0, 5):
 # fields are unlike all that follow, the training had sixteen of them, and FNO has not learned from these
 # what holds for others. MANO, with a thirtieth of the parameters, is at 10 % there, and its error grows
 # slowly after the third step. It is so with three seeds. More passes do not help FNO: with 24, at a rate of
-# 5e-3, its training error is 1.2 % and its rollout ends at 145 %; more flows would. On the finer grid,
+# 5e-3, its training error is 1.2 % and its rollout ends at 145 %. On the finer grid,
 # which none of them has seen, errors are the same or smaller by little: the waves are long, and both grids
 # carry them.
 #
