@@ -3,9 +3,9 @@ r"""Training on inputs that are off, as those of a rollout are: noise, and the m
 A model that steps a field on in time is trained on true fields, and in a rollout is given its own. They are
 off by what it got wrong before, which it has never seen, and errors may grow from step to step. Both
 remedies of the literature also train the step from :math:`u^k + \varepsilon` to the true :math:`u^{k+1}`, so
-that the model brings back what is off (Brandstetter et al. [1]_, equation 6):
+that the model brings back what is off (Brandstetter et al. [1]_, equation 7):
 
-* noise, :math:`\varepsilon \sim N(0, \sigma^2)` at each point (Sanchez-Gonzalez et al. [2]_, section 4.2);
+* noise, :math:`\varepsilon \sim N(0, \sigma^2)` at each point (Sanchez-Gonzalez et al. [2]_);
 * the "pushforward trick", :math:`u^k + \varepsilon = A(u^{k-1})`: the model's own step A from the field
   before, or several, through which no gradient is taken, since they only say where it is off.
 
@@ -122,7 +122,7 @@ class PerturbedInputs(nn.Module):
     References
     ----------
     .. [1] Brandstetter, Worrall, Welling, "Message Passing Neural PDE Solvers", ICLR 2022, arXiv:2202.03376,
-       section 3.1, equations 5 and 6.
+       section 3.1, equation 7 and the loss that follows it.
 
     Examples
     --------
