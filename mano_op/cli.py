@@ -252,6 +252,8 @@ def _train(args: argparse.Namespace) -> None:
         loss=args.loss,
         optimizer=args.optimizer,
         symmetries=args.symmetries,
+        noise=args.noise,
+        pushforward=args.pushforward,
         seed=args.seed,
         device=args.device,
         precision=args.precision,
@@ -693,6 +695,22 @@ def _parser() -> argparse.ArgumentParser:
         choices=("transpose", "reflect"),
         default=[],
         help="of the problem and its scalar fields, by which batches are turned at random",
+    )
+    train.add_argument(
+        "--noise",
+        type=float,
+        default=0.0,
+        metavar="SIGMA",
+        help="with --window: noise on inputs that vary in time, in units of their standard deviation, for "
+        "rollouts that stay on course: 0.01",
+    )
+    train.add_argument(
+        "--pushforward",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="with --window IN 1, for the same: the model first steps samples on by itself, without "
+        "gradients, up to so many times",
     )
     train.add_argument("--loss", choices=("l2", "h1"), default="l2", help="relative error in this norm")
     train.add_argument("--seed", type=int, default=0, help="of the parameters and the order of the samples")

@@ -79,6 +79,40 @@ def waves(samples: Sequence[int] | NDArray[np.int64], grid: Grid) -> dict[str, N
     return {"a": 2 + np.cos(phase), "b": np.sin(2 * phase), "u": 100 * np.cos(3 * phase) - 50}
 
 
+TIMES = tuple(0.1 * i for i in range(6))
+
+
+def moving_wave_store(path: Path, grids: Sequence[Grid], splits: Mapping[str, int]) -> FieldStore:
+    """A store of six times, on one axis that wraps: each sample a force, and a wave that moves and decays."""
+    store = create_store(
+        path,
+        grids,
+        [Variable("force", "input"), Variable("w", "output", time=True)],
+        splits,
+        title="Moving waves",
+        provenance={"problem": "moving waves"},
+        levels="resampled",
+        boundary_conditions={"x": "periodic"},
+        chunk=3,
+        times=TIMES,
+    )
+    for samples in store.pending():
+        store.write(
+            samples, {grid: _moving_waves(range(samples.start, samples.stop), grid) for grid in grids}
+        )
+    store.finish()
+    return store
+
+
+def _moving_waves(samples: Sequence[int], grid: Grid) -> dict[str, NDArray[np.float64]]:
+    x, t = grid.mesh[0], np.array(TIMES)[:, None]
+    phases = [np.random.default_rng(i).uniform() for i in samples]
+    return {
+        "force": np.stack([np.sin(2 * np.pi * (x + phase)) for phase in phases]),
+        "w": np.stack([np.exp(-t) * np.cos(2 * np.pi * (x - t - phase)) for phase in phases]),
+    }
+
+
 def wave_store(
     path: Path,
     grids: Sequence[Grid],

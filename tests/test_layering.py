@@ -116,6 +116,7 @@ train.precision         use     torch
 train.logging           use     torch wandb
 train.optimizer         use     torch
 train.symmetry          use     torch
+train.perturbation      use     numpy torch
 transfer.spectral       use     numpy torch
 transfer.series         use     xarray
 transfer.rollout        use     xarray

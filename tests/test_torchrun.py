@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import wave_store
+from helpers import moving_wave_store, wave_store
 
 from mano_op import Grid
 from mano_op.data.store import FieldStore
@@ -35,6 +35,14 @@ CASES: dict[str, dict[str, Any]] = {
         "batch_size": [12, 6],
         "clip": 1.0,
     },
+    # Of a store with times; the samples divide, so that each is perturbed as in one process.
+    "perturbed": {
+        "options": SMALL | {"n_levels": 1},
+        "batch_size": [6, 4],
+        "window": [1, 1],
+        "noise": 0.1,
+        "pushforward": 1,
+    },
 }
 RANK = """
 import json, os, sys
@@ -52,7 +60,8 @@ dist.init_process_group("gloo")
 rank = dist.get_rank()
 for name, options in cases.items():
     options["batch_size"] = [n // 2 for n in options["batch_size"]]
-    run = train_model(store, f"{folder}/two/{name}", **options)
+    place = f"{folder}/moving.zarr" if "window" in options else store
+    run = train_model(place, f"{folder}/two/{name}", **options)
     told[name] = [[epoch["training_error"] for epoch in run.history], run.training["processes"]]
     told[name].append(sum(parameter.detach().abs().sum().item() for parameter in run.model.parameters()))
 
@@ -116,7 +125,11 @@ def torchrun(*command: str, timeout: int = 300) -> subprocess.CompletedProcess[s
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> FieldStore:
-    return wave_store(tmp_path_factory.mktemp("torchrun") / "waves.zarr", GRIDS, {"train": 12, "test": 5})
+    folder = tmp_path_factory.mktemp("torchrun")
+    moving_wave_store(
+        folder / "moving.zarr", [Grid.uniform((n,), periodic=True) for n in (8, 16)], {"train": 6}
+    )
+    return wave_store(folder / "waves.zarr", GRIDS, {"train": 12, "test": 5})
 
 
 @pytest.fixture(scope="module")
@@ -134,13 +147,16 @@ def told(store: FieldStore) -> list[dict[str, Any]]:
 def test_two_processes_train_as_one(
     name: str, store: FieldStore, told: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    one = train_model(store, tmp_path, **(MIXED | CASES[name]))
+    moving = Path(store.path).parent / "moving.zarr"
+    one = train_model(moving if "window" in CASES[name] else store, tmp_path, **(MIXED | CASES[name]))
     two = load_run(Path(store.path).parent / "two" / name)
     for kind in ("training_error", "validation_error"):
         if kind in one.history[0]:
             errors = [[epoch[kind] for epoch in run.history] for run in (one, two)]
             assert errors[1] == pytest.approx(errors[0], rel=1e-4)
-    x = torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(
+        3, 2, *[8] * (1 if "window" in CASES[name] else 2), generator=torch.Generator().manual_seed(0)
+    )
     # Muon makes its steps orthogonal in bfloat16, where a last digit may round to another one.
     atol = 1e-2 if one.training["optimizer"] == "muon" else 2e-4
     torch.testing.assert_close(two.model(x), one.model(x), rtol=2e-3, atol=atol)

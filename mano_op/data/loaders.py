@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
+from mano_op.data.channels import channels_of
 from mano_op.data.dataset import FieldDataset, MixedDataset, Sample, SomeSamples, collate
 from mano_op.data.layout import Resolution
 from mano_op.data.processor import FieldProcessor
@@ -50,6 +51,7 @@ def field_loaders(
     window: Sequence[int] | None = None,
     at: Sequence[float] | None = None,
     rollout: int | None = None,
+    pushforward: int = 0,
     transforms: Mapping[str, str] | None = None,
     coordinates: bool = False,
     train_split: str = "train",
@@ -87,6 +89,10 @@ def field_loaders(
         Steps of the test samples, for the Trainer's ``eval_modes={...: "autoregression"}``, where the model's
         output is its next input: their window is ``(steps_in, rollout)`` while that of training is
         ``(steps_in, 1)``.
+    pushforward : int
+        Steps of which the training samples, of window ``(steps_in, 1)``, have the truth beyond the first, for
+        `mano_op.train.perturbation.PerturbedInputs`: the channels of their ``y`` are those of each step, one
+        after another.
     transforms : mapping of str to str, optional
         Of variables, ``{"permeability": "log"}``; see `mano_op.data.transforms`. The statistics of the
         training split are then taken anew, in one pass.
@@ -154,7 +160,9 @@ def field_loaders(
         raise InputError(f"test={test!r}; expected a list of resolutions, such as test=[{test!r}]")
     tested = min(sizes, default=1) if test_batch_size is None else test_batch_size
     check_whole(test_batch_size=tested)
-    check_whole(at_least=0, num_workers=num_workers, seed=seed, cache_bytes=cache_bytes)
+    check_whole(
+        at_least=0, num_workers=num_workers, seed=seed, cache_bytes=cache_bytes, pushforward=pushforward
+    )
     options: dict[str, Any] = {"num_workers": num_workers, "collate_fn": collate}
     if num_workers:
         options |= {"multiprocessing_context": _start_method(start_method), "persistent_workers": True}
@@ -166,7 +174,8 @@ def field_loaders(
         )
 
     test_window = window if rollout is None else _rollout_window(window, rollout)
-    wholes = [samples(resolution, train_split, window) for resolution in levels]
+    train_window = window if not pushforward else _pushed_window(window, pushforward, len(store.layout.times))
+    wholes = [samples(resolution, train_split, train_window) for resolution in levels]
     parts: list[FieldDataset | SomeSamples] = list(wholes)
     tests: dict[Resolution, FieldDataset | SomeSamples] = {}
     others: list[FieldDataset] = []
@@ -177,7 +186,8 @@ def field_loaders(
         held = _held_out(store.splits[train_split], hold_out, seed)
         parts = [SomeSamples(whole, np.flatnonzero(~held[whole.rows])) for whole in wholes]
         # Where the same fields are trained on, they are read once.
-        there = {whole.key: whole for whole in wholes} if rollout is None else {}
+        same = test_window == train_window
+        there = {whole.key: whole for whole in wholes} if same else {}
         for resolution in test:
             whole = there.get(store.key(resolution)) or samples(resolution, train_split, test_window)
             tests[resolution] = SomeSamples(whole, np.flatnonzero(held[whole.rows]))
@@ -203,12 +213,13 @@ def field_loaders(
             "batch_size": sizes[0],
             "drop_last": drop_last,
         }
+    channels = channels_of(store.layout, window, at)
     return FieldLoaders(
         train=DataLoader(training, **sampler, **options),
         test={
             resolution: DataLoader(data, batch_size=tested, **options) for resolution, data in tests.items()
         },
-        processor=FieldProcessor.from_store(store, train_split, wholes[0].channels, transforms),
+        processor=FieldProcessor.from_store(store, train_split, channels, transforms),
     )
 
 
@@ -248,6 +259,22 @@ def _rollout_window(window: Sequence[int] | None, rollout: int) -> tuple[int, in
             f"rollout={rollout} with window={window}; expected to train one step out, window=(steps_in, 1)"
         )
     return window[0], rollout
+
+
+def _pushed_window(window: Sequence[int] | None, pushforward: int, n_times: int) -> tuple[int, int]:
+    """The window of training samples that have the truth of more steps than one."""
+    if window is None or len(window) != 2 or window[1] != 1:
+        raise InputError(
+            f"pushforward={pushforward} with window={window}; expected fields that vary in time and to train "
+            "one step out, window=(steps_in, 1)"
+        )
+    most = n_times - window[0] - 1
+    if n_times and pushforward > most:  # without any, what reads windows says so
+        raise InputError(
+            f"pushforward={pushforward} with window={tuple(window)} needs {sum(window) + pushforward} times, "
+            f"the store has {n_times}: give at most {max(0, most)}"
+        )
+    return window[0], 1 + pushforward
 
 
 def _start_method(asked: str | None) -> str:

@@ -224,6 +224,28 @@ class FieldProcessor(DataProcessor):
         steady = sum("@" not in label for label in self.inputs)
         return torch.cat([known[:, :steady], known[:, steady + len(self.outputs) :], later], dim=1)
 
+    def advance(self, model: nn.Module, known: Tensor, **rest: Any) -> Tensor:
+        """The input of the next step of a rollout, by a model: `next_known` of what it makes of this one.
+
+        Parameters
+        ----------
+        model : nn.Module
+            Called with normalised inputs, as by the Trainer.
+        known : Tensor
+            The input of this step, in units, ``(batch, in_channels, *grid)``.
+        **rest
+            What else the model is given, such as ``coordinates``.
+
+        Examples
+        --------
+        >>> unit = {"mean": 1.0, "std": 2.0}
+        >>> processor = FieldProcessor({"w@+0": unit}, {"w@+1": unit})
+        >>> processor.advance(torch.nn.Identity(), torch.tensor([[[3.0, 5.0]]]))
+        tensor([[[3., 5.]]])
+        """
+        data = self.preprocess({**rest, "x": known})
+        return self.next_known(known, self._in_units("out", model(data.pop("x"), **data)))
+
     def postprocess(
         self, output: Tensor, data_dict: dict[str, Any], step: int | None = None
     ) -> tuple[Tensor, dict[str, Any]]:

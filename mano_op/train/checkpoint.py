@@ -32,6 +32,7 @@ from mano_op.data.sampler import ResolutionBatchSampler
 from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
 from mano_op.files import make_folder, partial_file, read_tensors, write_tensors
+from mano_op.train.perturbation import PerturbedInputs
 from mano_op.train.stopping import Best
 from mano_op.weights import parameters_of
 
@@ -58,6 +59,8 @@ class Training:
     device : str
     history : list of dict
         One entry for each epoch that is over.
+    inputs : PerturbedInputs, optional
+        Which draws from how many samples have come.
     """
 
     model: nn.Module
@@ -69,6 +72,7 @@ class Training:
     scaler: GradScaler | None = None
     device: str = "cpu"
     history: list[dict[str, float]] = field(default_factory=list)
+    inputs: PerturbedInputs | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """All of it after an epoch, as tensors and plain values."""
@@ -106,6 +110,8 @@ class Training:
                 lambda: torch.cuda.get_rng_state(self.device),
                 lambda state: torch.cuda.set_rng_state(state, self.device),
             )
+        if (inputs := self.inputs) is not None:
+            found["seen"] = (lambda: inputs.seen, lambda seen: setattr(inputs, "seen", seen))
         batches = self.loader.batch_sampler
         if isinstance(batches, ResolutionBatchSampler):
             found["order"] = (lambda: batches.epoch, batches.set_epoch)

@@ -12,6 +12,7 @@ from neuralop import Trainer
 from mano_op.data.processor import FieldProcessor
 from mano_op.train.checkpoint import Training
 from mano_op.train.logging import Log
+from mano_op.train.perturbation import PerturbedInputs
 from mano_op.train.precision import autocast_to
 from mano_op.train.steps import Steps
 from mano_op.train.watched import Diverged, Watched
@@ -21,7 +22,7 @@ def train_epochs(
     state: Training,
     watched: Watched,
     steps: Steps,
-    processor: FieldProcessor,
+    processor: FieldProcessor | PerturbedInputs,
     epochs: int,
     *,
     precision: str = "float32",
@@ -43,7 +44,7 @@ def train_epochs(
         The loader and the loss.
     steps : Steps
         The optimiser.
-    processor : FieldProcessor
+    processor : FieldProcessor or PerturbedInputs
     epochs : int
         Those of the whole training.
     precision : str

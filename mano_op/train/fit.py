@@ -29,6 +29,7 @@ from mano_op.train.logging import Log, check_log, opened_logs
 from mano_op.train.objective import training_loss
 from mano_op.train.optimizer import OPTIMIZERS, optimizer_and_schedule
 from mano_op.train.options import check_maps, options_for
+from mano_op.train.perturbation import PerturbedInputs, check_perturbation
 from mano_op.train.precision import check_device, check_precision, scaler_for
 from mano_op.train.steps import Steps
 from mano_op.train.stopping import Best
@@ -55,6 +56,8 @@ def train_model(
     loss: str = "l2",
     optimizer: str = "adamw",
     symmetries: Sequence[str] = (),
+    noise: float = 0.0,
+    pushforward: int = 0,
     seed: int = 0,
     device: str = "cpu",
     precision: str = "float32",
@@ -120,8 +123,16 @@ def train_model(
         learning rate that rises in the first tenth of the epochs.
     symmetries : sequence of {"transpose", "reflect"}
         Those of the problem, by which each batch is turned at random; see `mano_op.train.symmetry`.
+    noise : float
+        Of models with a `window`: the standard deviation of the noise that is added, in training, to inputs
+        that vary in time, in units of theirs: 0.01. A rollout's inputs are off too, and a model that has seen
+        such goes astray later; see `mano_op.train.perturbation`.
+    pushforward : int
+        Of models with ``window=(steps_in, 1)``, for the same end: training samples are first stepped on by
+        the model itself, without gradients, 0 to so many times, drawn anew for each.
     seed : int
-        Of the initial parameters, the order of the samples, how they are turned, and which are held out.
+        Of the initial parameters, the order of the samples, how they are turned and perturbed, and which are
+        held out.
     device : str
         As torch names it: "cpu", "cuda", "cuda:1", ... In several processes "cuda" is one GPU for each.
     precision : {"float32", "bfloat16", "float16"}
@@ -132,7 +143,8 @@ def train_model(
         over its samples; a longer one is shortened to it.
     accumulate : int
         Batches for each step. Of one level and without symmetries it is the step of a batch as large as
-        they are together, up to rounding; an epoch's last step may have fewer.
+        they are together, up to rounding, with `noise` and `pushforward` too; an epoch's last step may have
+        fewer.
     validate : str or float, optional
         What to validate on after each epoch: a split of the store, or a part of the training samples, which
         is then held out of training: 0.1. The run has the parameters with the lowest error there; without,
@@ -160,10 +172,10 @@ def train_model(
     -------
     Run
         Also written to `out`. Its ``history`` has an entry for each epoch: "training_error", the mean
-        over samples and channels of the loss, in normalised units and with the model as it was when each
-        sample came up; "seconds"; and if it was validated "validation_error", the same mean of samples that
-        are not trained on, with the model as it was after the epoch. ``training["best"]`` says which epoch's
-        parameters it has.
+        over samples and channels of the loss, in normalised units, with the model as it was when each sample
+        came up and inputs as they were perturbed; "seconds"; and if it was validated "validation_error", the
+        same mean of samples that are not trained on, of one step from true inputs, with the model as it was
+        after the epoch. ``training["best"]`` says which epoch's parameters it has.
 
     Raises
     ------
@@ -194,13 +206,14 @@ def train_model(
     mixed = isinstance(resolution, list)
     if not mixed:
         check_whole(batch_size=batch_size)
-    check_whole(at_least=0, seed=seed, checkpoint_every=checkpoint_every)
+    check_whole(at_least=0, seed=seed, checkpoint_every=checkpoint_every, pushforward=pushforward)
     if seed >= 2**63:
         raise InputError(f"seed={seed}, expected less than 2**63")
     check_finite_number(zero=False, learning_rate=learning_rate)
     check_finite_number(zero=True, weight_decay=weight_decay)
     if clip is not None:
         check_finite_number(zero=False, clip=clip)
+    check_finite_number(zero=True, noise=noise)
     logs = check_log(log)
     store = store if isinstance(store, FieldStore) else open_store(store)
     keys = _keys(store, resolution)
@@ -223,15 +236,17 @@ def train_model(
         batch_size=batch_size,
         window=window,
         at=at,
+        pushforward=pushforward,
         transforms=transforms,
         seed=seed,
     )
+    check_perturbation(loaders.processor, noise, pushforward)
     drawn = _drawn(loaders.train, keys)
     levels = list(store.grids)
     key = max(keys, key=lambda one: (drawn[one], levels.index(one)))
     turns = torch.Generator().manual_seed(seed)
     stated = {variable.name: variable.boundary_value for variable in store.variables}
-    known = [stated[channel.variable] for channel in channels.y]
+    known = [stated[channel.variable] for channel in channels.y] * (1 + pushforward)
     turn = turns_of(symmetries, {one: store.grids[one] for one in keys}, known, turns)
     options = options_for(store, key, channels, arch, options or {}, loaders.processor)
     check_device(device)
@@ -263,6 +278,8 @@ def train_model(
             "loss": loss,
             "optimizer": optimizer,
             "symmetries": list(symmetries),
+            **({} if noise == 0 else {"noise": noise}),
+            **({} if pushforward == 0 else {"pushforward": pushforward}),
             "seed": seed,
             **({} if precision == "float32" else {"precision": precision}),
             **({} if clip is None else {"clip": clip}),
@@ -290,7 +307,10 @@ def train_model(
     copy_from_first(model)
     stepped, schedule = optimizer_and_schedule(optimizer, model, learning_rate, weight_decay, epochs)
     scaler, best = scaler_for(precision, device), Best(patience)
-    state = Training(model, stepped, schedule, loaders.train, turns, best, scaler, device)
+    inputs = None
+    if noise or pushforward:
+        inputs = PerturbedInputs(loaders.processor, model, noise=noise, pushforward=pushforward, seed=seed)
+    state = Training(model, stepped, schedule, loaders.train, turns, best, scaler, device, inputs=inputs)
     first = is_first()
     # The lock is in the folder: what is beside it need not be ours to write to.
     lock: AbstractContextManager[Any] = only_writer(checkpoint.path) if first else nullcontext()
@@ -325,7 +345,7 @@ def train_model(
                     state,
                     watched,
                     Steps(stepped, len(loaders.train), accumulate=accumulate, clip=clip, scaler=scaler),
-                    loaders.processor,
+                    inputs or loaders.processor,
                     epochs,
                     precision=precision,
                     validate=None if validate is None else error,

@@ -1,0 +1,239 @@
+r"""Training on inputs that are off, as those of a rollout are: noise, and the model's own steps.
+
+A model that steps a field on in time is trained on true fields, and in a rollout is given its own. They are
+off by what it got wrong before, which it has never seen, and errors may grow from step to step. Both
+remedies of the literature also train the step from :math:`u^k + \varepsilon` to the true :math:`u^{k+1}`, so
+that the model brings back what is off (Brandstetter et al. [1]_, equation 7):
+
+* noise, :math:`\varepsilon \sim N(0, \sigma^2)` at each point (Sanchez-Gonzalez et al. [2]_);
+* the "pushforward trick", :math:`u^k + \varepsilon = A(u^{k-1})`: the model's own step A from the field
+  before, or several, through which no gradient is taken, since they only say where it is off.
+
+Steps from true fields have to stay among those that are learned. Where all come after another one, only
+:math:`A(A(u))` has to be right, and :math:`A(u)` may be anything.
+
+It happens in the data processor, which the Trainer of neuraloperator puts into the mode of training and of
+evaluation, and so needs to know nothing of it.
+
+References
+----------
+.. [1] Brandstetter, Worrall, Welling, "Message Passing Neural PDE Solvers", ICLR 2022, arXiv:2202.03376,
+   section 3.1.
+.. [2] Sanchez-Gonzalez et al., "Learning to Simulate Complex Physics with Graph Networks", ICML 2020,
+   arXiv:2002.09405.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mano_op.data.processor import FieldProcessor
+from mano_op.data.sampler import ranks
+from mano_op.errors import InputError, check_finite_number, check_whole
+
+
+def check_perturbation(processor: FieldProcessor, noise: float, pushforward: int) -> None:
+    """Refuse perturbations that cannot be, or not of these inputs.
+
+    Parameters
+    ----------
+    processor : FieldProcessor
+        Of the model, for one step.
+    noise, pushforward
+        As `PerturbedInputs` takes them.
+
+    Raises
+    ------
+    InputError
+        If a number is not one that can be used, nothing in the inputs varies in time, or the model's
+        output is not all that changes in its next input.
+
+    Examples
+    --------
+    >>> unit = {"mean": 0.0, "std": 1.0}
+    >>> check_perturbation(FieldProcessor({"a": unit}, {"u": unit}), noise=0.01, pushforward=0)
+    Traceback (most recent call last):
+    ...
+    mano_op.errors.InputError: noise=0.01 on the inputs a, none of which varies in time: it is for models that
+    step on from known times, window=(steps_in, steps_out)
+    """
+    check_finite_number(zero=True, noise=noise)
+    check_whole(at_least=0, pushforward=pushforward)
+    if noise and not any(map(_varies, processor.inputs)):
+        raise InputError(
+            f"noise={noise} on the inputs {', '.join(processor.inputs)}, none of which varies in time: it is "
+            "for models that step on from known times, window=(steps_in, steps_out)"
+        )
+    if pushforward:
+        try:
+            processor.check_rollout()
+        except InputError as error:
+            raise InputError(f"pushforward={pushforward} needs what a rollout needs: {error}") from error
+
+
+class PerturbedInputs(nn.Module):
+    r"""A data processor that, in training, gives the model inputs as they are in a rollout.
+
+    In evaluation it is the processor that it is made of. In training the n-th sample that comes is first
+    stepped on by the model :math:`d_n` times, without gradients: its input becomes the model's own field of
+    that time, its ``y`` the truth of the time after. :math:`d_n` is drawn from :math:`0, \dots, p`, each as
+    often, p being `pushforward`. The loss, as the Trainer takes it, is then on average
+
+    .. math:: \frac{1}{p + 1} \sum_{d=0}^{p} L\bigl(A(A^d(u^k)), u^{k+d+1}\bigr),
+
+    with gradients of the outer A alone: for p = 1 half the sum of the one-step loss and the stability loss of
+    [1]_. Their code draws d for each batch; here each sample has its own, so that every batch has of both.
+
+    Then :math:`\sigma \epsilon`, with :math:`\epsilon \sim N(0, 1)` drawn for each point and channel by
+    itself, is added to the normalised inputs that vary in time; others are as exact in a rollout as here.
+
+    What is drawn for the n-th sample follows from `seed` and n alone. So it depends neither on the size of
+    the batches, nor on the device, nor on how many processes share a batch, if each has every so-manieth
+    sample of it, as `mano_op.data.sampler.ResolutionBatchSampler` deals them out.
+
+    Parameters
+    ----------
+    processor : FieldProcessor
+        Of the model, for one step.
+    model : nn.Module
+        That is trained. It is called in the mode that it is in, and outside of the Trainer's autocast.
+    noise : float
+        :math:`\sigma`, in standard deviations of each input.
+    pushforward : int
+        The most steps that the model takes first. Samples need the truth of as many more times:
+        ``field_loaders(..., window=(steps_in, 1), pushforward=p)``.
+    seed : int
+
+    Attributes
+    ----------
+    seen : int
+        How many samples have come in training, of all processes; setting it goes on from there.
+
+    Raises
+    ------
+    InputError
+        As `check_perturbation`; or if ``y`` is not of as many times.
+
+    References
+    ----------
+    .. [1] Brandstetter, Worrall, Welling, "Message Passing Neural PDE Solvers", ICLR 2022, arXiv:2202.03376,
+       section 3.1, equation 7 and the loss that follows it.
+
+    Examples
+    --------
+    A model that doubles a field, stepped from the true 1. Some samples are as they were; of the others the
+    input is the model's 2, and the truth is that of the time after:
+
+    >>> unit = {"mean": 0.0, "std": 1.0}
+    >>> class Double(nn.Module):
+    ...     def forward(self, x, **sample):
+    ...         return 2 * x
+    >>> processor = FieldProcessor({"w@+0": unit}, {"w@+1": unit})
+    >>> perturbed = PerturbedInputs(processor, Double(), pushforward=1).train()
+    >>> batch = {"x": torch.ones(4, 1, 1), "y": torch.tensor([[[10.0], [20.0]]]).expand(4, 2, 1)}
+    >>> sample = perturbed.preprocess(batch)
+    >>> sample["x"].flatten().tolist(), sample["y"].flatten().tolist()
+    ([1.0, 1.0, 2.0, 2.0], [10.0, 10.0, 20.0, 20.0])
+
+    With neuraloperator's Trainer: ``Trainer(model=model, data_processor=perturbed, ...)``.
+    """
+
+    def __init__(
+        self,
+        processor: FieldProcessor,
+        model: nn.Module,
+        *,
+        noise: float = 0.0,
+        pushforward: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_perturbation(processor, noise, pushforward)
+        check_whole(at_least=0, seed=seed)
+        self.processor, self.model = processor, model
+        self.noise, self.pushforward, self.seed = noise, pushforward, seed
+        self.seen = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where samples are moved to."""
+        return self.processor.device
+
+    def preprocess(
+        self, data_dict: Mapping[str, Any], batched: bool = True, step: int | None = None
+    ) -> dict[str, Any]:
+        """A batch as the model and the loss take it; see `FieldProcessor.preprocess`."""
+        if not self.training:
+            return self.processor.preprocess(data_dict, batched, step)
+        if not batched or step is not None:
+            raise InputError(
+                f"batched={batched}, step={step} in training; expected a batch, and no rollout: call eval() "
+                "first"
+            )
+        data = {
+            name: value.to(self.device) if isinstance(value, Tensor) else value
+            for name, value in data_dict.items()
+        }
+        together, rank = ranks()
+        n = len(data["x"])
+        draws = [self._draw(self.seen + rank + together * i) for i in range(n)]
+        self.seen += together * n
+        if self.pushforward:
+            steps = torch.tensor([int(draw.integers(self.pushforward + 1)) for draw in draws])
+            data = self._pushed(data, steps.to(self.device))
+        data = self.processor.preprocess(data)
+        if self.noise:
+            data["x"] = data["x"] + self._noise_like(data["x"], draws)
+        return data
+
+    def postprocess(
+        self, output: Tensor, data_dict: dict[str, Any], step: int | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The model's output as the loss takes it; see `FieldProcessor.postprocess`."""
+        return self.processor.postprocess(output, data_dict, step)
+
+    def _draw(self, number: int) -> np.random.Generator:
+        """What the sample of that number draws from: a stream of its own, apart from those of samplers."""
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(2, number)))
+
+    def _pushed(self, data: dict[str, Any], steps: Tensor) -> dict[str, Any]:
+        """Each sample after so many of the model's steps, with the truth of the time after."""
+        n, times = len(self.processor.outputs), self.pushforward + 1
+        x, y = data["x"].clone(), data["y"]
+        if y.shape[1] != n * times:
+            raise InputError(
+                f"y of shape {tuple(y.shape)} with pushforward={self.pushforward}; expected {n * times} "
+                f"channels, {', '.join(self.processor.outputs)} of {times} times: "
+                f"field_loaders(..., pushforward={self.pushforward})"
+            )
+        rest = {name: value for name, value in data.items() if name not in ("x", "y")}
+        with torch.no_grad():
+            for step in range(self.pushforward):
+                going = (steps > step).nonzero().flatten()
+                if len(going) == 0:
+                    break
+                others = {
+                    name: value[going] if isinstance(value, Tensor) and value.ndim else value
+                    for name, value in rest.items()
+                }
+                x[going] = self.processor.advance(self.model, x[going], **others)
+        rows = torch.arange(len(x), device=x.device)
+        return {**data, "x": x, "y": y.unflatten(1, (times, n))[rows, steps]}
+
+    def _noise_like(self, x: Tensor, draws: list[np.random.Generator]) -> Tensor:
+        """Noise for the inputs that vary, by the standard deviation of each; a constant one has none."""
+        one = tuple(x.shape[1:])
+        drawn = np.stack([draw.standard_normal(one, dtype=np.float32) for draw in draws])
+        varies = torch.tensor(list(map(_varies, self.processor.inputs)), device=x.device)
+        scale = self.noise * (varies & (self.processor.in_std > 0)).to(x.dtype)
+        return scale.view(-1, *[1] * (x.ndim - 2)) * torch.from_numpy(drawn).to(x)
+
+
+def _varies(label: str) -> bool:
+    """Whether an input is of a time, "vorticity@+0", and so comes from the model in a rollout."""
+    return "@" in label

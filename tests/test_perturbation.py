@@ -1,0 +1,412 @@
+"""Inputs that are off in training, as in a rollout: noise, and the model's own steps."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import moving_wave_store
+from neuralop import LpLoss, Trainer
+from torch import Tensor, nn
+
+from mano_op.cli import main
+from mano_op.data.layout import Variable
+from mano_op.data.loaders import field_loaders
+from mano_op.data.processor import FieldProcessor
+from mano_op.data.store import FieldStore, create_store
+from mano_op.errors import InputError
+from mano_op.grid import Grid
+from mano_op.runs import load_run
+from mano_op.train import train_model
+from mano_op.train.perturbation import PerturbedInputs
+
+GRIDS = [Grid.uniform((n,), periodic=True) for n in (8, 16)]
+SMALL = {"hidden_channels": 8, "n_layers": 1, "n_heads": 2}
+STATISTICS = {
+    "force": {"mean": 3.0, "std": 2.0},
+    "w@-1": {"mean": 1.0, "std": 0.5},
+    "w@+0": {"mean": 1.0, "std": 0.5},
+}
+NEXT = {"w@+1": STATISTICS["w@+0"]}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FieldStore:
+    folder = tmp_path_factory.mktemp("perturbation")
+    return moving_wave_store(folder / "waves.zarr", GRIDS, {"train": 6, "test": 3})
+
+
+class Step(nn.Module):
+    """A nonlinear step of a few parameters; remembers what it was given."""
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(channels, 1, 3, padding=1, padding_mode="circular")
+        self.given: list[Tensor] = []
+
+    def forward(self, x: Tensor, **sample: Tensor) -> Tensor:
+        self.given.append(x.detach().clone())
+        return torch.tanh(self.conv(x))
+
+
+def batch_of(n: int, times: int, seed: int = 0) -> dict[str, Tensor]:
+    drawn = torch.Generator().manual_seed(seed)
+    x = 1 + torch.randn((n, 3, 8), generator=drawn, dtype=torch.float64)
+    return {"x": x, "y": 1 + torch.randn((n, times, 8), generator=drawn, dtype=torch.float64)}
+
+
+def test_noise_is_normal_in_units_of_each_inputs_deviation() -> None:
+    """Of 200,000 numbers: the mean within 4 standard errors, the deviation within a per cent."""
+    batch = batch_of(4000, 1)
+    batch["x"] = batch["x"].repeat(1, 1, 7)
+    processor = FieldProcessor(STATISTICS, NEXT)
+    noisy = PerturbedInputs(processor, nn.Identity(), noise=0.05).train()
+    off = noisy.preprocess(batch)["x"] - processor.preprocess(batch)["x"]
+    assert torch.equal(off[:, 0], torch.zeros_like(off[:, 0]))  # the force does not vary in time
+    for channel in (1, 2):
+        drawn = off[:, channel]
+        assert abs(drawn.mean().item()) < 4 * 0.05 / np.sqrt(drawn.numel())
+        assert drawn.std().item() == pytest.approx(0.05, rel=0.01)
+        assert ((drawn / 0.05) ** 4).mean().item() == pytest.approx(3, rel=0.05)  # as of a normal one
+    pairs = torch.corrcoef(
+        torch.stack([off[:, 1, :-1].flatten(), off[:, 1, 1:].flatten(), off[:, 2, 1:].flatten()])
+    )
+    assert (pairs - torch.eye(3)).abs().max() < 0.01  # neither points nor channels go together
+    again = noisy.preprocess(batch)["x"]
+    assert not torch.isclose(again, off).all() and noisy.seen == 8000
+    noisy.seen = 4000
+    assert torch.equal(noisy.preprocess(batch)["x"], again)
+
+
+def test_noise_is_off_in_evaluation_and_on_constant_inputs() -> None:
+    batch = batch_of(5, 1)
+    constant = {**STATISTICS, "w@-1": {"mean": 1.0, "std": 0.0}}
+    processor = FieldProcessor(constant, NEXT)
+    noisy = PerturbedInputs(processor, nn.Identity(), noise=0.5)
+    exact = processor.train().preprocess(batch)
+    given = noisy.train().preprocess(batch)
+    assert [torch.equal(given["x"][:, i], exact["x"][:, i]) for i in range(3)] == [True, True, False]
+    assert torch.equal(given["y"], exact["y"])
+    exact = processor.eval().preprocess(batch)
+    given = noisy.eval().preprocess(batch)
+    assert all(torch.equal(given[name], exact[name]) for name in ("x", "y")) and noisy.seen == 5
+    with pytest.raises(InputError, match="and no rollout: call eval"):
+        noisy.train().preprocess(batch, step=0)
+
+
+def by_hand(model: nn.Module, batch: dict[str, Tensor], steps: Tensor) -> Tensor:
+    """The loss of each sample stepped on so many times, one by one and in units."""
+    mean, std = ([STATISTICS[name][what] for name in STATISTICS] for what in ("mean", "std"))
+    mean, std = (torch.tensor(one, dtype=torch.float64).view(-1, 1) for one in (mean, std))
+    total = torch.zeros((), dtype=torch.float64)
+    for x, y, d in zip(batch["x"], batch["y"], steps.tolist(), strict=True):
+        with torch.no_grad():
+            for _ in range(d):
+                later = 0.5 * model(((x - mean) / std)[None])[0] + 1.0
+                x = torch.cat([x[:1], x[2:], later])
+        out = model(((x - mean) / std)[None])[0]
+        total = total + (out - (y[d : d + 1] - 1.0) / 0.5).square().sum()
+    return total
+
+
+@pytest.mark.parametrize("pushforward", [1, 3])
+def test_loss_and_gradient_are_those_of_a_loop_by_hand(pushforward: int) -> None:
+    """In float64, through the steps that the Trainer makes."""
+    torch.manual_seed(0)
+    model, batch = Step().double(), batch_of(24, 1 + pushforward)
+    perturbed = PerturbedInputs(
+        FieldProcessor(STATISTICS, NEXT).double(), model, pushforward=pushforward, seed=3
+    ).train()
+    sample = perturbed.preprocess(batch)
+    out, sample = perturbed.postprocess(model(sample["x"]), sample)
+    loss = (out - sample["y"]).square().sum()
+    loss.backward()
+    found = [parameter.grad.clone() for parameter in model.parameters()]
+    # How often each was stepped on, read off its truth, which is another at each time.
+    truth = (batch["y"] - 1.0) / 0.5
+    steps = (truth - sample["y"]).abs().amax(dim=2).argmin(dim=1)
+    assert sorted(set(steps.tolist())) == list(range(pushforward + 1))
+    model.zero_grad()
+    expected = by_hand(model, batch, steps)
+    expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-13, atol=0)
+    for one, parameter in zip(found, model.parameters(), strict=True):
+        torch.testing.assert_close(one, parameter.grad, rtol=1e-12, atol=1e-12)
+    # Through all steps it would be another.
+    torch.testing.assert_close(batch["x"], batch_of(24, 1 + pushforward)["x"], rtol=0, atol=0)
+
+
+def test_numbers_of_steps_are_drawn_evenly_and_the_rest_goes_along() -> None:
+    given = []
+
+    class Told(nn.Module):
+        def forward(self, x: Tensor, coordinates: Tensor, scale: Tensor) -> Tensor:
+            given.append(coordinates.flatten().tolist())
+            return x[:, -1:] + scale
+
+    perturbed = PerturbedInputs(FieldProcessor(STATISTICS, NEXT), Told(), pushforward=2).train()
+    batch = batch_of(3000, 3) | {"coordinates": torch.arange(3000.0).view(-1, 1), "scale": torch.tensor(1.0)}
+    sample = perturbed.preprocess(batch)
+    steps = ((batch["y"] - 1.0) / 0.5 - sample["y"]).abs().amax(dim=2).argmin(dim=1)
+    assert torch.bincount(steps).tolist() == pytest.approx([1000] * 3, abs=4 * np.sqrt(3000 * 2 / 9))
+    for step in (1, 2):  # who goes on is told what is its own
+        assert given[step - 1] == torch.nonzero(steps >= step).flatten().tolist()
+    torch.testing.assert_close(
+        sample["x"][:, 2], (batch["x"][:, 2] - 1.0) / 0.5 + steps.view(-1, 1), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_what_is_drawn_does_not_depend_on_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process with 12, batches of 4, two processes with every other sample."""
+    batch, drawn = batch_of(12, 3), {"noise": 0.1, "pushforward": 2, "seed": 5}
+    model = Step().double()
+
+    def perturbed() -> PerturbedInputs:
+        return PerturbedInputs(FieldProcessor(STATISTICS, NEXT).double(), model, **drawn).train()
+
+    whole, small = perturbed().preprocess(batch), perturbed()
+    parts = [small.preprocess({k: v[i : i + 4] for k, v in batch.items()}) for i in (0, 4, 8)]
+    for name in ("x", "y"):
+        torch.testing.assert_close(torch.cat([part[name] for part in parts]), whole[name])
+    for rank in (0, 1):
+        monkeypatch.setattr("mano_op.train.perturbation.ranks", lambda rank=rank: (2, rank))
+        two = perturbed()
+        mine = {k: v[rank::2] for k, v in batch.items()}
+        parts = [two.preprocess({k: v[i : i + 3] for k, v in mine.items()}) for i in (0, 3)]
+        for name in ("x", "y"):
+            torch.testing.assert_close(torch.cat([part[name] for part in parts]), whole[name][rank::2])
+        assert two.seen == 12
+
+
+def train(store: FieldStore, out: Path, **options: Any) -> Any:
+    settings = {"resolution": 8, "window": (1, 1), "options": SMALL, "epochs": 2, "batch_size": 6}
+    return train_model(store, out, progress=False, **(settings | options))
+
+
+def test_neuraloperators_trainer_takes_it_as_its_processor(store: FieldStore) -> None:
+    """In training it is given what is off, in evaluation what is true, one step out and in a rollout."""
+    loaders = field_loaders(
+        store, train=8, test=[8], batch_size=5, window=(2, 1), pushforward=2, rollout=3, test_batch_size=4
+    )
+    assert loaders.processor.outputs == ("w@+1",)
+    batch = next(iter(loaders.train))
+    assert batch["y"].shape == (5, 3, 8) and len(loaders.train.dataset) == 6 * 2
+    model = Step()
+    perturbed = PerturbedInputs(loaders.processor, model, noise=0.1, pushforward=2)
+    trainer = Trainer(model=model, n_epochs=2, data_processor=perturbed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    loss = LpLoss(d=1, p=2)
+    before = model.conv.weight.detach().clone()
+    trainer.train(
+        loaders.train, loaders.test, optimizer, schedule, training_loss=loss, eval_modes={8: "autoregression"}
+    )
+    assert perturbed.seen == 24 and not torch.equal(before, model.conv.weight)
+    exact = Trainer(model=model, n_epochs=1, data_processor=loaders.processor)
+    rollouts = [
+        float(one.evaluate({"l2": loss}, loaders.test[8], "r", mode="autoregression")["r_l2"])
+        for one in (trainer, exact)
+    ]
+    assert rollouts[0] == rollouts[1] and perturbed.seen == 24
+
+
+def test_held_out_samples_are_one_step_out(store: FieldStore) -> None:
+    loaders = field_loaders(
+        store, train=8, test=[8, 16], batch_size=5, window=(1, 1), pushforward=1, hold_out=0.5
+    )
+    assert [next(iter(loaders.test[n]))["y"].shape[1:] for n in (8, 16)] == [(1, 8), (1, 16)]
+    assert next(iter(loaders.train))["y"].shape[1:] == (2, 8)
+    assert [len(one.dataset) for one in (loaders.train, *loaders.test.values())] == [12, 15, 15]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"noise": 0.1},
+        {"pushforward": 2, "window": (2, 1)},
+        {
+            "noise": 0.1,
+            "pushforward": 1,
+            "resolution": [8, 16],
+            "symmetries": ["reflect"],
+            "validate": 0.34,
+            "accumulate": 2,
+        },
+    ],
+    ids=["noise", "pushforward", "all"],
+)
+@pytest.mark.parametrize("after", [1, 3])
+def test_interrupted_and_not_are_one(
+    options: dict[str, Any], after: int, store: FieldStore, tmp_path: Path
+) -> None:
+    options = options | {"epochs": 4}
+    whole = train(store, tmp_path / "whole", **options)
+
+    def stop(epoch: int, metrics: object) -> None:
+        if epoch > after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(store, tmp_path / "run", log=stop, **options)
+    torch.manual_seed(after)
+    resumed = train(store, tmp_path / "run", resume=True, **options)
+    assert all(map(torch.equal, resumed.model.parameters(), whole.model.parameters()))
+    errors = [[epoch["training_error"] for epoch in run.history] for run in (whole, resumed)]
+    assert errors[0] == errors[1]
+    assert {**resumed.training, "machine": 0} == {**whole.training, "machine": 0}
+    assert load_run(tmp_path / "run").training == resumed.training
+    with pytest.raises(InputError, match=r"another training: .*noise is .* there, not 0\.2"):
+        train(store, tmp_path / "run", resume=True, **(options | {"noise": 0.2}))
+
+
+def test_accumulated_batches_are_perturbed_as_one(store: FieldStore, tmp_path: Path) -> None:
+    options = {"noise": 0.1, "pushforward": 1, "epochs": 3}
+    one = train(store, tmp_path / "one", batch_size=12, **options)
+    two = train(store, tmp_path / "two", batch_size=6, accumulate=2, **options)
+    # The own steps of the second batch are of the model before the step, as those of the first are.
+    for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_a_run_says_how_it_was_perturbed_and_predicts_exactly(store: FieldStore, tmp_path: Path) -> None:
+    plain = train(store, tmp_path / "plain")
+    assert "noise" not in plain.training and "pushforward" not in plain.training
+    zero = train(store, tmp_path / "zero", noise=0, pushforward=0)
+    assert all(map(torch.equal, plain.model.parameters(), zero.model.parameters()))
+    run = train(store, tmp_path / "run", noise=0.1, pushforward=1, validate="test")
+    kept = load_run(tmp_path / "run")
+    assert (kept.training["noise"], kept.training["pushforward"]) == (0.1, 1)
+    assert kept.training["samples"] == 6 * 4 and plain.training["samples"] == 6 * 5
+    assert "pushforward" in (tmp_path / "run" / "README.md").read_text()
+    assert isinstance(run.processor, FieldProcessor) and not run.processor.training
+    # Validation is of one step from true inputs: that of the model as it is kept.
+    batch = next(iter(field_loaders(store, train=8, test=[8], batch_size=15, window=(1, 1)).test[8]))
+    data = run.processor.train().preprocess(batch)
+    with torch.no_grad():
+        error = LpLoss(d=1, p=2)(run.model(data["x"]), data["y"]).item() / 15
+    assert run.training["best"]["validation_error"] == pytest.approx(error, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"noise": -0.1}, r"noise=-0\.1, expected a finite number, 0 or more"),
+        ({"noise": float("nan")}, "noise=nan, expected a finite number"),
+        ({"pushforward": -1}, "pushforward=-1, expected a whole number, at least 0"),
+        ({"pushforward": 0.5}, r"pushforward=0\.5, expected a whole number"),
+        (
+            {"pushforward": 5},
+            r"pushforward=5 with window=\(1, 1\) needs 7 times, the store has 6: give at most 4",
+        ),
+        (
+            {"pushforward": 1, "window": (1, 2)},
+            r"window=\(1, 2\); expected fields that vary in time and to tra",
+        ),
+        ({"pushforward": 1, "window": None, "at": [0.2]}, "window=None; expected fields that vary in time"),
+        (
+            {"noise": 0.1, "window": None, "at": [0.2]},
+            "inputs force, none of which varies in time: it is for",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_any_work(
+    options: dict[str, Any], message: str, store: FieldStore, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        train(store, tmp_path / "run", **options)
+    assert not any(tmp_path.iterdir())
+
+
+def test_inputs_that_a_step_does_not_make_are_refused(store: FieldStore) -> None:
+    driven = {**STATISTICS, "wind@+0": STATISTICS["force"]}
+    with pytest.raises(
+        InputError, match=r"pushforward=1 needs what a rollout needs: .*of all variables that"
+    ):
+        PerturbedInputs(FieldProcessor(driven, NEXT), nn.Identity(), pushforward=1)
+    perturbed = PerturbedInputs(FieldProcessor(STATISTICS, NEXT), nn.Identity(), pushforward=2).train()
+    with pytest.raises(
+        InputError, match=r"expected 3 channels, w@\+1 of 3 times: field_loaders\(\.\.\., pushf"
+    ):
+        perturbed.preprocess(batch_of(2, 1))
+    with pytest.raises(InputError, match=r"pushforward=-1, expected a whole number"):
+        field_loaders(store, train=8, test=[], batch_size=2, window=(1, 1), pushforward=-1)
+
+
+def test_the_command_line_takes_both(
+    store: FieldStore, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    small = [word for name, value in SMALL.items() for word in ("--option", f"{name}={value}")]
+    command = ["train", str(store.path), str(tmp_path / "run"), "--resolution", "8", "--epochs", "1", *small]
+    window = ["--window", "1", "1", "--quiet"]
+    assert main([*command, *window, "--noise", "0.01", "--pushforward", "2"]) == 0
+    training = json.loads((tmp_path / "run" / "run.json").read_text())["training"]
+    assert (training["noise"], training["pushforward"]) == (0.01, 2)
+    assert main([*command, *window, "--overwrite", "--noise", "-1"]) == 2
+    assert "noise=-1.0, expected a finite number" in capsys.readouterr().err
+
+
+class Residual(nn.Module):
+    """A linear step; what it does to a wavenumber that no field has, no loss of true fields says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, 15, padding="same", padding_mode="circular", bias=False)
+
+    def forward(self, x: Tensor, **sample: Tensor) -> Tensor:
+        return x + self.conv(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*received unexpected keyword arguments")
+def test_noise_keeps_a_rollout_on_course(tmp_path: Path) -> None:
+    """Waves of three wavenumbers on 16 points, moved on 60 times; what is rounded off grows in the others.
+
+    Measured with three seeds: after one step 0.001 to 0.002 % without noise and 0.08 % with it, after sixty
+    at least 7,000 % and 4.4 to 4.6 %. The pushforward trick does not help here, or by luck: the model's own
+    errors are of the wavenumbers that it has been shown.
+    """
+    n, steps = 16, 60
+    grid = Grid.uniform((n,), periodic=True)
+    x, t = grid.mesh[0], 0.1 * np.arange(steps + 1)[:, None]
+    draw = np.random.default_rng(0)
+    flows = [
+        sum(draw.normal() * np.cos(2 * np.pi * k * (x - 0.37 * t - draw.uniform())) for k in (1, 2, 3))
+        for _ in range(10)
+    ]
+    store = create_store(
+        tmp_path / "waves.zarr",
+        [grid],
+        [Variable("w", "output", time=True)],
+        {"train": 6, "test": 4},
+        title="Waves",
+        provenance={},
+        levels="resampled",
+        boundary_conditions={"x": "periodic"},
+        chunk=10,
+        times=t.flatten().tolist(),
+    )
+    store.write(slice(0, 10), {grid: {"w": np.stack(flows)}})
+    store.finish()
+
+    def errors(noise: float) -> list[float]:
+        """Of the first step and of the last."""
+        loaders = field_loaders(store, train=n, test=[n], batch_size=20, window=(1, 1), rollout=steps)
+        torch.manual_seed(0)
+        model = Residual()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40)
+        processor = PerturbedInputs(loaders.processor, model, noise=noise)
+        trainer = Trainer(model=model, n_epochs=40, data_processor=processor)
+        trainer.train(loaders.train, {}, optimizer, schedule, training_loss=LpLoss(d=1, p=2))
+        [batch] = loaders.test[n]
+        known, found = batch["x"], []
+        with torch.no_grad():
+            for truth in batch["y"].split(1, dim=1):
+                known = loaders.processor.advance(model, known)
+                found.append(LpLoss(d=1, p=2)(known, truth).item() / len(truth))
+        return [found[0], found[-1]]
+
+    plain, noisy = errors(0.0), errors(0.03)
+    assert plain[0] < noisy[0] < 2e-3
+    assert noisy[1] < 0.1 and plain[1] > 10
