@@ -23,6 +23,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): a minute or two, more on a slow network"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@# The Well's reader pins an fsspec of 2024; all else that it needs is there.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps the_well
 	touch $@
 
 # Fields at three resolutions, MANO and FNO trained at the coarsest, judged at all: demo/report.html
