@@ -12,7 +12,10 @@ INSTALLED := $(VENV)/.installed
 # too; see "Limits" in the README.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test check install bench benchmark clean
+# With which neuraloperator `make neuralop` tests: any requirement that pip takes.
+NEURALOP ?= neuraloperator
+
+.PHONY: demo test check neuralop install bench benchmark clean
 
 install: $(INSTALLED)
 
@@ -23,6 +26,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): a minute or two, more on a slow network"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@# The Well's reader pins an fsspec of 2024; all else that it needs is there.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps the_well
 	touch $@
 
 # Fields at three resolutions, MANO and FNO trained at the coarsest, judged at all: demo/report.html
@@ -37,6 +42,14 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# What touches neuraloperator, with another release than the pinned one; the newest, if none is given:
+#   make neuralop NEURALOP=neuraloperator==2.0.0
+neuralop: $(INSTALLED)
+	rm -rf build/neuraloperator
+	$(BIN)/python -m pip install --quiet --no-deps --target build/neuraloperator '$(NEURALOP)'
+	PYTHONPATH=build/neuraloperator $(BIN)/python -m pytest -n 2 tests/test_neuralop.py tests/test_convolution.py \
+	  tests/test_processor.py tests/test_objective.py tests/test_physics.py tests/test_train.py
 
 # How fast MANO is beside other models, and beside what it was on this machine; ten minutes. See docs/performance.md.
 bench: $(INSTALLED)

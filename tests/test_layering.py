@@ -88,6 +88,7 @@ problems.generate       data    numpy distributed
 layers.convolution      model   torch einops
 models.block            model   torch einops
 data.dataset            data    numpy torch
+data.well               data    numpy torch
 data.patches            data    numpy torch xarray
 
 layers                  model

@@ -1,9 +1,13 @@
 """The contract with neuraloperator, and with what of torch handles models: values after each round trip."""
 
 import copy
+import importlib.metadata
 import io
 import pickle
+import tomllib
+from pathlib import Path
 
+import neuralop
 import pytest
 import torch
 from helpers import in_a_group_of_one
@@ -13,12 +17,14 @@ from neuralop.data.transforms.normalizers import UnitGaussianNormalizer
 from neuralop.losses import H1Loss, LpLoss
 from neuralop.models.base_model import available_models
 from neuralop.training import AdamW, load_training_state, save_training_state
+from packaging.requirements import Requirement
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from mano_op import MANO, InputError, PublishedMANO
 
+ROOT = Path(__file__).parents[1]
 SMALL = {"hidden_channels": 8, "n_layers": 1, "n_heads": 2, "window": 2, "n_levels": 2}
 MODELS = {"mano": MANO, "mano_published": PublishedMANO}
 
@@ -76,6 +82,16 @@ def relative_l2(prediction, truth):
 def assert_same_parameters(one, other):
     for (name, a), (_, b) in zip(one.named_parameters(), other.named_parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
+
+
+def test_the_release_that_is_tested_is_one_that_is_promised():
+    """So is the pinned one. 2.0.0 is the only release from 2.0 on: when there is another, `make neuralop`."""
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    (promised,) = (r.specifier for r in map(Requirement, wanted) if r.name == "neuraloperator")
+    pins = [line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
+    installed = importlib.metadata.version("neuraloperator")
+    assert installed in promised and dict(pins)["neuraloperator"] in promised
+    assert neuralop.__version__ == installed, "the metadata are of another copy than what is imported"
 
 
 @pytest.mark.parametrize("arch", MODELS)

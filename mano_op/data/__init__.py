@@ -7,6 +7,7 @@
 `importers`    files of other formats into a store
 `coarsen`      a store with coarser levels out of another
 `dataset`      samples in neuraloperator's form; `channels` says which is which
+`well`         samples that The Well's own package reads
 `loaders`      batches of them, by `sampler` where resolutions are mixed
 `processor`    physical units to what a network likes, and back; `transforms`
 `describe`     a store in words

@@ -10,6 +10,7 @@ from typing import Any
 
 import dask.array as da
 import h5py
+import numpy as np
 import xarray as xr
 
 from mano_op.data.coordinates import Registrations
@@ -161,7 +162,7 @@ def _fields(
     points = tuple(len(dataset(root["dimensions"], name)) for name in axes)
     for order in range(3):
         group = root.get(f"t{order}_fields", {})
-        for name in group:
+        for name in _names(group):
             node = dataset(group, name)
             if missing := [flag for flag in ("sample_varying", "time_varying") if flag not in node.attrs]:
                 raise InputError(
@@ -169,13 +170,17 @@ def _fields(
                 )
             flags = {flag: bool(node.attrs[flag]) for flag in ("sample_varying", "time_varying")}
             along = [bool(varies) for varies in node.attrs.get("dim_varying", [True] * len(axes))]
-            components = (len(axes),) * order if node.ndim - sum(along) - sum(flags.values()) == order else ()
-            flat = () if components or not order else (len(axes) ** order,)
             kept = [k for k, varies in zip(points, along, strict=True) if varies]
             leading = [k for k, flag in ((n, "sample_varying"), (steps, "time_varying")) if flags[flag]]
-            expected = (*leading, *kept, *components, *flat)
-            if node.shape != expected:
-                raise InputError(f"{path}, {name}: shape {node.shape}, its attributes say {expected}")
+            # An axis along which it does not vary is left out, as the format says, or has one point, as The
+            # Well's own reader needs it; the components of a tensor have two axes, or one as it says.
+            shapes = [
+                (*leading, *sizes, *components)
+                for sizes in (kept, [k if varies else 1 for k, varies in zip(points, along, strict=True)])
+                for components in ((len(axes),) * order, *([(len(axes) ** order,)] if order > 1 else []))
+            ]
+            if node.shape not in shapes:
+                raise InputError(f"{path}, {name}: shape {node.shape}, its attributes say {shapes[0]}")
             # What is the same for all samples is read as one piece.
             parts = lazy(node, chunk, before) if flags["sample_varying"] else lazy(node, WHOLE)
             values = parts.reshape((*leading, *kept, *([len(axes) ** order] if order else [])))
@@ -187,6 +192,12 @@ def _fields(
     if not found:
         raise InputError(f"{path} has no fields in t0_fields, t1_fields or t2_fields")
     return found
+
+
+def _names(group: h5py.Group | dict[str, Any]) -> list[str]:
+    """Of its fields, in the order that the file gives them, which is that of The Well's own reader."""
+    said = [_text(name) for name in np.atleast_1d(getattr(group, "attrs", {}).get("field_names", []))]
+    return [*said, *(name for name in group if name not in said)]
 
 
 def _repeated(
@@ -208,7 +219,7 @@ def _conditions(root: h5py.File, axes: tuple[str, ...]) -> dict[str, str]:
     """The boundary condition of each axis, as the file has them."""
     kinds: dict[str, set[str]] = {name: set() for name in axes}
     for group in root.get("boundary_conditions", {}).values():
-        for name in group.attrs.get("associated_dims", []):
+        for name in np.atleast_1d(group.attrs.get("associated_dims", [])):
             kinds.setdefault(_text(name), set()).add(_text(group.attrs["bc_type"]).lower())
     unknown = [name for name in axes if not kinds[name]]
     if unknown:

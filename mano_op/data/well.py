@@ -1,0 +1,178 @@
+"""Samples that The Well's own package reads, without importing them into a store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mano_op.data.processor import FieldProcessor
+from mano_op.errors import InputError
+
+_PERIODIC = 2  # in what The Well's package returns for the ends of an axis; 0 is a wall, 1 is open
+
+
+class WellSamples(Dataset[dict[str, Tensor]]):
+    r"""A ``the_well.data.WellDataset`` in neuraloperator's form: channels first, ``x`` and ``y``.
+
+    There, a sample has the fields of all variables at some times, channels last, and those that do not vary
+    in time apart from them. Here,
+
+    .. math::
+
+        x = [c,\; u(t_{1-k}), \ldots, u(t_0)], \qquad y = [u(t_1), \ldots, u(t_m)]
+
+    with the constant fields c, and all of the varying ones, u, at k = ``n_steps_input`` known and
+    m = ``n_steps_output`` later times: the channels that `mano_op.data.dataset.FieldDataset` makes of the
+    same file, imported, with ``window=(k, m)``. Scalars are left out.
+
+    It is for data that is to stay where and as it is. `mano_op.data.importers.import_the_well` makes a store
+    of it, which is read faster, has coarser levels, and is what `train_model` and `evaluate_transfer` take.
+
+    Parameters
+    ----------
+    dataset : the_well.data.WellDataset
+        With ``use_normalization=False``, so that losses in evaluation are of fields in units; `processor` has
+        The Well's statistics.
+
+    Attributes
+    ----------
+    inputs, outputs : tuple of str
+        Labels of the channels: "porosity", "velocity_x@-1", "velocity_x@+0"; "velocity_x@+1".
+
+    Raises
+    ------
+    InputError
+        If it is no such data set, or normalises.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> class TwoSteps:  # what is used of a WellDataset
+    ...     metadata = SimpleNamespace(field_names={0: ["u"]}, constant_field_names={0: ["c"]})
+    ...     n_steps_input, n_steps_output, max_rollout_steps, use_normalization = 1, 2, 100, False
+    ...     def __len__(self): return 1
+    ...     def __getitem__(self, index):
+    ...         u, c = torch.arange(3.0).reshape(3, 1, 1).expand(3, 4, 1), torch.full((4, 1), 9.0)
+    ...         return {"input_fields": u[:1], "output_fields": u[1:], "constant_fields": c}
+    >>> samples = WellSamples(TwoSteps())
+    >>> samples.inputs, samples.outputs
+    (('c', 'u@+0'), ('u@+1', 'u@+2'))
+    >>> samples[0]["x"][:, 0], samples[0]["y"][:, 0]
+    (tensor([9., 0.]), tensor([1., 2.]))
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        wanted = ("metadata", "n_steps_input", "n_steps_output", "max_rollout_steps", "use_normalization")
+        if missing := [name for name in wanted if not hasattr(dataset, name)]:
+            raise InputError(
+                f"{type(dataset).__name__} has no {missing[0]!r}; expected a the_well.data.WellDataset"
+            )
+        if dataset.use_normalization:
+            raise InputError(
+                "the data set normalises its fields, so errors would not be in units: make it with "
+                "use_normalization=False, and take the statistics with `WellSamples.processor`"
+            )
+        self.dataset = dataset
+        varying, steady = (
+            [name for order in sorted(names) for name in names[order]]
+            for names in (dataset.metadata.field_names, dataset.metadata.constant_field_names)
+        )
+        known, later = dataset.n_steps_input, min(dataset.n_steps_output, dataset.max_rollout_steps)
+        self.inputs = (
+            *steady,
+            *(f"{name}@{step:+d}" for step in range(1 - known, 1) for name in varying),
+        )
+        self.outputs = tuple(f"{name}@{step:+d}" for step in range(1, later + 1) for name in varying)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        sample = self.dataset[index]
+        parts = [_times_first(sample["input_fields"])]
+        if "constant_fields" in sample:
+            parts.insert(0, sample["constant_fields"].movedim(-1, 0))
+        return {"x": torch.cat(parts).float(), "y": _times_first(sample["output_fields"]).float()}
+
+    @property
+    def periodic(self) -> tuple[bool, ...]:
+        """Whether each axis wraps, as a model takes it.
+
+        Raises
+        ------
+        InputError
+            If the data set was made without boundary conditions.
+        """
+        ends = self.dataset[0].get("boundary_conditions")
+        if ends is None:
+            raise InputError(
+                'the data set returns no boundary conditions; make it with boundary_return_type="padding"'
+            )
+        return tuple(bool((axis == _PERIODIC).all()) for axis in ends)
+
+    def processor(self, statistics: Mapping[str, Mapping[str, Any]]) -> FieldProcessor:
+        """The processor with The Well's statistics.
+
+        Parameters
+        ----------
+        statistics : mapping
+            What the ``stats.yaml`` of a data set has: "mean" and "std" of each field, a number for each
+            component of vectors and tensors.
+
+        Raises
+        ------
+        InputError
+            If a field is not there, or has other components.
+
+        Examples
+        --------
+        >>> from types import SimpleNamespace
+        >>> dataset = SimpleNamespace(
+        ...     metadata=SimpleNamespace(field_names={0: ["p"], 1: ["v_x", "v_y"]}, constant_field_names={},
+        ...                              n_spatial_dims=2),
+        ...     core_field_names=["p", "v"], core_constant_field_names=[],
+        ...     n_steps_input=1, n_steps_output=1, max_rollout_steps=100, use_normalization=False)
+        >>> statistics = {"mean": {"p": 1.0, "v": [2.0, 3.0]}, "std": {"p": 4.0, "v": [5.0, 6.0]}}
+        >>> WellSamples(dataset).processor(statistics).out_mean
+        tensor([1., 2., 3.])
+        """
+        numbers = self._numbers(statistics)
+        return FieldProcessor(
+            *(
+                {label: numbers[label.partition("@")[0]] for label in labels}
+                for labels in (self.inputs, self.outputs)
+            )
+        )
+
+    def _numbers(self, statistics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+        """Mean and standard deviation of each scalar, and of each component of a vector or tensor."""
+        found: dict[str, dict[str, float]] = {}
+        metadata = self.dataset.metadata
+        for fields, names in (
+            (iter(self.dataset.core_field_names), metadata.field_names),
+            (iter(self.dataset.core_constant_field_names), metadata.constant_field_names),
+        ):
+            for order in sorted(names):
+                n = metadata.n_spatial_dims**order  # the components of a field follow one another
+                for first in range(0, len(names[order]), n):
+                    field, components = next(fields), names[order][first : first + n]
+                    for what in ("mean", "std"):
+                        values = np.ravel(statistics.get(what, {}).get(field, []))
+                        if len(values) != n:
+                            raise InputError(
+                                f"the statistics have {len(values)} numbers for the {what} of {field!r}; "
+                                f"expected {n}"
+                            )
+                        for name, value in zip(components, values, strict=True):
+                            found.setdefault(name, {})[what] = float(value)
+        return found
+
+
+def _times_first(fields: Tensor) -> Tensor:
+    """Some times of channels-last fields to channels first, those of a time together."""
+    return fields.movedim(-1, 1).flatten(0, 1)
