@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mano_op.data.processor import FieldProcessor as FieldProcessor
     from mano_op.data.sampler import ResolutionBatchSampler as ResolutionBatchSampler
     from mano_op.data.store import open_store as open_store
+    from mano_op.models.traceable import TraceableMANO as TraceableMANO
     from mano_op.problems.generate import generate_darcy as generate_darcy
     from mano_op.problems.generate import generate_fields as generate_fields
     from mano_op.runs import load_run as load_run
@@ -54,6 +55,7 @@ _WHEN_USED = {
     "coarsen_store": "mano_op.data.coarsen",
     "generate_darcy": "mano_op.problems.generate",
     "generate_fields": "mano_op.problems.generate",
+    "TraceableMANO": "mano_op.models.traceable",
     "PatchDataset": "mano_op.data.patches",
     "FieldProcessor": "mano_op.data.processor",
     "load_run": "mano_op.runs",

@@ -1,0 +1,175 @@
+r"""The steps between a reference axis and a finer one whose number of points is not known before it comes.
+
+They are those of `mano_op.layers.anchors`, as operations of torch on ``torch.arange(n)``, for whatever traces a
+model once for all sizes: `n` may be a symbol. Where points lie is counted in whole numbers, so no rounding decides
+which of two points is the lower one. The finer axis has at least as many points as the reference; on as many
+every step is the identity.
+
+A mean over an interval is a difference of prefix sums. With the points of the finer axis at 0, 1, ... and
+:math:`C_i = x_0 + \dots + x_i` the integral up to v is, but for a constant,
+
+.. math::
+
+    F(v) = C_i - x_i\,(i + \tfrac12 - v), \quad i = \lfloor v + \tfrac12 \rfloor, \qquad
+    \bar x = \frac{F(v_{right}) - F(v_{left})}{v_{right} - v_{left}},
+
+in double precision, so that nothing is lost in the difference. This takes as long as there are points, where a
+matrix of all pairs of points would take their square.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mano_op.grid import Axis
+
+
+class Finer(NamedTuple):
+    r"""The points of an axis of n points beside those of a reference.
+
+    Point j is at :math:`p_j / q`, counted in points of the reference.
+
+    Attributes
+    ----------
+    reference : Axis
+    n : int
+        Points of the finer axis, which may be a symbol.
+    numerators : int64 Tensor, ``(n,)``
+        p.
+    denominator : int
+        q, which may be a symbol.
+
+    Examples
+    --------
+    >>> line = finer(Axis("x", 4), 8, torch.device("cpu"))
+    >>> line.numerators / line.denominator
+    tensor([0.0000, 0.5000, 1.0000, 1.5000, 2.0000, 2.5000, 3.0000, 3.5000])
+    >>> line.points()
+    tensor([0.0000, 0.1250, 0.2500, 0.3750, 0.5000, 0.6250, 0.7500, 0.8750], dtype=torch.float64)
+    >>> line.anchors(torch.tensor([[0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0]]), 1)
+    tensor([[0.2500, 0.5000, 0.5000, 0.6000]])
+    """
+
+    reference: Axis
+    n: int
+    numerators: Tensor
+    denominator: int
+
+    @property
+    def intervals(self) -> int:
+        """How many spacings of the finer axis fit into the domain."""
+        return self.n - 1 if self.reference.registration == "node_both" else self.n
+
+    def points(self) -> Tensor:
+        """The coordinates in [0, 1], double precision, ``(n,)``."""
+        return self._halves(self.n) / (2 * self.intervals)
+
+    def within(self) -> tuple[Tensor, Tensor]:
+        """The point of the reference at or below each one, and the share of the way to the next, ``(n,)``.
+
+        Beyond the outermost points of an axis that does not wrap they are that point and 0.
+        """
+        p, q = self.numerators, self.denominator
+        if not self.reference.periodic:
+            p = p.clamp(0, q * (self.reference.n - 1))
+        below = (p + q) // q - 1  # of whole numbers of at least 0, which everybody divides alike
+        return below, (p - below * q).double() / q
+
+    def smooth(self, x: Tensor, dim: int) -> Tensor:
+        """The averages at the points of the finer axis, along a dimension of a field on it."""
+        if self.reference.periodic:
+            at = torch.arange(self.n, device=x.device).double()
+            half = torch.full_like(at, 1.0) * self.intervals / (2 * self.reference.intervals)
+            return self._mean(x, dim, at - half, at + half)
+        below, share = self.within()
+        above = (below + 1).clamp(max=self.reference.n - 1)
+        ends = (torch.lerp(a.double(), b.double(), share) for a, b in zip(*map(self._ends, (below, above)), strict=True))
+        return self._mean(x, dim, *(self._placed(end) for end in ends))
+
+    def anchors(self, x: Tensor, dim: int) -> Tensor:
+        """The averages at the points of the reference."""
+        k = torch.arange(self.reference.n, device=x.device)
+        return self._mean(x, dim, *(self._placed(end.double()) for end in self._ends(k)))
+
+    def interpolate(self, x: Tensor, dim: int) -> Tensor:
+        """From the reference to the points of the finer axis, by the cubic through the four nearest points."""
+        n, (below, share) = self.reference.n, self.within()
+        taps = torch.arange(-1, 3, device=x.device)
+        near = below + taps[:, None]
+        if self.reference.periodic:
+            used = (taps + 1 < n)[:, None].expand_as(near)
+            near = near % n
+        else:
+            used = (near >= 0) & (near < n)
+            near = near.clamp(0, n - 1)
+        out: Tensor | None = None
+        for i in range(4):
+            weight = used[i].double()
+            for other in range(4):
+                if other != i:
+                    factor = (share - (other - 1)) / (i - other)
+                    weight = weight * torch.where(used[other], factor, 1.0)
+            part = x.index_select(dim, near[i]) * _along(weight, x, dim).to(x.dtype)
+            out = part if out is None else out + part
+        assert out is not None  # of four
+        return out
+
+    def _halves(self, n: int) -> Tensor:
+        """Where so many points are, in halves of their spacing from the start of the domain."""
+        first = 1 if self.reference.registration == "cell" else 0
+        return 2 * torch.arange(n, device=self.numerators.device).double() + first
+
+    def _ends(self, k: Tensor) -> tuple[Tensor, Tensor]:
+        """The interval that each point k of the reference stands for, in halves of its spacing."""
+        axis, first = self.reference, 1 if self.reference.registration == "cell" else 0
+        left, right = 2 * k + first - 1, 2 * k + first + 1
+        if axis.periodic:
+            return left, right
+        return left.clamp(min=0), torch.where(k == axis.n - 1, 2 * axis.intervals, right)
+
+    def _placed(self, halves: Tensor) -> Tensor:
+        """A place, given in halves of the reference's spacing, counted in points of the finer axis."""
+        offset = 0.5 if self.reference.registration == "cell" else 0.0
+        return halves * self.intervals / (2 * self.reference.intervals) - offset
+
+    def _mean(self, x: Tensor, dim: int, left: Tensor, right: Tensor) -> Tensor:
+        """The means of a field between places counted in its points."""
+        wide = x.double()
+        sums = wide.cumsum(dim)
+        total = sums.narrow(dim, self.n - 1, 1)
+
+        def integral(v: Tensor) -> Tensor:
+            i = (v + 0.5).floor()
+            if self.reference.periodic:
+                turns = (i / self.n).floor()
+                here = (i - turns * self.n).long()
+            else:
+                i = i.clamp(0, self.n - 1)
+                turns, here = None, i.long()
+            rest = _along(i + 0.5 - v, x, dim)
+            up_to = sums.index_select(dim, here) - wide.index_select(dim, here) * rest
+            return up_to if turns is None else up_to + total * _along(turns, x, dim)
+
+        return ((integral(right) - integral(left)) / _along(right - left, x, dim)).to(x.dtype)
+
+
+def finer(reference: Axis, n: int, device: torch.device) -> Finer:
+    """The points of an axis of n points, at least those of the reference, which may be a symbol."""
+    j = torch.arange(n, device=device)
+    # Where there are fewer points after all and nobody compares, as in a file for another program, this one is
+    # not there, which ends the computation. It changes nothing else.
+    last = torch.full((1,), reference.n - 1, device=device)
+    j = j + (j.index_select(0, last) - last)
+    if reference.registration == "node_both":
+        return Finer(reference, n, j * (reference.n - 1), n - 1)
+    if reference.registration == "cell":
+        return Finer(reference, n, (2 * j + 1) * reference.n - n, 2 * n)
+    return Finer(reference, n, j * reference.n, n)
+
+
+def _along(values: Tensor, x: Tensor, dim: int) -> Tensor:
+    """One value for each position of a dimension of a field, shaped to be multiplied."""
+    return values.view(-1, *[1] * (x.ndim - dim - 1))

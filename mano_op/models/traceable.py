@@ -1,0 +1,162 @@
+r"""MANO in a form that is traced once for all sizes: for ``torch.export``, ONNX and ``torch.compile``."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from mano_op.errors import InputError
+from mano_op.grid import Grid
+from mano_op.layers.attention import WindowAttention
+from mano_op.layers.finer import Finer, finer
+from mano_op.layers.multipole import MultipoleAttention
+from mano_op.layers.pyramid import level_shapes
+from mano_op.layers.slots import Slots, Windows
+from mano_op.models.block import Block, Mlp
+from mano_op.models.mano import MANO
+
+
+class TraceableMANO(nn.Module):
+    r"""The same operator as a trained `MANO`, in plain operations of torch, whatever the size of the grid.
+
+    `MANO` works out windows and averages in numpy for each size that comes, which no symbol for a size survives. What
+    it learned is anchored to its reference grid, so most of it does not depend on that size: here the windows and
+    levels of the reference are tensors that are made once, and what does depend on it, the averages, the windows that
+    a point is in and its offsets from their keys, are arithmetic on ``torch.arange(n)``
+    (`mano_op.layers.finer`, `mano_op.layers.slots`). The parameters are the model's own, not copies.
+
+    Parameters
+    ----------
+    model : MANO
+        With a known reference: trained, or given ``reference_shape``.
+
+    Raises
+    ------
+    InputError
+        If the model is another one or has no reference; in a call, if the input is coarser than the reference along an
+        axis, or not what the model takes.
+
+    Notes
+    -----
+    Inputs have at least as many points as the reference along each axis. On coarser grids, which `MANO` interpolates
+    to the reference, use the model itself.
+
+    All points go through at once: memory grows with their number, some ``n_heads * (window + 2 * halo) ** n_dim``
+    scores a point, where the model itself takes tiles. In eager mode, and on a CPU, the model is faster.
+
+    Forward hooks and whatever else replaces the call of a part of the model are not seen.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mano_op import MANO, TraceableMANO
+    >>> model = MANO(1, 1, hidden_channels=8, n_layers=1, n_heads=2, reference_shape=(8, 8)).eval()
+    >>> x = torch.randn(1, 1, 13, 24)
+    >>> torch.allclose(TraceableMANO(model)(x), model(x), atol=1e-5)
+    True
+    """
+
+    def __init__(self, model: MANO) -> None:
+        super().__init__()
+        if not isinstance(model, MANO):
+            raise InputError(
+                f"got a {type(model).__name__}, expected a MANO: no other model has a form for all sizes here"
+            )
+        if model.reference_shape is None:
+            raise InputError(
+                "this MANO has no reference grid yet, so its levels have no length: train it, or give it "
+                "reference_shape"
+            )
+        self.model = model
+        self.reference = model.reference_shape
+        self.grid = Grid.uniform(self.reference, registration=model.registration, periodic=model.periodic)
+        layer = cast(MultipoleAttention, cast(Block, model.blocks[0]).attention)
+        finest = cast(WindowAttention, layer.attention[0])
+        self.shapes = level_shapes(self.reference, layer.rate, layer.n_levels)
+        self.windows = nn.ModuleList(
+            Windows(shape, window=finest.window, halo=finest.halo, periodic=model.periodic)
+            for shape in self.shapes
+        )
+        self.train(model.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(batch, in_channels, *grid)`` to ``(batch, out_channels, *grid)``."""
+        self._check(x)
+        lines = [finer(axis, n, x.device) for axis, n in zip(self.grid, x.shape[2:], strict=True)]
+        anchors, fine = x, x
+        for dim, line in enumerate(lines, start=2):
+            anchors, fine = line.anchors(anchors, dim), line.smooth(fine, dim)
+        same = [finer(axis, axis.n, x.device) for axis in self.grid]
+        anchors, fine = self._lift(anchors, same), self._lift(fine, lines)
+        slots = cast(Windows, self.windows[0]).slots(lines)
+        for block in self.model.blocks:
+            anchors, fine = self._block(cast(Block, block), anchors, fine, lines, slots)
+        tokens = _mlp(self.model.projection, self.model.norm(fine))
+        out = tokens.transpose(1, 2).reshape(len(x), -1, *x.shape[2:])
+        return self.model._bounded(out, [line.points() for line in lines])
+
+    def _block(
+        self, block: Block, anchors: Tensor, fine: Tensor, lines: list[Finer], slots: Slots
+    ) -> tuple[Tensor, Tensor]:
+        """A block on the reference and at the points of the finer grid, each ``(batch, points, channels)``."""
+        layer = block.attention
+        finest, windows = cast(WindowAttention, layer.attention[0]), cast(Windows, self.windows[0])
+        coarse = self._from_coarser(layer, anchors)
+        on, between = anchors, fine
+        if coarse is not None:
+            on, at = on + coarse.flatten(2).transpose(1, 2), coarse
+            for dim, line in enumerate(lines, start=2):
+                at = line.interpolate(at, dim)
+            between = between + at.flatten(2).transpose(1, 2)
+        q, k, v = _normalised(finest, anchors, finest.qkv.weight).chunk(3, -1)
+        on = on + finest.out(windows.attend(q, k, v, finest.bias, finest.n_heads))
+        q = _normalised(finest, fine, finest.qkv.weight.chunk(3)[0])
+        between = between + finest.out(windows.attend_from(q, k, v, finest.bias, finest.n_heads, slots))
+        return tuple(t + _mlp(block.mlp, t) for t in (on, between))  # type: ignore[return-value]
+
+    def _from_coarser(self, layer: MultipoleAttention, anchors: Tensor) -> Tensor | None:
+        """What coarser levels add on the reference, ``(batch, channels, *reference)``; None if there are none."""
+        levels = [_on_grid(anchors, self.reference)]
+        for down in list(layer.down)[: len(self.shapes) - 1]:
+            levels.append(down(levels[-1]))
+        added: Tensor | None = None
+        for i in reversed(range(1, len(self.shapes))):
+            attention, windows = cast(WindowAttention, layer.attention[i]), cast(Windows, self.windows[i])
+            tokens = levels[i].flatten(2).transpose(1, 2)
+            q, k, v = _normalised(attention, tokens, attention.qkv.weight).chunk(3, -1)
+            out = attention.out(windows.attend(q, k, v, attention.bias, attention.n_heads))
+            here = _on_grid(out, self.shapes[i])
+            here = here if added is None else here + added
+            added = layer.up[i - 1](here, self.shapes[i - 1], layer.scale[i - 1])
+        return added
+
+    def _lift(self, x: Tensor, lines: list[Finer]) -> Tensor:
+        """The features of the points, ``(batch, points, channels)``."""
+        x = self.model._located(x, [line.points() for line in lines])
+        lifted: Tensor = self.model.lifting(x.flatten(2).transpose(1, 2))
+        return lifted
+
+    def _check(self, x: Tensor) -> None:
+        self.model._check_input(x)
+        if any(n < least for n, least in zip(x.shape[2:], self.reference, strict=True)):
+            raise InputError(
+                f"got a grid of {tuple(x.shape[2:])} points, expected at least the reference's {self.reference} "
+                "along each axis: interpolate the input to that, or use the MANO itself, which does"
+            )
+
+
+def _normalised(attention: WindowAttention, tokens: Tensor, weight: Tensor) -> Tensor:
+    """Projections of the normalised features of points."""
+    return nn.functional.linear(attention.norm2(attention.norm1(tokens)), weight)
+
+
+def _mlp(mlp: Mlp, tokens: Tensor) -> Tensor:
+    """An MLP of points ``(batch, points, channels)``, by calling its parts."""
+    out: Tensor = mlp.fc2(mlp.act(mlp.fc1(mlp.norm(tokens))))
+    return out
+
+
+def _on_grid(tokens: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Points as a field, ``(batch, channels, *shape)``."""
+    return tokens.transpose(1, 2).unflatten(2, shape)
