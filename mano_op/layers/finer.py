@@ -19,6 +19,7 @@ matrix of all pairs of points would take their square.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -82,40 +83,42 @@ class Finer(NamedTuple):
         """The averages at the points of the finer axis, along a dimension of a field on it."""
         if self.reference.periodic:
             at = torch.arange(self.n, device=x.device).double()
-            half = torch.full_like(at, 1.0) * self.intervals / (2 * self.reference.intervals)
-            return self._mean(x, dim, at - half, at + half)
+            ends = (2 * self.reference.intervals * at + sign * self.intervals for sign in (-1, 1))
+            left, right = (end / (2 * self.reference.intervals) for end in ends)
+            return self._mean(x, dim, left, right)
         below, share = self.within()
         above = (below + 1).clamp(max=self.reference.n - 1)
-        ends = (torch.lerp(a.double(), b.double(), share) for a, b in zip(*map(self._ends, (below, above)), strict=True))
-        return self._mean(x, dim, *(self._placed(end) for end in ends))
+        left, right = (
+            self._placed(torch.lerp(a.double(), b.double(), share))
+            for a, b in zip(self._ends(below), self._ends(above), strict=True)
+        )
+        return self._mean(x, dim, left, right)
 
     def anchors(self, x: Tensor, dim: int) -> Tensor:
         """The averages at the points of the reference."""
         k = torch.arange(self.reference.n, device=x.device)
-        return self._mean(x, dim, *(self._placed(end.double()) for end in self._ends(k)))
+        left, right = (self._placed(end.double()) for end in self._ends(k))
+        return self._mean(x, dim, left, right)
 
-    def interpolate(self, x: Tensor, dim: int) -> Tensor:
-        """From the reference to the points of the finer axis, by the cubic through the four nearest points."""
+    def taps(self) -> list[tuple[Tensor, Tensor]]:
+        """Four points of the reference for each of the finer axis and their weights, each ``(n,)``.
+
+        The weights are those of the cubic through them, of the parabola or line through those there are at an end.
+        """
         n, (below, share) = self.reference.n, self.within()
-        taps = torch.arange(-1, 3, device=x.device)
-        near = below + taps[:, None]
+        i = torch.arange(4, device=below.device)
+        near = below + (i - 1)[:, None]
         if self.reference.periodic:
-            used = (taps + 1 < n)[:, None].expand_as(near)
-            near = near % n
+            near, used = near % n, (i < n)[:, None].expand_as(near)
         else:
             used = (near >= 0) & (near < n)
             near = near.clamp(0, n - 1)
-        out: Tensor | None = None
-        for i in range(4):
-            weight = used[i].double()
-            for other in range(4):
-                if other != i:
-                    factor = (share - (other - 1)) / (i - other)
-                    weight = weight * torch.where(used[other], factor, 1.0)
-            part = x.index_select(dim, near[i]) * _along(weight, x, dim).to(x.dtype)
-            out = part if out is None else out + part
-        assert out is not None  # of four
-        return out
+        steps = i[:, None] - i  # from each other point to each
+        counts = (steps != 0)[:, :, None] & used
+        factors = (share - (i - 1)[:, None]) / torch.where(steps == 0, 1, steps)[:, :, None]
+        one, two, three, four = torch.where(counts, factors, 1.0).unbind(1)
+        weights = used * one * two * three * four
+        return list(zip(near.unbind(0), weights.unbind(0), strict=True))
 
     def _halves(self, n: int) -> Tensor:
         """Where so many points are, in halves of their spacing from the start of the domain."""
@@ -154,6 +157,12 @@ class Finer(NamedTuple):
             return up_to if turns is None else up_to + total * _along(turns, x, dim)
 
         return ((integral(right) - integral(left)) / _along(right - left, x, dim)).to(x.dtype)
+
+
+def interpolate(x: Tensor, dim: int, taps: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """A field on the reference at the points of a finer axis, given its `Finer.taps`, along one dimension."""
+    parts = [x.index_select(dim, point) * _along(weight, x, dim).to(x.dtype) for point, weight in taps]
+    return sum(parts[1:], start=parts[0])
 
 
 def finer(reference: Axis, n: int, device: torch.device) -> Finer:

@@ -6,8 +6,8 @@ from where they are, for whatever traces a model once for all sizes (`mano_op.la
 same: a query between the last key of a window and the first of the next has its share of both.
 
 Along an axis of n points a window of w keys of a reference with R spacings has room for :math:`\lceil w N / R \rceil`
-queries of its own, N being the spacings of the finer one, and for :math:`\lceil N / R \rceil` before its first key that
-it shares with the window before. The position bias is evaluated at quarters of a step, as there.
+queries of its own, N being the spacings of the finer one, and for :math:`\lfloor N / R \rfloor + 1` before its first key
+that it shares with the window before. The position bias is evaluated at quarters of a step, as there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from mano_op.layers.finer import Finer
 from mano_op.layers.tiling import Tiling, cut, tilings
-from mano_op.layers.whole import Rows, attend_whole
 
 Bias = Callable[[Tensor], Tensor]
 
@@ -50,7 +49,8 @@ class Windows(nn.Module):
 
     queries: Tensor
     keys: Tensor
-    place: Tensor
+    window: Tensor
+    slot: Tensor
     exists: Tensor
     entry: Tensor
 
@@ -64,11 +64,13 @@ class Windows(nn.Module):
         self.halos = [(axis.keys.shape[1] - axis.queries.shape[1]) // 2 for axis in per_axis]
         self.counts = [len(axis.queries) for axis in per_axis]
         rows = cut(per_axis, shape, shape)
+        window, slot = np.divmod(rows.place, rows.queries.shape[1])
         # Whole numbers, which stay what they are whatever the precision of the parameters becomes. They follow
         # from the shape, so they are in no checkpoint.
-        for name, values in (("queries", rows.queries), ("keys", rows.keys), ("place", rows.place)):
+        for name, values in (("queries", rows.queries), ("keys", rows.keys), ("window", window), ("slot", slot)):
             self.register_buffer(name, torch.as_tensor(values.astype(np.int64)), persistent=False)
         self.register_buffer("exists", torch.as_tensor(rows.key_exists), persistent=False)
+        self.cut = not rows.key_exists.all()
         # The offsets from a query to a key, and which of them each pair of a query and a key has.
         offsets = [axis.offsets[0].astype(np.int64) for axis in per_axis]
         self.lowest = [int(of_axis.min()) for of_axis in offsets]
@@ -85,19 +87,42 @@ class Windows(nn.Module):
         if bias is not None:
             lattice = self._lattice(self.lowest, self.steps, q)
             chosen = bias(lattice.flatten(0, -2)).index_select(0, self.entry.flatten())
-            table = chosen.view(*self.entry.shape, heads).movedim(-1, 0)[None]
-        rows = Rows(self.queries, self.keys, self.place, self._missing(), None, None)
-        return attend_whole(q, k, v, table, rows, heads)
+            table = chosen.view(*self.entry.shape, heads).movedim(-1, 0)
+        return self._attended(q, k, v, self.queries, table, heads)[:, self.window, self.slot].flatten(2)
 
     def attend_from(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, heads: int, slots: Slots
     ) -> Tensor:
         """Of the points of a finer grid, ``(batch, points, heads * head_dim)``, to those of this one."""
         table = None if bias is None else self._table_from(bias, slots, q)
-        rows = Rows(slots.queries, self.keys, slots.places.flatten(), self._missing(), None, None)
-        out = attend_whole(q, k, v, table, rows, heads)
-        parts = out.view(len(out), len(slots.shares), slots.shares.shape[1], out.shape[2])
-        return (parts * slots.shares[:, :, None].to(out.dtype)).sum(1)
+        out = self._attended(q, k, v, slots.queries, table, heads)
+        parts = [
+            out[:, window, slot].flatten(2) * share[:, None].to(out.dtype)
+            for window, slot, share in slots.held
+        ]
+        return sum(parts[1:], start=parts[0])
+
+    def _attended(
+        self, q: Tensor, k: Tensor, v: Tensor, queries: Tensor, table: Tensor | None, heads: int
+    ) -> Tensor:
+        """The result in every slot, ``(batch, windows, slots, heads, head_dim)``.
+
+        As `mano_op.layers.whole.attend_whole`, with sizes that may be symbols.
+        """
+        batch, windows, head_dim = q.shape[0], len(self.keys), q.shape[-1] // heads
+        q, k, v = (
+            t.index_select(1, index.flatten())
+            .view(batch, windows, index.shape[1], heads, head_dim)
+            .transpose(2, 3)
+            for t, index in ((q, queries), (k, self.keys), (v, self.keys))
+        )
+        scores = (q * head_dim**-0.5) @ k.mT
+        if table is not None:
+            scores = scores + table
+        if self.cut:  # where a window has no key
+            missing = torch.zeros_like(self.exists, dtype=scores.dtype).masked_fill(~self.exists, -torch.inf)
+            scores = scores + missing[:, None, None]
+        return (scores.softmax(-1) @ v).transpose(2, 3)
 
     def slots(self, lines: Sequence[Finer]) -> Slots:
         """Which points of a finer grid stand in which window, given its axes."""
@@ -110,42 +135,32 @@ class Windows(nn.Module):
             (windows, width), (more, wider) = flat.shape, axis.queries.shape
             flat = flat[:, None, :, None] * line.n + axis.queries[None, :, None, :]
             flat = flat.reshape(windows * more, width * wider)
-        places, shares = [], []
-        for held in product(*(axis.held for axis in per_axis)):
-            window, slot, share = (t.new_zeros(1) for t in held[0])
-            share = share + 1
-            for (of_axis, place, part), axis in zip(held, per_axis, strict=True):
+        held = []
+        for tiling in product(*(axis.held for axis in per_axis)):
+            window, slot, share = tiling[0]
+            for (of_axis, place, part), axis in zip(tiling[1:], per_axis[1:], strict=True):
                 count, width = axis.queries.shape
                 window = (window[:, None] * count + of_axis).flatten()
                 slot = (slot[:, None] * width + place).flatten()
                 share = (share[:, None] * part).flatten()
-            places.append(window * flat.shape[1] + slot)
-            shares.append(share)
-        return Slots(
-            flat,
-            torch.stack(places),
-            torch.stack(shares),
-            [(axis.quarter, axis.rest) for axis in per_axis],
-        )
+            held.append((window, slot, share))
+        return Slots(flat, held, [(axis.quarter, axis.rest) for axis in per_axis])
 
     def _table_from(self, bias: Bias, slots: Slots, like: Tensor) -> Tensor:
         """The bias of every pair of a slot and a key of a window, ``(windows, heads, slots, keys)``."""
         reach = [4 * (side + halo) for side, halo in zip(self.sides, self.halos, strict=True)]
         table = bias(self._lattice([-r for r in reach], [2 * r + 1 for r in reach], like, 0.25))
         heads, shape = table.shape[-1], []
-        for i, (quarter, rest) in enumerate(slots.offsets):  # (o0, o1, heads) -> (m0 s0 k0, o1, heads) -> ...
+        for i, (quarter, rest) in enumerate(slots.offsets):  # (o0, o1, heads) -> (m0 k0 s0, o1, heads) -> ...
             weight = rest.flatten().to(table.dtype).view(-1, *[1] * (table.ndim - i - 1))
             lower, upper = (table.index_select(i, (quarter + step).flatten()) for step in (0, 1))
             table = torch.lerp(lower, upper, weight)
             shape += [quarter.shape]
         n_dim = len(shape)
         table = table.reshape(*(n for of_axis in shape for n in of_axis), heads)
-        windows, queries, keys = ([3 * i + part for i in range(n_dim)] for part in range(3))
+        windows, keys, queries = ([3 * i + part for i in range(n_dim)] for part in range(3))
         table = table.permute(*windows, 3 * n_dim, *queries, *keys)
         return table.reshape(len(self.keys), heads, slots.queries.shape[1], self.keys.shape[1])
-
-    def _missing(self) -> Tensor | None:
-        return torch.zeros_like(self.exists, dtype=torch.float32).masked_fill(~self.exists, -torch.inf)
 
     @staticmethod
     def _lattice(lowest: Sequence[int], counts: Sequence[int], like: Tensor, step: float = 1.0) -> Tensor:
@@ -164,18 +179,16 @@ class Slots(NamedTuple):
     ----------
     queries : int64, ``(windows, slots)``
         The point in each slot, some of which nobody takes.
-    places : int64, ``(tilings, points)``
-        Where each point stands among the flattened `queries`: at most twice along each axis.
-    shares : float64, ``(tilings, points)``
-        Of the result there; those of a point add up to 1.
-    offsets : list of (int64, float64), ``(windows, slots, keys)``
-        For each axis and each pair of a slot and a key of a window along it, the quarter of a step at or below their
+    held : list of (int64, int64, float64), ``(points,)``
+        A window and a slot that each point stands in, and its share of the result there. There are two such along
+        each axis; a point that has only one has nothing of the other.
+    offsets : list of (int64, float64), ``(windows, keys, slots)``
+        For each axis and each pair of a key and a slot of a window along it, the quarter of a step at or below their
         offset, counted from the least one that there can be, and the share of the way to the next.
     """
 
     queries: Tensor
-    places: Tensor
-    shares: Tensor
+    held: list[tuple[Tensor, Tensor, Tensor]]
     offsets: list[tuple[Tensor, Tensor]]
 
 
@@ -205,37 +218,27 @@ def _along_axis(line: Finer, count: int, side: int, halo: int) -> _Axis:
     own, next_one = below // side, above // side
     shared = own != next_one
 
-    windows = torch.arange(count, device=p.device)
+    # The slots of a window: first the points that it shares with the window before, then its own.
+    room, n_shared = _room(line, side, shares=count > 1)
+    windows, slot = torch.arange(count, device=p.device), torch.arange(room, device=p.device)
     first = (own[None] < windows[:, None]).sum(1)
-    starts = [(first, _room(line, side))]
-    held = [(own, t - first.index_select(0, own), torch.where(shared, 1 - way, 1.0))]
+    held = [(own, n_shared + t - first.index_select(0, own), torch.where(shared, 1 - way, 1.0))]
+    before = first
     if count > 1:  # those shared with the window before are its last ones
         of_window = ((next_one[None] == windows[:, None]) & shared[None]).sum(1)
-        second = torch.where(windows == 0, n, first) - of_window
-        slot = starts[0][1] + t - second.index_select(0, next_one)
-        held.append(
-            (
-                torch.where(shared, next_one, 0),
-                torch.where(shared, slot, 0),
-                torch.where(shared, way, 0.0),
-            )
-        )
-        starts.append((second, _room(line, 1, shared=True)))
-
-    parts, inside = [], []
-    for i, (start, room) in enumerate(starts):
-        at = (start[:, None] + torch.arange(room, device=p.device)).clamp(max=n - 1)
-        at = at + ahead  # back from the order once around to that of the points
-        at = torch.where(at >= n, at - n, at)
-        begin = side * windows
-        if i == 1:  # the window before the first is the last one, once around
-            begin = torch.where(windows == 0, of_reference, begin)
-        parts.append(at)
-        inside.append(p.index_select(0, at.flatten()).view(at.shape) - begin[:, None] * q)
-    # Slots that nobody takes hold any points, which may be far away.
-    position = torch.cat(inside, 1).clamp(-1 * q, side * q)
+        before = torch.where(windows == 0, n, first) - of_window
+        there = torch.where(shared, t - before.index_select(0, next_one), 0)
+        held.append((torch.where(shared, next_one, 0), there, torch.where(shared, way, 0.0)))
+    is_shared = slot < n_shared
+    at = torch.where(is_shared, before[:, None] + slot, first[:, None] + slot - n_shared).clamp(max=n - 1)
+    at = at + ahead  # back from the order once around to that of the points
+    at = torch.where(at >= n, at - n, at)
+    # The window before the first is the last one, once around.
+    begin = torch.where(is_shared & (windows == 0)[:, None], of_reference, side * windows[:, None])
+    position = p.index_select(0, at.flatten()).view(at.shape) - begin * q
+    position = position.clamp(-1 * q, side * q)  # slots that nobody takes hold points that may be far away
     keys = torch.arange(side + 2 * halo, device=p.device) - halo
-    offset = keys * q - position[:, :, None]
+    offset = keys[:, None] * q - position[:, None]
     if wraps:  # the nearest image; of two equally near ones the one ahead
         around = of_reference * q
         offset = torch.where(2 * offset > around, offset - around, offset)
@@ -243,12 +246,19 @@ def _along_axis(line: Finer, count: int, side: int, halo: int) -> _Axis:
     reach = side + halo
     quarters = 4 * (offset + reach * q)
     quarter = (quarters // q).clamp(0, 8 * reach - 1)
-    return _Axis(torch.cat(parts, 1), held, quarter, (quarters - quarter * q).double() / q)
+    return _Axis(at, held, quarter, (quarters - quarter * q).double() / q)
 
 
-def _room(line: Finer, keys: int, *, shared: bool = False) -> int:
-    """The most points of the finer axis that a stretch of so many spacings of the reference holds."""
+def _room(line: Finer, side: int, *, shares: bool) -> tuple[int, int]:
+    """How many slots a window needs at most, and how many of them for points it shares with the one before.
+
+    That is :math:`\\lceil w N / R \\rceil` and :math:`\\lfloor N / R \\rfloor + 1`, or one more: their sum is one
+    quotient, since what traces with symbols cannot tell that a sum of two is not 1.
+    """
     # The first window of an axis that does not wrap also has the half spacing before the first centre of a cell.
-    half = 1 if line.reference.registration == "cell" and not (shared or line.reference.periodic) else 0
-    intervals = 2 * line.reference.intervals
-    return ((2 * keys + half) * line.intervals + intervals - 1) // intervals
+    half = 1 if line.reference.registration == "cell" and not line.reference.periodic else 0
+    spacings, intervals = line.reference.intervals, line.intervals
+    if not shares:
+        return ((2 * side + half) * intervals + 2 * spacings) // (2 * spacings), 0
+    room = ((2 * side + half + 2) * intervals + 4 * spacings - 1) // (2 * spacings)
+    return room, intervals // spacings + 1

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 from mano_op.layers.attention import WindowAttention
-from mano_op.layers.finer import Finer, finer
+from mano_op.layers.finer import Finer, finer, interpolate
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.pyramid import level_shapes
 from mano_op.layers.slots import Slots, Windows
@@ -89,15 +89,20 @@ class TraceableMANO(nn.Module):
             anchors, fine = line.anchors(anchors, dim), line.smooth(fine, dim)
         same = [finer(axis, axis.n, x.device) for axis in self.grid]
         anchors, fine = self._lift(anchors, same), self._lift(fine, lines)
-        slots = cast(Windows, self.windows[0]).slots(lines)
+        slots, taps = cast(Windows, self.windows[0]).slots(lines), [line.taps() for line in lines]
         for block in self.model.blocks:
-            anchors, fine = self._block(cast(Block, block), anchors, fine, lines, slots)
+            anchors, fine = self._block(cast(Block, block), anchors, fine, slots, taps)
         tokens = _mlp(self.model.projection, self.model.norm(fine))
-        out = tokens.transpose(1, 2).reshape(len(x), -1, *x.shape[2:])
+        out = tokens.transpose(1, 2).reshape(x.shape[0], self.model.out_channels, *x.shape[2:])
         return self.model._bounded(out, [line.points() for line in lines])
 
     def _block(
-        self, block: Block, anchors: Tensor, fine: Tensor, lines: list[Finer], slots: Slots
+        self,
+        block: Block,
+        anchors: Tensor,
+        fine: Tensor,
+        slots: Slots,
+        taps: list[list[tuple[Tensor, Tensor]]],
     ) -> tuple[Tensor, Tensor]:
         """A block on the reference and at the points of the finer grid, each ``(batch, points, channels)``."""
         layer = block.attention
@@ -106,8 +111,8 @@ class TraceableMANO(nn.Module):
         on, between = anchors, fine
         if coarse is not None:
             on, at = on + coarse.flatten(2).transpose(1, 2), coarse
-            for dim, line in enumerate(lines, start=2):
-                at = line.interpolate(at, dim)
+            for dim, of_axis in enumerate(taps, start=2):
+                at = interpolate(at, dim, of_axis)
             between = between + at.flatten(2).transpose(1, 2)
         q, k, v = _normalised(finest, anchors, finest.qkv.weight).chunk(3, -1)
         on = on + finest.out(windows.attend(q, k, v, finest.bias, finest.n_heads))
