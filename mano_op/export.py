@@ -236,9 +236,7 @@ def _physical(processor: FieldProcessor, normal: Tensor) -> Tensor:
     return FieldProcessor(statistics, statistics).eval().postprocess(normal, {})[0].to(normal.dtype)
 
 
-def _metadata(
-    run: Run | nn.Module, name: str, model: nn.Module, grid: tuple[int, ...]
-) -> dict[str, Any]:
+def _metadata(run: Run | nn.Module, name: str, model: nn.Module, grid: tuple[int, ...]) -> dict[str, Any]:
     """What a reader of the file has to know to use it."""
     axes = Grid.uniform(grid).names
     found: dict[str, Any] = {"mano_op": version("mano_op"), "model": name, "axes": list(axes)}

@@ -1,9 +1,9 @@
-r"""The steps between a reference axis and a finer one whose number of points is not known before it comes.
+r"""The steps between a reference axis and a finer one, whose number of points may be a symbol.
 
-They are those of `mano_op.layers.anchors`, as operations of torch on ``torch.arange(n)``, for whatever traces a
-model once for all sizes: `n` may be a symbol. Where points lie is counted in whole numbers, so no rounding decides
-which of two points is the lower one. The finer axis has at least as many points as the reference; on as many
-every step is the identity.
+They are those of `mano_op.layers.anchors` as operations of torch on ``torch.arange(n)``, for whatever traces
+a model once for all sizes. Where points lie is counted in whole numbers, so no rounding decides which of two
+points is the lower one. The finer axis has at least as many points as the reference; on as many every step
+is the identity.
 
 A mean over an interval is a difference of prefix sums. With the points of the finer axis at 0, 1, ... and
 :math:`C_i = x_0 + \dots + x_i` the integral up to v is, but for a constant,
@@ -13,8 +13,8 @@ A mean over an interval is a difference of prefix sums. With the points of the f
     F(v) = C_i - x_i\,(i + \tfrac12 - v), \quad i = \lfloor v + \tfrac12 \rfloor, \qquad
     \bar x = \frac{F(v_{right}) - F(v_{left})}{v_{right} - v_{left}},
 
-in double precision, so that nothing is lost in the difference. This takes as long as there are points, where a
-matrix of all pairs of points would take their square.
+in double precision, so that nothing is lost in the difference. Time and memory are linear in the points,
+where a matrix between all of them would have their square.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mano_op.grid import Axis
 
 
 class Finer(NamedTuple):
-    r"""The points of an axis of n points beside those of a reference.
+    r"""The points of an axis of n points beside those of a reference; `finer` makes one.
 
     Point j is at :math:`p_j / q`, counted in points of the reference.
 
@@ -64,9 +64,14 @@ class Finer(NamedTuple):
         """How many spacings of the finer axis fit into the domain."""
         return self.n - 1 if self.reference.registration == "node_both" else self.n
 
+    @property
+    def _first(self) -> float:
+        """Where the first point of either axis is, in its spacings."""
+        return 0.5 if self.reference.registration == "cell" else 0.0
+
     def points(self) -> Tensor:
         """The coordinates in [0, 1], double precision, ``(n,)``."""
-        return self._halves(self.n) / (2 * self.intervals)
+        return (torch.arange(self.n, device=self.numerators.device).double() + self._first) / self.intervals
 
     def within(self) -> tuple[Tensor, Tensor]:
         """The point of the reference at or below each one, and the share of the way to the next, ``(n,)``.
@@ -82,28 +87,27 @@ class Finer(NamedTuple):
     def smooth(self, x: Tensor, dim: int) -> Tensor:
         """The averages at the points of the finer axis, along a dimension of a field on it."""
         if self.reference.periodic:
-            at = torch.arange(self.n, device=x.device).double()
-            ends = (2 * self.reference.intervals * at + sign * self.intervals for sign in (-1, 1))
-            left, right = (end / (2 * self.reference.intervals) for end in ends)
+            at, twice = torch.arange(self.n, device=x.device).double(), 2 * self.reference.intervals
+            left, right = ((twice * at + sign * self.intervals) / twice for sign in (-1, 1))
             return self._mean(x, dim, left, right)
         below, share = self.within()
         above = (below + 1).clamp(max=self.reference.n - 1)
         left, right = (
-            self._placed(torch.lerp(a.double(), b.double(), share))
-            for a, b in zip(self._ends(below), self._ends(above), strict=True)
+            self._placed(torch.lerp(*ends, share))
+            for ends in zip(self._ends(below), self._ends(above), strict=True)
         )
         return self._mean(x, dim, left, right)
 
     def anchors(self, x: Tensor, dim: int) -> Tensor:
         """The averages at the points of the reference."""
-        k = torch.arange(self.reference.n, device=x.device)
-        left, right = (self._placed(end.double()) for end in self._ends(k))
-        return self._mean(x, dim, left, right)
+        left, right = self._ends(torch.arange(self.reference.n, device=x.device))
+        return self._mean(x, dim, self._placed(left), self._placed(right))
 
     def taps(self) -> list[tuple[Tensor, Tensor]]:
         """Four points of the reference for each of the finer axis and their weights, each ``(n,)``.
 
-        The weights are those of the cubic through them, of the parabola or line through those there are at an end.
+        The weights are those of the cubic through them, of the parabola or line through those there are at
+        an end.
         """
         n, (below, share) = self.reference.n, self.within()
         i = torch.arange(4, device=below.device)
@@ -120,56 +124,43 @@ class Finer(NamedTuple):
         weights = used * one * two * three * four
         return list(zip(near.unbind(0), weights.unbind(0), strict=True))
 
-    def _halves(self, n: int) -> Tensor:
-        """Where so many points are, in halves of their spacing from the start of the domain."""
-        first = 1 if self.reference.registration == "cell" else 0
-        return 2 * torch.arange(n, device=self.numerators.device).double() + first
-
     def _ends(self, k: Tensor) -> tuple[Tensor, Tensor]:
-        """The interval that each point k of the reference stands for, in halves of its spacing."""
-        axis, first = self.reference, 1 if self.reference.registration == "cell" else 0
-        left, right = 2 * k + first - 1, 2 * k + first + 1
-        if axis.periodic:
+        """The interval that each point k of the reference stands for, in its spacings."""
+        left, right = (k.double() + self._first + half for half in (-0.5, 0.5))
+        if self.reference.periodic:
             return left, right
-        return left.clamp(min=0), torch.where(k == axis.n - 1, 2 * axis.intervals, right)
+        last = k == self.reference.n - 1
+        return left.clamp(min=0), torch.where(last, float(self.reference.intervals), right)
 
-    def _placed(self, halves: Tensor) -> Tensor:
-        """A place, given in halves of the reference's spacing, counted in points of the finer axis."""
-        offset = 0.5 if self.reference.registration == "cell" else 0.0
-        return halves * self.intervals / (2 * self.reference.intervals) - offset
+    def _placed(self, at: Tensor) -> Tensor:
+        """A place, given in spacings of the reference, counted in points of the finer axis."""
+        return at * self.intervals / self.reference.intervals - self._first
 
     def _mean(self, x: Tensor, dim: int, left: Tensor, right: Tensor) -> Tensor:
         """The means of a field between places counted in its points."""
         wide = x.double()
         sums = wide.cumsum(dim)
-        total = sums.narrow(dim, self.n - 1, 1)
 
         def integral(v: Tensor) -> Tensor:
             i = (v + 0.5).floor()
             if self.reference.periodic:
                 turns = (i / self.n).floor()
                 here = (i - turns * self.n).long()
+                before = sums.narrow(dim, self.n - 1, 1) * _along(turns, x, dim)
             else:
                 i = i.clamp(0, self.n - 1)
-                turns, here = None, i.long()
+                here, before = i.long(), 0.0
             rest = _along(i + 0.5 - v, x, dim)
-            up_to = sums.index_select(dim, here) - wide.index_select(dim, here) * rest
-            return up_to if turns is None else up_to + total * _along(turns, x, dim)
+            return before + sums.index_select(dim, here) - wide.index_select(dim, here) * rest
 
         return ((integral(right) - integral(left)) / _along(right - left, x, dim)).to(x.dtype)
-
-
-def interpolate(x: Tensor, dim: int, taps: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """A field on the reference at the points of a finer axis, given its `Finer.taps`, along one dimension."""
-    parts = [x.index_select(dim, point) * _along(weight, x, dim).to(x.dtype) for point, weight in taps]
-    return sum(parts[1:], start=parts[0])
 
 
 def finer(reference: Axis, n: int, device: torch.device) -> Finer:
     """The points of an axis of n points, at least those of the reference, which may be a symbol."""
     j = torch.arange(n, device=device)
-    # Where there are fewer points after all and nobody compares, as in a file for another program, this one is
-    # not there, which ends the computation. It changes nothing else.
+    # Where there are fewer points after all and nobody compares, as in a file for another program, this one
+    # is not there, which ends the computation. It changes nothing else.
     last = torch.full((1,), reference.n - 1, device=device)
     j = j + (j.index_select(0, last) - last)
     if reference.registration == "node_both":
@@ -177,6 +168,12 @@ def finer(reference: Axis, n: int, device: torch.device) -> Finer:
     if reference.registration == "cell":
         return Finer(reference, n, (2 * j + 1) * reference.n - n, 2 * n)
     return Finer(reference, n, j * reference.n, n)
+
+
+def interpolate(x: Tensor, dim: int, taps: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """A field on the reference at the points of a finer axis, given its `Finer.taps`, along one dimension."""
+    parts = [x.index_select(dim, point) * _along(weight, x, dim).to(x.dtype) for point, weight in taps]
+    return sum(parts[1:], start=parts[0])
 
 
 def _along(values: Tensor, x: Tensor, dim: int) -> Tensor:

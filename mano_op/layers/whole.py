@@ -58,7 +58,7 @@ class Rows:
 
 def attend_whole(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:
     """As `mano_op.layers.chunks.attend_in_chunks`, of which this is the definition."""
-    batch, windows = q.shape[0], len(rows.queries)
+    batch, windows = len(q), len(rows.queries)
     q, k, v = (
         rearrange(t.index_select(1, index.flatten()), "b (m n) (h d) -> b (m h) n d", m=windows, h=heads)
         for t, index in ((q, rows.queries), (k, rows.keys), (v, rows.keys))

@@ -18,12 +18,12 @@ from mano_op.models.mano import MANO
 
 
 class TraceableMANO(nn.Module):
-    r"""The same operator as a trained `MANO`, in plain operations of torch, whatever the size of the grid.
+    r"""The same operator as a `MANO`, in plain operations of torch, whatever the size of the grid.
 
-    `MANO` works out windows and averages in numpy for each size that comes, which no symbol for a size survives. What
-    it learned is anchored to its reference grid, so most of it does not depend on that size: here the windows and
-    levels of the reference are tensors that are made once, and what does depend on it, the averages, the windows that
-    a point is in and its offsets from their keys, are arithmetic on ``torch.arange(n)``
+    `MANO` works out windows and averages in numpy for each size that comes, which no symbol for a size
+    survives. But its weights belong to the reference grid, and what happens there does not depend on that
+    size: here the windows of the reference are tensors that are made once. The rest, which is the averages,
+    the windows that a point is in and its offsets from their keys, is arithmetic on ``torch.arange(n)``
     (`mano_op.layers.finer`, `mano_op.layers.slots`). The parameters are the model's own, not copies.
 
     Parameters
@@ -34,18 +34,19 @@ class TraceableMANO(nn.Module):
     Raises
     ------
     InputError
-        If the model is another one or has no reference; in a call, if the input is coarser than the reference along an
-        axis, or not what the model takes.
+        If the model is another one or has no reference; in a call, if the input is coarser than the reference
+        along an axis, or not what the model takes.
 
     Notes
     -----
-    Inputs have at least as many points as the reference along each axis. On coarser grids, which `MANO` interpolates
-    to the reference, use the model itself.
+    Inputs have at least as many points as the reference along each axis. On coarser grids, which `MANO`
+    interpolates to the reference, use the model itself.
 
-    All points go through at once: memory grows with their number, some ``n_heads * (window + 2 * halo) ** n_dim``
-    scores a point, where the model itself takes tiles. In eager mode, and on a CPU, the model is faster.
+    All points go through at once: memory grows with their number, by some
+    ``n_heads * (window + 2 * halo) ** n_dim`` scores a point, where the model itself takes tiles. Uncompiled
+    on a CPU the model itself is faster.
 
-    Forward hooks and whatever else replaces the call of a part of the model are not seen.
+    Forward hooks, and whatever else replaces the call of one of the model's layers, are left out.
 
     Examples
     --------
@@ -59,24 +60,22 @@ class TraceableMANO(nn.Module):
 
     def __init__(self, model: MANO) -> None:
         super().__init__()
-        if not isinstance(model, MANO):
+        if type(model) is not MANO:
             raise InputError(
-                f"got a {type(model).__name__}, expected a MANO: no other model has a form for all sizes here"
+                f"got a {type(model).__name__}, expected a MANO: no other model has a form for all sizes"
             )
         if model.reference_shape is None:
             raise InputError(
-                "this MANO has no reference grid yet, so its levels have no length: train it, or give it "
+                "this MANO has no reference grid yet, to which its levels would belong: train it, or give it "
                 "reference_shape"
             )
-        self.model = model
-        self.reference = model.reference_shape
+        self.model, self.reference = model, model.reference_shape
         self.grid = Grid.uniform(self.reference, registration=model.registration, periodic=model.periodic)
         layer = cast(MultipoleAttention, cast(Block, model.blocks[0]).attention)
         finest = cast(WindowAttention, layer.attention[0])
-        self.shapes = level_shapes(self.reference, layer.rate, layer.n_levels)
         self.windows = nn.ModuleList(
             Windows(shape, window=finest.window, halo=finest.halo, periodic=model.periodic)
-            for shape in self.shapes
+            for shape in level_shapes(self.reference, layer.rate, layer.n_levels)
         )
         self.train(model.training)
 
@@ -87,8 +86,8 @@ class TraceableMANO(nn.Module):
         anchors, fine = x, x
         for dim, line in enumerate(lines, start=2):
             anchors, fine = line.anchors(anchors, dim), line.smooth(fine, dim)
-        same = [finer(axis, axis.n, x.device) for axis in self.grid]
-        anchors, fine = self._lift(anchors, same), self._lift(fine, lines)
+        anchors = self._lift(anchors, [finer(axis, axis.n, x.device) for axis in self.grid])
+        fine = self._lift(fine, lines)
         slots, taps = cast(Windows, self.windows[0]).slots(lines), [line.taps() for line in lines]
         for block in self.model.blocks:
             anchors, fine = self._block(cast(Block, block), anchors, fine, slots, taps)
@@ -104,64 +103,68 @@ class TraceableMANO(nn.Module):
         slots: Slots,
         taps: list[list[tuple[Tensor, Tensor]]],
     ) -> tuple[Tensor, Tensor]:
-        """A block on the reference and at the points of the finer grid, each ``(batch, points, channels)``."""
+        """A block, ``(batch, points, channels)``, at the points of the reference and of the finer grid."""
         layer = block.attention
         finest, windows = cast(WindowAttention, layer.attention[0]), cast(Windows, self.windows[0])
-        coarse = self._from_coarser(layer, anchors)
         on, between = anchors, fine
+        coarse = self._from_coarser(layer, anchors)
         if coarse is not None:
-            on, at = on + coarse.flatten(2).transpose(1, 2), coarse
+            on = on + _as_points(coarse)
             for dim, of_axis in enumerate(taps, start=2):
-                at = interpolate(at, dim, of_axis)
-            between = between + at.flatten(2).transpose(1, 2)
-        q, k, v = _normalised(finest, anchors, finest.qkv.weight).chunk(3, -1)
+                coarse = interpolate(coarse, dim, of_axis)
+            between = between + _as_points(coarse)
+        q, k, v = _projections(finest, anchors, "qkv")
         on = on + finest.out(windows.attend(q, k, v, finest.bias, finest.n_heads))
-        q = _normalised(finest, fine, finest.qkv.weight.chunk(3)[0])
+        (q,) = _projections(finest, fine, "q")
         between = between + finest.out(windows.attend_from(q, k, v, finest.bias, finest.n_heads, slots))
-        return tuple(t + _mlp(block.mlp, t) for t in (on, between))  # type: ignore[return-value]
+        return on + _mlp(block.mlp, on), between + _mlp(block.mlp, between)
 
     def _from_coarser(self, layer: MultipoleAttention, anchors: Tensor) -> Tensor | None:
-        """What coarser levels add on the reference, ``(batch, channels, *reference)``; None if there are none."""
-        levels = [_on_grid(anchors, self.reference)]
-        for down in list(layer.down)[: len(self.shapes) - 1]:
+        """What coarser levels add on the reference, ``(batch, channels, *reference)``; None if none are."""
+        levels = [anchors.transpose(1, 2).unflatten(2, self.reference)]
+        for down in list(layer.down)[: len(self.windows) - 1]:
             levels.append(down(levels[-1]))
         added: Tensor | None = None
-        for i in reversed(range(1, len(self.shapes))):
+        for i in reversed(range(1, len(levels))):
             attention, windows = cast(WindowAttention, layer.attention[i]), cast(Windows, self.windows[i])
-            tokens = levels[i].flatten(2).transpose(1, 2)
-            q, k, v = _normalised(attention, tokens, attention.qkv.weight).chunk(3, -1)
+            q, k, v = _projections(attention, _as_points(levels[i]), "qkv")
             out = attention.out(windows.attend(q, k, v, attention.bias, attention.n_heads))
-            here = _on_grid(out, self.shapes[i])
+            here = out.transpose(1, 2).unflatten(2, levels[i].shape[2:])
             here = here if added is None else here + added
-            added = layer.up[i - 1](here, self.shapes[i - 1], layer.scale[i - 1])
+            added = layer.up[i - 1](here, levels[i - 1].shape[2:], layer.scale[i - 1])
         return added
 
     def _lift(self, x: Tensor, lines: list[Finer]) -> Tensor:
         """The features of the points, ``(batch, points, channels)``."""
-        x = self.model._located(x, [line.points() for line in lines])
-        lifted: Tensor = self.model.lifting(x.flatten(2).transpose(1, 2))
+        lifted: Tensor = self.model.lifting(
+            _as_points(self.model._located(x, [line.points() for line in lines]))
+        )
         return lifted
 
     def _check(self, x: Tensor) -> None:
         self.model._check_input(x)
         if any(n < least for n, least in zip(x.shape[2:], self.reference, strict=True)):
             raise InputError(
-                f"got a grid of {tuple(x.shape[2:])} points, expected at least the reference's {self.reference} "
-                "along each axis: interpolate the input to that, or use the MANO itself, which does"
+                f"got a grid of {tuple(x.shape[2:])} points, expected at least the reference's "
+                f"{self.reference} along each axis: interpolate the input to that, or use the MANO itself, "
+                "which does"
             )
 
 
-def _normalised(attention: WindowAttention, tokens: Tensor, weight: Tensor) -> Tensor:
-    """Projections of the normalised features of points."""
-    return nn.functional.linear(attention.norm2(attention.norm1(tokens)), weight)
+def _projections(attention: WindowAttention, tokens: Tensor, names: str) -> list[Tensor]:
+    """Queries, keys or values of points, by the letters of their names."""
+    tokens, weight = attention.norm2(attention.norm1(tokens)), attention.qkv.weight
+    inner = weight.shape[0] // 3
+    rows = [weight.narrow(0, "qkv".index(name) * inner, inner) for name in names]
+    return [nn.functional.linear(tokens, of_one) for of_one in rows]
 
 
 def _mlp(mlp: Mlp, tokens: Tensor) -> Tensor:
-    """An MLP of points ``(batch, points, channels)``, by calling its parts."""
+    """An MLP of points, by calling its parts."""
     out: Tensor = mlp.fc2(mlp.act(mlp.fc1(mlp.norm(tokens))))
     return out
 
 
-def _on_grid(tokens: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Points as a field, ``(batch, channels, *shape)``."""
-    return tokens.transpose(1, 2).unflatten(2, shape)
+def _as_points(field: Tensor) -> Tensor:
+    """From ``(batch, channels, *grid)`` to ``(batch, points, channels)``."""
+    return field.flatten(2).transpose(1, 2)
