@@ -140,18 +140,18 @@ class Finer(NamedTuple):
         """The means of a field between places counted in its points."""
         wide = x.double()
         sums = wide.cumsum(dim)
+        total = sums.narrow(dim, self.n - 1, 1)
 
         def integral(v: Tensor) -> Tensor:
-            i = (v + 0.5).floor()
+            i, turns = (v + 0.5).floor(), None
             if self.reference.periodic:
                 turns = (i / self.n).floor()
-                here = (i - turns * self.n).long()
-                before = sums.narrow(dim, self.n - 1, 1) * _along(turns, x, dim)
             else:
                 i = i.clamp(0, self.n - 1)
-                here, before = i.long(), 0.0
-            rest = _along(i + 0.5 - v, x, dim)
-            return before + sums.index_select(dim, here) - wide.index_select(dim, here) * rest
+            here = (i if turns is None else i - turns * self.n).long()
+            rest = wide.index_select(dim, here) * _along(i + 0.5 - v, x, dim)
+            up_to = sums.index_select(dim, here) - rest
+            return up_to if turns is None else up_to + total * _along(turns, x, dim)
 
         return ((integral(right) - integral(left)) / _along(right - left, x, dim)).to(x.dtype)
 

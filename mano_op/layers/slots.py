@@ -162,7 +162,8 @@ class Windows(nn.Module):
             for reach in (side + halo for side, halo in zip(self.sides, self.halos, strict=True))
         ]
         table = bias(torch.stack(torch.meshgrid(*quarters, indexing="ij"), dim=-1).to(like.dtype))
-        heads, shape = table.shape[-1], []
+        heads = table.shape[-1]
+        shape: list[int] = []
         for i, (quarter, rest) in enumerate(slots.offsets):  # (o0, o1, heads) -> (m0 k0 s0, o1, heads) -> ...
             weight = rest.flatten().to(table.dtype).view(-1, *[1] * (table.ndim - i - 1))
             lower, upper = (table.index_select(i, (quarter + step).flatten()) for step in (0, 1))

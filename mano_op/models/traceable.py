@@ -71,7 +71,7 @@ class TraceableMANO(nn.Module):
             )
         self.model, self.reference = model, model.reference_shape
         self.grid = Grid.uniform(self.reference, registration=model.registration, periodic=model.periodic)
-        layer = cast(MultipoleAttention, cast(Block, model.blocks[0]).attention)
+        layer = cast(Block, model.blocks[0]).attention
         finest = cast(WindowAttention, layer.attention[0])
         self.windows = nn.ModuleList(
             Windows(shape, window=finest.window, halo=finest.halo, periodic=model.periodic)
