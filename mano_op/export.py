@@ -199,7 +199,7 @@ class _Task:
                 raise InputError(
                     f"the file of {self.name} would differ from the model by {error:.1e} on an input of "
                     f"shape {tuple(x.shape)}, expected at most {TOLERANCE[x.dtype]:.0e}, so it was not "
-                    "written: use the model in Python, and report this with the versions of torch and onnxscript"
+                    "written: use the model in Python, and report this with the version of torch"
                 )
             errors[tuple(x.shape)] = error
         return errors
