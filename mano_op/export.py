@@ -261,8 +261,8 @@ def _forms(model: nn.Module, shape: Sequence[int] | None) -> tuple[nn.Module, li
         return traceable, [least, (2 * least[0], *least[1:]), tuple(distinct)]
     if shape is None:
         raise InputError(
-            f"the file of a {type(model).__name__} is for one grid only, expected its shape: give "
-            "shape=(64, 64), say"
+            f"the file of a {type(model).__name__} is for one grid only, and there is no shape: give that of "
+            "the grid, 64x64 or (64, 64), say"
         )
     check_whole(**{f"shape[{i}]": n for i, n in enumerate(shape)})
     return model, [tuple(shape)]

@@ -294,7 +294,7 @@ def anchored():
             {},
             r"torch.bfloat16, expected .*\.float\(\)",
         ),
-        (export_program, fno, "a.pt2", {}, "of a FNO is for one grid only, expected its shape"),
+        (export_program, fno, "a.pt2", {}, "of a FNO is for one grid only, and there is no shape"),
         (export_program, fno, "a.pt2", {"shape": (8, 0)}, r"shape\[1\]=0, expected a whole number"),
         (export_onnx, fno, "a.onnx", {"shape": (8, 8)}, "FNO has complex parameters, for which ONNX has no"),
         (export_program, nn.Identity, "a.pt2", {"shape": (8,)}, "the Identity does not say its in_channels"),

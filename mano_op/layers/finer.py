@@ -51,7 +51,7 @@ class Finer(NamedTuple):
     >>> line.points()
     tensor([0.0000, 0.1250, 0.2500, 0.3750, 0.5000, 0.6250, 0.7500, 0.8750], dtype=torch.float64)
     >>> line.anchors(torch.tensor([[0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0]]), 1)
-    tensor([[0.2500, 0.5000, 0.5000, 0.6000]])
+    tensor([[0.5000, 0.5000, 0.5000, 0.6667]])
     """
 
     reference: Axis
