@@ -222,14 +222,19 @@ def _along_axis(line: Finer, count: int, side: int, halo: int) -> _Axis:
     start = torch.where(from_before & (windows == 0)[:, None], keys, side * windows[:, None])
     position = p.index_select(0, at.flatten()).view(at.shape) - start * q
     position = position.clamp(-1 * q, side * q)  # what nobody takes may be far away
-    offset = (torch.arange(side + 2 * halo, device=p.device) - halo)[:, None] * q - position[:, None]
-    if wraps:  # the nearest image; of two equally near ones the one ahead
-        offset = torch.where(2 * offset > keys * q, offset - keys * q, offset)
-        offset = torch.where(2 * offset <= -1 * keys * q, offset + keys * q, offset)
-    reach = side + halo
+    return _Axis(at, held, _quarters(position, line, side, halo))
+
+
+def _quarters(position: Tensor, line: Finer, side: int, halo: int) -> tuple[Tensor, Tensor]:
+    """The offsets of `Slots`, given where each slot is from its window's first key, in q-ths of a step."""
+    q, around, reach = line.denominator, line.reference.n * line.denominator, side + halo
+    offset = (torch.arange(side + 2 * halo, device=position.device) - halo)[:, None] * q - position[:, None]
+    if line.reference.periodic:  # the nearest image; of two equally near ones the one ahead
+        offset = torch.where(2 * offset > around, offset - around, offset)
+        offset = torch.where(2 * offset <= -1 * around, offset + around, offset)
     quarters = 4 * (offset + reach * q)
     quarter = (quarters // q).clamp(0, 8 * reach - 1)
-    return _Axis(at, held, (quarter, (quarters - quarter * q).double() / q))
+    return quarter, (quarters - quarter * q).double() / q
 
 
 def _room(line: Finer, side: int, *, shares: bool) -> tuple[int, int]:
