@@ -114,6 +114,7 @@ class TraceableMANO(nn.Module):
                 coarse = interpolate(coarse, dim, of_axis)
             between = between + _as_points(coarse)
         q, k, v = _projections(finest, anchors, "qkv")
+        v = layer._with_idle(v, len(self.windows))
         on = on + finest.out(windows.attend(q, k, v, finest.bias, finest.n_heads))
         (q,) = _projections(finest, fine, "q")
         between = between + finest.out(windows.attend_from(q, k, v, finest.bias, finest.n_heads, slots))
