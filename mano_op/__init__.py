@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from mano_op.data.processor import FieldProcessor as FieldProcessor
     from mano_op.data.sampler import ResolutionBatchSampler as ResolutionBatchSampler
     from mano_op.data.store import open_store as open_store
+    from mano_op.export import export_onnx as export_onnx
+    from mano_op.export import export_program as export_program
+    from mano_op.models.traceable import TraceableMANO as TraceableMANO
     from mano_op.problems.generate import generate_darcy as generate_darcy
     from mano_op.problems.generate import generate_fields as generate_fields
     from mano_op.runs import load_run as load_run
@@ -54,6 +57,9 @@ _WHEN_USED = {
     "coarsen_store": "mano_op.data.coarsen",
     "generate_darcy": "mano_op.problems.generate",
     "generate_fields": "mano_op.problems.generate",
+    "TraceableMANO": "mano_op.models.traceable",
+    "export_onnx": "mano_op.export",
+    "export_program": "mano_op.export",
     "PatchDataset": "mano_op.data.patches",
     "FieldProcessor": "mano_op.data.processor",
     "load_run": "mano_op.runs",

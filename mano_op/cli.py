@@ -309,6 +309,20 @@ def _transfer(args: argparse.Namespace) -> None:
     print(f"\nThe report, with pictures: {report}")
 
 
+def _export(args: argparse.Namespace) -> None:
+    from mano_op.export import export_onnx, export_program
+    from mano_op.runs import load_run
+
+    written = {".onnx": export_onnx, ".pt2": export_program}
+    if args.out.suffix not in written:
+        raise InputError(f"--out {args.out}, expected a name that ends in {' or '.join(written)}")
+    shape = (args.shape,) if isinstance(args.shape, int) else args.shape
+    run = load_run(args.run)
+    errors = written[args.out.suffix](run, args.out, shape=shape, overwrite=args.overwrite)
+    inputs = ", ".join("x".join(map(str, shape)) for shape in errors)
+    print(f"{args.out}: within {max(errors.values()):.1e} of the model, relative, on inputs of {inputs}")
+
+
 def _info(args: argparse.Namespace) -> None:
     from mano_op.data.describe import describe
     from mano_op.data.store import open_store
@@ -798,6 +812,24 @@ def _parser() -> argparse.ArgumentParser:
     transfer.add_argument(
         "--cards", action="store_true", help="write the table into the model cards of the runs too, README.md"
     )
+
+    export = command("export", _export, "write a trained model as one file for other programs", makes=False)
+    export.add_argument("run", type=Path, help="made by `mano-op train`")
+    export.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="NAME.onnx, for ONNX, or NAME.pt2, a program of torch.export; it maps units to units",
+    )
+    export.add_argument(
+        "--shape",
+        type=_resolution,
+        metavar="NxM",
+        help="points along each axis of the one grid that the file is for; only for models other than MANO, "
+        "whose file is for all grids at least as fine as the reference",
+    )
+    export.add_argument("--overwrite", action="store_true", help="replace what is there")
 
     info = command("info", _info, "say what a store holds", makes=False)
     info.add_argument("store", type=_place, help="NAME.zarr, whole or partial, or an address")

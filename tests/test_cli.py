@@ -12,6 +12,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import onnxruntime
 import pytest
 import scipy.io
 import torch
@@ -141,6 +142,36 @@ def test_the_numbers_beside_the_pictures_are_the_errors(folder: Path) -> None:
     assert (folder / "report" / "report.html").stat().st_size > 10_000
 
 
+def test_a_run_becomes_a_file_for_other_programs(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From permeability to pressure, both in units: MANO at any size from 8 on, FNO at the one asked for."""
+
+    def predicted(name: str, x: torch.Tensor) -> torch.Tensor:
+        run = load_run(folder / name)
+        with torch.no_grad():
+            out = run.model(run.processor.preprocess({"x": x})["x"])
+        return run.processor.postprocess(out, {})[0]
+
+    onnx, pt2 = tmp_path / "mano.onnx", tmp_path / "fno.pt2"
+    assert main(["export", str(folder / "mano"), "--out", str(onnx)]) == 0
+    assert capsys.readouterr().out.startswith(f"{onnx}: within ")
+    session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
+    for level in (8, 16):
+        x = torch.as_tensor(open_store(folder / "darcy.zarr").read(level, "permeability"))[:3, None]
+        expected = predicted("mano", x)
+        (found,) = session.run(None, {"x": x.numpy()})
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+    command = ["export", str(folder / "fno"), "--out", str(pt2), "--shape", "16x16"]
+    assert main(command) == 0
+    assert torch.equal(torch.export.load(pt2).module()(x[:1]), predicted("fno", x[:1]))
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "give another path, or --overwrite to replace it" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
+
+
 def test_info_describes_the_store(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(folder / "darcy.zarr")]) == 0
     said = capsys.readouterr().out
@@ -216,6 +247,11 @@ def test_info_of_a_partial_store(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ),
         ("train {store} {new} --resolution 8 --patience 3", "patience=3 without validate"),
         ("train {store} {mano} --resolution 8 --resume", "a finished run of another training"),
+        ("export {folder} --out {new}/a.onnx", "holds no run.json"),
+        ("export {mano} --out {new}/a.txt", "a.txt, expected a name that ends in .onnx or .pt2"),
+        ("export {mano} --out {new}/a.pt2 --shape 8x8", "all sizes from its reference on: leave it out"),
+        ("export {folder}/fno --out {new}/a.pt2", "for one grid only, and there is no shape: give that"),
+        ("export {folder}/fno --out {new}/a.onnx --shape 8x8", "FNO has complex parameters, for which ONNX"),
         ("generate darcy {folder}/fno/run.json/x.zarr --resolutions 8 --train 2", "give a path in a folder"),
     ],
 )

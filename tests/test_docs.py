@@ -57,7 +57,7 @@ def test_links_of_the_documents_lead_somewhere() -> None:
 
 def test_importing_the_package_leaves_the_data_side_for_later() -> None:
     """xarray, zarr, dask and matplotlib take as long to import as neuraloperator, so they wait for use."""
-    heavy = {"xarray", "zarr", "dask", "matplotlib", "pandas", "distributed"}
+    heavy = {"xarray", "zarr", "dask", "matplotlib", "pandas", "distributed", "onnx", "onnxruntime"}
     new = "{name.split('.')[0] for name in set(sys.modules) - before}"
     code = f"import neuralop, sys; before = set(sys.modules); import mano_op; print(sorted({new} & {heavy}))"
     assert run("-c", code, cwd=ROOT).strip() == "[]"

@@ -45,6 +45,7 @@ layers.chunks           model   torch
 layers.native.elementwise model torch
 layers.native.stencil   model   numpy torch
 layers.anchors          model   numpy torch
+layers.finer            model   torch
 problems.random_field   data    numpy
 problems.fourier        data    numpy
 problems.cosine         data    numpy
@@ -56,6 +57,7 @@ layers.native.window    model   torch
 layers.points           model   torch
 layers.pyramid          model   torch
 layers.regrid           model   numpy torch
+layers.slots            model   numpy torch
 problems.darcy          data    numpy scipy
 problems.problem        data    numpy
 problems.poisson        data    numpy scipy
@@ -109,7 +111,10 @@ models.mano             model   torch
 models.published        model   torch
 runs                    use     torch
 
+models.traceable        model   torch
+
 models                  model
+export                  use     torch onnx onnxruntime onnxscript
 train.objective         use     neuralop
 train.options           use     torch
 train.distributed       use     torch

@@ -251,7 +251,7 @@ class MANO(GridModel, Anchored, name="MANO"):
         if self.positional_embedding is None:
             return x
         coordinates = self._coordinates(points).to(x)
-        return torch.cat([x, coordinates.expand(len(x), *coordinates.shape)], dim=1)
+        return torch.cat([x, coordinates.expand(x.shape[0], *coordinates.shape)], dim=1)
 
     def _bounded(self, out: Tensor, points: Sequence[Tensor]) -> Tensor:
         """The output with its known boundary values, given the coordinates of each axis."""

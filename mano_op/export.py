@@ -1,0 +1,363 @@
+"""A trained model as one file for other programs: ONNX, or a program of ``torch.export``.
+
+===========  ==============================================================================================
+of           the file takes
+===========  ==============================================================================================
+a `MANO`     any number of samples, on any grid that is at least as fine as the reference along each axis
+             (`mano_op.models.traceable`)
+any other    one sample at a time, on the one grid that it is written for
+===========  ==============================================================================================
+
+That of a run maps physical units to physical units: the normalisation, with its logarithms, is part of it.
+Before a file is written, what is in it is compared with the model.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from mano_op.data.processor import FieldProcessor
+from mano_op.errors import InputError, check_whole
+from mano_op.files import check_folder, make_folder, write_file
+from mano_op.grid import Grid
+from mano_op.models.mano import MANO
+from mano_op.models.traceable import TraceableMANO
+from mano_op.runs import Run
+
+# How far a file may be from the model, relative to the largest value of the output.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+def export_onnx(
+    run: Run | nn.Module, path: str | Path, *, shape: Sequence[int] | None = None, overwrite: bool = False
+) -> dict[tuple[int, ...], float]:
+    """Write a trained model as an ONNX file.
+
+    Its input is ``x``, ``(batch, in_channels, *grid)``, its output ``y``, ``(batch, out_channels, *grid)``.
+    The entry ``mano_op`` of its metadata is a JSON object: the channels with their units, and which grids
+    the file is for.
+
+    Parameters
+    ----------
+    run : Run or Module
+        A model alone maps what it was trained to map, which is normalised fields.
+    path : path
+    shape : sequence of int, optional
+        For models other than `MANO` the grid that the file will be for.
+    overwrite : bool
+        Whether a file that is there may be replaced.
+
+    Returns
+    -------
+    dict
+        For each shape of an input that onnxruntime was given, how far its output was from the model's: the
+        largest difference, over the largest value of the output.
+
+    Raises
+    ------
+    InputError
+        If onnx, onnxscript or onnxruntime is not installed; if the file is there or cannot be written; if the
+        model has no reference, or has what ONNX does not; or if what the file computes is not what the model
+        does. No file is written then.
+
+    Notes
+    -----
+    A file does not compare sizes. On a grid coarser than the reference onnxruntime stops at a ``Gather``
+    whose "indices element out of data bounds": the last point of the reference is not there.
+
+    Examples
+    --------
+    An ONNX file in another program, `export_program` shows how to write one::
+
+        session = onnxruntime.InferenceSession("mano.onnx")
+        (y,) = session.run(None, {"x": x})
+    """
+    place = _check_path(path, overwrite)
+    _check_installed()
+    task = _task(run, shape)
+    if any(parameter.is_complex() for parameter in task.model.parameters()):
+        raise InputError(
+            f"{task.name} has complex parameters, for which ONNX has no type: write it as a program of "
+            "torch.export, a .pt2 file, or export a MANO"
+        )
+    program = task.program()
+    with _refused(f"{task.name} cannot be turned into ONNX"):
+        onnx = _turned_into_onnx(program, task.sizes)
+        onnx.model.metadata_props["mano_op"] = json.dumps(task.metadata)
+        content: bytes = onnx.model_proto.SerializeToString()
+    from onnxruntime import InferenceSession
+
+    session = InferenceSession(content, providers=["CPUExecutionProvider"])
+    errors = task.errors(lambda x: torch.as_tensor(session.run(None, {"x": x.numpy()})[0]))
+    make_folder(place.parent)
+    write_file(place, content)
+    return errors
+
+
+def export_program(
+    run: Run | nn.Module, path: str | Path, *, shape: Sequence[int] | None = None, overwrite: bool = False
+) -> dict[tuple[int, ...], float]:
+    """Write a trained model as a program of ``torch.export``, which ``torch.export.load`` reads.
+
+    The metadata is the file ``mano_op.json`` in it. The rest is as in `export_onnx`.
+
+    Parameters
+    ----------
+    run : Run or Module
+    path : path
+    shape : sequence of int, optional
+    overwrite : bool
+
+    Returns
+    -------
+    dict
+        For each shape of an input that the program was given, its relative difference from the model.
+
+    Raises
+    ------
+    InputError
+        If the file is there or cannot be written, if the model has no reference or torch cannot trace it, or
+        if what the file computes is not what the model does. No file is written then.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from mano_op import MANO
+    >>> model = MANO(1, 1, n_dim=1, hidden_channels=4, n_layers=1, n_heads=1, window=2, reference_shape=(2,))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     errors = export_program(model, f"{folder}/mano.pt2")
+    ...     program = torch.export.load(f"{folder}/mano.pt2").module()
+    >>> max(errors.values()) < 1e-5, program(torch.randn(4, 1, 25)).shape
+    (True, torch.Size([4, 1, 25]))
+    """
+    place = _check_path(path, overwrite)
+    task = _task(run, shape)
+    buffer = io.BytesIO()
+    torch.export.save(task.program(), buffer, extra_files={"mano_op.json": json.dumps(task.metadata)})
+    content = buffer.getvalue()
+    errors = task.errors(torch.export.load(io.BytesIO(content)).module())
+    make_folder(place.parent)
+    write_file(place, content)
+    return errors
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is to be exported, and what to compare it with.
+
+    Attributes
+    ----------
+    name : str
+        Of the model, for messages.
+    model, traceable : Module
+        The function that the file is to compute, and the same in the form that is traced.
+    sizes : dict
+        The names and least sizes of the input's dimensions that may have any.
+    metadata : dict
+    inputs : list of Tensor
+        The last one has no size that is 1, that of a channel or another axis, or the reference's: one that
+        is may be taken for a constant.
+    """
+
+    name: str
+    model: nn.Module
+    traceable: nn.Module
+    sizes: dict[int, Any]
+    metadata: dict[str, Any]
+    inputs: list[Tensor]
+
+    def program(self) -> ExportedProgram:
+        """The function, traced."""
+        with torch.no_grad(), _refused(f"{self.name} cannot be traced by torch.export"):
+            self.traceable(self.inputs[-1])  # some models make what they keep in their first call
+            return torch.export.export(self.traceable, (self.inputs[-1],), dynamic_shapes=(self.sizes,))
+
+    def errors(self, compute: Callable[[Tensor], Tensor]) -> dict[tuple[int, ...], float]:
+        """How far a function is from the model's on each of the inputs, if not too far."""
+        errors = {}
+        for x in self.inputs:
+            with torch.inference_mode():
+                expected, found = self.model(x), compute(x)
+            error = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+            if not error <= TOLERANCE[x.dtype]:
+                raise InputError(
+                    f"the file of {self.name} would differ from the model by {error:.1e} on an input of "
+                    f"shape {tuple(x.shape)}, expected at most {TOLERANCE[x.dtype]:.0e}, so it was not "
+                    "written: use the model in Python, and report this with the version of torch"
+                )
+            errors[tuple(x.shape)] = error
+        return errors
+
+
+class _InUnits(nn.Module):
+    """A model between the two halves of its processor, as one function of a tensor."""
+
+    def __init__(self, model: nn.Module, processor: FieldProcessor) -> None:
+        super().__init__()
+        self.model, self.processor = model, processor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From units to units."""
+        out: Tensor = self.model(self.processor.preprocess({"x": x})["x"])
+        return self.processor.postprocess(out, {})[0]
+
+
+def _task(run: Run | nn.Module, shape: Sequence[int] | None) -> _Task:
+    given = run.model if isinstance(run, Run) else run
+    if not isinstance(given, nn.Module):
+        raise InputError(f"got a {type(given).__name__}, expected a Run or a model: see mano_op.load_run")
+    # A copy on the CPU: the caller's stays in its mode and on its device.
+    model: nn.Module = copy.deepcopy(given).cpu().eval().requires_grad_(False)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    if dtype not in TOLERANCE:
+        raise InputError(f"the parameters are {dtype}, expected float32 or float64: use model.float()")
+    name, sizes = type(model).__name__, {}
+    traceable, grids = _forms(model, shape)
+    if traceable is not model:
+        axes = zip(Grid.uniform(grids[0]).names, grids[0], strict=True)
+        sizes = {0: Dim("batch", min=1)}
+        sizes |= {dim: Dim(f"n_{axis}", min=least) for dim, (axis, least) in enumerate(axes, start=2)}
+    metadata = _metadata(run, model, grids[0])
+    inputs = [
+        torch.randn(n, metadata["in_channels"], *grid, generator=torch.Generator().manual_seed(n)).to(dtype)
+        for n, grid in enumerate(grids, start=1)
+    ]
+    if isinstance(run, Run):
+        processor = copy.deepcopy(run.processor).to("cpu").eval()
+        inputs = [_in_units(processor, x) for x in inputs]
+        model, traceable = _InUnits(model, processor), _InUnits(traceable, processor)
+    return _Task(name, model, traceable, sizes, metadata, inputs)
+
+
+def _forms(model: nn.Module, shape: Sequence[int] | None) -> tuple[nn.Module, list[tuple[int, ...]]]:
+    """The form of a model that is traced, and the grids that a file is compared on, the least first."""
+    if isinstance(model, MANO):
+        if shape is not None:
+            raise InputError(
+                f"shape={tuple(shape)}, but the file of a MANO is for all sizes from its reference on: leave "
+                "it out"
+            )
+        traceable = TraceableMANO(model)
+        least = traceable.reference
+        distinct: list[int] = []
+        for n in least:
+            distinct.append(next(m for m in count(n + 3) if m not in (*distinct, *least)))
+        return traceable, [least, (2 * least[0], *least[1:]), tuple(distinct)]
+    if shape is None:
+        raise InputError(
+            f"the file of a {type(model).__name__} is for one grid only, and there is no shape: give that of "
+            "the grid, 64x64 or (64, 64), say"
+        )
+    check_whole(**{f"shape[{i}]": n for i, n in enumerate(shape)})
+    return model, [tuple(shape)]
+
+
+def _in_units(processor: FieldProcessor, normal: Tensor) -> Tensor:
+    """Inputs in units, of values that are drawn as the model has them."""
+    statistics = processor.to_dict()["inputs"]
+    return FieldProcessor(statistics, statistics).eval().postprocess(normal, {})[0].to(normal.dtype)
+
+
+def _metadata(run: Run | nn.Module, model: nn.Module, grid: tuple[int, ...]) -> dict[str, Any]:
+    """What a reader of the file has to know to use it."""
+    name = type(model).__name__
+    found: dict[str, Any] = {
+        "mano_op": version("mano_op"),
+        "model": name,
+        "axes": list(Grid.uniform(grid).names),
+    }
+    if isinstance(run, Run):
+        units = run.training.get("units", {})
+        for role, labels in (("in", run.processor.inputs), ("out", run.processor.outputs)):
+            found[f"{role}puts"] = [
+                {"name": one, "units": units.get(one.partition("@")[0]) or ""} for one in labels
+            ]
+            found[f"{role}_channels"] = len(labels)
+    else:
+        for channels in ("in_channels", "out_channels"):
+            if not hasattr(model, channels):
+                raise InputError(f"the {name} does not say its {channels}: give a Run, whose processor does")
+            found[channels] = getattr(model, channels)
+    found["values"] = "physical" if isinstance(run, Run) else "normalised"
+    if isinstance(model, MANO):
+        return found | {
+            "reference_shape": list(grid),
+            "registration": model.registration,
+            "periodic": list(model.periodic),
+            "grids": "at least reference_shape along each axis",
+        }
+    return found | {"shape": list(grid), "grids": "of this shape, one sample at a time"}
+
+
+def _turned_into_onnx(program: ExportedProgram, sizes: dict[int, Any]) -> Any:
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it warns of torchvision, which nobody asked for
+    try:
+        with warnings.catch_warnings():
+            # torch's own copy of an exported program asks pytrees in a way that torch has deprecated.
+            warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
+            return torch.onnx.export(
+                program,
+                (),
+                dynamo=True,
+                verbose=False,
+                input_names=["x"],
+                output_names=["y"],
+                dynamic_shapes=(sizes,),
+            )
+    finally:
+        log.setLevel(level)
+
+
+@contextmanager
+def _refused(what: str) -> Iterator[None]:
+    """Whatever torch says that it cannot do is said in an `InputError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # torch has no common class for what it cannot trace
+        reason = error.__cause__ or error
+        said = re.sub(r"For more information, run with TORCH_LOGS=\S+", "", str(reason))
+        raise InputError(
+            f"{what} ({type(reason).__name__}: {' '.join(said.split())[:500]}): use the model in Python"
+        ) from error
+
+
+def _check_path(path: str | Path, overwrite: bool) -> Path:
+    path = Path(path)
+    check_folder(path.parent)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, expected the path of a file to write")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} is there already: give another path, or overwrite=True to replace it")
+    return path
+
+
+def _check_installed() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"to write ONNX takes onnx, onnxscript and onnxruntime, and {error.name} is not installed: "
+            "pip install 'mano_op[onnx]'"
+        ) from error

@@ -1,0 +1,343 @@
+"""The form of MANO that is traced once, and the files that are made of it: the values of the model itself."""
+
+import json
+import os
+import sys
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from test_anchored import KINDS, build
+from test_multipole import assert_same, draw
+from torch import nn
+from torch._dynamo.utils import counters
+
+from mano_op import MANO, FieldProcessor, PublishedMANO, TraceableMANO, export_onnx, export_program
+from mano_op import export as module
+from mano_op.errors import InputError
+from mano_op.registry import build_model
+from mano_op.runs import Run
+
+MIXED = {"periodic": (False, True)}
+MODELS = [
+    ((7,), {}),
+    ((6,), {"periodic": True, "registration": "cell"}),
+    ((1,), {"periodic": True}),
+    ((6, 9), MIXED | {"boundary_values": [0.5]}),
+    ((9, 6), MIXED | {"registration": "cell", "window": 4}),
+    ((5, 4), {"registration": "node_both", "boundary_values": [0.5], "halo": 2}),
+    ((3, 3), {"periodic": True, "registration": "cell", "halo": 0}),
+    ((5, 5), {"window": 8, "n_heads": 1, "positional_embedding": None}),  # one window, one head, one level
+    ((12, 5), {"n_levels": 1, "non_linearity": "silu"}),
+    ((12, 5), {"n_levels": 9}),  # more than it has room for
+    ((4, 3, 5), {"periodic": (True, False, False), "registration": "cell", "n_layers": 1}),
+]
+
+
+def finer_than(shape):
+    """Grids at least as fine: the same, one point more, twice as fine, odd, and finer along one axis only."""
+    last = (*shape[:-1], 3 * shape[-1] + 1)
+    return [shape, tuple(n + 1 for n in shape), tuple(2 * n for n in shape), (3 * shape[0] + 2, *last[1:])]
+
+
+def results(function, parameters, x):
+    """Its output, and the gradients of a random functional of that."""
+    x = x.clone().requires_grad_()
+    out = function(x)
+    given = [x, *parameters]
+    return [out, *torch.autograd.grad(out, given, draw(*out.shape, seed=9).to(out))]
+
+
+def assert_near(found, expected, most):
+    """Within a part of the largest value."""
+    largest = expected.detach().abs().max() if expected.numel() else torch.ones(())
+    assert ((found - expected).abs() <= most * largest).all()
+
+
+# The traceable form
+
+
+@pytest.mark.parametrize(("shape", "options"), MODELS)
+def test_outputs_and_gradients_are_the_models(shape, options):
+    model = build(shape, **options)
+    for grid in finer_than(shape):
+        x = draw(2, 1, *grid)
+        found = results(TraceableMANO(model), model.parameters(), x)
+        for one, other in zip(found, results(model, model.parameters(), x), strict=True):
+            assert_near(one, other, 1e-12)
+
+
+@given(st.sampled_from(KINDS), st.integers(2, 17), st.integers(0, 60), st.integers(1, 5), st.integers(0, 3))
+@example(("cell", False), 17, 17 * 30 + 1, 1, 0)
+@example(("node", True), 16, 16 * 64, 4, 1)
+def test_every_number_of_points_has_its_place(kind, n, more, window, halo):
+    registration, periodic = kind
+    model = build((n,), registration=registration, periodic=periodic, window=window, halo=halo, n_layers=1)
+    x = draw(1, 1, n + more)
+    assert_same(TraceableMANO(model)(x), model(x))
+
+
+def test_the_parameters_are_the_models_own():
+    model = build((6, 5)).float()
+    traceable, x = TraceableMANO(model.train()).float(), torch.randn(2, 1, 9, 7)
+    assert traceable.training
+    before = model(x)
+    traceable(x).square().mean().backward()
+    torch.optim.SGD(traceable.parameters(), lr=0.1).step()
+    assert not torch.allclose(model(x), before)
+    torch.testing.assert_close(traceable(x), model(x))
+    assert {name.removeprefix("model.") for name in traceable.state_dict()} == set(model.state_dict()) - {
+        "_metadata"
+    }
+
+
+class Changed(MANO, name="changed_mano"):
+    """Another function, of the same name."""
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PublishedMANO(1, 1, hidden_channels=8), "got a PublishedMANO, expected a MANO"),
+        (lambda: Changed(1, 1, reference_shape=(4, 4)), "got a Changed, expected a MANO"),
+        (lambda: nn.Identity(), "got a Identity, expected a MANO"),
+        (lambda: MANO(1, 1), "no reference grid yet, .*: train it, or give it reference_shape"),
+    ],
+)
+def test_models_without_such_a_form_are_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        TraceableMANO(make())
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 1, 6, 4), r"a grid of \(6, 4\) points, expected at least the reference's \(6, 5\) along each"),
+        ((1, 1, 3, 20), r"interpolate the input to that, or use the MANO itself"),
+        ((1, 2, 6, 5), "expected .*in_channels=1"),
+        ((6, 5), "expected .*in_channels=1"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(shape, message):
+    with pytest.raises(InputError, match=message):
+        TraceableMANO(build((6, 5)))(draw(*shape))
+
+
+def test_it_is_compiled_once_for_all_sizes():
+    model = build((6, 5), n_layers=1, **MIXED).float().requires_grad_(False)
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(TraceableMANO(model), dynamic=True, backend="eager")
+    for grid in ((7, 9), (12, 12), (19, 21), (6, 5), (13, 24)):
+        x = torch.randn(2, 1, *grid)
+        assert_near(compiled(x), model(x), 1e-5)
+    assert counters["stats"]["unique_graphs"] <= 2
+    torch._dynamo.reset()
+
+
+# Precision and repetition, of the model and of this form of it
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("form", [lambda model: model, TraceableMANO])
+def test_it_is_repeated_bit_for_bit(form, deterministic):
+    model = form(build((6, 5), **MIXED).float())
+    for grid in ((6, 5), (13, 12)):
+        x = torch.randn(3, 1, *grid)
+        first, second = (results(model, model.parameters(), x) for _ in range(2))
+        assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("form", [lambda model: model, TraceableMANO])
+@pytest.mark.parametrize("grid", [(16, 16), (19, 33)])
+def test_bfloat16_keeps_two_digits(form, grid):
+    """As `MANO` starts: of an output near 1 within 3 %, where one rounding is 0.4 %."""
+    torch.manual_seed(0)
+    model = MANO(1, 1, hidden_channels=16, n_layers=2, n_heads=2, reference_shape=(16, 16)).eval()
+    x = torch.randn(2, 1, *grid)
+    with torch.no_grad():
+        expected = model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = form(model)(x)
+        low = form(model.bfloat16())(x.bfloat16())
+    assert low.dtype == torch.bfloat16
+    assert mixed.dtype in (torch.bfloat16, torch.float32)
+    assert_near(low.float(), expected, 3e-2)
+    assert_near(mixed.float(), expected, 3e-2)
+
+
+# Files
+
+
+def fno():
+    torch.manual_seed(0)
+    return build_model(
+        "fno", {"in_channels": 1, "out_channels": 1, "n_modes": (4, 4), "hidden_channels": 8, "n_layers": 1}
+    ).eval()
+
+
+def run_of(model):
+    """A run in which an input has a logarithm."""
+    permeability = {"mean": 0.5, "std": 1.5, "transform": "log"}
+    processor = FieldProcessor(
+        {"permeability": permeability}, {"pressure": {"mean": 2.0, "std": 10.0}}
+    ).eval()
+    training = {"units": {"permeability": "m2", "pressure": None}}
+    return Run(model, processor, "mano", {}, training)
+
+
+def in_units(run, x):
+    with torch.no_grad():
+        return run.processor.postprocess(run.model(run.processor.preprocess({"x": x})["x"]), {})[0]
+
+
+def test_a_program_has_the_normalisation_in_it(tmp_path):
+    model = build((6,), n_layers=1, registration="cell", periodic=True).float().train()
+    run, path = run_of(model), tmp_path / "new" / "mano.pt2"
+    errors = export_program(run, path)
+    assert model.training and all(
+        p.requires_grad for p in model.parameters()
+    )  # nothing of the caller's changed
+    assert list(errors) == [(1, 1, 6), (2, 1, 12), (3, 1, 9)]
+    assert max(errors.values()) < 1e-5
+    assert [file.name for file in path.parent.iterdir()] == ["mano.pt2"]
+    extra = {"mano_op.json": ""}
+    program = torch.export.load(path, extra_files=extra).module()
+    for shape in ((1, 1, 6), (5, 1, 7), (2, 1, 32), (1, 1, 61)):
+        x = torch.randn(shape).exp()
+        assert_near(program(x), in_units(run, x), 1e-5)
+    told = json.loads(extra["mano_op.json"])
+    assert told["inputs"] == [{"name": "permeability", "units": "m2"}]
+    assert told["outputs"] == [{"name": "pressure", "units": ""}]
+    assert (told["values"], told["reference_shape"], told["periodic"]) == ("physical", [6], [True])
+    with pytest.raises(AssertionError, match=r">= 6"):  # by torch
+        program(torch.ones(1, 1, 5))
+
+
+def test_an_onnx_file_is_for_all_sizes(tmp_path):
+    model = build((6, 5), n_layers=1, boundary_values=[0.25], **MIXED).float()
+    path = tmp_path / "mano.onnx"
+    path.write_text("old")
+    errors = export_onnx(model, path, overwrite=True)
+    assert list(errors) == [(1, 1, 6, 5), (2, 1, 12, 5), (3, 1, 9, 8)]
+    assert max(errors.values()) < 1e-5
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for shape in ((1, 1, 6, 5), (5, 1, 7, 16), (2, 1, 32, 32), (1, 1, 13, 51)):
+        x = torch.randn(shape)
+        (found,) = session.run(["y"], {"x": x.numpy()})
+        assert_near(torch.as_tensor(found), model(x).detach(), 1e-5)
+    with pytest.raises(Exception, match="indices element out of data bounds"):
+        session.run(None, {"x": torch.randn(1, 1, 6, 4).numpy()})
+    file = onnx.load(path)
+    onnx.checker.check_model(file, full_check=True)
+    [told] = [json.loads(entry.value) for entry in file.metadata_props if entry.key == "mano_op"]
+    assert (told["values"], told["reference_shape"], told["axes"]) == ("normalised", [6, 5], ["y", "x"])
+    assert [dim.dim_param for dim in file.graph.input[0].type.tensor_type.shape.dim] == [
+        "batch", "", "n_y", "n_x"
+    ]  # fmt: skip
+
+
+def test_another_model_is_a_program_for_one_grid(tmp_path):
+    model = fno()
+    assert export_program(model, tmp_path / "fno.pt2", shape=(16, 12)) == {(1, 1, 16, 12): 0.0}
+    program = torch.export.load(tmp_path / "fno.pt2").module()
+    x = torch.randn(1, 1, 16, 12)
+    assert torch.equal(program(x), model(x))
+    with pytest.raises(AssertionError):
+        program(torch.randn(1, 1, 16, 16))
+
+
+class Branching(nn.Module):
+    """Does what depends on values."""
+
+    in_channels = out_channels = 1
+
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def anchored():
+    return MANO(1, 1, hidden_channels=8, n_layers=1, n_heads=2, reference_shape=(8, 8))
+
+
+@pytest.mark.parametrize(
+    ("function", "make", "path", "options", "message"),
+    [
+        (export_program, anchored, "there.pt2", {}, "there.pt2 is there already: .* or overwrite=True"),
+        (export_onnx, anchored, "there.pt2", {}, "there.pt2 is there already"),
+        (export_program, anchored, ".", {"overwrite": True}, "is a folder, expected the path of a file"),
+        (export_program, anchored, "there.pt2/a.pt2", {}, "cannot be a folder for results, .* is a file"),
+        (
+            export_program,
+            lambda: "run",
+            "a.pt2",
+            {},
+            r"got a str, expected a Run or a model: see mano_op.load",
+        ),
+        (export_program, lambda: MANO(1, 1), "a.pt2", {}, "no reference grid yet"),
+        (export_onnx, lambda: MANO(1, 1), "a.onnx", {}, "no reference grid yet"),
+        (export_program, anchored, "a.pt2", {"shape": (8, 8)}, r"shape=\(8, 8\), but .* all sizes"),
+        (
+            export_program,
+            lambda: anchored().bfloat16(),
+            "a.pt2",
+            {},
+            r"torch.bfloat16, expected .*\.float\(\)",
+        ),
+        (export_program, fno, "a.pt2", {}, "of a FNO is for one grid only, and there is no shape"),
+        (export_program, fno, "a.pt2", {"shape": (8, 0)}, r"shape\[1\]=0, expected a whole number"),
+        (export_onnx, fno, "a.onnx", {"shape": (8, 8)}, "FNO has complex parameters, for which ONNX has no"),
+        (export_program, nn.Identity, "a.pt2", {"shape": (8,)}, "the Identity does not say its in_channels"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_before_any_work(
+    function, make, path, options, message, tmp_path, monkeypatch
+):
+    def work(*given, **options):
+        raise AssertionError("work was done")
+
+    monkeypatch.setattr(torch.export, "export", work)
+    (tmp_path / "there.pt2").write_text("old")
+    with pytest.raises(InputError, match=message):
+        function(make(), tmp_path / path, **options)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("there.pt2", "old")]
+
+
+def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(InputError, match="no permission to write to"):
+        export_program(anchored(), tmp_path / "new" / "a.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
+def test_packages_that_are_not_installed_are_named(missing, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(InputError, match=rf"{missing} is not installed: pip install 'mano_op\[onnx\]'"):
+        export_onnx(anchored(), tmp_path / "a.onnx")
+
+
+def test_what_torch_says_is_passed_on(tmp_path):
+    with pytest.raises(InputError, match=r"Branching cannot be traced by torch\.export") as caught:
+        export_program(Branching(), tmp_path / "a.pt2", shape=(4,))
+    said = str(caught.value)
+    assert "data-dependent" in said and "TORCH_LOGS" not in said and "\n" not in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "TOLERANCE", {torch.float32: -1.0})
+    path = tmp_path / "a.pt2"
+    path.write_text("old")
+    with pytest.raises(InputError, match=r"the file of FNO would differ from the model by 0.0e\+00"):
+        export_program(fno(), path, shape=(8, 8), overwrite=True)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
