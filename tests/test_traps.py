@@ -29,6 +29,8 @@ neuraloperator's Trainer passes the whole sample
       test_half_precision_needs_no_scaling
   and runs the last epoch again when it goes on
       checkpoint::test_interrupted_and_not_are_one
+  and tells nothing of a last epoch that it was not to evaluate in
+      train::test_any_number_of_epochs
 Its processor changes the caller's sample
       processor::test_the_callers_sample_stays_as_it_was
   and cannot be chained
@@ -57,6 +59,8 @@ Its state dicts have an entry that is no tensor
       neuralop::test_averaged_model
 Its checkpoints run code
       model::test_code_in_a_checkpoint_is_not_run
+  and cannot be read where options were given by position
+      neuralop::test_checkpoint_round_trip
   and are of any version
       model::test_another_version_is_refused
   and compiled models name parameters otherwise
@@ -81,6 +85,12 @@ Padding is attended to
       window::test_what_stands_in_the_padding_never_matters
 Windows shrink as grids are refined
       anchored::test_outputs_converge_at_second_order_as_the_grid_is_refined
+Axes of a grid are taken for each other
+      every_grid::test_the_order_of_the_axes_is_a_matter_of_names
+Complex numbers and transforms cannot be exported
+      export::test_an_onnx_file_is_for_all_sizes
+A compiler makes a graph for every size
+      export::test_it_is_compiled_once_for_all_sizes
 Samples of a batch meet
       mano::test_samples_do_not_meet
 Coarsening by strides aliases
