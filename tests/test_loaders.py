@@ -181,21 +181,25 @@ def test_resolutions_share_one_budget(store):
 
 
 def test_streaming_holds_no_more_than_a_few_chunks(tmp_path):
-    """An epoch of a store four times larger than the limit, by the bytes that Python and numpy hold."""
+    """An epoch of a store four times larger than the limit, by the bytes that Python and numpy hold.
+
+    The least of three, since whatever else the process does in one counts too.
+    """
     grid = Grid.uniform((32, 32))
     store = wave_store(tmp_path / "large.zarr", [grid], {"train": 340}, chunk=4)
     size = 4 * 3 * 340 * 32 * 32
     limit = size // 4
     loader = field_loaders(store, train=32, test=[], batch_size=4, cache_bytes=0).train
     next(iter(loader))
-    tracemalloc.start()
-    try:
-        samples = sum(len(batch["x"]) for batch in loader)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert samples == 340
-    assert 4 * 3 * 4 * 32 * 32 < peak < limit
+    peaks = []
+    for _ in range(3):
+        tracemalloc.start()
+        try:
+            assert sum(len(batch["x"]) for batch in loader) == 340
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert 4 * 3 * 4 * 32 * 32 < min(peaks) < limit
 
 
 # -------------------------------------------------------------------------------- windows of times
