@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,6 +60,18 @@ def _call(function: Callable[[], object], folder: Path, connection: Connection) 
         connection.send(None)
 
 
+def assert_gradients(module: torch.nn.Module, x: torch.Tensor) -> None:
+    """Those of the input and of every parameter are the slopes along random directions."""
+    names = [name for name, _ in module.named_parameters()]
+
+    def function(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        given = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(module, given, (x,))
+
+    inputs = (x.clone().requires_grad_(), *module.parameters())
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+
+
 def files(path: Path) -> dict[str, bytes]:
     """Every file of a store, so that two stores can be compared bit for bit."""
     return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
@@ -84,27 +97,11 @@ TIMES = tuple(0.1 * i for i in range(6))
 
 def moving_wave_store(path: Path, grids: Sequence[Grid], splits: Mapping[str, int]) -> FieldStore:
     """A store of six times, on one axis that wraps: each sample a force, and a wave that moves and decays."""
-    store = create_store(
-        path,
-        grids,
-        [Variable("force", "input"), Variable("w", "output", time=True)],
-        splits,
-        title="Moving waves",
-        provenance={"problem": "moving waves"},
-        levels="resampled",
-        boundary_conditions={"x": "periodic"},
-        chunk=3,
-        times=TIMES,
-    )
-    for samples in store.pending():
-        store.write(
-            samples, {grid: _moving_waves(range(samples.start, samples.stop), grid) for grid in grids}
-        )
-    store.finish()
-    return store
+    variables = [Variable("force", "input"), Variable("w", "output", time=True)]
+    return store_of(path, grids, variables, _moving_waves, splits, chunk=3, times=TIMES)
 
 
-def _moving_waves(samples: Sequence[int], grid: Grid) -> dict[str, NDArray[np.float64]]:
+def _moving_waves(samples: NDArray[np.int64], grid: Grid) -> dict[str, NDArray[np.float64]]:
     x, t = grid.mesh[0], np.array(TIMES)[:, None]
     phases = [np.random.default_rng(i).uniform() for i in samples]
     return {
@@ -155,8 +152,13 @@ def store_of(
     *,
     held: Mapping[Grid, Sequence[str]] | None = None,
     ends: float | None = 0.0,
+    chunk: int = 1,
+    **times: Any,
 ) -> FieldStore:
-    """A complete store of functions of samples' numbers and a grid; outputs are `ends` where axes end."""
+    """A complete store of functions of samples' numbers and a grid; outputs are `ends` where axes end.
+
+    `times` are the options of `create_store` that say at which times.
+    """
     if ends is not None and not all(axis.periodic for axis in grids[0]):
         variables = [replace(v, boundary_value=ends) if v.role == "output" else v for v in variables]
     store = create_store(
@@ -168,8 +170,9 @@ def store_of(
         provenance={"problem": "functions"},
         levels="resampled",
         boundary_conditions={axis.name: "periodic" if axis.periodic else "dirichlet" for axis in grids[0]},
-        chunk=1,
+        chunk=chunk,
         held=held,
+        **times,
     )
     for samples in store.pending():
         numbers = np.arange(samples.start, samples.stop)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import store_of
+from helpers import assert_gradients, store_of
 from neuralop import Trainer
 from neuralop.losses import LpLoss
 from neuralop.training import AdamW
@@ -191,25 +191,12 @@ def test_samples_are_mapped_one_by_one_and_tile_by_tile(kind, cls, monkeypatch):
 
 @EVERY
 def test_gradients_are_the_slopes_of_the_output(kind):
-    """Along a random direction of parameters and input, by central differences in double precision."""
+    """None of them is zero."""
     for shape in (kind.shape, kind.refined(2), tuple(max(2, n - 2) for n in kind.shape)):
         model, x = kind.model(), draw(2, 2, *shape).requires_grad_()
-        wanted, cotangent = [x, *model.parameters()], draw(2, 1, *shape, seed=3)
-        slopes = torch.autograd.grad((model(x) * cotangent).sum(), wanted)
+        slopes = torch.autograd.grad((model(x) * draw(2, 1, *shape, seed=3)).sum(), [x, *model.parameters()])
         assert all(slope.any() for slope in slopes)
-        direction = [draw(*t.shape, seed=10 + i) for i, t in enumerate(wanted)]
-
-        def value(step, model=model, wanted=wanted, direction=direction, x=x, cotangent=cotangent):
-            with torch.no_grad():
-                for tensor, along in zip(wanted, direction, strict=True):
-                    tensor += step * along
-                out = (model(x) * cotangent).sum().item()
-                for tensor, along in zip(wanted, direction, strict=True):
-                    tensor -= step * along
-            return out
-
-        expected = sum((slope * along).sum().item() for slope, along in zip(slopes, direction, strict=True))
-        assert (value(1e-5) - value(-1e-5)) / 2e-5 == pytest.approx(expected, rel=1e-5, abs=1e-5)
+        assert_gradients(model, x.detach())
 
 
 # From the store to the report

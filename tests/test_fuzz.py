@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import assert_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_multipole import draw
@@ -206,11 +207,6 @@ def test_gradients_are_those_of_finite_differences(cls, data):
     if module is None:
         return
     module = module.double()
-    x = draw(1, channels(options), *data.draw(shapes(n_dim, {1: 9, 2: 5, 3: 3}[n_dim]))).requires_grad_()
+    x = draw(1, channels(options), *data.draw(shapes(n_dim, {1: 9, 2: 5, 3: 3}[n_dim])))
     module(x)  # the first grid in training may become the reference
-
-    def function(x, *parameters):
-        named = dict(zip((name for name, _ in module.named_parameters()), parameters, strict=True))
-        return torch.func.functional_call(module, named, (x,))
-
-    assert torch.autograd.gradcheck(function, (x, *module.parameters()), fast_mode=True)
+    assert_gradients(module, x)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import moving_wave_store
+from helpers import moving_wave_store, store_of
 from neuralop import LpLoss, Trainer
 from torch import Tensor, nn
 
@@ -15,7 +15,7 @@ from mano_op.cli import main
 from mano_op.data.layout import Variable
 from mano_op.data.loaders import field_loaders
 from mano_op.data.processor import FieldProcessor
-from mano_op.data.store import FieldStore, create_store
+from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 from mano_op.runs import load_run
@@ -374,20 +374,15 @@ def test_noise_keeps_a_rollout_on_course(tmp_path: Path) -> None:
         sum(draw.normal() * np.cos(2 * np.pi * k * (x - 0.37 * t - draw.uniform())) for k in (1, 2, 3))
         for _ in range(10)
     ]
-    store = create_store(
+    store = store_of(
         tmp_path / "waves.zarr",
         [grid],
         [Variable("w", "output", time=True)],
+        lambda samples, grid: {"w": np.stack([flows[i] for i in samples])},
         {"train": 6, "test": 4},
-        title="Waves",
-        provenance={},
-        levels="resampled",
-        boundary_conditions={"x": "periodic"},
         chunk=10,
         times=t.flatten().tolist(),
     )
-    store.write(slice(0, 10), {grid: {"w": np.stack(flows)}})
-    store.finish()
 
     def errors(noise: float) -> list[float]:
         """Of the first step and of the last."""

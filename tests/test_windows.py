@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers import store_of
 from torch import nn
 
 from mano_op.cli import main
 from mano_op.data.dataset import FieldDataset, collate
 from mano_op.data.layout import Variable
 from mano_op.data.processor import FieldProcessor
-from mano_op.data.store import create_store
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 from mano_op.report import write_report
@@ -38,24 +38,9 @@ def drift(samples, grid):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    store = create_store(
-        tmp_path_factory.mktemp("drift") / "drift.zarr",
-        GRIDS,
-        [Variable("u0", "input", units="m"), Variable("u", "output", units="m", time=True)],
-        {"train": 12, "test": 4},
-        title="Drift",
-        provenance={"problem": "drift"},
-        levels="resampled",
-        boundary_conditions={"x": "periodic"},
-        chunk=4,
-        times=TIMES,
-        time_units="s",
-    )
-    for samples in store.pending():
-        numbers = range(samples.start, samples.stop)
-        store.write(samples, {grid: drift(numbers, grid) for grid in GRIDS})
-    store.finish()
-    return store
+    variables = [Variable("u0", "input", units="m"), Variable("u", "output", units="m", time=True)]
+    path, splits = tmp_path_factory.mktemp("drift") / "drift.zarr", {"train": 12, "test": 4}
+    return store_of(path, GRIDS, variables, drift, splits, chunk=4, times=TIMES, time_units="s")
 
 
 def train(store, folder, **options):
