@@ -1,0 +1,166 @@
+"""neuraloperator's `BaseModel`, with checkpoints that are data and options that are plain values."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from neuralop.models.base_model import BaseModel
+from torch import nn
+
+from mano_op.errors import InputError, did_you_mean
+from mano_op.files import read_tensors
+from mano_op.pretrained import load_model, save_model
+
+
+class DataModel(BaseModel, name="_data_model"):
+    """A model whose checkpoints are data.
+
+    neuraloperator's `BaseModel` keeps the constructor's arguments and writes them into every state dict.
+    Four things differ here:
+
+    * Only the state dict of the model itself has that entry. In one of a module that holds the model
+      (``nn.Sequential``, ``AveragedModel``) it would be a key that nothing there can load.
+    * Options are plain values, or refused: others could be written, and never read again.
+    * Files are read with ``weights_only=True``: a checkpoint is data, whoever it came from.
+    * A checkpoint of another class, version or configuration is refused, and the error says which.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuse options that the model does not have: neuraloperator's base class keeps them silently."""
+        known = [name for name in inspect.signature(cls).parameters if name not in ("args", "kwargs")]
+        for name in kwargs:
+            if name not in known:
+                hint = did_you_mean(name, known) or ": remove it, or use one of those"
+                raise InputError(f"{cls.__name__} has no option {name!r}; it has {', '.join(known)}{hint}")
+        for name, value in [*zip(known, args, strict=False), *kwargs.items()]:
+            if not _is_plain(value):
+                raise InputError(
+                    f"{name}={value!r} is of type {type(value).__name__}, expected a bool, int, float, str, "
+                    "None, or a list of those: a checkpoint holds nothing else, so convert it"
+                )
+        instance: Self = super().__new__(cls, *args, **kwargs)
+        return instance
+
+    def state_dict(
+        self, destination: Any = None, prefix: str = "", keep_vars: bool = False
+    ) -> dict[str, Any]:
+        """Parameters and buffers, and under ``"_metadata"`` the constructor's arguments."""
+        state: dict[str, Any] = nn.Module.state_dict(
+            self, destination=destination, prefix=prefix, keep_vars=keep_vars
+        )
+        if not prefix:
+            state["_metadata"] = dict(self._init_kwargs)
+        return state
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load what `state_dict` made. The dictionary is not changed."""
+        parameters = {key: value for key, value in state_dict.items() if key != "_metadata"}
+        metadata = state_dict.get("_metadata")
+        if metadata is not None:
+            self._check_origin(metadata)
+            mine, theirs = self._options(self._init_kwargs), self._options(metadata)
+            other = {key: value for key, value in theirs.items() if key not in mine or mine[key] != value}
+            if other:
+                raise InputError(
+                    f"these parameters belong to a {self._name} with {other}, this one has "
+                    f"{ {key: mine.get(key) for key in other} }: build it with those options, or let "
+                    f"{type(self).__name__}.from_checkpoint do it. To load them all the same, take "
+                    "'_metadata' out of the state dict"
+                )
+        return nn.Module.load_state_dict(self, parameters, strict=strict, assign=assign)
+
+    def load_checkpoint(self, save_folder: str | Path, save_name: str, map_location: Any = None) -> None:
+        """Load the parameters that `save_checkpoint` wrote."""
+        self.load_state_dict(_read(save_folder, f"{save_name}_state_dict.pt", map_location))
+
+    @classmethod
+    def from_checkpoint(cls, save_folder: str | Path, save_name: str, map_location: Any = None) -> Self:
+        """Build the model that `save_checkpoint` wrote, with its options and parameters."""
+        metadata = _read(save_folder, f"{save_name}_metadata.pkl", map_location)
+        cls._check_origin(metadata)
+        options = {key: value for key, value in metadata.items() if key not in ("args", "_name", "_version")}
+        model = cls(*metadata["args"], **options)
+        model.load_checkpoint(save_folder, save_name, map_location=map_location)
+        return model
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors``, which can be shared; see `mano_op.pretrained`.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from mano_op import MANO
+        >>> model = MANO(1, 1, hidden_channels=8, n_layers=1, n_heads=2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save_pretrained(folder)
+        ...     again = MANO.from_pretrained(folder)
+        >>> bool((again.lifting.weight == model.lifting.weight).all())
+        True
+        """
+        save_model(folder, self, self._name, self._options(self._init_kwargs))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, revision: str | None = None) -> Self:
+        """The model of a folder, or of a repository of the Hugging Face Hub, in evaluation mode.
+
+        The errors are those of `mano_op.pretrained.load_model`.
+        """
+        model, arch, _ = load_model(folder, revision=revision)
+        if not isinstance(model, cls):
+            raise InputError(f"{folder} holds a {arch}, expected a {cls.__name__}: load it with that class")
+        return model
+
+    @classmethod
+    def _check_origin(cls, metadata: Mapping[str, Any]) -> None:
+        name, version = metadata.get("_name"), metadata.get("_version")
+        if name != cls._name:
+            raise InputError(
+                f"this is a checkpoint of {name}, expected one of {cls._name}: load it with that class"
+            )
+        if version != cls._version:
+            raise InputError(
+                f"this checkpoint of {name} has version {version}, this mano_op reads version "
+                f"{cls._version}: use the release of mano_op that wrote it, or train again"
+            )
+
+    @classmethod
+    def _options(cls, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that metadata holds, by name, in a form in which equal ones are equal."""
+        positional = zip(inspect.signature(cls).parameters, metadata.get("args", ()), strict=False)
+        return {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in [*positional, *metadata.items()]
+            if key not in ("args", "_name", "_version")
+        }
+
+
+def _read(folder: str | Path, name: str, map_location: Any) -> dict[str, Any]:
+    """Read a file of tensors and plain values; it is data, and no code in it is run."""
+    path = Path(folder) / name
+    if not path.exists():
+        present = sorted(p.name for p in Path(folder).glob("*_metadata.pkl")) if Path(folder).is_dir() else []
+        raise InputError(
+            f"there is no {path}. "
+            + (
+                f"The folder holds {present}"
+                if present
+                else "Give the folder and name that save_checkpoint was called with"
+            )
+        )
+    return read_tensors(path, map_location=map_location)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value can be kept in a checkpoint, which is read as data."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return type(value) in (bool, int, float, str, type(None))
+
+
+# A base class is not a model to ask for: neuraloperator registers every subclass as one.
+del BaseModel._models["_data_model"]
