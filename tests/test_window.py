@@ -54,16 +54,18 @@ def draw_qkv(shape, seed=0, heads=2, head_dim=3):
     return [t.clone().requires_grad_() for t in (q, k, v)]
 
 
-def windows_of_axis(n, window, stride, halo, periodic):
+def windows_of_axis(n, window, stride, halo, periodic, shift=0):
     """Queries and keys of each window, from the module's description: only points that exist, each once."""
     window = min(window, n)
-    starts = [0]
-    while starts[-1] + window < n:
+    shift = shift % window if window < n else 0
+    starts = [shift - window if shift and not periodic else shift]
+    end = n + shift if periodic else n
+    while starts[-1] + window < end:
         starts.append(starts[-1] + min(stride, window))
     for start in starts:
         keys = range(start - halo, start + window + halo)
         keys = sorted({key % n for key in keys}) if periodic else [key for key in keys if 0 <= key < n]
-        yield [i for i in range(start, start + window) if i < n], keys
+        yield [i % n for i in range(max(start, 0), min(start + window, end))], keys
 
 
 def offset(query, key, n, periodic):
@@ -73,11 +75,11 @@ def offset(query, key, n, periodic):
     return min((key - query + image * n for image in (-1, 0, 1)), key=lambda step: (abs(step), -step))
 
 
-def reference(q, k, v, window, stride, halo, periodic, bias=None):
+def reference(q, k, v, window, stride, halo, periodic, bias=None, shift=0):
     shape = q.shape[2:-1]
     results = {point: [] for point in product(*map(range, shape))}
     per_axis = [
-        list(windows_of_axis(n, window, stride, halo, w)) for n, w in zip(shape, periodic, strict=True)
+        list(windows_of_axis(n, window, stride, halo, w, shift)) for n, w in zip(shape, periodic, strict=True)
     ]
     for one_window in product(*per_axis):
         keys = list(product(*(keys for _, keys in one_window)))
@@ -137,6 +139,45 @@ def test_bias_is_that_of_each_pair_and_learns(case):
     assert_same(found, expected)
     learned = [*inputs, *bias.parameters()]
     assert_same(gradients(found, learned), gradients(expected, learned))
+
+
+@example(((8, 8), 4, 4, 0, (False, False)), 2)  # Swin's
+@example(((9,), 4, 4, 1, (True,)), 3)  # the window before the first is cut
+@given(cases(), st.integers(-3, 6))
+def test_shifted_windows_are_those_of_the_definition(case, shift):
+    shape, window, _, halo, periodic = case
+    inputs, bias = draw_qkv(shape), DistanceBias(len(shape))
+    options = {"window": window, "halo": halo, "periodic": periodic, "bias": bias, "shift": shift}
+    found, expected = window_attention(*inputs, **options), reference(*inputs, stride=window, **options)
+    assert_same(found, expected)
+    assert_same(gradients(found, inputs), gradients(expected, inputs))
+
+
+def swin_mask(n, window, shift):
+    """Which points of a field that is rolled back by the shift belong together, by Swin's three slices."""
+    region = torch.zeros(n)
+    for i, part in enumerate([slice(0, -window), slice(-window, -shift), slice(-shift, None)]):
+        region[part] = i
+    return region
+
+
+def test_shifted_windows_are_swins_rolled_and_masked_ones():
+    n, window, shift = 12, 4, 2
+    q, k, v = draw_qkv((n, n))
+    region = swin_mask(n, window, shift)
+    region = 3 * region[:, None] + region
+    cut = "(y p) (x q)"
+
+    def windows(t, roll):
+        t = t.roll((-shift, -shift), (-3, -2)) if roll else t
+        return rearrange(t, f"b h {cut} d -> b h (y x) (p q) d", p=window, q=window)
+
+    of = rearrange(region, f"{cut} -> (y x) (p q)", p=window, q=window)
+    mask = torch.where(of[:, :, None] == of[:, None, :], 0.0, -torch.inf).double()
+    out = F.scaled_dot_product_attention(*(windows(t, True) for t in (q, k, v)), attn_mask=mask)
+    out = rearrange(out, f"b h (y x) (p q) d -> b h {cut} d", y=n // window, p=window)
+    expected = out.roll((shift, shift), (-3, -2))
+    assert_same(window_attention(q, k, v, window=window, shift=shift), expected)
 
 
 def test_bias_gradient_is_not_zero_where_there_is_a_choice_of_keys():
@@ -222,22 +263,23 @@ def placed(draw):
     for n in shape:
         quarters = draw(st.lists(st.integers(-2, 4 * n - 1), min_size=1, max_size=9, unique=True))
         at.append(tuple(q / 4 for q in sorted(quarters)))
-    return shape, draw(st.integers(1, 5)), draw(st.integers(0, 3)), periodic, at
+    return shape, draw(st.integers(1, 5)), draw(st.integers(0, 3)), periodic, at, draw(st.integers(0, 4))
 
 
 def reference_between(q, k, v, case, bias):
     """The definition for queries between the keys: in the windows on both sides, by their share."""
-    shape, window, halo, periodic, at = case
+    shape, window, halo, periodic, at, shift = case
     per_axis = [
-        [keys for _, keys in windows_of_axis(n, window, window, halo, wraps)]
+        list(windows_of_axis(n, window, window, halo, wraps, shift))
         for n, wraps in zip(shape, periodic, strict=True)
     ]
 
-    def windows(position, n, wraps):
+    def windows(position, n, wraps, of_axis):
         way = position - math.floor(position)
         for key, share in ((math.floor(position), 1 - way), (math.ceil(position), way)):
             if share:
-                yield (key % n if wraps else min(max(key, 0), n - 1)) // min(window, n), share
+                key = key % n if wraps else min(max(key, 0), n - 1)
+                yield next(m for m, (queries, _) in enumerate(of_axis) if key in queries), share
 
     def attended(index, position, keys):
         where = (..., *torch.tensor(keys).T, slice(None))
@@ -249,9 +291,9 @@ def reference_between(q, k, v, case, bias):
     out = torch.zeros_like(q.detach())
     for index in product(*(range(len(positions)) for positions in at)):
         position = [positions[i] for positions, i in zip(at, index, strict=True)]
-        choices = [list(windows(*one)) for one in zip(position, shape, periodic, strict=True)]
+        choices = [list(windows(*one)) for one in zip(position, shape, periodic, per_axis, strict=True)]
         for chosen in product(*choices):
-            keys = list(product(*(axis[m] for axis, (m, _) in zip(per_axis, chosen, strict=True))))
+            keys = list(product(*(axis[m][1] for axis, (m, _) in zip(per_axis, chosen, strict=True))))
             share = math.prod(part for _, part in chosen)
             out[(..., *index, slice(None))] += share * attended(index, position, keys)
     return out
@@ -259,11 +301,12 @@ def reference_between(q, k, v, case, bias):
 
 @given(placed())
 def test_queries_between_the_keys_see_those_of_the_windows_they_lie_in(case):
-    shape, window, halo, periodic, at = case
+    shape, window, halo, periodic, at, shift = case
     _, k, v = draw_qkv(shape)
     q = draw_qkv([len(positions) for positions in at], seed=1)[0]
     bias = DistanceBias(len(shape))
-    found = window_attention(q, k, v, window=window, halo=halo, periodic=periodic, bias=bias, queries_at=at)
+    options = {"window": window, "halo": halo, "periodic": periodic, "shift": shift}
+    found = window_attention(q, k, v, bias=bias, queries_at=at, **options)
     expected = reference_between(q, k, v, case, bias)
     assert_same(found, expected)
     learned = [q, k, v, *bias.parameters()]
@@ -273,17 +316,18 @@ def test_queries_between_the_keys_see_those_of_the_windows_they_lie_in(case):
 @given(placed(), st.data())
 def test_queries_of_a_part_of_an_axis_touch_its_windows_only(case, data):
     """They get what they get among all queries, some of which may be between keys where these are not."""
-    shape, window, halo, periodic, at = case
+    shape, window, halo, periodic, at, shift = case
     _, k, v = draw_qkv(shape)
     q = draw_qkv([len(positions) for positions in at], seed=1)[0]
     ends = [sorted(data.draw(st.tuples(*[st.integers(0, len(a) - 1)] * 2))) for a in at]
     part = tuple(slice(first, last + 1) for first, last in ends)
     some = [positions[cut] for positions, cut in zip(at, part, strict=True)]
-    options = {"window": window, "halo": halo, "periodic": periodic, "bias": DistanceBias(len(shape))}
+    options = {"window": window, "halo": halo, "periodic": periodic, "shift": shift}
+    options["bias"] = DistanceBias(len(shape))
     found = window_attention(q[:, :, *part], k, v, queries_at=some, **options)
     assert_same(found, window_attention(q, k, v, queries_at=at, **options)[:, :, *part])
     for positions, n, wraps in zip(some, shape, periodic, strict=True):
-        for tiling in module.placed_tilings(tuple(positions), n, window, halo, wraps):
+        for tiling in module.placed_tilings(tuple(positions), n, window, halo, wraps, shift):
             assert len(tiling.queries) == len(tiling.keys) == len(tiling.key_exists)
             taken = tiling.place[tiling.share > 0] // tiling.queries.shape[1]
             assert set(taken) == set(range(len(tiling.queries)))
@@ -306,7 +350,7 @@ def test_bias_between_quarters_is_interpolated():
         def bias(steps, slope=slope, curvature=curvature):
             return (slope * steps + curvature * steps**2).expand(*steps.shape[:-1], 2)
 
-        case = ((6,), 6, 0, (False,), at)
+        case = ((6,), 6, 0, (False,), at, 0)
         found = window_attention(q, k, v, window=6, bias=bias, queries_at=at)
         expected = reference_between(q, k, v, case, bias)
         torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, cast
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -13,6 +16,11 @@ from mano_op.layers.eager import is_only
 from mano_op.layers.native.window import Again
 from mano_op.layers.points import Hidden, linear_maps
 from mano_op.layers.window import window_attention
+
+Scores = Literal["dot", "cosine"]
+Bias = Literal["swin"]
+# The cosine of the angle between a query and a key is multiplied by at most so much.
+_STEEPEST = math.log(100.0)
 
 
 class WindowAttention(nn.Module):
@@ -43,19 +51,32 @@ class WindowAttention(nn.Module):
         stride: int,
         halo: int,
         periodic: Sequence[bool],
-        position_bias: bool = True,
+        shift: int = 0,
+        scores: Scores = "dot",
+        position_bias: bool | Bias = True,
+        qv_bias: bool = False,
+        norm: bool = True,
         double_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.n_heads, self.window, self.stride, self.halo = n_heads, window, stride, halo
+        self.n_heads, self.window, self.stride, self.halo, self.shift = n_heads, window, stride, halo, shift
         self.periodic = tuple(periodic)
         inner = n_heads * head_dim
-        self.norm1 = nn.LayerNorm(channels)
+        self.norm1 = nn.LayerNorm(channels) if norm else nn.Identity()
         self.norm2 = nn.LayerNorm(channels) if double_norm else nn.Identity()
         self.qkv = nn.Linear(channels, 3 * inner, bias=False)
+        # A bias of the keys would change no softmax of dot products.
+        self.q_bias, self.v_bias = (nn.Parameter(torch.zeros(inner)) if qv_bias else None for _ in "qv")
+        self.logit_scale = (
+            nn.Parameter(torch.full((n_heads,), math.log(10.0))) if scores == "cosine" else None
+        )
         # The published layer has no linear map after a single head of full width.
         self.out = nn.Identity() if n_heads == 1 and inner == channels else nn.Linear(inner, channels)
-        self.bias = PositionBias(n_heads, n_dim=n_dim) if position_bias else None
+        self.bias: nn.Module | None = None
+        if position_bias == "swin":
+            self.bias = SwinPositionBias(n_heads, n_dim=n_dim, window=window)
+        elif position_bias:
+            self.bias = PositionBias(n_heads, n_dim=n_dim)
 
     def forward(
         self,
@@ -72,17 +93,15 @@ class WindowAttention(nn.Module):
         `mano_op.layers.window.window_attention`. The fields of `plus` are added to the result.
         """
         if queries is None:
-            tokens, weights = rearrange(x, "b c ... -> b ... c"), self.qkv.weight.chunk(3)
-            out = self._attended(*self._heads(x, *weights), again=self._again(tokens, weights))
-            return self._projected(out, plus)
+            q, k, v = self._heads(x, "qkv")
+            return self._projected(self._attended(q, k, v, again=self._again(x)), plus)
         if queries_at is None:
             raise InputError("there are queries without queries_at: say where they are, counted in keys")
         return self.between(queries, *self.keys_and_values(x), queries_at, plus)
 
     def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the points of `x` have for queries that are elsewhere, ``(batch, heads, *grid, head_dim)``."""
-        _, of_k, of_v = self.qkv.weight.chunk(3)
-        k, v = self._heads(x, of_k, of_v)
+        k, v = self._heads(x, "kv")
         return k, v
 
     def between(
@@ -94,7 +113,7 @@ class WindowAttention(nn.Module):
         plus: Sequence[Tensor] = (),
     ) -> Tensor:
         """`forward` with `queries`, of the field whose `keys_and_values` these are."""
-        (q,) = self._heads(queries, self.qkv.weight.chunk(3)[0])
+        (q,) = self._heads(queries, "q")
         return self._projected(self._attended(q, k, v, queries_at=queries_at), plus)
 
     def _attended(
@@ -113,6 +132,7 @@ class WindowAttention(nn.Module):
             window=self.window,
             stride=self.stride,
             halo=self.halo,
+            shift=self.shift,
             periodic=self.periodic,
             bias=self.bias,
             queries_at=queries_at,
@@ -129,16 +149,23 @@ class WindowAttention(nn.Module):
             out = sum(added, start=self.out(out))
         return rearrange(out, "b ... c -> b c ...")
 
-    def _heads(self, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        """Projections of the points' features, each ``(batch, heads, *grid, head_dim)``."""
-        tokens = rearrange(x, "b c ... -> b ... c")
+    def _heads(self, x: Tensor, which: str) -> tuple[Tensor, ...]:
+        """Some of queries, keys and values of the points, each ``(batch, heads, *grid, head_dim)``."""
+        tokens, maps = rearrange(x, "b c ... -> b ... c"), self._maps(which)
         normalised, parameters = self._normalised()
         if normalised is not None:
-            projected = linear_maps(tokens, normalised, parameters, [(weight, None) for weight in weights])
+            projected = linear_maps(tokens, normalised, parameters, maps)
         else:
             tokens = self.norm2(self.norm1(tokens))
-            projected = tuple(nn.functional.linear(tokens, weight) for weight in weights)
-        return tuple(rearrange(t, "b ... (h d) -> b h ... d", h=self.n_heads) for t in projected)
+            projected = tuple(F.linear(tokens, weight, bias) for weight, bias in maps)
+        scored = _scored(dict(zip(which, projected, strict=True)), self.n_heads, self.logit_scale)
+        return tuple(rearrange(t, "b ... (h d) -> b h ... d", h=self.n_heads) for t in scored)
+
+    def _maps(self, which: str) -> list[tuple[Tensor, Tensor | None]]:
+        """The weights and biases of some of queries, keys and values."""
+        weights = dict(zip("qkv", self.qkv.weight.chunk(3), strict=True))
+        biases = {"q": self.q_bias, "k": None, "v": self.v_bias}
+        return [(weights[name], biases[name]) for name in which]
 
     def _normalised(self) -> tuple[Hidden | None, list[Tensor]]:
         """The LayerNorms as what comes before projections, if they are nothing else, and their parameters."""
@@ -149,8 +176,8 @@ class WindowAttention(nn.Module):
             return Hidden(tuple(norm.eps for norm in norms)), parameters
         return None, parameters
 
-    def _again(self, tokens: Tensor, weights: Sequence[Tensor]) -> Again | None:
-        """How to make queries, keys and values of the tokens another time, where that is of use.
+    def _again(self, x: Tensor) -> Again | None:
+        """How to make queries, keys and values of the points another time, where that is of use.
 
         They are three fields a level of the eight or so that a block would keep for its backward pass, and
         cost a tenth of its arithmetic. Modules that someone looks at are not called twice.
@@ -158,19 +185,57 @@ class WindowAttention(nn.Module):
         normalised, parameters = self._normalised()
         if normalised is None or not torch.is_grad_enabled():
             return None
+        heads, scaled = self.n_heads, self.logit_scale is not None
+        flat = [t for pair in self._maps("qkv") for t in pair]
+        given = [t for t in flat if t is not None]
+        there = [t is not None for t in flat]
 
-        def function(tokens: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
-            maps = [(weight, None) for weight in given[-3:]]
-            return tuple(t.flatten(1, -2) for t in linear_maps(tokens, normalised, given[:-3], maps))
+        def function(tokens: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+            rest = iter(tensors)
+            before = [next(rest) for _ in parameters]
+            found = [next(rest) if is_there else None for is_there in there]
+            maps = [
+                (cast(Tensor, weight), bias) for weight, bias in zip(found[::2], found[1::2], strict=True)
+            ]
+            made = linear_maps(tokens, normalised, before, maps)
+            scored = _scored(dict(zip("qkv", made, strict=True)), heads, next(rest) if scaled else None)
+            return tuple(t.flatten(1, -2) for t in scored)
 
-        return Again(function, [tokens, *parameters, *weights])
+        scale = [] if self.logit_scale is None else [self.logit_scale]
+        return Again(function, [rearrange(x, "b c ... -> b ... c"), *parameters, *given, *scale])
 
     def extra_repr(self) -> str:
         """What `print(layer)` shows."""
         return (
             f"n_heads={self.n_heads}, window={self.window}, stride={self.stride}, halo={self.halo}, "
-            f"periodic={self.periodic}"
+            f"shift={self.shift}, periodic={self.periodic}"
         )
+
+
+def _scored(projected: Mapping[str, Tensor], n_heads: int, logit_scale: Tensor | None) -> tuple[Tensor, ...]:
+    r"""Queries and keys, ``(..., heads * head_dim)``, as scores are made of them; values as they are.
+
+    Scores are dot products over the square root of the width of a head, d. With `logit_scale`, ``(heads,)``,
+    queries become :math:`\sqrt d\, e^{\min(s, \log 100)}\, q / |q|` and keys :math:`k / |k|`: scores are then
+    cosines, times a factor of each head. Norms are computed in single precision at least.
+    """
+    if logit_scale is None:
+        return tuple(projected.values())
+
+    def unit(t: Tensor) -> Tensor:
+        return F.normalize(
+            t.unflatten(-1, (n_heads, -1)).to(torch.promote_types(t.dtype, torch.float32)), dim=-1
+        )
+
+    made = []
+    for name, t in projected.items():
+        if name == "q":
+            steep = logit_scale.clamp(max=_STEEPEST).exp() * math.sqrt(t.shape[-1] // n_heads)
+            t = (unit(t) * steep[:, None]).flatten(-2).to(t.dtype)
+        elif name == "k":
+            t = unit(t).flatten(-2).to(t.dtype)
+        made.append(t)
+    return tuple(made)
 
 
 class PositionBias(nn.Module):
@@ -206,4 +271,52 @@ class PositionBias(nn.Module):
     def forward(self, offset: Tensor) -> Tensor:
         """Map offsets ``(..., n_dim)`` to scores ``(..., n_heads)``."""
         bias: Tensor = self.fc2(nn.functional.gelu(self.fc1(offset.sign() * offset.abs().log1p())))
+        return bias
+
+
+class SwinPositionBias(nn.Module):
+    r"""The position bias of Swin Transformer V2 [1]_: a score for each head, of the offset from query to key.
+
+    .. math::
+
+        b(\delta) = 16\, \mathrm{sigmoid}\left(\mathrm{MLP}\left(
+        \operatorname{sign}(\delta_i) \log_8\left(1 + \frac{8 |\delta_i|}{w - 1}\right),\ i = 1, \dots, d
+        \right)\right)
+
+    Offsets :math:`\delta` are in spacings of the level, and counted in windows: the largest in a window of w
+    points is always :math:`\log_8 9`.
+
+    Parameters
+    ----------
+    n_heads, n_dim : int
+    window : int
+        Points along each side of a window, w, of the weights.
+    hidden_channels : int
+        Width of the MLP.
+
+    References
+    ----------
+    .. [1] Liu et al. (2022), Swin Transformer V2: Scaling Up Capacity and Resolution, arXiv:2111.09883,
+       section 3.3.
+
+    Examples
+    --------
+    >>> import torch
+    >>> bias = SwinPositionBias(n_heads=4, n_dim=2, window=8)
+    >>> scores = bias(torch.tensor([[0.0, 0.0], [7.0, -7.0]]))
+    >>> scores.shape, bool((0 <= scores).all() and (scores <= 16).all())
+    (torch.Size([2, 4]), True)
+    """
+
+    def __init__(self, n_heads: int, *, n_dim: int, window: int, hidden_channels: int = 512) -> None:
+        super().__init__()
+        self.window = window
+        self.fc1 = nn.Linear(n_dim, hidden_channels)
+        self.fc2 = nn.Linear(hidden_channels, n_heads, bias=False)
+
+    def forward(self, offset: Tensor) -> Tensor:
+        """Map offsets ``(..., n_dim)`` to scores ``(..., n_heads)``."""
+        counted = offset * (8 / max(1, self.window - 1))
+        counted = counted.sign() * counted.abs().log1p() / math.log(8)
+        bias: Tensor = 16 * self.fc2(F.relu(self.fc1(counted))).sigmoid()
         return bias

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mano_op.errors import InputError
 from mano_op.grid import REGISTRATIONS, Registration
 from mano_op.layers.anchors import Anchoring, Tile, anchoring
-from mano_op.layers.attention import WindowAttention
+from mano_op.layers.attention import Bias, Scores, WindowAttention
 from mano_op.layers.pyramid import SAMPLINGS, Prolong, Restrict, Sampling, level_shapes
 
 LevelWeights = Literal["learned", "factorial"]
@@ -47,20 +47,26 @@ class MultipoleAttention(nn.Module):
     :math:`r^l` times more of the domain along each axis, so enough levels see all of it, at a cost linear in
     the number of points N: :math:`O(N\, C\, (C + (w + 2h)^d))`.
 
-    The defaults are the operator's. `MultipoleAttention.published` gives the layer of [1]_, and
-    what differs between the two are these arguments:
+    The defaults are the operator's. `MultipoleAttention.published` gives the layer of [1]_,
+    `MultipoleAttention.swin` the one that starts from the weights of Swin Transformer V2 [2]_, and
+    what differs between them are these arguments:
 
-    ===================== ============================== ===============================================
-    argument              operator                       published
-    ===================== ============================== ===============================================
-    `halo`, `stride`      windows side by side, each     overlapping windows, results averaged
-                          sees its neighbours' keys
-    `sampling`            stencils centred on the points  strided convolutions over cells, "conv"
-    `level_weights`       learned, for each channel       1/(i+1) at the i-th step up: factorial damping
-    `position_bias`       of the offset                  none
-    `shared_levels`       each level has its own         one A, D and U for all
-    `double_norm`         one LayerNorm                  two, one after the other
-    ===================== ============================== ===============================================
+    ======================= ======================= =========================== ===========================
+    argument                operator                published                   swin
+    ======================= ======================= =========================== ===========================
+    `halo`, `stride`        windows side by side,   overlapping windows,        windows side by side, which
+    and `shift`             each sees its           results averaged            end where they end, and are
+                            neighbours' keys                                    shifted in every other block
+    `sampling`              stencils centred on     strided convolutions over   stencils
+                            the points              cells, "conv"
+    `level_weights`         learned, for each       1/(i+1) at the i-th step    learned
+                            channel                 up: factorial damping
+    `scores`                dot products            dot products                cosines, a factor each head
+    `position_bias`         of the offset           none                        Swin's, of the offset
+    `qv_bias`               none                    none                        of queries and values
+    `shared_levels`         each level its own      one A, D and U for all      one A, D and U for all
+    `norm`, `double_norm`   one LayerNorm first     two, one after the other    none: it comes after
+    ======================= ======================= =========================== ===========================
 
     Parameters
     ----------
@@ -77,6 +83,9 @@ class MultipoleAttention(nn.Module):
         Points from one window to the next, s; `window` if not given.
     halo : int
         Points beyond each side of a window that its queries see, h.
+    shift : int
+        How many points later windows start, on every level; at the ends of an axis that leaves parts of
+        windows. See `mano_op.layers.window.window_attention`.
     rate : int
         How many times fewer points a level has along each axis than the one before, r.
     n_levels : int, optional
@@ -86,12 +95,17 @@ class MultipoleAttention(nn.Module):
         The restriction and prolongation; see `mano_op.layers.pyramid`.
     level_weights : {"learned", "factorial"}
         The factors :math:`s_l`, one for each channel or the published ones. "learned" needs `n_levels`.
-    position_bias : bool
-        Whether scores depend on the offset from query to key; see `PositionBias`.
+    scores : {"dot", "cosine"}
+        What compares a query with a key: :math:`q \cdot k / \sqrt{d_h}`, or the cosine of the angle between
+        them, times a learned factor of each head, which is at most 100.
+    position_bias : bool or "swin"
+        Whether scores depend on the offset from query to key; see `PositionBias`, and `SwinPositionBias`.
+    qv_bias : bool
+        Whether the maps to queries and values add a constant.
     shared_levels : bool
         Whether all levels use the same parameters of A, D and U. False needs `n_levels`.
-    double_norm : bool
-        Whether a second LayerNorm follows the first.
+    norm, double_norm : bool
+        Whether a LayerNorm comes first, and whether a second one follows it.
     registration : {"node", "node_both", "cell"}
         Of the grids the layer will see; it decides where stencils are centred.
     periodic : bool or sequence of bool
@@ -126,6 +140,7 @@ class MultipoleAttention(nn.Module):
     ----------
     .. [1] Colagrande et al. (2025), Linear Attention with Global Context: A Multipole Attention
        Mechanism for Vision and Physics, arXiv:2507.02748.
+    .. [2] Liu et al. (2022), Swin Transformer V2: Scaling Up Capacity and Resolution, arXiv:2111.09883.
 
     Examples
     --------
@@ -150,12 +165,16 @@ class MultipoleAttention(nn.Module):
         window: int = 4,
         stride: int | None = None,
         halo: int = 1,
+        shift: int = 0,
         rate: int = 2,
         n_levels: int | None = 3,
         sampling: Sampling = "stencil",
         level_weights: LevelWeights = "learned",
-        position_bias: bool = True,
+        scores: Scores = "dot",
+        position_bias: bool | Bias = True,
+        qv_bias: bool = False,
         shared_levels: bool = False,
+        norm: bool = True,
         double_norm: bool = False,
         registration: Registration = "node",
         periodic: bool | Sequence[bool] = False,
@@ -170,6 +189,7 @@ class MultipoleAttention(nn.Module):
             ("window", window, 1, None),
             ("stride", stride, 1, window if isinstance(window, Integral) else None),
             ("halo", halo, 0, None),
+            ("shift", shift, 0, window - 1 if isinstance(window, Integral) else None),
             ("rate", rate, 2, None),
             ("n_levels", n_levels, 1, None),
         ):
@@ -182,17 +202,22 @@ class MultipoleAttention(nn.Module):
         for name, word, words in (
             ("sampling", sampling, SAMPLINGS),
             ("level_weights", level_weights, get_args(LevelWeights)),
+            ("scores", scores, get_args(Scores)),
             ("registration", registration, REGISTRATIONS),
         ):
             if word not in words:
                 raise InputError(f"{name}={word!r}, expected one of {', '.join(words)}")
-        for name, flag in (
-            ("position_bias", position_bias),
-            ("shared_levels", shared_levels),
-            ("double_norm", double_norm),
+        for name, flag, other in (
+            ("position_bias", position_bias, ", or 'swin'"),
+            ("qv_bias", qv_bias, ""),
+            ("shared_levels", shared_levels, ""),
+            ("norm", norm, ""),
+            ("double_norm", double_norm, ""),
         ):
-            if not isinstance(flag, bool):
-                raise InputError(f"{name}={flag!r}, expected True or False")
+            if not isinstance(flag, bool) and not (other and flag in get_args(Bias)):
+                raise InputError(f"{name}={flag!r}, expected True or False{other}")
+        if double_norm and not norm:
+            raise InputError("double_norm=True with norm=False: there is no first one; leave out one of them")
         stride = window if stride is None else stride
         if head_dim is None:
             if channels % n_heads:
@@ -215,6 +240,11 @@ class MultipoleAttention(nn.Module):
                 "that wraps are the same place, so drop the last one and use registration='node'"
             )
 
+        if shift and stride != window:
+            raise InputError(
+                f"shift={shift} with stride={stride} and window={window}: windows that are shifted lie side "
+                "by side: leave out one of the two"
+            )
         if reference_shape is not None and stride != window:
             raise InputError(
                 f"reference_shape={reference_shape} with stride={stride} and window={window}: windows of "
@@ -233,7 +263,11 @@ class MultipoleAttention(nn.Module):
                 stride=stride,
                 halo=halo,
                 periodic=wraps,
+                shift=shift,
+                scores=scores,
                 position_bias=position_bias,
+                qv_bias=qv_bias,
+                norm=norm,
                 double_norm=double_norm,
             )
             for _ in range(1 if shared_levels or n_levels is None else n_levels)
@@ -248,7 +282,7 @@ class MultipoleAttention(nn.Module):
                     registration=registration,
                     periodic=wraps,
                 )
-                for _ in range(1 if shared_levels or n_levels is None else n_levels - 1)
+                for _ in range(1 if n_levels is None else min(n_levels - 1, 1 if shared_levels else n_levels))
             )
             for step in (Restrict, Prolong)
         )
@@ -294,6 +328,48 @@ class MultipoleAttention(nn.Module):
             position_bias=False,
             shared_levels=True,
             double_norm=True,
+        )
+
+    @classmethod
+    def swin(
+        cls,
+        channels: int,
+        n_heads: int,
+        *,
+        window: int = 8,
+        shift: int = 0,
+        n_levels: int = 3,
+        n_dim: int = 2,
+        rate: int = 2,
+        sampling: Sampling = "stencil",
+    ) -> MultipoleAttention:
+        """The layer whose only level, or finest one, is the attention of Swin Transformer V2; for images.
+
+        Examples
+        --------
+        >>> layer = MultipoleAttention.swin(8, n_heads=2, shift=4)
+        >>> [name for name, _ in layer.named_parameters()]
+        ['scale', 'attention.0.q_bias', 'attention.0.v_bias', 'attention.0.logit_scale',
+         'attention.0.qkv.weight', 'attention.0.out.weight', 'attention.0.out.bias',
+         'attention.0.bias.fc1.weight', 'attention.0.bias.fc1.bias', 'attention.0.bias.fc2.weight',
+         'down.0.weight', 'up.0.weight']
+        """
+        return cls(
+            channels,
+            n_heads,
+            n_dim=n_dim,
+            window=window,
+            halo=0,
+            shift=shift,
+            rate=rate,
+            n_levels=n_levels,
+            sampling=sampling,
+            scores="cosine",
+            position_bias="swin",
+            qv_bias=True,
+            shared_levels=True,
+            norm=False,
+            registration="cell",
         )
 
     def forward(self, x: Tensor, reference_shape: Sequence[int] | None = None) -> Tensor:

@@ -40,22 +40,29 @@ class Tiling:
 
 
 @lru_cache(maxsize=256)
-def tilings(n: int, window: int, stride: int, halo: int, periodic: bool) -> tuple[Tiling, ...]:
+def tilings(
+    n: int, window: int, stride: int, halo: int, periodic: bool, shift: int = 0
+) -> tuple[Tiling, ...]:
     """The shifted tilings that together hold the windows of an axis of `n` points.
 
     Windows start at 0, `stride`, 2 `stride`, ... until one reaches the end of the axis. The windows of
     one tiling do not overlap. A window wider than the axis is cut down to it.
+
+    With `shift`, windows side by side start that much later; see `first_window`. Its points before the axis
+    are points of the other end if it wraps, else there are none.
     """
     window = min(window, n)
     stride = min(stride, window)
     if periodic:
         halo = min(halo, (n - window) // 2 + (n - window) % 2)
     per_period = -(-window // stride)
-    n_windows = -(-(n - window) // stride) + 1
-    starts = np.arange(n_windows) * stride
+    first = first_window(n, window, periodic, shift)
+    n_windows = -(-(n - window - (0 if periodic else first)) // stride) + 1
+    starts = first + np.arange(n_windows) * stride
+    ends = n + first if periodic else n
     held_by = np.zeros(n)
     for start in starts:
-        held_by[start : start + window] += 1
+        held_by[np.arange(max(int(start), 0), min(int(start) + window, ends)) % n] += 1
 
     result = []
     for shift in range(min(per_period, n_windows)):
@@ -68,19 +75,38 @@ def tilings(n: int, window: int, stride: int, halo: int, periodic: bool) -> tupl
         else:
             key_exists = (keys >= 0) & (keys < n)
         place, share = np.zeros(n, dtype=np.int64), np.zeros(n)
-        inside = queries < n
+        inside = (queries >= 0) & (queries < ends)
+        queries = queries % n if periodic else queries
         place[queries[inside]] = np.flatnonzero(inside)
         share[queries[inside]] = 1 / held_by[queries[inside]]
         offsets = _offsets(np.arange(window)[None], np.arange(-halo, window + halo)[None], n, periodic)
         result.append(
-            Tiling(queries.clip(max=n - 1), keys.clip(0, n - 1), key_exists.copy(), offsets, place, share)
+            Tiling(queries.clip(0, n - 1), keys.clip(0, n - 1), key_exists.copy(), offsets, place, share)
         )
     return tuple(result)
 
 
+def first_window(n: int, window: int, periodic: bool, shift: int) -> int:
+    """Where the first of the windows of an axis starts.
+
+    A shift moves the borders of windows to where without it their middles are. Where the axis ends it leaves
+    a part of a window, `shift` points of one that starts before the axis. A window that holds all of the
+    axis has no borders to move.
+
+    Examples
+    --------
+    >>> first_window(16, 4, periodic=False, shift=2), first_window(16, 4, periodic=True, shift=2)
+    (-2, 2)
+    >>> first_window(4, 4, periodic=False, shift=2)
+    0
+    """
+    shift = 0 if window >= n else shift % window
+    return shift if periodic or not shift else shift - window
+
+
 @lru_cache(maxsize=256)
 def placed_tilings(
-    at: tuple[float, ...], n: int, window: int, halo: int, periodic: bool
+    at: tuple[float, ...], n: int, window: int, halo: int, periodic: bool, shift: int = 0
 ) -> tuple[Tiling, ...]:
     r"""The windows of an axis of `n` keys, side by side, with the queries that lie in each of them.
 
@@ -95,21 +121,27 @@ def placed_tilings(
     at : tuple of float
         Where the queries are, increasing, counted in keys. Before the first and beyond the last key of an
         axis that does not wrap they are that key's window's.
-    n, window, halo, periodic
+    n, window, halo, periodic, shift
         As in `tilings`, whose keys these are.
     """
     positions = np.asarray(at)
     side = min(window, n)
+    first_start = first_window(n, side, periodic, shift)
     below, above = (
-        (i.astype(int) % n if periodic else i.astype(int).clip(0, n - 1)) // side
+        ((i.astype(int) - first_start) % n if periodic else i.astype(int).clip(0, n - 1) - first_start)
+        // side
         for i in (np.floor(positions), np.ceil(positions))
     )
     way, shared = positions - np.floor(positions), below != above
-    keys = tilings(n, window, window, halo, periodic)[0]
-    first = _placed(positions, np.ones_like(shared), below, np.where(shared, 1 - way, 1.0), keys, n, periodic)
+    keys = tilings(n, window, window, halo, periodic, shift)[0]
+
+    def placed(held: NDArray[np.bool_], of_window: NDArray[np.int64], share: NDArray[np.float64]) -> Tiling:
+        return _placed(positions - first_start, held, of_window, share, keys, n, periodic)
+
+    first = placed(np.ones_like(shared), below, np.where(shared, 1 - way, 1.0))
     if not shared.any():
         return (first,)
-    return first, _placed(positions, shared, above, np.where(shared, way, 0.0), keys, n, periodic)
+    return first, placed(shared, above, np.where(shared, way, 0.0))
 
 
 def _placed(
@@ -121,7 +153,7 @@ def _placed(
     n: int,
     periodic: bool,
 ) -> Tiling:
-    """The tiling with those of some queries that it holds, each in its window."""
+    """The tiling with those of some queries that it holds, each in its window; counted from the first one."""
     width, side = keys.keys.shape[1], keys.queries.shape[1]
     mine = np.flatnonzero(held)
     mine = mine[np.argsort(of_window[mine], kind="stable")]

@@ -50,6 +50,7 @@ def window_attention(
     window: int,
     stride: int | None = None,
     halo: int = 0,
+    shift: int = 0,
     periodic: Sequence[bool] | None = None,
     bias: Callable[[Tensor], Tensor] | None = None,
     queries_at: Sequence[tuple[float, ...]] | None = None,
@@ -66,8 +67,11 @@ def window_attention(
         Points from one window to the next, s, at most `window`, which it is if not given.
     halo : int
         Points on each side of a window whose keys its queries also see, h.
+    shift : int
+        How much later windows start, where they lie side by side: at ``shift - w``, ``shift``, ... Of the
+        first only the points on the grid are there. Along an axis that a window covers nothing is shifted.
     periodic : sequence of bool, optional
-        For each axis, whether windows see across its ends. Queries do not: windows start at point 0.
+        For each axis, whether windows see across its ends. Queries do only if windows are shifted.
     bias : callable, optional
         Maps offsets, float ``(..., n_dim)`` in steps of the grid, to what is added to the scores,
         ``(..., heads)``. Between whole offsets it is tabulated at quarters of a step and interpolated.
@@ -105,12 +109,12 @@ def window_attention(
     wraps = [False] * len(shape) if periodic is None else periodic
     if queries_at is not None:
         per_axis = [
-            placed_tilings(at, n, window, halo, wrap)
+            placed_tilings(at, n, window, halo, wrap, shift)
             for at, n, wrap in zip(queries_at, shape, wraps, strict=True)
         ]
     else:
         per_axis = [
-            tilings(n, window, window if stride is None else stride, halo, wrap)
+            tilings(n, window, window if stride is None else stride, halo, wrap, shift)
             for n, wrap in zip(shape, wraps, strict=True)
         ]
     heads, grid = q.shape[1], q.shape[2:-1]

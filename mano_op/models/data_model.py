@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from neuralop.models.base_model import BaseModel
-from torch import nn
+from torch import Tensor, nn
 
 from mano_op.errors import InputError, did_you_mean
 from mano_op.files import read_tensors
@@ -137,6 +138,25 @@ class DataModel(BaseModel, name="_data_model"):
             for key, value in [*positional, *metadata.items()]
             if key not in ("args", "_name", "_version")
         }
+
+    in_channels: int
+    n_dim: int
+
+    def _check_field(self, x: Tensor, axes: str, dtype: torch.dtype) -> None:
+        """Refuse an input that is no field of the channels, and type, that the model has parameters for."""
+        if x.ndim != self.n_dim + 2 or x.shape[1] != self.in_channels or 0 in x.shape[2:]:
+            raise InputError(
+                f"{self._name} got an input of shape {tuple(x.shape)}, expected (batch, "
+                f"in_channels={self.in_channels}, {axes}), each n at least 1: reshape it, or build the model "
+                "with your data's in_channels and n_dim"
+            )
+        if not x.is_floating_point():
+            raise InputError(f"{self._name} got {x.dtype} input, expected a floating type: use x.float()")
+        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+            raise InputError(
+                f"{self._name} got {x.dtype} input and has {dtype} parameters: use x.to({dtype}), or "
+                f"model.to({x.dtype})"
+            )
 
 
 def _read(folder: str | Path, name: str, map_location: Any) -> dict[str, Any]:

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from mano_op.errors import InputError, check_whole
-from mano_op.grid import Grid, Registration
+from mano_op.grid import Registration
 from mano_op.layers.anchors import Anchoring, anchoring
 from mano_op.layers.multipole import MultipoleAttention, Sources, check_reference
 from mano_op.layers.pyramid import covering_levels
 from mano_op.layers.reference import Anchored
 from mano_op.models.block import Block, Mlp, NonLinearity, width
+from mano_op.models.coordinates import coordinate_channels, grid_points, with_coordinates
 from mano_op.models.grid_model import GridModel
 
 # Points of a finer grid, of all samples, that are done at a time where no gradient is recorded: on a CPU so
@@ -248,10 +249,7 @@ class MANO(GridModel, Anchored, name="MANO"):
 
     def _located(self, x: Tensor, points: Sequence[Tensor]) -> Tensor:
         """The input with its coordinates, given those of each axis."""
-        if self.positional_embedding is None:
-            return x
-        coordinates = self._coordinates(points).to(x)
-        return torch.cat([x, coordinates.expand(x.shape[0], *coordinates.shape)], dim=1)
+        return x if self.positional_embedding is None else with_coordinates(x, points, self.periodic)
 
     def _bounded(self, out: Tensor, points: Sequence[Tensor]) -> Tensor:
         """The output with its known boundary values, given the coordinates of each axis."""
@@ -287,20 +285,11 @@ class MANO(GridModel, Anchored, name="MANO"):
 
     def coordinates(self, shape: Sequence[int]) -> Tensor:
         """The channels that "grid" appends, ``(n_coordinates, *shape)``."""
-        return self._coordinates(self._points(shape))
+        return coordinate_channels(self._points(shape), self.periodic)
 
     def _points(self, shape: Sequence[int]) -> list[Tensor]:
         """The coordinates of each axis of a grid."""
-        grid = Grid.uniform(shape, registration=self.registration, periodic=self.periodic)
-        return [torch.as_tensor(along) for along in grid.points]
-
-    def _coordinates(self, points: Sequence[Tensor]) -> Tensor:
-        channels = []
-        mesh = torch.meshgrid(*points, indexing="ij")
-        for coordinate, wraps in zip(mesh, self.periodic, strict=True):
-            turn = 2 * torch.pi * coordinate
-            channels += [turn.sin(), turn.cos()] if wraps else [coordinate]
-        return torch.stack(channels)
+        return grid_points(shape, self.registration, self.periodic)
 
 
 def _is_finite(value: object) -> bool:

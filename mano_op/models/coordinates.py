@@ -1,0 +1,52 @@
+"""The coordinates of the points of a grid, as channels beside those of a field."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mano_op.grid import Grid, Registration
+
+
+def grid_points(shape: Sequence[int], registration: Registration, periodic: Sequence[bool]) -> list[Tensor]:
+    """The coordinates of each axis of a grid over the unit box, in double precision.
+
+    Examples
+    --------
+    >>> grid_points((2, 4), "cell", (False, False))
+    [tensor([0.2500, 0.7500], dtype=torch.float64),
+     tensor([0.1250, 0.3750, 0.6250, 0.8750], dtype=torch.float64)]
+    """
+    grid = Grid.uniform(shape, registration=registration, periodic=periodic)
+    return [torch.as_tensor(along) for along in grid.points]
+
+
+def coordinate_channels(points: Sequence[Tensor], periodic: Sequence[bool]) -> Tensor:
+    """The coordinates of all points, or their sine and cosine on an axis that wraps: ``(channels, *grid)``.
+
+    Parameters
+    ----------
+    points : sequence of Tensor
+        The coordinates of each axis.
+    periodic : sequence of bool
+
+    Examples
+    --------
+    >>> coordinate_channels([torch.tensor([0.0, 0.5])], [False])
+    tensor([[0.0000, 0.5000]])
+    >>> coordinate_channels([torch.tensor([0.0, 0.5])], [True]).shape
+    torch.Size([2, 2])
+    """
+    channels = []
+    for coordinate, wraps in zip(torch.meshgrid(*points, indexing="ij"), periodic, strict=True):
+        turn = 2 * torch.pi * coordinate
+        channels += [turn.sin(), turn.cos()] if wraps else [coordinate]
+    return torch.stack(channels)
+
+
+def with_coordinates(x: Tensor, points: Sequence[Tensor], periodic: Sequence[bool]) -> Tensor:
+    """A field ``(batch, channels, *grid)`` with the coordinates of its points as further channels."""
+    channels = coordinate_channels(points, periodic).to(x)
+    return torch.cat([x, channels.expand(x.shape[0], *channels.shape)], dim=1)

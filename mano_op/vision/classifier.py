@@ -1,0 +1,372 @@
+r"""MANO for images: a backbone in stages, as Swin Transformer's, with multipole attention in every block.
+
+``import mano_op.vision`` registers it with neuraloperator as ``"mano_classifier"``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any, Literal, cast
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from mano_op.errors import InputError, check_whole
+from mano_op.layers.anchors import Anchoring, anchoring
+from mano_op.layers.multipole import MultipoleAttention
+from mano_op.layers.pyramid import covering_levels
+from mano_op.models.block import Block, Mlp, width
+from mano_op.models.coordinates import grid_points, with_coordinates
+from mano_op.models.data_model import DataModel
+from mano_op.vision.block import SwinBlock
+from mano_op.vision.patches import PatchEmbedding, PatchMerging
+
+# Pixels, of all images, that are done at a time where no gradient is recorded.
+_TILE = 2**14
+# An image is a grid of cells that wraps nowhere.
+_CELLS: tuple[Literal["cell"], tuple[bool, bool]] = ("cell", (False, False))
+
+
+class MANOClassifier(DataModel, name="MANO_classifier"):
+    r"""An image's class: patches, stages of blocks with multipole attention, the mean over the image, a head.
+
+    .. math::
+
+        z_1 = \mathrm{LN}(P\, x), \qquad
+        z_s \leftarrow \mathrm{Block}(z_s)\ (\times\, depth_s), \qquad
+        z_{s+1} = \mathrm{LN}(M_s\, z_s), \qquad
+        \text{logits} = H\, \overline{\mathrm{LN}(z_S)}
+
+    with the patches' embedding P, and M, which merges 2 x 2 points into one of twice the features. The
+    defaults are the shape of Swin-V2-Tiny [1]_, with `mano_op.layers.multipole.MultipoleAttention` in place
+    of Swin's window attention, as in [2]_: within windows it is the same, and what lies beyond them comes
+    through coarser levels, so that every block sees the whole image.
+    `mano_op.vision.swin.from_swin_v2` starts from Swin's weights. `MANOClassifier.plain` is the network of
+    `mano_op.MANO`, which keeps the resolution of the image.
+
+    Parameters
+    ----------
+    in_channels : int
+        3 for colours, 1 for grey.
+    n_classes : int
+
+    Other Parameters
+    ----------------
+    image_size : int or sequence of int
+        Pixels along the sides, height and width, of the images that the levels are laid out for. Others are
+        taken too.
+    patch_size : int
+        Pixels along each side of a patch.
+    embed_dim : int
+        Features of the first stage; each further one has twice as many as the one before.
+    depths, n_heads : sequence of int
+        Blocks and attention heads of each stage.
+    window, halo : int
+        Points along each side of an attention window, and beyond it that its queries see too; of the stage's
+        grid, and the level's.
+    n_levels : int or sequence of int, optional
+        Levels of the attention, in each stage. If not given, so many that a window of the coarsest covers an
+        image of `image_size`. 1 is Swin.
+    shifted : bool
+        Whether the windows of every other block are shifted by half of one, as Swin's.
+    blocks : {"swin", "operator"}
+        "swin": cosine attention, Swin's position bias, one attention for all levels, LayerNorms on what is
+        added (`SwinBlock`). "operator": those of `MANO`; dot products, an attention for each level,
+        LayerNorms on what is taken in (`mano_op.models.block.Block`).
+    mlp_ratio : float
+        Hidden width of the MLPs over their features.
+    drop_path : float
+        Stochastic depth of the last block, in [0, 1); it grows linearly from the first block, which has none.
+        Of "swin" blocks.
+    positional_embedding : {"grid", None}
+        "grid" appends the coordinates of the pixels, scaled to [0, 1], to the image's channels.
+    anchored : bool
+        Whether the network belongs to `image_size`, as that of `MANO` to its reference: an image of more
+        pixels is averaged to it, goes through the network there, and its own pixels attend to what they
+        find; one of fewer is interpolated. Of patches of one pixel and a single stage.
+
+    Attributes
+    ----------
+    feature_channels, feature_strides : tuple of int
+        Of the fields that `forward_features` returns: their channels, and the pixels from one point to the
+        next.
+
+    Notes
+    -----
+    Sizes: any. Patches that the image's end cuts are filled up, and windows that it cuts have fewer keys; no
+    padding enters a softmax. Swin pads with zeros there, and attends to them, so with its weights the two
+    agree where the points of each stage are a multiple of the window or fewer than one; at other sizes they
+    do not.
+
+    A larger image has more patches, not larger ones: without `anchored`, lengths are counted in pixels.
+    Images of one scene at several resolutions are better resized to the one of the training first, which
+    `mano_op.vision.evaluate` does beside.
+
+    References
+    ----------
+    .. [1] Liu et al. (2022), Swin Transformer V2: Scaling Up Capacity and Resolution, arXiv:2111.09883.
+    .. [2] Colagrande et al. (2025), Linear Attention with Global Context: A Multipole Attention
+       Mechanism for Vision and Physics, arXiv:2507.02748.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = MANOClassifier(3, 10, image_size=64, embed_dim=16, depths=[1, 2], n_heads=[2, 4], window=4)
+    >>> model(torch.rand(2, 3, 64, 48)).shape
+    torch.Size([2, 10])
+    >>> [tuple(field.shape) for field in model.forward_features(torch.rand(2, 3, 64, 48))]
+    [(2, 16, 16, 12), (2, 32, 8, 6)]
+    """
+
+    _version = "1"
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        n_classes: int = 1000,
+        *,
+        image_size: int | Sequence[int] = 256,
+        patch_size: int = 4,
+        embed_dim: int = 96,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        n_heads: Sequence[int] = (3, 6, 12, 24),
+        window: int = 8,
+        halo: int = 0,
+        n_levels: int | Sequence[int] | None = None,
+        shifted: bool = True,
+        blocks: Literal["swin", "operator"] = "swin",
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        positional_embedding: Literal["grid"] | None = None,
+        anchored: bool = False,
+    ) -> None:
+        super().__init__()
+        check_whole(in_channels=in_channels, n_classes=n_classes, patch_size=patch_size, embed_dim=embed_dim)
+        check_whole(window=window)
+        size = _sides(image_size)
+        depths, n_heads = _of_stages(depths, "depths"), _of_stages(n_heads, "n_heads")
+        if len(n_heads) != len(depths):
+            raise InputError(
+                f"n_heads={n_heads} and depths={depths}, expected as many of the one as of the other: give "
+                "both for each stage"
+            )
+        for name, word, words in (
+            ("blocks", blocks, ("swin", "operator")),
+            ("positional_embedding", positional_embedding, ("grid", None)),
+        ):
+            if word not in words:
+                raise InputError(f"{name}={word!r}, expected one of {', '.join(map(repr, words))}")
+        drops = _drop_paths(drop_path, sum(depths), blocks)
+        if anchored and (patch_size != 1 or len(depths) != 1 or blocks != "operator" or shifted):
+            raise InputError(
+                f"anchored=True with patch_size={patch_size}, {len(depths)} stages, blocks={blocks!r} and "
+                f"shifted={shifted}, expected 1, one stage, 'operator' and False: use MANOClassifier.plain, "
+                "or resize the images"
+            )
+        self.in_channels, self.n_classes, self.n_dim = in_channels, n_classes, 2
+        self.image_size, self.anchored, self.positional_embedding = size, anchored, positional_embedding
+        self.feature_channels = tuple(embed_dim * 2**i for i in range(len(depths)))
+        self.feature_strides = tuple(patch_size * 2**i for i in range(len(depths)))
+        grids = [tuple(-(-n // stride) for n in size) for stride in self.feature_strides]
+        levels = _levels(n_levels, grids, window)
+
+        coordinates = 0 if positional_embedding is None else 2
+        self.patches = PatchEmbedding(in_channels + coordinates, embed_dim, patch_size)
+        self.stages = nn.ModuleList()
+        self.merging = nn.ModuleList(PatchMerging(channels) for channels in self.feature_channels[:-1])
+        for channels, depth, heads, n in zip(self.feature_channels, depths, n_heads, levels, strict=True):
+            hidden = width(channels, mlp_ratio=mlp_ratio)
+            stage = nn.ModuleList()
+            for i in range(depth):
+                shift = window // 2 if shifted and i % 2 else 0
+                attention = _attention(blocks, channels, heads, window, halo, shift, n)
+                norm = blocks == "operator"
+                mlp = Mlp(channels, hidden, channels, norm=norm, non_linearity="gelu")
+                stage.append(Block(attention, mlp) if norm else SwinBlock(attention, mlp, drops.pop(0)))
+            self.stages.append(stage)
+        self.norm = nn.LayerNorm(self.feature_channels[-1])
+        self.head = nn.Linear(self.feature_channels[-1], n_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    @classmethod
+    def plain(
+        cls,
+        in_channels: int = 3,
+        n_classes: int = 1000,
+        *,
+        image_size: int | Sequence[int],
+        channels: int = 32,
+        n_layers: int = 4,
+        n_heads: int = 4,
+        window: int = 4,
+        halo: int = 1,
+        n_levels: int | None = None,
+        mlp_ratio: float = 2.0,
+    ) -> MANOClassifier:
+        """The network of `mano_op.MANO`: one resolution, every pixel a point, anchored to `image_size`.
+
+        Examples
+        --------
+        >>> import torch
+        >>> model = MANOClassifier.plain(1, 10, image_size=8)
+        >>> model(torch.rand(5, 1, 16, 16)).shape
+        torch.Size([5, 10])
+        """
+        check_whole(n_layers=n_layers)
+        return cls(
+            in_channels,
+            n_classes,
+            image_size=image_size,
+            patch_size=1,
+            embed_dim=channels,
+            depths=[n_layers],
+            n_heads=[n_heads],
+            window=window,
+            halo=halo,
+            n_levels=n_levels,
+            shifted=False,
+            blocks="operator",
+            mlp_ratio=mlp_ratio,
+            positional_embedding="grid",
+            anchored=True,
+        )
+
+    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
+        """Map images ``(batch, in_channels, height, width)`` to logits, ``(batch, n_classes)``.
+
+        neuraloperator's Trainer passes every entry of a sample, ``y`` too; the others are not used.
+        """
+        self._check_input(x)
+        shape = tuple(x.shape[2:])
+        if self.anchored and shape != self.image_size:
+            place = anchoring(shape, self.image_size, *_CELLS)
+            points = math.prod(place.working.shape)
+            parts = self._tiles(x, place, points if torch.is_grad_enabled() else _TILE // max(1, len(x)))
+            pooled = torch.stack([part.sum((2, 3)) for part in parts]).sum(0) / points
+        else:
+            pooled = self._features(x)[-1].mean((2, 3))
+        out: Tensor = self.head(pooled)
+        return out
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """The fields at the end of each stage, finest first; the last one normalised, as the head has it.
+
+        Shapes are ``(batch, feature_channels[s], ceil(height / feature_strides[s]), ...)``. With `anchored`
+        there is one, of the size of the image, or of `image_size` if that is larger.
+        """
+        self._check_input(x)
+        shape = tuple(x.shape[2:])
+        if self.anchored and shape != self.image_size:
+            place = anchoring(shape, self.image_size, *_CELLS)
+            return self._tiles(x, place, math.prod(place.working.shape))
+        return self._features(x)
+
+    def _features(self, x: Tensor) -> list[Tensor]:
+        """The fields at the end of each stage."""
+        x = self.patches(self._located(x, grid_points(x.shape[2:], *_CELLS)))
+        fields = []
+        for i, stage in enumerate(self.stages):
+            x = self.merging[i - 1](x) if i else x
+            for block in cast(nn.ModuleList, stage):
+                x = block(x)
+            fields.append(x)
+        fields[-1] = self._normalised(x)
+        return fields
+
+    def _tiles(self, x: Tensor, place: Anchoring, most: int) -> list[Tensor]:
+        """The last features at the points of the finer grid along each axis, some at a time.
+
+        Of an image that is nowhere finer than `image_size` these are the points of that.
+        """
+        x = place.lift(x)
+        reference = grid_points(self.image_size, *_CELLS)
+        anchors = self.patches(self._located(place.anchors(x), reference))
+        blocks = [cast(Block, block) for stage in self.stages for block in cast(nn.ModuleList, stage)]
+        sources = []
+        for block in blocks:
+            anchors, of_block = block.on_reference(anchors)
+            sources.append(of_block)
+        if not place.refines:
+            return [self._normalised(anchors)]
+        parts = []
+        for tile in place.tiles(most):
+            fine = self.patches(self._located(tile.smooth(x), tile.points))
+            for block, of_block in zip(blocks, sources, strict=True):
+                fine = block.between(fine, of_block, tile)
+            parts.append(self._normalised(fine))
+        return parts
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        return rearrange(self.norm(rearrange(x, "b c h w -> b h w c")), "b h w c -> b c h w")
+
+    def _located(self, x: Tensor, points: Sequence[Tensor]) -> Tensor:
+        return x if self.positional_embedding is None else with_coordinates(x, points, (False, False))
+
+    def _check_input(self, x: Tensor) -> None:
+        self._check_field(x, "height, width", self.head.weight.dtype)
+
+
+def _attention(
+    blocks: str, channels: int, heads: int, window: int, halo: int, shift: int, n_levels: int
+) -> MultipoleAttention:
+    """The attention of a block."""
+    swin = blocks == "swin"
+    return MultipoleAttention(
+        channels,
+        heads,
+        window=window,
+        halo=halo,
+        shift=shift,
+        n_levels=n_levels,
+        scores="cosine" if swin else "dot",
+        position_bias="swin" if swin else True,
+        qv_bias=swin,
+        shared_levels=swin,
+        norm=not swin,
+        registration="cell",
+    )
+
+
+def _sides(image_size: int | Sequence[int]) -> tuple[int, int]:
+    given = list(image_size) if isinstance(image_size, Sequence) else [image_size] * 2
+    if len(given) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in given):
+        raise InputError(
+            f"image_size={image_size!r}, expected a whole number, at least 1, or two: height and width"
+        )
+    return given[0], given[1]
+
+
+def _of_stages(given: Sequence[int], name: str) -> list[int]:
+    whole = isinstance(given, Sequence) and not isinstance(given, str) and len(given) > 0
+    if not whole or not all(isinstance(n, Integral) and not isinstance(n, bool) and n >= 1 for n in given):
+        raise InputError(f"{name}={given!r}, expected whole numbers, at least 1, one for each stage")
+    return [int(n) for n in given]
+
+
+def _levels(n_levels: int | Sequence[int] | None, grids: Sequence[tuple[int, ...]], window: int) -> list[int]:
+    """The levels of each stage."""
+    if n_levels is None:
+        return [covering_levels(grid, window) for grid in grids]
+    found = _of_stages(n_levels if isinstance(n_levels, Sequence) else [n_levels] * len(grids), "n_levels")
+    if len(found) != len(grids):
+        raise InputError(
+            f"n_levels={n_levels!r}, expected one number, or one for each of {len(grids)} stages"
+        )
+    return found
+
+
+def _drop_paths(most: float, n: int, blocks: str) -> list[float]:
+    """The stochastic depth of each block."""
+    number = isinstance(most, int | float) and not isinstance(most, bool)
+    if not number or not 0 <= most < 1:
+        raise InputError(f"drop_path={most!r}, expected a number from 0 to below 1, such as 0.2")
+    if most and blocks != "swin":
+        raise InputError(f"drop_path={most} with blocks={blocks!r}, which have none: leave it out")
+    return [most * i / max(1, n - 1) for i in range(n)]
