@@ -70,8 +70,9 @@ class WindowAttention(nn.Module):
         self.logit_scale = (
             nn.Parameter(torch.full((n_heads,), math.log(10.0))) if scores == "cosine" else None
         )
-        # The published layer has no linear map after a single head of full width.
-        self.out = nn.Identity() if n_heads == 1 and inner == channels else nn.Linear(inner, channels)
+        # The published layer has no linear map after a single head of full width; Swin's has.
+        without = n_heads == 1 and inner == channels and not qv_bias
+        self.out = nn.Identity() if without else nn.Linear(inner, channels)
         self.bias: nn.Module | None = None
         if position_bias == "swin":
             self.bias = SwinPositionBias(n_heads, n_dim=n_dim, window=window)
@@ -280,11 +281,11 @@ class SwinPositionBias(nn.Module):
     .. math::
 
         b(\delta) = 16\, \mathrm{sigmoid}\left(\mathrm{MLP}\left(
-        \operatorname{sign}(\delta_i) \log_8\left(1 + \frac{8 |\delta_i|}{w - 1}\right),\ i = 1, \dots, d
+        -\operatorname{sign}(\delta_i) \log_8\left(1 + \frac{8 |\delta_i|}{w - 1}\right),\ i = 1, \dots, d
         \right)\right)
 
     Offsets :math:`\delta` are in spacings of the level, and counted in windows: the largest in a window of w
-    points is always :math:`\log_8 9`.
+    points is always :math:`\log_8 9`. Swin counts them from key to query, hence the sign.
 
     Parameters
     ----------
@@ -316,7 +317,7 @@ class SwinPositionBias(nn.Module):
 
     def forward(self, offset: Tensor) -> Tensor:
         """Map offsets ``(..., n_dim)`` to scores ``(..., n_heads)``."""
-        counted = offset * (8 / max(1, self.window - 1))
+        counted = offset * (-8 / max(1, self.window - 1))
         counted = counted.sign() * counted.abs().log1p() / math.log(8)
         bias: Tensor = 16 * self.fc2(F.relu(self.fc1(counted))).sigmoid()
         return bias
