@@ -106,16 +106,22 @@ problems                data
 
 data.importers          data
 models.data_model       model   neuralop torch
+models.coordinates      model   torch
+vision.patches          model   torch einops
 
 models.grid_model       model   torch einops neuralop
 
 models.mano             model   torch
+vision.block            model   torch einops
 models.published        model   torch
 runs                    use     torch
 
 models.traceable        model   torch
+vision.classifier       model   torch einops
 
 models                  model
+vision.swin             model   torch
+vision                  model
 export                  use     torch onnx onnxruntime onnxscript
 train.objective         use     neuralop
 train.options           use     torch

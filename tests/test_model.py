@@ -15,7 +15,17 @@ from mano_op.models.published import PublishedMANO
 def test_state_dict_has_the_options_of_the_root_alone():
     model = build()
     metadata = model.state_dict()["_metadata"]
-    assert metadata == {"args": (2, 3), "_name": "MANO", "_version": "2"} | OPTIONS
+    assert (
+        metadata
+        == {
+            "args": (),
+            "in_channels": 2,
+            "out_channels": 3,
+            "_name": "MANO",
+            "_version": "2",
+        }
+        | OPTIONS
+    )
     metadata["window"] = 9
     assert model.state_dict()["_metadata"]["window"] == 3
     nested = torch.nn.ModuleDict({"a": model, "b": torch.nn.Sequential(model)}).state_dict()

@@ -1,6 +1,7 @@
 """The multipole layer against its formula, and its exact symmetries. The published one: `test_published`."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from test_window import move_padding, reference
 from torch.utils.flop_counter import FlopCounterMode
 
 from mano_op.errors import InputError
-from mano_op.layers.attention import PositionBias, WindowAttention
+from mano_op.layers.attention import PositionBias, SwinPositionBias, WindowAttention
 from mano_op.layers.multipole import MultipoleAttention
 
 SMALL = {"window": 3, "stride": 3, "halo": 1, "rate": 2, "n_levels": 3}
@@ -53,6 +54,54 @@ def test_window_attention_is_its_formula(shape, periodic):
     q, k, v = ((tokens @ w.T).unflatten(-1, (2, 3)).movedim(-2, 1) for w in part.qkv.weight.chunk(3))
     heads = reference(q, k, v, **options, bias=part.bias).movedim(1, -2).flatten(-2)
     assert_same(part(x), (heads @ part.out.weight.T + part.out.bias).movedim(-1, 1))
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+@pytest.mark.parametrize("shape", [(13,), (6, 7)])
+def test_cosine_attention_is_its_formula(shape, periodic):
+    n_dim, x = len(shape), draw(2, 4, *shape).requires_grad_()
+    options = {"window": 4, "stride": 4, "halo": 0, "shift": 2, "periodic": [periodic] * n_dim}
+    made = {"scores": "cosine", "position_bias": "swin", "qv_bias": True, "norm": False}
+    part = randomise(WindowAttention(4, 2, head_dim=3, n_dim=n_dim, **options, **made))
+    part.logit_scale.data = torch.tensor([1.3, 5.0], dtype=torch.float64)  # the second is cut at log 100
+    tokens = rearrange(x, "b c ... -> b ... c")
+    biases = (part.q_bias, 0, part.v_bias)
+    q, k, v = (
+        (tokens @ w.T + bias).unflatten(-1, (2, 3)).movedim(-2, 1)
+        for w, bias in zip(part.qkv.weight.chunk(3), biases, strict=True)
+    )
+    factor = torch.stack([part.logit_scale[0].exp(), torch.tensor(100.0, dtype=torch.float64)])
+    q, k = q / q.norm(dim=-1, keepdim=True), k / k.norm(dim=-1, keepdim=True)
+    q = q * 3**0.5 * factor.view(2, *[1] * (n_dim + 1))  # the reference divides by the root
+    heads = reference(q, k, v, **options, bias=part.bias).movedim(1, -2).flatten(-2)
+    expected, found = (heads @ part.out.weight.T + part.out.bias).movedim(-1, 1), part(x)
+    assert_same(found, expected)
+    for one, other in zip(gradients(part, found, x), gradients(part, expected, x), strict=True):
+        assert_same(one, other)
+
+
+def test_position_bias_of_swin_is_its_formula():
+    bias = randomise(SwinPositionBias(3, n_dim=2, window=5, hidden_channels=6))
+    counted = torch.tensor([-math.log(5), math.log(8)], dtype=torch.float64) / math.log(8)
+    hidden = (bias.fc1.weight @ counted + bias.fc1.bias).clamp(min=0)
+    expected = 16 / (1 + (-bias.fc2.weight @ hidden).exp())
+    assert_same(bias(torch.tensor([2.0, -3.5], dtype=torch.float64)), expected)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (13, 9), (3, 5)])
+def test_compiled_cosine_attention_gives_what_double_precision_gives(shape):
+    """What is computed again for the backward pass is what was computed, normalised queries and keys too."""
+    layer = randomise(MultipoleAttention.swin(8, 2, window=4, shift=2))
+    x, single = draw(2, 8, *shape).requires_grad_(), copy.deepcopy(layer).float()
+    x_single = x.detach().float().requires_grad_()
+    expected = gradients(layer, layer(x), x)
+    out = single(x_single)
+    found = torch.autograd.grad(out, [x_single, *single.parameters()], draw(*out.shape, seed=9).float())
+    torch.testing.assert_close(out.double(), layer(x), rtol=1e-4, atol=1e-4)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(
+            one.double(), other, rtol=1e-3, atol=1e-4 * other.abs().max().item() + 1e-9
+        )
 
 
 def test_position_bias_is_its_formula():
@@ -108,8 +157,10 @@ def test_levels_that_a_grid_is_too_small_for_change_nothing():
         lambda: operator(n_levels=1),
         lambda: randomise(MultipoleAttention.published(4, 2, **PUBLISHED)),
         lambda: randomise(MultipoleAttention.published(4, 1, sampling="avg_pool", **PUBLISHED)),
+        lambda: randomise(MultipoleAttention.swin(4, 2, window=4, shift=1)),
+        lambda: randomise(MultipoleAttention.swin(4, 1, window=3, n_levels=1)),
     ],
-    ids=["operator", "one level", "published", "published, one head"],
+    ids=["operator", "one level", "published", "published, one head", "swin", "swin, one level"],
 )
 def test_every_parameter_gets_a_gradient_at_every_size(build):
     """Data-parallel training waits for all of them: a level that is left out must give zeros, not None."""
@@ -229,6 +280,12 @@ def test_precision(published):
         ({"n_levels": None, "shared_levels": True}, "n_levels cannot be None"),
         ({"sampling": "max_pool"}, "sampling='max_pool', expected one of stencil, conv, avg_pool"),
         ({"level_weights": "none"}, "level_weights='none', expected one of learned, factorial"),
+        ({"shift": 3}, "shift=3, expected a whole number, at least 0 and at most 2"),
+        ({"shift": 1, "stride": 1}, "shift=1 with stride=1 and window=3: .* leave out one of the two"),
+        ({"scores": "angle"}, "scores='angle', expected one of dot, cosine"),
+        ({"position_bias": "none"}, "position_bias='none', expected True or False, or 'swin'"),
+        ({"qv_bias": 1}, "qv_bias=1, expected True or False"),
+        ({"norm": False, "double_norm": True}, "double_norm=True with norm=False: there is no first one"),
         ({"registration": "edge"}, "registration='edge', expected one of node, node_both, cell"),
         ({"channels": 5}, "channels=5 is not divisible by n_heads=2: change one of them, or give head_dim"),
         ({"periodic": [True]}, r"periodic=\[True\] has 1 entries, expected n_dim=2"),

@@ -1,15 +1,14 @@
 """Swin-V2's weights, in each published layout, as the start of a MANO: its logits, features and gradients."""
 
+import copy
+
 import pytest
 import torch
-from swin_sources import DEEP, LAYOUTS, SMALL, TINY, randomise, swin_state
-from torch import nn
+from swin_sources import DEEP, LAYOUTS, SMALL, TINY, swin_state
 
 from mano_op import InputError, MultipoleAttention
 from mano_op.vision.swin import from_swin_v2
 from mano_op.weights import write_weights
-
-WINDOW = {"timm": 4, "transformers": 4, "torchvision": None}
 
 
 def started(layout, config=SMALL, **options):
@@ -38,4 +37,171 @@ def test_the_published_shape_in_single_precision(layout):
     with torch.no_grad():
         logits = model(source.images)
     assert logits.abs().max() > 1
-    torch.testing.assert_close(logits.double(), source.logits, rtol=1e-5, atol=1e-5 * source.logits.abs().max())
+    torch.testing.assert_close(
+        logits.double(), source.logits, rtol=1e-5, atol=1e-5 * source.logits.abs().max()
+    )
+
+
+def of_layers(model):
+    return [module for module in model.modules() if isinstance(module, MultipoleAttention)]
+
+
+def test_coarser_levels_start_at_nothing_and_are_learned():
+    _, model = started("transformers", DEEP)
+    images = torch.randn(2, 3, 128, 128, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    before = model(images)
+    model.train()(images).square().sum().backward()
+    assert [layer.n_levels for layer in of_layers(model)] == [4, 4, 3, 2, 2, 1]
+    for layer in of_layers(model)[:-1]:
+        assert (layer.scale[0] == 0).all() and (layer.scale.grad[0] != 0).all()
+        # What is multiplied by nothing learns nothing, until after the first step.
+        assert (layer.scale.grad[1:] == 0).all() and (layer.down[0].weight.grad == 0).all()
+        layer.scale.data -= 1e-2 * layer.scale.grad.sign()
+    model.zero_grad()
+    after = model(images)
+    assert (after - before).norm() > 1e-4 * before.norm()
+    after.square().sum().backward()
+    for layer in of_layers(model)[:-1]:
+        assert (layer.scale.grad != 0).all() and (layer.down[0].weight.grad != 0).all()
+
+
+def test_gradients_are_swins():
+    from transformers import Swinv2Config, Swinv2ForImageClassification
+
+    source, model = started("transformers", n_levels=1)
+    swin = Swinv2ForImageClassification(
+        Swinv2Config(
+            image_size=32, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4, num_labels=10
+        )
+    )
+    swin.load_state_dict(source.state)
+    swin = swin.double().eval()
+    images = source.images.double()
+    model(images).square().sum().backward()
+    swin(images).logits.square().sum().backward()
+    theirs = {name: parameter.grad for name, parameter in swin.named_parameters()}
+    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
+    self, attention = "swinv2.encoder.layers.1.blocks.1.attention.self.", "stages.1.1.attention.attention.0."
+    for our, their in {
+        "patches.project.weight": "swinv2.embeddings.patch_embeddings.projection.weight",
+        "merging.0.reduction.weight": "swinv2.encoder.layers.0.downsample.reduction.weight",
+        f"{attention}q_bias": f"{self}query.bias",
+        f"{attention}bias.fc1.weight": f"{self}continuous_position_bias_mlp.0.weight",
+        "stages.0.1.mlp.fc2.weight": "swinv2.encoder.layers.0.blocks.1.output.dense.weight",
+        "head.weight": "classifier.weight",
+    }.items():
+        torch.testing.assert_close(ours[our], theirs[their], rtol=1e-5, atol=1e-6)
+    of_scale = theirs[f"{self}logit_scale"].flatten()  # some are cut, and have none
+    torch.testing.assert_close(ours[f"{attention}logit_scale"], of_scale, rtol=1e-5, atol=1e-6)
+    of_keys = ours[f"{attention}qkv.weight"].chunk(3)[1]
+    torch.testing.assert_close(of_keys, theirs[f"{self}key.weight"], rtol=1e-5, atol=1e-6)
+
+
+def equal(one, other):
+    theirs = other.state_dict()
+    return all(torch.equal(t, theirs[name]) for name, t in one.state_dict().items() if name != "_metadata")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.backbone."])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_stands_before_the_names_is_left_out(layout, prefix):
+    source, _ = started(layout)
+    state = {prefix + name: t for name, t in source.state.items()}
+    assert equal(from_swin_v2(state, window=4), from_swin_v2(source.state, window=4))
+
+
+def test_the_authors_own_layout():
+    """timm's, but that a stage's merging stands at its end."""
+    source, _ = started("timm", DEEP)
+
+    def earlier(name):
+        stage = name.split(".")[1]
+        return name.replace(f"layers.{stage}.", f"layers.{int(stage) - 1}.") if "downsample" in name else name
+
+    state = {earlier(name).replace("head.fc.", "head."): t for name, t in source.state.items()}
+    state["layers.0.blocks.1.attn_mask"] = torch.zeros(1)
+    assert equal(from_swin_v2(state, window=4), from_swin_v2(source.state, window=4))
+
+
+def test_weights_come_from_files(tmp_path):
+    source, _ = started("timm")
+    expected = from_swin_v2(source.state, window=4)
+    write_weights(tmp_path / "swin.safetensors", source.state)
+    torch.save({"model": source.state}, tmp_path / "swin.pth")
+    for name in ("swin.safetensors", "swin.pth"):
+        assert equal(from_swin_v2(tmp_path / name, window=4), expected)
+
+
+def test_a_file_of_code_is_not_run(tmp_path):
+    class Code:
+        def __reduce__(self):
+            return print, ("run",)
+
+    torch.save({"model": Code()}, tmp_path / "swin.pth")
+    with pytest.raises(InputError, match=r"swin\.pth"):
+        from_swin_v2(tmp_path / "swin.pth", window=4)
+
+
+def test_a_new_head_for_other_classes():
+    source, _ = started("timm")
+    torch.manual_seed(0)
+    model = from_swin_v2(source.state, window=4, n_classes=7)
+    assert model.head.weight.shape == (7, 32) and model.head.weight.std() < 0.03
+    backbone = {name: t for name, t in source.state.items() if not name.startswith("head.")}
+    headless = from_swin_v2(backbone, window=4, n_classes=7)
+    images = source.images
+    assert torch.equal(headless.forward_features(images)[-1], model.forward_features(images)[-1])
+    with pytest.raises(InputError, match="these weights have no head, and n_classes is None"):
+        from_swin_v2(backbone, window=4)
+
+
+def test_the_head_stays_where_the_classes_are_as_many():
+    source, _ = started("timm")
+    model = from_swin_v2(source.state, window=4, n_classes=10)
+    assert torch.equal(model.head.weight, source.state["head.fc.weight"])
+
+
+def test_the_weights_given_are_not_changed():
+    source, _ = started("torchvision")
+    before = copy.deepcopy(source.state)
+    model = from_swin_v2(source.state)
+    model.head.weight.data.zero_()
+    assert all(torch.equal(t, before[name]) for name, t in source.state.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("layers.0.blocks.0.attn.q_bias"), "q_bias is missing, expected 16"),
+        (lambda s: s.pop("patch_embed.norm.bias"), "patches.norm.bias is missing, expected 16"),
+        (lambda s: s.pop("layers.0.blocks.0.attn.logit_scale"), "that MANO can start from: no stages.0.0."),
+        (lambda s: s.update({"norm.weight": torch.ones(3)}), "norm.weight is 3, expected 32"),
+        (lambda s: s.update({"absolute_pos_embed": torch.ones(3)}), "absolute_pos_embed is 3, expected miss"),
+        (lambda s: s.update({"epoch": 3}), "entries that are no tensors: give the one of the model itself"),
+    ],
+)
+def test_other_weights_are_refused(change, message):
+    source, _ = started("timm")
+    state = dict(source.state)
+    change(state)
+    with pytest.raises(InputError, match=message):
+        from_swin_v2(state, window=4)
+
+
+def test_what_is_no_swin_is_refused():
+    with pytest.raises(InputError, match=r"a state dict with bias, weight, \.\.\. is in no known layout"):
+        from_swin_v2({"weight": torch.zeros(1), "bias": torch.zeros(1)}, window=8)
+
+
+def test_windows_are_known_or_asked_for():
+    source, _ = started("timm")
+    with pytest.raises(InputError, match=r"do not say how large their windows are: .* window=8"):
+        from_swin_v2(source.state)
+    source, _ = started("torchvision")
+    with pytest.raises(InputError, match="window=8, but these weights are of windows of 4"):
+        from_swin_v2(source.state, window=8)
+    enlarged = dict(source.state)
+    name = "features.1.0.attn.relative_coords_table"
+    enlarged[name] = enlarged[name] * 1.1
+    with pytest.raises(InputError, match="their windows were enlarged after training"):
+        from_swin_v2(enlarged)

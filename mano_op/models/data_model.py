@@ -42,7 +42,8 @@ class DataModel(BaseModel, name="_data_model"):
                     f"{name}={value!r} is of type {type(value).__name__}, expected a bool, int, float, str, "
                     "None, or a list of those: a checkpoint holds nothing else, so convert it"
                 )
-        instance: Self = super().__new__(cls, *args, **kwargs)
+        # By name: the base class would keep the default of an option that is given by its place beside that.
+        instance: Self = super().__new__(cls, **dict(zip(known, args, strict=False)), **kwargs)
         return instance
 
     def state_dict(

@@ -13,8 +13,9 @@ transformers   ``Swinv2Model``, ``Swinv2ForImageClassification``       ``encoder
 =============  ======================================================  =======================================
 
 With a single level `mano_op.vision.MANOClassifier` computes what Swin does. Coarser levels share Swin's
-attention, start with restrictions that average and prolongations that copy, and are added with factors that
-start at 0: so the network begins as Swin, whatever its levels, and learns what to take from them.
+attention, start with restrictions that average and prolongations that copy, and what comes of them is added
+to the finest level with factors that start at 0: so the network begins as Swin, whatever its levels, and
+learns what to take from them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mano_op.errors import InputError
 from mano_op.files import read_tensors
@@ -125,7 +126,7 @@ def from_swin_v2(
             parameter.copy_(named[name])
         for module in model.modules():
             if isinstance(module, MultipoleAttention):
-                module.scale.zero_()
+                module.scale[:1] = 0
     return model
 
 
@@ -159,8 +160,12 @@ def _common(weights: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _without(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The names without what a module that holds the model put before them."""
-    return {name.removeprefix(prefix): t for name, t in weights.items()}
+    """The names without what modules that hold the backbone put before them.
+
+    In transformers' layout the head has but what modules that hold the whole model do.
+    """
+    whole = prefix.removesuffix("swinv2.")
+    return {name.removeprefix(prefix).removeprefix(whole): t for name, t in weights.items()}
 
 
 def _renamed(weights: Mapping[str, Tensor], rules: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
@@ -304,8 +309,8 @@ def _window(weights: Mapping[str, Any], given: int | None) -> int:
     if not tables:
         if given is None:
             raise InputError(
-                "window=None, and these weights do not say how large their windows are: give the number after "
-                "'window' in the name of the model, window=8"
+                "window=None, and these weights do not say how large their windows are: give the number "
+                "after 'window' in the name of the model, window=8"
             )
         return given
     side = (tables[0].shape[1] + 1) // 2
@@ -313,8 +318,8 @@ def _window(weights: Mapping[str, Any], given: int | None) -> int:
     expected = float(torch.tensor(9.0).log() / torch.tensor(8.0).log())
     if side > 1 and abs(outermost - expected) > 1e-4:
         raise InputError(
-            f"the offsets of these weights' position bias reach {outermost:.4f}, expected {expected:.4f}: their "
-            "windows were enlarged after training; start from the weights before"
+            f"the offsets of these weights' position bias reach {outermost:.4f}, expected {expected:.4f}: "
+            "their windows were enlarged after training; start from the weights before"
         )
     if given is not None and given != side:
         raise InputError(f"window={given}, but these weights are of windows of {side}: leave it out")

@@ -1,0 +1,308 @@
+"""The network for images: against its formula, Swin's count of parameters, and what no size may change."""
+
+import copy
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from helpers import assert_gradients, rates
+
+from mano_op import InputError
+from mano_op.cost import count_parameters
+from mano_op.layers.multipole import MultipoleAttention
+from mano_op.layers.pyramid import Prolong
+from mano_op.models.block import Mlp
+from mano_op.registry import build_model
+from mano_op.vision import MANOClassifier
+from mano_op.vision.block import SwinBlock
+from mano_op.vision.patches import PatchEmbedding, PatchMerging
+
+SMALL = {"image_size": 32, "embed_dim": 8, "depths": [2, 2], "n_heads": [1, 2], "window": 4, "patch_size": 2}
+
+
+def draw(*shape, seed=0):
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def randomised(model, seed=0):
+    """Random values for every parameter, those that start from zeros too, in double precision."""
+    model = model.double()
+    for i, parameter in enumerate(model.parameters()):
+        parameter.data += 0.3 * draw(*parameter.shape, seed=seed + i)
+    return model
+
+
+def small(**options):
+    return randomised(MANOClassifier(3, 5, **(SMALL | options)))
+
+
+def plain(**options):
+    made = MANOClassifier.plain(1, 5, image_size=8, channels=8, n_layers=2, n_heads=2, **options)
+    return randomised(made)
+
+
+def assert_same(found, expected, rtol=1e-10):
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=rtol)
+
+
+def normalised(x, norm):
+    mean, var = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, correction=0)
+    return (x - mean) / (var + norm.eps).sqrt() * norm.weight + norm.bias
+
+
+def test_patches_are_their_formula():
+    patches, x = randomised(PatchEmbedding(2, 6, patch_size=3)), draw(2, 2, 6, 9)
+    expected = normalised(patches.project(x).movedim(1, -1), patches.norm).movedim(-1, 1)
+    assert_same(patches(x), expected)
+
+
+def test_a_cut_patch_is_filled_with_the_means_of_its_lines():
+    patches, x = randomised(PatchEmbedding(1, 6, patch_size=4)), draw(1, 1, 4, 6)
+    filled = torch.cat([x, x[..., 4:].mean(-1, keepdim=True).expand(1, 1, 4, 2)], -1)
+    assert_same(patches(x), patches(filled))
+
+
+def test_merging_is_its_formula():
+    merging, x = randomised(PatchMerging(3)), draw(2, 3, 4, 6)
+    y = x.movedim(1, -1)
+    four = torch.cat([y[:, 0::2, 0::2], y[:, 1::2, 0::2], y[:, 0::2, 1::2], y[:, 1::2, 1::2]], -1)
+    expected = normalised(four @ merging.reduction.weight.T, merging.norm).movedim(-1, 1)
+    assert_same(merging(x), expected)
+
+
+def block(**options):
+    attention = MultipoleAttention.swin(6, 2, window=4, shift=2)
+    return randomised(SwinBlock(attention, Mlp(6, 12, 6, norm=False, non_linearity="gelu"), **options))
+
+
+def test_a_block_is_its_formula():
+    part, x = block(), draw(2, 6, 8, 5)
+    y = x + normalised(part.attention(x).movedim(1, -1), part.norm1).movedim(-1, 1)
+    hidden = F.gelu(y.movedim(1, -1) @ part.mlp.fc1.weight.T + part.mlp.fc1.bias)
+    out = hidden @ part.mlp.fc2.weight.T + part.mlp.fc2.bias
+    assert_same(part(x), y + normalised(out, part.norm2).movedim(-1, 1))
+
+
+def test_stochastic_depth_leaves_out_samples_and_keeps_the_mean():
+    part, x = block(drop_path=0.25), draw(1, 6, 4, 4).expand(4000, 6, 4, 4)
+    part.mlp, part.norm2 = torch.nn.Identity(), torch.nn.LayerNorm(6).double()
+    torch.nn.init.zeros_(part.norm2.weight)  # the attention alone
+    whole = part.eval()(x[:1]) - x[:1]
+    torch.manual_seed(0)
+    added = part.train()(x) - x
+    left_out = added.abs().amax((1, 2, 3)) == 0
+    assert abs(left_out.double().mean() - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 4000)
+    assert_same(added[~left_out], (whole / 0.75).expand_as(added[~left_out]))
+
+
+def test_the_whole_is_its_formula():
+    model, x = small(n_levels=[2, 1]), draw(2, 3, 32, 16)
+    y = model.patches(x)
+    for part in model.stages[0]:
+        y = part(y)
+    z = model.merging[0](y)
+    for part in model.stages[1]:
+        z = part(z)
+    z = normalised(z.movedim(1, -1), model.norm)
+    first, second = model.forward_features(x)
+    assert_same(first, y)
+    assert_same(second, z.movedim(-1, 1))
+    assert_same(model(x), z.mean((1, 2)) @ model.head.weight.T + model.head.bias)
+    assert [first.shape[1], second.shape[1]] == list(model.feature_channels)
+    assert [x.shape[2] // f.shape[2] for f in (first, second)] == list(model.feature_strides)
+    shifts = [[part.attention.attention[0].shift for part in stage] for stage in model.stages]
+    assert shifts == [[0, 2], [0, 2]]
+
+
+def of_swin_v2(channels, heads, depths, patch, classes):
+    """The parameters of a Swin-V2, counted by hand."""
+    n = channels * (3 * patch**2 + 1) + 2 * channels
+    for i, (head, depth) in enumerate(zip(heads, depths, strict=True)):
+        c = channels * 2**i
+        attention = 3 * c * c + 2 * c + head + c * c + c + 512 * 3 + 512 * head
+        n += depth * (attention + 2 * 4 * c * c + 5 * c + 4 * c)
+        n += 4 * c * 2 * c + 4 * c if i + 1 < len(depths) else 0
+    last = channels * 2 ** (len(depths) - 1)
+    return n + 2 * last + last * classes + classes
+
+
+def test_the_default_is_swin_v2_tiny_and_its_levels():
+    with torch.device("meta"):
+        one, every = MANOClassifier(n_levels=1), MANOClassifier()
+    published = 28_347_154  # of timm's and transformers' Swin-V2-T
+    assert of_swin_v2(96, (3, 6, 12, 24), (2, 2, 6, 2), 4, 1000) == published == count_parameters(one)
+    levels = [[part.attention.n_levels for part in stage] for stage in every.stages]
+    assert levels == [[4, 4], [3, 3], [2] * 6, [1, 1]]  # 64, 32, 16 and 8 points in windows of 8
+    # Of a block a restriction and a prolongation of 2 x 2 taps, and a factor for each level but the first.
+    more = sum(
+        depth * 96 * 2**i * (8 + n - 1) for i, (depth, n) in enumerate(zip((2, 2, 6), (4, 3, 2), strict=True))
+    )
+    assert count_parameters(every) == published + more
+
+
+@pytest.mark.parametrize("options", [{}, {"blocks": "operator", "halo": 1, "shifted": False}], ids=str)
+def test_an_image_of_one_colour_has_the_same_class_at_every_size(options):
+    """No padding, nor the cut of a patch, window or level, has a part in anything."""
+    model, colour = small(n_levels=[2, 2], **options), draw(1, 3, 1, 1)
+    for part in model.modules():
+        if isinstance(part, Prolong):  # otherwise it tells the points of a cell apart
+            part.weight.data[...] = part.weight.data[..., :1, :1]
+    expected = model(colour.expand(1, 3, 32, 32))
+    for shape in [(7, 31), (33, 40), (19, 13), (64, 9)]:
+        assert_same(model(colour.expand(1, 3, *shape)), expected)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (11, 13)])
+@pytest.mark.parametrize("build", [small, plain], ids=["swin", "plain"])
+def test_gradients(build, size):
+    model = build()
+    assert_gradients(model, draw(2, model.in_channels, *size))
+
+
+@pytest.mark.parametrize("build", [small, plain], ids=["swin", "plain"])
+def test_every_parameter_gets_a_gradient_at_every_size(build):
+    model = build()
+    for size in [(1, 1), (2, 3), (5, 9), (16, 8), (40, 33)]:
+        model.zero_grad(set_to_none=True)
+        model(draw(1, model.in_channels, *size)).square().sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters()), size
+
+
+def test_levels_see_beyond_windows_and_one_level_does_not():
+    """What a corner of the image has to do with the first stage's features in the other corner."""
+    far = []
+    for n_levels in (1, None):
+        model, x = small(depths=[1], n_heads=[1], n_levels=n_levels), draw(1, 3, 32, 32).requires_grad_()
+        [field] = model.forward_features(x)
+        (grad,) = torch.autograd.grad(field[0, :, 0, 0].sum(), x)
+        far.append(grad[..., -8:, -8:].abs().max())
+    assert far[0] == 0 < far[1]
+
+
+def test_precision():
+    model = small()
+    for part in model.modules():
+        if isinstance(part, MultipoleAttention):
+            part.scale.data.clamp_(-1, 1)
+    x, single = draw(2, 3, 40, 31), copy.deepcopy(model).float()
+    exact = model(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = single(x.float())
+    assert (single(x.float()) - exact).norm() < 1e-5 * exact.norm()
+    assert 1e-5 * exact.norm() < (half - exact).norm() < 5e-2 * exact.norm()
+
+
+def test_the_plain_one_is_the_operators_network():
+    """On its own grid: coordinates beside the image, the blocks of MANO, and the mean."""
+    model, x = plain(), draw(2, 1, 8, 8)
+    at = (torch.arange(8, dtype=torch.float64) + 0.5) / 8
+    y = torch.cat([x, at[:, None].expand(2, 1, 8, 8), at.expand(2, 1, 8, 8)], 1)
+    weight = model.patches.project.weight.flatten(1)
+    y = normalised(y.movedim(1, -1) @ weight.T + model.patches.project.bias, model.patches.norm).movedim(
+        -1, 1
+    )
+    for part in model.stages[0]:
+        y = y + part.attention(y)
+        y = y + part.mlp(y)
+    pooled = normalised(y.movedim(1, -1), model.norm).mean((1, 2))
+    assert_same(model(x), pooled @ model.head.weight.T + model.head.bias)
+
+
+def of_smooth_image(model, n):
+    at = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    image = torch.sin(3 * at[:, None] + 1) * torch.cos(2 * at) + at
+    with torch.no_grad():
+        return model(image[None, None])
+
+
+def test_the_plain_one_has_a_limit_as_the_image_is_refined():
+    model = plain()
+    logits = [of_smooth_image(model, n) for n in (16, 32, 64, 128, 256)]
+    steps = [(fine - coarse).norm().item() for coarse, fine in pairwise(logits)]
+    assert (rates(steps) > 1.7).all()
+
+
+def test_the_plain_one_hears_of_every_pixel_of_a_finer_image():
+    model, x = plain(), draw(1, 1, 16, 16).requires_grad_()
+    (grad,) = torch.autograd.grad(model(x).sum(), x)
+    assert (grad != 0).all()
+
+
+@pytest.mark.parametrize("size", [(16, 16), (13, 40), (16, 5), (3, 4)])
+def test_tiles_do_not_show(size, monkeypatch):
+    model, x = plain(), draw(3, 1, *size)
+    at_once = model(x)
+    monkeypatch.setattr("mano_op.vision.classifier._TILE", 3 * 50)
+    with torch.no_grad():
+        assert_same(model(x), at_once.detach())
+
+
+def test_features_of_the_plain_one_are_what_the_head_averages():
+    model, x = plain(), draw(2, 1, 16, 24)
+    [field] = model.forward_features(x)
+    assert field.shape == (2, 8, 16, 24)
+    assert_same(model(x), field.mean((2, 3)) @ model.head.weight.T + model.head.bias)
+
+
+def test_it_is_a_model_of_the_registry_and_its_checkpoints_are_data(tmp_path):
+    model, x = small().eval(), draw(1, 3, 24, 32)
+    model.save_pretrained(tmp_path)
+    again = MANOClassifier.from_pretrained(tmp_path)
+    assert_same(again(x), model(x), rtol=1e-13)
+    model.save_checkpoint(tmp_path, "small")
+    again = MANOClassifier.from_checkpoint(tmp_path, "small")  # which is of single precision
+    assert_same(again.double().eval()(x), copy.deepcopy(model).float().double()(x), rtol=1e-13)
+    built = build_model("mano_classifier", {"in_channels": 3, "n_classes": 5, **SMALL})
+    assert count_parameters(built) == count_parameters(model)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"in_channels": 0}, "in_channels=0, expected"),
+        ({"image_size": 0}, "image_size=0, expected a whole number, at least 1, or two: height and width"),
+        ({"image_size": [8, 8, 8]}, "image_size="),
+        ({"image_size": "8"}, "image_size='8', expected"),
+        ({"depths": [2, 0]}, r"depths=\[2, 0\], expected whole numbers, at least 1, one for each stage"),
+        ({"depths": 2}, "depths=2, expected"),
+        ({"n_heads": [2]}, r"n_heads=\[2\] and depths=\[2, 2\], expected as many of the one as of the other"),
+        ({"n_heads": [3, 2]}, "channels=8 is not divisible by n_heads=3"),
+        ({"n_levels": [1, 1, 1]}, r"n_levels=\[1, 1, 1\], expected one number, or one for each of 2 stages"),
+        ({"n_levels": 0}, r"n_levels=\[0, 0\], expected whole numbers"),
+        ({"window": 0}, "window=0, expected"),
+        ({"blocks": "vit"}, "blocks='vit', expected one of 'swin', 'operator'"),
+        ({"positional_embedding": "sine"}, "positional_embedding='sine', expected one of 'grid', None"),
+        ({"drop_path": 1.0}, r"drop_path=1\.0, expected a number from 0 to below 1"),
+        ({"drop_path": 0.1, "blocks": "operator"}, r"drop_path=0\.1 with blocks='operator', which have none"),
+        ({"mlp_ratio": 0.0}, r"mlp_ratio=0\.0 of 8 channels"),
+        ({"anchored": True}, "anchored=True with patch_size=2, 2 stages, .* use MANOClassifier.plain"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        MANOClassifier(**({"in_channels": 3, "n_classes": 5} | SMALL | options))
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 1, 8, 8), (1, 3, 0, 8)])
+def test_images_of_another_shape_are_refused(shape):
+    with pytest.raises(InputError, match=r"expected \(batch, in_channels=3, height, width\)"):
+        small()(torch.zeros(shape, dtype=torch.float64))
+
+
+def test_numbers_that_are_no_images_are_refused():
+    with pytest.raises(InputError, match=r"got torch.uint8 input, expected a floating type: use x.float\(\)"):
+        small()(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(InputError, match=r"use x.to\(torch.float64\)"):
+        small()(torch.zeros(1, 3, 8, 8))
+
+
+def test_windows_of_patches_are_what_they_seem():
+    """A window of 4 x 4 points of the first stage, as rows of pixels: nothing of another one comes in."""
+    model, x = small(depths=[1], n_heads=[1], n_levels=1), draw(1, 3, 32, 32)
+    [whole] = model.forward_features(x)
+    cut = rearrange(x, "b c (y h) (x w) -> (b y x) c h w", h=8, w=8)
+    [parts] = model.forward_features(cut)
+    assert_same(whole, rearrange(parts, "(b y x) c h w -> b c (y h) (x w)", y=4, x=4))
