@@ -106,11 +106,13 @@ problems                data
 
 data.importers          data
 models.data_model       model   neuralop torch
+vision                  model
 
 models.grid_model       model   torch einops neuralop
 
 models.mano             model   torch
 models.published        model   torch
+vision.baselines        model   torch transformers
 runs                    use     torch
 
 models.traceable        model   torch
