@@ -106,7 +106,6 @@ problems                data
 
 data.importers          data
 models.data_model       model   neuralop torch
-vision                  model
 
 models.grid_model       model   torch einops neuralop
 

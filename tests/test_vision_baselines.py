@@ -435,8 +435,8 @@ def test_swin_refuses_options(options, words):
 @pytest.mark.parametrize(
     ("x", "words"),
     [
-        (torch.zeros(3, 16, 16), "expected .batch, in_channels=3, h, w"),
-        (torch.zeros(1, 1, 16, 16), "images' in_channels"),
+        (torch.zeros(3, 16, 16), "expected .batch, in_channels=3, height, width"),
+        (torch.zeros(1, 1, 16, 16), "your data's in_channels"),
         (torch.zeros(1, 3, 0, 16), "at least 1"),
         (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "x.float"),
         (torch.zeros(1, 3, 16, 16, dtype=torch.float64), "float32 parameters"),

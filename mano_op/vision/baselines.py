@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any, Literal, Self
 
-import torch
 from torch import Tensor, nn
 
 from mano_op.errors import InputError, check_finite_number, check_whole
@@ -121,7 +120,8 @@ class ViTClassifier(DataModel, name="ViT_classifier"):
         if attention not in ("sdpa", "eager"):
             raise InputError(f"attention={attention!r}, expected 'sdpa' or 'eager': give one of them")
         transformers = _transformers()
-        self.in_channels, self.patch_size, self.image_size = in_channels, patch_size, size
+        self.in_channels, self.n_dim = in_channels, 2
+        self.patch_size, self.image_size = patch_size, size
         self.backbone = transformers.ViTModel(
             transformers.ViTConfig(
                 image_size=size,
@@ -151,7 +151,7 @@ class ViTClassifier(DataModel, name="ViT_classifier"):
         InputError
             If these are no images that the model takes.
         """
-        _check_images(self, x, self.in_channels)
+        self._check_field(x, "height, width", self.head.weight.dtype)
         size = tuple(x.shape[2:])
         if any(n % self.patch_size for n in size):
             raise InputError(
@@ -290,7 +290,7 @@ class SwinClassifier(DataModel, name="Swin_classifier"):
         _check_ratio(mlp_ratio, embed_dim)
         _check_shares(drop=drop, attention_drop=attention_drop, drop_path=drop_path)
         transformers = _transformers()
-        self.in_channels = in_channels
+        self.in_channels, self.n_dim = in_channels, 2
         self.backbone = transformers.Swinv2Model(
             transformers.Swinv2Config(
                 image_size=size,
@@ -323,7 +323,7 @@ class SwinClassifier(DataModel, name="Swin_classifier"):
         InputError
             If these are no images that the model takes.
         """
-        _check_images(self, x, self.in_channels)
+        self._check_field(x, "height, width", self.head.weight.dtype)
         logits: Tensor = self.head(self.backbone(x).pooler_output)
         return logits
 
@@ -412,21 +412,3 @@ def _check_shares(**shares: object) -> None:
             raise InputError(
                 f"{name}={share!r}, expected a number of at least 0 and less than 1: give 0.1, say"
             )
-
-
-def _check_images(model: DataModel, x: Tensor, in_channels: int) -> None:
-    if x.ndim != 4 or x.shape[1] != in_channels or 0 in x.shape[2:]:
-        raise InputError(
-            f"{model._name} got an input of shape {tuple(x.shape)}, expected (batch, "
-            f"in_channels={in_channels}, h, w), h and w at least 1: reshape it, or build the model with your "
-            "images' in_channels"
-        )
-    # transformers would convert without a word.
-    dtype = model.head.weight.dtype
-    if not x.is_floating_point():
-        raise InputError(f"{model._name} got {x.dtype} images, expected a floating type: use x.float()")
-    if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
-        raise InputError(
-            f"{model._name} got {x.dtype} images and has {dtype} parameters: use x.to({dtype}), or "
-            f"model.to({x.dtype})"
-        )
