@@ -488,10 +488,10 @@ def compare(kept: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[list[str
     return lines, worse
 
 
-def default_path(about: Mapping[str, Any], quick: bool) -> Path:
+def default_path(about: Mapping[str, Any], quick: bool, name: str = "speed") -> Path:
     """The file of a machine."""
     words = f"{about['processor']} {about['threads']} thread {about['device']}{' quick' if quick else ''}"
-    return HERE / "results" / f"speed_{re.sub('[^a-z0-9]+', '-', words.lower()).strip('-')}.json"
+    return HERE / "results" / f"{name}_{re.sub('[^a-z0-9]+', '-', words.lower()).strip('-')}.json"
 
 
 def main(arguments: Iterable[str] | None = None) -> None:

@@ -77,6 +77,12 @@ def _added_product(bias: Tensor, a: Tensor, b: Tensor, *args: Any, **kwargs: Any
     return _product(a, b)
 
 
+@_raw
+def _attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> int:
+    """Of scores of all queries with all keys, and of what they take of the values."""
+    return 2 * q[..., 0].numel() * k.shape[-2] * (q.shape[-1] + v.shape[-1])
+
+
 def _fourier(real: bool) -> Callable[..., int]:
     @_raw
     def formula(x: Tensor, dim: list[int], *args: Any, out_val: Tensor, **kwargs: Any) -> int:
@@ -93,6 +99,8 @@ _FORMULAS: dict[Any, Any] = {
     _aten.bmm: _product,
     _aten.addmm: _added_product,
     _aten.baddbmm: _added_product,
+    # torch's counter knows this kernel on GPUs only.
+    _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     _aten._fft_r2c: _fourier(real=True),
     _aten._fft_c2r: _fourier(real=True),
     _aten._fft_c2c: _fourier(real=False),

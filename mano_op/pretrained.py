@@ -34,9 +34,10 @@ from mano_op.weights import Entry, parameters_of, read_weights, weights_header, 
 FORMAT, FORMAT_VERSION = "mano_op model", 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
-# No side of a grid, number of channels, ... is larger. Of layers and levels each has parameters of its own.
+# No side of a grid, number of channels, ... is larger. Of layers, levels and blocks each has parameters of
+# its own.
 _MOST = 10**6
-_COUNTED = ("n_layers", "n_levels")
+_COUNTED = ("n_layers", "n_levels", "depth", "depths")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 

@@ -53,7 +53,7 @@ class SwinSource:
     state : dict of str to Tensor
         In single precision, as published; torchvision's has buffers too. It is shared: do not write to it.
     images : Tensor
-        Single precision, ``(batch, 3, image_size, image_size)``.
+        Single precision, ``(batch, 3, *input_size)``.
     logits, features : Tensor
         Of double precision: ``(batch, n_classes)``, and the last stage's after the last norm,
         ``(batch, channels, h, w)``. The tables of offsets are those of single precision, as the classes make
@@ -78,6 +78,7 @@ def swin_state(
     n_heads: Sequence[int] = (2, 4),
     window: int = 4,
     image_size: int = 32,
+    input_size: Sequence[int] | None = None,
     patch_size: int = 4,
     n_classes: int = 10,
     batch: int = 2,
@@ -86,7 +87,8 @@ def swin_state(
     """A Swin-V2 of "timm", "torchvision" or "transformers" with random values in every parameter.
 
     Norms, biases and position MLPs are far from where they start; scales of scores are around 10, every third
-    above the 100 at which they are cut. What is made is kept for other tests of the process.
+    above the 100 at which they are cut. The images have `input_size`, if they are not those that the model is
+    built for; timm refuses that. What is made is kept for other tests of the process.
     """
     if layout != "transformers" and not BESIDE.is_dir():
         pytest.skip(f"there is no {BESIDE} with timm and torchvision: make installs it")
@@ -97,6 +99,7 @@ def swin_state(
         "n_heads": list(n_heads),
         "window": window,
         "image_size": image_size,
+        "input_size": list(input_size or (image_size, image_size)),
         "patch_size": patch_size,
         "n_classes": n_classes,
         "batch": batch,
@@ -130,7 +133,7 @@ def _results(options: dict[str, Any]) -> dict[str, Tensor]:
     model = _MODELS[options["layout"]](options).eval()
     torch.manual_seed(options["seed"])
     randomise(model)
-    images = torch.randn(options["batch"], 3, options["image_size"], options["image_size"])
+    images = torch.randn(options["batch"], 3, *options["input_size"])
     found = {f"state {name}": t.clone() for name, t in model.state_dict().items()} | {"images": images}
     for end, dtype in (("_single", torch.float32), ("", torch.float64)):
         with torch.no_grad():
@@ -215,9 +218,8 @@ def _torchvision_outputs(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _transformers_outputs(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-    tokens = model.swinv2(images).last_hidden_state
-    side = math.isqrt(tokens.shape[1])
-    return model(images).logits, tokens.mT.unflatten(-1, (side, side))
+    [*_, last] = model.swinv2(images, output_hidden_states=True).reshaped_hidden_states
+    return model(images).logits, model.swinv2.layernorm(last.movedim(1, -1)).movedim(-1, 1)
 
 
 _MODELS = {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers}

@@ -52,6 +52,19 @@ def test_multipole_attention_by_hand() -> None:
     assert count_flops(layer, torch.zeros(1, channels, 6, 6)) == expected
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_kernel_of_attention_counts_as_its_products(masked: bool) -> None:
+    """Scores of 5 queries with 7 keys of 4 channels, and of 6 of values; masked ones are computed."""
+
+    class Attention(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            mask = torch.zeros(5, 7) if masked else None
+            q, k, v = x.new_zeros(2, 3, 5, 4), x.new_zeros(2, 3, 7, 4), x.new_zeros(2, 3, 7, 6)
+            return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    assert count_flops(Attention(), torch.zeros(1)) == 2 * 3 * 2 * 5 * 7 * (4 + 6)
+
+
 def test_batches_add_up_and_the_model_is_left_as_it_was() -> None:
     model = MANO(1, 1, hidden_channels=8, n_layers=1, n_heads=2, n_levels=2).train()
     one, five = (count_flops(model, torch.zeros(size, 1, 16, 16)) for size in (1, 5))

@@ -114,6 +114,7 @@ models.grid_model       model   torch einops neuralop
 models.mano             model   torch
 vision.block            model   torch einops
 models.published        model   torch
+vision.baselines        model   torch transformers
 runs                    use     torch
 
 models.traceable        model   torch
