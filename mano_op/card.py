@@ -96,24 +96,26 @@ def model_card(
             "",
             "## Channels",
             "",
-            _table(["channel", "role", "units", "mean", "standard deviation", "after"], channels),
+            markdown_table(["channel", "role", "units", "mean", "standard deviation", "after"], channels),
             "",
             "## Options",
             "",
-            _table(["option", "value"], [[name, _text(value)] for name, value in options.items()]),
+            markdown_table(
+                ["option", "value"], [[name, plain_text(value)] for name, value in options.items()]
+            ),
             "",
             "## Training",
             "",
-            _table(
+            markdown_table(
                 ["", ""],
-                [[name, _text(value)] for name, value in told.items() if value not in (None, [], "")],
+                [[name, plain_text(value)] for name, value in told.items() if value not in (None, [], "")],
             ),
             "",
             f"With {', '.join(f'{name} {value}' for name, value in on if value)}." if machine else "",
             "",
             "## Errors",
             "",
-            _table(["at the end of training, relative", ""], errors),
+            markdown_table(["at the end of training, relative", ""], errors),
             "",
             BEGIN,
             _NOT_JUDGED,
@@ -141,7 +143,16 @@ def with_judgement(card: str, judged: str) -> str:
     return f"{before}{BEGIN}\n{judged.strip()}\n{END}{after}"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown.
+
+    Examples
+    --------
+    >>> print(markdown_table(["size", "error"], [["16", "0.1"]]))
+    | size | error |
+    | --- | --- |
+    | 16 | 0.1 |
+    """
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
@@ -151,7 +162,18 @@ def _statistics(channel: Mapping[str, Any]) -> tuple[str, str, str]:
     return f"{channel['mean']:.4g}", f"{channel['std']:.4g}", channel.get("transform", "")
 
 
-def _text(value: Any) -> str:
+def plain_text(value: Any) -> str:
+    """A value as the cell of a table has it.
+
+    Examples
+    --------
+    >>> plain_text({"train": 8, "test": [2, 3]})
+    'train: 8, test: 2, 3'
+    """
     if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {_text(one)}" for name, one in value.items())
-    return ", ".join(map(_text, value)) if isinstance(value, list | tuple) else str(value).replace("\n", " ")
+        return ", ".join(f"{name}: {plain_text(one)}" for name, one in value.items())
+    return (
+        ", ".join(map(plain_text, value))
+        if isinstance(value, list | tuple)
+        else str(value).replace("\n", " ")
+    )

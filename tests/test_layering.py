@@ -153,7 +153,7 @@ train.checkpoint        use     torch
 transfer.predictors        use     torch
 transfer.tables         use     numpy xarray
 
-train.epochs            use     neuralop
+train.epochs            use     torch neuralop
 train.folder            use
 transfer.evaluate       use     numpy torch xarray tqdm
 report.figures          use     numpy xarray matplotlib

@@ -53,7 +53,7 @@ class Training:
     loader : DataLoader
         Whose sampler draws the order of the samples.
     turns : torch.Generator
-        From which symmetries are drawn.
+        From which symmetries, or shifts of images, are drawn.
     best : Best
     scaler : GradScaler, optional
     device : str
@@ -253,23 +253,31 @@ def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{name}", value
 
 
-def behind(store: FieldStore, machine: Mapping[str, Any]) -> dict[str, Any]:
-    """What a training's numbers follow from besides its arguments: the fields, and what computes.
+def behind(data: Mapping[str, Any], machine: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training's numbers follow from besides its arguments: the data, and what computes.
 
     Parameters
     ----------
-    store : FieldStore
-        Its place does not count, so it may be moved.
+    data : mapping
+        What tells them from others; see `fields_of`.
     machine : mapping
         As `mano_op.machine.machine` gives it.
+
+    Examples
+    --------
+    >>> from mano_op.machine import machine
+    >>> behind({"fields": {"splits": {"train": 8}}}, machine())  # doctest: +ELLIPSIS
+    {'fields': {'splits': {'train': 8}}, 'versions': {'mano_op': '0.1.0', ...}}
     """
+    return {**plain(data), "versions": {name: machine["versions"][name] for name in COMPUTE}}
+
+
+def fields_of(store: FieldStore) -> dict[str, Any]:
+    """What tells the fields of a store from others. Its place does not count, so it may be moved."""
     return {
-        "fields": plain(
-            {
-                "grids": {key: str(grid) for key, grid in store.grids.items()},
-                "splits": store.splits,
-                "provenance": store.attrs.get("provenance", {}),
-            }
-        ),
-        "versions": {name: machine["versions"][name] for name in COMPUTE},
+        "fields": {
+            "grids": {key: str(grid) for key, grid in store.grids.items()},
+            "splits": store.splits,
+            "provenance": store.attrs.get("provenance", {}),
+        }
     }

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from neuralop import Trainer
+from torch import nn
 
-from mano_op.data.processor import FieldProcessor
 from mano_op.train.checkpoint import Training
 from mano_op.train.logging import Log
-from mano_op.train.perturbation import PerturbedInputs
 from mano_op.train.precision import autocast_to
 from mano_op.train.steps import Steps
 from mano_op.train.watched import Diverged, Watched
@@ -22,11 +21,11 @@ def train_epochs(
     state: Training,
     watched: Watched,
     steps: Steps,
-    processor: FieldProcessor | PerturbedInputs,
+    processor: nn.Module,
     epochs: int,
     *,
     precision: str = "float32",
-    validate: Callable[[], float] | None = None,
+    validate: Callable[[], Mapping[str, float]] | None = None,
     report: Log | None = None,
     keep: Callable[[int, bool], object] | None = None,
 ) -> None:
@@ -44,13 +43,15 @@ def train_epochs(
         The loader and the loss.
     steps : Steps
         The optimiser.
-    processor : FieldProcessor or PerturbedInputs
+    processor : nn.Module
+        Such as `FieldProcessor` or `PerturbedInputs`.
     epochs : int
         Those of the whole training.
     precision : str
         Of autocast; see `mano_op.train.precision`.
     validate : callable, optional
-        Gives the validation error of the model as it is.
+        Gives the ``validation_error`` of the model as it is, by which the best is chosen, and what else the
+        history is to have.
     report : callable, optional
         Called with each epoch and its numbers.
     keep : callable, optional
@@ -82,10 +83,11 @@ def train_epochs(
             trainer.train(watched, {}, steps, state.schedule, training_loss=watched.loss)
         entry = state.history[-1]
         if validate is not None:
-            error = validate()
+            found = validate()
+            error = found["validation_error"]
             if not math.isfinite(error):
                 raise Diverged(f"{watched.title}: the validation error is {error}", epoch, epochs)
-            entry["validation_error"] = error
+            entry.update(found)
             state.best.see(epoch, error, state.model)
         over = epoch == epochs or state.best.enough(epoch)
         if report is not None:

@@ -20,11 +20,11 @@ from mano_op.data.store import FieldStore, open_store
 from mano_op.errors import InputError, check_finite_number, check_whole
 from mano_op.machine import machine
 from mano_op.registry import build_model
-from mano_op.runs import Run, save_run
-from mano_op.train.checkpoint import Checkpoint, Training, behind, plain
+from mano_op.runs import Run, load_run, save_run
+from mano_op.train.checkpoint import Checkpoint, Training, behind, fields_of, plain
 from mano_op.train.distributed import check_all_have, copy_from_first, is_first, join, wait_for_all
 from mano_op.train.epochs import train_epochs
-from mano_op.train.folder import check_out, finished_run
+from mano_op.train.folder import check_finished, check_out
 from mano_op.train.logging import Log, check_log, opened_logs
 from mano_op.train.objective import training_loss
 from mano_op.train.optimizer import OPTIMIZERS, optimizer_and_schedule
@@ -295,13 +295,15 @@ def train_model(
     )
     asked = {"arch": arch, "options": plain(options), "processor": plain(loaders.processor.to_dict())}
     asked |= {name: value for name, value in training.items() if name not in ("store", "machine")}
-    checkpoint = Checkpoint(out, asked | behind(store, training["machine"]))
+    checkpoint = Checkpoint(out, asked | behind(fields_of(store), training["machine"]))
 
     wait_for_all()
     finished = resume and not checkpoint.there and (Path(out) / "run.json").exists()
     check_all_have(f"whether {out} holds a finished run", int(finished), device)
     if finished:
-        return finished_run(out, asked)
+        found = load_run(out)
+        check_finished(out, found, asked)
+        return found
 
     model.to(device)
     copy_from_first(model)
@@ -332,8 +334,9 @@ def train_model(
         )
         tests = list(loaders.test.values())
 
-        def error() -> float:
-            return validation_error(model, loaders.processor, tests, objective, device)
+        def error() -> dict[str, float]:
+            found = validation_error(model, loaders.processor, tests, objective, device)
+            return {"validation_error": found}
 
         def keep(epoch: int, over: bool) -> None:
             if first and checkpoint_every and (over or epoch % checkpoint_every == 0):

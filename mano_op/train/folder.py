@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mano_op.errors import InputError
 from mano_op.files import check_folder
-from mano_op.runs import Run, load_run
 from mano_op.train.checkpoint import checkpoint_path, differences
+
+# What is known of a training besides what was asked for: where its data lay, where it ran, how it ended.
+ABOUT = ("store", "source", "start", "machine", "best")
 
 
 def check_out(out: str | Path, *, resume: bool, overwrite: bool) -> None:
@@ -36,21 +38,38 @@ def check_out(out: str | Path, *, resume: bool, overwrite: bool) -> None:
         raise InputError(f"{out} holds a run already: give another folder, or overwrite=True to replace it")
 
 
-def finished_run(out: str | Path, asked: Mapping[str, Any]) -> Run:
-    """The run in a folder, if it is what was asked for.
+class Finished(Protocol):
+    """A run of any kind: a model, what is before it, and what is known of its training."""
+
+    @property
+    def arch(self) -> str:
+        """The model's name."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The model's constructor arguments."""
+
+    @property
+    def processor(self) -> Any:
+        """Which says what it is by ``to_dict``."""
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """On what it was trained, and how."""
+
+
+def check_finished(out: str | Path, run: Finished, asked: Mapping[str, Any]) -> None:
+    """Refuse the run that a folder holds if it is not what was asked for.
 
     Raises
     ------
     InputError
-        If it is of another model or was trained otherwise, or cannot be read.
+        If it is of another model or was trained otherwise.
     """
-    run = load_run(out)
     there = {"arch": run.arch, "options": run.options, "processor": run.processor.to_dict(), **run.training}
-    about = ("store", "machine", "best")
-    different = differences({name: there[name] for name in there if name not in about}, asked)
+    different = differences({name: there[name] for name in there if name not in ABOUT}, asked)
     if different:
         raise InputError(
             f"{out} holds a finished run of another training: {'; '.join(different)}. Give another folder, "
             "or overwrite=True to replace it"
         )
-    return run

@@ -133,7 +133,13 @@ def warm_up_and_cosine(epochs: int, warm_up: float = 0.1) -> Callable[[int], flo
 
 
 def optimizer_and_schedule(
-    name: str, model: nn.Module, learning_rate: float, weight_decay: float, epochs: int
+    name: str,
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    epochs: int,
+    *,
+    matrices_only: bool = False,
 ) -> tuple[Optimizer, LRScheduler]:
     """An optimiser and its schedule, which is stepped once after every epoch.
 
@@ -144,19 +150,36 @@ def optimizer_and_schedule(
     learning_rate, weight_decay : float
     epochs : int
         The rate has fallen to zero after so many.
+    matrices_only : bool
+        Of "adamw": whether biases, norms and scales, which have one dimension, are left without decay. Only
+        parameters that have gradients are then given to it.
 
     Examples
     --------
     >>> optimizer, schedule = optimizer_and_schedule("adamw", nn.Linear(1, 1), 1e-2, 0.0, epochs=5)
     >>> type(optimizer).__name__, type(schedule).__name__
     ('AdamW', 'OneCycleLR')
+    >>> apart, _ = optimizer_and_schedule("adamw", nn.Linear(1, 1), 1e-2, 0.1, epochs=5, matrices_only=True)
+    >>> [(len(group["params"]), group["weight_decay"]) for group in apart.param_groups]
+    [(1, 0.1), (1, 0.0)]
     """
     if name == "muon":
         muon = MuonAdamW(model, learning_rate, weight_decay)
         return muon, LambdaLR(muon, warm_up_and_cosine(epochs))
-    adamw = AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    parameters = _decayed(model, weight_decay) if matrices_only else model.parameters()
+    adamw = AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
     # The last step is one more than there are changes of the rate.
     warm_up = max(1, round(WARM_UP * epochs))
     return adamw, OneCycleLR(
         adamw, max_lr=learning_rate, total_steps=epochs + 1, pct_start=(warm_up + 1) / (epochs + 1)
     )
+
+
+def _decayed(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices and larger, which are decayed, and the rest, which is not."""
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in learned if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
