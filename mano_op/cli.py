@@ -309,6 +309,86 @@ def _transfer(args: argparse.Namespace) -> None:
     print(f"\nThe report, with pictures: {report}")
 
 
+def _classify_train(args: argparse.Namespace) -> None:
+    from mano_op.vision.fit import train_classifier
+    from mano_op.vision.images import open_images
+
+    images = open_images(
+        args.source,
+        image_size=args.image_size,
+        in_channels=args.channels,
+        test=args.test,
+        validation=args.validation,
+        seed=args.split_seed,
+        image_column=args.image_column,
+        label_column=args.label_column,
+    )
+    asked = {"shift": args.shift, "flip": args.flip, "crop": args.crop, "mixup": args.mixup}
+    run = train_classifier(
+        images,
+        args.out,
+        arch=args.arch,
+        options=dict(args.option),
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        weight_decay=args.weight_decay,
+        label_smoothing=args.label_smoothing,
+        augmentation=asked,
+        normalise=args.normalise,
+        freeze=args.freeze,
+        start=args.start,
+        seed=args.seed,
+        device=args.device,
+        precision=args.precision,
+        clip=args.clip,
+        accumulate=args.accumulate,
+        validate=args.validate,
+        patience=args.patience,
+        num_workers=args.workers,
+        log=args.log,
+        checkpoint_every=args.checkpoint_every,
+        progress=not args.quiet,
+        resume=args.resume,
+        overwrite=args.overwrite,
+    )
+    best = run.training.get("best")
+    kept = run.history[(best["epoch"] if best else len(run.history)) - 1]
+    said = f"training error {kept['training_error']:.4f}"
+    if best:
+        said += f", validation error {kept['validation_error']:.4f}"
+        said += f" and accuracy {100 * kept['validation_accuracy']:.1f} % of epoch {best['epoch']}"
+    print(f"{args.out}: {args.arch}, {run.n_parameters:,} parameters, {said}")
+
+
+def _classify_eval(args: argparse.Namespace) -> None:
+    from mano_op.files import check_folder, write_file
+    from mano_op.runs import write_judgement
+    from mano_op.vision.evaluate import evaluate_classifier
+    from mano_op.vision.runs import load_classifier
+
+    run = load_classifier(args.run)
+    if args.json is not None:
+        check_folder(args.json.parent)
+        if args.json.exists() and not args.overwrite:
+            raise InputError(f"{args.json} exists: give another path, or overwrite=True to replace it")
+    found = evaluate_classifier(
+        run,
+        args.source,
+        split=args.split,
+        sizes=args.sizes,
+        device=args.device,
+        batch_size=args.batch_size,
+        progress=not args.quiet,
+    )
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        write_file(args.json, json.dumps(found.to_dict(), indent=1, allow_nan=False))
+    if args.card:
+        write_judgement(args.run, f"By mano-op classify eval:\n\n{found.table()}")
+    print(found.table())
+
+
 def _export(args: argparse.Namespace) -> None:
     from mano_op.export import export_onnx, export_program
     from mano_op.runs import load_run
@@ -831,6 +911,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--overwrite", action="store_true", help="replace what is there")
 
+    _add_classify(commands, command)
+
     info = command("info", _info, "say what a store holds", makes=False)
     info.add_argument("store", type=_place, help="NAME.zarr, whole or partial, or an address")
 
@@ -840,6 +922,137 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("store", type=_place, help="NAME.zarr or an address")
     check.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser
+
+
+def _add_classify(commands: Any, command: Any) -> None:
+    """``classify train`` and ``classify eval``."""
+    what = "train and judge classifiers of images"
+    within = commands.add_parser("classify", help=what, description=what).add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    sources = (
+        "digits, a folder of images, CLASS/*.png or train/CLASS/*.png, or a data set of Hugging Face on disk"
+    )
+
+    train = command(
+        "train",
+        _classify_train,
+        "train a classifier on images",
+        within,
+        interrupted="The last checkpoint is kept, if there is one: go on with --resume and the same options.",
+    )
+    train.add_argument("source", help=sources)
+    train.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder for the trained model")
+    train.add_argument("--arch", default="mano_classifier", help="name in neuraloperator's registry")
+    train.add_argument(
+        "--option",
+        type=_option,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the model, as JSON: hidden_channels=24; may be given more than once",
+    )
+    images = train.add_argument_group("images")
+    images.add_argument(
+        "--image-size", type=_resolution, metavar="N|NxM", help="to which all are brought; digits have 8"
+    )
+    images.add_argument(
+        "--channels", type=int, choices=(1, 3), help="grey or colour; as the first image if not given"
+    )
+    images.add_argument(
+        "--test", type=float, metavar="PART", help="of a source without that split: what becomes it, 0.2"
+    )
+    images.add_argument(
+        "--validation", type=float, metavar="PART", help="of the training images: what becomes that split"
+    )
+    images.add_argument("--split-seed", type=int, default=0, help="by which splits are drawn")
+    images.add_argument("--image-column", metavar="NAME", help="of a data set on disk")
+    images.add_argument("--label-column", metavar="NAME", help="of a data set on disk")
+    images.add_argument(
+        "--normalise", choices=("imagenet",), help="by its mean and deviation, not the training images' own"
+    )
+    images.add_argument("--workers", type=int, default=0, help="processes that read images")
+
+    seen = train.add_argument_group("what is done to training images, each time anew")
+    seen.add_argument("--shift", type=int, default=0, metavar="PIXELS", help="up to so many, each way")
+    seen.add_argument("--flip", action="store_true", help="mirror half of them, left to right")
+    seen.add_argument(
+        "--crop", type=float, default=1.0, metavar="PART", help="of photographs: cut out at least so much"
+    )
+    seen.add_argument("--mixup", type=float, default=0.0, metavar="ALPHA", help="mix pairs: 0.2")
+    seen.add_argument(
+        "--label-smoothing", type=float, default=0.0, metavar="PART", help="of targets, over all classes"
+    )
+
+    steps = train.add_argument_group("training")
+    steps.add_argument("--epochs", type=int, default=30, help="passes over the training images")
+    steps.add_argument("--batch-size", type=int, default=64, help="images a step")
+    steps.add_argument("--learning-rate", type=float, default=1e-3, help="its highest value")
+    steps.add_argument("--weight-decay", type=float, default=0.05, help="of matrices")
+    steps.add_argument(
+        "--freeze", choices=("none", "backbone"), default="none", help="backbone: only the head is trained"
+    )
+    steps.add_argument(
+        "--start",
+        metavar="FOLDER",
+        help="of a saved model of the same --arch, whose parameters to begin with",
+    )
+    steps.add_argument("--seed", type=int, default=0, help="of the parameters and the order of the images")
+    steps.add_argument("--device", default="cpu", help="as torch names it: cpu, cuda, cuda:1")
+    steps.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the matrix products, by torch's autocast",
+    )
+    steps.add_argument(
+        "--clip", type=float, metavar="NORM", help="largest norm of the gradient of a step's summed loss"
+    )
+    steps.add_argument(
+        "--accumulate", type=int, default=1, metavar="BATCHES", help="batches whose gradients make one step"
+    )
+    steps.add_argument(
+        "--validate",
+        type=_split_or_part,
+        metavar="SPLIT|PART",
+        help="a split, or a part of the training images to hold out, 0.1: the run has the parameters with "
+        "the lowest cross-entropy there",
+    )
+    steps.add_argument(
+        "--patience", type=int, metavar="EPOCHS", help="stop after so many without a lower validation error"
+    )
+    steps.add_argument(
+        "--log", nargs="+", choices=("tensorboard", "wandb"), help="where numbers of each epoch go as well"
+    )
+    steps.add_argument(
+        "--checkpoint-every",
+        type=int,
+        default=1,
+        metavar="EPOCHS",
+        help="keep a checkpoint in the run's folder until the run is finished; 0 for none",
+    )
+    steps.add_argument(
+        "--resume", action="store_true", help="go on from the checkpoint, with the same options"
+    )
+
+    judge = command("eval", _classify_eval, "say how often a classifier is right", within)
+    judge.add_argument("run", type=Path, help="made by `mano-op classify train`")
+    judge.add_argument("source", help=sources)
+    judge.add_argument("--split", default="test", help="images to judge on")
+    judge.add_argument(
+        "--sizes",
+        type=_resolution,
+        nargs="+",
+        default=[],
+        metavar="N|NxM",
+        help="of images, besides that of the training",
+    )
+    judge.add_argument(
+        "--json", type=Path, metavar="FILE", help="where the numbers go too, those of each class"
+    )
+    judge.add_argument("--card", action="store_true", help="write the table into the run's model card too")
+    judge.add_argument("--device", default="cpu", help="as torch names it: cpu, cuda, cuda:1")
+    judge.add_argument("--batch-size", type=int, default=64, help="images at a time")
 
 
 class _WithDefaults(argparse.HelpFormatter):

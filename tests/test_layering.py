@@ -20,8 +20,10 @@ machine                 use     torch
 cost                    use     torch
 memory                  use     torch
 card                    use
+vision.head             use     torch
 data.chunking           data
 problems.draws          data    numpy
+vision.images           data    numpy torch PIL sklearn datasets
 data.sampler            data    numpy torch
 data.moments            data    numpy
 layers.tiling           model   numpy
@@ -35,10 +37,14 @@ weights                 base    torch safetensors
 description             base
 registry                base    torch neuralop
 problems.spectral_grid  data
+vision.augment          data    numpy torch
+vision.processor        data    torch
+vision.card             use
 layers.whole            model   numpy torch einops
 layers.native.call      model   torch
 
 resample                base    numpy scipy torch
+vision.judge            use     torch
 pretrained              base    torch huggingface_hub
 data.importers.lazy     data    numpy dask h5py
 layers.chunks           model   torch
@@ -123,6 +129,7 @@ vision.classifier       model   torch einops
 models                  model
 vision.swin             model   torch
 vision                  model
+vision.runs             use     torch
 export                  use     torch onnx onnxruntime onnxscript
 train.objective         use     neuralop
 train.options           use     torch
@@ -144,6 +151,8 @@ report.page             use
 train.watched           use     torch tqdm
 train.steps             use     torch
 train.stopping          use     torch
+vision.evaluate         use     torch tqdm
+vision.start            use     torch
 train.validation        use     torch
 transfer.metrics        use     numpy torch
 transfer.verdict        use     numpy xarray
@@ -162,6 +171,7 @@ report.panels           use     numpy xarray matplotlib
 
 report.coarse           use     torch xarray
 train.fit               use     torch
+vision.fit              use     numpy torch
 transfer                use
 
 train                   use
