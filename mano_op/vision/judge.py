@@ -104,9 +104,11 @@ def judge(
             y = batch["y"].cpu()
             own = logits.gather(1, y[:, None])
             before = torch.arange(logits.shape[1])[None] < y[:, None]
-            ranks.append(((logits > own) | ((logits == own) & before)).sum(1).cpu())
-            losses.append(F.cross_entropy(logits, y, reduction="none").cpu().double())
-            labels.append(batch["y"].cpu())
+            rank = ((logits > own) | ((logits == own) & before)).sum(1)
+            # What is no number is no answer.
+            ranks.append(torch.where(logits.isfinite().all(1), rank, logits.shape[1]))
+            losses.append(F.cross_entropy(logits, y, reduction="none"))
+            labels.append(y)
     for module, training in were:
         module.training = training
     if not labels:
