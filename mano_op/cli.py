@@ -379,6 +379,7 @@ def _classify_eval(args: argparse.Namespace) -> None:
         sizes=args.sizes,
         device=args.device,
         batch_size=args.batch_size,
+        num_workers=args.workers,
         progress=not args.quiet,
     )
     if args.json is not None:
@@ -1053,6 +1054,7 @@ def _add_classify(commands: Any, command: Any) -> None:
     judge.add_argument("--card", action="store_true", help="write the table into the run's model card too")
     judge.add_argument("--device", default="cpu", help="as torch names it: cpu, cuda, cuda:1")
     judge.add_argument("--batch-size", type=int, default=64, help="images at a time")
+    judge.add_argument("--workers", type=int, default=0, help="processes that read images")
 
 
 class _WithDefaults(argparse.HelpFormatter):

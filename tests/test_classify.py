@@ -428,6 +428,23 @@ def test_the_checkpoint_is_tensors_and_plain_values(images: Images, tmp_path: Pa
     assert [epoch["epoch"] for epoch in found["training"]["history"]] == [1]
 
 
+def test_the_network_for_images_is_trained_and_judged(images: Images, tmp_path: Path) -> None:
+    """From all of it to its head alone, and at twice the size."""
+    options = {"patch_size": 1, "embed_dim": 8, "depths": [1, 1], "n_heads": [2, 2], "window": 4}
+    settings: dict[str, Any] = {"arch": "mano_classifier", "epochs": 2, "validate": 0.2}
+    run = train(images, tmp_path / "run", options=options, **settings)
+    assert run.options == {"in_channels": 1, "n_classes": 10, "image_size": 8, **options}
+    head = train(images, tmp_path / "head", start=tmp_path / "run", freeze="backbone", **settings)
+    for name, value in run.model.state_dict().items():
+        moved = not torch.equal(value, head.model.state_dict()[name]) if name != "_metadata" else False
+        assert moved == name.startswith("head."), name
+    found = evaluate_classifier(load_classifier(tmp_path / "head"), images, sizes=[16])
+    x = batch_of(images["test"].at(16))
+    with torch.no_grad():
+        logits = head.model(head.processor.preprocess(x)["x"])
+    assert found.row(16).accuracy == pytest.approx((logits.argmax(1) == x["y"]).double().mean().item())
+
+
 # Runs.
 
 

@@ -21,6 +21,7 @@ cost                    use     torch
 memory                  use     torch
 card                    use
 vision.head             use     torch
+vision.loaders          data    torch
 data.chunking           data
 problems.draws          data    numpy
 vision.images           data    numpy torch PIL sklearn datasets

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from mano_op.errors import InputError, check_whole
 from mano_op.train.precision import check_device
 from mano_op.vision.images import Images, Size, open_images, resized, size_of
 from mano_op.vision.judge import judge, wilson
+from mano_op.vision.loaders import image_loader
 from mano_op.vision.runs import ClassifierRun
 
 _FIVE = 5
@@ -145,6 +146,7 @@ def evaluate_classifier(
     sizes: Sequence[Size] | None = None,
     device: str = "cpu",
     batch_size: int = 64,
+    num_workers: int = 0,
     progress: bool = False,
 ) -> Evaluation:
     """Judge a classifier on a split, at the size of its training and at others.
@@ -164,6 +166,8 @@ def evaluate_classifier(
     device : str
     batch_size : int
         Numbers do not depend on it, but for rounding.
+    num_workers : int
+        Processes that read images.
     progress : bool
         Whether to show a bar.
 
@@ -192,6 +196,7 @@ def evaluate_classifier(
     [((8, 8), 'direct', 359), ((16, 16), 'direct', 359), ((16, 16), 'resized', 359)]
     """
     check_whole(batch_size=batch_size)
+    check_whole(at_least=0, num_workers=num_workers)
     check_device(device)
     home = run.image_size
     others = [size for size in dict.fromkeys(size_of(one) for one in sizes or ()) if size != home]
@@ -207,7 +212,7 @@ def evaluate_classifier(
     model = run.model.to(device)
     try:
         for size, how, data in asked:
-            batches = DataLoader(data, batch_size=batch_size)
+            batches = image_loader(data, batch_size, num_workers=num_workers)
             shown = tqdm(batches, desc=f"{_shown(size)} {how}", unit="batch", disable=not progress)
             rows.append(_judged(run, shown, size, how, device))
     finally:

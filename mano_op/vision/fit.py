@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import multiprocessing
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler
 
 from mano_op.data.jobs import only_writer
 from mano_op.data.sampler import ranks
@@ -35,6 +33,7 @@ from mano_op.vision.augment import Augmentation
 from mano_op.vision.head import freeze_backbone, only_head
 from mano_op.vision.images import Images, ImageSplit, check_part, open_images, stratified
 from mano_op.vision.judge import judge
+from mano_op.vision.loaders import image_loader
 from mano_op.vision.processor import IMAGENET, ImageProcessor, moments
 from mano_op.vision.runs import ClassifierRun, load_classifier, register_classifiers, save_classifier
 from mano_op.vision.start import SavedModel, saved_model
@@ -105,7 +104,7 @@ def train_classifier(
         Of `mano_op.vision.augment.Augmentation`: ``{"shift": 1}``, ``{"crop": 0.35, "flip": True}``.
     normalise : {"imagenet"} or mapping, optional
         Mean and standard deviation of each channel: ``{"mean": [0.5], "std": [0.5]}``. If not given, those of
-        the run that is begun from, or of the training images.
+        the run that is begun from, or of the training images, which takes a pass over them.
     freeze : {"none", "backbone"}
         "backbone" is the linear evaluation: only the parameters of the model's ``head`` are trained, all
         other modules stay in evaluation mode and bit for bit as they are.
@@ -247,8 +246,8 @@ def train_classifier(
     )
     scaler, best = scaler_for(precision, device), Best(patience)
     turns = torch.Generator().manual_seed(seed)
-    loader = _loader(train, batch_size, num_workers, seed, shuffle=True)
-    tests = None if tested is None else _loader(tested, batch_size, num_workers, seed, shuffle=False)
+    loader = image_loader(train, batch_size, num_workers=num_workers, seed=seed)
+    tests = None if tested is None else image_loader(tested, batch_size, num_workers=num_workers)
     state = Training(model, stepped, schedule, loader, turns, best, scaler, device)
     with only_writer(checkpoint.path):
         if overwrite:
@@ -414,20 +413,3 @@ def _check_classifies(model: nn.Module, arch: str, options: Mapping[str, Any], i
             f"{arch} with {dict(options)} makes {found} of two images, expected logits of shape {expected}: "
             "give a classifier"
         )
-
-
-def _loader(
-    split: ImageSplit, batch_size: int, num_workers: int, seed: int, *, shuffle: bool
-) -> DataLoader[dict[str, Tensor]]:
-    options: dict[str, Any] = {"num_workers": num_workers, "batch_size": batch_size}
-    if num_workers:
-        # A fork of a process that has computed may hang.
-        there = multiprocessing.get_all_start_methods()
-        method = "forkserver" if "forkserver" in there else "spawn"
-        options |= {"multiprocessing_context": method, "persistent_workers": True}
-    # A DataLoader draws from its generator for its workers, not as often with them as without: the sampler
-    # draws from one of its own.
-    options["generator"] = torch.Generator().manual_seed(seed)
-    if shuffle:
-        options["sampler"] = RandomSampler(split, generator=torch.Generator().manual_seed(seed))
-    return DataLoader(split, **options)

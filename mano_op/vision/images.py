@@ -298,8 +298,9 @@ def open_images(
 
     Notes
     -----
-    Images are turned as their EXIF data says. Transparent pixels are seen on white. Images of more than 8
-    bits a channel, cut short, or of more pixels than Pillow holds safe are refused when they are read.
+    Images are turned as their EXIF data says. Transparent pixels are seen on white, and of several frames the
+    first is taken. Images of more than 8 bits a channel, cut short, or of more pixels than Pillow holds safe
+    are refused when they are read.
 
     Examples
     --------

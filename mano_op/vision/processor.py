@@ -15,7 +15,7 @@ from mano_op.vision.images import ImageSplit
 
 # Of the images of ImageNet, in [0, 1], red, green and blue, by which published models were trained.
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-_BLOCK = 256  # images whose sums are taken together
+_BLOCK = 32  # images whose sums are taken together
 
 
 class ImageProcessor(nn.Module):

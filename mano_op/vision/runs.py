@@ -32,7 +32,10 @@ def register_classifiers() -> None:
 
     Examples
     --------
+    >>> from mano_op.registry import model_class
     >>> register_classifiers()
+    >>> model_class("mano_classifier").__name__
+    'MANOClassifier'
     """
     for name in ("mano_op.vision.classifier", "mano_op.vision.baselines"):
         if find_spec(name) is not None:
