@@ -73,7 +73,7 @@ class Headless(DataModel, name="Test_headless"):
 def images() -> Images:
     """A tenth of the digits."""
     whole = open_images("digits")
-    splits = {name: split.subset(range(0, len(split), 10)) for name, split in whole.items()}
+    splits = {name: split.subset(range(0, len(split), 10)) for name, split in whole.splits.items()}
     return Images(whole.source, splits, whole.classes, 1, (8, 8), {**whole.origin, "digest": "a tenth"})
 
 
@@ -190,7 +190,7 @@ def test_a_linear_model_comes_to_what_scikit_learn_comes_to(tmp_path: Path) -> N
     images = open_images("digits")
     run = train(images, tmp_path, arch="test_flat", epochs=15, batch_size=64, weight_decay=0.0)
     found = evaluate_classifier(run, images).row()
-    parts = {name: batch_of(split) for name, split in images.items()}
+    parts = {name: batch_of(split) for name, split in images.splits.items()}
     x = {name: run.processor.preprocess({"x": one["x"]})["x"].flatten(1) for name, one in parts.items()}
     rival = LogisticRegression(C=0.1, max_iter=1000).fit(x["train"], parts["train"]["y"])
     assert found.accuracy > 0.94

@@ -65,7 +65,7 @@ def test_splits_are_disjoint_stratified_and_drawn_by_the_seed() -> None:
 
     def rows(seed: int) -> dict[str, set[int]]:
         images = open_images("digits", test=0.25, validation=0.2, seed=seed)
-        return {name: set(split._rows.tolist()) for name, split in images.items()}
+        return {name: set(split._rows.tolist()) for name, split in images.splits.items()}
 
     first, again, other = rows(0), rows(0), rows(1)
     assert first == again
@@ -92,7 +92,7 @@ def test_the_rarest_class_is_in_both_parts() -> None:
 def test_a_folder_has_the_colours_that_were_painted(folder: Path) -> None:
     images = open_images(folder, image_size=6)
     assert images.classes == ("blue", "red")
-    assert (images.channels, images.image_size, list(images)) == (3, (6, 6), ["train", "test"])
+    assert (images.channels, images.image_size, list(images.splits)) == (3, (6, 6), ["train", "test"])
     for split, n in (("train", 4), ("test", 2)):
         x, y = all_of(images[split])
         assert y.tolist() == [0] * n + [1] * n
@@ -104,10 +104,10 @@ def test_a_folder_has_the_colours_that_were_painted(folder: Path) -> None:
 
 def test_a_folder_without_splits_is_split(folder: Path) -> None:
     images = open_images(folder / "train", image_size=4, test=0.25, seed=3)
-    assert {name: len(split) for name, split in images.items()} == {"train": 6, "test": 2}
+    assert {name: len(split) for name, split in images.splits.items()} == {"train": 6, "test": 2}
     assert images["test"].labels.tolist() == [0, 1]
     assert images["test"].image_size == (4, 4)
-    whole = {tuple(all_of(split)[0][:, :, 0, 0].flatten().tolist()) for split in images.values()}
+    whole = {tuple(all_of(split)[0][:, :, 0, 0].flatten().tolist()) for split in images.splits.values()}
     assert len(whole) == 2
 
 
@@ -120,13 +120,15 @@ def test_grey_and_colour_are_what_was_asked_for(tmp_path: Path, folder: Path) ->
             paint(tmp_path / "grey" / name / f"{i}.png", 50 + i)
     images = open_images(tmp_path / "grey", image_size=6)
     assert images.channels == 1
-    x = torch.cat([all_of(split)[0] for split in images.values()])
+    x = torch.cat([all_of(split)[0] for split in images.splits.values()])
     assert (x.unique() * 255).round().tolist() == [50, 51, 52]
     colour = open_images(tmp_path / "grey", image_size=6, in_channels=3)
-    assert torch.equal(torch.cat([all_of(split)[0] for split in colour.values()]), x.expand(-1, 3, -1, -1))
+    assert torch.equal(
+        torch.cat([all_of(split)[0] for split in colour.splits.values()]), x.expand(-1, 3, -1, -1)
+    )
     paint(tmp_path / "grey" / "b" / "1.png", (1, 2, 3))
     with pytest.raises(InputError, match=r"1\.png is in colour, the first training image is grey: give in_"):
-        [all_of(split) for split in open_images(tmp_path / "grey", image_size=6).values()]
+        [all_of(split) for split in open_images(tmp_path / "grey", image_size=6).splits.values()]
 
 
 def test_images_are_turned_as_the_camera_was(tmp_path: Path) -> None:
@@ -234,7 +236,7 @@ def test_a_data_set_on_disk_is_read_back(tmp_path: Path) -> None:
     parts = {"train": data_set(PIXELS[:4], [0, 1, 1, 0]), "test": data_set(PIXELS[4:], [1, 0])}
     datasets.DatasetDict(parts).with_format("torch").save_to_disk(str(tmp_path / "pets"))
     images = open_images(tmp_path / "pets", image_size=5)
-    assert (images.classes, images.channels, list(images)) == (("cat", "dog"), 3, ["train", "test"])
+    assert (images.classes, images.channels, list(images.splits)) == (("cat", "dog"), 3, ["train", "test"])
     for split, rows, labels in (("train", slice(0, 4), [0, 1, 1, 0]), ("test", slice(4, 6), [1, 0])):
         x, y = all_of(images[split])
         np.testing.assert_array_equal(x.numpy(), PIXELS[rows].transpose(0, 3, 1, 2).astype(np.float32) / 255)
@@ -247,9 +249,9 @@ def test_a_data_set_on_disk_is_read_back(tmp_path: Path) -> None:
 def test_a_data_set_without_splits_is_split(tmp_path: Path) -> None:
     data_set(PIXELS, [0, 1, 0, 1, 0, 1]).save_to_disk(str(tmp_path / "pets"))
     images = open_images(tmp_path / "pets", image_size=5, test=0.3, image_column="picture")
-    counts = {name: sorted(split.labels.tolist()) for name, split in images.items()}
+    counts = {name: sorted(split.labels.tolist()) for name, split in images.splits.items()}
     assert counts == {"train": [0, 0, 1, 1], "test": [0, 1]}
-    x, y = (torch.cat(both) for both in zip(*map(all_of, images.values()), strict=True))
+    x, y = (torch.cat(both) for both in zip(*map(all_of, images.splits.values()), strict=True))
     for image, label in zip(x, y, strict=True):
         places = ((image * 255).round().numpy().transpose(1, 2, 0) == PIXELS).all((1, 2, 3))
         assert [place % 2 for place in np.flatnonzero(places)] == [label]
@@ -290,7 +292,7 @@ def test_data_sets_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"image 3 of .*far is https://example.com/cat.png, and nothing is f"
     ):
-        [all_of(split) for split in images.values()]
+        [all_of(split) for split in images.splits.values()]
     datasets.DatasetDict({"fit": data_set(PIXELS, [0, 1] * 3)}).save_to_disk(str(tmp_path / "fit"))
     with pytest.raises(InputError, match="has the splits fit and no 'train'"):
         open_images(tmp_path / "fit", image_size=5)

@@ -12,7 +12,7 @@ import io
 import math
 import struct
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,8 +213,8 @@ def size_of(image_size: Size) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Images(Mapping[str, ImageSplit]):
-    """The splits of a source by their names.
+class Images:
+    """The splits of a source by their names: ``images["train"]``.
 
     Attributes
     ----------
@@ -244,12 +244,6 @@ class Images(Mapping[str, ImageSplit]):
             )
         return self.splits[split]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.splits)
-
-    def __len__(self) -> int:
-        return len(self.splits)
-
     @property
     def has_hand(self) -> bool:
         """Whether an image and its mirror image are of different classes, as of digits."""
@@ -272,7 +266,8 @@ def open_images(
     Parameters
     ----------
     source : str or path
-        ``"digits"``: scikit-learn's 1797 scans of handwritten digits, 8 x 8, their values over 16.
+        ``"digits"``: scikit-learn's 1797 scans of handwritten digits, 8 x 8, their values over 16; a folder
+        of that name is ``"./digits"``.
         A folder of images, ``root/train/CLASS/*.png`` and ``root/test/CLASS/*``, perhaps with
         ``root/validation``, or ``root/CLASS/*``; classes are in the order of their names.
         A data set of Hugging Face's ``datasets`` that ``save_to_disk`` wrote. Nothing is fetched.
@@ -305,7 +300,7 @@ def open_images(
     Examples
     --------
     >>> images = open_images("digits", validation=0.1, seed=1)
-    >>> {name: len(split) for name, split in images.items()}
+    >>> {name: len(split) for name, split in images.splits.items()}
     {'train': 1295, 'validation': 143, 'test': 359}
     >>> images.classes[:3], images.channels, images.image_size
     (('0', '1', '2'), 1, (8, 8))
@@ -317,7 +312,7 @@ def open_images(
     columns = {"image_column": image_column, "label_column": label_column}
     given = {name: column for name, column in columns.items() if column is not None}
     path = Path(source)
-    if str(source) == DIGITS:
+    if source == DIGITS:
         found = _digits(in_channels)
         image_size = 8 if image_size is None else image_size
     elif not path.is_dir():
