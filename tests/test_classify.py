@@ -23,9 +23,10 @@ from mano_op.registry import build_model
 from mano_op.runs import load_run
 from mano_op.vision.evaluate import evaluate_classifier
 from mano_op.vision.fit import cross_entropy, train_classifier
-from mano_op.vision.images import Images, open_images, resized
+from mano_op.vision.images import Images, open_images
 from mano_op.vision.judge import Judged, judge, wilson
 from mano_op.vision.processor import ImageProcessor
+from mano_op.vision.resize import resized
 from mano_op.vision.runs import ClassifierRun, load_classifier, save_classifier
 
 
@@ -428,10 +429,22 @@ def test_the_checkpoint_is_tensors_and_plain_values(images: Images, tmp_path: Pa
     assert [epoch["epoch"] for epoch in found["training"]["history"]] == [1]
 
 
-def test_the_network_for_images_is_trained_and_judged(images: Images, tmp_path: Path) -> None:
+STAGES = {"patch_size": 1, "embed_dim": 8, "depths": [1, 1], "n_heads": [2, 2], "window": 4}
+
+
+@pytest.mark.parametrize(
+    ("arch", "options"),
+    [
+        ("mano_classifier", STAGES),
+        ("swin_classifier", STAGES),
+        ("vit_classifier", {"patch_size": 2, "embed_dim": 8, "depth": 1, "n_heads": 2}),
+    ],
+)
+def test_the_classifiers_of_the_package_are_trained_and_judged(
+    arch: str, options: dict[str, Any], images: Images, tmp_path: Path
+) -> None:
     """From all of it to its head alone, and at twice the size."""
-    options = {"patch_size": 1, "embed_dim": 8, "depths": [1, 1], "n_heads": [2, 2], "window": 4}
-    settings: dict[str, Any] = {"arch": "mano_classifier", "epochs": 2, "validate": 0.2}
+    settings: dict[str, Any] = {"arch": arch, "epochs": 2, "validate": 0.2}
     run = train(images, tmp_path / "run", options=options, **settings)
     assert run.options == {"in_channels": 1, "n_classes": 10, "image_size": 8, **options}
     head = train(images, tmp_path / "head", start=tmp_path / "run", freeze="backbone", **settings)

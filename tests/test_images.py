@@ -18,8 +18,10 @@ from torch.utils.data import DataLoader
 
 from mano_op import InputError
 from mano_op.vision.augment import Augmentation
-from mano_op.vision.images import decoded, fitted, interpolated, open_images, resized, stratified
+from mano_op.vision.decode import decoded
+from mano_op.vision.images import open_images, stratified
 from mano_op.vision.processor import IMAGENET, ImageProcessor, moments
+from mano_op.vision.resize import fitted, interpolated, resized
 
 COLOURS = {"blue": (10, 20, 200), "red": (200, 30, 40)}
 

@@ -24,7 +24,8 @@ vision.head             use     torch
 vision.loaders          data    torch
 data.chunking           data
 problems.draws          data    numpy
-vision.images           data    numpy torch PIL sklearn datasets
+vision.decode           data    numpy torch PIL
+vision.resize           data    torch
 data.sampler            data    numpy torch
 data.moments            data    numpy
 layers.tiling           model   numpy
@@ -38,14 +39,14 @@ weights                 base    torch safetensors
 description             base
 registry                base    torch neuralop
 problems.spectral_grid  data
+vision.images           data    numpy torch sklearn datasets
 vision.augment          data    numpy torch
-vision.processor        data    torch
 vision.card             use
 layers.whole            model   numpy torch einops
 layers.native.call      model   torch
 
 resample                base    numpy scipy torch
-vision.judge            use     torch
+vision.processor        data    torch
 pretrained              base    torch huggingface_hub
 data.importers.lazy     data    numpy dask h5py
 layers.chunks           model   torch
@@ -61,6 +62,7 @@ problems.solver_grid    data    numpy
 data.layout             data    numpy
 
 layers.native.window    model   torch
+vision.judge            use     torch
 layers.points           model   torch
 layers.pyramid          model   torch
 layers.regrid           model   numpy torch

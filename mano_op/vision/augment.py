@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mano_op.errors import InputError, check_finite_number, check_whole, did_you_mean
-from mano_op.vision.images import interpolated
+from mano_op.vision.resize import interpolated
 
 _RATIO = 4 / 3  # of width to height, or the other way round, of what is cut out
 

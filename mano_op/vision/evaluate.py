@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from mano_op.errors import InputError, check_whole
 from mano_op.train.precision import check_device
-from mano_op.vision.images import Images, Size, open_images, resized, size_of
+from mano_op.vision.images import Images, open_images
 from mano_op.vision.judge import judge, wilson
 from mano_op.vision.loaders import image_loader
+from mano_op.vision.resize import Size, resized, size_of
 from mano_op.vision.runs import ClassifierRun
 
 _FIVE = 5

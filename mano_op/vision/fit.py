@@ -35,7 +35,7 @@ from mano_op.vision.images import Images, ImageSplit, check_part, open_images, s
 from mano_op.vision.judge import judge
 from mano_op.vision.loaders import image_loader
 from mano_op.vision.processor import IMAGENET, ImageProcessor, moments
-from mano_op.vision.runs import ClassifierRun, load_classifier, register_classifiers, save_classifier
+from mano_op.vision.runs import ClassifierRun, load_classifier, save_classifier
 from mano_op.vision.start import SavedModel, saved_model
 
 FREEZE = ("none", "backbone")
@@ -187,7 +187,6 @@ def train_classifier(
         raise InputError("image_size for images that are opened already: give it to open_images")
     augment.check(images.image_size, has_hand=images.has_hand)
     train, tested, validation = _parts(images, validate, patience, seed)
-    register_classifiers()
     begun_from = None if start is None else saved_model(start, arch)
     options = _options_for(images, arch, options or {}, begun_from)
     check_device(device)

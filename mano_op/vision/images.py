@@ -1,17 +1,13 @@
 """Images with labels, from three kinds of source, as torch data sets: digits, folders, data sets on disk.
 
 Each sample is ``{"x": ..., "y": ...}``: float32 of shape ``(channels, height, width)`` in [0, 1], and the
-number of its class. Files are data: only formats that Pillow reads by itself are opened, never by another
-program, and an image that cannot be read is an error that names the file.
+number of its class. How files become tensors is for `mano_op.vision.decode` to say, and how these become of
+one size for `mano_op.vision.resize`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import math
-import struct
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,24 +15,19 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from mano_op.errors import InputError, check_whole, did_you_mean
-
-Size = int | Sequence[int]
+from mano_op.vision.decode import channels_in, decoded, missing
+from mano_op.vision.resize import Size, fitted, size_of
 
 DIGITS = "digits"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
-# Those that Pillow decodes itself; for EPS it would call Ghostscript.
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
-_DEEP = ("I", "F")  # how Pillow's modes of more than 8 bits a channel begin
 _SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation"}
 _SPLITS["val"] = "validation"
 _TEST = 0.2  # of each class, where a source has no split of its own
-_MOST_SIDE = 2**14
 
 
 class ImageSplit(Dataset[dict[str, Tensor]]):
@@ -113,103 +104,6 @@ class ImageSplit(Dataset[dict[str, Tensor]]):
         """
         labels = self.labels.numpy()
         return ImageSplit(self._read, self._rows, labels, self.classes, self.channels, image_size)
-
-
-class _Resized(Dataset[dict[str, Tensor]]):
-    def __init__(self, dataset: Dataset[dict[str, Tensor]], size: tuple[int, int]) -> None:
-        self._dataset, self._size = dataset, size
-
-    def __len__(self) -> int:
-        return len(self._dataset)  # type: ignore[arg-type]
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        sample = self._dataset[index]
-        return {**sample, "x": interpolated(sample["x"], self._size)}
-
-
-def resized(dataset: Dataset[dict[str, Tensor]], size: Size) -> Dataset[dict[str, Tensor]]:
-    """The samples of a data set with each image interpolated to another size, whatever its shape becomes.
-
-    Where `ImageSplit.at` goes back to the source, this knows nothing but the images that it is given; see
-    `interpolated`.
-
-    Examples
-    --------
-    >>> fine = open_images("digits")["test"].at(16)
-    >>> tuple(resized(fine, 8)[0]["x"].shape)
-    (1, 8, 8)
-    """
-    return _Resized(dataset, size_of(size))
-
-
-def interpolated(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images ``(..., channels, height, width)`` at another size: bilinear, with antialiasing.
-
-    Pixels are cells: the corners of the image stay where they are, and values lie in the middle of pixels
-    (``align_corners=False``). When an image becomes smaller, the bilinear kernel is as wide as the new
-    pixels, so all old ones count. Values stay between those that there were.
-
-    Examples
-    --------
-    >>> interpolated(torch.tensor([[[0.0, 1.0]]]), (1, 4))
-    tensor([[[0.0000, 0.2500, 0.7500, 1.0000]]])
-    """
-    if tuple(x.shape[-2:]) == size:
-        return x
-    batch = x.reshape(-1, *x.shape[-3:])
-    found = F.interpolate(batch, size, mode="bilinear", align_corners=False, antialias=True)
-    return found.reshape(*x.shape[:-2], *size)
-
-
-def fitted(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """An image ``(channels, height, width)`` brought to a size without being stretched.
-
-    It is resized (`interpolated`) to the smallest size of its own proportions that covers the new one, so for
-    a square its shorter side is the side of the square, and of that the middle is taken.
-
-    Examples
-    --------
-    >>> fitted(torch.tensor([[[9.0, 1.0, 2.0, 9.0], [9.0, 3.0, 4.0, 9.0]]]), (2, 2))
-    tensor([[[1., 2.],
-             [3., 4.]]])
-    """
-    height, width = x.shape[-2:]
-    if (height, width) == size:
-        return x
-    scale = max(size[0] / height, size[1] / width)
-    # Of a long strip nearly all is cut off, and need not be made larger before that.
-    for dim, (there, wanted) in enumerate(((height, size[0]), (width, size[1])), start=-2):
-        most = 4 * math.ceil(wanted / scale)
-        if there > most:
-            x = x.narrow(dim, (there - most) // 2, most)
-    height, width = x.shape[-2:]
-    covering = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
-    x = interpolated(x, covering)
-    top, left = (covering[0] - size[0]) // 2, (covering[1] - size[1]) // 2
-    return x[..., top : top + size[0], left : left + size[1]].contiguous()
-
-
-def size_of(image_size: Size) -> tuple[int, int]:
-    """Height and width, from one number for both or one for each.
-
-    Raises
-    ------
-    InputError
-        If it is neither.
-
-    Examples
-    --------
-    >>> size_of(8), size_of([8, 12])
-    ((8, 8), (8, 12))
-    """
-    sides: list[Any] = list(image_size) if isinstance(image_size, list | tuple) else [image_size, image_size]
-    if len(sides) != 2:
-        raise InputError(f"image_size={image_size!r}, expected a side or (height, width): give 32, say")
-    for side in sides:
-        check_whole(image_size=side)
-        if side > _MOST_SIDE:
-            raise InputError(f"image_size={image_size!r}, expected at most {_MOST_SIDE} pixels a side")
-    return int(sides[0]), int(sides[1])
 
 
 @dataclass(frozen=True)
@@ -464,7 +358,7 @@ def _digits(in_channels: int | None) -> _Found:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise _missing("scikit-learn", error) from error
+        raise missing("scikit-learn", error) from error
     found = load_digits()
     values = np.ascontiguousarray(found.images, dtype=np.float32) / 16
     labels = np.asarray(found.target, dtype=np.int64)
@@ -600,7 +494,7 @@ def _saved(root: Path, in_channels: int | None, given: Mapping[str, str]) -> _Fo
     try:
         import datasets
     except ImportError as error:
-        raise _missing("datasets", error) from error
+        raise missing("datasets", error) from error
     try:
         opened = datasets.load_from_disk(str(root))
         whole = not isinstance(opened, datasets.DatasetDict)
@@ -674,97 +568,3 @@ def _check_labels(labels: NDArray[np.int64], classes: Sequence[str], name: str, 
         )
     if every and (empty := [classes[i] for i in range(len(classes)) if not (labels == i).any()]):
         raise InputError(f"{name} has no image of the class {empty[0]!r}: add some, or remove the class")
-
-
-def channels_in(source: Path | bytes, name: str) -> int:
-    """1 for an image that is grey, 3 for one in colour, by its header."""
-    return _with_image(source, name, lambda image: 1 if _is_grey(image) else 3)
-
-
-def decoded(source: Path | bytes, name: str, channels: int, given: bool = True) -> Tensor:
-    """An image, float32 of shape ``(channels, height, width)`` in [0, 1].
-
-    Parameters
-    ----------
-    source : path or bytes
-    name : str
-        What to call it in a message.
-    channels : {1, 3}
-    given : bool
-        Whether the number of channels was asked for: one in colour may then become grey.
-
-    Raises
-    ------
-    InputError
-        If it is no image, cut short, too large to be safe, of more than 8 bits a channel, or in colour where
-        nobody asked for grey.
-    """
-
-    def read(image: Any) -> Tensor:
-        from PIL import Image, ImageOps
-
-        if image.mode.startswith(_DEEP):
-            raise InputError(
-                f"{name} has the mode {image.mode}, more than 8 bits a channel: save it with 8, since where "
-                "its white is cannot be known"
-            )
-        if channels == 1 and not given and not _is_grey(image):
-            raise InputError(
-                f"{name} is in colour, the first training image is grey: give in_channels=3, or "
-                "in_channels=1 to make all of them grey"
-            )
-        image = ImageOps.exif_transpose(image)
-        if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        values = np.array(image.convert("L" if channels == 1 else "RGB"))
-        x = torch.from_numpy(values).float() / 255
-        return x[None] if channels == 1 else x.permute(2, 0, 1).contiguous()
-
-    return _with_image(source, name, read)
-
-
-def _is_grey(image: Any) -> bool:
-    return image.mode in ("1", "L", "LA", "La") or image.mode.startswith(_DEEP)
-
-
-def _with_image(source: Path | bytes, name: str, use: Callable[[Any], Any]) -> Any:
-    """What a function makes of an opened image; whatever a damaged one leads to names it."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise _missing("Pillow", error) from error
-    opened = io.BytesIO(source) if isinstance(source, bytes) else source
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, which is not used
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(opened, formats=_FORMATS) as image:
-                return use(image)
-    except InputError:
-        raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"{name} is too large to be read safely ({error}): make it smaller, or leave it out"
-        ) from error
-    except (
-        ArithmeticError,
-        AttributeError,
-        EOFError,
-        LookupError,
-        MemoryError,
-        OSError,
-        RuntimeError,
-        SyntaxError,  # which Pillow raises of a broken PNG
-        TypeError,
-        ValueError,
-        struct.error,
-    ) as error:
-        raise InputError(
-            f"{name} cannot be read as an image ({type(error).__name__}: {error}): if it was cut short, copy "
-            "it again, or leave it out"
-        ) from error
-
-
-def _missing(what: str, error: Exception) -> InputError:
-    return InputError(f"{what} is not installed ({error}): pip install 'mano_op[vision]'")

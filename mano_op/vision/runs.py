@@ -1,15 +1,14 @@
 """A classifier's run: a trained model with all it takes to use it, in a folder.
 
 The files are those of `mano_op.runs`, and as there all of it is data; ``run.json`` has the format "mano_op
-classifier run", and the names of the classes.
+classifier run", and the names of the classes. Importing this registers the classifiers of the package, so
+that any of them can be read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +19,14 @@ from mano_op.description import describe, entry, read_description, write_descrip
 from mano_op.errors import InputError
 from mano_op.files import make_folder, write_file
 from mano_op.pretrained import fetched, load_model, save_model
+from mano_op.vision.baselines import SwinClassifier as SwinClassifier
+from mano_op.vision.baselines import ViTClassifier as ViTClassifier
 from mano_op.vision.card import classifier_card
+from mano_op.vision.classifier import MANOClassifier as MANOClassifier
 from mano_op.vision.processor import ImageProcessor
 
 FORMAT, FORMAT_VERSION = "mano_op classifier run", 1
 CARD = "README.md"
-
-
-def register_classifiers() -> None:
-    """Let neuraloperator's registry know the classifiers of this package.
-
-    Examples
-    --------
-    >>> from mano_op.registry import model_class
-    >>> register_classifiers()
-    >>> model_class("mano_classifier").__name__
-    'MANOClassifier'
-    """
-    for name in ("mano_op.vision.classifier", "mano_op.vision.baselines"):
-        if find_spec(name) is not None:
-            import_module(name)
 
 
 @dataclass(frozen=True)
@@ -135,7 +122,6 @@ def load_classifier(folder: str | Path, *, revision: str | None = None) -> Class
         If the folder holds no such run, one of another version, one that is damaged, or parameters that are
         not this model's.
     """
-    register_classifiers()
     folder = fetched(folder, revision)
     path = folder / "run.json"
     if not path.exists():
