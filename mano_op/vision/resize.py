@@ -31,8 +31,8 @@ class _Resized(Dataset[dict[str, Tensor]]):
 def resized(dataset: Dataset[dict[str, Tensor]], size: Size) -> Dataset[dict[str, Tensor]]:
     """The samples of a data set with each image interpolated to another size, whatever its shape becomes.
 
-    Where `mano_op.vision.images.ImageSplit.at` goes back to the source, this knows nothing but the images that
-    it is given; see `interpolated`.
+    Where `mano_op.vision.images.ImageSplit.at` goes back to the source, this knows nothing but the images
+    that it is given; see `interpolated`.
 
     Examples
     --------
