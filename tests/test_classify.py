@@ -422,6 +422,15 @@ def test_bad_input_is_refused_before_any_work(
     assert not (tmp_path / "run").exists()
 
 
+def test_several_processes_are_refused(
+    images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mano_op.vision.fit.ranks", lambda: (2, 0))
+    with pytest.raises(InputError, match="a classifier is trained in one process: start it without torchrun"):
+        train(images, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_checkpoint_is_tensors_and_plain_values(images: Images, tmp_path: Path) -> None:
     interrupt(images, tmp_path, 1, **ALL)
     found = read_tensors(tmp_path / "checkpoint.pt")

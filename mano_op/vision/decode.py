@@ -42,6 +42,16 @@ def decoded(source: Path | bytes, name: str, channels: int, given: bool = True) 
     InputError
         If it is no image, cut short, too large to be safe, of more than 8 bits a channel, or in colour where
         nobody asked for grey.
+
+    Examples
+    --------
+    >>> decoded(b"P2 3 1 255 0 51 255", "three", 1)  # the plainest format: a grey image in words
+    tensor([[[0.0000, 0.2000, 1.0000]]])
+    >>> decoded(b"P2 3 1 255 0 51", "three", 1)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    mano_op.errors.InputError: three cannot be read as an image (...): if it was cut short, copy it again, or
+    leave it out
     """
 
     def read(image: Any) -> Tensor:
