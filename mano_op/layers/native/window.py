@@ -17,7 +17,7 @@ from mano_op.layers.whole import Rows
 
 _LANES = 16
 _SIZES = (
-    *("batch", "windows", "heads", "head_dim", "n_queries", "n_keys", "padded_queries", "padded_keys"),
+    *("batch", "windows", "heads", "head_dim", "n_queries", "n_keys", "padded_queries"),
     *("table_windows", "points", "key_points"),
 )
 
@@ -92,21 +92,19 @@ class _Native(torch.autograd.Function):
         *sources: Tensor,
     ) -> Tensor:
         out = (q.new_empty if _once(rows) else q.new_zeros)(q.shape)
-        padded = _up(rows.queries.shape[1])
+        problem, added = _problem(q, k, v, table, rows, heads)
         # The backward pass needs these.
-        stats = q.new_empty(len(q), len(rows.queries), heads, 2, padded) if recorded else None
-        by_key = F.pad(_table(q, table, rows, heads).mT, (0, padded - rows.queries.shape[1])).contiguous()
-        missing = _missing(rows)
-        problem = _problem(q, k, v, by_key, missing, rows, heads)
+        shape = len(q), len(rows.queries), heads, 2, added.shape[-1]
+        stats = q.new_empty(shape) if recorded else None
         loaded().forward(ctypes.byref(problem), *pointers(out, stats))
         kept = (q, k, v) if again is None else sources
-        ctx.save_for_backward(table, out, stats, *kept)
+        ctx.save_for_backward(table, stats, *kept)
         ctx.rows, ctx.heads, ctx.again = rows, heads, again
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        table, out, stats, *kept = ctx.saved_tensors
+        table, stats, *kept = ctx.saved_tensors
         rows, heads = ctx.rows, ctx.heads
         q, k, v = kept if ctx.again is None else map(with_channels_together, ctx.again(*kept))
         others = (None,) * (
@@ -115,26 +113,21 @@ class _Native(torch.autograd.Function):
         if torch.is_grad_enabled():
             return *differentiable(q, k, v, table, rows, heads, grad, ctx.needs_input_grad[:4]), *others
         grad = with_channels_together(grad)
-        # To fake keys -infinity is added, so that they have no part.
-        fake = _up(rows.keys.shape[1]) - rows.keys.shape[1]
-        by_query = F.pad(_table(q, table, rows, heads), (0, fake), value=-torch.inf).contiguous()
-        missing = _missing(rows)
-        problem = _problem(q, k, v, by_query, missing, rows, heads)
+        problem, added = _problem(q, k, v, table, rows, heads)
         threads = problem.threads
-        tables = min(threads, len(q)) if len(by_query) == 1 and len(q) >= threads else 0
-        dtable = q.new_zeros(max(tables, 1), *by_query.shape)
+        tables = min(threads, len(q)) if len(added) == 1 and len(q) >= threads else 0
+        dtable = q.new_zeros(max(tables, 1), *added.shape)
         dq = (q.new_empty if _once(rows) else q.new_zeros)(q.shape)
         dk, dv = (q.new_zeros(t.shape) for t in (k, v))
-        of_grad, of_out = Tokens.of(grad), Tokens.of(out)
+        of_grad = Tokens.of(grad)
         loaded().backward(
             ctypes.byref(problem),
             ctypes.byref(of_grad),
-            ctypes.byref(of_out),
             *pointers(stats, dq, dk, dv, dtable),
             ctypes.c_int64(tables),
             ctypes.c_int32(_once(rows)),
         )
-        by_table = None if table is None else dtable.sum(0)[..., : rows.keys.shape[1]].to(table.dtype)
+        by_table = None if table is None else dtable.sum(0)[..., : rows.queries.shape[1]].mT.to(table.dtype)
         return dq, dk, dv, by_table, None, None, *others
 
 
@@ -148,34 +141,32 @@ def with_channels_together(t: Tensor) -> Tensor:
     return t if t.stride(-1) == 1 else t.contiguous()
 
 
-def _up(n: int) -> int:
-    return -(-n // _LANES) * _LANES
-
-
 def _table(q: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:
-    if table is not None:
-        return table.detach().float()  # autocast may have made it half
-    return q.new_zeros(1, heads, rows.queries.shape[1], rows.keys.shape[1])
-
-
-def _missing(rows: Rows) -> Tensor | None:
-    if rows.missing is None:
-        return None
-    fake = _up(rows.missing.shape[1]) - rows.missing.shape[1]
-    return F.pad(rows.missing, (0, fake))
+    """What is added to scores, ``(windows or 1, heads, keys, queries)``, with queries filled up to vectors."""
+    n_queries, n_keys = rows.queries.shape[1], rows.keys.shape[1]
+    padded = -(-n_queries // _LANES) * _LANES
+    if table is None:
+        return q.new_zeros(1, heads, n_keys, padded)
+    # Autocast may have made it half.
+    return F.pad(table.detach().float().mT, (0, padded - n_queries)).contiguous()
 
 
 def _problem(
-    q: Tensor, k: Tensor, v: Tensor, table: Tensor, missing: Tensor | None, rows: Rows, heads: int
-) -> _Problem:
-    """What the library is told, and does not check. It holds addresses: the tensors have to outlive it."""
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int
+) -> tuple[_Problem, Tensor]:
+    """What the library is told, and does not check, and the table that was made for it.
+
+    It holds addresses: the tensors have to outlive it.
+    """
+    added = _table(q, table, rows, heads)
     head_dim = q.shape[-1] // heads
-    n_queries, n_keys = rows.queries.shape[1], rows.keys.shape[1]
-    return _Problem(
+    given = added, rows.missing, rows.queries, rows.keys, rows.taken
+    problem = _Problem(
         *(Tokens.of(t) for t in (q, k, v)),
-        *(None if t is None else t.data_ptr() for t in (table, missing, rows.queries, rows.keys, rows.taken)),
-        *(len(q), len(rows.queries), heads, head_dim, n_queries, n_keys, _up(n_queries), _up(n_keys)),
-        *(len(table), q.shape[1], k.shape[1]),
+        *(None if t is None else t.data_ptr() for t in given),
+        *(len(q), len(rows.queries), heads, head_dim, rows.queries.shape[1], rows.keys.shape[1]),
+        *(added.shape[-1], len(added), q.shape[1], k.shape[1]),
         head_dim**-0.5,
         torch.get_num_threads(),
     )
+    return problem, added
