@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mano_op.layers.chunks import differentiable
 from mano_op.layers.native.call import loaded, pointers
-from mano_op.layers.whole import Rows
+from mano_op.layers.whole import Rows, attend_whole
 
 _LANES = 16
 _SIZES = (
@@ -77,6 +77,87 @@ class _Problem(ctypes.Structure):
     )
 
 
+@dataclass(frozen=True)
+class Windows:
+    """The windows of one tiling, and what the library does in them.
+
+    What is added to scores, `table`, is ``(windows or 1, heads, keys, queries)`` with queries filled up to
+    whole vectors; see `filled_up`.
+    """
+
+    rows: Rows
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, heads: int, *, recorded: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The result, and, if it is `recorded`, two numbers for each query and head."""
+        out = (q.new_empty if self._once() else q.new_zeros)(q.shape)
+        problem, table = self._problem(q, k, v, table, heads)
+        shape = len(q), len(self.rows.queries), heads, 2, table.shape[-1]
+        stats = q.new_empty(shape) if recorded else None
+        loaded().forward(ctypes.byref(problem), *pointers(out, stats))
+        return out, stats
+
+    def gradients(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        table: Tensor | None,
+        heads: int,
+        stats: Tensor | None,
+        grad: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Those of queries, keys, values and what was added."""
+        grad = with_channels_together(grad)
+        problem, added = self._problem(q, k, v, table, heads)
+        threads = problem.threads
+        tables = min(threads, len(q)) if len(added) == 1 and len(q) >= threads else 0
+        dtable = q.new_zeros(max(tables, 1), *added.shape)
+        dq = (q.new_empty if self._once() else q.new_zeros)(q.shape)
+        dk, dv = (q.new_zeros(t.shape) for t in (k, v))
+        of_grad = Tokens.of(grad)
+        loaded().backward(
+            ctypes.byref(problem),
+            ctypes.byref(of_grad),
+            *pointers(stats, dq, dk, dv, dtable),
+            ctypes.c_int64(tables),
+            ctypes.c_int32(self._once()),
+        )
+        return dq, dk, dv, None if table is None else dtable.sum(0)
+
+    def whole(self, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, heads: int) -> Tensor:
+        """The result by operations of torch."""
+        added = None if table is None else table[..., : self.rows.queries.shape[1]].mT
+        return attend_whole(q, k, v, added, self.rows, heads)
+
+    def _once(self) -> bool:
+        """Whether every query is in exactly one window."""
+        return self.rows.taken is None and self.rows.share is None
+
+    def _problem(
+        self, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, heads: int
+    ) -> tuple[_Problem, Tensor]:
+        """What the library is told, and does not check, and the table.
+
+        It holds addresses: the tensors have to outlive it.
+        """
+        rows, head_dim = self.rows, q.shape[-1] // heads
+        n_queries, n_keys = rows.queries.shape[1], rows.keys.shape[1]
+        if table is None:
+            table = q.new_zeros(1, heads, n_keys, vectors(n_queries))
+        given = table, rows.missing, rows.queries, rows.keys, rows.taken
+        problem = _Problem(
+            *(Tokens.of(t) for t in (q, k, v)),
+            *(None if t is None else t.data_ptr() for t in given),
+            *(len(q), len(rows.queries), heads, head_dim, n_queries, n_keys, table.shape[-1]),
+            *(len(table), q.shape[1], k.shape[1]),
+            head_dim**-0.5,
+            torch.get_num_threads(),
+        )
+        return problem, table
+
+
 class _Native(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -91,12 +172,8 @@ class _Native(torch.autograd.Function):
         again: Callable[..., tuple[Tensor, ...]] | None,
         *sources: Tensor,
     ) -> Tensor:
-        out = (q.new_empty if _once(rows) else q.new_zeros)(q.shape)
-        problem, added = _problem(q, k, v, table, rows, heads)
-        # The backward pass needs these.
-        shape = len(q), len(rows.queries), heads, 2, added.shape[-1]
-        stats = q.new_empty(shape) if recorded else None
-        loaded().forward(ctypes.byref(problem), *pointers(out, stats))
+        added = None if table is None else filled_up(table.detach(), rows)
+        out, stats = Windows(rows).attend(q, k, v, added, heads, recorded=recorded)
         kept = (q, k, v) if again is None else sources
         ctx.save_for_backward(table, stats, *kept)
         ctx.rows, ctx.heads, ctx.again = rows, heads, again
@@ -112,28 +189,12 @@ class _Native(torch.autograd.Function):
         )  # what is made again has its gradients by q, k and v
         if torch.is_grad_enabled():
             return *differentiable(q, k, v, table, rows, heads, grad, ctx.needs_input_grad[:4]), *others
-        grad = with_channels_together(grad)
-        problem, added = _problem(q, k, v, table, rows, heads)
-        threads = problem.threads
-        tables = min(threads, len(q)) if len(added) == 1 and len(q) >= threads else 0
-        dtable = q.new_zeros(max(tables, 1), *added.shape)
-        dq = (q.new_empty if _once(rows) else q.new_zeros)(q.shape)
-        dk, dv = (q.new_zeros(t.shape) for t in (k, v))
-        of_grad = Tokens.of(grad)
-        loaded().backward(
-            ctypes.byref(problem),
-            ctypes.byref(of_grad),
-            *pointers(stats, dq, dk, dv, dtable),
-            ctypes.c_int64(tables),
-            ctypes.c_int32(_once(rows)),
-        )
-        by_table = None if table is None else dtable.sum(0)[..., : rows.queries.shape[1]].mT.to(table.dtype)
+        added = None if table is None else filled_up(table.detach(), rows)
+        dq, dk, dv, dtable = Windows(rows).gradients(q, k, v, added, heads, stats, grad)
+        by_table = None
+        if table is not None and dtable is not None:
+            by_table = dtable[..., : rows.queries.shape[1]].mT.to(table.dtype)
         return dq, dk, dv, by_table, None, None, *others
-
-
-def _once(rows: Rows) -> bool:
-    """Whether every query is in exactly one window."""
-    return rows.taken is None and rows.share is None
 
 
 def with_channels_together(t: Tensor) -> Tensor:
@@ -141,32 +202,13 @@ def with_channels_together(t: Tensor) -> Tensor:
     return t if t.stride(-1) == 1 else t.contiguous()
 
 
-def _table(q: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:
-    """What is added to scores, ``(windows or 1, heads, keys, queries)``, with queries filled up to vectors."""
-    n_queries, n_keys = rows.queries.shape[1], rows.keys.shape[1]
-    padded = -(-n_queries // _LANES) * _LANES
-    if table is None:
-        return q.new_zeros(1, heads, n_keys, padded)
+def vectors(n_queries: int) -> int:
+    """As many queries as whole vectors have."""
+    return -(-n_queries // _LANES) * _LANES
+
+
+def filled_up(table: Tensor, rows: Rows) -> Tensor:
+    """What is added to scores, ``(windows or 1, heads, queries, keys)``, as `Windows` have it."""
+    n_queries = rows.queries.shape[1]
     # Autocast may have made it half.
-    return F.pad(table.detach().float().mT, (0, padded - n_queries)).contiguous()
-
-
-def _problem(
-    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int
-) -> tuple[_Problem, Tensor]:
-    """What the library is told, and does not check, and the table that was made for it.
-
-    It holds addresses: the tensors have to outlive it.
-    """
-    added = _table(q, table, rows, heads)
-    head_dim = q.shape[-1] // heads
-    given = added, rows.missing, rows.queries, rows.keys, rows.taken
-    problem = _Problem(
-        *(Tokens.of(t) for t in (q, k, v)),
-        *(None if t is None else t.data_ptr() for t in given),
-        *(len(q), len(rows.queries), heads, head_dim, rows.queries.shape[1], rows.keys.shape[1]),
-        *(added.shape[-1], len(added), q.shape[1], k.shape[1]),
-        head_dim**-0.5,
-        torch.get_num_threads(),
-    )
-    return problem, added
+    return F.pad(table.float().mT, (0, vectors(n_queries) - n_queries)).contiguous()
