@@ -297,7 +297,7 @@ def _parts(
 
 
 def chunks(tokens: Tensor, tensors: Sequence[Tensor]) -> list[slice]:
-    """All points, so many at once as give the widest field of a chunk; `tensors` are as long as fields are wide."""
+    """All points, so many at once as give the widest field of a chunk; `tensors` have as many rows each."""
     widest = max(tokens.shape[1], *map(len, tensors))
     step = max(1, _NUMBERS * torch.get_num_threads() // widest)
     return [slice(first, first + step) for first in range(0, len(tokens), step)]
