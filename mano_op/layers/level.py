@@ -126,7 +126,7 @@ class _Level(torch.autograd.Function):
         parameters, (qkv, weight, bias), plus = _split(tensors, n_norms)
         tokens, added = (x.reshape(-1, x.shape[-1]), [t.reshape(-1, t.shape[-1]) for t in plus])
         together = _projected(x, tokens, Through(parts.norms, parameters, natively=True), qkv)
-        q, k, v = together.chunk(3, -1)
+        q, k, v = together
         attended, kept = parts.windows.attend(q, k, v, table, parts.heads, recorded=recorded)
         again = None if parts.again else together
         del together, q, k, v
@@ -175,7 +175,7 @@ class _Level(torch.autograd.Function):
         through = Through(parts.norms, parameters, natively=True)
         if together is None:
             together = _projected(x, tokens, through, qkv)
-        q, k, v = together.chunk(3, -1)
+        q, k, v = together
         *ds, dtable = parts.windows.gradients(q, k, v, table, parts.heads, kept, of_attended)
         del together, q, k, v, of_attended, flat
         ds = [d.flatten(0, 1) for d in ds]
@@ -204,13 +204,13 @@ class _Level(torch.autograd.Function):
 
 
 def _projected(x: Tensor, tokens: Tensor, through: Through, qkv: Tensor) -> Tensor:
-    """Queries, keys and values side by side, ``(batch, points, 3 * heads * head_dim)``."""
-    together = x.new_empty(len(x), math.prod(x.shape[1:-1]), len(qkv))
-    flat, weights = together.flatten(0, 1), qkv.chunk(3)
+    """Queries, keys and values, ``(3, batch, points, heads * head_dim)``, each of them without gaps."""
+    weights = qkv.chunk(3)
+    together = x.new_empty(3, len(x), math.prod(x.shape[1:-1]), len(weights[0]))
     for chunk in chunks(tokens, [*through.parameters, *weights]):
         h = through.forward(tokens[chunk])
-        for weight, part in zip(weights, flat[chunk].chunk(3, 1), strict=True):
-            torch.mm(h, weight.T, out=part)
+        for weight, part in zip(weights, together.flatten(1, 2), strict=True):
+            torch.mm(h, weight.T, out=part[chunk])
     return together
 
 

@@ -115,7 +115,7 @@ class Windows:
         tables = min(threads, len(q)) if len(added) == 1 and len(q) >= threads else 0
         dtable = q.new_zeros(max(tables, 1), *added.shape)
         dq = (q.new_empty if self._once() else q.new_zeros)(q.shape)
-        dk, dv = (q.new_zeros(t.shape) for t in (k, v))
+        dk, dv = q.new_zeros(2, *k.shape)
         of_grad = Tokens.of(grad)
         loaded().backward(
             ctypes.byref(problem),
