@@ -13,12 +13,15 @@ from torch import Tensor, nn
 
 from mano_op.errors import InputError
 from mano_op.layers.eager import is_only
+from mano_op.layers.level import Parts, attend_on_level
+from mano_op.layers.native.small_windows import Small
 from mano_op.layers.native.window import Again
 from mano_op.layers.points import Hidden, linear_maps
-from mano_op.layers.window import window_attention
+from mano_op.layers.window import native_windows, window_attention
 
 Scores = Literal["dot", "cosine"]
 Bias = Literal["swin"]
+_OF_WINDOWS = ("window", "stride", "halo", "shift", "periodic", "bias")
 # The cosine of the angle between a query and a key is multiplied by at most so much.
 _STEEPEST = math.log(100.0)
 
@@ -94,6 +97,9 @@ class WindowAttention(nn.Module):
         `mano_op.layers.window.window_attention`. The fields of `plus` are added to the result.
         """
         if queries is None:
+            at_once = self._at_once(x, plus)
+            if at_once is not None:
+                return at_once
             q, k, v = self._heads(x, "qkv")
             return self._projected(self._attended(q, k, v, again=self._again(x)), plus)
         if queries_at is None:
@@ -176,6 +182,26 @@ class WindowAttention(nn.Module):
         if complete and all(is_only(norm, nn.LayerNorm, nn.Identity) for norm in (self.norm1, self.norm2)):
             return Hidden(tuple(norm.eps for norm in norms)), parameters
         return None, parameters
+
+    def _at_once(self, x: Tensor, plus: Sequence[Tensor]) -> Tensor | None:
+        """All of it as one function, where the compiled library is and nobody looks at the parts of it."""
+        norms, parameters = self._normalised()
+        if norms is None or not is_only(self.out, nn.Linear) or torch.is_autocast_enabled("cpu"):
+            return None
+        if self.logit_scale is not None or self.q_bias is not None:
+            return None
+        tokens = x.movedim(1, -1)
+        options = {name: getattr(self, name) for name in _OF_WINDOWS}
+        found = native_windows(tokens, self.n_heads, **options)
+        if found is None:
+            return None
+        windows, table = found
+        # Small windows are soon done: there, making queries, keys and values again is a seventh of the time.
+        parts = Parts(norms, self.n_heads, windows, again=not isinstance(windows, Small))
+        added = [tokens if t is x else t.movedim(1, -1) for t in plus]
+        of_out = cast(Tensor, self.out.weight), cast(Tensor, self.out.bias)
+        out = attend_on_level(tokens, parts, parameters, self.qkv.weight, of_out, table, added)
+        return None if out is None else out.movedim(-1, 1)
 
     def _again(self, x: Tensor) -> Again | None:
         """How to make queries, keys and values of the points another time, where that is of use.

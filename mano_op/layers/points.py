@@ -95,14 +95,14 @@ def linear_maps(
     True
     """
     flat = [t for pair in maps for t in pair]
-    if _fit(x, [*parameters, *flat, *plus], maps, residual):
+    if fit_in_chunks(x, [*parameters, *flat, *plus], maps, residual):
         sizes = len(parameters), len(flat)
         found: tuple[Tensor, ...] = _Chunked.apply(x, hidden, residual, sizes, *parameters, *flat, *plus)
         return found
     return _whole(x, hidden, parameters, maps, residual, plus)
 
 
-def _fit(
+def fit_in_chunks(
     x: Tensor,
     others: Sequence[Tensor | None],
     maps: Sequence[tuple[Tensor, Tensor | None]],
@@ -140,15 +140,15 @@ class _Chunked(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         parameters, maps, plus = _parts(tensors, sizes)
         tokens = x.reshape(-1, x.shape[-1])
-        through = _Through(hidden, parameters, may_call(x))
+        through = Through(hidden, parameters, natively=may_call(x))
         results = [x.new_empty(*x.shape[:-1], len(weight)) for weight, _ in maps]
         flat = [result.view(-1, result.shape[-1]) if len(tokens) else result for result in results]
-        for chunk in _chunks(tokens, parameters, maps):
+        for chunk in chunks(tokens, [*parameters, *(weight for weight, _ in maps)]):
             of_chunk = tokens[chunk]
             h = through.forward(of_chunk)
             for (weight, bias), result in zip(maps, flat, strict=True):
                 torch.mm(h, weight.T, out=result[chunk])
-                _add(result[chunk], bias, of_chunk if residual else None, through.natively)
+                add_in_place(result[chunk], bias, of_chunk if residual else None, natively=through.natively)
         for result in results:
             for t in plus:
                 result += t
@@ -176,11 +176,11 @@ class _Chunked(torch.autograd.Function):
             return dx, None, None, None, *rest, *of_plus
 
         tokens, *ds = (t.reshape(-1, t.shape[-1]) for t in (x, *grads))
-        through = _Through(hidden, parameters, may_call(x))
+        through = Through(hidden, parameters, natively=may_call(x))
         dx = torch.empty_like(tokens) if needed[0] else None
         totals = [torch.zeros_like(t) if need else None for t, need in zip(tensors, needed[1:], strict=True)]
         before = needed[0] or any(needed[1 : n + 1])  # whether a gradient goes further than the maps
-        for chunk in _chunks(tokens, parameters, maps):
+        for chunk in chunks(tokens, [*parameters, *(weight for weight, _ in maps)]):
             of_ds = [d[chunk] for d in ds]
             place = None if hidden or dx is None else dx[chunk]
             dh = _back_through_maps(maps, of_ds, place) if before else None
@@ -199,10 +199,10 @@ class _Chunked(torch.autograd.Function):
         return None if dx is None else dx.view(x.shape), None, None, None, *totals, *of_plus
 
 
-class _Through:
+class Through:
     """To the hidden channels of some points, and the way back through them."""
 
-    def __init__(self, hidden: Hidden, parameters: Sequence[Tensor], natively: bool) -> None:
+    def __init__(self, hidden: Hidden, parameters: Sequence[Tensor], *, natively: bool) -> None:
         self.hidden, self.parameters, self.natively = hidden, parameters, natively
         self.norms = list(zip(parameters[::2], parameters[1::2], hidden.eps, strict=False))
         self.layer = None if hidden.activation is None else tuple(parameters[-2:])
@@ -264,7 +264,7 @@ class _Through:
         return h, dz @ weight
 
 
-def _add(result: Tensor, bias: Tensor | None, x: Tensor | None, natively: bool) -> None:
+def add_in_place(result: Tensor, bias: Tensor | None, x: Tensor | None, *, natively: bool) -> None:
     """Add a bias and another field, if they are given."""
     if bias is None and x is None:
         return
@@ -296,10 +296,8 @@ def _parts(
     return tensors[:first], list(pairs), tensors[last:]
 
 
-def _chunks(
-    tokens: Tensor, parameters: Sequence[Tensor], maps: Sequence[tuple[Tensor, Tensor | None]]
-) -> list[slice]:
-    """All points, so many at once as give the widest field of a chunk."""
-    widest = max(tokens.shape[1], *(len(t) for t in (*parameters, *(weight for weight, _ in maps))))
+def chunks(tokens: Tensor, tensors: Sequence[Tensor]) -> list[slice]:
+    """All points, so many at once as give the widest field of a chunk; `tensors` have as many rows each."""
+    widest = max(tokens.shape[1], *map(len, tensors))
     step = max(1, _NUMBERS * torch.get_num_threads() // widest)
     return [slice(first, first + step) for first in range(0, len(tokens), step)]

@@ -36,8 +36,8 @@ from mano_op.errors import InputError
 from mano_op.layers.chunks import attend_in_chunks
 from mano_op.layers.eager import on_cpu_eagerly
 from mano_op.layers.native.call import may_call
-from mano_op.layers.native.small_windows import SIZES, SmallWindows, attend_in_small_windows
-from mano_op.layers.native.window import Again, attend_natively
+from mano_op.layers.native.small_windows import SIZES, Small, SmallWindows, attend_in_small_windows
+from mano_op.layers.native.window import Again, Windows, attend_natively, filled_up, vectors
 from mano_op.layers.tiling import Tiling, cut, placed_tilings, tilings
 from mano_op.layers.whole import Rows, attend_whole
 
@@ -126,6 +126,70 @@ def window_attention(
         grids = tuple(grid), tuple(shape)
         out = _attend_by_tilings(q, k, v, bias, every, grids, heads, between=between, again=again)
     return rearrange(out.unflatten(1, grid), "b ... (h d) -> b h ... d", h=heads)
+
+
+def native_windows(
+    x: Tensor,
+    heads: int,
+    *,
+    window: int,
+    stride: int,
+    halo: int,
+    shift: int,
+    periodic: Sequence[bool],
+    bias: Callable[[Tensor], Tensor] | None,
+) -> tuple[Windows | Small, Tensor | None] | None:
+    """The windows of a grid as the compiled library has them, and what it adds to scores.
+
+    `x` is a field on the grid, ``(batch, *grid, channels)``; the others are `window_attention`'s. None where
+    that attention has other ways: without the library, and where windows overlap, but for small ones.
+    """
+    if not may_call(x):
+        return None
+    grid = tuple(x.shape[1:-1])
+    axes = [tilings(n, window, stride, halo, wrap, shift) for n, wrap in zip(grid, periodic, strict=True)]
+    every = tuple(product(*axes))
+    if bias is None and _are_small(every):
+        return Small(*_small_windows(every, grid)), None
+    if len(every) > 1:
+        return None
+    [tiling] = every
+    rows = _rows(tiling, grid, grid, x.device, between=False)
+    return Windows(rows), None if bias is None else _native_table(bias, tiling, rows, x)
+
+
+def _native_table(
+    bias: Callable[[Tensor], Tensor], tiling: tuple[Tiling, ...], rows: Rows, like: Tensor
+) -> Tensor:
+    """The bias of every pair of a key and a query of a window, as `native.window.Windows` has it.
+
+    Where windows are alike, and offsets whole, all of it is one look-up.
+    """
+    found = None if _are_wrapped() else _look_up(tiling)
+    if found is None:
+        return filled_up(_bias_table(bias, tiling, like), rows)
+    offsets, index = found
+    return bias(offsets).T.index_select(1, index.view(-1)).unflatten(1, index.shape)[None]
+
+
+@lru_cache(maxsize=128)
+def _look_up(tiling: tuple[Tiling, ...]) -> tuple[Tensor, Tensor] | None:
+    """The lattice of a tiling, ``(points, n_dim)``, and the point of it of each ``(key, query)``.
+
+    Queries are filled up to whole vectors with the first point. None if one look-up is not enough.
+    """
+    steps, places = _lattice(tiling)
+    if any(share.any() or len(below) > 1 for below, share in places):
+        return None
+    index = np.zeros((1, 1), dtype=np.int64)  # (keys, queries)
+    for step, (below, _) in zip(steps, places, strict=True):
+        index = np.add.outer(index * len(step), below[0].T).transpose(0, 2, 1, 3)
+        index = index.reshape(index.shape[0] * index.shape[1], -1)
+    filled = np.zeros((len(index), vectors(index.shape[1])), dtype=np.int64)
+    filled[:, : index.shape[1]] = index
+    with torch.inference_mode(False):
+        lattice = np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1).reshape(-1, len(steps))
+        return torch.as_tensor(lattice, dtype=torch.float32), torch.as_tensor(filled)
 
 
 def _attend_by_tilings(

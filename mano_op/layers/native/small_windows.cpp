@@ -118,13 +118,13 @@ template <int G> struct Part {
     }
 
     INLINE Vec softmax(Vec scores) const {
-        scores *= a.scale;
+        scores *= a.scale * LOG2_E;
         if (a.missing) {
             float added[LANES];
             UNROLL for (int l = 0; l < LANES; l++) added[l] = has_key(l / G / G * G + l % G) ? 0.0f : -INFINITY;
             scores += load(added);
         }
-        const Vec p = exponential(scores - over_keys<G>(scores, larger));
+        const Vec p = small_power_of_two(scores - over_keys<G>(scores, larger));
         return p / over_keys<G>(p, sum);
     }
 };

@@ -1,9 +1,9 @@
 // Attention in windows, one window and head at a time, with all that belongs to them in registers and the
 // first cache. See mano_op/layers/native/window.py, which calls it, and mano_op/layers/chunks.py for the formulas.
 //
-// Scores are added to by a table, and the softmax is over keys. Forward, a vector holds 16 queries of one key;
-// backward, 16 keys of one query, so that sums over queries need no shuffling, and for sums over keys the
-// gradients of 16 x 16 scores are transposed. Rows of points are strided, channels are not.
+// Scores are added to by a table, and the softmax is over keys. A vector holds 16 queries of one key, so that sums over
+// keys need no shuffling. For sums over queries, the gradients of keys and values, a vector holds the channels of a point
+// as they lie, and is multiplied by one number of the former after the other. Rows of points are strided, channels are not.
 
 #include "tokens.h"
 
@@ -11,12 +11,12 @@ extern "C" {
 
 struct Problem {
     Tokens q, k, v;
-    const float *table;      // added to the scores
-    const float *missing;    // (windows, padded keys), or null: -infinity where there is no key
+    const float *table;      // (windows, heads, n_keys, padded queries): added to the scores
+    const float *missing;    // (windows, n_keys), or null: -infinity where there is no key
     const int32_t *queries;  // (windows, n_queries): rows
     const int32_t *keys;     // (windows, n_keys)
     const float *taken;      // (windows, n_queries), or null: 0 at a filler
-    int64_t batch, windows, heads, head_dim, n_queries, n_keys, padded_queries, padded_keys;
+    int64_t batch, windows, heads, head_dim, n_queries, n_keys, padded_queries;
     int64_t table_windows;   // how many windows the table has
     int64_t points, key_points;
     float scale;
@@ -26,11 +26,49 @@ struct Problem {
 
 namespace {
 
+// Channels of a point as they lie, in a vector that is no wider than need be.
+template <int D> struct RowOf {
+    static constexpr int WIDTH = D == 4 ? 4 : D > 0 && D <= 8 ? 8 : LANES;
+    typedef float type __attribute__((vector_size(4 * WIDTH)));
+};
+template <int D> using Row = typename RowOf<D>::type;
+
 // The sum of the products of numbers, or vectors, with vectors: in two parts, so that one need not wait for the other.
-template <int D, class Number> inline Vec products(const Number *x, const Vec *y, int d) {
-    Vec sum[2] = {Vec{}, Vec{}};
+template <int D, class Number, class Vector> INLINE Vector products(const Number *x, const Vector *y, int d) {
+    Vector sum[2] = {Vector{}, Vector{}};
     for (int c = 0; c < (D ? D : d); c++) sum[c % 2] += x[c] * y[c];
     return sum[0] + sum[1];
+}
+
+// Where the keys of a window are, and what belongs to a head of it.
+struct Head {
+    const float *k, *v, *table, *missing;
+    const int32_t *rows, *key_rows;
+    int64_t k_stride, v_stride;
+    int first;  // channel
+
+    Head(const Problem &a, int64_t b, int64_t w, int64_t h)
+        : table(a.table + ((a.table_windows > 1 ? w : 0) * a.heads + h) * a.n_keys * a.padded_queries),
+          missing(a.missing ? a.missing + w * a.n_keys : nullptr), rows(a.queries + w * a.n_queries),
+          key_rows(a.keys + w * a.n_keys), k_stride(a.k.row_stride), v_stride(a.v.row_stride),
+          first(static_cast<int>(h * a.head_dim)) {
+        k = a.k.row(b, 0) + first, v = a.v.row(b, 0) + first;
+    }
+
+    const float *key(int64_t j) const { return k + key_rows[j] * k_stride; }
+    const float *value(int64_t j) const { return v + key_rows[j] * v_stride; }
+};
+
+// The scores of 16 queries, scaled as they are to be, with each key; in units of ln(2).
+template <int D> INLINE Vec scores_of(const Problem &a, const Head &head, const Vec *q, int d, int64_t i0, Vec *scores) {
+    Vec most = all(-INFINITY);
+    for (int64_t j = 0; j < a.n_keys; j++) {
+        Vec s = load(head.table + j * a.padded_queries + i0) * LOG2_E + products<D>(head.key(j), q, d);
+        if (head.missing) s += head.missing[j];
+        scores[j] = s;
+        most = larger(s, most);
+    }
+    return most;
 }
 
 template <int D> void forward_of(const Problem &a, float *out, float *stats) {
@@ -41,31 +79,21 @@ template <int D> void forward_of(const Problem &a, float *out, float *stats) {
         std::vector<Vec> scores(a.n_keys), scratch(2 * d);
         for (int64_t task = first; task < last; task++) {
             const int64_t b = task / a.windows, w = task % a.windows;
-            const int32_t *rows = a.queries + w * a.n_queries, *key_rows = a.keys + w * a.n_keys;
-            const float *missing = a.missing ? a.missing + w * a.padded_keys : nullptr;
             for (int64_t h = 0; h < a.heads; h++) {
-                const float *table =
-                    a.table + ((a.table_windows > 1 ? w : 0) * a.heads + h) * a.n_keys * a.padded_queries;
+                const Head head(a, b, w, h);
                 float *stat = stats ? stats + ((b * a.windows + w) * a.heads + h) * 2 * a.padded_queries : nullptr;
                 for (int64_t i0 = 0; i0 < a.n_queries; i0 += LANES) {
                     const int here = static_cast<int>(std::min<int64_t>(LANES, a.n_queries - i0));
                     Vec local[2 * (D ? D : 1)];
                     Vec *q = D ? local : scratch.data(), *o = q + d;
-                    columns<D>(a.q, b, rows + i0, here, h * d, d, q);
-                    for (int c = 0; c < d; c++) q[c] *= a.scale, o[c] = Vec{};
-                    Vec most = all(-INFINITY), total{};
+                    columns<D>(a.q, b, head.rows + i0, here, h * d, d, q);
+                    for (int c = 0; c < d; c++) q[c] *= a.scale * LOG2_E, o[c] = Vec{};
+                    const Vec most = scores_of<D>(a, head, q, d, i0, scores.data());
+                    Vec total{};
+                    for (int64_t j = 0; j < a.n_keys; j++) total += scores[j] = small_power_of_two(scores[j] - most);
                     for (int64_t j = 0; j < a.n_keys; j++) {
-                        const float *key = a.k.row(b, key_rows[j]) + h * d;
-                        Vec s = load(table + j * a.padded_queries + i0);
-                        if (missing) s += missing[j];
-                        s += products<D>(key, q, d);
-                        scores[j] = s;
-                        most = larger(s, most);
-                    }
-                    for (int64_t j = 0; j < a.n_keys; j++) {
-                        const float *value = a.v.row(b, key_rows[j]) + h * d;
-                        const Vec p = exponential(scores[j] - most);
-                        total += p;
+                        const float *value = head.value(j);
+                        const Vec p = scores[j];
                         for (int c = 0; c < d; c++) o[c] += value[c] * p;
                     }
                     const Vec inverse = 1.0f / total;
@@ -73,7 +101,7 @@ template <int D> void forward_of(const Problem &a, float *out, float *stats) {
                     for (int c = 0; c < d; c++) o[c] *= inverse;
                     each_row<D>(o, here, d, lanes.data(), [&](int i, const float *result) {
                         if (a.taken && !a.taken[w * a.n_queries + i0 + i]) return;
-                        float *row = out + (b * a.points + rows[i0 + i]) * channels + h * d;
+                        float *row = out + (b * a.points + head.rows[i0 + i]) * channels + h * d;
                         std::memcpy(row, result, (D ? D : d) * sizeof(float));
                     });
                 }
@@ -82,112 +110,111 @@ template <int D> void forward_of(const Problem &a, float *out, float *stats) {
     });
 }
 
+// Add to the row of each key what N queries give it: the sum of their rows, times the numbers of the key and query.
+template <int D, int N, class RowOfKey>
+INLINE void give(const Row<D> *of_query, const Vec *numbers, int64_t n_keys, int n, float factor, RowOfKey row_of_key) {
+    Row<D> own[N];
+    for (int i = 0; i < N; i++) own[i] = of_query[i];
+    for (int64_t j = 0; j < n_keys; j++) {
+        const Row<D> sum = products<N>(reinterpret_cast<const float *>(numbers + j), own, N);
+        float *row = row_of_key(j);
+        Row<D> before{};
+        std::memcpy(&before, row, n * sizeof(float));
+        before += factor * sum;
+        std::memcpy(row, &before, n * sizeof(float));
+    }
+}
+
+template <int D, class RowOfQuery, class RowOfKey>
+void give_to_keys(const Vec *numbers, int64_t n_keys, int here, int d, float factor, RowOfQuery row_of_query,
+                  RowOfKey row_of_key) {
+    constexpr int WIDTH = RowOf<D>::WIDTH;
+    for (int c = 0; c < d; c += WIDTH) {
+        const int n = D ? (D < WIDTH ? D : WIDTH) : std::min(WIDTH, d - c);
+        Row<D> own[LANES] = {};
+        for (int i = 0; i < here; i++)
+            if (const float *row = row_of_query(i)) std::memcpy(&own[i], row + c, n * sizeof(float));
+        const auto place = [&](int64_t j) { return row_of_key(j) + c; };
+        if (here <= LANES / 4)
+            give<D, LANES / 4>(own, numbers, n_keys, n, factor, place);
+        else if (here <= LANES / 2)
+            give<D, LANES / 2>(own, numbers, n_keys, n, factor, place);
+        else
+            give<D, LANES>(own, numbers, n_keys, n, factor, place);
+    }
+}
+
 template <int D>
-void backward_of(const Problem &a, const Tokens grad, const Tokens out, const float *stats, float *dq, float *dk,
-                 float *dv, float *dtable, int64_t tables, bool once) {
-    const int64_t channels = a.heads * a.head_dim, blocks = a.padded_keys / LANES, groups = a.padded_queries / LANES;
+void backward_of(const Problem &a, const Tokens grad, const float *stats, float *dq, float *dk, float *dv, float *dtable,
+                 int64_t tables, bool once) {
+    const int64_t channels = a.heads * a.head_dim;
     // Samples never meet, but for the table's gradient, of which each thread then has its own; nor do heads.
     const bool by_sample = tables > 0;
     in_parallel(by_sample ? a.batch : a.heads, by_sample ? tables : a.threads, [=](int64_t thread, int64_t first, int64_t last) {
         const int d = D ? D : static_cast<int>(a.head_dim);
-        std::vector<float> query(a.n_queries * d), gradient(a.n_queries * d), delta(a.padded_queries),
-            lanes(std::max(d, LANES) * LANES);
-        // Of queries in vectors: their gradients, and, a row of keys after the other, those of the scores.
-        std::vector<Vec> dq_t(groups * d), p_of(a.padded_queries), ds_of(a.padded_queries), scratch(4 * d);
-        float *own = dtable + (by_sample ? thread : 0) * a.heads * a.n_queries * a.padded_keys;
+        std::vector<float> lanes(std::max(d, LANES) * LANES);
+        // Of each key, 16 queries to a vector: probabilities, and the gradients of these, then of the scores.
+        std::vector<Vec> p_of(a.n_keys), ds_of(a.n_keys), scratch(d);
+        float *own = dtable + (by_sample ? thread : 0) * a.heads * a.n_keys * a.padded_queries;
         const int64_t b0 = by_sample ? first : 0, b1 = by_sample ? last : a.batch;
         const int64_t h0 = by_sample ? 0 : first, h1 = by_sample ? a.heads : last;
-        for (int64_t b = b0; b < b1; b++)
-            for (int64_t w = 0; w < a.windows; w++) {
-                const int32_t *rows = a.queries + w * a.n_queries, *key_rows = a.keys + w * a.n_keys;
-                const float *missing = a.missing ? a.missing + w * a.padded_keys : nullptr;
-                for (int64_t h = h0; h < h1; h++) {
-                    const int64_t at = ((a.table_windows > 1 ? w : 0) * a.heads + h) * a.n_queries * a.padded_keys;
-                    const float *stat = stats + ((b * a.windows + w) * a.heads + h) * 2 * a.padded_queries;
-                    for (int64_t i = 0; i < a.n_queries; i++) {
-                        const bool is_taken = !a.taken || a.taken[w * a.n_queries + i];
-                        const float *q = a.q.row(b, rows[i]) + h * d, *g = grad.row(b, rows[i]) + h * d;
-                        float of_q[D ? D : 1], *to = D ? of_q : &query[i * d];
-                        for (int c = 0; c < d; c++) to[c] = q[c] * a.scale;
-                        if (D) std::memcpy(&query[i * d], of_q, d * sizeof(float));
-                        if (is_taken)
-                            std::memcpy(&gradient[i * d], g, d * sizeof(float));
-                        else
-                            std::memset(&gradient[i * d], 0, d * sizeof(float));
-                    }
-                    // Summed as the products with values below are, so that where a query sees one key alone the two
-                    // cancel.
-                    for (int64_t i0 = 0; i0 < a.n_queries; i0 += LANES) {
-                        const int here = static_cast<int>(std::min<int64_t>(LANES, a.n_queries - i0));
-                        Vec local[2 * (D ? D : 1)];
-                        Vec *g = D ? local : scratch.data(), *o = g + d;
-                        columns<D>(grad, b, rows + i0, here, h * d, d, g);
-                        columns<D>(out, b, rows + i0, here, h * d, d, o);
-                        store(&delta[i0], products<D>(g, o, d));
-                        for (int i = 0; a.taken && i < here; i++)
-                            if (!a.taken[w * a.n_queries + i0 + i]) delta[i0 + i] = 0;
-                    }
-                    std::fill(dq_t.begin(), dq_t.end(), Vec{});
-                    for (int64_t n = 0; n < blocks; n++) {
-                        const int64_t j = n * LANES;
-                        const int here = static_cast<int>(std::min<int64_t>(LANES, a.n_keys - j));
-                        Vec local[4 * (D ? D : 1)];
-                        Vec *k_j = D ? local : scratch.data(), *v_j = k_j + d, *dk_j = v_j + d, *dv_j = dk_j + d;
-                        columns<D>(a.k, b, key_rows + j, here, h * d, d, k_j);
-                        columns<D>(a.v, b, key_rows + j, here, h * d, d, v_j);
-                        for (int c = 0; c < d; c++) dk_j[c] = dv_j[c] = Vec{};
-                        const Vec no_key = missing ? load(missing + j) : Vec{};
-                        // One loop for each thing that has to stay in registers.
-                        for (int64_t i = 0; i < a.n_queries; i++) {
-                            const float *q = &query[i * d];
-                            const Vec s = load(a.table + at + i * a.padded_keys + j) + no_key + products<D>(q, k_j, d);
-                            p_of[i] = exponential(s - stat[i]) * stat[a.padded_queries + i];
-                        }
-                        for (int64_t i = 0; i < a.n_queries; i++) {
-                            const float *g = &gradient[i * d];
-                            ds_of[i] = p_of[i] * (products<D>(g, v_j, d) - delta[i]);
-                            float *to = own + at + i * a.padded_keys + j;
-                            store(to, load(to) + ds_of[i]);
-                        }
-                        for (int64_t i = 0; i < a.n_queries; i++) {
-                            const float *g = &gradient[i * d];
-                            for (int c = 0; c < d; c++) dv_j[c] += g[c] * p_of[i];
-                        }
-                        for (int64_t i = 0; i < a.n_queries; i++) {
-                            const float *q = &query[i * d];
-                            for (int c = 0; c < d; c++) dk_j[c] += q[c] * ds_of[i];
-                        }
-                        for (int64_t group = 0; group < groups; group++) {
-                            Vec ds[LANES], local_dq[D ? D : 1];
-                            Vec *dq_i = D ? local_dq : &dq_t[group * d];
-                            for (int i = 0; i < LANES; i++) ds[i] = ds_of[group * LANES + i];
-                            transpose(ds);
-                            if (D) std::memcpy(dq_i, &dq_t[group * d], d * sizeof(Vec));
-                            for (int i = 0; i < here; i++) {
-                                const float *key = a.k.row(b, key_rows[j + i]) + h * d;
-                                for (int c = 0; c < d; c++) dq_i[c] += key[c] * ds[i];
-                            }
-                            if (D) std::memcpy(&dq_t[group * d], dq_i, d * sizeof(Vec));
-                        }
-                        for (auto [from, to] : {std::pair(dk_j, dk), std::pair(dv_j, dv)})
-                            each_row<D>(from, here, d, lanes.data(), [&, to = to](int i, const float *part) {
-                                float *row = to + (b * a.key_points + key_rows[j + i]) * channels + h * d;
-                                add<D>(row, part, d);
-                            });
-                    }
-                    for (int64_t group = 0; group < groups; group++) {
-                        const int64_t i0 = group * LANES;
-                        const int here = static_cast<int>(std::min<int64_t>(LANES, a.n_queries - i0));
-                        each_row<D>(&dq_t[group * d], here, d, lanes.data(), [&](int i, const float *part) {
-                            float *row = dq + (b * a.points + rows[i0 + i]) * channels + h * d;
-                            if (once) // the row has no gradient of another window
-                                for (int c = 0; c < d; c++) row[c] = a.scale * part[c];
-                            else
-                                add<D>(row, part, d, a.scale);
-                        });
-                    }
-                }
+        // One loop for each thing that has to stay in registers.
+        const auto part = [&](int64_t b, int64_t w, int64_t h, int64_t i0) {
+            const Head head(a, b, w, h);
+            const float *taken = a.taken ? a.taken + w * a.n_queries + i0 : nullptr;
+            const float *stat = stats + ((b * a.windows + w) * a.heads + h) * 2 * a.padded_queries + i0;
+            const int32_t *rows = head.rows + i0;
+            const int here = static_cast<int>(std::min<int64_t>(LANES, a.n_queries - i0));
+            Vec local[D ? D : 1], delta{};
+            Vec *x = D ? local : scratch.data();
+
+            columns<D>(a.q, b, rows, here, h * d, d, x);
+            for (int c = 0; c < d; c++) x[c] *= a.scale * LOG2_E;
+            scores_of<D>(a, head, x, d, i0, p_of.data());
+            const Vec most = load(stat), inverse = load(stat + a.padded_queries);
+            for (int64_t j = 0; j < a.n_keys; j++) p_of[j] = small_power_of_two(p_of[j] - most) * inverse;
+
+            columns<D>(grad, b, rows, here, h * d, d, x);
+            if (taken) { // a filler's result goes nowhere
+                float of[LANES] = {};
+                std::memcpy(of, taken, here * sizeof(float));
+                for (int c = 0; c < d; c++) x[c] = load(of) > 0.0f ? x[c] : Vec{};
             }
+            for (int64_t j = 0; j < a.n_keys; j++) {
+                ds_of[j] = products<D>(head.value(j), x, d);
+                delta += p_of[j] * ds_of[j];
+            }
+
+            for (int c = 0; c < d; c++) x[c] = Vec{};
+            float *to = own + (head.table - a.table) + i0;
+            for (int64_t j = 0; j < a.n_keys; j++) {
+                const float *key = head.key(j);
+                const Vec ds = p_of[j] * (ds_of[j] - delta);
+                ds_of[j] = ds;
+                store(to + j * a.padded_queries, load(to + j * a.padded_queries) + ds);
+                for (int c = 0; c < d; c++) x[c] += key[c] * ds;
+            }
+            each_row<D>(x, here, d, lanes.data(), [&](int i, const float *part) {
+                float *row = dq + (b * a.points + rows[i]) * channels + h * d;
+                if (once) // the row has no gradient of another window
+                    for (int c = 0; c < d; c++) row[c] = a.scale * part[c];
+                else
+                    add<D>(row, part, d, a.scale);
+            });
+
+            const auto at_key = [&](float *all) {
+                return [&, all](int64_t j) { return all + (b * a.key_points + head.key_rows[j]) * channels + h * d; };
+            };
+            const auto of_query = [&](const Tokens &t) {
+                return [&](int i) { return taken && !taken[i] ? nullptr : t.row(b, rows[i]) + h * d; };
+            };
+            give_to_keys<D>(ds_of.data(), a.n_keys, here, d, a.scale, of_query(a.q), at_key(dk));
+            give_to_keys<D>(p_of.data(), a.n_keys, here, d, 1.0f, of_query(grad), at_key(dv));
+        };
+        for (int64_t b = b0; b < b1; b++)
+            for (int64_t w = 0; w < a.windows; w++)
+                for (int64_t h = h0; h < h1; h++)
+                    for (int64_t i0 = 0; i0 < a.n_queries; i0 += LANES) part(b, w, h, i0);
     });
 }
 
@@ -206,17 +233,17 @@ void forward(const Problem *a, float *out, float *stats) {
     }
 }
 
-// The other way round the table is (windows, heads, queries, padded keys). `dtable`, zero at first, is so too. With
-// `tables` above 0 the table is one for all windows, samples are shared out among so many threads, and there are as many of it.
-// With `once` every query is in exactly one window, and `dq` need not be zero at first.
-void backward(const Problem *a, const Tokens *grad, const Tokens *out, const float *stats, float *dq, float *dk,
-              float *dv, float *dtable, int64_t tables, int32_t once) {
+// `dtable`, as the table and zero at first: with `tables` above 0 the table is one for all windows, samples are shared
+// out among so many threads, and there are as many of it. With `once` every query is in exactly one window, and `dq` need
+// not be zero at first.
+void backward(const Problem *a, const Tokens *grad, const float *stats, float *dq, float *dk, float *dv, float *dtable,
+              int64_t tables, int32_t once) {
     switch (a->head_dim) {
-    case 4: return backward_of<4>(*a, *grad, *out, stats, dq, dk, dv, dtable, tables, once);
-    case 6: return backward_of<6>(*a, *grad, *out, stats, dq, dk, dv, dtable, tables, once);
-    case 8: return backward_of<8>(*a, *grad, *out, stats, dq, dk, dv, dtable, tables, once);
-    case 16: return backward_of<16>(*a, *grad, *out, stats, dq, dk, dv, dtable, tables, once);
-    default: return backward_of<0>(*a, *grad, *out, stats, dq, dk, dv, dtable, tables, once);
+    case 4: return backward_of<4>(*a, *grad, stats, dq, dk, dv, dtable, tables, once);
+    case 6: return backward_of<6>(*a, *grad, stats, dq, dk, dv, dtable, tables, once);
+    case 8: return backward_of<8>(*a, *grad, stats, dq, dk, dv, dtable, tables, once);
+    case 16: return backward_of<16>(*a, *grad, stats, dq, dk, dv, dtable, tables, once);
+    default: return backward_of<0>(*a, *grad, stats, dq, dk, dv, dtable, tables, once);
     }
 }
 }

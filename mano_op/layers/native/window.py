@@ -13,11 +13,11 @@ from torch import Tensor
 
 from mano_op.layers.chunks import differentiable
 from mano_op.layers.native.call import loaded, pointers
-from mano_op.layers.whole import Rows
+from mano_op.layers.whole import Rows, attend_whole
 
 _LANES = 16
 _SIZES = (
-    *("batch", "windows", "heads", "head_dim", "n_queries", "n_keys", "padded_queries", "padded_keys"),
+    *("batch", "windows", "heads", "head_dim", "n_queries", "n_keys", "padded_queries"),
     *("table_windows", "points", "key_points"),
 )
 
@@ -77,6 +77,87 @@ class _Problem(ctypes.Structure):
     )
 
 
+@dataclass(frozen=True)
+class Windows:
+    """The windows of one tiling, and what the library does in them.
+
+    What is added to scores, `table`, is ``(windows or 1, heads, keys, queries)`` with queries filled up to
+    whole vectors; see `filled_up`.
+    """
+
+    rows: Rows
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, heads: int, *, recorded: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The result, and, if it is `recorded`, two numbers for each query and head."""
+        out = (q.new_empty if self._once() else q.new_zeros)(q.shape)
+        problem, table = self._problem(q, k, v, table, heads)
+        shape = len(q), len(self.rows.queries), heads, 2, table.shape[-1]
+        stats = q.new_empty(shape) if recorded else None
+        loaded().forward(ctypes.byref(problem), *pointers(out, stats))
+        return out, stats
+
+    def gradients(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        table: Tensor | None,
+        heads: int,
+        stats: Tensor | None,
+        grad: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Those of queries, keys, values and what was added."""
+        grad = with_channels_together(grad)
+        problem, added = self._problem(q, k, v, table, heads)
+        threads = problem.threads
+        tables = min(threads, len(q)) if len(added) == 1 and len(q) >= threads else 0
+        dtable = q.new_zeros(max(tables, 1), *added.shape)
+        dq = (q.new_empty if self._once() else q.new_zeros)(q.shape)
+        dk, dv = q.new_zeros(2, *k.shape)
+        of_grad = Tokens.of(grad)
+        loaded().backward(
+            ctypes.byref(problem),
+            ctypes.byref(of_grad),
+            *pointers(stats, dq, dk, dv, dtable),
+            ctypes.c_int64(tables),
+            ctypes.c_int32(self._once()),
+        )
+        return dq, dk, dv, None if table is None else dtable.sum(0)
+
+    def whole(self, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, heads: int) -> Tensor:
+        """The result by operations of torch."""
+        added = None if table is None else table[..., : self.rows.queries.shape[1]].mT
+        return attend_whole(q, k, v, added, self.rows, heads)
+
+    def _once(self) -> bool:
+        """Whether every query is in exactly one window."""
+        return self.rows.taken is None and self.rows.share is None
+
+    def _problem(
+        self, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, heads: int
+    ) -> tuple[_Problem, Tensor]:
+        """What the library is told, and does not check, and the table.
+
+        It holds addresses: the tensors have to outlive it.
+        """
+        rows, head_dim = self.rows, q.shape[-1] // heads
+        n_queries, n_keys = rows.queries.shape[1], rows.keys.shape[1]
+        if table is None:
+            table = q.new_zeros(1, heads, n_keys, vectors(n_queries))
+        given = table, rows.missing, rows.queries, rows.keys, rows.taken
+        problem = _Problem(
+            *(Tokens.of(t) for t in (q, k, v)),
+            *(None if t is None else t.data_ptr() for t in given),
+            *(len(q), len(rows.queries), heads, head_dim, n_queries, n_keys, table.shape[-1]),
+            *(len(table), q.shape[1], k.shape[1]),
+            head_dim**-0.5,
+            torch.get_num_threads(),
+        )
+        return problem, table
+
+
 class _Native(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -91,22 +172,16 @@ class _Native(torch.autograd.Function):
         again: Callable[..., tuple[Tensor, ...]] | None,
         *sources: Tensor,
     ) -> Tensor:
-        out = (q.new_empty if _once(rows) else q.new_zeros)(q.shape)
-        padded = _up(rows.queries.shape[1])
-        # The backward pass needs these.
-        stats = q.new_empty(len(q), len(rows.queries), heads, 2, padded) if recorded else None
-        by_key = F.pad(_table(q, table, rows, heads).mT, (0, padded - rows.queries.shape[1])).contiguous()
-        missing = _missing(rows)
-        problem = _problem(q, k, v, by_key, missing, rows, heads)
-        loaded().forward(ctypes.byref(problem), *pointers(out, stats))
+        added = None if table is None else filled_up(table.detach(), rows)
+        out, stats = Windows(rows).attend(q, k, v, added, heads, recorded=recorded)
         kept = (q, k, v) if again is None else sources
-        ctx.save_for_backward(table, out, stats, *kept)
+        ctx.save_for_backward(table, stats, *kept)
         ctx.rows, ctx.heads, ctx.again = rows, heads, again
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        table, out, stats, *kept = ctx.saved_tensors
+        table, stats, *kept = ctx.saved_tensors
         rows, heads = ctx.rows, ctx.heads
         q, k, v = kept if ctx.again is None else map(with_channels_together, ctx.again(*kept))
         others = (None,) * (
@@ -114,33 +189,12 @@ class _Native(torch.autograd.Function):
         )  # what is made again has its gradients by q, k and v
         if torch.is_grad_enabled():
             return *differentiable(q, k, v, table, rows, heads, grad, ctx.needs_input_grad[:4]), *others
-        grad = with_channels_together(grad)
-        # To fake keys -infinity is added, so that they have no part.
-        fake = _up(rows.keys.shape[1]) - rows.keys.shape[1]
-        by_query = F.pad(_table(q, table, rows, heads), (0, fake), value=-torch.inf).contiguous()
-        missing = _missing(rows)
-        problem = _problem(q, k, v, by_query, missing, rows, heads)
-        threads = problem.threads
-        tables = min(threads, len(q)) if len(by_query) == 1 and len(q) >= threads else 0
-        dtable = q.new_zeros(max(tables, 1), *by_query.shape)
-        dq = (q.new_empty if _once(rows) else q.new_zeros)(q.shape)
-        dk, dv = (q.new_zeros(t.shape) for t in (k, v))
-        of_grad, of_out = Tokens.of(grad), Tokens.of(out)
-        loaded().backward(
-            ctypes.byref(problem),
-            ctypes.byref(of_grad),
-            ctypes.byref(of_out),
-            *pointers(stats, dq, dk, dv, dtable),
-            ctypes.c_int64(tables),
-            ctypes.c_int32(_once(rows)),
-        )
-        by_table = None if table is None else dtable.sum(0)[..., : rows.keys.shape[1]].to(table.dtype)
+        added = None if table is None else filled_up(table.detach(), rows)
+        dq, dk, dv, dtable = Windows(rows).gradients(q, k, v, added, heads, stats, grad)
+        by_table = None
+        if table is not None and dtable is not None:
+            by_table = dtable[..., : rows.queries.shape[1]].mT.to(table.dtype)
         return dq, dk, dv, by_table, None, None, *others
-
-
-def _once(rows: Rows) -> bool:
-    """Whether every query is in exactly one window."""
-    return rows.taken is None and rows.share is None
 
 
 def with_channels_together(t: Tensor) -> Tensor:
@@ -148,34 +202,13 @@ def with_channels_together(t: Tensor) -> Tensor:
     return t if t.stride(-1) == 1 else t.contiguous()
 
 
-def _up(n: int) -> int:
-    return -(-n // _LANES) * _LANES
+def vectors(n_queries: int) -> int:
+    """As many queries as whole vectors have."""
+    return -(-n_queries // _LANES) * _LANES
 
 
-def _table(q: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:
-    if table is not None:
-        return table.detach().float()  # autocast may have made it half
-    return q.new_zeros(1, heads, rows.queries.shape[1], rows.keys.shape[1])
-
-
-def _missing(rows: Rows) -> Tensor | None:
-    if rows.missing is None:
-        return None
-    fake = _up(rows.missing.shape[1]) - rows.missing.shape[1]
-    return F.pad(rows.missing, (0, fake))
-
-
-def _problem(
-    q: Tensor, k: Tensor, v: Tensor, table: Tensor, missing: Tensor | None, rows: Rows, heads: int
-) -> _Problem:
-    """What the library is told, and does not check. It holds addresses: the tensors have to outlive it."""
-    head_dim = q.shape[-1] // heads
-    n_queries, n_keys = rows.queries.shape[1], rows.keys.shape[1]
-    return _Problem(
-        *(Tokens.of(t) for t in (q, k, v)),
-        *(None if t is None else t.data_ptr() for t in (table, missing, rows.queries, rows.keys, rows.taken)),
-        *(len(q), len(rows.queries), heads, head_dim, n_queries, n_keys, _up(n_queries), _up(n_keys)),
-        *(len(table), q.shape[1], k.shape[1]),
-        head_dim**-0.5,
-        torch.get_num_threads(),
-    )
+def filled_up(table: Tensor, rows: Rows) -> Tensor:
+    """What is added to scores, ``(windows or 1, heads, queries, keys)``, as `Windows` have it."""
+    n_queries = rows.queries.shape[1]
+    # Autocast may have made it half.
+    return F.pad(table.float().mT, (0, vectors(n_queries) - n_queries)).contiguous()

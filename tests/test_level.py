@@ -1,0 +1,112 @@
+"""The attention of a level as one function, against the same in double precision, which goes in steps."""
+
+import copy
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mano_op.layers import attention, points
+from mano_op.layers.attention import WindowAttention
+from mano_op.layers.native.library import library
+
+pytestmark = pytest.mark.skipif(library() is None, reason="needs a C++ compiler")
+
+
+def drawn(n_dim=2, size=1.0, **options):
+    generator = torch.Generator().manual_seed(0)
+    given = {"head_dim": 4, "window": 4, "stride": 4, "halo": 1, "periodic": [False, True, False][:n_dim]}
+    module = WindowAttention(6, 2, n_dim=n_dim, **(given | options))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=size, generator=generator)
+    return module, generator
+
+
+def fields(shape, count, generator):
+    return [torch.randn(2, 6, *shape, generator=generator).requires_grad_() for _ in range(count)]
+
+
+def with_gradients(module, given, residual):
+    x, *others = given
+    out = module(x, plus=[*others, x] if residual else others)
+    weights = torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view(out.shape).sin()
+    return [out, *torch.autograd.grad(out, [*given, *module.parameters()], weights)]
+
+
+def assert_that_of_double(module, given, residual, within=2e-5):
+    with patch.object(attention, "attend_on_level", wraps=attention.attend_on_level) as used:
+        found = with_gradients(module, given, residual)
+    assert used.call_count == 1
+    in_double = [t.detach().double().requires_grad_() for t in given]
+    exact = with_gradients(copy.deepcopy(module).double(), in_double, residual)
+    for one, other in zip(found, exact, strict=True):
+        assert one.dtype == torch.float32 and one.shape == other.shape
+        assert (one - other).abs().max() <= within * max(other.abs().max().item(), 1.0)
+
+
+@given(
+    shape=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    window=st.integers(1, 5),
+    halo=st.integers(0, 2),
+    n_plus=st.integers(0, 2),
+    residual=st.booleans(),
+    biased=st.booleans(),
+    double_norm=st.booleans(),
+    numbers=st.sampled_from([30, 2**17]),
+)
+def test_results_and_gradients_are_those_of_steps_in_double_precision(
+    shape, window, halo, n_plus, residual, biased, double_norm, numbers
+):
+    options = {"window": window, "stride": window, "halo": halo}
+    module, generator = drawn(len(shape), position_bias=biased, double_norm=double_norm, **options)
+    with patch.object(points, "_NUMBERS", numbers):
+        assert_that_of_double(module, fields(shape, 1 + n_plus, generator), residual)
+
+
+@pytest.mark.parametrize(("shape", "window"), [((7, 5), 2), ((9,), 4), ((4, 5, 3), 2)])
+def test_small_windows_that_overlap(shape, window):
+    options = {"window": window, "stride": 1, "halo": 0, "position_bias": False}
+    module, generator = drawn(len(shape), periodic=[False] * len(shape), **options)
+    assert_that_of_double(module, fields(shape, 2, generator), residual=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 2, "stride": 1, "halo": 0, "position_bias": False}])
+def test_gradients_of_gradients(options):
+    module, generator = drawn(size=0.3, **options)
+    given = fields((5, 6), 2, generator)
+
+    def second(module, given):
+        out = module(given[0], plus=given).sin().sum()
+        first = torch.autograd.grad(out, [*given, *module.parameters()], create_graph=True)
+        return torch.autograd.grad(sum(grad.square().sum() for grad in first), [*given, *module.parameters()])
+
+    found = second(module, given)
+    exact = second(copy.deepcopy(module).double(), [t.detach().double().requires_grad_() for t in given])
+    for one, other in zip(found, exact, strict=True):
+        assert (one - other).abs().max() <= 2e-4 * max(1.0, other.abs().max().item())
+
+
+def test_what_asks_for_no_gradient_gets_none():
+    module, generator = drawn()
+    given = fields((5, 6), 1, generator)
+    expected = with_gradients(module, given, residual=True)
+    module.requires_grad_(False)
+    module.out.bias.requires_grad_()
+    x = given[0].detach()
+    weights = torch.linspace(-1, 2, x.numel()).view(x.shape).sin()
+    [found] = torch.autograd.grad(module(x, plus=[x]), [module.out.bias], weights)
+    index = 1 + [name for name, _ in module.named_parameters()].index("out.bias") + 1
+    torch.testing.assert_close(found, expected[index])
+
+
+@pytest.mark.parametrize("name", ["norm1", "out"])
+def test_parts_that_someone_looks_at_are_called(name):
+    module, generator = drawn()
+    [x] = fields((5, 6), 1, generator)
+    expected, calls = module(x), []
+    getattr(module, name).register_forward_hook(lambda *_: calls.append(1))
+    torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-4)
+    assert calls == [1]
