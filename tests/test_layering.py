@@ -82,6 +82,7 @@ data.schema             data    numpy zarr
 layers.native.small_windows model numpy torch
 data.store              data    numpy xarray zarr
 
+layers.level            model   torch
 layers.window           model   numpy torch einops
 
 layers.attention        model   torch einops
