@@ -34,8 +34,8 @@ from mano_op.layers.multipole import MultipoleAttention
 from mano_op.vision.classifier import MANOClassifier
 from mano_op.weights import read_weights
 
-# Names that follow from others, or are always 0.
-_IMPLIED = ("relative_coords_table", "relative_position_index", "attn_mask", "k_bias")
+# Names that follow from others, are always 0, or hold options of neuraloperator's models.
+_IMPLIED = ("_metadata", "relative_coords_table", "relative_position_index", "attn_mask", "k_bias")
 
 
 def from_swin_v2(
