@@ -47,7 +47,7 @@ for images in (first, second):
 # %% [markdown]
 # ## A Swin
 #
-# transformers' Swin-V2, with patches of one pixel, windows of 4 x 4, and two stages of 8 x 8 and 4 x 4 points.
+# transformers' Swin-V2, with patches of one pixel, windows of 4 x 4, and stages of 8 x 8 and 4 x 4 points.
 
 # %%
 recipe = {"batch_size": 32, "label_smoothing": 0.1, "progress": False}
