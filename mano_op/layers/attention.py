@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from mano_op.errors import InputError
 from mano_op.layers.eager import is_only
 from mano_op.layers.level import Parts, attend_on_level
-from mano_op.layers.native.small_windows import Small
 from mano_op.layers.native.window import Again
 from mano_op.layers.points import Hidden, linear_maps
 from mano_op.layers.window import native_windows, window_attention
@@ -192,12 +191,11 @@ class WindowAttention(nn.Module):
             return None
         tokens = x.movedim(1, -1)
         options = {name: getattr(self, name) for name in _OF_WINDOWS}
-        found = native_windows(tokens, self.n_heads, **options)
+        found = native_windows(tokens, **options)
         if found is None:
             return None
         windows, table = found
-        # Small windows are soon done: there, making queries, keys and values again is a seventh of the time.
-        parts = Parts(norms, self.n_heads, windows, again=not isinstance(windows, Small))
+        parts = Parts(norms, self.n_heads, windows)
         added = [tokens if t is x else t.movedim(1, -1) for t in plus]
         of_out = cast(Tensor, self.out.weight), cast(Tensor, self.out.bias)
         out = attend_on_level(tokens, parts, parameters, self.qkv.weight, of_out, table, added)

@@ -3,7 +3,8 @@
 What `mano_op.layers.attention.WindowAttention` does in steps, each with a backward pass of its own:
 LayerNorms, queries, keys and values, attention in windows, a linear map, sums. A coarse level has so few
 points that what surrounds such a step takes longer than the step; and on a fine one, sums are done while
-their numbers are in the cache.
+their numbers are in the cache. Queries, keys and values are made again in the backward pass: a tenth more of
+a block's arithmetic, for half of what it keeps.
 """
 
 from __future__ import annotations
@@ -11,41 +12,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mano_op.layers.native.call import may_call
+from mano_op.layers.native.window import Windows
 from mano_op.layers.points import Hidden, Through, add_in_place, chunks, fit_in_chunks
-
-
-class Windows(Protocol):
-    """The windows of a grid, and what the compiled library does in them; see `mano_op.layers.native`.
-
-    Queries, keys and values are ``(batch, points, heads * head_dim)``; `table` is as the library has it.
-    """
-
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, heads: int, *, recorded: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """The result, and what the backward pass needs of the scores, if it is `recorded`."""
-
-    def gradients(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        table: Tensor | None,
-        heads: int,
-        kept: Tensor | None,
-        grad: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Those of `q`, `k`, `v` and `table`."""
-
-    def whole(self, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, heads: int) -> Tensor:
-        """The result by operations of torch."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +33,11 @@ class Parts:
         The LayerNorms.
     heads : int
     windows : Windows
-    again : bool
-        Whether queries, keys and values are made again in the backward pass, and not kept: a tenth more of a
-        block's arithmetic, for half of what it keeps.
     """
 
     norms: Hidden
     heads: int
     windows: Windows
-    again: bool = True
 
 
 def attend_on_level(
@@ -125,11 +96,9 @@ class _Level(torch.autograd.Function):
     ) -> Tensor:
         parameters, (qkv, weight, bias), plus = _split(tensors, n_norms)
         tokens, added = (x.reshape(-1, x.shape[-1]), [t.reshape(-1, t.shape[-1]) for t in plus])
-        together = _projected(x, tokens, Through(parts.norms, parameters, natively=True), qkv)
-        q, k, v = together
+        q, k, v = _projected(x, tokens, Through(parts.norms, parameters, natively=True), qkv)
         attended, kept = parts.windows.attend(q, k, v, table, parts.heads, recorded=recorded)
-        again = None if parts.again else together
-        del together, q, k, v
+        del q, k, v
         rows = attended.flatten(0, 1)
         result = x.new_empty(*x.shape[:-1], len(weight))
         flat = result.view(-1, len(weight)) if len(tokens) else result
@@ -139,14 +108,13 @@ class _Level(torch.autograd.Function):
             first, *others = [t[chunk] for t in (*added, *[tokens] * residual)] or [None]
             for t, b in ((first, bias), *((t, None) for t in others)):
                 add_in_place(of_chunk, b, t, natively=True)
-        ctx.save_for_backward(x, table, attended, kept, again, *parameters, qkv, weight, bias)
+        ctx.save_for_backward(x, table, attended, kept, *parameters, qkv, weight, bias)
         ctx.parts, ctx.residual, ctx.n_norms, ctx.n_plus = parts, residual, n_norms, len(plus)
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        # Once: a checkpoint gives them no second time.
-        x, table, attended, kept, together, *tensors = ctx.saved_tensors
+        x, table, attended, kept, *tensors = ctx.saved_tensors  # once: a checkpoint gives them no second time
         parts: Parts = ctx.parts
         needed = [*ctx.needs_input_grad[:2], *ctx.needs_input_grad[6 : 6 + len(tensors)]]
         of_plus = [grad] * ctx.n_plus
@@ -173,11 +141,9 @@ class _Level(torch.autograd.Function):
             if of_bias is not None:
                 of_bias += d.sum(0)
         through = Through(parts.norms, parameters, natively=True)
-        if together is None:
-            together = _projected(x, tokens, through, qkv)
-        q, k, v = together
+        q, k, v = _projected(x, tokens, through, qkv)
         *ds, dtable = parts.windows.gradients(q, k, v, table, parts.heads, kept, of_attended)
-        del together, q, k, v, of_attended, flat
+        del q, k, v, of_attended, flat
         ds = [d.flatten(0, 1) for d in ds]
         weights = qkv.chunk(3)
         of_weights = [None] * 3 if of_qkv is None else of_qkv.chunk(3)

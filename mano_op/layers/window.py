@@ -36,7 +36,7 @@ from mano_op.errors import InputError
 from mano_op.layers.chunks import attend_in_chunks
 from mano_op.layers.eager import on_cpu_eagerly
 from mano_op.layers.native.call import may_call
-from mano_op.layers.native.small_windows import SIZES, Small, SmallWindows, attend_in_small_windows
+from mano_op.layers.native.small_windows import SIZES, SmallWindows, attend_in_small_windows
 from mano_op.layers.native.window import Again, Windows, attend_natively, filled_up, vectors
 from mano_op.layers.tiling import Tiling, cut, placed_tilings, tilings
 from mano_op.layers.whole import Rows, attend_whole
@@ -130,7 +130,6 @@ def window_attention(
 
 def native_windows(
     x: Tensor,
-    heads: int,
     *,
     window: int,
     stride: int,
@@ -138,20 +137,18 @@ def native_windows(
     shift: int,
     periodic: Sequence[bool],
     bias: Callable[[Tensor], Tensor] | None,
-) -> tuple[Windows | Small, Tensor | None] | None:
+) -> tuple[Windows, Tensor | None] | None:
     """The windows of a grid as the compiled library has them, and what it adds to scores.
 
     `x` is a field on the grid, ``(batch, *grid, channels)``; the others are `window_attention`'s. None where
-    that attention has other ways: without the library, and where windows overlap, but for small ones.
+    that has other ways: without the library, and where windows overlap, or are small and nothing is added.
     """
     if not may_call(x):
         return None
     grid = tuple(x.shape[1:-1])
     axes = [tilings(n, window, stride, halo, wrap, shift) for n, wrap in zip(grid, periodic, strict=True)]
     every = tuple(product(*axes))
-    if bias is None and _are_small(every):
-        return Small(*_small_windows(every, grid)), None
-    if len(every) > 1:
+    if len(every) > 1 or (bias is None and _are_small(every)):
         return None
     [tiling] = every
     rows = _rows(tiling, grid, grid, x.device, between=False)

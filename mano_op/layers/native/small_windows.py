@@ -23,7 +23,7 @@ from mano_op.layers.chunks import differentiable
 from mano_op.layers.native.call import loaded, pointers
 from mano_op.layers.native.window import Tokens, with_channels_together
 from mano_op.layers.tiling import Cut
-from mano_op.layers.whole import Rows, attend_whole
+from mano_op.layers.whole import Rows
 
 SIZES = (2, 4, 8)
 
@@ -131,46 +131,6 @@ class _Problem(ctypes.Structure):
         )
 
 
-@dataclass(frozen=True)
-class Small:
-    """Small windows, and what the library does in them. There is no table, and nothing of scores is kept."""
-
-    windows: SmallWindows
-    tilings: Callable[[], Sequence[Rows]]
-
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, heads: int, *, recorded: bool = False
-    ) -> tuple[Tensor, None]:
-        """The result."""
-        out = q.new_empty(q.shape)
-        problem = _Problem.of(q, k, v, self.windows, heads)
-        loaded().small_forward(ctypes.byref(problem), *pointers(out))
-        return out, None
-
-    def gradients(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        table: Tensor | None,
-        heads: int,
-        kept: Tensor | None,
-        grad: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, None]:
-        """Those of queries, keys and values."""
-        grad = with_channels_together(grad)
-        dq, dk, dv = (t.new_empty(t.shape) for t in (q, k, v))
-        problem = _Problem.of(q, k, v, self.windows, heads)
-        of_grad = Tokens.of(grad)
-        loaded().small_backward(ctypes.byref(problem), ctypes.byref(of_grad), *pointers(dq, dk, dv))
-        return dq, dk, dv, None
-
-    def whole(self, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, heads: int) -> Tensor:
-        """The result by operations of torch, a tiling at a time."""
-        parts = [(attend_whole(q, k, v, None, rows, heads), rows.share) for rows in self.tilings()]
-        return sum(part if share is None else part * share.to(part.dtype) for part, share in parts)  # type: ignore[return-value]
-
-
 class _Small(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -182,7 +142,9 @@ class _Small(torch.autograd.Function):
         tilings: Callable[[], Sequence[Rows]],
         heads: int,
     ) -> Tensor:
-        out, _ = Small(windows, tilings).attend(q, k, v, None, heads)
+        out = q.new_empty(q.shape)
+        problem = _Problem.of(q, k, v, windows, heads)
+        loaded().small_forward(ctypes.byref(problem), *pointers(out))
         ctx.save_for_backward(q, k, v)
         ctx.windows, ctx.tilings, ctx.heads = windows, tilings, heads
         return out
@@ -192,7 +154,11 @@ class _Small(torch.autograd.Function):
         q, k, v = ctx.saved_tensors
         if torch.is_grad_enabled():
             return *_differentiable(ctx, q, k, v, grad), None, None, None
-        dq, dk, dv, _ = Small(ctx.windows, ctx.tilings).gradients(q, k, v, None, ctx.heads, None, grad)
+        grad = with_channels_together(grad)
+        dq, dk, dv = (t.new_empty(t.shape) for t in (q, k, v))
+        problem = _Problem.of(q, k, v, ctx.windows, ctx.heads)
+        of_grad = Tokens.of(grad)
+        loaded().small_backward(ctypes.byref(problem), ctypes.byref(of_grad), *pointers(dq, dk, dv))
         return dq, dk, dv, None, None, None
 
 
