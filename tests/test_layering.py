@@ -130,8 +130,9 @@ runs                    use     torch
 models.traceable        model   torch
 vision.classifier       model   torch einops
 
-models                  model
 vision.swin             model   torch
+
+models                  model
 vision                  model
 vision.runs             use     torch
 export                  use     torch onnx onnxruntime onnxscript
