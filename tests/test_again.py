@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from mano_op.layers import points
 from mano_op.layers.attention import WindowAttention
 from mano_op.layers.native.library import library
 
@@ -49,10 +50,25 @@ def test_gradients_are_those_of_what_is_kept(double_norm, field, monkeypatch):
         assert (one - two).abs().max() <= 1e-6 * max(1.0, two.abs().max().item())
 
 
+@pytest.mark.parametrize("options", [{}, {"scores": "cosine", "position_bias": "swin", "qv_bias": True}])
+def test_what_is_kept_changes_nothing(options, field, monkeypatch):
+    module, found = layer(**options), []
+    for most in (0, 2**22):
+        monkeypatch.setattr(points, "_KEPT", most)
+        out = module(field)
+        for _ in range(2):
+            found.append(
+                torch.autograd.grad(out.sin().sum(), [field, *module.parameters()], retain_graph=True)
+            )
+    for other in found[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
+
+
 @pytest.mark.parametrize("in_steps", [False, True])
-def test_nothing_of_the_size_of_queries_is_kept(in_steps, monkeypatch):
+def test_of_large_fields_nothing_of_the_size_of_queries_is_kept(in_steps, monkeypatch):
     if in_steps:
         monkeypatch.setattr(WindowAttention, "_at_once", lambda *_: None)
+    monkeypatch.setattr(points, "_KEPT", 0)
     module, x = layer(), torch.randn(1, 8, 64, 64, requires_grad=True)
 
     def held():

@@ -31,6 +31,7 @@ data.moments            data    numpy
 layers.tiling           model   numpy
 layers.reference        model   torch
 layers.eager            model   torch
+layers.scores           model   torch
 layers.native           model
 layers.native.library   model
 

@@ -56,15 +56,35 @@ def assert_that_of_double(module, given, residual, within=2e-5):
     residual=st.booleans(),
     biased=st.booleans(),
     double_norm=st.booleans(),
-    numbers=st.sampled_from([30, 2**17]),
+    rows=st.sampled_from([7, 256]),
+    most=st.sampled_from([0, 2**22]),
 )
 def test_results_and_gradients_are_those_of_steps_in_double_precision(
-    shape, window, halo, n_plus, residual, biased, double_norm, numbers
+    shape, window, halo, n_plus, residual, biased, double_norm, rows, most
 ):
     options = {"window": window, "stride": window, "halo": halo}
     module, generator = drawn(len(shape), position_bias=biased, double_norm=double_norm, **options)
-    with patch.object(points, "_NUMBERS", numbers):
+    with patch.multiple(points, _NUMBERS=1, _ROWS=rows, _KEPT=most):
         assert_that_of_double(module, fields(shape, 1 + n_plus, generator), residual)
+
+
+@given(
+    shape=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    window=st.integers(1, 5),
+    shift=st.integers(0, 4),
+    scores=st.sampled_from(["dot", "cosine"]),
+    position_bias=st.sampled_from([True, "swin"]),
+    qv_bias=st.booleans(),
+    norm=st.booleans(),
+    residual=st.booleans(),
+    rows=st.sampled_from([7, 256]),
+    most=st.sampled_from([0, 2**22]),
+)
+def test_so_are_swins(shape, window, shift, rows, most, residual, **made):
+    options = {"window": window, "stride": window, "halo": 0, "shift": min(shift, window - 1)}
+    module, generator = drawn(len(shape), size=0.5, **options, **made)
+    with patch.multiple(points, _NUMBERS=1, _ROWS=rows, _KEPT=most):
+        assert_that_of_double(module, fields(shape, 1, generator), residual, within=1e-4)
 
 
 def test_gradients_of_gradients():

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mano_op import MANO
 from mano_op.layers import points
 from mano_op.layers.eager import is_only, on_cpu_eagerly
+from mano_op.layers.native.call import may_call
 from mano_op.layers.points import Hidden, linear_maps
 from mano_op.models.block import Mlp
 
@@ -183,8 +184,10 @@ def test_autocast_has_its_half_precision():
     assert (found - mlp(x)).abs().max() < 0.05 * mlp(x).abs().max()
 
 
-def test_in_training_a_block_keeps_no_hidden_field():
-    """What an MLP saves for its gradients is its input and its parameters, nothing of the hidden channels."""
+@pytest.mark.parametrize("most", [0, 2**22])
+def test_in_training_a_block_keeps_no_large_hidden_field(most, monkeypatch):
+    """What an MLP saves for its gradients is its input and its parameters; hidden fields if small."""
+    monkeypatch.setattr(points, "_KEPT", most)
     mlp = Mlp(8, 32, 8, norm=True, non_linearity="gelu")
     x, kept = torch.randn(2, 8, 40, 40, requires_grad=True), {}
 
@@ -195,7 +198,22 @@ def test_in_training_a_block_keeps_no_hidden_field():
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         mlp(x, residual=True)
     parameters = sum(p.numel() * 4 for p in mlp.parameters())
-    assert sum(kept.values()) <= x.numel() * 4 + parameters
+    hidden = 4 * x.numel() if most and may_call(x) else 0
+    assert sum(kept.values()) == x.numel() * 4 + parameters + 4 * hidden
+
+
+@pytest.mark.parametrize("activation", ["gelu", "tanh"])
+def test_what_is_kept_changes_nothing(activation, monkeypatch):
+    """And it stays as it is, for another backward pass."""
+    mlp, x = Mlp(8, 32, 8, norm=True, non_linearity=activation), torch.randn(2, 8, 40, 40, requires_grad=True)
+    found = []
+    for most in (0, 2**22):
+        monkeypatch.setattr(points, "_KEPT", most)
+        out = mlp(x, residual=True)
+        for _ in range(2):
+            found.append(torch.autograd.grad(out.sin().sum(), [x, *mlp.parameters()], retain_graph=True))
+    for other in found[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
 
 
 def test_operations_are_counted_as_of_whole_tensors():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, cast
 
 import torch
@@ -13,16 +13,14 @@ from torch import Tensor, nn
 
 from mano_op.errors import InputError
 from mano_op.layers.eager import is_only
-from mano_op.layers.level import Parts, attend_on_level
+from mano_op.layers.level import Parts, Projection, attend_on_level
 from mano_op.layers.native.window import Again
 from mano_op.layers.points import Hidden, linear_maps
+from mano_op.layers.scores import Scores, scored
 from mano_op.layers.window import native_windows, window_attention
 
-Scores = Literal["dot", "cosine"]
 Bias = Literal["swin"]
-_OF_WINDOWS = ("window", "stride", "halo", "shift", "periodic", "bias")
-# The cosine of the angle between a query and a key is multiplied by at most so much.
-_STEEPEST = math.log(100.0)
+_OF_WINDOWS = ("window", "stride", "halo", "shift", "periodic")
 
 
 class WindowAttention(nn.Module):
@@ -88,19 +86,22 @@ class WindowAttention(nn.Module):
         queries_at: Sequence[tuple[float, ...]] | None = None,
         *,
         plus: Sequence[Tensor] = (),
+        bias: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Map ``(batch, channels, *grid)`` to the same shape.
 
         With `queries`, ``(batch, channels, *other grid)``, the points of that field attend to those of `x`,
         and the result is on their grid; `queries_at` says where they are, see
-        `mano_op.layers.window.window_attention`. The fields of `plus` are added to the result.
+        `mano_op.layers.window.window_attention`. The fields of `plus` are added to the result. `bias` stands
+        for the module's own, where that is remembered.
         """
+        bias = self.bias if bias is None else bias
         if queries is None:
-            at_once = self._at_once(x, plus)
+            at_once = self._at_once(x, plus, bias)
             if at_once is not None:
                 return at_once
             q, k, v = self._heads(x, "qkv")
-            return self._projected(self._attended(q, k, v, again=self._again(x)), plus)
+            return self._projected(self._attended(q, k, v, bias, again=self._again(x)), plus)
         if queries_at is None:
             raise InputError("there are queries without queries_at: say where they are, counted in keys")
         return self.between(queries, *self.keys_and_values(x), queries_at, plus)
@@ -120,13 +121,14 @@ class WindowAttention(nn.Module):
     ) -> Tensor:
         """`forward` with `queries`, of the field whose `keys_and_values` these are."""
         (q,) = self._heads(queries, "q")
-        return self._projected(self._attended(q, k, v, queries_at=queries_at), plus)
+        return self._projected(self._attended(q, k, v, self.bias, queries_at=queries_at), plus)
 
     def _attended(
         self,
         q: Tensor,
         k: Tensor,
         v: Tensor,
+        bias: Callable[[Tensor], Tensor] | None,
         *,
         queries_at: Sequence[tuple[float, ...]] | None = None,
         again: Again | None = None,
@@ -140,7 +142,7 @@ class WindowAttention(nn.Module):
             halo=self.halo,
             shift=self.shift,
             periodic=self.periodic,
-            bias=self.bias,
+            bias=bias,
             queries_at=queries_at,
             again=again,
         )
@@ -164,8 +166,8 @@ class WindowAttention(nn.Module):
         else:
             tokens = self.norm2(self.norm1(tokens))
             projected = tuple(F.linear(tokens, weight, bias) for weight, bias in maps)
-        scored = _scored(dict(zip(which, projected, strict=True)), self.n_heads, self.logit_scale)
-        return tuple(rearrange(t, "b ... (h d) -> b h ... d", h=self.n_heads) for t in scored)
+        made = scored(dict(zip(which, projected, strict=True)), self.n_heads, self.logit_scale)
+        return tuple(rearrange(t, "b ... (h d) -> b h ... d", h=self.n_heads) for t in made)
 
     def _maps(self, which: str) -> list[tuple[Tensor, Tensor | None]]:
         """The weights and biases of some of queries, keys and values."""
@@ -182,23 +184,24 @@ class WindowAttention(nn.Module):
             return Hidden(tuple(norm.eps for norm in norms)), parameters
         return None, parameters
 
-    def _at_once(self, x: Tensor, plus: Sequence[Tensor]) -> Tensor | None:
+    def _at_once(
+        self, x: Tensor, plus: Sequence[Tensor], bias: Callable[[Tensor], Tensor] | None
+    ) -> Tensor | None:
         """All of it as one function, where the compiled library is and nobody looks at the parts of it."""
         norms, parameters = self._normalised()
         if norms is None or not is_only(self.out, nn.Linear) or torch.is_autocast_enabled("cpu"):
             return None
-        if self.logit_scale is not None or self.q_bias is not None:
-            return None
         tokens = x.movedim(1, -1)
         options = {name: getattr(self, name) for name in _OF_WINDOWS}
-        found = native_windows(tokens, **options)
+        found = native_windows(tokens, **options, bias=bias)
         if found is None:
             return None
         windows, table = found
         parts = Parts(norms, self.n_heads, windows)
+        qkv = Projection(self.qkv.weight, self.q_bias, self.v_bias, self.logit_scale)
         added = [tokens if t is x else t.movedim(1, -1) for t in plus]
         of_out = cast(Tensor, self.out.weight), cast(Tensor, self.out.bias)
-        out = attend_on_level(tokens, parts, parameters, self.qkv.weight, of_out, table, added)
+        out = attend_on_level(tokens, parts, parameters, qkv, of_out, table, added)
         return None if out is None else out.movedim(-1, 1)
 
     def _again(self, x: Tensor) -> Again | None:
@@ -223,8 +226,8 @@ class WindowAttention(nn.Module):
                 (cast(Tensor, weight), bias) for weight, bias in zip(found[::2], found[1::2], strict=True)
             ]
             made = linear_maps(tokens, normalised, before, maps)
-            scored = _scored(dict(zip("qkv", made, strict=True)), heads, next(rest) if scaled else None)
-            return tuple(t.flatten(1, -2) for t in scored)
+            made = scored(dict(zip("qkv", made, strict=True)), heads, next(rest) if scaled else None)
+            return tuple(t.flatten(1, -2) for t in made)
 
         scale = [] if self.logit_scale is None else [self.logit_scale]
         return Again(function, [rearrange(x, "b c ... -> b ... c"), *parameters, *given, *scale])
@@ -237,30 +240,29 @@ class WindowAttention(nn.Module):
         )
 
 
-def _scored(projected: Mapping[str, Tensor], n_heads: int, logit_scale: Tensor | None) -> tuple[Tensor, ...]:
-    r"""Queries and keys, ``(..., heads * head_dim)``, as scores are made of them; values as they are.
+class Remembered:
+    """A position bias for levels that share it: of the same offsets, on a CPU, it is computed once.
 
-    Scores are dot products over the square root of the width of a head, d. With `logit_scale`, ``(heads,)``,
-    queries become :math:`\sqrt d\, e^{\min(s, \log 100)}\, q / |q|` and keys :math:`k / |k|`: scores are then
-    cosines, times a factor of each head. Norms are computed in single precision at least.
+    Examples
+    --------
+    >>> asked = []
+    >>> bias = Remembered(lambda offset: asked.append(1) or offset)
+    >>> torch.equal(bias(torch.zeros(3, 2)), bias(torch.zeros(3, 2))), len(asked)
+    (True, 1)
     """
-    if logit_scale is None:
-        return tuple(projected.values())
 
-    def unit(t: Tensor) -> Tensor:
-        return F.normalize(
-            t.unflatten(-1, (n_heads, -1)).to(torch.promote_types(t.dtype, torch.float32)), dim=-1
-        )
+    def __init__(self, bias: Callable[[Tensor], Tensor]) -> None:
+        self._bias = bias
+        self._said: dict[tuple[object, ...], Tensor] = {}
 
-    made = []
-    for name, t in projected.items():
-        if name == "q":
-            steep = logit_scale.clamp(max=_STEEPEST).exp() * math.sqrt(t.shape[-1] // n_heads)
-            t = (unit(t) * steep[:, None]).flatten(-2).to(t.dtype)
-        elif name == "k":
-            t = unit(t).flatten(-2).to(t.dtype)
-        made.append(t)
-    return tuple(made)
+    def __call__(self, offset: Tensor) -> Tensor:
+        """The scores of some offsets."""
+        if torch._C._len_torch_dispatch_stack():  # numbers that are fake cannot be compared
+            return self._bias(offset)
+        key = tuple(offset.shape), offset.dtype, offset.numpy().tobytes()
+        if key not in self._said:
+            self._said[key] = self._bias(offset)
+        return self._said[key]
 
 
 class PositionBias(nn.Module):

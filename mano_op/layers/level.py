@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from mano_op.layers.native.call import may_call
 from mano_op.layers.native.window import Windows
-from mano_op.layers.points import Hidden, Through, add_in_place, chunks, fit_in_chunks
+from mano_op.layers.points import Hidden, Through, Total, add_in_place, chunks, fit_in_chunks, is_kept
+from mano_op.layers.scores import LEAST_NORM, STEEPEST, scored, steep
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,28 @@ class Parts:
     windows: Windows
 
 
+class Projection(NamedTuple):
+    """How queries, keys and values are made of what the LayerNorms give.
+
+    Attributes
+    ----------
+    weight : Tensor, ``(3 * heads * head_dim, channels)``
+    q_bias, v_bias : Tensor, optional, ``(heads * head_dim,)``
+    logit_scale : Tensor, optional, ``(heads,)``
+        Of cosine scores; see `mano_op.layers.scores.scored`.
+    """
+
+    weight: Tensor
+    q_bias: Tensor | None = None
+    v_bias: Tensor | None = None
+    logit_scale: Tensor | None = None
+
+
 def attend_on_level(
     x: Tensor,
     parts: Parts,
     parameters: Sequence[Tensor],
-    qkv: Tensor,
+    qkv: Projection,
     out: tuple[Tensor, Tensor | None],
     table: Tensor | None,
     plus: Sequence[Tensor] = (),
@@ -57,7 +75,7 @@ def attend_on_level(
     parts : Parts
     parameters : sequence of Tensor
         Of the LayerNorms.
-    qkv : Tensor, ``(3 * heads * head_dim, channels)``
+    qkv : Projection
     out : (Tensor, Tensor or None)
         Weight and bias of the linear map after the attention.
     table : Tensor, optional
@@ -72,7 +90,7 @@ def attend_on_level(
     weight, bias = out
     added = [t for t in plus if t is not x]
     residual = len(plus) - len(added)
-    tensors = [*parameters, qkv, weight, bias, *added]
+    tensors = [*parameters, *qkv, weight, bias, *added]
     given = [t for t in (*tensors, table) if t is not None]
     same = residual == 0 or len(weight) == x.shape[-1]
     if not (same and may_call(x) and fit_in_chunks(x, given, [out], residual=False)):
@@ -94,11 +112,12 @@ class _Level(torch.autograd.Function):
         n_norms: int,
         *tensors: Any,
     ) -> Tensor:
-        parameters, (qkv, weight, bias), plus = _split(tensors, n_norms)
+        parameters, qkv, (weight, bias), plus = _split(tensors, n_norms)
         tokens, added = (x.reshape(-1, x.shape[-1]), [t.reshape(-1, t.shape[-1]) for t in plus])
-        q, k, v = _projected(x, tokens, Through(parts.norms, parameters, natively=True), qkv)
+        made = _Made.of(x, tokens, Through(parts.norms, parameters, natively=True), qkv, parts.heads)
+        q, k, v = made.together
         attended, kept = parts.windows.attend(q, k, v, table, parts.heads, recorded=recorded)
-        del q, k, v
+        keep = recorded and is_kept(made.together.numel())
         rows = attended.flatten(0, 1)
         result = x.new_empty(*x.shape[:-1], len(weight))
         flat = result.view(-1, len(weight)) if len(tokens) else result
@@ -108,13 +127,16 @@ class _Level(torch.autograd.Function):
             first, *others = [t[chunk] for t in (*added, *[tokens] * residual)] or [None]
             for t, b in ((first, bias), *((t, None) for t in others)):
                 add_in_place(of_chunk, b, t, natively=True)
-        ctx.save_for_backward(x, table, attended, kept, *parameters, qkv, weight, bias)
+        of_made = (made.together, made.factors) if keep else (None, None)
+        del q, k, v, made
+        ctx.save_for_backward(x, table, attended, kept, *of_made, *parameters, *qkv, weight, bias)
         ctx.parts, ctx.residual, ctx.n_norms, ctx.n_plus = parts, residual, n_norms, len(plus)
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, table, attended, kept, *tensors = ctx.saved_tensors  # once: a checkpoint gives them no second time
+        # Once: a checkpoint gives them no second time.
+        x, table, attended, kept, together, factors, *tensors = ctx.saved_tensors
         parts: Parts = ctx.parts
         needed = [*ctx.needs_input_grad[:2], *ctx.needs_input_grad[6 : 6 + len(tensors)]]
         of_plus = [grad] * ctx.n_plus
@@ -127,9 +149,10 @@ class _Level(torch.autograd.Function):
             dx, dtable, *rest = (next(found) if need else None for need in needed)
             return dx, dtable, None, None, None, None, *rest, *of_plus
 
-        parameters, (qkv, weight, _), _ = _split(tensors, ctx.n_norms)
-        totals = [torch.zeros_like(t) if need else None for t, need in zip(tensors, needed[2:], strict=True)]
-        of_norms, (of_qkv, of_weight, of_bias), _ = _split(totals, ctx.n_norms)
+        parameters, qkv, (weight, _), _ = _split(tensors, ctx.n_norms)
+        n = math.prod(x.shape[:-1])
+        totals = [Total.of(t, need, n) for t, need in zip(tensors, needed[2:], strict=True)]
+        of_norms, of_qkv, (of_weight, of_bias), _ = cast(Any, _split(totals, ctx.n_norms))
         tokens, of_result, rows = (t.reshape(-1, t.shape[-1]) for t in (x, grad, attended))
         of_attended = torch.empty_like(attended)
         flat = of_attended.flatten(0, 1)
@@ -137,20 +160,27 @@ class _Level(torch.autograd.Function):
             d = of_result[chunk]
             torch.mm(d, weight, out=flat[chunk])
             if of_weight is not None:
-                of_weight.addmm_(d.T, rows[chunk])
+                of_weight.add_product(d.T, rows[chunk])
             if of_bias is not None:
-                of_bias += d.sum(0)
+                of_bias.add(d.sum(0))
         through = Through(parts.norms, parameters, natively=True)
-        q, k, v = _projected(x, tokens, through, qkv)
+        if together is None:
+            made = _Made.of(x, tokens, through, qkv, parts.heads)
+        else:
+            made = _Made(together, factors)
+        q, k, v = made.together
         *ds, dtable = parts.windows.gradients(q, k, v, table, parts.heads, kept, of_attended)
-        del q, k, v, of_attended, flat
+        del of_attended, flat
         ds = [d.flatten(0, 1) for d in ds]
-        weights = qkv.chunk(3)
-        of_weights = [None] * 3 if of_qkv is None else of_qkv.chunk(3)
+        weights = qkv.weight.chunk(3)
+        of_weights = [None] * 3 if of_qkv.weight is None else of_qkv.weight.chunk(3)
         dx = torch.empty_like(tokens) if needed[0] else None
         before = needed[0] or any(needed[2 : 2 + ctx.n_norms])
         for chunk in chunks(tokens, [*parameters, *weights]):
-            of_ds = [d[chunk] for d in ds]
+            of_ds = made.back_to_projected(chunk, [d[chunk] for d in ds], qkv.logit_scale, of_qkv.logit_scale)
+            for d, total in ((of_ds[0], of_qkv.q_bias), (of_ds[2], of_qkv.v_bias)):
+                if total is not None:
+                    total.add(d.sum(0))
             dh = None
             if before:
                 dh = torch.mm(of_ds[0], weights[0])
@@ -159,37 +189,106 @@ class _Level(torch.autograd.Function):
             h, back = through.backward(tokens[chunk], dh, of_norms)
             for d, total in zip(of_ds, of_weights, strict=True):
                 if total is not None:
-                    total.addmm_(d.T, h)
+                    total.add_product(d.T, h)
             if dx is not None and back is not None:
                 if ctx.residual:
                     torch.add(back, of_result[chunk], alpha=ctx.residual, out=dx[chunk])
                 else:
                     dx[chunk] = back
         of_x = None if dx is None else dx.view(x.shape)
-        return of_x, dtable if needed[1] else None, None, None, None, None, *totals, *of_plus
+        sums = [None if total is None else total.sum for total in totals]
+        return of_x, dtable if needed[1] else None, None, None, None, None, *sums, *of_plus
 
 
-def _projected(x: Tensor, tokens: Tensor, through: Through, qkv: Tensor) -> Tensor:
-    """Queries, keys and values, ``(3, batch, points, heads * head_dim)``, each of them without gaps."""
-    weights = qkv.chunk(3)
-    together = x.new_empty(3, len(x), math.prod(x.shape[1:-1]), len(weights[0]))
-    for chunk in chunks(tokens, [*through.parameters, *weights]):
-        h = through.forward(tokens[chunk])
-        for weight, part in zip(weights, together.flatten(1, 2), strict=True):
-            torch.mm(h, weight.T, out=part[chunk])
-    return together
+class _Made(NamedTuple):
+    """Queries, keys and values as scores are made of them, and the way back to their projections.
+
+    Attributes
+    ----------
+    together : Tensor, ``(3, batch, points, heads * head_dim)``
+        Each of the three without gaps.
+    factors : Tensor, optional, ``(2, batch * points, heads)``
+        What queries and keys were multiplied by, for cosine scores.
+    """
+
+    together: Tensor
+    factors: Tensor | None
+
+    @classmethod
+    def of(cls, x: Tensor, tokens: Tensor, through: Through, qkv: Projection, heads: int) -> _Made:
+        """Those of some points."""
+        weights, biases = qkv.weight.chunk(3), (qkv.q_bias, None, qkv.v_bias)
+        together = x.new_empty(3, len(x), math.prod(x.shape[1:-1]), len(weights[0]))
+        flat = together.flatten(1, 2)
+        factors = numerators = None
+        if qkv.logit_scale is not None:
+            factors = x.new_empty(2, len(tokens), heads)
+            of_queries = steep(qkv.logit_scale) * math.sqrt(len(weights[0]) // heads)
+            numerators = of_queries, torch.ones_like(of_queries)
+        for chunk in chunks(tokens, [*through.parameters, *weights]):
+            h = through.forward(tokens[chunk])
+            for weight, bias, part in zip(weights, biases, flat, strict=True):
+                torch.mm(h, weight.T, out=part[chunk])
+                add_in_place(part[chunk], bias, None, natively=True)
+            if factors is not None and numerators is not None:
+                for part, factor, numerator in zip(flat, factors, numerators, strict=False):
+                    by_head = part[chunk].unflatten(-1, (heads, -1))
+                    norms = torch.linalg.vector_norm(by_head, dim=-1).clamp_(min=LEAST_NORM)
+                    torch.div(numerator, norms, out=factor[chunk])
+                    by_head *= factor[chunk][..., None]
+        return cls(together, factors)
+
+    def back_to_projected(
+        self,
+        chunk: slice,
+        ds: Sequence[Tensor],
+        logit_scale: Tensor | None,
+        of_scale: Total | None,
+    ) -> list[Tensor]:
+        r"""From the gradients of queries, keys and values of some points those of their projections.
+
+        Of :math:`u = c\, t / |t|` with a constant c it is
+        :math:`\frac{c}{|t|} (g - u\, (u \cdot g) / c^2)`, and :math:`u \cdot g` is that of the logarithm
+        of c.
+        """
+        if self.factors is None or logit_scale is None:
+            return list(ds)
+        heads = self.factors.shape[-1]
+        constant = steep(logit_scale) * math.sqrt(ds[0].shape[-1] // heads)
+        found = []
+        for i, (d, squared) in enumerate(zip(ds[:2], (constant**2, torch.ones_like(constant)), strict=True)):
+            g = d.unflatten(-1, (heads, -1))
+            u = self.together[i].flatten(0, 1)[chunk].unflatten(-1, (heads, -1))
+            along = (u * g).sum(-1)
+            if i == 0 and of_scale is not None:
+                of_scale.add(along.sum(0) * (logit_scale <= STEEPEST))
+            back = torch.addcmul(g, u, (along / squared)[..., None], value=-1)
+            back *= self.factors[i][chunk][..., None]
+            found.append(back.flatten(-2))
+        return [*found, ds[2]]
 
 
 def _whole(
     x: Tensor, table: Tensor | None, parts: Parts, residual: int, n_norms: int, tensors: Sequence[Any]
 ) -> Tensor:
     """The definition of what `_Level` gives, but for the fields that are added, by operations of torch."""
-    parameters, (qkv, weight, bias), _ = _split(tensors, n_norms)
-    q, k, v = F.linear(parts.norms(x, *parameters), qkv).flatten(1, -2).chunk(3, -1)
+    parameters, qkv, (weight, bias), _ = _split(tensors, n_norms)
+    q, k, v = F.linear(parts.norms(x, *parameters), qkv.weight).flatten(1, -2).chunk(3, -1)
+    q = q if qkv.q_bias is None else q + qkv.q_bias
+    v = v if qkv.v_bias is None else v + qkv.v_bias
+    q, k, v = scored({"q": q, "k": k, "v": v}, parts.heads, qkv.logit_scale)
     attended = parts.windows.whole(q, k, v, table, parts.heads).unflatten(1, x.shape[1:-1])
     return F.linear(attended, weight, bias) + residual * x
 
 
-def _split(tensors: Sequence[Any], n_norms: int) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
-    """Parameters of norms; the weight before attention, and weight and bias after it; the rest."""
-    return tensors[:n_norms], tensors[n_norms : n_norms + 3], tensors[n_norms + 3 :]
+def _split(
+    tensors: Sequence[Any], n_norms: int
+) -> tuple[Sequence[Any], Projection, Sequence[Any], Sequence[Any]]:
+    """Parameters of norms; the projection before attention; weight and bias after it; the rest."""
+    after = n_norms + len(Projection._fields)
+    return (
+        tensors[:n_norms],
+        Projection(*tensors[n_norms:after]),
+        tensors[after : after + 2],
+        tensors[after + 2 :],
+    )

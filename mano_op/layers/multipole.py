@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from mano_op.errors import InputError
 from mano_op.grid import REGISTRATIONS, Registration
 from mano_op.layers.anchors import Anchoring, Tile, anchoring
-from mano_op.layers.attention import Bias, Scores, WindowAttention
+from mano_op.layers.attention import Bias, Remembered, WindowAttention
+from mano_op.layers.eager import on_cpu_eagerly
 from mano_op.layers.pyramid import SAMPLINGS, Prolong, Restrict, Sampling, level_shapes
+from mano_op.layers.scores import Scores
 
 LevelWeights = Literal["learned", "factorial"]
 
@@ -412,13 +414,15 @@ class MultipoleAttention(nn.Module):
             levels.append(down(levels[-1]))
         attention = self._each(self.attention, n_levels)
         steps = [None, *reversed(self._each(self.up, n_levels - 1))]
+        shared = cast(WindowAttention, self.attention[0]).bias if len(self.attention) == 1 else None
+        bias = None if shared is None or not on_cpu_eagerly(x) else Remembered(shared)
         out, coarse = x, None
         for i, up in enumerate(steps):
             field, attend = levels.pop(), attention.pop()
             if up is not None:
                 coarse = up(out, field.shape[2:], self._level_weight(i - 1, len(levels)))
             plus = [t for t in (coarse, field if residual and not levels else None) if t is not None]
-            out = attend(field, plus=plus)
+            out = attend(field, plus=plus) if bias is None else attend(field, plus=plus, bias=bias)
         return self._with_idle(out, n_levels), coarse
 
     def sources(self, anchors: Tensor, coarse: Tensor | None) -> Sources:

@@ -23,10 +23,13 @@ from torch import Tensor, nn
 
 from mano_op.layers.eager import on_cpu_eagerly
 from mano_op.layers.native.call import may_call
-from mano_op.layers.native.elementwise import add_, gelu_, gelu_backward_
+from mano_op.layers.native.elementwise import add_, gelu, gelu_backward_
 
 # Numbers of the widest field in a chunk: half a megabyte in single precision.
 _NUMBERS = 2**17
+_ROWS = 256  # of a chunk, at least
+# Numbers of a field, 16 MiB of them, that the backward pass finds as they were; larger ones it makes again.
+_KEPT = 2**22
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,9 @@ def linear_maps(
     flat = [t for pair in maps for t in pair]
     if fit_in_chunks(x, [*parameters, *flat, *plus], maps, residual):
         sizes = len(parameters), len(flat)
-        found: tuple[Tensor, ...] = _Chunked.apply(x, hidden, residual, sizes, *parameters, *flat, *plus)
+        tensors = [*parameters, *flat, *plus]
+        recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *tensors))
+        found: tuple[Tensor, ...] = _Chunked.apply(x, hidden, residual, recorded, sizes, *tensors)
         return found
     return _whole(x, hidden, parameters, maps, residual, plus)
 
@@ -136,23 +141,30 @@ def _whole(
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, hidden: Hidden, residual: bool, sizes: tuple[int, int], *tensors: Any
+        ctx: Any,
+        x: Tensor,
+        hidden: Hidden,
+        residual: bool,
+        recorded: bool,
+        sizes: tuple[int, int],
+        *tensors: Any,
     ) -> tuple[Tensor, ...]:
         parameters, maps, plus = _parts(tensors, sizes)
         tokens = x.reshape(-1, x.shape[-1])
         through = Through(hidden, parameters, natively=may_call(x))
         results = [x.new_empty(*x.shape[:-1], len(weight)) for weight, _ in maps]
         flat = [result.view(-1, result.shape[-1]) if len(tokens) else result for result in results]
+        kept = through.room(len(tokens)) if recorded else None
         for chunk in chunks(tokens, [*parameters, *(weight for weight, _ in maps)]):
             of_chunk = tokens[chunk]
-            h = through.forward(of_chunk)
+            h = through.forward(of_chunk, None if kept is None else kept[chunk])
             for (weight, bias), result in zip(maps, flat, strict=True):
                 torch.mm(h, weight.T, out=result[chunk])
                 add_in_place(result[chunk], bias, of_chunk if residual else None, natively=through.natively)
         for result in results:
             for t in plus:
                 result += t
-        ctx.save_for_backward(x, *tensors[: sum(sizes)])
+        ctx.save_for_backward(x, kept, *tensors[: sum(sizes)])
         ctx.hidden, ctx.residual, ctx.sizes, ctx.n_plus = hidden, residual, sizes, len(plus)
         return tuple(results)
 
@@ -160,10 +172,11 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         saved = ctx.saved_tensors  # once: a checkpoint gives them no second time
         x: Tensor = saved[0]
-        tensors: list[Any] = list(saved[1:])
+        kept: Tensor | None = saved[1]
+        tensors: list[Any] = list(saved[2:])
         hidden, residual, n = ctx.hidden, ctx.residual, ctx.sizes[0]
         parameters, maps, _ = _parts(tensors, ctx.sizes)
-        needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4 : 4 + sum(ctx.sizes)]]
+        needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[5 : 5 + sum(ctx.sizes)]]
         of_plus = [sum(grads[1:], start=grads[0])] * ctx.n_plus if ctx.n_plus else []
         if torch.is_grad_enabled():
             # Of these very uses: `x` may itself depend on the same parameters.
@@ -173,30 +186,74 @@ class _Chunked(torch.autograd.Function):
             outputs = _whole(x, hidden, parameters, maps, residual, ())
             found = iter(torch.autograd.grad(outputs, asked, grads, create_graph=True))
             dx, *rest = (next(found) if need else None for need in needed)
-            return dx, None, None, None, *rest, *of_plus
+            return dx, None, None, None, None, *rest, *of_plus
 
         tokens, *ds = (t.reshape(-1, t.shape[-1]) for t in (x, *grads))
         through = Through(hidden, parameters, natively=may_call(x))
         dx = torch.empty_like(tokens) if needed[0] else None
-        totals = [torch.zeros_like(t) if need else None for t, need in zip(tensors, needed[1:], strict=True)]
+        totals = [Total.of(t, need, len(tokens)) for t, need in zip(tensors, needed[1:], strict=True)]
         before = needed[0] or any(needed[1 : n + 1])  # whether a gradient goes further than the maps
         for chunk in chunks(tokens, [*parameters, *(weight for weight, _ in maps)]):
             of_ds = [d[chunk] for d in ds]
             place = None if hidden or dx is None else dx[chunk]
             dh = _back_through_maps(maps, of_ds, place) if before else None
-            h, back = through.backward(tokens[chunk], dh, totals[:n])
+            of_kept = None if kept is None else kept[chunk]
+            h, back = through.backward(tokens[chunk], dh, totals[:n], of_kept)
             for i, d in enumerate(of_ds):
                 of_weight, of_bias = totals[n + 2 * i : n + 2 * i + 2]
                 if of_weight is not None:
-                    of_weight.addmm_(d.T, h)
+                    of_weight.add_product(d.T, h)
                 if of_bias is not None:
-                    of_bias += d.sum(0)
+                    of_bias.add(d.sum(0))
             if dx is not None and back is not None:
                 if residual:
                     torch.add(back, sum(of_ds[1:], start=of_ds[0]), out=dx[chunk])
                 elif hidden:
                     dx[chunk] = back
-        return None if dx is None else dx.view(x.shape), None, None, None, *totals, *of_plus
+        sums = [None if total is None else total.sum for total in totals]
+        return None if dx is None else dx.view(x.shape), None, None, None, None, *sums, *of_plus
+
+
+class Total:
+    """The gradient of a parameter, added up over chunks; the first is written and not added to zeros.
+
+    Parameters
+    ----------
+    total : Tensor
+        Where it goes.
+    begun : bool
+        Whether there is something in it.
+    """
+
+    def __init__(self, total: Tensor, begun: bool) -> None:
+        self.sum, self._begun = total, begun
+
+    @classmethod
+    def of(cls, parameter: Tensor | None, needed: bool, points: int) -> Total | None:
+        """That of a parameter, if there is one and it needs one: of no points it is 0."""
+        if parameter is None or not needed:
+            return None
+        return cls(torch.zeros_like(parameter) if points == 0 else torch.empty_like(parameter), points == 0)
+
+    def chunk(self, chunks: int) -> list[Total]:
+        """Those of parts of the parameter, which are added up by themselves."""
+        return [Total(part, self._begun) for part in self.sum.chunk(chunks)]
+
+    def add(self, part: Tensor) -> None:
+        """Add a part."""
+        if self._begun:
+            self.sum += part
+        else:
+            self.sum.copy_(part)
+        self._begun = True
+
+    def add_product(self, one: Tensor, other: Tensor) -> None:
+        """Add a product of two matrices."""
+        if self._begun:
+            self.sum.addmm_(one, other)
+        else:
+            torch.mm(one, other, out=self.sum)
+        self._begun = True
 
 
 class Through:
@@ -210,15 +267,25 @@ class Through:
             natively and type(hidden.activation) is nn.GELU and hidden.activation.approximate == "none"
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The hidden channels."""
+    def room(self, points: int) -> Tensor | None:
+        """Where what the activation is given can be kept, if there is one and it is no large field."""
+        if self.layer is None or not self.by_gelu or not is_kept(points * len(self.layer[0])):
+            return None
+        return self.layer[0].new_empty(points, len(self.layer[0]))
+
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        """The hidden channels; what the activation is given, but for the bias, is put into `kept`."""
         if self.layer is None or not self.by_gelu:
             return self.hidden(x, *self.parameters)
         weight, bias = self.layer
-        return gelu_(Hidden(self.hidden.eps)(x, *self.parameters[:-2]) @ weight.T, bias)
+        x = Hidden(self.hidden.eps)(x, *self.parameters[:-2])
+        if kept is not None:
+            return gelu(torch.mm(x, weight.T, out=kept), bias)
+        z = x @ weight.T
+        return gelu(z, bias, out=z)
 
     def backward(
-        self, x: Tensor, dh: Tensor | None, totals: Sequence[Tensor | None]
+        self, x: Tensor, dh: Tensor | None, totals: Sequence[Total | None], kept: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The hidden channels again, and from their gradient that of `x`; `totals` are of the parameters."""
         fields = []
@@ -228,7 +295,7 @@ class Through:
             x = y
         h = x
         if self.layer is not None:
-            h, dh = self._back_through_layer(x, dh, totals[-2:])
+            h, dh = self._back_through_layer(x, dh, totals[-2:], kept)
         if dh is None:
             return h, None
         for i in reversed(range(len(self.norms))):
@@ -238,18 +305,22 @@ class Through:
             )
             for total, part in zip(totals[2 * i : 2 * i + 2], (of_weight, of_bias), strict=True):
                 if total is not None:
-                    total += part
+                    total.add(part)
         return h, dh
 
     def _back_through_layer(
-        self, x: Tensor, dh: Tensor | None, totals: Sequence[Tensor | None]
+        self, x: Tensor, dh: Tensor | None, totals: Sequence[Total | None], kept: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         assert self.layer is not None and self.hidden.activation is not None
         weight, bias = self.layer
         if dh is None:
             return self.hidden.activation(torch.addmm(bias, x, weight.T)), None
         if self.by_gelu:
-            h, dz = gelu_backward_(x @ weight.T, bias, dh)
+            if kept is None:
+                z = x @ weight.T
+                h, dz = gelu_backward_(z, bias, dh, out=z)
+            else:  # it stays as it is, for another backward pass
+                h, dz = gelu_backward_(kept, bias, dh)
         else:
             z = torch.addmm(bias, x, weight.T).requires_grad_()
             with torch.enable_grad():
@@ -258,9 +329,9 @@ class Through:
             h = h.detach()
         of_weight, of_bias = totals
         if of_weight is not None:
-            of_weight.addmm_(dz.T, x)
+            of_weight.add_product(dz.T, x)
         if of_bias is not None:
-            of_bias += dz.sum(0)
+            of_bias.add(dz.sum(0))
         return h, dz @ weight
 
 
@@ -296,8 +367,18 @@ def _parts(
     return tensors[:first], list(pairs), tensors[last:]
 
 
+def is_kept(numbers: int) -> bool:
+    """Whether a field of so many numbers is kept for the backward pass, which otherwise makes it again.
+
+    The more there are, the more of the memory of a training step they would be, and the less is gained: in
+    fresh memory they take half as long to write and read as to make.
+    """
+    return numbers <= _KEPT
+
+
 def chunks(tokens: Tensor, tensors: Sequence[Tensor]) -> list[slice]:
     """All points, so many at once as give the widest field of a chunk; `tensors` have as many rows each."""
     widest = max(tokens.shape[1], *map(len, tensors))
-    step = max(1, _NUMBERS * torch.get_num_threads() // widest)
+    # The weights of wide fields do not fit the cache beside them, and are read again for each chunk.
+    step = max(_ROWS, _NUMBERS // widest) * torch.get_num_threads()
     return [slice(first, first + step) for first in range(0, len(tokens), step)]

@@ -56,18 +56,19 @@ template <class Function> void each_vector(int64_t rows, int64_t channels, int64
 
 extern "C" {
 
-// z = gelu(z + bias), with gelu(x) = x times the normal distribution's.
-void gelu(int64_t rows, int64_t channels, const float *bias, float *z, int64_t threads) {
+// h = gelu(z + bias), with gelu(x) = x times the normal distribution's; h may be z.
+void gelu(int64_t rows, int64_t channels, const float *bias, const float *z, float *h, int64_t threads) {
     each_vector(rows, channels, threads, [=](int64_t i, int64_t c, int n) __attribute__((always_inline)) {
-        store_some(z + i, Gelu(load_some(z + i, n) + load_some(bias + c, n)).value(), n);
+        store_some(h + i, Gelu(load_some(z + i, n) + load_some(bias + c, n)).value(), n);
     });
 }
 
-// The same to z, and to its gradient: dz = dz gelu'(z + bias).
-void gelu_backward(int64_t rows, int64_t channels, const float *bias, float *z, float *dz, int64_t threads) {
+// The same, and to its gradient: dz = dz gelu'(z + bias).
+void gelu_backward(int64_t rows, int64_t channels, const float *bias, const float *z, float *h, float *dz,
+                   int64_t threads) {
     each_vector(rows, channels, threads, [=](int64_t i, int64_t c, int n) __attribute__((always_inline)) {
         const Gelu of(load_some(z + i, n) + load_some(bias + c, n));
-        store_some(z + i, of.value(), n);
+        store_some(h + i, of.value(), n);
         store_some(dz + i, load_some(dz + i, n) * of.slope(), n);
     });
 }

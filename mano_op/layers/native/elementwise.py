@@ -1,7 +1,7 @@
 """What is done to the results of matrix products while they are in the cache, by the compiled library.
 
-Fields are ones that `mano_op.layers.native.call.may_call` allows, ``(rows, channels)`` without gaps. They are
-changed in place.
+Fields are ones that `mano_op.layers.native.call.may_call` allows, ``(rows, channels)`` without gaps. Names
+that end in an underscore are of functions that change one in place.
 """
 
 from __future__ import annotations
@@ -14,27 +14,29 @@ from torch import Tensor
 from mano_op.layers.native.call import loaded, pointers
 
 
-def gelu_(z: Tensor, bias: Tensor) -> Tensor:
-    r"""Replace z by :math:`\operatorname{gelu}(z + b)`, with :math:`\operatorname{gelu}(x) = x\, \Phi(x)`.
+def gelu(z: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:
+    r"""The field :math:`\operatorname{gelu}(z + b)`, with :math:`\operatorname{gelu}(x) = x\, \Phi(x)`.
+
+    It is put into `out`, which may be `z`, or is a new one.
 
     Examples
     --------
     >>> from mano_op.layers.native.call import may_call
     >>> z = torch.randn(3, 20)
     >>> expected = torch.nn.functional.gelu(z + 1)
-    >>> not may_call(z) or torch.allclose(gelu_(z, torch.ones(20)), expected, atol=1e-6)
+    >>> not may_call(z) or torch.allclose(gelu(z, torch.ones(20)), expected, atol=1e-6)
     True
     """
-    bias = _fitting(z, bias)
-    loaded().gelu(*_sizes(z), *pointers(bias, z), _threads(z))
-    return z
+    bias, out = _fitting(z, bias), _place(z, out)
+    loaded().gelu(*_sizes(z), *pointers(bias, z, out), _threads(z))
+    return out
 
 
-def gelu_backward_(z: Tensor, bias: Tensor, dz: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Replace z as `gelu_` does, and its gradient by :math:`dz \circ \operatorname{gelu}'(z + b)`."""
-    bias, dz = _fitting(z, bias), _fitting(z, dz)
-    loaded().gelu_backward(*_sizes(z), *pointers(bias, z, dz), _threads(z))
-    return z, dz
+def gelu_backward_(z: Tensor, bias: Tensor, dz: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    r"""The field of `gelu`, and its gradient replaced by :math:`dz \circ \operatorname{gelu}'(z + b)`."""
+    bias, dz, out = _fitting(z, bias), _fitting(z, dz), _place(z, out)
+    loaded().gelu_backward(*_sizes(z), *pointers(bias, z, out, dz), _threads(z))
+    return out, dz
 
 
 def add_(z: Tensor, bias: Tensor | None, x: Tensor | None) -> Tensor:
@@ -49,6 +51,15 @@ def _fitting(z: Tensor, t: Tensor) -> Tensor:
     if not (z.is_contiguous() and t.dtype == z.dtype == torch.float32 and t.shape in (z.shape, z.shape[1:])):
         raise ValueError(f"{t.dtype} of shape {tuple(t.shape)} for {z.dtype} of shape {tuple(z.shape)}")
     return t.contiguous()
+
+
+def _place(z: Tensor, out: Tensor | None) -> Tensor:
+    """Where a field like `z` goes."""
+    if out is None:
+        return torch.empty_like(z)
+    if out.shape != z.shape or out.dtype != z.dtype or not out.is_contiguous():
+        raise ValueError(f"{out.dtype} of shape {tuple(out.shape)} for {z.dtype} of shape {tuple(z.shape)}")
+    return out
 
 
 def _sizes(z: Tensor) -> tuple[ctypes.c_int64, ctypes.c_int64]:
