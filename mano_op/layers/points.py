@@ -28,8 +28,9 @@ from mano_op.layers.native.elementwise import add_, gelu, gelu_backward_
 # Numbers of the widest field in a chunk: half a megabyte in single precision.
 _NUMBERS = 2**17
 _ROWS = 256  # of a chunk, at least
-# Numbers of a field, 16 MiB of them, that the backward pass finds as they were; larger ones it makes again.
-_KEPT = 2**22
+# Numbers of a field, 28 MiB of them, that the backward pass finds as they were; larger ones it makes again.
+# From 32 MiB on glibc gives memory back, and a field in fresh pages takes half as long to write as to make.
+_KEPT = 7 * 2**20
 
 
 @dataclass(frozen=True)
@@ -368,11 +369,7 @@ def _parts(
 
 
 def is_kept(numbers: int) -> bool:
-    """Whether a field of so many numbers is kept for the backward pass, which otherwise makes it again.
-
-    The more there are, the more of the memory of a training step they would be, and the less is gained: in
-    fresh memory they take half as long to write and read as to make.
-    """
+    """Whether a field of so many numbers is kept for the backward pass, which otherwise makes it again."""
     return numbers <= _KEPT
 
 
