@@ -195,6 +195,12 @@ def test_precision():
     assert 1e-5 * exact.norm() < (half - exact).norm() < 5e-2 * exact.norm()
 
 
+def test_a_model_of_half_precision():
+    model, x = small(), draw(1, 3, 32, 32)
+    exact, half = model(x), copy.deepcopy(model).bfloat16()(x.bfloat16())
+    assert half.dtype == torch.bfloat16 and (half - exact).norm() < 0.3 * exact.norm()
+
+
 def test_the_plain_one_is_the_operators_network():
     """On its own grid: coordinates beside the image, the blocks of MANO, and the mean."""
     model, x = plain(), draw(2, 1, 8, 8)
@@ -273,6 +279,8 @@ def test_it_is_a_model_of_the_registry_and_its_checkpoints_are_data(tmp_path):
         ({"n_levels": [1, 1, 1]}, r"n_levels=\[1, 1, 1\], expected one number, or one for each of 2 stages"),
         ({"n_levels": 0}, r"n_levels=\[0, 0\], expected whole numbers"),
         ({"window": 0}, "window=0, expected"),
+        ({"shifted": "no"}, "shifted='no', expected True or False"),
+        ({"anchored": 1}, "anchored=1, expected True or False"),
         ({"blocks": "vit"}, "blocks='vit', expected one of 'swin', 'operator'"),
         ({"positional_embedding": "sine"}, "positional_embedding='sine', expected one of 'grid', None"),
         ({"drop_path": 1.0}, r"drop_path=1\.0, expected a number from 0 to below 1"),

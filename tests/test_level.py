@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mano_op.errors import InputError
 from mano_op.layers import attention, points
 from mano_op.layers.attention import WindowAttention
 from mano_op.layers.native.library import library
@@ -123,3 +124,43 @@ def test_parts_that_someone_looks_at_are_called(name):
     getattr(module, name).register_forward_hook(lambda *_: calls.append(1))
     torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-4)
     assert calls == [1]
+
+
+def test_so_is_a_projection_that_someone_looks_at_or_replaces():
+    """The weights are not taken from beneath it."""
+    module, generator = drawn(qv_bias=True)
+    [x] = fields((5, 6), 1, generator)
+    expected, calls = module(x), []
+    module.qkv.register_forward_hook(lambda *_: calls.append(1))
+    torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-4)
+    assert calls == [1]
+    module.qkv = torch.nn.Sequential(module.qkv, torch.nn.Identity())
+    torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_bias_of_other_heads_is_refused():
+    module, generator = drawn()
+    module.bias = attention.PositionBias(n_heads=1, n_dim=2)
+    with pytest.raises(InputError, match="bias gives 1 scores for each offset, expected one for each of 2"):
+        module(fields((5, 6), 1, generator)[0])
+
+
+@pytest.mark.parametrize("logit_scale", [-60.0, -20.0, 6.0])
+def test_cosines_with_any_factor_and_of_vectors_of_no_length(logit_scale):
+    module, generator = drawn(scores="cosine", position_bias="swin", qv_bias=True, norm=False, halo=0)
+    with torch.no_grad():
+        module.logit_scale.fill_(logit_scale)
+        module.q_bias.zero_()
+    [x] = fields((5, 6), 1, generator)
+    with torch.no_grad():
+        x[:, :, :2] = 0
+    assert_that_of_double(module, [x], residual=False, within=1e-4)
+
+
+def test_what_is_kept_is_of_a_cpu_whatever_the_default():
+    module, generator = drawn(window=3, stride=3)
+    [x] = fields((7, 6), 1, generator)
+    expected = copy.deepcopy(module).double()(x.double())
+    with torch.device("meta"):
+        assert (module(x) - expected).abs().max() < 1e-4
+    assert (module(x) - expected).abs().max() < 1e-4

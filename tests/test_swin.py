@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
-from swin_sources import DEEP, LAYOUTS, SMALL, TINY, swin_state
+from swin_sources import DEEP, LAYOUTS, SMALL, TINY, randomise, swin_state
 
 from mano_op import InputError, MultipoleAttention
+from mano_op.vision import SwinClassifier
 from mano_op.vision.swin import from_swin_v2
 from mano_op.weights import write_weights
 
@@ -177,7 +178,14 @@ def test_the_weights_given_are_not_changed():
         (lambda s: s.pop("layers.0.blocks.0.attn.logit_scale"), "that MANO can start from: no stages.0.0."),
         (lambda s: s.update({"norm.weight": torch.ones(3)}), "norm.weight is 3, expected 32"),
         (lambda s: s.update({"absolute_pos_embed": torch.ones(3)}), "absolute_pos_embed is 3, expected miss"),
-        (lambda s: s.update({"epoch": 3}), "entries that are no tensors: give the one of the model itself"),
+        (lambda s: s.update({"epoch": 3}), "no tensors, epoch is of int: give the one of the model itself"),
+        (lambda s: s.update({"norm.weight": torch.ones(32).long()}), "norm.weight is of torch.int64 on cpu"),
+        (lambda s: s.update({"norm.weight": torch.ones(32, device="meta")}), "norm.weight is of .* on meta"),
+        (lambda s: s.update({"head.fc.weight": torch.tensor(1.0)}), r"the head's weight has the shape \(\)"),
+        (
+            lambda s: s.update({"layers.0.blocks.0.mlp.fc1.weight": torch.zeros(3, 0)}),
+            r"an MLP's first weight has the shape \(3, 0\)",
+        ),
     ],
 )
 def test_other_weights_are_refused(change, message):
@@ -188,7 +196,26 @@ def test_other_weights_are_refused(change, message):
         from_swin_v2(state, window=4)
 
 
+@pytest.mark.parametrize("layout", ["timm", "transformers"])
+def test_stages_that_a_window_covers(layout):
+    """Their position bias is counted in the window as it is cut."""
+    source, model = started(layout, {**SMALL, "image_size": 16})  # 4 and 2 points a side
+    with torch.no_grad():
+        torch.testing.assert_close(model(source.images.double()), source.logits, rtol=1e-5, atol=1e-6)
+
+
+def test_it_begins_as_a_classifier_of_the_registry():
+    swin = SwinClassifier(3, 5, image_size=32, embed_dim=16, depths=[2, 2], n_heads=[2, 4], window=4)
+    randomise(swin)
+    model, images = from_swin_v2(swin.state_dict(), image_size=32), torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model.eval()(images), swin.eval()(images), rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match="window=9, but these weights are of windows of 4: leave it out"):
+        from_swin_v2(swin.state_dict(), window=9)
+
+
 def test_what_is_no_swin_is_refused():
+    with pytest.raises(InputError, match="weights=Linear, expected a state dict or a file"):
+        from_swin_v2(torch.nn.Linear(1, 1), window=4)
     with pytest.raises(InputError, match=r"a state dict with bias, weight, \.\.\. is in no known layout"):
         from_swin_v2({"weight": torch.zeros(1), "bias": torch.zeros(1)}, window=8)
 
@@ -200,6 +227,9 @@ def test_windows_are_known_or_asked_for():
     source, _ = started("torchvision")
     with pytest.raises(InputError, match="window=8, but these weights are of windows of 4"):
         from_swin_v2(source.state, window=8)
+    for table in (torch.zeros(3), torch.zeros(1, 0, 0, 2)):
+        with pytest.raises(InputError, match="the table of offsets has the shape"):
+            from_swin_v2({**source.state, "features.1.0.attn.relative_coords_table": table})
     enlarged = dict(source.state)
     name = "features.1.0.attn.relative_coords_table"
     enlarged[name] = enlarged[name] * 1.1

@@ -159,21 +159,28 @@ class WindowAttention(nn.Module):
 
     def _heads(self, x: Tensor, which: str) -> tuple[Tensor, ...]:
         """Some of queries, keys and values of the points, each ``(batch, heads, *grid, head_dim)``."""
-        tokens, maps = rearrange(x, "b c ... -> b ... c"), self._maps(which)
+        tokens = rearrange(x, "b c ... -> b ... c")
         normalised, parameters = self._normalised()
-        if normalised is not None:
-            projected = linear_maps(tokens, normalised, parameters, maps)
+        if not is_only(self.qkv, nn.Linear):  # hooked, or another module in its place
+            every = dict(zip("qkv", self.qkv(self.norm2(self.norm1(tokens))).chunk(3, -1), strict=True))
+            pairs = [(every[name], self._biases[name]) for name in which]
+            projected = tuple(t if bias is None else t + bias for t, bias in pairs)
+        elif normalised is not None:
+            projected = linear_maps(tokens, normalised, parameters, self._maps(which))
         else:
             tokens = self.norm2(self.norm1(tokens))
-            projected = tuple(F.linear(tokens, weight, bias) for weight, bias in maps)
+            projected = tuple(F.linear(tokens, weight, bias) for weight, bias in self._maps(which))
         made = scored(dict(zip(which, projected, strict=True)), self.n_heads, self.logit_scale)
         return tuple(rearrange(t, "b ... (h d) -> b h ... d", h=self.n_heads) for t in made)
 
     def _maps(self, which: str) -> list[tuple[Tensor, Tensor | None]]:
         """The weights and biases of some of queries, keys and values."""
         weights = dict(zip("qkv", self.qkv.weight.chunk(3), strict=True))
-        biases = {"q": self.q_bias, "k": None, "v": self.v_bias}
-        return [(weights[name], biases[name]) for name in which]
+        return [(weights[name], self._biases[name]) for name in which]
+
+    @property
+    def _biases(self) -> dict[str, Tensor | None]:
+        return {"q": self.q_bias, "k": None, "v": self.v_bias}
 
     def _normalised(self) -> tuple[Hidden | None, list[Tensor]]:
         """The LayerNorms as what comes before projections, if they are nothing else, and their parameters."""
@@ -189,11 +196,12 @@ class WindowAttention(nn.Module):
     ) -> Tensor | None:
         """All of it as one function, where the compiled library is and nobody looks at the parts of it."""
         norms, parameters = self._normalised()
-        if norms is None or not is_only(self.out, nn.Linear) or torch.is_autocast_enabled("cpu"):
+        plain = is_only(self.out, nn.Linear) and is_only(self.qkv, nn.Linear)
+        if norms is None or not plain or torch.is_autocast_enabled("cpu"):
             return None
         tokens = x.movedim(1, -1)
         options = {name: getattr(self, name) for name in _OF_WINDOWS}
-        found = native_windows(tokens, **options, bias=bias)
+        found = native_windows(tokens, self.n_heads, **options, bias=bias)
         if found is None:
             return None
         windows, table = found
@@ -211,7 +219,7 @@ class WindowAttention(nn.Module):
         cost a tenth of its arithmetic. Modules that someone looks at are not called twice.
         """
         normalised, parameters = self._normalised()
-        if normalised is None or not torch.is_grad_enabled():
+        if normalised is None or not torch.is_grad_enabled() or not is_only(self.qkv, nn.Linear):
             return None
         heads, scaled = self.n_heads, self.logit_scale is not None
         flat = [t for pair in self._maps("qkv") for t in pair]
@@ -259,7 +267,7 @@ class Remembered:
         """The scores of some offsets."""
         if torch._C._len_torch_dispatch_stack():  # numbers that are fake cannot be compared
             return self._bias(offset)
-        key = tuple(offset.shape), offset.dtype, offset.numpy().tobytes()
+        key = tuple(offset.shape), offset.dtype, offset.double().numpy().tobytes()
         if key not in self._said:
             self._said[key] = self._bias(offset)
         return self._said[key]
@@ -316,8 +324,8 @@ class SwinPositionBias(nn.Module):
     Parameters
     ----------
     n_heads, n_dim : int
-    window : int
-        Points along each side of a window, w, of the weights.
+    window : int or sequence of int
+        Points along the sides of a window, w, that the weights belong to; those of an axis may be others.
     hidden_channels : int
         Width of the MLP.
 
@@ -335,15 +343,17 @@ class SwinPositionBias(nn.Module):
     (torch.Size([2, 4]), True)
     """
 
-    def __init__(self, n_heads: int, *, n_dim: int, window: int, hidden_channels: int = 512) -> None:
+    def __init__(
+        self, n_heads: int, *, n_dim: int, window: int | Sequence[int], hidden_channels: int = 512
+    ) -> None:
         super().__init__()
-        self.window = window
+        self.window = (window,) * n_dim if isinstance(window, int) else tuple(window)
         self.fc1 = nn.Linear(n_dim, hidden_channels)
         self.fc2 = nn.Linear(hidden_channels, n_heads, bias=False)
 
     def forward(self, offset: Tensor) -> Tensor:
         """Map offsets ``(..., n_dim)`` to scores ``(..., n_heads)``."""
-        counted = offset * (-8 / max(1, self.window - 1))
+        counted = offset * offset.new_tensor([-8 / max(1, w - 1) for w in self.window])
         counted = counted.sign() * counted.abs().log1p() / math.log(8)
         bias: Tensor = 16 * self.fc2(F.relu(self.fc1(counted))).sigmoid()
         return bias

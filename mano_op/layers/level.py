@@ -3,8 +3,8 @@
 What `mano_op.layers.attention.WindowAttention` does in steps, each with a backward pass of its own:
 LayerNorms, queries, keys and values, attention in windows, a linear map, sums. A coarse level has so few
 points that what surrounds such a step takes longer than the step; and on a fine one, sums are done while
-their numbers are in the cache. Queries, keys and values are made again in the backward pass: a tenth more of
-a block's arithmetic, for half of what it keeps.
+their numbers are in the cache. If they are large, queries, keys and values are made again in the backward
+pass: a tenth more of a block's arithmetic, for half of what it keeps.
 """
 
 from __future__ import annotations
@@ -247,23 +247,23 @@ class _Made(NamedTuple):
     ) -> list[Tensor]:
         r"""From the gradients of queries, keys and values of some points those of their projections.
 
-        Of :math:`u = c\, t / |t|` with a constant c it is
-        :math:`\frac{c}{|t|} (g - u\, (u \cdot g) / c^2)`, and :math:`u \cdot g` is that of the logarithm
-        of c.
+        Of :math:`u = c\, \hat t,\ \hat t = t / |t|` with a constant c it is
+        :math:`\frac{c}{|t|} (g - \hat t\, (\hat t \cdot g))`, and :math:`u \cdot g` is that of the logarithm
+        of c. Where :math:`|t|` is too small to divide by, it is a constant too.
         """
         if self.factors is None or logit_scale is None:
             return list(ds)
         heads = self.factors.shape[-1]
         constant = steep(logit_scale) * math.sqrt(ds[0].shape[-1] // heads)
         found = []
-        for i, (d, squared) in enumerate(zip(ds[:2], (constant**2, torch.ones_like(constant)), strict=True)):
-            g = d.unflatten(-1, (heads, -1))
-            u = self.together[i].flatten(0, 1)[chunk].unflatten(-1, (heads, -1))
-            along = (u * g).sum(-1)
+        for i, (d, c) in enumerate(zip(ds[:2], (constant, torch.ones_like(constant)), strict=True)):
+            g, factor = d.unflatten(-1, (heads, -1)), self.factors[i][chunk]
+            unit = self.together[i].flatten(0, 1)[chunk].unflatten(-1, (heads, -1)) / c[:, None]
+            along = (unit * g).sum(-1)
             if i == 0 and of_scale is not None:
-                of_scale.add(along.sum(0) * (logit_scale <= STEEPEST))
-            back = torch.addcmul(g, u, (along / squared)[..., None], value=-1)
-            back *= self.factors[i][chunk][..., None]
+                of_scale.add((along * c).sum(0) * (logit_scale <= STEEPEST))
+            back = torch.addcmul(g, unit, (along * (factor < c / LEAST_NORM))[..., None], value=-1)
+            back *= factor[..., None]
             found.append(back.flatten(-2))
         return [*found, ds[2]]
 

@@ -7,8 +7,9 @@ go through all operations before the next ones do,
 
 .. math:: y_i = W_i\, f(x) + b_i \quad (+\, x,\ + \text{other fields}),
 
-with f that of `Hidden`. The backward pass computes f(x) again instead of keeping it, so that of a field of
-hidden channels nothing is ever in memory. It costs one more product for an MLP's first linear map.
+with f that of `Hidden`. The backward pass computes f(x) again instead of keeping it, so that of a large field
+of hidden channels nothing is ever in memory. It costs one more product for an MLP's first linear map. What
+the activation is given is kept where it is no more than some megabytes.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ def tilings(
     """
     window = min(window, n)
     stride = min(stride, window)
-    if periodic:
-        halo = min(halo, (n - window) // 2 + (n - window) % 2)
+    # No more than there is, or than meets on the far side of an axis that wraps.
+    halo = min(halo, (n - window) // 2 + (n - window) % 2 if periodic else n)
     per_period = -(-window // stride)
     first = first_window(n, window, periodic, shift)
     n_windows = -(-(n - window - (0 if periodic else first)) // stride) + 1

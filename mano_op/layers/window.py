@@ -130,6 +130,7 @@ def window_attention(
 
 def native_windows(
     x: Tensor,
+    heads: int,
     *,
     window: int,
     stride: int,
@@ -152,7 +153,8 @@ def native_windows(
         return None
     [tiling] = every
     rows = _rows(tiling, grid, grid, x.device, between=False)
-    return Windows(rows), None if bias is None else _native_table(bias, tiling, rows, x)
+    table = None if bias is None else _for_each_head(_native_table(bias, tiling, rows, x), heads)
+    return Windows(rows), table
 
 
 def _native_table(
@@ -186,7 +188,9 @@ def _look_up(tiling: tuple[Tiling, ...]) -> tuple[Tensor, Tensor] | None:
     filled[:, : index.shape[1]] = index
     with torch.inference_mode(False):
         lattice = np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1).reshape(-1, len(steps))
-        return torch.as_tensor(lattice, dtype=torch.float32), torch.as_tensor(filled)
+        # Not on a default device of the moment: they are kept.
+        offsets = torch.as_tensor(lattice, dtype=torch.float32, device="cpu")
+        return offsets, torch.as_tensor(filled, device="cpu")
 
 
 def _attend_by_tilings(
@@ -205,17 +209,22 @@ def _attend_by_tilings(
     out: Tensor | None = None
     for tiling in every:
         rows = _rows(tiling, *grids, q.device, between=between)
-        table = None if bias is None else _bias_table(bias, tiling, q)
-        if table is not None and table.shape[1] != heads:
-            raise InputError(
-                f"bias gives {table.shape[1]} scores for each offset, expected one for each of {heads} heads"
-            )
+        table = None if bias is None else _for_each_head(_bias_table(bias, tiling, q), heads)
         part = _attend(q, k, v, table, rows, heads, again if len(every) == 1 else None)
         if rows.share is not None:
             part = part * rows.share.to(part.dtype)
         out = part if out is None else out + part
     assert out is not None  # an axis has at least one tiling
     return out
+
+
+def _for_each_head(table: Tensor, heads: int) -> Tensor:
+    """Refuse a table ``(windows, heads, ...)`` of other heads: the compiled library would read past it."""
+    if table.shape[1] != heads:
+        raise InputError(
+            f"bias gives {table.shape[1]} scores for each offset, expected one for each of {heads} heads"
+        )
+    return table
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, queries_at: Sequence[tuple[float, ...]] | None) -> None:

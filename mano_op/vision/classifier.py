@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mano_op.errors import InputError, check_whole
 from mano_op.layers.anchors import Anchoring, anchoring
+from mano_op.layers.attention import SwinPositionBias
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.pyramid import covering_levels
 from mano_op.models.block import Block, Mlp, width
@@ -98,8 +99,8 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
     -----
     Sizes: any. Patches that the image's end cuts are filled up, and windows that it cuts have fewer keys; no
     padding enters a softmax. Swin pads with zeros there, and attends to them, so with its weights the two
-    agree where the points of each stage are a multiple of the window or fewer than one; at other sizes they
-    do not.
+    agree where the points of each stage are a multiple of the window, at other sizes they do not. Of a square
+    `image_size` they may be fewer than one too, as timm and transformers have it; torchvision pads then.
 
     A larger image has more patches, not larger ones: without `anchored`, lengths are counted in pixels.
     Images of one scene at several resolutions are better resized to the one of the training first, which
@@ -153,6 +154,9 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
                 f"n_heads={n_heads} and depths={depths}, expected as many of the one as of the other: give "
                 "both for each stage"
             )
+        for name, flag in (("shifted", shifted), ("anchored", anchored)):
+            if not isinstance(flag, bool):
+                raise InputError(f"{name}={flag!r}, expected True or False")
         for name, word, words in (
             ("blocks", blocks, ("swin", "operator")),
             ("positional_embedding", positional_embedding, ("grid", None)),
@@ -177,12 +181,13 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         self.patches = PatchEmbedding(in_channels + coordinates, embed_dim, patch_size)
         self.stages = nn.ModuleList()
         self.merging = nn.ModuleList(PatchMerging(channels) for channels in self.feature_channels[:-1])
-        for channels, depth, heads, n in zip(self.feature_channels, depths, n_heads, levels, strict=True):
+        each = zip(self.feature_channels, depths, n_heads, levels, grids, strict=True)
+        for channels, depth, heads, n, grid in each:
             hidden = width(channels, mlp_ratio=mlp_ratio)
             stage = nn.ModuleList()
             for i in range(depth):
                 shift = window // 2 if shifted and i % 2 else 0
-                attention = _attention(blocks, channels, heads, window, halo, shift, n)
+                attention = _attention(blocks, channels, heads, window, halo, shift, n, grid)
                 norm = blocks == "operator"
                 mlp = Mlp(channels, hidden, channels, norm=norm, non_linearity="gelu")
                 stage.append(Block(attention, mlp) if norm else SwinBlock(attention, mlp, drops.pop(0)))
@@ -314,11 +319,18 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
 
 
 def _attention(
-    blocks: str, channels: int, heads: int, window: int, halo: int, shift: int, n_levels: int
+    blocks: str,
+    channels: int,
+    heads: int,
+    window: int,
+    halo: int,
+    shift: int,
+    n_levels: int,
+    grid: Sequence[int],
 ) -> MultipoleAttention:
-    """The attention of a block."""
+    """The attention of a block, in a stage of some grid."""
     swin = blocks == "swin"
-    return MultipoleAttention(
+    layer = MultipoleAttention(
         channels,
         heads,
         window=window,
@@ -332,6 +344,12 @@ def _attention(
         norm=not swin,
         registration="cell",
     )
+    for attention in layer.attention:
+        if isinstance(
+            attention.bias, SwinPositionBias
+        ):  # Swin cuts the window to the stage, and counts in that
+            attention.bias.window = tuple(min(window, n) for n in grid)
+    return layer
 
 
 def _sides(image_size: int | Sequence[int]) -> tuple[int, int]:

@@ -20,6 +20,7 @@ learns what to take from them.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -78,10 +79,10 @@ def from_swin_v2(
 
     Notes
     -----
-    The two agree where no window is cut but by the image's end: where the points of each stage are a multiple
-    of the window, or fewer; see `MANOClassifier`. Models whose windows were enlarged after training
-    ("window12to16") count their position bias in windows of the training, and are refused where their
-    weights show it.
+    The two agree where the points of each stage are a multiple of the window; see `MANOClassifier`. Images
+    have to be normalised as for Swin: ``normalise="imagenet"`` with published weights. Models whose windows
+    were enlarged after training ("window12to16") count their position bias in windows of the training, and
+    are refused where their weights show it.
 
     Freezing the backbone trains the head alone: ``train_classifier(..., freeze="backbone")``.
 
@@ -93,10 +94,16 @@ def from_swin_v2(
     mano_op.errors.InputError: swinv2.safetensors does not exist: give the file of a Swin-V2's weights, or its
     state dict
     """
+    if not isinstance(weights, Mapping | str | Path):
+        raise InputError(
+            f"weights={type(weights).__name__}, expected a state dict or a file: give model.state_dict()"
+        )
     found = _read(weights) if isinstance(weights, str | Path) else dict(weights)
     named = _common(found)
     options = _options(named, found, window)
     head = named.get("head.weight")
+    if head is not None and head.ndim != 2:
+        raise InputError(f"the head's weight has the shape {tuple(head.shape)}, expected (classes, channels)")
     if n_classes is None and head is None:
         raise InputError("these weights have no head, and n_classes is None: give the number of classes")
     fresh = n_classes is not None and (head is None or n_classes != len(head))
@@ -143,8 +150,17 @@ def _read(path: str | Path) -> dict[str, Tensor]:
 def _common(weights: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights under the names that they have in a `MANOClassifier`."""
     weights = {name: t for name, t in weights.items() if not name.endswith(_IMPLIED)}
-    if not all(isinstance(t, Tensor) for t in weights.values()):
-        raise InputError("the state dict has entries that are no tensors: give the one of the model itself")
+    for name, t in weights.items():
+        if not isinstance(t, Tensor):
+            raise InputError(
+                f"the state dict has entries that are no tensors, {name} is of {type(t).__name__}: give the "
+                "one of the model itself"
+            )
+        if not t.is_floating_point() or t.is_meta:
+            raise InputError(
+                f"{name} is of {t.dtype} on {t.device}, expected numbers of a floating type: give the "
+                "weights as they were trained"
+            )
     for mark, read in (
         ("patch_embed.proj.weight", _of_timm),
         ("features.0.0.weight", _of_torchvision),
@@ -292,6 +308,8 @@ def _options(named: Mapping[str, Tensor], weights: Mapping[str, Any], window: in
     project, hidden = shape("patches.project.weight"), shape(first + "mlp.fc1.weight")
     if len(project) != 4 or project[2] != project[3]:
         raise InputError(f"the patches' weight has the shape {project}, expected (channels, in, p, p)")
+    if len(hidden) != 2 or 0 in hidden:
+        raise InputError(f"an MLP's first weight has the shape {hidden}, expected (hidden, channels)")
     return {
         "in_channels": project[1],
         "patch_size": project[2],
@@ -306,23 +324,38 @@ def _options(named: Mapping[str, Tensor], weights: Mapping[str, Any], window: in
 def _window(weights: Mapping[str, Any], given: int | None) -> int:
     """The window that weights say, if they do, or the one that is given."""
     tables = [t for name, t in weights.items() if name.endswith("relative_coords_table")]
-    if not tables:
+    options = weights.get("_metadata")
+    if not tables and isinstance(options, Mapping) and isinstance(options.get("window"), int):
+        side = options["window"]  # of a model of neuraloperator's registry
+    elif not tables:
         if given is None:
             raise InputError(
                 "window=None, and these weights do not say how large their windows are: give the number "
                 "after 'window' in the name of the model, window=8"
             )
         return given
-    side = (tables[0].shape[1] + 1) // 2
-    outermost = float(tables[0].max())
-    expected = float(torch.tensor(9.0).log() / torch.tensor(8.0).log())
+    else:
+        side = _side_of(tables[0])
+    if given is not None and given != side:
+        raise InputError(f"window={given}, but these weights are of windows of {side}: leave it out")
+    return side
+
+
+def _side_of(table: Tensor) -> int:
+    """The window that a table of offsets, ``(1, 2 w - 1, 2 w - 1, 2)``, is of."""
+    if table.ndim != 4 or table.numel() == 0:
+        raise InputError(
+            f"the table of offsets has the shape {tuple(table.shape)}, expected (1, 2 w - 1, 2 w - 1, 2): "
+            "give the weights as they were saved"
+        )
+    side = (table.shape[1] + 1) // 2
+    outermost = float(table.max())
+    expected = math.log(9) / math.log(8)
     if side > 1 and abs(outermost - expected) > 1e-4:
         raise InputError(
             f"the offsets of these weights' position bias reach {outermost:.4f}, expected {expected:.4f}: "
             "their windows were enlarged after training; start from the weights before"
         )
-    if given is not None and given != side:
-        raise InputError(f"window={given}, but these weights are of windows of {side}: leave it out")
     return side
 
 
