@@ -111,7 +111,8 @@ for name, options in runs.items():
 
 # %% [markdown]
 # What was learned of some digits helps with others, where there are few images of these; the levels are
-# learned along the way. With three seeds 20 to 24 % are wrong where it starts from Swin, 32 to 37 % from scratch.
+# learned along the way. With three seeds 20 to 24 % are wrong where it starts from Swin, 32 to 37 % where it
+# starts from nothing.
 
 # %%
 wrong = {name: 1 - right for name, right in accuracy.items()}
