@@ -23,7 +23,7 @@ from mano_op.registry import build_model
 from mano_op.runs import load_run
 from mano_op.vision.evaluate import evaluate_classifier
 from mano_op.vision.fit import cross_entropy, train_classifier
-from mano_op.vision.images import Images, open_images
+from mano_op.vision.images import Images, open_images, stratified
 from mano_op.vision.judge import Judged, judge, wilson
 from mano_op.vision.processor import ImageProcessor
 from mano_op.vision.resize import resized
@@ -219,8 +219,11 @@ def test_what_is_held_out_is_not_trained_on(images: Images, tmp_path: Path) -> N
     labels = images["train"].labels
     expected = sum(round(0.25 * int((labels == label).sum())) for label in range(10))
     assert counts == (len(labels) - expected, {"part": 0.25, "samples": expected})
-    whole = batch_of(images["train"])["x"].double()
-    assert run.processor.to_dict()["mean"] != [pytest.approx(whole.mean().item(), rel=1e-9)]
+    held = stratified(labels.numpy(), 0.25, 0, images.classes, stream=2)
+    kept = batch_of(images["train"])["x"][torch.from_numpy(~held)].double()
+    assert len(kept) == run.training["samples"]
+    assert run.processor.to_dict()["mean"] == [pytest.approx(kept.mean().item(), rel=1e-9)]
+    assert run.processor.to_dict()["std"] == [pytest.approx(kept.std(correction=0).item(), rel=1e-9)]
 
 
 ALL: dict[str, Any] = {  # every kind of state that there is
@@ -467,6 +470,21 @@ def test_the_classifiers_of_the_package_are_trained_and_judged(
     assert found.row(16).accuracy == pytest.approx((logits.argmax(1) == x["y"]).double().mean().item())
 
 
+def test_the_classifier_is_trained_in_half_precision(images: Images, tmp_path: Path) -> None:
+    run = train(images, tmp_path, arch="mano_classifier", options=STAGES, precision="bfloat16", epochs=1)
+    assert run.training["precision"] == "bfloat16"
+    assert all(one.isfinite().all() and one.dtype == torch.float32 for one in run.model.parameters())
+    torch.manual_seed(0)
+    start = build_model("mano_classifier", run.options)
+    still = [
+        name
+        for (name, one), other in zip(run.model.named_parameters(), start.parameters(), strict=True)
+        if torch.equal(one, other) and name.endswith("weight")
+    ]
+    assert still == []
+    assert 0 < run.history[0]["training_error"] < 2 * np.log(10)
+
+
 # Runs.
 
 
@@ -623,6 +641,74 @@ def test_what_cannot_be_judged(kept: Path, images: Images, tmp_path: Path) -> No
     with pytest.raises(InputError, match="logits that are no finite numbers of images of 8x8"):
         evaluate_classifier(flat, images)
     assert "trained on these images" in evaluate_classifier(run, images, split="train").table()
+
+
+def noise(folder: Path, n: int, start: int = 0) -> None:
+    """Images of two classes, each of its own values and size on the disk."""
+    random = np.random.default_rng(start)
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(start, start + n):
+            Image.fromarray(random.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(
+                folder / name / f"{i}.png"
+            )
+
+
+def test_a_part_that_was_drawn_is_not_drawn_anew_of_a_folder_that_was_changed(tmp_path: Path) -> None:
+    """One image more, and most of the images that would be judged on had been trained on."""
+    noise(tmp_path / "pets", 10)
+    first = open_images(tmp_path / "pets", image_size=8)
+    run = train(first, tmp_path / "run", epochs=1)
+    assert evaluate_classifier(run, tmp_path / "pets").row().images == 4
+    noise(tmp_path / "pets", 1, start=10)
+    later = open_images(tmp_path / "pets", image_size=8)
+    trained = {one.numpy().tobytes() for one in batch_of(first["train"])["x"]}
+    assert any(one.numpy().tobytes() in trained for one in batch_of(later["test"])["x"])
+    for split in ("test", "train"):
+        for images in (tmp_path / "pets", later):
+            with pytest.raises(
+                InputError,
+                match=rf"pets holds other images than .* \(digest \w{{8}}, then \w{{8}}\), and its split "
+                rf"'{split}' is drawn .* restore what was there, or give images with a split 'test' of their",
+            ):
+                evaluate_classifier(run, images, split=split)
+    (tmp_path / "pets" / "a" / "10.png").unlink()
+    (tmp_path / "pets" / "b" / "10.png").unlink()
+    assert evaluate_classifier(run, tmp_path / "pets").row().images == 4
+
+
+def test_a_source_with_a_split_of_its_own_is_judged_by_that(tmp_path: Path) -> None:
+    """Though splits of the training were drawn; and only of its images it is said what they were used for."""
+    noise(tmp_path / "pets", 10)
+    noise(tmp_path / "new" / "train", 4, start=20)
+    noise(tmp_path / "new" / "test", 3, start=30)
+    first = open_images(tmp_path / "pets", image_size=8, test=0.2, validation=0.3, seed=4)
+    run = train(first, tmp_path / "run", epochs=1)
+    found = evaluate_classifier(run, tmp_path / "new")
+    batch = batch_of(open_images(tmp_path / "new", image_size=8)["test"])
+    with torch.no_grad():
+        logits = run.model(run.processor.preprocess(batch)["x"])
+    assert found.row().images == 6
+    assert found.row().cross_entropy == pytest.approx(F.cross_entropy(logits, batch["y"]).item(), rel=1e-5)
+    assert evaluate_classifier(run, tmp_path / "pets", split="validation").row().images == 4
+    own = train(open_images(tmp_path / "new", image_size=8), tmp_path / "own", epochs=1)
+    noise(tmp_path / "other" / "train", 4, start=40)
+    noise(tmp_path / "other" / "test", 4, start=50)
+    for source, used in (("new", "training"), ("other", None)):
+        found = evaluate_classifier(own, tmp_path / source, split="train")
+        assert found.used == used
+        assert ("It was trained on these images." in found.table()) == bool(used)
+
+
+def test_what_the_parameters_were_chosen_on_is_said(images: Images, tmp_path: Path) -> None:
+    chosen = train(images, tmp_path / "chosen", epochs=2, validate="test")
+    found = evaluate_classifier(load_classifier(tmp_path / "chosen"), images)
+    assert found.table().endswith(" in nats. Its parameters were chosen on these images.")
+    assert found.to_dict()["used"] == "validation"
+    assert evaluate_classifier(chosen, images, split="train").to_dict()["used"] == "training"
+    held = train(images, tmp_path / "held", epochs=1, validate=0.2)
+    assert evaluate_classifier(held, images).to_dict()["used"] is None
+    assert evaluate_classifier(held, images).table().endswith(" in nats.")
 
 
 # The commands.

@@ -109,8 +109,28 @@ def test_a_folder_without_splits_is_split(folder: Path) -> None:
     assert {name: len(split) for name, split in images.splits.items()} == {"train": 6, "test": 2}
     assert images["test"].labels.tolist() == [0, 1]
     assert images["test"].image_size == (4, 4)
-    whole = {tuple(all_of(split)[0][:, :, 0, 0].flatten().tolist()) for split in images.splits.values()}
-    assert len(whole) == 2
+    # Every colour that was painted is in one of the two, once, and with its class.
+    found = [
+        (label, *(255 * image[:, 0, 0]).round().int().tolist())
+        for split in images.splits.values()
+        for image, label in zip(*(one.unbind() for one in all_of(split)), strict=True)
+    ]
+    painted = [
+        (n, *(one + i for one in COLOURS[name])) for n, name in enumerate(images.classes) for i in range(4)
+    ]
+    assert sorted(found) == painted
+
+
+def test_what_is_hidden_is_no_image(folder: Path) -> None:
+    before = open_images(folder, image_size=6)
+    for hidden in (".thumbs/0.png", ".thumbs/more/0.png", "more/.thumbs/0.png", ".0.png"):
+        paint(folder / "train" / "red" / hidden, (0, 0, 0))
+    assert open_images(folder, image_size=6).origin == before.origin
+    paint(folder / "train" / "red" / "more" / "0.png", (0, 0, 0))
+    assert len(open_images(folder, image_size=6)["train"]) == len(before["train"]) + 1
+    place = folder.parent / ".cache"  # a folder that is hidden itself is as good as any
+    place.mkdir()
+    assert len(open_images(folder.rename(place / "pets"), image_size=6)["test"]) == len(before["test"])
 
 
 def test_grey_and_colour_are_what_was_asked_for(tmp_path: Path, folder: Path) -> None:
@@ -298,6 +318,10 @@ def test_data_sets_that_cannot_be_used(tmp_path: Path) -> None:
     datasets.DatasetDict({"fit": data_set(PIXELS, [0, 1] * 3)}).save_to_disk(str(tmp_path / "fit"))
     with pytest.raises(InputError, match="has the splits fit and no 'train'"):
         open_images(tmp_path / "fit", image_size=5)
+    parts = {name: data_set(PIXELS, [0, 1] * 3) for name in ("train", "valid", "validation")}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "both"))
+    with pytest.raises(InputError, match="has the splits valid and validation, expected one of them"):
+        open_images(tmp_path / "both", image_size=5)
     for file in (tmp_path / "empty").glob("*.arrow"):
         file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(InputError, match="empty cannot be read as a data set"):

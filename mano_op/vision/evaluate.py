@@ -14,13 +14,17 @@ from tqdm import tqdm
 
 from mano_op.errors import InputError, check_whole
 from mano_op.train.precision import check_device
-from mano_op.vision.images import Images, open_images
+from mano_op.vision.images import Images, open_images_as
 from mano_op.vision.judge import judge, wilson
 from mano_op.vision.loaders import image_loader
 from mano_op.vision.resize import Size, resized, size_of
 from mano_op.vision.runs import ClassifierRun
 
 _FIVE = 5
+_USED = {
+    "training": " It was trained on these images.",
+    "validation": " Its parameters were chosen on these images.",
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class Evaluation:
     trained_at : (int, int)
     rows : tuple of SizeResult
         That at the size of the training first; of any other size "direct" and then "resized".
+    used : {"training", "validation"}, optional
+        For what these images were used before: the model was trained on them, or its parameters chosen.
     """
 
     arch: str
@@ -74,6 +80,7 @@ class Evaluation:
     split: str
     trained_at: tuple[int, int]
     rows: tuple[SizeResult, ...]
+    used: str | None = None
 
     def row(self, size: Size | None = None, how: str = "direct") -> SizeResult:
         """The numbers at a size; at that of the training if none is given.
@@ -134,9 +141,7 @@ class Evaluation:
             f"{self.arch} on {self.rows[0].images} images of the split {self.split!r} of {self.source}: "
             "accuracy in % [95 % interval, of the images alone], cross-entropy in nats."
         )
-        if self.split == "train":
-            about += " It was trained on these images."
-        return "\n".join([*lines, "", about])
+        return "\n".join([*lines, "", about + _USED.get(self.used or "", "")])
 
 
 def evaluate_classifier(
@@ -160,7 +165,8 @@ def evaluate_classifier(
     ----------
     run : ClassifierRun
     images : str, path or Images
-        A source, which is opened with the size, the channels and the splits of the training, or one that is.
+        A source, which is opened with the size, the channels and the splits of the training, but for those
+        that it has of its own; or one that is opened.
     split : str
     sizes : sequence of int or (int, int), optional
         Others than that of the training.
@@ -176,7 +182,8 @@ def evaluate_classifier(
     ------
     InputError
         If there is no such split, or its images are of other classes or channels than the run's, or were
-        split otherwise, so that it may have been trained on them; or if the model cannot take a size.
+        split otherwise, or drawn from a source that is not as it was, so that it may have been trained on
+        them; or if the model cannot take a size.
 
     Examples
     --------
@@ -202,8 +209,13 @@ def evaluate_classifier(
     home = run.image_size
     others = [size for size in dict.fromkeys(size_of(one) for one in sizes or ()) if size != home]
     if not isinstance(images, Images):
-        images = _opened_for(run, images)
-    _check_fits(run, images)
+        images = open_images_as(
+            images,
+            run.training.get("images"),
+            image_size=home,
+            in_channels=run.processor.channels,
+        )
+    _check_fits(run, images, split)
     there = images[split].at(home)
     asked: list[tuple[tuple[int, int], str, Dataset[dict[str, Tensor]]]] = [(home, "direct", there)]
     for size in others:
@@ -219,7 +231,7 @@ def evaluate_classifier(
     finally:
         model.cpu()
         run.processor.to("cpu")
-    return Evaluation(run.arch, images.source, split, home, tuple(rows))
+    return Evaluation(run.arch, images.source, split, home, tuple(rows), _used(run, images, split))
 
 
 def _judged(run: ClassifierRun, batches: Any, size: tuple[int, int], how: str, device: str) -> SizeResult:
@@ -249,17 +261,7 @@ def _judged(run: ClassifierRun, batches: Any, size: tuple[int, int], how: str, d
     )
 
 
-def _opened_for(run: ClassifierRun, source: str | Path) -> Images:
-    """A source with the size, channels and splits of the run's training."""
-    origin = run.training.get("images")
-    how = origin.get("split") if isinstance(origin, dict) else None
-    known = ("test", "validation", "seed")
-    given = {name: how[name] for name in known if name in how} if isinstance(how, dict) else {}
-    channels = run.processor.channels
-    return open_images(source, image_size=run.image_size, in_channels=channels, **given)
-
-
-def _check_fits(run: ClassifierRun, images: Images) -> None:
+def _check_fits(run: ClassifierRun, images: Images, split: str) -> None:
     if images.classes != run.classes:
         theirs, mine = images.classes, run.classes
         n = next((i for i in range(min(len(theirs), len(mine))) if theirs[i] != mine[i]), None)
@@ -275,13 +277,35 @@ def _check_fits(run: ClassifierRun, images: Images) -> None:
             f"{run.processor.channels}: open it with in_channels={run.processor.channels}"
         )
     origin = run.training.get("images")
-    if not isinstance(origin, dict) or origin.get("digest") != images.origin["digest"]:
+    if not isinstance(origin, dict) or origin.get("kind") != images.origin["kind"]:
+        return
+    if origin.get("digest") != images.origin["digest"]:
+        drawn = images.origin["split"]
+        # Each image more or less changes which are drawn.
+        if split in images.splits and (split in drawn or (split == "train" and drawn)):
+            raise InputError(
+                f"{images.source} holds other images than the run was trained on (digest "
+                f"{images.origin['digest']:.8}, then {origin.get('digest')!s:.8}), and its split {split!r} "
+                "is drawn from them, so images that it was trained on may be in it: restore what was there, "
+                "or give images with a split 'test' of their own"
+            )
         return
     if origin.get("split") != images.origin["split"]:
         raise InputError(
             f"{images.source} was split by {images.origin['split']}, for the training by "
             f"{origin.get('split')}, so images that it was trained on may be among these: open it as then"
         )
+
+
+def _used(run: ClassifierRun, images: Images, split: str) -> str | None:
+    """For what these images were used in the training."""
+    if run.training.get("images") != images.origin:
+        return None
+    if split == "train":
+        return "training"
+    validation = run.training.get("validation")
+    chosen = isinstance(validation, dict) and validation.get("split") == split
+    return "validation" if chosen else None
 
 
 def _shown(size: tuple[int, int]) -> str:

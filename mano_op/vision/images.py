@@ -119,8 +119,10 @@ class Images:
     channels : int
     image_size : (int, int)
     origin : dict
-        What tells these images from others: the kind of source, a digest of what it holds, and how it was
-        split. Its place does not count, so a folder may be moved.
+        What tells these images from others: the kind of source, a digest, and how it was split. The digest
+        is of the names and sizes of a folder's files, of the labels and the fingerprint that ``datasets``
+        keeps of a data set, and of all of digits; a file that was replaced by one as large is not noticed.
+        Its place does not count, so a folder may be moved.
     """
 
     source: str
@@ -163,7 +165,8 @@ def open_images(
         ``"digits"``: scikit-learn's 1797 scans of handwritten digits, 8 x 8, their values over 16; a folder
         of that name is ``"./digits"``.
         A folder of images, ``root/train/CLASS/*.png`` and ``root/test/CLASS/*``, perhaps with
-        ``root/validation``, or ``root/CLASS/*``; classes are in the order of their names.
+        ``root/validation``, or ``root/CLASS/*``; classes are in the order of their names. Files and folders
+        whose names begin with a dot are passed over.
         A data set of Hugging Face's ``datasets`` that ``save_to_disk`` wrote. Nothing is fetched.
     image_size : int or (int, int), optional
         That all images are brought to, by `fitted`; has to be given for all but digits, which have 8.
@@ -204,11 +207,44 @@ def open_images(
     check_whole(at_least=0, seed=seed)
     check_part(test=test, validation=validation)
     columns = {"image_column": image_column, "label_column": label_column}
-    given = {name: column for name, column in columns.items() if column is not None}
+    found = _found(source, in_channels, {name: one for name, one in columns.items() if one is not None})
+    return _split(source, found, image_size, test, validation, seed)
+
+
+def open_images_as(
+    source: str | Path, origin: object, *, image_size: Size | None = None, in_channels: int | None = None
+) -> Images:
+    """Open a source and draw those of its splits that were drawn of another, where it has none of its own.
+
+    Parameters
+    ----------
+    source : str or path
+    origin : dict
+        Of the other images, as `Images` has it; of anything else no splits are drawn.
+    image_size, in_channels
+        As in `open_images`.
+
+    Examples
+    --------
+    >>> origin = open_images("digits", test=0.5, seed=3).origin
+    >>> open_images_as("digits", origin).origin == origin
+    True
+    """
+    how = origin.get("split") if isinstance(origin, dict) else None
+    found = _found(source, in_channels, {})
+    parts = {name: how.get(name) for name in ("test", "validation")} if isinstance(how, dict) else {}
+    parts = {name: None if name in found.splits else part for name, part in parts.items()}
+    seed = how.get("seed", 0) if isinstance(how, dict) else 0
+    check_whole(at_least=0, seed=seed)
+    check_part(**parts)
+    return _split(source, found, image_size, parts.get("test"), parts.get("validation"), seed)
+
+
+def _found(source: str | Path, in_channels: int | None, given: Mapping[str, str]) -> _Found:
+    """What a source holds; of its columns those that are given."""
     path = Path(source)
     if source == DIGITS:
         found = _digits(in_channels)
-        image_size = 8 if image_size is None else image_size
     elif not path.is_dir():
         hint = did_you_mean(str(source), [DIGITS]) if not path.exists() else ""
         raise InputError(
@@ -216,12 +252,25 @@ def open_images(
             f"{DIGITS!r}{hint}"
         )
     elif (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists():
-        found = _saved(path, in_channels, given)
-        given = {}
+        return _saved(path, in_channels, given)
     else:
         found = _folder(path, in_channels)
     if given:
         raise InputError(f"{', '.join(given)} for {source}, which has no columns: leave it out")
+    return found
+
+
+def _split(
+    source: str | Path,
+    found: _Found,
+    image_size: Size | None,
+    test: float | None,
+    validation: float | None,
+    seed: int,
+) -> Images:
+    """The images of a source, in its own splits and those that are drawn."""
+    if image_size is None and found.kind == DIGITS:
+        image_size = 8
     if image_size is None:
         raise InputError(f"{source} has images of any size: give the one to bring them to, image_size=32")
     size = size_of(image_size)
@@ -446,11 +495,13 @@ def _class_names(folder: Path) -> list[str]:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    """The images of a class, in folders of it too."""
+    """The images of a class, in folders of it too, but for those that are hidden."""
     files = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and path.name[0] != "." and path.is_file()
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
     )
     if not files:
         raise InputError(
@@ -513,6 +564,12 @@ def _saved(root: Path, in_channels: int | None, given: Mapping[str, str]) -> _Fo
     if "train" not in named:
         raise InputError(f"{root} has the splits {', '.join(named)} and no 'train': name that split so")
     for split, part in sorted(named.items(), key=lambda one: one[0] != "train"):
+        if _SPLITS.get(split, split) in splits:
+            there = [one for one in named if _SPLITS.get(one, one) == _SPLITS[split]]
+            raise InputError(
+                f"{root} has the splits {' and '.join(there)}, expected one of them: save it with one, or "
+                "with both together"
+            )
         name = str(root) if whole else f"{root}, split {split!r},"
         image = _column(part, "image_column", given, datasets.Image, name)
         label = _column(part, "label_column", given, datasets.ClassLabel, name)
