@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mano_op.errors import InputError
+from mano_op.errors import InputError, check_whole
 from mano_op.grid import REGISTRATIONS
 
 if TYPE_CHECKING:
@@ -313,6 +313,9 @@ def _classify_train(args: argparse.Namespace) -> None:
     from mano_op.vision.fit import train_classifier
     from mano_op.vision.images import open_images
 
+    check_whole(at_least=0, split_seed=args.split_seed)
+    if args.start is not None:
+        _check_there(args.start, "of a saved model, or of a run of `mano-op classify train`")
     images = open_images(
         args.source,
         image_size=args.image_size,
@@ -363,13 +366,20 @@ def _classify_train(args: argparse.Namespace) -> None:
 
 def _classify_eval(args: argparse.Namespace) -> None:
     from mano_op.files import check_folder, write_file
-    from mano_op.runs import write_judgement
+    from mano_op.runs import read_card, write_judgement
     from mano_op.vision.evaluate import evaluate_classifier
     from mano_op.vision.runs import load_classifier
 
+    _check_there(args.run, "of a run of `mano-op classify train`")
     run = load_classifier(args.run)
+    if args.card:
+        read_card(args.run)
     if args.json is not None:
         check_folder(args.json.parent)
+        if args.json.is_dir():
+            raise InputError(
+                f"--json {args.json} is a folder: give the path of a file, numbers.json in it, say"
+            )
         if args.json.exists() and not args.overwrite:
             raise InputError(f"{args.json} exists: give another path, or overwrite=True to replace it")
     found = evaluate_classifier(
@@ -388,6 +398,12 @@ def _classify_eval(args: argparse.Namespace) -> None:
     if args.card:
         write_judgement(args.run, f"By mano-op classify eval:\n\n{found.table()}")
     print(found.table())
+
+
+def _check_there(folder: Path, whose: str) -> None:
+    if not folder.is_dir():
+        said = "is a file" if folder.exists() else "does not exist"
+        raise InputError(f"{folder} {said}: give the folder {whose}")
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -951,7 +967,7 @@ def _add_classify(commands: Any, command: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="of the model, as JSON: hidden_channels=24; may be given more than once",
+        help="of the model, as JSON: embed_dim=24; may be given more than once",
     )
     images = train.add_argument_group("images")
     images.add_argument(
@@ -995,6 +1011,7 @@ def _add_classify(commands: Any, command: Any) -> None:
     )
     steps.add_argument(
         "--start",
+        type=Path,
         metavar="FOLDER",
         help="of a saved model of the same --arch, whose parameters to begin with",
     )

@@ -12,6 +12,7 @@ from mano_op.errors import InputError
 from mano_op.files import write_file
 
 MOST_BYTES = 2**26
+_MADE_BY = {"mano_op run": "mano-op train", "mano_op classifier run": "mano-op classify train"}
 
 _T = TypeVar("_T")
 
@@ -66,9 +67,12 @@ def read_description(path: Path, kind: str, versions: tuple[int, ...]) -> dict[s
         raise InputError(f"{path} is not JSON ({error}): restore it, or make it again") from error
     stated = entry(path, found, "format", str), entry(path, found, "format_version", int)
     if stated[0] != kind or stated[1] not in versions:
+        remedy = "use the release of mano_op that wrote it"
+        if stated[0] != kind and {stated[0], kind} <= set(_MADE_BY):
+            remedy = f"it is of `{_MADE_BY[stated[0]]}`, give a run of `{_MADE_BY[kind]}`"
         raise InputError(
             f"{path} has format {stated[0]!r} version {stated[1]}, expected {kind!r} version "
-            f"{' or '.join(map(str, versions))}: use the release of mano_op that wrote it"
+            f"{' or '.join(map(str, versions))}: {remedy}"
         )
     digest = found.pop("sha256", None)
     if digest is not None and digest != _digest(found):

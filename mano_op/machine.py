@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import version
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,15 @@ import torch
 _PACKAGES = ("mano_op", "neuraloperator", "torch", "numpy", "xarray", "zarr")
 
 
-def machine(device: str | torch.device = "cpu") -> dict[str, Any]:
+def machine(device: str | torch.device = "cpu", also: Iterable[str] = ()) -> dict[str, Any]:
     """Versions, device, processor and threads.
 
     Parameters
     ----------
     device : str or torch.device
         The one that was computed on. "processor" names it: a GPU, or else the CPU.
+    also : iterable of str
+        Other packages that were used, whose versions are told where they are installed under that name.
 
     Examples
     --------
@@ -34,8 +38,16 @@ def machine(device: str | torch.device = "cpu") -> dict[str, Any]:
         "processor": _processor(torch.device(device)),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": {name: version(name) for name in _PACKAGES} | _versions(also),
     }
+
+
+def _versions(names: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _processor(device: torch.device) -> str:

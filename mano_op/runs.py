@@ -29,7 +29,7 @@ from mano_op.cost import count_parameters
 from mano_op.data.processor import FieldProcessor
 from mano_op.description import describe, entry, read_description, write_description
 from mano_op.errors import InputError
-from mano_op.files import make_folder, read_tensors, write_file
+from mano_op.files import check_folder, make_folder, read_tensors, write_file
 from mano_op.pretrained import fetched, load_model, save_model
 from mano_op.registry import build_model
 
@@ -158,12 +158,30 @@ def write_judgement(folder: str | Path, judged: str) -> None:
     Raises
     ------
     InputError
-        If the folder holds no run.
+        As `read_card`.
     """
-    folder = Path(folder)
+    card = read_card(folder)
+    write_file(Path(folder) / CARD, with_judgement(card, judged))
+
+
+def read_card(folder: str | Path) -> str:
+    """The model card of a run, empty if there is none.
+
+    Raises
+    ------
+    InputError
+        If the folder holds no run, or cannot be written to, or what is in the card's place is no text.
+    """
+    folder = check_folder(folder)
     if not (folder / "run.json").exists():
         raise InputError(
             f"{folder} holds no run.json, so it is no finished run: make one with `mano-op train`"
         )
     path = folder / CARD
-    write_file(path, with_judgement(path.read_text() if path.exists() else "", judged))
+    try:
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise InputError(
+            f"{path} is no text in UTF-8 ({error}), so nothing can be written into it: move it elsewhere, or "
+            "save it as UTF-8"
+        ) from error

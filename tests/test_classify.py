@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 import warnings
+from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,8 @@ from mano_op import InputError
 from mano_op.cli import main
 from mano_op.files import read_tensors
 from mano_op.models.data_model import DataModel
-from mano_op.registry import build_model
-from mano_op.runs import load_run
+from mano_op.registry import build_model, model_class
+from mano_op.runs import load_run, write_judgement
 from mano_op.vision.evaluate import evaluate_classifier
 from mano_op.vision.fit import cross_entropy, train_classifier
 from mano_op.vision.images import Images, open_images, stratified
@@ -130,6 +132,11 @@ def test_the_numbers_of_some_logits_by_hand() -> None:
     )
     with pytest.raises(InputError, match="no images to judge"):
         judge(nn.Flatten(), processor, [])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3).eval()).train()
+    model[1].eval()
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        judge(model, processor.train(), [batch])
+    assert model.training and not model[1].training and processor.training
 
 
 def test_intervals_are_those_of_the_literature() -> None:
@@ -397,7 +404,8 @@ def test_training_that_diverges_keeps_nothing(images: Images, tmp_path: Path) ->
         ({"seed": 2**63}, "expected less than"),
         ({"learning_rate": float("nan")}, "learning_rate=nan"),
         ({"weight_decay": -1.0}, "weight_decay=-1.0"),
-        ({"label_smoothing": 1.0}, "smoothing=1.0, expected 0 or more and less than 1"),
+        ({"label_smoothing": 1.0}, "^label_smoothing=1.0, expected less than 1: give 0.1"),
+        ({"label_smoothing": float("nan")}, "^label_smoothing=nan, expected a finite number, 0 or more"),
         ({"augmentation": {"flip": True}}, "flip=True for digits, but a mirrored 2 is no 2: leave it out"),
         ({"augmentation": {"turn": True}}, "there is no augmentation 'turn'"),
         ({"freeze": "head"}, "freeze='head', expected one of none, backbone"),
@@ -520,11 +528,61 @@ def test_the_card_says_what_the_run_is(kept: Path) -> None:
     assert f"| validation accuracy | {run.history[-1]['validation_accuracy']:.4g} |" in card
 
 
-def test_other_runs_are_told_apart(kept: Path) -> None:
+@pytest.mark.parametrize("name", ["<!-- judged: begin -->", "<!-- judged: end -->"])
+def test_a_class_may_be_called_anything(name: str, images: Images, tmp_path: Path) -> None:
+    """The card shows it as it is, and still has one place for what the run is judged to be."""
+    classes = (name, "*b* & `c`\n# d", "golden_retriever", "_e_", *images.classes[4:])
+    named = Images(images.source, images.splits, classes, 1, (8, 8), images.origin)
+    run = train(named, tmp_path, epochs=1)
+    card = (tmp_path / "README.md").read_text()
+    [shown] = [line for line in card.splitlines() if "golden" in line]
+    escaped = name.replace("<", "&lt;").replace(">", "&gt;")
+    assert shown == rf"{escaped}, \*b\* &amp; \`c\` \# d, golden_retriever, \_e\_, 4, 5, 6, 7, 8, 9"
+    write_judgement(tmp_path, "good")
+    judged = (tmp_path / "README.md").read_text()
+    before, rest = card.split("<!-- judged: begin -->")
+    after = rest.split("<!-- judged: end -->")[1]
+    assert judged == f"{before}<!-- judged: begin -->\ngood\n<!-- judged: end -->{after}"
+    assert load_classifier(tmp_path).classes == run.classes == classes
+
+
+def test_the_packages_that_read_the_images_are_told(kept: Path, tmp_path: Path) -> None:
+    known = {"transformers", "pillow", "datasets", "scikit-learn"}
+
+    def told(run: ClassifierRun) -> dict[str, str]:
+        return {name: one for name, one in run.training["machine"]["versions"].items() if name in known}
+
+    assert told(load_classifier(kept)) == {"scikit-learn": version("scikit-learn")}
+    noise(tmp_path / "pets", 4)
+    options = {"patch_size": 4, "embed_dim": 8, "depth": 1, "n_heads": 2}
+    images = open_images(tmp_path / "pets", image_size=8)
+    run = train(images, tmp_path / "run", arch="vit_classifier", options=options, epochs=1)
+    assert told(run) == {name: version(name) for name in ("pillow", "transformers")}
+
+
+def test_other_runs_are_told_apart(kept: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        InputError, match="has format 'mano_op classifier run' version 1, expected 'mano_op run'"
+        InputError,
+        match="has format 'mano_op classifier run' version 1, expected 'mano_op run' version 1 or 2: it is "
+        "of `mano-op classify train`, give a run of `mano-op train`",
     ):
         load_run(kept)
+    shutil.copytree(kept, tmp_path / "run")
+    change(tmp_path / "run", lambda d: d.update(format="mano_op run", format_version=2))
+    with pytest.raises(InputError, match="it is of `mano-op train`, give a run of `mano-op classify train`"):
+        load_classifier(tmp_path / "run")
+
+
+def test_a_run_is_not_written_among_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise(tmp_path / "pets", 4)
+    monkeypatch.chdir(tmp_path)
+    for out in ("pets/run", "pets/a/run", "pets", "pets/../pets/run"):
+        with pytest.raises(
+            InputError, match=f"^{out} is within pets, where the images are: give a folder els"
+        ):
+            train("pets", out, image_size=8)  # type: ignore[arg-type]
+    assert {path.name for path in (tmp_path / "pets").iterdir()} == {"a", "b"}
+    train("pets", "pets2", image_size=8, epochs=1)  # type: ignore[arg-type]
 
 
 def change(folder: Path, edit: Any) -> None:
@@ -793,6 +851,14 @@ def test_the_command_trains_as_the_function_does(tmp_path: Path) -> None:
         ("eval {new} digits", "does not exist"),
         ("eval {kept} digits --split tset", "has no split 'tset'"),
         ("eval {kept} digits --json {kept}/run.json", "run.json exists"),
+        ("eval {kept} digits --json {kept} --overwrite", "is a folder: give the path of a file"),
+        ("eval foo/bar digits", "foo/bar does not exist: give the folder of a run of `mano-op classify"),
+        (
+            "train digits --out {new} --arch test_pooled --start runs/none",
+            "runs/none does not exist: give the folder of a saved model",
+        ),
+        ("train digits --out {new} --split-seed -1", "split_seed=-1, expected a whole number, at least 0"),
+        ("train digits --out {new} --label-smoothing nan", "label_smoothing=nan, expected a finite number"),
     ],
 )
 def test_what_cannot_be_used_is_said_in_one_line(
@@ -806,3 +872,30 @@ def test_what_cannot_be_used_is_said_in_one_line(
     assert said.startswith("mano-op: ")
     assert "\n" not in said
     assert not new.exists()
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", None], ids=["latin", "folder"])
+def test_a_card_that_cannot_be_read_is_met_before_judging(
+    content: bytes | None,
+    kept: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    card = Path(shutil.copytree(kept, tmp_path / "run")) / "README.md"
+    card.unlink()
+    if content is None:
+        card.mkdir()
+    else:
+        card.write_bytes(content)
+    monkeypatch.setattr("mano_op.vision.evaluate.judge", None)
+    command = ["classify", "eval", str(tmp_path / "run"), "digits", "--card", "--quiet"]
+    assert main(command) == 2
+    assert f"{card} is no text in UTF-8" in capsys.readouterr().err
+
+
+def test_options_are_shown_that_classifiers_have(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["classify", "train", "--help"])
+    [option] = re.findall(r"of the model, as JSON: (\w+)=24", " ".join(capsys.readouterr().out.split()))
+    assert option in signature(model_class("mano_classifier")).parameters

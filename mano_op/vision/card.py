@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -74,7 +76,7 @@ def classifier_card(
             "",
             "## Classes",
             "",
-            ", ".join(name.replace("\n", " ") for name in classes[:_SHOWN]) + more,
+            ", ".join(map(_plain, classes[:_SHOWN])) + more,
             "",
             "## Channels",
             "",
@@ -110,3 +112,9 @@ def classifier_card(
             "",
         ]
     )
+
+
+def _plain(name: str) -> str:
+    """A name as Markdown that shows it as it is, on one line: it may be that of any folder."""
+    marked = re.sub(r"([\\`*~#\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(name.split()))
+    return html.escape(marked, quote=False)

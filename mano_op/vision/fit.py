@@ -31,7 +31,7 @@ from mano_op.train.stopping import Best
 from mano_op.train.watched import Diverged, Watched
 from mano_op.vision.augment import Augmentation
 from mano_op.vision.head import freeze_backbone, only_head
-from mano_op.vision.images import Images, ImageSplit, check_part, open_images, stratified
+from mano_op.vision.images import DIGITS, Images, ImageSplit, check_part, open_images, stratified
 from mano_op.vision.judge import judge
 from mano_op.vision.loaders import image_loader
 from mano_op.vision.processor import IMAGENET, ImageProcessor, moments
@@ -142,10 +142,10 @@ def train_classifier(
     ------
     InputError
         Before any work, if `out` holds a run or a checkpoint already, or with ``resume=True`` one of other
-        arguments, images or versions, or cannot be written; a number is not one that can be trained with; a
-        name, an option or the device does not exist; the model does not make a logit of each class of such an
-        image; or what it is to begin from is another model. Later only if an image cannot be read, or
-        training diverges.
+        arguments, images or versions, or cannot be written, or is among the images; a number is not one that
+        can be trained with; a name, an option or the device does not exist; the model does not make a logit
+        of each class of such an image; or what it is to begin from is another model. Later only if an image
+        cannot be read, or training diverges.
 
     Examples
     --------
@@ -172,6 +172,9 @@ def train_classifier(
         raise InputError(f"seed={seed}, expected less than 2**63")
     check_finite_number(zero=False, learning_rate=learning_rate)
     check_finite_number(zero=True, weight_decay=weight_decay)
+    check_finite_number(zero=True, label_smoothing=label_smoothing)
+    if label_smoothing >= 1:
+        raise InputError(f"label_smoothing={label_smoothing}, expected less than 1: give 0.1, say")
     if clip is not None:
         check_finite_number(zero=False, clip=clip)
     logs = check_log(log)
@@ -185,6 +188,7 @@ def train_classifier(
         images = open_images(images, image_size=image_size)
     elif image_size is not None:
         raise InputError("image_size for images that are opened already: give it to open_images")
+    _check_apart(out, images)
     augment.check(images.image_size, has_hand=images.has_hand)
     train, tested, validation = _parts(images, validate, patience, seed)
     begun_from = None if start is None else saved_model(start, arch)
@@ -228,7 +232,7 @@ def train_classifier(
             **({} if clip is None else {"clip": clip}),
             **({} if accumulate == 1 else {"accumulate": accumulate}),
             **({} if tested is None else {"validation": validation | {"samples": len(tested)}}),
-            "machine": machine(device),
+            "machine": machine(device, also=_used(images, model)),
         }
     )
     asked = {"arch": arch, "options": plain(options), "processor": plain(processor.to_dict())}
@@ -315,6 +319,24 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     True
     """
     return -(targets.squeeze(1) * F.log_softmax(logits, dim=-1)).sum()
+
+
+def _check_apart(out: str | Path, images: Images) -> None:
+    """Refuse to write a run among images, of which it would be taken for a class."""
+    if images.origin["kind"] == DIGITS:
+        return
+    source, folder = Path(images.source).resolve(), Path(out).resolve()
+    if source in (folder, *folder.parents):
+        raise InputError(
+            f"{out} is within {images.source}, where the images are: give a folder elsewhere for the run"
+        )
+
+
+def _used(images: Images, model: nn.Module) -> list[str]:
+    """The packages that read the images, and made the model."""
+    readers = {DIGITS: ["scikit-learn"], "folder": ["pillow"], "dataset": ["pillow", "datasets"]}
+    theirs = any(type(module).__module__.startswith("transformers.") for module in model.modules())
+    return [*readers.get(images.origin["kind"], []), *["transformers"] * theirs]
 
 
 def _parts(

@@ -69,7 +69,8 @@ class Judged:
 def judge(
     model: nn.Module, processor: ImageProcessor, batches: Iterable[Mapping[str, Any]], device: str = "cpu"
 ) -> Judged:
-    """What a classifier says of images, in evaluation mode; the modes are afterwards what they were.
+    """What a classifier says of images, in evaluation mode; the modes are afterwards what they were,
+    also if it raises.
 
     Parameters
     ----------
@@ -94,23 +95,25 @@ def judge(
     tensor([0, 1])
     """
     were = [(module, module.training) for part in (model, processor) for module in part.modules()]
-    model.eval()
-    processor.to(device).eval()
     labels, ranks, losses = [], [], []
-    with torch.no_grad():
-        for batch in batches:
-            sample = processor.preprocess(batch)
-            logits = model(sample["x"]).cpu().double()
-            y = batch["y"].cpu()
-            own = logits.gather(1, y[:, None])
-            before = torch.arange(logits.shape[1])[None] < y[:, None]
-            rank = ((logits > own) | ((logits == own) & before)).sum(1)
-            # What is no number is no answer.
-            ranks.append(torch.where(logits.isfinite().all(1), rank, logits.shape[1]))
-            losses.append(F.cross_entropy(logits, y, reduction="none"))
-            labels.append(y)
-    for module, training in were:
-        module.training = training
+    try:
+        model.eval()
+        processor.to(device).eval()
+        with torch.no_grad():
+            for batch in batches:
+                sample = processor.preprocess(batch)
+                logits = model(sample["x"]).cpu().double()
+                y = batch["y"].cpu()
+                own = logits.gather(1, y[:, None])
+                before = torch.arange(logits.shape[1])[None] < y[:, None]
+                rank = ((logits > own) | ((logits == own) & before)).sum(1)
+                # What is no number is no answer.
+                ranks.append(torch.where(logits.isfinite().all(1), rank, logits.shape[1]))
+                losses.append(F.cross_entropy(logits, y, reduction="none"))
+                labels.append(y)
+    finally:
+        for module, training in were:
+            module.training = training
     if not labels:
         raise InputError("there are no images to judge: give some")
     return Judged(torch.cat(labels), torch.cat(ranks), torch.cat(losses))
