@@ -750,6 +750,8 @@ def test_a_source_with_a_split_of_its_own_is_judged_by_that(tmp_path: Path) -> N
     assert found.row().cross_entropy == pytest.approx(F.cross_entropy(logits, batch["y"]).item(), rel=1e-5)
     assert evaluate_classifier(run, tmp_path / "pets", split="validation").row().images == 4
     own = train(open_images(tmp_path / "new", image_size=8), tmp_path / "own", epochs=1)
+    with pytest.raises(InputError, match="its split 'test' is drawn from them"):  # all were trained on
+        evaluate_classifier(own, tmp_path / "new" / "train")
     noise(tmp_path / "other" / "train", 4, start=40)
     noise(tmp_path / "other" / "test", 4, start=50)
     for source, used in (("new", "training"), ("other", None)):
