@@ -14,6 +14,7 @@ from mano_op import InputError
 from mano_op.cost import count_parameters
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.pyramid import Prolong
+from mano_op.memory import peak_bytes_of
 from mano_op.models.block import Mlp
 from mano_op.registry import build_model
 from mano_op.vision import MANOClassifier
@@ -169,6 +170,21 @@ def test_every_parameter_gets_a_gradient_at_every_size(build):
         model.zero_grad(set_to_none=True)
         model(draw(1, model.in_channels, *size)).square().sum().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters()), size
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_blocks_that_are_computed_again_change_nothing_but_the_memory(training):
+    kept = small(depths=[3, 2], drop_path=0.3).train(training)
+    again = copy.deepcopy(kept)
+    again.checkpointed = True
+    x, found = draw(2, 3, 64, 64), []
+    for model in (kept, again):
+        torch.manual_seed(5)
+        found.append(torch.autograd.grad(model(x).square().sum(), list(model.parameters())))
+    for one, other in zip(*found, strict=True):
+        assert_same(one, other)
+    less, more = (peak_bytes_of(lambda m=model: m(x).sum().backward()) for model in (again, kept))
+    assert less < 0.7 * more
 
 
 def test_levels_see_beyond_windows_and_one_level_does_not():

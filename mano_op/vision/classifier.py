@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mano_op.errors import InputError, check_whole
 from mano_op.layers.anchors import Anchoring, anchoring
@@ -88,6 +89,9 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         Whether the network belongs to `image_size`, as that of `MANO` to its reference: an image of more
         pixels is averaged to it, goes through the network there, and its own pixels attend to what they
         find; one of fewer is interpolated. Of patches of one pixel and a single stage.
+    checkpointed : bool
+        Whether blocks are computed again in the backward pass (`torch.utils.checkpoint`), for a half to a
+        third of the memory of large images. Not of images that an anchored network meets in another size.
 
     Attributes
     ----------
@@ -143,6 +147,7 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         drop_path: float = 0.0,
         positional_embedding: Literal["grid"] | None = None,
         anchored: bool = False,
+        checkpointed: bool = False,
     ) -> None:
         super().__init__()
         check_whole(in_channels=in_channels, n_classes=n_classes, patch_size=patch_size, embed_dim=embed_dim)
@@ -154,7 +159,7 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
                 f"n_heads={n_heads} and depths={depths}, expected as many of the one as of the other: give "
                 "both for each stage"
             )
-        for name, flag in (("shifted", shifted), ("anchored", anchored)):
+        for name, flag in (("shifted", shifted), ("anchored", anchored), ("checkpointed", checkpointed)):
             if not isinstance(flag, bool):
                 raise InputError(f"{name}={flag!r}, expected True or False")
         for name, word, words in (
@@ -172,6 +177,7 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
             )
         self.in_channels, self.n_classes, self.n_dim = in_channels, n_classes, 2
         self.image_size, self.anchored, self.positional_embedding = size, anchored, positional_embedding
+        self.checkpointed = checkpointed
         self.feature_channels = tuple(embed_dim * 2**i for i in range(len(depths)))
         self.feature_strides = tuple(patch_size * 2**i for i in range(len(depths)))
         grids = [tuple(-(-n // stride) for n in size) for stride in self.feature_strides]
@@ -280,7 +286,8 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         for i, stage in enumerate(self.stages):
             x = self.merging[i - 1](x) if i else x
             for block in cast(nn.ModuleList, stage):
-                x = block(x)
+                again = self.checkpointed and torch.is_grad_enabled()
+                x = checkpoint(block, x, use_reentrant=False) if again else block(x)
             fields.append(x)
         fields[-1] = self._normalised(x)
         return fields
