@@ -118,6 +118,8 @@ class _Level(torch.autograd.Function):
         q, k, v = made.together
         attended, kept = parts.windows.attend(q, k, v, table, parts.heads, recorded=recorded)
         keep = recorded and is_kept(made.together.numel())
+        of_made = (made.together, made.factors) if keep else (None, None)
+        del q, k, v, made
         rows = attended.flatten(0, 1)
         result = x.new_empty(*x.shape[:-1], len(weight))
         flat = result.view(-1, len(weight)) if len(tokens) else result
@@ -127,8 +129,6 @@ class _Level(torch.autograd.Function):
             first, *others = [t[chunk] for t in (*added, *[tokens] * residual)] or [None]
             for t, b in ((first, bias), *((t, None) for t in others)):
                 add_in_place(of_chunk, b, t, natively=True)
-        of_made = (made.together, made.factors) if keep else (None, None)
-        del q, k, v, made
         ctx.save_for_backward(x, table, attended, kept, *of_made, *parameters, *qkv, weight, bias)
         ctx.parts, ctx.residual, ctx.n_norms, ctx.n_plus = parts, residual, n_norms, len(plus)
         return result
@@ -170,7 +170,9 @@ class _Level(torch.autograd.Function):
             made = _Made(together, factors)
         q, k, v = made.together
         *ds, dtable = parts.windows.gradients(q, k, v, table, parts.heads, kept, of_attended)
-        del of_attended, flat
+        if made.factors is None:  # the way back needs no more than the gradients
+            made = _Made(x.new_empty(0), None)
+        del of_attended, flat, q, k, v, together
         ds = [d.flatten(0, 1) for d in ds]
         weights = qkv.weight.chunk(3)
         of_weights = [None] * 3 if of_qkv.weight is None else of_qkv.weight.chunk(3)
