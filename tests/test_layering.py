@@ -26,6 +26,7 @@ data.chunking           data
 problems.draws          data    numpy
 vision.decode           data    numpy torch PIL
 vision.resize           data    torch
+vision.options          model
 data.sampler            data    numpy torch
 data.moments            data    numpy
 layers.tiling           model   numpy

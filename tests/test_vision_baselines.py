@@ -394,7 +394,7 @@ def test_without_transformers_the_way_to_it_is_told(cls, monkeypatch):
     ("options", "words"),
     [
         ({"image_size": 20, "patch_size": 8}, "give multiples"),
-        ({"image_size": (16, 16, 16)}, "height and width"),
+        ({"image_size": (16, 16, 16)}, r"image_size=.*, expected a side or \(height, width\)"),
         ({"image_size": 0}, "image_size=0"),
         ({"embed_dim": 13}, "multiple of n_heads"),
         ({"depth": 0}, "depth=0"),

@@ -339,6 +339,7 @@ class MultipoleAttention(nn.Module):
         n_heads: int,
         *,
         window: int = 8,
+        halo: int = 0,
         shift: int = 0,
         n_levels: int = 3,
         n_dim: int = 2,
@@ -361,7 +362,7 @@ class MultipoleAttention(nn.Module):
             n_heads,
             n_dim=n_dim,
             window=window,
-            halo=0,
+            halo=halo,
             shift=shift,
             rate=rate,
             n_levels=n_levels,
@@ -422,7 +423,7 @@ class MultipoleAttention(nn.Module):
             if up is not None:
                 coarse = up(out, field.shape[2:], self._level_weight(i - 1, len(levels)))
             plus = [t for t in (coarse, field if residual and not levels else None) if t is not None]
-            out = attend(field, plus=plus) if bias is None else attend(field, plus=plus, bias=bias)
+            out = attend(field, plus=plus, bias=bias)
         return self._with_idle(out, n_levels), coarse
 
     def sources(self, anchors: Tensor, coarse: Tensor | None) -> Sources:

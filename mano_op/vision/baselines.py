@@ -7,13 +7,14 @@ imported when the first of them is built; it comes with ``pip install 'mano_op[v
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
 from mano_op.errors import InputError, check_finite_number, check_whole
 from mano_op.models.data_model import DataModel
+from mano_op.vision.options import check_heads, check_shares, check_stages
+from mano_op.vision.resize import size_of
 
 # Of the weights at the start, in the papers and their code, whose truncation at 100 times that cuts nothing.
 _SPREAD = 0.02
@@ -108,15 +109,15 @@ class ViTClassifier(DataModel, name="ViT_classifier"):
             depth=depth,
             n_heads=n_heads,
         )
-        size = _pair(image_size)
+        size = size_of(image_size)
         if any(n % patch_size for n in size):
             raise InputError(
                 f"image_size={image_size!r} is not cut into patches of patch_size={patch_size}: give "
                 "multiples of it"
             )
-        _check_heads(embed_dim, n_heads)
+        check_heads(embed_dim, n_heads)
         _check_ratio(mlp_ratio, embed_dim)
-        _check_shares(drop=drop, attention_drop=attention_drop)
+        check_shares(drop=drop, attention_drop=attention_drop)
         if attention not in ("sdpa", "eager"):
             raise InputError(f"attention={attention!r}, expected 'sdpa' or 'eager': give one of them")
         transformers = _transformers()
@@ -279,8 +280,8 @@ class SwinClassifier(DataModel, name="Swin_classifier"):
             embed_dim=embed_dim,
             window=window,
         )
-        size = _pair(image_size)
-        _check_stages(embed_dim, depths, n_heads)
+        size = size_of(image_size)
+        check_stages(embed_dim, depths, n_heads)
         coarsest = patch_size * 2 ** (len(depths) - 1)
         if min(size) < coarsest:
             raise InputError(
@@ -288,7 +289,7 @@ class SwinClassifier(DataModel, name="Swin_classifier"):
                 f"at least {coarsest}: give larger images, smaller patches or fewer stages"
             )
         _check_ratio(mlp_ratio, embed_dim)
-        _check_shares(drop=drop, attention_drop=attention_drop, drop_path=drop_path)
+        check_shares(drop=drop, attention_drop=attention_drop, drop_path=drop_path)
         transformers = _transformers()
         self.in_channels, self.n_dim = in_channels, 2
         self.backbone = transformers.Swinv2Model(
@@ -358,45 +359,6 @@ def _head(channels: int, n_classes: int) -> nn.Linear:
     return head
 
 
-def _pair(image_size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width."""
-    sides = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
-    if len(sides) != 2 or isinstance(image_size, str):
-        raise InputError(
-            f"image_size={image_size!r}, expected a whole number or two: give one, or height and width"
-        )
-    for side in sides:
-        check_whole(image_size=side)
-    height, width = sides
-    return height, width
-
-
-def _check_heads(channels: int, n_heads: int) -> None:
-    if channels % n_heads:
-        raise InputError(
-            f"{channels} channels are not shared evenly by {n_heads} heads: give an embed_dim that is a "
-            "multiple of n_heads"
-        )
-
-
-def _check_stages(embed_dim: int, depths: object, n_heads: object) -> None:
-    """Refuse stages whose blocks or heads are not told, or do not fit."""
-    for name, given in (("depths", depths), ("n_heads", n_heads)):
-        if not isinstance(given, Sequence) or isinstance(given, str) or not given:
-            raise InputError(
-                f"{name}={given!r}, expected a whole number for each stage: give such as (2, 2, 6, 2)"
-            )
-        for number in given:
-            check_whole(**{name: number})
-        if len(given) != len(depths):  # type: ignore[arg-type]
-            raise InputError(
-                f"depths={depths!r} and n_heads={n_heads!r} are of different lengths: give both for every "
-                "stage"
-            )
-    for stage, heads in enumerate(n_heads):  # type: ignore[var-annotated, arg-type]
-        _check_heads(embed_dim * 2**stage, heads)
-
-
 def _check_ratio(mlp_ratio: object, channels: int) -> None:
     check_finite_number(zero=False, mlp_ratio=mlp_ratio)
     if int(mlp_ratio * channels) < 1:  # type: ignore[operator]
@@ -404,11 +366,3 @@ def _check_ratio(mlp_ratio: object, channels: int) -> None:
             f"mlp_ratio={mlp_ratio!r} of {channels} channels leaves no hidden one: give at least "
             f"{1 / channels:.2g}"
         )
-
-
-def _check_shares(**shares: object) -> None:
-    for name, share in shares.items():
-        if not isinstance(share, Real) or isinstance(share, bool) or not 0 <= float(share) < 1:
-            raise InputError(
-                f"{name}={share!r}, expected a number of at least 0 and less than 1: give 0.1, say"
-            )

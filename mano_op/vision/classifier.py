@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any, Literal, cast
 
 import torch
@@ -17,14 +16,16 @@ from torch.utils.checkpoint import checkpoint
 
 from mano_op.errors import InputError, check_whole
 from mano_op.layers.anchors import Anchoring, anchoring
-from mano_op.layers.attention import SwinPositionBias
+from mano_op.layers.attention import SwinPositionBias, WindowAttention
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.pyramid import covering_levels
 from mano_op.models.block import Block, Mlp, width
 from mano_op.models.coordinates import grid_points, with_coordinates
 from mano_op.models.data_model import DataModel
 from mano_op.vision.block import SwinBlock
+from mano_op.vision.options import check_shares, check_stages, of_stages
 from mano_op.vision.patches import PatchEmbedding, PatchMerging
+from mano_op.vision.resize import size_of
 
 # Pixels, of all images, that are done at a time where no gradient is recorded.
 _TILE = 2**14
@@ -152,13 +153,8 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         super().__init__()
         check_whole(in_channels=in_channels, n_classes=n_classes, patch_size=patch_size, embed_dim=embed_dim)
         check_whole(window=window)
-        size = _sides(image_size)
-        depths, n_heads = _of_stages(depths, "depths"), _of_stages(n_heads, "n_heads")
-        if len(n_heads) != len(depths):
-            raise InputError(
-                f"n_heads={n_heads} and depths={depths}, expected as many of the one as of the other: give "
-                "both for each stage"
-            )
+        size = size_of(image_size)
+        depths, n_heads = check_stages(embed_dim, depths, n_heads)
         for name, flag in (("shifted", shifted), ("anchored", anchored), ("checkpointed", checkpointed)):
             if not isinstance(flag, bool):
                 raise InputError(f"{name}={flag!r}, expected True or False")
@@ -336,50 +332,21 @@ def _attention(
     grid: Sequence[int],
 ) -> MultipoleAttention:
     """The attention of a block, in a stage of some grid."""
-    swin = blocks == "swin"
-    layer = MultipoleAttention(
-        channels,
-        heads,
-        window=window,
-        halo=halo,
-        shift=shift,
-        n_levels=n_levels,
-        scores="cosine" if swin else "dot",
-        position_bias="swin" if swin else True,
-        qv_bias=swin,
-        shared_levels=swin,
-        norm=not swin,
-        registration="cell",
-    )
-    for attention in layer.attention:
-        if isinstance(
-            attention.bias, SwinPositionBias
-        ):  # Swin cuts the window to the stage, and counts in that
-            attention.bias.window = tuple(min(window, n) for n in grid)
+    options: dict[str, Any] = {"window": window, "halo": halo, "shift": shift, "n_levels": n_levels}
+    if blocks == "operator":
+        return MultipoleAttention(channels, heads, **options, registration="cell")
+    layer = MultipoleAttention.swin(channels, heads, **options)
+    # Swin cuts the window to the stage, and counts offsets in that.
+    counted = tuple(min(window, n) for n in grid)
+    cast(SwinPositionBias, cast(WindowAttention, layer.attention[0]).bias).window = counted
     return layer
-
-
-def _sides(image_size: int | Sequence[int]) -> tuple[int, int]:
-    given = list(image_size) if isinstance(image_size, Sequence) else [image_size] * 2
-    if len(given) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in given):
-        raise InputError(
-            f"image_size={image_size!r}, expected a whole number, at least 1, or two: height and width"
-        )
-    return given[0], given[1]
-
-
-def _of_stages(given: Sequence[int], name: str) -> list[int]:
-    whole = isinstance(given, Sequence) and not isinstance(given, str) and len(given) > 0
-    if not whole or not all(isinstance(n, Integral) and not isinstance(n, bool) and n >= 1 for n in given):
-        raise InputError(f"{name}={given!r}, expected whole numbers, at least 1, one for each stage")
-    return [int(n) for n in given]
 
 
 def _levels(n_levels: int | Sequence[int] | None, grids: Sequence[tuple[int, ...]], window: int) -> list[int]:
     """The levels of each stage."""
     if n_levels is None:
         return [covering_levels(grid, window) for grid in grids]
-    found = _of_stages(n_levels if isinstance(n_levels, Sequence) else [n_levels] * len(grids), "n_levels")
+    found = of_stages("n_levels", n_levels if isinstance(n_levels, Sequence) else [n_levels] * len(grids))
     if len(found) != len(grids):
         raise InputError(
             f"n_levels={n_levels!r}, expected one number, or one for each of {len(grids)} stages"
@@ -389,9 +356,7 @@ def _levels(n_levels: int | Sequence[int] | None, grids: Sequence[tuple[int, ...
 
 def _drop_paths(most: float, n: int, blocks: str) -> list[float]:
     """The stochastic depth of each block."""
-    number = isinstance(most, int | float) and not isinstance(most, bool)
-    if not number or not 0 <= most < 1:
-        raise InputError(f"drop_path={most!r}, expected a number from 0 to below 1, such as 0.2")
+    check_shares(drop_path=most)
     if most and blocks != "swin":
         raise InputError(f"drop_path={most} with blocks={blocks!r}, which have none: leave it out")
     return [most * i / max(1, n - 1) for i in range(n)]
