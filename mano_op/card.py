@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mano_op.labels import variable_of
+
 BEGIN, END = "<!-- judged: begin -->", "<!-- judged: end -->"
 _NOT_JUDGED = (
     "Not judged on samples that it was not trained on: `mano-op transfer` does so, `--cards` writes it here."
@@ -58,7 +60,7 @@ def model_card(
     inputs, outputs = processor["inputs"], processor["outputs"]
     units = training.get("units", {})
     channels = [
-        [label, role, units.get(label.partition("@")[0], ""), *_statistics(one)]
+        [label, role, units.get(variable_of(label), ""), *_statistics(one)]
         for role, labels in (("input", inputs), ("output", outputs))
         for label, one in labels.items()
     ]

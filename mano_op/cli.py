@@ -39,13 +39,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except InputError as error:
         # The library names its arguments; who typed a command knows them as flags.
-        return _failed(re.sub(r"\b(overwrite|resume)=True", r"--\1", str(error)), 2)
+        return _failed(_as_flags(str(error)), 2)
     except OSError as error:  # no permission, no room: what is said needs no traceback
         where = f"{error.filename}: " if error.filename else ""
         return _failed(f"{where}{error.strerror or error}; check the path, its permissions and the disk", 2)
     except KeyboardInterrupt:
         return _failed(f"interrupted. {args.interrupted}", 130)
     return code or 0
+
+
+def _as_flags(message: str) -> str:
+    """A message with the arguments of the library as the flags of the commands."""
+    switches = r"\b(overwrite|resume|relabel|as_plane)=True"
+    message = re.sub(switches, lambda found: "--" + found[1].replace("_", "-"), message)
+    message = re.sub(r"\b(problem|engine|sample|time)='(\w+)'", r"--\1 \2", message)
+    # initial={'u0': 'u'}, reference={'p': 101325.0}
+    return re.sub(
+        r"\b(initial|reference)=\{(?:'([^']*)': '?([^'}]*)'?)?\}",
+        lambda found: f"--{found[1]}" + (f" '{found[2]}={found[3]}'" if found[2] else ""),
+        message,
+    )
 
 
 def _failed(message: str, code: int) -> int:
@@ -165,7 +178,7 @@ def _import_neuralop(args: argparse.Namespace) -> None:
 
     files = {"train": args.train, "test": args.test}
     present = {split: pairs for split, pairs in files.items() if pairs}
-    print(import_neuralop_pt(args.store, present, **_writing(args)))
+    print(import_neuralop_pt(args.store, present, problem=args.problem, **_writing(args)))
 
 
 def _import_pdebench(args: argparse.Namespace) -> None:
@@ -178,6 +191,7 @@ def _import_pdebench(args: argparse.Namespace) -> None:
             boundary_conditions=dict(args.boundary),
             domain=dict(args.domain),
             variables=tuple(args.variables),
+            **_described(args),
             **_writing(args),
         )
     )
@@ -187,7 +201,7 @@ def _import_the_well(args: argparse.Namespace) -> None:
     from mano_op.data.importers import import_the_well
 
     options = {"registration": _registrations(args), "domain": dict(args.domain)}
-    print(import_the_well(args.store, _files(args), **options, **_writing(args)))
+    print(import_the_well(args.store, _files(args), **options, **_described(args), **_writing(args)))
 
 
 def _import_fno_mat(args: argparse.Namespace) -> None:
@@ -208,15 +222,24 @@ def _import_netcdf(args: argparse.Namespace) -> None:
             files,
             sample=args.sample,
             time=args.time,
+            engine=args.engine,
+            relabel=args.relabel,
             inputs=args.inputs,
             outputs=args.outputs,
             splits=dict(args.splits),
             registration=_registrations(args),
             domain=dict(args.domain) or None,
             boundary_conditions=dict(args.boundary),
+            **_described(args),
             **_writing(args),
         )
     )
+
+
+def _described(args: argparse.Namespace) -> dict[str, Any]:
+    """What files do not say of their fields and axes."""
+    initial = None if args.initial is None else dict(args.initial)
+    return {"reference": dict(args.reference), "initial": initial, "as_plane": args.as_plane}
 
 
 def _registrations(args: argparse.Namespace) -> Any:
@@ -452,6 +475,15 @@ def _ends(text: str) -> tuple[str, tuple[float, float]]:
         raise argparse.ArgumentTypeError(f"{text!r}: expected AXIS=START:STOP, x=0:1") from error
 
 
+def _constant(text: str) -> tuple[str, float]:
+    """``pressure=101325``."""
+    name, _, value = text.rpartition("=")
+    try:
+        return name, float(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected VARIABLE=NUMBER, pressure=101325") from error
+
+
 def _count(text: str) -> tuple[str, int]:
     """``train=1000``."""
     name, equals, size = text.partition("=")
@@ -650,7 +682,16 @@ def _parser() -> argparse.ArgumentParser:
     formats = importers.add_subparsers(required=True, metavar="FORMAT")
     kept = "What is written is kept: go on with --resume and the same options."
     pt = command(
-        "neuralop", _import_neuralop, "neuraloperator's Darcy files, *.pt", formats, interrupted=kept
+        "neuralop",
+        _import_neuralop,
+        "neuraloperator's Darcy and Navier-Stokes files, *.pt",
+        formats,
+        interrupted=kept,
+    )
+    pt.add_argument(
+        "--problem",
+        choices=("darcy", "navier_stokes"),
+        help="which files they are; need not be given for Darcy flow, whose x is 0 or 1",
     )
     pt.add_argument("store", type=_place, help="the store to make, NAME.zarr")
     pt.add_argument("--resume", action="store_true", help="go on with an interrupted store")
@@ -703,8 +744,29 @@ def _parser() -> argparse.ArgumentParser:
                 "node_both, on [0, 1], or cell, in the middle of cells",
             )
 
+    def of_fields(made: argparse.ArgumentParser) -> None:
+        made.add_argument(
+            "--reference",
+            type=_constant,
+            nargs="+",
+            default=[],
+            metavar="VARIABLE=NUMBER",
+            help="constants to subtract where float32 cannot hold the variation: pressure=101325",
+        )
+        made.add_argument(
+            "--initial",
+            type=_named,
+            nargs="*",
+            metavar="INPUT=OUTPUT",
+            help="steady inputs that are where an output begins, u0=u; without any: there is none",
+        )
+        made.add_argument(
+            "--as-plane", action="store_true", help="take latitude and longitude as lengths on a plane"
+        )
+
     bench = from_files("pdebench", _import_pdebench, "PDEBench's files, *.hdf5")
     of_grid(bench, boundary=True, registration=False)
+    of_fields(bench)
     bench.add_argument(
         "--variables",
         nargs="+",
@@ -714,12 +776,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     well = from_files("the-well", _import_the_well, "The Well's files, *.hdf5")
     of_grid(well, boundary=False, registration=True)
+    of_fields(well)
     mat = from_files("fno-mat", _import_fno_mat, "the files of the Fourier neural operator's paper, *.mat")
     mat.add_argument(
         "--kind", choices=("burgers", "darcy", "navier_stokes"), required=True, help="which of its problems"
     )
     nc = from_files("netcdf", _import_netcdf, "whatever xarray opens, *.nc", splits=False)
     of_grid(nc, boundary=True, registration=True)
+    of_fields(nc)
     nc.add_argument(
         "--files",
         type=_sized_file,
@@ -737,6 +801,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     nc.add_argument("--sample", default="sample", metavar="DIMENSION", help="that numbers the samples")
     nc.add_argument("--time", default="time", metavar="DIMENSION", help="of the times")
+    nc.add_argument("--engine", help="of xarray: h5netcdf, scipy, zarr, ...; chosen by the file if not given")
+    nc.add_argument(
+        "--relabel",
+        action="store_true",
+        help="number the samples anew, in the order of the files, whatever labels these have",
+    )
 
     train = command(
         "train",

@@ -56,6 +56,22 @@ def check_finite_number(*, zero: bool, **numbers: object) -> None:
             raise InputError(f"{name}={number!r}, expected a finite number, {least}")
 
 
+def listed(values: Iterable[object], most: int = 6) -> str:
+    """The values of a list for a message: all of a short list, the first and the last of a long one.
+
+    Examples
+    --------
+    >>> listed([0.0, 0.5, 1.0])
+    '0, 0.5, 1'
+    >>> listed(range(100))
+    '0, 1, 2, 3, ..., 99 (100)'
+    """
+    shown = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+    if len(shown) <= most:
+        return ", ".join(shown)
+    return f"{', '.join(shown[: most - 2])}, ..., {shown[-1]} ({len(shown)})"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Ask for the known name that is nearest to one that is not known; empty if none is near.
 

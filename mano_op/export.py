@@ -36,6 +36,7 @@ from mano_op.data.processor import FieldProcessor
 from mano_op.errors import InputError, check_whole
 from mano_op.files import check_folder, make_folder, write_file
 from mano_op.grid import Grid
+from mano_op.labels import variable_of
 from mano_op.models.mano import MANO
 from mano_op.models.traceable import TraceableMANO
 from mano_op.runs import Run
@@ -286,7 +287,7 @@ def _metadata(run: Run | nn.Module, model: nn.Module, grid: tuple[int, ...]) -> 
         units = run.training.get("units", {})
         for role, labels in (("in", run.processor.inputs), ("out", run.processor.outputs)):
             found[f"{role}puts"] = [
-                {"name": one, "units": units.get(one.partition("@")[0]) or ""} for one in labels
+                {"name": one, "units": units.get(variable_of(one)) or ""} for one in labels
             ]
             found[f"{role}_channels"] = len(labels)
     else:

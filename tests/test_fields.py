@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from mano_op.data.check import check_store
 from mano_op.data.coarsen import coarsen_store
 from mano_op.data.coordinates import _domain
+from mano_op.data.describe import describe
 from mano_op.data.fields import write_fields
 from mano_op.data.store import FieldStore, open_store
 from mano_op.errors import InputError
@@ -273,9 +274,9 @@ def stretched(data):
         (lambda d: d.rename(u="v"), {}, r"no variable 'u'; the data set has \['a', 'b', 'v'\]"),
         (lambda d: d.rename(sample="batch"), {}, r"dimensions .*'batch'.*expected \('sample', ...\)"),
         (lambda d: d.assign(u=d.u.transpose("sample", "x", "y")), {}, "the same axes for all"),
-        (lambda d: d.drop_vars("x"), {}, "axis 'x' has no coordinate"),
+        (lambda d: d.drop_vars("x"), {}, "the coordinate of axis 'x' is missing"),
         (lambda d: d.isel(x=slice(None, None, -1)), {}, r"x does not increase; use `data.sortby\('x'\)`"),
-        (lambda d: d.assign_coords(x=[0, 1, np.nan, 3]), {}, "x does not increase"),
+        (lambda d: d.assign_coords(x=[0, 1, np.nan, 3]), {}, "x has a NaN"),
         (stretched, {}, "the spacing is not uniform"),
         (lambda d: d, {"domain": {"y": (0.0, 1.0)}}, "no axis 'x'"),
         (
@@ -284,7 +285,7 @@ def stretched(data):
             "registration and the domain of your data",
         ),
         (lambda d: d.isel(x=[0]), {"domain": None}, "from which no domain follows"),
-        (lambda d: d.isel(sample=slice(0, 4)), {}, "4 samples, numbers 0 to 3, are not whole splits"),
+        (lambda d: d.isel(sample=slice(0, 4)), {}, "4 samples are not whole splits"),
         (lambda d: d.assign_coords(sample=np.arange(8)[::-1]), {}, "not whole splits"),
         (lambda d: d.assign_coords(split=("sample", ["test"] * 8)), {}, "'split' says otherwise"),
         (lambda d: d, {"inputs": [], "outputs": []}, "is empty"),
@@ -483,12 +484,54 @@ def test_coordinates_in_two_units_are_refused(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("units", ["degrees_north", "degree_east", "degreesN"])
-def test_degrees_on_a_sphere_are_refused(tmp_path, units):
-    with pytest.raises(InputError, match=f"axis 'x' is in {units}, on a sphere.*Cartesian.*Project"):
-        write(tmp_path / "a.zarr", {(6, 4): about_x(labelled(NODES), units=units)})
+@pytest.mark.parametrize(
+    ("name", "about", "sign"),
+    [
+        ("x", {"units": "degrees_north"}, "units 'degrees_north'"),
+        ("x", {"units": "degree_east"}, "units 'degree_east'"),
+        ("x", {"units": "degreesN"}, "units 'degreesN'"),
+        ("x", {"units": "degrees", "standard_name": "latitude"}, "standard_name 'latitude'"),
+        ("x", {"standard_name": "grid_longitude"}, "standard_name 'grid_longitude'"),
+        ("x", {"long_name": "Latitude", "units": "deg"}, "called 'Latitude', from 0 to 1"),
+        ("lat", {}, "called 'lat', from 0 to 1"),
+        ("nav_lon", {"units": "degrees"}, "called 'nav_lon'"),
+        ("XLAT", {"units": "radians"}, "called 'XLAT'"),
+    ],
+)
+def test_latitude_and_longitude_are_refused_or_said_to_be_a_plane(tmp_path, name, about, sign):
+    axes = {"y": (0.0, 1.0), name: (0.0, 1.0)}
+    options = {"domain": axes, "boundary_conditions": dict.fromkeys(axes, "open")}
+    fields = {(6, 4): about_x(labelled(NODES), **about).rename(x=name)}
+    with pytest.raises(InputError, match=rf"axis '{name}' \({sign}.*\) is on a sphere.*Cartesian.*Project"):
+        write(tmp_path / "a.zarr", fields, **options)
     assert not any(tmp_path.iterdir())
-    assert write(tmp_path / "a.zarr", {(6, 4): about_x(labelled(NODES), units="degrees")}).complete
+    store = open_store(write(tmp_path / "a.zarr", fields, as_plane=True, **options).path)
+    assert store.layout.as_plane and store.attrs["as_plane"] is True
+    assert "taken as lengths on a plane" in describe(store)
+    assert check_store(store.path, progress=False) == []
+    coarse = coarsen_store(store, tmp_path / "b.zarr", [(3, 2)], method="mean", progress=False)
+    assert coarse.layout.as_plane
+
+
+@pytest.mark.parametrize(
+    ("name", "about"),
+    [("x", {"units": "degrees"}), ("lat", {"units": "m"}), ("late", {}), ("lateral", {"units": "degrees"})],
+)
+def test_angles_and_lengths_that_are_no_latitude_are_taken_as_they_are(tmp_path, name, about):
+    axes = {"y": (0.0, 1.0), name: (0.0, 1.0)}
+    options = {"domain": axes, "boundary_conditions": dict.fromkeys(axes, "open")}
+    fields = {(6, 4): about_x(labelled(NODES), **about).rename(x=name)}
+    store = write(tmp_path / "a.zarr", fields, **options)
+    assert not store.layout.as_plane and "as_plane" not in store.attrs
+
+
+def test_an_axis_called_lat_with_values_beyond_the_poles_is_no_latitude(tmp_path):
+    data = labelled(NODES).rename(x="lat").assign_coords(lat=[0.0, 100.0, 200.0, 300.0])
+    axes = {"y": (0.0, 1.0), "lat": (0.0, 400.0)}
+    store = write(
+        tmp_path / "a.zarr", {(6, 4): data}, domain=axes, boundary_conditions=dict.fromkeys(axes, "open")
+    )
+    assert store.grids["r6x4"].axes[1].stop == 400.0
 
 
 def test_each_axis_may_have_a_registration_of_its_own(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import xarray as xr
 
+from mano_op.data.check import check_store
 from mano_op.data.importers import import_neuralop_pt
 from mano_op.data.store import open_store
 from mano_op.errors import InputError
@@ -92,7 +93,7 @@ def test_other_files_are_refused(tmp_path, monkeypatch, content):
         (fields(2, 16), r"'x' is a tensor of shape \(2, 16, 16\); expected a tensor \(samples, 8, 8\)"),
         ({"x": fields(2, 8)["x"], "y": [0.0]}, "'y' is a list"),
         ({"x": fields(2, 8)["x"], "y": fields(3, 8)["y"]}, "2 samples of 'x' and 3 of 'y'"),
-        ({"x": fields(2, 8)["x"], "y": torch.full((2, 8, 8), torch.nan)}, r"pressure: sample 0 \(and 1 more"),
+        ({"x": fields(2, 8)["x"], "y": torch.full((2, 8, 8), torch.nan)}, r"y: sample 0 \(and 1 more"),
     ],
 )
 def test_files_of_another_layout_are_refused_before_anything_is_written(tmp_path, content, message):
@@ -118,10 +119,52 @@ def test_files_that_do_not_match_each_other_are_refused(tmp_path, files):
         import_neuralop_pt(path, {**files, "test": [files["test"][1], (16, fewer)]})
     other = save(tmp_path / "other.pt", fields(2, 16, 3))
     mixed = {**files, "test": [files["test"][1], (16, other)]}
-    with pytest.raises(InputError, match="split 'test': permeability at 8 differs from that at 16"):
+    with pytest.raises(InputError, match="split 'test': 'x' at 8 differs from that at 16"):
         import_neuralop_pt(path, mixed)
     store = import_neuralop_pt(path, mixed, levels="independent")
     np.testing.assert_array_equal(store.read(16, "pressure"), fields(2, 16, 3)["y"])
+
+
+def flow(samples, n, seed=0):
+    """Forcing and vorticity at 16 points, seen at n of them along each axis."""
+    generator = torch.Generator().manual_seed(seed)
+    forcing, vorticity = torch.randn((2, samples, 16, 16), generator=generator)
+    return {"x": forcing[:, :: 16 // n, :: 16 // n], "y": vorticity[:, :: 16 // n, :: 16 // n]}
+
+
+def test_navier_stokes_files_are_asked_for_and_lie_on_a_torus(tmp_path):
+    files = {"train": [(n, save(tmp_path / f"{n}.pt", flow(3, n))) for n in (8, 16)]}
+    with pytest.raises(InputError, match=r"8\.pt: 'x' has the value .*give problem='navier_stokes'"):
+        import_neuralop_pt(tmp_path / "a.zarr", files)
+    with pytest.raises(InputError, match=r"8\.pt: 'x' has the value .*not of neuraloperator's Darcy flow"):
+        import_neuralop_pt(tmp_path / "a.zarr", files, problem="darcy")
+    assert not (tmp_path / "a.zarr").exists()
+    store = import_neuralop_pt(tmp_path / "a.zarr", files, problem="navier_stokes", progress=False)
+    assert (store.inputs, store.outputs) == (("forcing",), ("vorticity",))
+    assert store.grids["r8"] == Grid.uniform((8, 8), registration="node", periodic=True)
+    assert store.layout.boundary_conditions == {"y": "periodic", "x": "periodic"}
+    assert store.variables[1].boundary_value is None
+    assert store.attrs["title"] == "Navier-Stokes flow, neuraloperator"
+    for name, key in (("forcing", "x"), ("vorticity", "y")):
+        np.testing.assert_array_equal(store.read(16, name), flow(3, 16)[key])
+    assert check_store(store.path, progress=False) == []
+
+
+def test_navier_stokes_files_whose_levels_differ_are_refused(tmp_path):
+    files = {"train": [(n, save(tmp_path / f"{n}.pt", flow(3, n, seed=n))) for n in (8, 16)]}
+    with pytest.raises(InputError, match="'x' at 8 differs from that at 16 where they share points"):
+        import_neuralop_pt(tmp_path / "a.zarr", files, problem="navier_stokes")
+
+
+def test_darcy_files_are_not_taken_as_another_problem(tmp_path, files):
+    with pytest.raises(InputError, match=r"'x' is 0 or 1 everywhere, .*expected problem='darcy'"):
+        import_neuralop_pt(tmp_path / "a.zarr", files, problem="navier_stokes")
+    with pytest.raises(InputError, match="problem='burgers'; expected one of darcy, navier_stokes"):
+        import_neuralop_pt(tmp_path / "a.zarr", files, problem="burgers")
+    as_numbers = {"x": fields(2, 8)["x"].float(), "y": fields(2, 8)["y"]}
+    file = save(tmp_path / "numbers.pt", as_numbers)
+    store = import_neuralop_pt(tmp_path / "b.zarr", {"train": [(8, file)]}, problem="darcy", progress=False)
+    np.testing.assert_array_equal(store.read(8, "permeability"), as_numbers["x"])
 
 
 @pytest.mark.skipif(

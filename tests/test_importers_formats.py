@@ -111,7 +111,7 @@ def test_pdebench_files_that_do_not_fit(tmp_path):
         "grid.hdf5": (
             {"tensor": values(2, 4, 6, 9)},
             {"grid": Grid.uniform((6, 9), names=("x", "y"))},
-            "differs",
+            "coordinate x 0 is",
         ),
         "times.hdf5": ({"tensor": values(2, 4, 6, 8)}, {"times": TIMES[:2]}, "3 times for fields of"),
         "darcy.hdf5": ({"nu": values(2, 6, 8), "tensor": values(2, 4, 6, 8)}, {}, "of one time"),
@@ -257,14 +257,16 @@ def test_fno_files(tmp_path, version):
 
     arrays = {"coeff": values(3, 7, 9), "sol": values(3, 7, 9), "Kcoeff": values(3, 7, 9)}
     file = save_mat(tmp_path / "darcy.mat", arrays, version)
-    other = save_mat(tmp_path / "more.mat", arrays, version)
+    more = {name: array + 1 for name, array in arrays.items()}
+    other = save_mat(tmp_path / "more.mat", more, version)
     files = {"train": [file], "test": [other]}
     with pytest.raises(InputError, match=r"darcy\.mat twice among the files"):
         import_fno_mat(tmp_path / "d.zarr", {"train": [file], "test": [file]}, kind="darcy")
     store = right(import_fno_mat(tmp_path / "d.zarr", files, kind="darcy", progress=False, chunk=2))
     assert store.grids["r7x9"] == Grid.uniform((7, 9), registration="node_both")
     assert store.variables[1].boundary_value == 0.0 and store.splits == {"train": 3, "test": 3}
-    np.testing.assert_array_equal(store.read((7, 9), "pressure"), np.concatenate([arrays["sol"]] * 2))
+    expected = np.concatenate([arrays["sol"], more["sol"]]).astype(np.float32)
+    np.testing.assert_array_equal(store.read((7, 9), "pressure"), expected)
 
     arrays = {"a": values(2, 6, 8), "u": values(2, 6, 8, 4), "t": TIMES[None] + 1}
     file = save_mat(tmp_path / "ns.mat", arrays, version)
@@ -303,14 +305,14 @@ LINE = {"boundary_conditions": {"x": "periodic"}, "domain": {"x": (0.0, 1.0)}}
 
 
 def netcdf(path, samples, *, flip=False, engine="scipy"):
-    latitude = CELLS.axes[1].points * 180 - 90
-    dims = ("member", "t", "x", "latitude")
+    height = CELLS.axes[1].points * 180 - 90
+    dims = ("member", "t", "x", "height")
     data = xr.Dataset(
         {"q": (dims, values(samples, 4, 6, 8)), "orography": (dims[:1] + dims[2:], values(samples, 6, 8))},
-        {"x": CELLS.axes[0].points, "latitude": latitude, "t": TIMES},
+        {"x": CELLS.axes[0].points, "height": height, "t": TIMES},
     )
     data["q"].attrs["units"] = "kg kg-1"
-    (data.isel(latitude=slice(None, None, -1)) if flip else data).to_netcdf(path, engine=engine)
+    (data.isel(height=slice(None, None, -1)) if flip else data).to_netcdf(path, engine=engine)
     return data
 
 
@@ -323,8 +325,8 @@ def test_netcdf_files_one_after_another(tmp_path):
         "outputs": ["q"],
         "splits": {"train": 3, "test": 2},
         "registration": "cell",
-        "domain": {"x": (0.0, 1.0), "latitude": (-90.0, 90.0)},
-        "boundary_conditions": {"x": "periodic", "latitude": "open"},
+        "domain": {"x": (0.0, 1.0), "height": (-90.0, 90.0)},
+        "boundary_conditions": {"x": "periodic", "height": "open"},
         "progress": False,
     }
     files = [tmp_path / "0.nc"]
@@ -343,7 +345,7 @@ def test_netcdf_files_one_after_another(tmp_path):
         ({"sample": "run"}, "no 'run': give sample="),
         ({"outputs": ["v"]}, "no variable 'v'"),
         ({"outputs": "q"}, r"outputs='q'; expected a list of names: outputs=\['q'\]"),
-        ({"splits": {"train": 6}}, r"5 samples, numbers 0 to 4, are not whole splits of {'train': 6}"),
+        ({"splits": {"train": 6}}, r"5 samples are not whole splits of {'train': 6}"),
         ({"chunk": 0}, "chunk=0, expected a whole number, at least 1"),
     ):
         with pytest.raises(InputError, match=message):
@@ -365,7 +367,7 @@ def test_netcdf_files_one_after_another(tmp_path):
         (lambda data: data["q"].attrs.update(cell_methods="area: mean"), "q has cell_methods='area: mean'"),
         (lambda data: data["q"].attrs.pop("units"), "q has units=None"),
         (lambda data: data["x"].attrs.update(units="km"), "x has units='km'"),
-        (lambda data: data.assign_coords(x=data["x"] + 0.01), "1.nc: x differs from that of .*0.nc"),
+        (lambda data: data.assign_coords(x=data["x"] + 0.01), "1.nc: x is .* where it is .* in .*0.nc"),
         (lambda data: data.isel(x=slice(0, 3)), "1.nc has 3 points along x, .*0.nc has 4"),
         (lambda data: data.rename(q="p"), "1.nc has the variables a, p, .*0.nc has a, q"),
         (lambda data: data.drop_vars("x"), "1.nc has no coordinate x"),
@@ -493,11 +495,9 @@ def test_a_netcdf_file_is_read_once_and_a_chunk_written_once(tmp_path, monkeypat
     assert len(chunks) == 2 * (300 + 100) // store.layout.chunk and set(chunks.values()) == {1}
 
 
-@pytest.mark.parametrize(("chunk", "visits"), [(1, 8), (2, 5), (4, 3), (None, 2)])
-def test_every_sample_of_the_well_is_read_once(tmp_path, monkeypatch, chunk, visits):
-    """Of scalars, vectors and tensors. A chunk visits a file or two, of five samples and of three; what is
-    the same for all samples of a file is read at each visit.
-    """
+@pytest.mark.parametrize("chunk", [1, 2, 4, None])
+def test_every_sample_of_the_well_is_read_once(tmp_path, monkeypatch, chunk):
+    """Of scalars, vectors and tensors, and of what is the same for all samples of a file."""
     parts = [well(tmp_path / f"{i}.h5", n) for i, n in enumerate((5, 3))]
     read = Counter()
     get = h5py.Dataset.__getitem__
@@ -514,7 +514,7 @@ def test_every_sample_of_the_well_is_read_once(tmp_path, monkeypatch, chunk, vis
     )
     for name in ("pressure", "porosity", "velocity", "stress"):
         assert (name, read[name]) == (name, sum(part[name].size for part in parts))
-    assert read["height"] == visits * 6
+    assert read["height"] == 2 * 6
     pressure = np.concatenate([part["pressure"] for part in parts])
     np.testing.assert_array_equal(store.read((6, 8), "pressure"), pressure)
 
@@ -535,8 +535,8 @@ def test_the_workers_of_a_cluster_read_files(tmp_path, scheduler, kind):
                     file: netcdf(file, n, engine=kind) for file, n in zip(parts, (5, 3), strict=True)
                 }
                 options |= {"sample": "member", "time": "t", "inputs": ["orography"], "outputs": ["q"]}
-                options |= {"domain": {"x": (0.0, 1.0), "latitude": (-90.0, 90.0)}, "splits": {"train": 8}}
-                options |= {"boundary_conditions": {"x": "periodic", "latitude": "open"}}
+                options |= {"domain": {"x": (0.0, 1.0), "height": (-90.0, 90.0)}, "splits": {"train": 8}}
+                options |= {"boundary_conditions": {"x": "periodic", "height": "open"}}
                 store = import_netcdf(path, {(6, 8): parts}, **options, **where)
     assert files(tmp_path / "there.zarr") == files(tmp_path / "here.zarr")
     name = "pressure" if kind == "the_well" else "q"

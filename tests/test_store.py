@@ -12,10 +12,12 @@ import xarray as xr
 import zarr
 from dask.base import compute
 from dask.delayed import delayed
-from helpers import WAVES, wave_store, waves, write_waves
+from helpers import WAVES, store_of, wave_store, waves, write_waves
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mano_op.data.check import check_store
+from mano_op.data.dataset import FieldDataset
 from mano_op.data.store import Variable, create_store, open_store
 from mano_op.errors import InputError
 from mano_op.grid import REGISTRATIONS, Grid
@@ -226,8 +228,8 @@ def test_times_belong_to_variables_that_vary(tmp_path):
     for changes, message in (
         ({"times": ()}, r"0 times, and variables that vary in time: \['u'\]"),
         ({"variables": WAVES}, "3 times, and variables that vary in time: none"),
-        ({"times": (0.0, 2.0, 2.0)}, "expected finite numbers that increase"),
-        ({"times": (0.0, np.inf)}, "expected finite numbers that increase"),
+        ({"times": (0.0, 2.0, 2.0)}, "times 1 and 2 are 2 and 2; expected times that increase"),
+        ({"times": (0.0, np.inf)}, "expected finite numbers"),
         ({"chunk_times": 0}, "chunk_times=0"),
         ({"variables": [*HEAT, Variable("time", "input")]}, "'time': the name is taken"),
     ):
@@ -392,7 +394,9 @@ def test_a_value_that_is_not_finite_in_float32_is_named_and_nothing_is_written(t
 def test_fields_that_do_not_fit_the_layout_are_refused(tmp_path):
     store = empty(tmp_path / "waves.zarr", chunk=4)
     good = {grid: waves(range(4), grid) for grid in (COARSE, FINE)}
-    with pytest.raises(InputError, match=r"fields at \['r6x4'\]; samples .* expected at \['r12x8', 'r6x4'\]"):
+    with pytest.raises(
+        InputError, match=r"fields at \['r6x4'\]; samples .* are held by r12x8, r6x4: give these"
+    ):
         store.write(slice(0, 4), {COARSE: good[COARSE]})
     with pytest.raises(InputError, match=r"r6x4: variables \['a', 'b'\]; expected \['a', 'b', 'u'\]"):
         store.write(slice(0, 4), {**good, COARSE: {"a": 0.0, "b": 0.0}})
@@ -621,12 +625,32 @@ def test_a_plan_that_does_not_hold_together_is_refused_and_replaces_nothing(kept
     )
 
 
-@pytest.mark.parametrize("name", ["", "2d", "_hidden", "a/b", "a b", "größe"])
-def test_names_of_variables(name):
-    with pytest.raises(InputError, match="expected a letter"):
+@pytest.mark.parametrize("name", ["", ".", "..", "__hidden", "a/b", "a\nb", "a" * 201, "w@+1", "u@t=0.5", 3])
+def test_names_that_zarr_or_labels_cannot_have_are_refused(name):
+    with pytest.raises(InputError, match=f"variable {re.escape(repr(name))}: .*"):
         Variable(name, "input")
     with pytest.raises(InputError, match="role='target'"):
         Variable("a", "target")
+
+
+@pytest.mark.parametrize(
+    "name", ["2m_temperature", "_hidden", "a b", "größe", "wind@10m", "x=y", "$p$", "<b>"]
+)
+def test_names_that_zarr_and_xarray_take_are_kept(tmp_path, name):
+    grid = Grid.uniform((4,))
+    variables = [Variable(name, "input"), Variable("u", "output")]
+    fields = {name: np.arange(8.0).reshape(2, 4), "u": np.ones((2, 4))}
+    store = store_of(
+        tmp_path / "a.zarr",
+        [grid],
+        variables,
+        lambda samples, _: {key: values[samples] for key, values in fields.items()},
+        {"train": 2},
+    )
+    assert open_store(store.path).inputs == (name,) and check_store(store.path, progress=False) == []
+    np.testing.assert_array_equal(store.read(4, name), fields[name])
+    np.testing.assert_array_equal(xr.open_datatree(store.path)["r4"][name], fields[name])
+    assert FieldDataset(store, 4).inputs == (name,)
 
 
 def test_a_store_pickles_as_its_path(kept):

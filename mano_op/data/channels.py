@@ -67,9 +67,10 @@ def channels_of(
     window : (int, int), optional
         ``(steps_in, steps_out)``. Every run of ``steps_in + steps_out`` times of a sample of the store is a
         sample: ``x`` is the steady inputs, and the variables that vary, inputs and outputs, at the first
-        `steps_in` times; ``y`` is the outputs that vary, at the others.
+        `steps_in` times; ``y`` is the outputs that vary, at the others. Steady inputs that are the initial
+        field of an output (`Variable.initial_of`) are left out: a step is given the field itself.
     at : sequence of float, optional
-        ``y`` is the outputs at these of the store's times, ``x`` the steady inputs.
+        ``y`` is the outputs at these of the store's times, ``x`` the steady inputs, initial fields too.
 
     Raises
     ------
@@ -119,7 +120,9 @@ def channels_of(
         )
     if at is not None:
         return _at(layout, at, steady, varying_inputs=[v.name for v in varying if v.role == "input"])
-    return _window(layout, window or (), steady, [v.name for v in varying], predicted)
+    initial = {variable.name for variable in layout.variables if variable.initial_of is not None}
+    parameters = tuple(channel for channel in steady if channel.variable not in initial)
+    return _window(layout, window or (), parameters, [v.name for v in varying], predicted)
 
 
 def _at(

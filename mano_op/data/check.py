@@ -15,6 +15,7 @@ from tqdm import tqdm
 from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec
 
+from mano_op.data.digests import Digests
 from mano_op.data.layout import AVERAGE, Variable
 from mano_op.data.schema import CONVENTIONS, DAMAGED, VERSIONS, array, multiscales, values_of
 from mano_op.data.store import FieldStore, open_store
@@ -35,7 +36,8 @@ def check_store(
     conventions, title and provenance have to be there; fields have to be float32, in chunks of whole fields,
     which end in a checksum; every chunk has to be readable and finite; the statistics have to be those of the
     training split; and where levels are one field at points, "resampled" and "area: point", they have to
-    agree at shared points.
+    agree at shared points. No two splits may share a field, and a steady input that is an output's first time
+    has to say so, in "initial_of".
     Nothing is only a warning: what can still be read as it was meant, such as float64, is a violation too.
 
     Parameters
@@ -79,10 +81,16 @@ def check_store(
         damaged = list(_damaged_labels(store, root, key))
         found += damaged or _labels(store, root, key)
         found += _storage(store, root, key)
-    bad = list(_fields(store, progress))
+    digests = Digests(store)
+    bad = list(_fields(store, progress, digests))
     found += bad
     if not bad:  # else these would say the same again
-        found += [*_statistics(store), *_shared_points(store)]
+        found += [
+            *_statistics(store),
+            *_shared_points(store),
+            *digests.shared_fields(),
+            *digests.initial_fields(),
+        ]
     return found
 
 
@@ -232,8 +240,9 @@ def _labels(store: FieldStore, root: zarr.Group, key: str) -> Iterator[str]:
 
 
 def _attributes(key: str, variable: Variable, attributes: dict[str, Any]) -> Iterator[str]:
-    for name in ("units", "long_name", "role"):
-        given, expected = attributes.get(name), getattr(variable, name)
+    for name in ("units", "long_name", "role", "reference", "initial_of"):
+        expected = getattr(variable, name)
+        given = attributes.get(name, 0.0 if name == "reference" else None)
         if given != expected:
             yield f"{key}/{variable.name}: attribute {name}={given!r}, another level has {expected!r}"
     # Compared as JSON has it, with lists for pairs.
@@ -245,26 +254,32 @@ def _attributes(key: str, variable: Variable, attributes: dict[str, Any]) -> Ite
         )
 
 
-def _fields(store: FieldStore, progress: bool) -> Iterator[str]:
+def _fields(store: FieldStore, progress: bool, digests: Digests) -> Iterator[str]:
     """Chunks that cannot be read, and samples that are not finite."""
     layout = store.layout
     total = sum(len(layout.samples(key)) for key in store.grids) * len(layout.variables)
     with tqdm(total=total, unit="field", disable=not progress) as bar:
         for key in store.grids:
             for variable in layout.variables:
-                yield from _field(store, key, variable.name)
+                yield from _field(store, key, variable, digests)
                 bar.update(len(layout.samples(key)))
 
 
-def _field(store: FieldStore, key: str, name: str) -> Iterator[str]:
-    samples = store.layout.samples(key)
-    for start in range(0, len(samples), store.layout.chunk):
-        rows = slice(start, start + store.layout.chunk)
-        try:
-            store.read(key, name, rows)
-        except InputError as error:
-            text = str(error).removeprefix(f"{store.path}, ")
-            yield text.partition(";")[0] if "has a NaN" in text else text
+def _field(store: FieldStore, key: str, variable: Variable, digests: Digests) -> Iterator[str]:
+    for rows in _row_chunks(store, key):
+        for times in store.layout.time_chunks if variable.time else [slice(None)]:
+            try:
+                values = store.read(key, variable.name, rows, times)
+            except InputError as error:
+                text = str(error).removeprefix(f"{store.path}, ")
+                yield text.partition(";")[0] if "has a NaN" in text else text
+            else:
+                digests.add(key, variable, rows.start, values)
+
+
+def _row_chunks(store: FieldStore, key: str) -> list[slice]:
+    n, length = len(store.layout.samples(key)), store.layout.chunk
+    return [slice(start, min(start + length, n)) for start in range(0, n, length)]
 
 
 def _statistics(store: FieldStore) -> Iterator[str]:
@@ -319,8 +334,12 @@ def _differing(
     found: list[int] = []
     for start in range(0, len(coarse[1]), store.layout.chunk):
         rows = slice(start, start + store.layout.chunk)
-        one = store.read(coarse[0], variable.name, coarse[1][rows])
-        other = store.read(fine[0], variable.name, fine[1][rows])[(Ellipsis, *at)]  # type: ignore[arg-type]
-        apart = np.abs(one - other).reshape(len(one), -1).max(axis=1)
+        apart = np.zeros(len(coarse[1][rows]))
+        for times in store.layout.time_chunks if variable.time else [slice(None)]:
+            one = store.read(coarse[0], variable.name, coarse[1][rows], times)
+            other = store.read(fine[0], variable.name, fine[1][rows], times)
+            shared = other[(Ellipsis, *at)]  # type: ignore[arg-type]
+            difference = np.abs(np.subtract(one, shared))
+            apart = np.maximum(apart, difference.reshape(len(one), -1).max(axis=1))
         found += (start + np.flatnonzero(apart > tolerance)).tolist()
     return found

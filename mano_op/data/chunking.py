@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+TARGET_BYTES = 2**20
+
 
 def chunk_for(
     points: int,
     splits: Mapping[str, int],
     held: Iterable[Sequence[str]] = (),
     *,
-    target_bytes: int = 2**20,
+    target_bytes: int = TARGET_BYTES,
 ) -> int:
     """The number of samples to a chunk that makes a chunk of a float32 field about `target_bytes`.
 
     Parameters
     ----------
     points : int
-        Of one sample, at the finest level.
+        Of one sample, at the finest level, and at all of its times.
     splits : mapping of str to int
     held : iterable of sequence of str
         The splits that each level holds; the chunk divides their `cuts`.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mano_op.data.jobs import write_store
 from mano_op.data.layout import AVERAGE, Resolution, Variable, group_name
-from mano_op.data.schema import place_of
+from mano_op.data.schema import path_of
 from mano_op.data.store import FieldStore, opened
 from mano_op.errors import InputError
 from mano_op.grid import Grid
@@ -100,7 +100,7 @@ def coarsen_store(
     for grid in coarse:
         for name, how in chosen.items():
             _check_possible(fine, grid, name, how)
-    if place_of(path) == source.path:
+    if _is_place_of(source, path):
         raise InputError(f"{path} is the source itself; give another path")
     held = source.layout.held[finest]
     grids = [*coarse, *([fine] if keep else [])]
@@ -116,6 +116,7 @@ def coarsen_store(
         "time_units": source.layout.time_units,
         "chunk_times": source.layout.chunk_times if source.layout.times else None,
         "coordinates": source.layout.coordinates,
+        "as_plane": source.layout.as_plane,
         "derived": {grid: (fine, _in_words(chosen)) for grid in coarse} if keep else {},
     }
     provenance = {
@@ -133,6 +134,11 @@ def coarsen_store(
         resume=resume,
         overwrite=overwrite,
     )
+
+
+def _is_place_of(source: FieldStore, path: str | Path) -> bool:
+    """Whether a path names a store, by a link too."""
+    return isinstance(source.path, Path) and path_of(path).resolve() == source.path.resolve()
 
 
 def coarsened(
@@ -203,10 +209,13 @@ def _write_chunk(
     """Read one chunk of samples, coarsen it to every level and write it; returns how many samples it has."""
     fine = source.grids[finest]
     # Splits that the level does not hold are not in the new store, so its samples are the level's rows.
-    fields: dict[Any, dict[str, NDArray[np.float32]]] = {grid: {} for grid in store.grids.values()}
-    for name, how in chosen.items():
-        values = source.read(finest, name, samples)
-        for grid in fields:
-            fields[grid][name] = coarsened(values, fine, grid, how)
-    store.write(samples, fields)
+    for times in store.layout.time_chunks:
+        fields: dict[Any, dict[str, NDArray[np.float32]]] = {grid: {} for grid in store.grids.values()}
+        for variable in store.variables:
+            if not variable.time and times.start:
+                continue
+            values = source.read(finest, variable.name, samples, times if variable.time else slice(None))
+            for grid in fields:
+                fields[grid][variable.name] = coarsened(values, fine, grid, chosen[variable.name])
+        store.write(samples, fields, times)
     return samples.stop - samples.start

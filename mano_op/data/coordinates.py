@@ -1,4 +1,4 @@
-"""From the coordinates of a labelled data set to its `Grid` and times: checked, never guessed."""
+"""From the coordinates of a labelled data set to its `Grid`: checked, never guessed."""
 
 from __future__ import annotations
 
@@ -12,18 +12,13 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from mano_op.data.layout import COORDINATE_ATTRIBUTES
+from mano_op.data.rounded import TOLERANCE, deviation, scatter_by_rounding
 from mano_op.errors import InputError
 from mano_op.grid import REGISTRATIONS, Axis, Grid, Registration
-
-# How far a coordinate may lie from where it should, in spacings: coordinates in float32 pass.
-_TOLERANCE = 1e-3
 
 Domain = Mapping[str, tuple[float, float]]
 Registrations = Mapping[str, Registration]
 Shape = int | tuple[int, ...]
-
-# What CF calls the calendar of civil dates; a date of another one has no number of days in this one.
-_CIVIL = ("standard", "gregorian", "proleptic_gregorian")
 
 
 def registrations_of(registration: Registration | Registrations, axes: Sequence[str]) -> Registrations:
@@ -66,35 +61,6 @@ def coordinates_of(fields: Mapping[Any, xr.Dataset], axes: Sequence[str]) -> dic
     return found
 
 
-def times_of(fields: Mapping[Any, xr.Dataset]) -> tuple[list[float], str]:
-    """The times of data sets as numbers, and their units; none if they have no coordinate "time".
-
-    Dates and durations become what CF makes of them: numbers since a date, or of a unit.
-    """
-    found = []
-    for resolution, data in fields.items():
-        if "time" not in data.coords:
-            raise InputError(f"{resolution}: dimension 'time' has no coordinate; assign the times")
-        if bool(data["time"].isnull().any()):
-            raise InputError(f"{resolution}: a time is missing (NaT or NaN); drop or assign the times")
-        encoded = xr.conventions.encode_cf_variable(data["time"].variable)
-        if encoded.dtype.kind not in "iuf":
-            raise InputError(
-                f"{resolution}: times of type {encoded.dtype}; expected numbers, dates or durations"
-            )
-        calendar = str(encoded.attrs.get("calendar", "standard")).lower()
-        if calendar not in _CIVIL:
-            raise InputError(
-                f"{resolution}: dates of the calendar {calendar!r}, which a store has no place for; expected "
-                f"one of {', '.join(_CIVIL)}. Give the times as numbers from the first on: "
-                "`data.assign_coords(time=('time', days, {'units': 'days'}))`"
-            )
-        found.append((encoded.values.astype(np.float64).tolist(), str(encoded.attrs.get("units", "1"))))
-    if any(other != found[0] for other in found):
-        raise InputError("the times differ between resolutions; `data.sel(time=...)` those that all have")
-    return found[0]
-
-
 def domain_of(
     resolution: Shape,
     data: xr.Dataset,
@@ -108,6 +74,13 @@ def domain_of(
     domain, told = {}, dict(periodic)  # the domain of an axis that wraps may start anywhere
     for axis in axes:
         domain[axis] = _domain(axis, data[axis].values, registration[axis])
+        if scatter := scatter_by_rounding(data[axis].values):
+            start, stop = domain[axis]
+            raise InputError(
+                f"{resolution}: {axis} = {_ends(data[axis].values)} is rounded, to {scatter:.3g}, so its "
+                f"ends are known no better: give domain={{{axis!r}: ({start:.9g}, {stop:.9g})}}, or what the "
+                "data's authors say, for all axes"
+            )
         bounds = data[axis].attrs.get("bounds")
         if not periodic.get(axis) and bounds in data.variables:
             domain[axis] = float(data[bounds].min()) + 0.0, float(data[bounds].max()) + 0.0
@@ -163,11 +136,12 @@ def grid_of(
             raise InputError(f"domain={dict(domain)} has no axis {name!r}; expected the ends of {list(axes)}")
         points = data[name].values.astype(np.float64)
         axis = Axis(name, len(points), *domain[name], registration[name], periodic.get(name, False))
-        if np.abs(points - axis.points).max() > _TOLERANCE * axis.spacing:
+        tolerance = TOLERANCE * axis.spacing + scatter_by_rounding(data[name].values)
+        if np.abs(points - axis.points).max() > tolerance:
             raise InputError(
                 f"{resolution}: {name} is {_ends(points)}, but {axis.n} points in registration "
                 f"{axis.registration!r} on {list(domain[name])} are {_ends(axis.points)}"
-                f"{_remedy(points, axis)}"
+                f"{_remedy(points, axis, tolerance)}"
             )
         made.append(axis)
     grid = Grid(tuple(made))
@@ -180,20 +154,26 @@ def _ends(points: NDArray[np.float64]) -> str:
     return ", ".join(f"{point:g}" for point in points[:2]) + f", ..., {points[-1]:g}"
 
 
-def _remedy(points: NDArray[np.float64], axis: Axis) -> str:
-    if np.ptp(np.diff(points)) > _TOLERANCE * axis.spacing:
-        return ": the spacing is not uniform; interpolate to a uniform grid first"
+def _remedy(points: NDArray[np.float64], axis: Axis, tolerance: float) -> str:
+    if deviation(points) > tolerance:
+        steps = np.diff(points)
+        first, last = int(steps.argmin()), int(steps.argmax())
+        return (
+            f": the spacing is not uniform, {steps[first]:.6g} after {points[first]:.6g} and "
+            f"{steps[last]:.6g} after {points[last]:.6g}; interpolate to a uniform grid first, "
+            f"`data.interp({{{axis.name!r}: np.linspace({points[0]:.9g}, {points[-1]:.9g}, {axis.n})}})`, "
+            "and give its registration and domain"
+        )
     fitting = [
         name
         for name in REGISTRATIONS
         if not (axis.periodic and name == "node_both")
-        and np.allclose(
-            replace(axis, registration=cast(Registration, name)).points,
-            points,
-            rtol=0,
-            atol=_TOLERANCE * axis.spacing,
-        )
+        and np.abs(replace(axis, registration=cast(Registration, name)).points - points).max() <= tolerance
     ]
     if fitting:
         return f": registration={fitting[0]!r} would fit"
-    return ": look up the registration and the domain of your data and give both"
+    start, stop = _domain(axis.name, points, axis.registration)
+    return (
+        ": look up the registration and the domain of your data and give both; in registration "
+        f"{axis.registration!r} these points lie on {[start, stop]}"
+    )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mano_op.data.layout import Layout
+from mano_op.data.layout import Layout, Variable
 from mano_op.data.schema import partial_path
 from mano_op.data.store import FieldStore
 
@@ -47,7 +47,7 @@ def describe(store: FieldStore) -> str:
         [
             f"{variable.name} ({variable.role})",
             f"{'at each time, ' if variable.time else ''}unit {variable.units}"
-            f"{_statistics(store.statistics.get(variable.name))}",
+            f"{_statistics(store.statistics.get(variable.name))}{_origin(variable)}",
         ]
         for variable in store.variables
     ]
@@ -73,6 +73,7 @@ def describe(store: FieldStore) -> str:
             *_aligned(fields),
             "",
             *axes,
+            *(["  latitude and longitude are taken as lengths on a plane"] if layout.as_plane else []),
             *_times(layout),
             "",
             *_aligned(levels),
@@ -87,6 +88,11 @@ def _statistics(statistics: Mapping[str, Any] | None) -> str:
     if not statistics:
         return ""
     return f", training mean {statistics['mean']:.4g}, standard deviation {statistics['std']:.4g}"
+
+
+def _origin(variable: Variable) -> str:
+    less = f", less {variable.reference:.9g}" if variable.reference else ""
+    return less + (f", where {variable.initial_of} begins" if variable.initial_of else "")
 
 
 def _times(layout: Layout) -> list[str]:

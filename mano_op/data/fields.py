@@ -14,7 +14,7 @@ from dask.base import optimize
 from numpy.typing import NDArray
 
 from mano_op.boundary import Boundary
-from mano_op.data.chunking import chunk_for
+from mano_op.data.chunking import TARGET_BYTES, chunk_for
 from mano_op.data.coordinates import (
     Domain,
     Registrations,
@@ -23,11 +23,13 @@ from mano_op.data.coordinates import (
     domain_of,
     grid_of,
     registrations_of,
-    times_of,
 )
 from mano_op.data.jobs import check_sendable, write_store
 from mano_op.data.layout import Levels, Variable, check_splits, group_name
+from mano_op.data.samples import splits_held
+from mano_op.data.source import SourceReader, blocks_of
 from mano_op.data.store import FieldStore
+from mano_op.data.times import times_of
 from mano_op.errors import InputError
 from mano_op.grid import Grid, Registration
 
@@ -52,6 +54,9 @@ def write_fields(
     boundary_conditions: Mapping[str, str],
     boundary_values: Mapping[str, Boundary] | None = None,
     domain: Domain | None = None,
+    reference: Mapping[str, float] | None = None,
+    initial: Mapping[str, str] | None = None,
+    as_plane: bool = False,
     levels: Levels = "unknown",
     title: str = "",
     provenance: Mapping[str, Any] | None = None,
@@ -65,8 +70,13 @@ def write_fields(
     """Write xarray data sets, one for each resolution, to a store.
 
     Variables have the dimensions ``("sample", *axes)``, or ``("sample", "time", *axes)`` if they vary in
-    time, and every dimension but the first has a coordinate. They are read
-    and written chunk by chunk, so data sets behind dask may be larger than memory.
+    time, and every dimension but the first has a coordinate. Data sets behind dask may be larger than memory:
+    each of their chunks is read once, whatever chunks the store has, and a long run is written in pieces of
+    time. What is in memory is the chunks that a chunk of the store is made of.
+
+    A coordinate "sample" labels the samples: each label once, and at every resolution the same ones in the
+    same order. Times have to be the same at every resolution, within a fraction of the step. Both are
+    compared in any type and unit, and dates decoded; the store numbers samples, and has times as numbers.
 
     Units, long_name and cell_methods are taken from the variables' attributes, and units, long_name and
     standard_name from those of the coordinates; all but cell_methods have to be the same at every resolution.
@@ -82,12 +92,13 @@ def write_fields(
         Names of variables, in the order of a model's channels.
     splits : mapping of str to int
         Sizes of the splits, in the order of the samples: ``{"train": 1000, "test": 50}`` makes the first
-        1000 the training split. A data set that holds only some of the splits says which by an integer
-        coordinate "sample" that numbers its samples among all of them.
+        1000 the training split. A data set that holds only some of the splits says which by the coordinate
+        "sample": numbers among the samples of all splits, or labels of a data set that has all of them.
     registration : {"node", "node_both", "cell"} or mapping
         Where points lie; see `mano_op.grid`. One for all axes, or for each, such as
         ``{"y": "node_both", "x": "node"}`` between walls with points on both of them, along an axis that
-        wraps. Never guessed: the coordinates are checked against it.
+        wraps. Never guessed: the coordinates are checked against it. Coordinates that are rounded, in float32
+        or in decimals, are accepted, and the exact ones are written.
     boundary_conditions : mapping of str to str
         For each axis: "periodic", which also makes the axis of the grid wrap, "dirichlet", "neumann",
         "robin", "wall", "open", "mixed" or "unknown".
@@ -99,8 +110,18 @@ def write_fields(
         Ends of each axis. If not given, they are those of the coordinate's CF bounds, or follow from the
         finest level's coordinates and `registration`. With a single level nothing would then tell a wrong
         registration from a right one, so one of the two is required, except where an axis is periodic.
+    reference : mapping of str to float, optional
+        Of variables, constants to subtract before storing: ``{"pressure": 101325.0}``, where float32 holds
+        the difference and not the variation of the whole. The store keeps them, see `Variable`.
+    initial : mapping of str to str, optional
+        Of steady inputs that are the field that an output starts from, that output: ``{"u0": "u"}``. Times
+        are predicted from them, and steps are not given them. If not given, an input that is an output's
+        first time is refused; ``{}`` says that there is none.
+    as_plane : bool
+        Take latitude and longitude as lengths on a plane, which the store then says; refused otherwise.
     levels, title, provenance, chunk, chunk_times, overwrite
-        As in `mano_op.data.store.create_store`. Chunks are of some 1 MiB at the finest level if not given.
+        As in `mano_op.data.store.create_store`. Chunks are of some 1 MiB at the finest level if not given,
+        and have all times if that is at most 8 MiB.
     client : distributed.Client, optional
         Where to read and write, a chunk at a time on each thread of its workers. They must see the store, and
         the files behind dask, under the same names; what is in memory is sent to them. If not given, in this
@@ -121,7 +142,8 @@ def write_fields(
     InputError
         Before anything is written, if labels do not fit, or a data set cannot be sent to the workers of
         `client`; while writing, if a value is not finite. The chunks before it are then kept for `resume`,
-        and a store that was to be replaced is still there.
+        and a store that was to be replaced is still there. When all is read, if float32 loses more than 1e-3
+        of a variable's own variation.
 
     Examples
     --------
@@ -141,83 +163,60 @@ def write_fields(
     registration = registrations_of(registration, axes)
     times, time_units = times_of(fields) if varying else ([], "1")
     periodic = {axis: bc == "periodic" for axis, bc in boundary_conditions.items()}
+    held = splits_held(fields, splits)
     grids: dict[Grid, xr.Dataset] = {}
-    held: dict[Grid, list[str]] = {}
+    holds: dict[Grid, list[str]] = {}
     for resolution in sorted(fields, key=lambda key: -math.prod(fields[key].sizes[axis] for axis in axes)):
         data = fields[resolution]
         if domain is None:  # as the finest level has it
             domain = domain_of(resolution, data, axes, registration, periodic, alone=len(fields) == 1)
         grid = grid_of(resolution, data, axes, registration, domain, periodic)
-        grids[grid], held[grid] = data, _splits_held(resolution, data, splits)
+        grids[grid], holds[grid] = data[names], held[resolution]
 
+    finest, n_times = next(iter(grids)), max(1, len(times))
+    if chunk is None:
+        chunk = chunk_for(math.prod(finest.shape) * n_times, splits, held.values())
     plan = {
         "grids": list(grids),
-        "variables": _variables(fields, axes, inputs, outputs, boundary_values or {}, varying),
+        "variables": _variables(
+            fields, axes, inputs, outputs, boundary_values or {}, varying, reference or {}, initial or {}
+        ),
         "splits": splits,
         "boundary_conditions": boundary_conditions,
         "levels": levels,
-        "chunk": _chunk_for(fields, axes, splits) if chunk is None else chunk,
-        "held": held,
+        "chunk": chunk,
+        "held": holds,
         "times": times,
         "time_units": time_units,
-        "chunk_times": chunk_times,
+        "chunk_times": _times_to_a_chunk(finest, n_times, chunk) if chunk_times is None else chunk_times,
         "coordinates": coordinates_of(fields, axes),
+        "as_plane": as_plane,
     }
     if client is not None:
         for resolution, data in fields.items():
-            check_sendable(f"fields at {resolution}", _lazily(data, names, slice(0, 1)))
+            check_sendable(f"fields at {resolution}", _culled(data[names].isel(sample=slice(0, 1))))
+    ask = initial is None
     return write_store(
         path,
         plan,
         provenance or {},
-        partial(_write_chunk, grids, names) if client is None else _write_parts,
+        partial(_write_block, grids, ask) if client is None else partial(_write_parts, "synchronous", ask),
         title=title,
         client=client,
-        workers=1,  # one chunk in memory; dask reads its parts side by side
-        parts=None if client is None else partial(_parts, grids, names),
+        workers=1,  # one block in memory; dask reads its chunks side by side
+        blocks=partial(_blocks, grids, names),
+        parts=None if client is None else partial(_parts, grids, culled=True),
         progress=progress,
         resume=resume,
         overwrite=overwrite,
-        check=partial(_check_chunk, grids, names),
+        check=partial(_check_chunk, grids),
     )
 
 
-def default_chunk(
-    fields: Mapping[_Shape, xr.Dataset],
-    *,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    splits: Mapping[str, int],
-) -> int:
-    """The samples to a chunk of the store that `write_fields` makes of these if it is not told how many.
-
-    Who reads files for it can then read chunk by chunk.
-
-    Parameters
-    ----------
-    fields, inputs, outputs, splits
-        As in `write_fields`.
-
-    Raises
-    ------
-    InputError
-        As `write_fields` does, if they do not fit together.
-
-    Examples
-    --------
-    >>> data = xr.Dataset({"u": (("sample", "x"), np.zeros((1000, 1024)))}, {"x": np.arange(1024)})
-    >>> default_chunk({1024: data}, inputs=[], outputs=["u"], splits={"train": 1000})
-    256
-    """
-    _check_given(fields, inputs, outputs, splits)
-    axes, _ = _check_variables(fields, [*inputs, *outputs])
-    return _chunk_for(fields, axes, splits)
-
-
-def _chunk_for(fields: Mapping[_Shape, xr.Dataset], axes: Sequence[str], splits: Mapping[str, int]) -> int:
-    finest = max(math.prod(data.sizes[axis] for axis in axes) for data in fields.values())
-    held = [_splits_held(resolution, data, splits) for resolution, data in fields.items()]
-    return chunk_for(finest, splits, held)
+def _times_to_a_chunk(grid: Grid, n_times: int, chunk: int) -> int:
+    """All times, where a chunk of the store is then no larger than 8 MiB; as many as make 1 MiB otherwise."""
+    field_bytes = 4 * math.prod(grid.shape) * chunk
+    return n_times if field_bytes * n_times <= 8 * TARGET_BYTES else max(1, TARGET_BYTES // field_bytes)
 
 
 def _check_given(
@@ -243,61 +242,128 @@ def _check_given(
     check_splits(splits)
 
 
-def _write_chunk(
-    sources: Mapping[Grid, xr.Dataset], names: Sequence[str], store: FieldStore, samples: slice
-) -> int:
-    """Read one chunk of samples of every data set that holds any, and write it; returns how many they are."""
-    store.write(samples, _values(_parts(sources, names, store, samples), "threads"))
-    return samples.stop - samples.start
-
-
-def _write_parts(store: FieldStore, samples: slice, parts: Mapping[Grid, xr.Dataset]) -> int:
-    """The same, of data sets that were sent; the chunks, not the parts of one, are read side by side."""
-    store.write(samples, _values(parts, "synchronous"))
-    return samples.stop - samples.start
+def _blocks(sources: Mapping[Grid, xr.Dataset], names: Sequence[str], store: FieldStore) -> list[slice]:
+    return blocks_of(store.layout, {store.key(grid): data for grid, data in sources.items()}, names)
 
 
 def _parts(
-    sources: Mapping[Grid, xr.Dataset], names: Sequence[str], store: FieldStore, samples: slice
+    sources: Mapping[Grid, xr.Dataset], store: FieldStore, samples: slice, *, culled: bool = False
 ) -> dict[Grid, xr.Dataset]:
     """Some samples, not read yet, of every data set that holds any of them."""
     rows = {grid: store.layout.rows_of(store.key(grid), samples) for grid in sources}
-    return {
-        grid: _lazily(data, names, rows[grid])
+    parts = {
+        grid: data.isel(sample=rows[grid])
         for grid, data in sources.items()
         if rows[grid].start < rows[grid].stop
     }
+    return {grid: _culled(part) for grid, part in parts.items()} if culled else parts
 
 
-def _lazily(data: xr.Dataset, names: Sequence[str], rows: slice) -> xr.Dataset:
-    """Some rows of a data set, with the tasks of these alone where it is behind dask."""
-    (selected,) = optimize(data[list(names)].isel(sample=rows))
-    return cast(xr.Dataset, selected)
+def _culled(data: xr.Dataset) -> xr.Dataset:
+    """A data set with the tasks of its values alone, where it is behind dask."""
+    (culled,) = optimize(data)
+    return cast(xr.Dataset, culled)
 
 
-def _values(parts: Mapping[Grid, xr.Dataset], scheduler: str) -> dict[Grid, dict[str, NDArray[Any]]]:
-    """What is read of data sets, all their variables in one go."""
-    read = {grid: data.compute(scheduler=scheduler) for grid, data in parts.items()}
+def _write_block(sources: Mapping[Grid, xr.Dataset], ask: bool, store: FieldStore, block: slice) -> int:
+    """Read a block of samples of every data set that holds any, and write it; returns how many."""
+    return _write_parts("threads", ask, store, block, _parts(sources, store, block))
+
+
+def _write_parts(
+    scheduler: str, ask: bool, store: FieldStore, block: slice, parts: Mapping[Grid, xr.Dataset]
+) -> int:
+    """Write the chunks of a block that are missing, piece of time after piece; returns how many samples.
+
+    Parameters
+    ----------
+    scheduler : str
+        Of dask.
+    ask : bool
+        Whether to refuse inputs that nobody said are initial fields.
+    store : FieldStore
+    block : slice
+        Of samples.
+    parts : mapping of Grid to Dataset
+        The block's samples.
+    """
+    missing = [samples for samples in store.pending() if block.start <= samples.start < block.stop]
+    reader = SourceReader(parts, [*store.inputs, *store.outputs], scheduler)
+    for times in store.layout.time_chunks:
+        for samples in missing:
+            fields = _differences(store, _read(reader, store, parts, block, samples, times))
+            if ask and samples.start == 0 and times.start == 0:
+                _check_initial(store, fields)
+            store.write(samples, fields, times)
+    return sum(samples.stop - samples.start for samples in missing)
+
+
+def _read(
+    reader: SourceReader,
+    store: FieldStore,
+    parts: Mapping[Grid, xr.Dataset],
+    block: slice,
+    samples: slice,
+    times: slice,
+) -> dict[Grid, dict[str, NDArray[Any]]]:
+    """Some samples of a block at some times; what does not vary in time, with the first."""
+    names = [variable.name for variable in store.variables if variable.time or not times.start]
+    rows = {}
+    for grid in parts:
+        first = store.layout.rows_of(store.key(grid), block).start
+        there = store.layout.rows_of(store.key(grid), samples)
+        if there.start < there.stop:
+            rows[grid] = slice(there.start - first, there.stop - first)
+    return reader.read(rows, times, names)
+
+
+def _differences(
+    store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray[Any]]]
+) -> dict[Grid, dict[str, NDArray[Any]]]:
+    """Fields as they are stored: their differences from the constants that variables have."""
+    constants = {variable.name: variable.reference for variable in store.variables}
     return {
-        grid: {str(name): variable.values for name, variable in data.data_vars.items()}
-        for grid, data in read.items()
+        grid: {
+            name: values.astype(np.float64) - constants[name] if constants[name] else values
+            for name, values in variables.items()
+        }
+        for grid, variables in fields.items()
     }
 
 
-def _check_chunk(
-    sources: Mapping[Grid, xr.Dataset], names: Sequence[str], store: FieldStore, samples: slice
-) -> None:
+def _check_initial(store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray[Any]]]) -> None:
+    """Refuse a steady input that is an output at the first time, of which nobody said that it is."""
+    evolving = [variable.name for variable in store.variables if variable.time and variable.role == "output"]
+    steady = [variable.name for variable in store.variables if not variable.time and variable.role == "input"]
+    for values in fields.values():
+        for name in steady:
+            for output in evolving:
+                first = values[output][:, 0]
+                if np.array_equal(values[name], first) and np.ptp(first) > 0:
+                    raise InputError(
+                        f"{name} is {output} at the first time: give initial={{{name!r}: {output!r}}}, so "
+                        "that a step is not given where the field began, or initial={} if it is a parameter"
+                    )
+
+
+def _check_chunk(sources: Mapping[Grid, xr.Dataset], store: FieldStore, samples: slice) -> None:
     """Refuse to go on with a store that has other values in some samples than the data sets."""
-    for grid, piece in _values(_parts(sources, names, store, samples), "threads").items():
-        key = store.key(grid)
-        for name, values in piece.items():
-            written = store.read(key, name, store.layout.rows_of(key, samples))
-            if not np.array_equal(values.astype(np.float32), written):
-                raise InputError(
-                    f"{store.path}, {key}/{name}: samples {samples.start} to {samples.stop - 1} were written "
-                    "with other values than the data set has now. To resume, pass the data sets that it was "
-                    "begun with, or overwrite=True to start anew"
-                )
+    parts = _parts(sources, store, samples)
+    reader = SourceReader(parts, [*store.inputs, *store.outputs], "threads")
+    varying = {variable.name for variable in store.variables if variable.time}
+    for times in store.layout.time_chunks:
+        fields = _differences(store, _read(reader, store, parts, samples, samples, times))
+        for grid, variables in fields.items():
+            key = store.key(grid)
+            rows = store.layout.rows_of(key, samples)
+            for name, values in variables.items():
+                written = store.read(key, name, rows, times if name in varying else slice(None))
+                if not np.array_equal(values.astype(np.float32), written):
+                    raise InputError(
+                        f"{store.path}, {key}/{name}: samples {samples.start} to {samples.stop - 1} were "
+                        "written with other values than the data set has now. To resume, pass the data sets "
+                        "that it was begun with, or overwrite=True to start anew"
+                    )
 
 
 def _check_variables(
@@ -334,9 +400,20 @@ def _check_variables(
     for resolution, data in fields.items():
         for axis in axes:
             if axis not in data.coords or data[axis].dims != (axis,) or data[axis].dtype.kind not in "iuf":
-                raise InputError(f"{resolution}: axis {axis!r} has no coordinate of numbers; assign one")
-            if not (np.isfinite(data[axis]).all() and (np.diff(data[axis]) > 0).all()):
-                raise InputError(f"{resolution}: {axis} does not increase; use `data.sortby({axis!r})`")
+                what = f"of {data[axis].dtype}" if axis in data.coords else "missing"
+                raise InputError(
+                    f"{resolution}: the coordinate of axis {axis!r} is {what}; expected numbers: "
+                    f"`data.assign_coords({{{axis!r}: ...}})`, {data.sizes[axis]} that increase"
+                )
+            if not np.isfinite(data[axis]).all():
+                raise InputError(
+                    f"{resolution}: {axis} has a NaN or an infinity; `data.dropna({axis!r})`, or assign it"
+                )
+            if not (np.diff(data[axis]) > 0).all():
+                raise InputError(
+                    f"{resolution}: {axis} does not increase; use `data.sortby({axis!r})`, and where a point "
+                    f"is there twice `data.drop_duplicates({axis!r})`"
+                )
     return axes, frozenset(name for name in names if True in varying[name])
 
 
@@ -347,12 +424,16 @@ def _variables(
     outputs: Sequence[str],
     boundary_values: Mapping[str, Boundary],
     varying: Set[str],
+    reference: Mapping[str, float],
+    initial: Mapping[str, str],
 ) -> list[Variable]:
     """What the attributes say of each variable: at every resolution the same, but for cell_methods."""
-    if unknown := set(boundary_values) - {*inputs, *outputs}:
-        raise InputError(
-            f"boundary_values of {', '.join(sorted(unknown))}; expected some of {[*inputs, *outputs]}"
-        )
+    given = {"boundary_values": boundary_values, "reference": reference, "initial": initial}
+    for option, about in given.items():
+        if unknown := set(about) - {*inputs, *outputs}:
+            raise InputError(
+                f"{option} of {', '.join(sorted(unknown))}; expected some of {[*inputs, *outputs]}"
+            )
     levels = {group_name([data.sizes[axis] for axis in axes]): data for data in fields.values()}
     variables = []
     for role, names in (("input", inputs), ("output", outputs)):
@@ -372,25 +453,24 @@ def _variables(
                         key: str(data[name].attrs.get("cell_methods", _CELL_METHODS))
                         for key, data in levels.items()
                     },
-                    boundary_value=boundary_values.get(name),
+                    boundary_value=_difference(boundary_values.get(name), reference.get(name, 0.0)),
                     time=name in varying,
+                    reference=reference.get(name, 0.0),
+                    initial_of=initial.get(name),
                 )
             )
     return variables
 
 
-def _splits_held(resolution: Shape, data: xr.Dataset, splits: Mapping[str, int]) -> list[str]:
-    """The splits that a data set holds, from the numbers of its samples."""
-    total, n = sum(splits.values()), data.sizes["sample"]
-    numbers = data["sample"].values if "sample" in data.coords else np.arange(n)
-    split_of = np.repeat(np.array(list(splits), dtype=object), list(splits.values()))
-    held = [split for split in splits if np.isin(np.flatnonzero(split_of == split), numbers).any()]
-    if not np.array_equal(numbers, np.flatnonzero(np.isin(split_of, held))):
-        raise InputError(
-            f"{resolution}: {n} samples, numbers {numbers[0]} to {numbers[-1]}, are not whole splits of "
-            f"{dict(splits)}; number them from 0 to {total - 1} in the order of the splits, with "
-            "`data.assign_coords(sample=...)` where a data set holds only some of them"
-        )
-    if "split" in data.coords and not np.array_equal(data["split"].values.astype(object), split_of[numbers]):
-        raise InputError(f"{resolution}: the coordinate 'split' says otherwise than splits={dict(splits)}")
-    return held
+def _difference(boundary: Boundary | None, reference: float) -> Boundary | None:
+    """Boundary values as differences from the constant that is subtracted from the field."""
+    if boundary is None or not reference:
+        return boundary
+    if not isinstance(boundary, Mapping):
+        return boundary - reference
+    return {
+        axis: tuple(None if end is None else end - reference for end in ends)  # type: ignore[misc]
+        if isinstance(ends, Sequence)
+        else ends - reference
+        for axis, ends in boundary.items()
+    }

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from mano_op.data.layout import Layout
+from mano_op.data.precision import PrecisionError
 from mano_op.data.schema import partial_path, path_of
 from mano_op.data.store import FieldStore, create_store, open_store
 from mano_op.errors import InputError
@@ -72,6 +73,7 @@ def write_store(
     progress: bool = True,
     resume: bool = False,
     overwrite: bool = False,
+    blocks: Callable[[FieldStore], Sequence[slice]] | None = None,
     parts: Callable[[FieldStore, slice], Any] | None = None,
     check: Callable[[FieldStore, slice], None] | None = None,
 ) -> FieldStore:
@@ -86,7 +88,8 @@ def write_store(
         With the plan, what must be the same for a store to be gone on with.
     write : callable
         Writes the chunk of a store that a slice of samples names, and returns how many they are. With a
-        `client` it is pickled, once for each chunk.
+        `client` it is pickled, once for each chunk. With `blocks` it writes those chunks of a block that are
+        not written yet.
     title : str
     client : distributed.Client, optional
         Where to compute. If not given, in threads of this process, one a core or as many as
@@ -94,9 +97,11 @@ def write_store(
     workers : int, optional
         Threads, instead.
     progress, resume, overwrite : bool
+    blocks : callable, optional
+        Units of work of a store in place of its chunks: slices of samples, each of one or several chunks.
     parts : callable, optional
-        What of the source goes into a chunk, for `write` to be given after the samples. It is asked for here,
-        so that a worker of `client` is sent this and not all of the source.
+        What of the source goes into a unit of work, for `write` to be given after the samples. It is asked
+        for here, so that a worker of `client` is sent this and not all of the source.
     check : callable, optional
         Before a store is gone on with, compares a chunk that was written with what would be written now, and
         raises `InputError` if they differ. It is given the first such chunk and the last.
@@ -120,16 +125,25 @@ def write_store(
                 check(store, samples)
         try:
             with tqdm(total=total, initial=total - missing, unit="sample", disable=not progress) as bar:
+                units = [
+                    block
+                    for block in (pending if blocks is None else blocks(store))
+                    if any(block.start <= samples.start < block.stop for samples in pending)
+                ]
                 arguments = (
-                    (store, samples) if parts is None else (store, samples, parts(store, samples))
-                    for samples in pending
+                    (store, block) if parts is None else (store, block, parts(store, block))
+                    for block in units
                 )
                 _compute(write, arguments, client, workers, lambda _, written: bar.update(written))
         except InputError:
             if store.pending() == store.layout.chunks:
                 store.discard()
             raise
-        store.finish(partial(_map, client, workers, progress))
+        try:
+            store.finish(partial(_map, client, workers, progress))
+        except PrecisionError:  # which no resuming mends
+            store.discard()
+            raise
     return store
 
 

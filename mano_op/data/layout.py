@@ -8,9 +8,10 @@ a sample lies. What it looks like as zarr is in `mano_op.data.schema`; reading a
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Literal, get_args
 
 import numpy as np
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 
 from mano_op.boundary import Boundary, BoundaryCondition, ends_by_axis
 from mano_op.data.chunking import cuts
-from mano_op.errors import InputError, check_whole
-from mano_op.grid import Grid
+from mano_op.errors import InputError, check_whole, listed
+from mano_op.grid import Axis, Grid
+from mano_op.labels import variable_of, varies_in_time
 
 Levels = Literal["resampled", "independent", "unknown"]
 Resolution = int | tuple[int, ...] | str | Grid
@@ -30,12 +32,14 @@ AVERAGE = "average"
 # What a store says of the coordinate of an axis, apart from where its points lie.
 COORDINATE_ATTRIBUTES = ("units", "long_name", "standard_name")
 
-# As CF has it, sections 4.1 and 4.2. Grids are Cartesian: their areas are products of spacings.
-_ON_A_SPHERE = tuple(
-    unit
-    for end in ("north", "east", "N", "E")
-    for unit in (f"degrees_{end}", f"degree_{end}", f"degrees{end}", f"degree{end}")
+# Latitude and longitude by their units and standard names, as CF has them in sections 4.1 and 4.2, and by the
+# names that files give them. Grids are Cartesian: their areas are products of spacings.
+_UNITS_ON_A_SPHERE = re.compile(r"degrees?_?(north|east|N|E)")
+_STANDARD_NAMES_ON_A_SPHERE = ("latitude", "longitude", "grid_latitude", "grid_longitude")
+_NAMES_ON_A_SPHERE = re.compile(
+    r"(nav_?|x|g|r)?(lat(s|itudes?)?|lon(g|s|gitudes?)?|lng)(_[0-9a-z]+)?", re.IGNORECASE
 )
+_ANGLES = ("1", "", "deg", "degs", "degree", "degrees", "\N{DEGREE SIGN}", "rad", "radian", "radians")
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Variable:
     Parameters
     ----------
     name : str
-        A letter, then letters, digits and underscores.
+        Any that zarr and xarray take.
     role : {"input", "output"}
         Whether an operator is given it or predicts it.
     units : str
@@ -62,6 +66,12 @@ class Variable:
         is not known. Interpolation uses it.
     time : bool
         Whether it varies in time: a sample then has a field for each of the store's times.
+    reference : float
+        Constant that was subtracted from the field before it was stored, since beside it float32 would lose
+        the field's variation. Values, statistics and `boundary_value` are differences from it.
+    initial_of : str, optional
+        Of a steady input, the output that varies in time and starts from it. Times are predicted from it; a
+        step has the field itself, and is not given it.
 
     Examples
     --------
@@ -76,11 +86,14 @@ class Variable:
     cell_methods: str | Mapping[str, str] = field(default="area: point", hash=False)
     boundary_value: Boundary | None = field(default=None, hash=False)
     time: bool = False
+    reference: float = 0.0
+    initial_of: str | None = None
 
     def __post_init__(self) -> None:
-        if not (self.name.isidentifier() and self.name.isascii() and self.name[0] != "_"):
+        _check_name(self.name)
+        if not isinstance(self.reference, Real) or not math.isfinite(self.reference):
             raise InputError(
-                f"variable {self.name!r}: expected a letter, then letters, digits and underscores"
+                f"variable {self.name!r}: reference={self.reference!r}; expected a finite number"
             )
         if self.role not in ("input", "output"):
             raise InputError(f"variable {self.name!r}: role={self.role!r}, expected 'input' or 'output'")
@@ -137,6 +150,8 @@ class Layout:
         For each axis the units, long_name and standard_name of its coordinate, at all levels the same.
     derived : dict of str to (str, str)
         For each level that was made from another one of the store, the name of that and how it was made.
+    as_plane : bool
+        Whether latitude and longitude are taken as lengths on a plane, in place of being refused.
     """
 
     grids: dict[str, Grid]
@@ -151,6 +166,7 @@ class Layout:
     chunk_times: int = 1
     coordinates: dict[str, dict[str, str]] = field(default_factory=dict)
     derived: dict[str, tuple[str, str]] = field(default_factory=dict)
+    as_plane: bool = False
 
     def __post_init__(self) -> None:
         self._check_grids()
@@ -198,12 +214,14 @@ class Layout:
                     f"coordinate {name!r}: attributes {sorted(unknown)}; expected some of "
                     f"{', '.join(COORDINATE_ATTRIBUTES)}"
                 )
-            if about.get("units") in _ON_A_SPHERE:
+            axis = next(axis for axis in next(iter(self.grids.values())) if axis.name == name)
+            sign = None if self.as_plane else _sign_of_a_sphere(axis, about)
+            if sign is not None:
                 raise InputError(
-                    f"axis {name!r} is in {about['units']}, on a sphere, where cells shrink to the poles; "
-                    "grids are Cartesian, and means, norms and statistics would weight the poles too much. "
-                    "Project the fields onto a plane first. Where the domain is so small that this does not "
-                    "matter, say so by giving the coordinate the units 'degrees'"
+                    f"axis {name!r} ({sign}) is on a sphere, where cells shrink to the poles; grids are "
+                    "Cartesian, and means, norms and statistics would weight the poles too much. Project the "
+                    "fields onto a plane first. Where the domain is so small that this does not matter, pass "
+                    "as_plane=True, which the store will say"
                 )
 
     def _check_variables(self) -> None:
@@ -226,12 +244,31 @@ class Layout:
                 ends_by_axis(next(iter(self.grids.values())), variable.boundary_value)
             except InputError as error:
                 raise InputError(f"variable {variable.name!r}: {error}") from error
+        self._check_initial()
         if not self.named("output"):
             raise InputError(f"no output among the variables {names}; expected at least one")
         if not self.named("input") and not any(variable.time for variable in self.variables):
             raise InputError(
                 f"no input among the variables {names}; only outputs that vary in time need none"
             )
+
+    def _check_initial(self) -> None:
+        evolving = [
+            variable.name for variable in self.variables if variable.time and variable.role == "output"
+        ]
+        for variable in self.variables:
+            if variable.initial_of is None:
+                continue
+            if variable.time or variable.role != "input":
+                raise InputError(
+                    f"variable {variable.name!r}: initial_of={variable.initial_of!r}, but it is no steady "
+                    "input; leave initial_of out"
+                )
+            if variable.initial_of not in evolving:
+                raise InputError(
+                    f"variable {variable.name!r}: initial_of={variable.initial_of!r}; expected an output "
+                    f"that varies in time: {', '.join(evolving) or 'there is none, so leave it out'}"
+                )
 
     def _check_times(self) -> None:
         varying = [variable.name for variable in self.variables if variable.time]
@@ -240,8 +277,16 @@ class Layout:
                 f"{len(self.times)} times, and variables that vary in time: {varying or 'none'}; expected "
                 "times exactly where a variable varies (Variable(..., time=True))"
             )
-        if not np.isfinite(self.times).all() or not (np.diff(self.times) > 0).all():
-            raise InputError(f"times={self.times}; expected finite numbers that increase")
+        if not np.isfinite(self.times).all():
+            raise InputError(f"times={listed(self.times)}; expected finite numbers: assign them")
+        steps = np.diff(self.times)
+        if (steps <= 0).any():
+            first = int(np.argmax(steps <= 0))
+            raise InputError(
+                f"times {first} and {first + 1} are {self.times[first]:.9g} and {self.times[first + 1]:.9g}; "
+                "expected times that increase: `data.sortby('time')`, and each once: "
+                "`data.drop_duplicates('time')`"
+            )
 
     def _check_splits(self) -> None:
         for key, held in self.held.items():
@@ -284,6 +329,7 @@ class Layout:
         chunk_times: int | None = None,
         coordinates: Mapping[str, Mapping[str, str]] | None = None,
         derived: Mapping[Grid, tuple[Grid, str]] | None = None,
+        as_plane: bool = False,
     ) -> Layout:
         """Put levels and splits in order and check that they fit together."""
         check_splits(splits)
@@ -322,6 +368,7 @@ class Layout:
                 group_name(grid.shape): (group_name(source.shape), how)
                 for grid, (source, how) in made.items()
             },
+            as_plane=bool(as_plane),
         )
 
     @property
@@ -335,13 +382,19 @@ class Layout:
         n = self.n_samples
         return [slice(start, min(start + self.chunk, n)) for start in range(0, n, self.chunk)]
 
+    @property
+    def time_chunks(self) -> list[slice]:
+        """The times of each chunk, as slices; a single one where no variable varies in time."""
+        n = max(1, len(self.times))
+        return [slice(start, min(start + self.chunk_times, n)) for start in range(0, n, self.chunk_times)]
+
     def named(self, role: str) -> tuple[str, ...]:
         """Names of the variables in that role, in their order."""
         return tuple(variable.name for variable in self.variables if variable.role == role)
 
-    def shape(self, key: str, variable: Variable) -> tuple[int, ...]:
+    def shape(self, key: str, variable: Variable, times: slice = slice(None)) -> tuple[int, ...]:
         """The shape of one sample of a variable at a level: the times, if it varies, and the points."""
-        return (*([len(self.times)] if variable.time else []), *self.grids[key].shape)
+        return (*([len(self.times[times])] if variable.time else []), *self.grids[key].shape)
 
     def chunk_shape(self, key: str, variable: Variable) -> tuple[int, ...]:
         """The shape of one chunk of a variable at a level: whole fields of some samples and times."""
@@ -378,6 +431,38 @@ class Layout:
 
     def _with(self, split: str) -> list[str]:
         return [key for key, held in self.held.items() if split in held]
+
+
+def _check_name(name: object) -> None:
+    """Refuse what zarr cannot store an array under, and what a label of a channel would be taken for."""
+    if not isinstance(name, str) or not name or name in (".", "..") or name.startswith("__"):
+        raise InputError(f"variable {name!r}: expected a name that does not begin with '__', nor '.' or '..'")
+    if "/" in name or not name.isprintable() or len(name.encode()) > 200:
+        raise InputError(
+            f"variable {name!r}: expected a name of printable characters without '/', of at most 200 bytes: "
+            f"`data.rename({{{name!r}: 'field'}})`"
+        )
+    if varies_in_time(name):
+        raise InputError(
+            f"variable {name!r}: its end says a time, as labels of channels do: "
+            f"`data.rename({{{name!r}: {variable_of(name)!r}}})`"
+        )
+
+
+def _sign_of_a_sphere(axis: Axis, about: Mapping[str, str]) -> str | None:
+    """What says that an axis is latitude or longitude; None if nothing does."""
+    units, standard_name = about.get("units", "1"), about.get("standard_name", "")
+    if _UNITS_ON_A_SPHERE.fullmatch(units):
+        return f"units {units!r}"
+    if standard_name in _STANDARD_NAMES_ON_A_SPHERE:
+        return f"standard_name {standard_name!r}"
+    names = (axis.name, about.get("long_name", ""))
+    named = next((name for name in names if _NAMES_ON_A_SPHERE.fullmatch(name)), None)
+    if named is not None and units.lower() in _ANGLES:
+        turn = 90 if "lat" in named.lower() else 360
+        if -turn - axis.spacing <= axis.start and axis.stop <= turn + axis.spacing:
+            return f"called {named!r}, from {axis.start:g} to {axis.stop:g}"
+    return None
 
 
 def _simplest(variable: Variable, levels: Iterable[str]) -> Variable:

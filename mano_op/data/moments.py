@@ -28,6 +28,8 @@ class Moments:
         Their mean.
     squares : float
         S times their variance.
+    low, high : float
+        Least and greatest value.
 
     References
     ----------
@@ -44,6 +46,8 @@ class Moments:
     count: int = 0
     centre: float = 0.0
     squares: float = 0.0
+    low: float = np.inf
+    high: float = -np.inf
 
     @classmethod
     def of(cls, samples: ArrayLike, weights: ArrayLike) -> Moments:
@@ -60,7 +64,8 @@ class Moments:
         area: NDArray[np.float64] = np.asarray(weights, dtype=np.float64)
         area = area / area.sum()
         mean = float((values * area).sum() / len(values))
-        return cls(len(values), mean, float((np.square(values - mean) * area).sum()))
+        squares = float((np.square(values - mean) * area).sum())
+        return cls(len(values), mean, squares, float(values.min()), float(values.max()))
 
     def __add__(self, other: Moments) -> Moments:
         """The moments of both together."""
@@ -68,7 +73,13 @@ class Moments:
             return self
         apart = other.centre - self.centre
         squares = other.squares + apart**2 * self.count * other.count / total
-        return Moments(total, self.centre + apart * other.count / total, self.squares + squares)
+        return Moments(
+            total,
+            self.centre + apart * other.count / total,
+            self.squares + squares,
+            min(self.low, other.low),
+            max(self.high, other.high),
+        )
 
     @property
     def mean(self) -> float:
@@ -77,7 +88,6 @@ class Moments:
 
     @property
     def std(self) -> float:
-        """The standard deviation; exactly 0 for a field that is constant in float32."""
-        std = (self.squares / self.count) ** 0.5
+        """The standard deviation; exactly 0 for a field that is constant, and for no other."""
         # The rounding of the sums leaves a constant field with some 1e-17, by which nobody should divide.
-        return std if std > np.finfo(np.float32).eps * abs(self.mean) else 0.0
+        return (self.squares / self.count) ** 0.5 if self.low < self.high else 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,10 +47,11 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
     Raises
     ------
     InputError
-        If there is no patch, a variable is not there, or patches hold several samples or variables of
-        different dimensions; when a patch is read, if it has a NaN or an infinity, or if this process was
-        forked from the one that made the data set while the patches are not in memory: threads that zarr and
-        dask had there are not here, and reading can hang.
+        If there is no patch, a variable is not there, patches hold several samples or variables of different
+        dimensions, or a dimension has no coordinate of numbers, which would say where a patch lies; when a
+        patch is read, if it has a NaN or an infinity, or if this process was forked from the one that made
+        the data set while the patches are not in memory: threads that zarr and dask had there are not here,
+        and reading can hang.
 
     Examples
     --------
@@ -89,6 +90,8 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
                 f"input_dims={{{sample!r}: 1, ...}}"
             )
         self._dims = tuple(dim for dim in dims[names[0]] if dim != sample)
+        for dim in self._dims:
+            _check_coordinate(first, dim)
         # A patch of a data set in memory is a view of it; any other is read when its values are asked for.
         self._in_memory = all(first[name].variable._in_memory for name in names)
 
@@ -126,3 +129,19 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
     def _stacked(self, patch: xr.Dataset, names: Sequence[str]) -> Tensor:
         values = np.stack([patch[name].transpose(*self._dims).to_numpy() for name in names])
         return torch.from_numpy(values.astype(np.float32))
+
+
+def _check_coordinate(data: xr.Dataset, dim: Hashable) -> None:
+    """Refuse a dimension of which nothing says where its points lie; counted, each patch would begin at 0."""
+    if dim not in data.coords:
+        raise InputError(
+            f"dimension {dim!r} has no coordinate, so nothing says where a patch lies; assign it to the data "
+            f"set that the generator cuts: `data.assign_coords({{{dim!r}: Axis({dim!r}, data.sizes[{dim!r}], "
+            "start, stop, registration).points})`, with mano_op.Axis"
+        )
+    if data[dim].dtype.kind not in "iuf":
+        raise InputError(
+            f"the coordinate of {dim!r} is of {data[dim].dtype}; expected numbers. Of dates, in the data set "
+            f"that the generator cuts, those since the first: `data.assign_coords({{{dim!r}: (data[{dim!r}] "
+            f"- data[{dim!r}][0]) / np.timedelta64(1, 's')}})`"
+        )

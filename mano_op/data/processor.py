@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mano_op.data.channels import Channels, channels_of
 from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
+from mano_op.labels import variable_of, varies_in_time
 
 # The transforms of `mano_op.data.transforms` for tensors, and their inverses.
 _FORWARD = {"log": torch.log, "asinh": torch.asinh}
@@ -195,8 +196,8 @@ class FieldProcessor(DataProcessor):
 
     def check_rollout(self) -> None:
         """Refuse a rollout in which a step's output is not all that changes in the next one's input."""
-        variables = [label.rpartition("@")[0] for label in self.outputs]
-        known = [label.rpartition("@")[0] for label in self.inputs if "@" in label]
+        variables = [variable_of(label) for label in self.outputs]
+        known = [variable_of(label) for label in self.inputs if varies_in_time(label)]
         single = all(label.endswith("@+1") for label in self.outputs)
         if not single or known[len(known) - len(variables) :] != variables or set(known) != set(variables):
             raise InputError(
@@ -221,7 +222,7 @@ class FieldProcessor(DataProcessor):
         >>> processor.next_known(torch.tensor([[[9.0], [1.0], [2.0]]]), torch.tensor([[[3.0]]])).flatten()
         tensor([9., 2., 3.])
         """
-        steady = sum("@" not in label for label in self.inputs)
+        steady = sum(not varies_in_time(label) for label in self.inputs)
         return torch.cat([known[:, :steady], known[:, steady + len(self.outputs) :], later], dim=1)
 
     def advance(self, model: nn.Module, known: Tensor, **rest: Any) -> Tensor:

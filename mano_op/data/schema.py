@@ -20,6 +20,7 @@ from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from mano_op.data.layout import COORDINATE_ATTRIBUTES, Layout, Variable
+from mano_op.data.precision import Rounding
 from mano_op.errors import InputError
 from mano_op.grid import Axis, Grid
 
@@ -32,6 +33,10 @@ VERSIONS = ("mano_op", "numpy", "zarr")
 # One value for each chunk of samples, each in a file of its own, so that writers of different chunks
 # never touch the same file. It exists for as long as the store is being written.
 WRITTEN = "written"
+
+# What rounding to float32 loses of each chunk of samples, by level and variable: rows of
+# `mano_op.data.precision.Rounding`. Likewise.
+ROUNDING = "rounding"
 
 # A random word in the attributes of a store that is being written, so that who writes to it can tell it from
 # another one that was begun in its place since.
@@ -65,13 +70,18 @@ def place_of(path: str | Path) -> Path | str:
 
 
 def path_of(path: str | Path) -> Path:
-    """A full path on the file system, where stores can be written."""
+    """A full path on the file system, where a store can be written; of a symbolic link, what it names."""
     place = place_of(path)
     if isinstance(place, str):
         raise InputError(
             f"{path}: a store is written to a file system; write it there, and copy it when finished"
         )
-    return place
+    try:
+        return place.resolve() if place.is_symlink() else place
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"{path} is a symbolic link that leads nowhere ({error}): give another path"
+        ) from error
 
 
 def open_root(path: Path | str | Store, storage_options: Mapping[str, Any] | None = None) -> zarr.Group:
@@ -80,6 +90,8 @@ def open_root(path: Path | str | Store, storage_options: Mapping[str, Any] | Non
         raise InputError(
             f"{path} does not exist; make it with `mano-op generate`, `write_fields` or an importer"
         )
+    if isinstance(path, Path) and (other := _other_content(path)):
+        raise InputError(f"{path} is no zarr store of format 3, but {other}: {_TO_A_STORE}")
     options = None if storage_options is None else dict(storage_options)
     try:
         root = zarr.open_group(path, mode="r", zarr_format=3, storage_options=options)
@@ -99,6 +111,21 @@ def open_root(path: Path | str | Store, storage_options: Mapping[str, Any] | Non
             f"({version('mano_op')}) reads version {FORMAT_VERSION}: read it with the mano_op that wrote it"
         )
     return root
+
+
+_TO_A_STORE = "`write_fields` makes one from xarray data sets, and `mano-op import` from files"
+
+
+def _other_content(path: Path) -> str | None:
+    """What a path names that is no group of zarr's format 3, where it shows; None where it does not."""
+    if path.is_file():
+        return "a file"
+    if (path / "zarr.json").exists():
+        return None
+    for name, what in ((".zgroup", "a group"), (".zmetadata", "a group"), (".zarray", "an array")):
+        if (path / name).exists():
+            return f"{what} of zarr format 2"
+    return "a folder without a zarr.json"
 
 
 def partial_path(path: Path) -> Path:
@@ -165,6 +192,7 @@ def root_attributes(layout: Layout, title: str, provenance: Mapping[str, Any]) -
         "input_fields": list(layout.named("input")),
         "output_fields": list(layout.named("output")),
         "levels": layout.levels,
+        **({"as_plane": True} if layout.as_plane else {}),
         "splits": layout.splits,
         "samples_per_chunk": layout.chunk,
         **({"times_per_chunk": layout.chunk_times} if layout.times else {}),
@@ -216,6 +244,8 @@ def lay_out(path: Path, layout: Layout, attributes: dict[str, Any]) -> None:
     root.create_array(
         WRITTEN, shape=(len(layout.chunks),), chunks=(1,), dtype=bool, dimension_names=("chunk",)
     )
+    shape = (len(layout.chunks), len(layout.grids), len(layout.variables), Rounding.SIZE)
+    root.create_array(ROUNDING, shape=shape, chunks=(1, *shape[1:]), dtype=np.float64)
     for key in layout.grids:
         _create_level(root, layout, key)
 
@@ -263,6 +293,8 @@ def _create_level(root: zarr.Group, layout: Layout, key: str) -> None:
                 "role": variable.role,
                 "coordinates": "split",
                 **({} if variable.boundary_value is None else {"boundary_value": variable.boundary_value}),
+                **({} if not variable.reference else {"reference": variable.reference}),
+                **({} if variable.initial_of is None else {"initial_of": variable.initial_of}),
             },
         )
 
@@ -338,6 +370,8 @@ def _read_layout(root: zarr.Group) -> Layout:
                 {asset: str(array(root, f"{asset}/{name}").attrs["cell_methods"]) for asset in assets},
                 about.get("boundary_value"),
                 array(root, f"{assets[0]}/{name}").ndim == len(spatial) + 2,
+                float(about.get("reference", 0.0)),
+                about.get("initial_of"),
             )
         )
     return Layout.plan(
@@ -350,6 +384,7 @@ def _read_layout(root: zarr.Group) -> Layout:
         held=held,
         coordinates={name: read_coordinate(root, assets[0], name) for name in spatial},
         derived=_derived(attributes, dict(zip(assets, grids, strict=True))),
+        as_plane=bool(attributes.get("as_plane", False)),
         **_times(root, assets[0], attributes),
     )
 

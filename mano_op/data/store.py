@@ -24,8 +24,10 @@ from zarr.errors import ZarrUserWarning
 
 from mano_op.data.layout import Layout, Levels, Resolution, Variable
 from mano_op.data.moments import Moments
+from mano_op.data.precision import LARGEST_LOSS, PrecisionError, Rounding
 from mano_op.data.schema import (
     DAMAGED,
+    ROUNDING,
     TOKEN,
     WRITTEN,
     array,
@@ -70,6 +72,7 @@ def create_store(
     chunk_times: int | None = None,
     coordinates: Mapping[str, Mapping[str, str]] | None = None,
     derived: Mapping[Grid, tuple[Grid, str]] | None = None,
+    as_plane: bool = False,
     overwrite: bool = False,
 ) -> FieldStore:
     """Lay out an empty store: all labels, no fields yet.
@@ -108,6 +111,9 @@ def create_store(
     derived : mapping of Grid to (Grid, str), optional
         For each level that was made from another one of the store, that one and the method, such as
         ``"average"``; `levels` are then "resampled".
+    as_plane : bool
+        Take latitude and longitude as lengths on a plane. Axes on a sphere are refused otherwise, and a store
+        of such axes says so.
     overwrite : bool
         Replace a store that lies at `path`, once this one is finished. Nothing but a store is ever replaced.
 
@@ -146,6 +152,7 @@ def create_store(
         chunk_times=chunk_times,
         coordinates=coordinates,
         derived=derived,
+        as_plane=as_plane,
     )
     attributes = root_attributes(layout, title, provenance)
     path = path_of(path)
@@ -357,19 +364,29 @@ class FieldStore:
             if not done
         ]
 
-    def write(self, samples: slice, fields: Mapping[_Level, Mapping[str, ArrayLike]]) -> None:
+    def write(
+        self,
+        samples: slice,
+        fields: Mapping[_Level, Mapping[str, ArrayLike]],
+        times: slice | None = None,
+    ) -> None:
         """Write the fields of one chunk of samples at every level, then mark it as written.
 
         Different chunks may be written at the same time by different processes. A chunk that is
         written twice holds what was written last.
+
+        Where a chunk of samples is larger than memory, its times are written in pieces, in their order:
+        steady variables with the first piece. The chunk is marked with the last one.
 
         Parameters
         ----------
         samples : slice
             One of `pending`.
         fields : mapping
-            For each level its variables, shape ``(samples, *grid.shape)``. A level that holds none of
-            these samples is left out.
+            For each level its variables, shape ``(samples, *grid.shape)``, or ``(samples, times,
+            *grid.shape)`` of one that varies in time. A level that holds none of these samples is left out.
+        times : slice, optional
+            One of ``layout.time_chunks``; all times if not given.
 
         Raises
         ------
@@ -381,14 +398,34 @@ class FieldStore:
             raise InputError(f"{self.path} is no path; stores are written to a file system")
         if samples not in self.layout.chunks:
             raise InputError(f"samples={samples} is no chunk of {self.path}; expected one of `pending()`")
+        every = self.layout.time_chunks
+        if times is not None and times not in every:
+            raise InputError(
+                f"times={times} is no chunk of {self.path}; expected one of `layout.time_chunks`"
+            )
+        span = slice(0, every[-1].stop) if times is None else times
         given = {self.key(resolution): variables for resolution, variables in fields.items()}
-        arrays = accept(self.layout, samples, given)
+        arrays = accept(self.layout, samples, given, span)
         root = self._to_write()
         if root.attrs["complete"]:
             raise InputError(f"{self.path} is finished; to write it anew, create it with overwrite=True")
-        for (key, name), values in arrays.items():
-            array(root, f"{key}/{name}")[self.layout.rows_of(key, samples)] = values
-        array(root, WRITTEN)[self.layout.chunks.index(samples)] = True
+        chunk, levels = self.layout.chunks.index(samples), list(self.grids)
+        names = [variable.name for variable in self.variables]
+        rounding = array(root, ROUNDING)
+        lost = np.array(rounding[chunk]) if span.start else np.zeros(rounding.shape[1:])
+        for (key, name), (values, loss) in arrays.items():
+            rows, place = self.layout.rows_of(key, samples), (levels.index(key), names.index(name))
+            stored = array(root, f"{key}/{name}")
+            if self.variables[place[1]].time:
+                stored[rows, span] = values
+            else:
+                stored[rows] = values
+            if loss.moments.count:
+                lost[place] = (Rounding.from_row(lost[place]) + loss).to_row()
+        if lost.any() or span.start:
+            rounding[chunk] = lost
+        if span.stop == every[-1].stop:
+            array(root, WRITTEN)[chunk] = True
 
     def _to_write(self) -> zarr.Group:
         """The root, to be changed, if what lies there is still the store that this one was opened as."""
@@ -418,7 +455,8 @@ class FieldStore:
         Raises
         ------
         InputError
-            If a chunk is not written yet, or another store was begun in this one's place.
+            If a chunk is not written yet, float32 loses too much of a variable, or another store was begun in
+            this one's place.
         """
         if not self.complete:
             self._to_write()
@@ -428,11 +466,28 @@ class FieldStore:
                 f"{pending[0].start} to {pending[0].stop - 1}; write all of them before `finish()`"
             )
         if not self.attrs["complete"]:
+            self._check_precision()
             self._complete(each)
         if self._partial and isinstance(self.path, Path):
             put_in_place(self.path)
             self._location = self.path
         self._read_layout()
+
+    def _check_precision(self) -> None:
+        """Refuse a store that is written if float32 lost too much of a variable's own variation."""
+        rows = values_of(self._root, ROUNDING) if ROUNDING in self._root else np.zeros((0, 0, 0, 0))
+        for i, key in enumerate(self.grids if len(rows) else ()):
+            for j, variable in enumerate(self.variables):
+                rounding = sum(map(Rounding.from_row, rows[:, i, j]), Rounding())
+                if rounding.loss > LARGEST_LOSS:
+                    mean, std = rounding.moments.mean, rounding.moments.std
+                    constant = variable.reference + rounding.reference
+                    raise PrecisionError(
+                        f"{self.path}, {key}/{variable.name}: {mean:.9g} with a standard deviation of "
+                        f"{std:.3g}, of which float32 loses {rounding.loss:.1%}; expected at most "
+                        f"{LARGEST_LOSS:.1%}. Write its difference from a constant, which the store keeps: "
+                        f"reference={{{variable.name!r}: {constant!r}}}"
+                    )
 
     def discard(self) -> None:
         """Remove a store that is not finished; what it was to replace stays.
@@ -450,8 +505,9 @@ class FieldStore:
     def _complete(self, each: Each) -> None:
         statistics = self.statistics_of("train", each=each) if "train" in self.splits else {}
         root = self._to_write()
-        if WRITTEN in root:
-            del root[WRITTEN]
+        for name in (WRITTEN, ROUNDING):
+            if name in root:
+                del root[name]
         with warnings.catch_warnings():
             # zarr 3 has no specification of it yet, but every reader of it opens a store in one request.
             warnings.filterwarnings("ignore", "Consolidated metadata", ZarrUserWarning)
@@ -513,9 +569,12 @@ def _moments(store: FieldStore, key: str, transforms: Mapping[str, str], rows: s
     """The moments of each variable over some rows of a level."""
     weights = store.grids[key].weights
     found = []
-    for name in (variable.name for variable in store.variables):
-        where = f"{store.path}, {key}/{name}"
-        values = transformed(store.read(key, name, rows), transforms.get(name), where)
-        # Every time counts as a sample.
-        found.append(Moments.of(values.reshape(-1, *weights.shape), weights))
+    for variable in store.variables:
+        name, total = variable.name, Moments()
+        for times in store.layout.time_chunks if variable.time else [slice(None)]:
+            read = store.read(key, name, rows, times)
+            values = transformed(read, transforms.get(name), f"{store.path}, {key}/{name}")
+            # Every time counts as a sample.
+            total += Moments.of(values.reshape(-1, *weights.shape), weights)
+        found.append(total)
     return found

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mano_op.data.layout import Layout
+from mano_op.data.precision import Rounding
 from mano_op.errors import InputError
 
 
@@ -37,9 +38,12 @@ def check_finite(values: NDArray[Any], samples: NDArray[np.int64], where: str, *
 
 
 def accept(
-    layout: Layout, samples: slice, fields: Mapping[str, Mapping[str, ArrayLike]]
-) -> dict[tuple[str, str], NDArray[np.float32]]:
-    """The fields of some samples as they will be stored, by level and variable, if all is right.
+    layout: Layout,
+    samples: slice,
+    fields: Mapping[str, Mapping[str, ArrayLike]],
+    times: slice = slice(None),
+) -> dict[tuple[str, str], tuple[NDArray[np.float32], Rounding]]:
+    """The fields of some samples as they will be stored, by level and variable, and their rounding.
 
     Parameters
     ----------
@@ -49,35 +53,54 @@ def accept(
     fields : mapping
         For each level that holds any of the samples its variables, shape ``(samples, *grid.shape)``, or
         ``(samples, times, *grid.shape)``.
+    times : slice
+        Of the variables that vary in time; variables that do not are expected with the first time.
+
+    Raises
+    ------
+    InputError
+        If a level or a variable is missing or unknown, a shape is another one, or a value is not finite.
     """
     rows = {key: layout.rows_of(key, samples) for key in layout.grids}
     expected = sorted(key for key in layout.grids if rows[key].start < rows[key].stop)
     if sorted(fields) != expected:
-        raise InputError(f"fields at {sorted(fields)}; samples {samples} are expected at {expected}")
-    names = [variable.name for variable in layout.variables]
+        raise InputError(
+            f"fields at {sorted(fields)}; samples {samples.start} to {samples.stop - 1} are held by "
+            f"{', '.join(expected)}: give these levels"
+        )
+    written = [variable for variable in layout.variables if variable.time or not times.start]
+    names = [variable.name for variable in written]
     accepted = {}
     for key, variables in fields.items():
         if sorted(variables) != sorted(names):
-            raise InputError(f"{key}: variables {sorted(variables)}; expected {sorted(names)}")
-        for variable in layout.variables:
-            name = variable.name
-            shape = (rows[key].stop - rows[key].start, *layout.shape(key, variable))
-            values = np.asarray(variables[name])
+            raise InputError(f"{key}: variables {sorted(variables)}; expected {sorted(names)}: give these")
+        numbers = layout.samples(key)[rows[key]]
+        for variable in written:
+            where = f"{key}/{variable.name}"
+            shape = (len(numbers), *layout.shape(key, variable, times))
+            values = np.asarray(variables[variable.name])
             if values.shape != shape or values.dtype.kind not in "biuf":
                 raise InputError(
-                    f"{key}/{name}: {values.dtype} of shape {values.shape}; "
-                    f"expected real numbers of shape {shape}"
+                    f"{where}: {values.dtype} of shape {values.shape}; expected real numbers of shape {shape}"
                 )
-            numbers = layout.samples(key)[rows[key]]
-            check_finite(values, numbers, f"{key}/{name}")
-            with np.errstate(over="ignore"):  # becomes an infinity, which is refused by name
-                single = values.astype(np.float32)
-            over = ~np.isfinite(single)
-            if over.any():
-                first = tuple(np.argwhere(over)[0])
-                raise InputError(
-                    f"{key}/{name}: sample {numbers[first[0]]} has the value {values[first]:g}, beyond what "
-                    "float32 holds, 3.4e38: give the variable in a larger unit"
-                )
-            accepted[key, name] = single
+            check_finite(values, numbers, where)
+            accepted[key, variable.name] = _rounded(values, numbers, where)
     return accepted
+
+
+def _rounded(
+    values: NDArray[Any], numbers: NDArray[np.int64], where: str
+) -> tuple[NDArray[np.float32], Rounding]:
+    """Values in float32, and what that loses; nothing, of types whose values float32 has."""
+    with np.errstate(over="ignore"):  # becomes an infinity, which is refused by name
+        single = values.astype(np.float32)
+    over = ~np.isfinite(single)
+    if over.any():
+        first = tuple(np.argwhere(over)[0])
+        raise InputError(
+            f"{where}: sample {numbers[first[0]]} has the value {values[first]:g}, beyond what "
+            "float32 holds, 3.4e38: give the variable in a larger unit"
+        )
+    if np.can_cast(values.dtype, np.float32):
+        return single, Rounding()
+    return single, Rounding.of(values.astype(np.float64), single)

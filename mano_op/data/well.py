@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from mano_op.data.processor import FieldProcessor
 from mano_op.errors import InputError
+from mano_op.labels import variable_of
 
 _PERIODIC = 2  # in what The Well's package returns for the ends of an axis; 0 is a wall, 1 is open
 
@@ -76,6 +77,11 @@ class WellSamples(Dataset[dict[str, Tensor]]):
             raise InputError(
                 "the data set normalises its fields, so errors would not be in units: make it with "
                 "use_normalization=False, and take the statistics with `WellSamples.processor`"
+            )
+        if (kind := getattr(dataset.metadata, "grid_type", "cartesian")) != "cartesian":
+            raise InputError(
+                f"the data set is on a grid of type {kind!r}; expected 'cartesian': losses and means would "
+                "weight the poles of a sphere too much. Project the fields onto a plane first"
             )
         self.dataset = dataset
         varying, steady = (
@@ -144,7 +150,7 @@ class WellSamples(Dataset[dict[str, Tensor]]):
         numbers = self._numbers(statistics)
         return FieldProcessor(
             *(
-                {label: numbers[label.partition("@")[0]] for label in labels}
+                {label: numbers[variable_of(label)] for label in labels}
                 for labels in (self.inputs, self.outputs)
             )
         )

@@ -163,7 +163,7 @@ class Burgers:
     domain: ClassVar[tuple[float, float]] = (0.0, 1.0)
     boundary_condition: ClassVar[str] = "periodic"
     variables: ClassVar[tuple[Variable, ...]] = (
-        Variable("initial", "input", long_name="velocity at time 0"),
+        Variable("initial", "input", long_name="velocity at time 0", initial_of="velocity"),
         Variable("velocity", "output", long_name="velocity", time=True),
     )
 

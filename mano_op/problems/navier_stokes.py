@@ -176,7 +176,7 @@ class NavierStokes:
     domain: ClassVar[tuple[float, float]] = (0.0, 1.0)
     boundary_condition: ClassVar[str] = "periodic"
     variables: ClassVar[tuple[Variable, ...]] = (
-        Variable("initial_vorticity", "input", long_name="vorticity at time 0"),
+        Variable("initial_vorticity", "input", long_name="vorticity at time 0", initial_of="vorticity"),
         Variable("vorticity", "output", long_name="vorticity", time=True),
     )
 

@@ -181,8 +181,8 @@ class FitzHughNagumo:
     domain: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     boundary_condition: ClassVar[str] = "neumann"
     variables: ClassVar[tuple[Variable, ...]] = (
-        Variable("initial_activator", "input", long_name="activator at time 0"),
-        Variable("initial_inhibitor", "input", long_name="inhibitor at time 0"),
+        Variable("initial_activator", "input", long_name="activator at time 0", initial_of="activator"),
+        Variable("initial_inhibitor", "input", long_name="inhibitor at time 0", initial_of="inhibitor"),
         Variable("activator", "output", long_name="activator", time=True),
         Variable("inhibitor", "output", long_name="inhibitor", time=True),
     )

@@ -9,6 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from mano_op.data.store import FieldStore
+from mano_op.labels import variable_of
 from mano_op.report.coarse import with_coarse
 from mano_op.report.page import figure, heading
 from mano_op.report.panels import sample_panels
@@ -38,7 +39,7 @@ def samples(results: xr.Dataset, judged: xr.Dataset, runs: Mapping[str, Run], st
             fields = _fields(runs, store, key, list(rows.values()), judged)
             fields = with_coarse(fields, judged, runs, store, key)
             channels = [*fields["input_variable"].values.tolist(), *fields["variable"].values.tolist()]
-            names = {channel: channel + units[channel.partition("@")[0]] for channel in channels}
+            names = {channel: channel + units[variable_of(channel)] for channel in channels}
             captions = [f"{which}, no. {of['sample'].values[row]}" for which, row in rows.items()]
             picture = sample_panels(fields, grid, variable, captions, names)
             parts += [

@@ -10,6 +10,7 @@ import xarray as xr
 from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
 from mano_op.files import write_file
+from mano_op.labels import variable_of
 from mano_op.report import sections
 from mano_op.report.page import page, paragraph
 from mano_op.report.samples import samples, spectra_of_samples
@@ -102,7 +103,7 @@ def write_report(
         )
     shown = {one.label: given[one.model, one.train_resolution] for one in every}
     keys, variables = results["resolution"].values.tolist(), results["variable"].values.tolist()
-    known = {variable.partition("@")[0] for variable in variables}  # what follows is the time
+    known = {variable_of(variable) for variable in variables}  # what follows is the time
     if not (set(keys) <= set(store.grids) and known == set(store.outputs)):
         raise InputError(
             f"results for {', '.join(variables)} at {', '.join(keys)}, but {store.path} has "

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from mano_op.data.processor import FieldProcessor
 from mano_op.data.sampler import ranks
 from mano_op.errors import InputError, check_finite_number, check_whole
+from mano_op.labels import varies_in_time
 
 
 def check_perturbation(processor: FieldProcessor, noise: float, pushforward: int) -> None:
@@ -64,7 +65,7 @@ def check_perturbation(processor: FieldProcessor, noise: float, pushforward: int
     """
     check_finite_number(zero=True, noise=noise)
     check_whole(at_least=0, pushforward=pushforward)
-    if noise and not any(map(_varies, processor.inputs)):
+    if noise and not any(map(varies_in_time, processor.inputs)):
         raise InputError(
             f"noise={noise} on the inputs {', '.join(processor.inputs)}, none of which varies in time: it is "
             "for models that step on from known times, window=(steps_in, steps_out)"
@@ -229,11 +230,6 @@ class PerturbedInputs(nn.Module):
         """Noise for the inputs that vary, by the standard deviation of each; a constant one has none."""
         one = tuple(x.shape[1:])
         drawn = np.stack([draw.standard_normal(one, dtype=np.float32) for draw in draws])
-        varies = torch.tensor(list(map(_varies, self.processor.inputs)), device=x.device)
+        varies = torch.tensor(list(map(varies_in_time, self.processor.inputs)), device=x.device)
         scale = self.noise * (varies & (self.processor.in_std > 0)).to(x.dtype)
         return scale.view(-1, *[1] * (x.ndim - 2)) * torch.from_numpy(drawn).to(x)
-
-
-def _varies(label: str) -> bool:
-    """Whether an input is of a time, "vorticity@+0", and so comes from the model in a rollout."""
-    return "@" in label

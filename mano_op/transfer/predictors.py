@@ -33,6 +33,7 @@ from mano_op.data.dataset import FieldDataset
 from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
 from mano_op.grid import Grid
+from mano_op.labels import variable_of
 from mano_op.resample import nests
 from mano_op.runs import Run
 from mano_op.transfer.baselines import interpolate, restrict
@@ -107,7 +108,7 @@ def by_predictor(
     zero, _ = run.processor.postprocess(torch.zeros(1, channels, 1, device=run.processor.device), {})
     means = torch.tensor(
         [
-            store.statistics.get(label.partition("@")[0], {"mean": middle})["mean"]  # "@" tells the time
+            store.statistics.get(variable_of(label), {"mean": middle})["mean"]  # "@" tells the time
             for label, middle in zip(ends, zero.flatten().tolist() * steps, strict=True)
         ]
     )

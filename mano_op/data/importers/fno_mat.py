@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,6 @@ from numpy.typing import NDArray
 from mano_op.data.fields import write_fields
 from mano_op.data.importers.lazy import (
     Files,
-    befores,
-    chunk_of,
     dataset,
     in_order,
     joined,
@@ -103,12 +100,10 @@ def import_fno_mat(
             for name, n in zip(known.axes, shape, strict=True)
         }
         counts = {file: arrays[next(iter(known.names))].shape[0] for file, arrays in read.items()}
-        splits, before = sizes(files, counts), befores(counts)
-        chunk = chunk_of(options, math.prod(shape), splits)
+        splits = sizes(files, counts)
         data = {}
         for name, variable in known.names.items():
-            parts = [lazy(arrays[name], chunk, before[file]) for file, arrays in read.items()]
-            values, dims = joined(parts), ("sample", *known.axes)
+            values, dims = joined([lazy(arrays[name]) for arrays in read.values()]), ("sample", *known.axes)
             if name in known.varying:
                 coordinates["time"] = np.asarray(first["t"], dtype=np.float64).ravel()
                 values, dims = da.moveaxis(values, -1, 1), ("sample", "time", *known.axes)
@@ -163,6 +158,7 @@ class _Turned:
     def __init__(self, array: h5py.Dataset) -> None:
         self._array = array
         self.shape, self.dtype, self.ndim = array.shape[::-1], array.dtype, array.ndim
+        self.chunks = None if array.chunks is None else array.chunks[::-1]
 
     def __len__(self) -> int:
         return int(self.shape[0])

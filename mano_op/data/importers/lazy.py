@@ -1,11 +1,12 @@
-"""Arrays of files that are read when they are written on, piece by piece, and put one after another."""
+"""Arrays of several files, concatenated, and read in pieces while the store is written."""
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mano_op.data.chunking import chunk_for
-from mano_op.errors import InputError, check_whole
+from mano_op.data.rounded import agree
+from mano_op.errors import InputError
 
-WHOLE = 2**62  # samples to a piece, of what is read in one
+PIECE_BYTES = 2**23  # of an array of a file, read in one
 Files = Mapping[str, Sequence[str | Path]]
 
 
@@ -36,8 +37,17 @@ def in_order(files: Files) -> list[Path]:
 
 def stamps(files: Iterable[str | Path]) -> list[str]:
     """The name, the size and the time of change of each file: a store is not gone on with from others."""
-    about = ((Path(file).name, Path(file).stat()) for file in files)
-    return [f"{name}, {seen.st_size} bytes, changed {_utc(seen.st_mtime)}" for name, seen in about]
+    about = ((Path(file).name, _parts(Path(file))) for file in files)
+    return [
+        f"{name}, {sum(seen.st_size for seen in parts)} bytes, changed "
+        f"{_utc(max(seen.st_mtime for seen in parts))}"
+        for name, parts in about
+    ]
+
+
+def _parts(path: Path) -> list[os.stat_result]:
+    """What the system knows of a file, or of each file in a folder such as a zarr store."""
+    return [file.stat() for file in (path, *(path.rglob("*") if path.is_dir() else ()))]
 
 
 def _utc(seconds: float) -> str:
@@ -62,42 +72,39 @@ def dataset(file: h5py.File | h5py.Group, name: str) -> h5py.Dataset:
     return node
 
 
-def lazy(array: Any, chunk: int, before: int = 0) -> da.Array:
-    """A data set of a file as an array in pieces along its first dimension, each read once.
+def lazy(array: Any) -> da.Array:
+    """A data set of a file as an array in pieces, of whole chunks of the file, each read once.
 
     Parameters
     ----------
     array : array, shape (samples, ...)
-    chunk : int
-        Samples to a chunk of the store; a piece is what of the array goes into one.
-    before : int
-        How many samples of other files come before it in the store.
+        With an attribute ``chunks`` where its file has any.
 
     Examples
     --------
-    >>> lazy(np.zeros((10, 2)), 4, before=5).chunks[0]
-    (3, 4, 3)
+    >>> lazy(np.zeros((10, 1024, 512))).chunks[0]
+    (2, 2, 2, 2, 2)
     """
-    return da.from_array(array, chunks=(pieces(array.shape[0], chunk, before), *array.shape[1:]))
+    own = getattr(array, "chunks", None) or (1,) * array.ndim
+    return da.from_array(array, chunks=piece_of(array.shape, own, array.dtype.itemsize))
 
 
-def pieces(n: int, chunk: int, before: int) -> tuple[int, ...]:
-    """The lengths of the parts of `n` samples in chunks of a store, where others come before."""
-    ends = [*range(chunk - before % chunk, n, chunk), n]
-    return tuple(end - start for start, end in pairwise([0, *ends]))
+def piece_of(shape: Sequence[int], own: Sequence[int], itemsize: int) -> tuple[int, ...]:
+    """The shape of a piece to read: of whole chunks of a file, up to 8 MiB, the last dimensions first.
 
-
-def chunk_of(options: dict[str, Any], points: int, counts: Mapping[str, int]) -> int:
-    """Samples to a chunk of the store, as the options say or for fields of so many points; noted in them."""
-    if options.get("chunk") is None:
-        options["chunk"] = chunk_for(points, counts)
-    check_whole(chunk=options["chunk"])
-    return int(options["chunk"])
-
-
-def befores(counts: Mapping[Path, int]) -> dict[Path, int]:
-    """How many samples come before those of each file."""
-    return dict(zip(counts, [0, *accumulate(counts.values())], strict=False))
+    Examples
+    --------
+    >>> piece_of((100, 50, 512, 512), (4, 1, 512, 512), 4)
+    (4, 2, 512, 512)
+    >>> piece_of((100, 50, 64, 64), (1, 1, 64, 64), 4)
+    (10, 50, 64, 64)
+    """
+    piece = [max(1, min(chunk, n)) for chunk, n in zip(own, shape, strict=True)]
+    for dim in reversed(range(len(shape))):
+        others = itemsize * math.prod(piece) // piece[dim]
+        chunks = max(1, PIECE_BYTES // (others * piece[dim]))
+        piece[dim] = max(1, min(shape[dim], chunks * piece[dim]))
+    return tuple(piece)
 
 
 def joined(arrays: Sequence[da.Array]) -> da.Array:
@@ -106,11 +113,20 @@ def joined(arrays: Sequence[da.Array]) -> da.Array:
 
 
 def same(what: str, found: Sequence[tuple[Path, NDArray[Any]]]) -> NDArray[np.float64]:
-    """What all files have to agree on, such as coordinates."""
+    """Coordinates that all files have to agree on, as far as they are rounded."""
     (first, expected), *others = found
     for path, values in others:
-        if values.shape != expected.shape or not np.allclose(values, expected, rtol=1e-6, atol=1e-12):
-            raise InputError(f"{path}: {what} differs from that of {first}; expected one grid for all files")
+        if values.shape != expected.shape:
+            raise InputError(
+                f"{path}: {what} has the shape {values.shape}, in {first} {expected.shape}; import files of "
+                "other grids or times into two stores"
+            )
+        if expected.ndim == 1 and not (alike := agree(values, expected)).all():
+            i = int(np.argmin(alike))
+            raise InputError(
+                f"{path}: {what} {i} is {values[i]:.9g}, in {first} {expected[i]:.9g}; import files of other "
+                "grids or times into two stores"
+            )
     return np.asarray(expected, dtype=np.float64)
 
 

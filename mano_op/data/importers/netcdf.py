@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pandas as pd
 import xarray as xr
-from numpy.typing import NDArray
 
 from mano_op.data.coordinates import Shape
-from mano_op.data.fields import default_chunk, write_fields
-from mano_op.data.importers.lazy import WHOLE, pieces, stamps
+from mano_op.data.fields import write_fields
+from mano_op.data.importers.lazy import piece_of, stamps
+from mano_op.data.rounded import agree
+from mano_op.data.samples import check_distinct
+from mano_op.data.source import chunk_in_file
 from mano_op.data.store import FieldStore
-from mano_op.errors import InputError, check_whole
+from mano_op.data.times import Times
+from mano_op.errors import InputError
 
 _Shape = TypeVar("_Shape", bound=Shape)
 
@@ -28,15 +31,14 @@ def import_netcdf(
     sample: str = "sample",
     time: str = "time",
     engine: str | None = None,
+    relabel: bool = False,
     **options: Any,
 ) -> FieldStore:
     """Import files that xarray opens, larger than memory or not, one or several for each resolution.
 
-    Several files of a resolution are put one after another along `sample`. An axis that decreases, as
-    latitudes do in many files, is turned round.
-
-    Samples are read by whole chunks of the store, each once. Where a file is compressed in chunks of its own
-    that hold more samples, ``chunk`` had better be a multiple of those: each is decompressed whole.
+    Several files of a resolution are concatenated along `sample`. Where that dimension has a coordinate, its
+    labels are those of the samples, which no two files may share, see `write_fields`. An axis that decreases,
+    as latitudes do in many files, is turned round. Each chunk of a file is read once.
 
     Parameters
     ----------
@@ -47,7 +49,11 @@ def import_netcdf(
     sample, time : str
         What those dimensions are called in the files.
     engine : str, optional
-        Of xarray; chosen by the file if not given. NetCDF 4 needs ``pip install 'mano_op[netcdf]'``.
+        Of xarray; chosen by the file if not given. NetCDF 4 needs ``pip install 'mano_op[netcdf]'``. With
+        "zarr" a file is the folder of a zarr store.
+    relabel : bool
+        Number the samples anew, in the order of the files, whatever labels these have: where each file counts
+        its own from 0, say.
     **options
         Of `mano_op.data.fields.write_fields`: ``inputs``, ``outputs``, ``splits``, ``registration``,
         ``domain``, ``boundary_conditions``, ...
@@ -56,7 +62,8 @@ def import_netcdf(
     ------
     InputError
         If a file cannot be opened or has no dimension for samples; if a file of a resolution has other
-        variables, units or other labels, or another grid than the first; or as `write_fields` does.
+        variables, units or other attributes, or another grid than the first, or samples of another file; or
+        as `write_fields` does.
 
     Examples
     --------
@@ -79,17 +86,14 @@ def import_netcdf(
     with ExitStack() as stack:
         opened = {resolution: _open(stack, given, sample, engine) for resolution, given in files.items()}
 
-        def fields(chunk: int) -> dict[_Shape, xr.Dataset]:
-            return {resolution: _joined(parts, sample, time, chunk) for resolution, parts in opened.items()}
-
+        fields = {
+            resolution: _joined(resolution, parts, sample, time, relabel)
+            for resolution, parts in opened.items()
+        }
         every = [file for given in files.values() for file in _several(given)]
         about = {"files": [Path(file).name for file in every], "files_as_read": stamps(every)}
         options.setdefault("provenance", about)
-        if options.get("chunk") is None:
-            wanted = {name: options[name] for name in ("inputs", "outputs", "splits") if name in options}
-            options["chunk"] = default_chunk(fields(WHOLE), **wanted)
-        check_whole(chunk=options["chunk"])
-        return write_fields(path, fields(options["chunk"]), **options)
+        return write_fields(path, fields, **options)
 
 
 def _several(given: str | Path | Sequence[str | Path]) -> list[str | Path]:
@@ -98,12 +102,11 @@ def _several(given: str | Path | Sequence[str | Path]) -> list[str | Path]:
 
 def _open(
     stack: ExitStack, given: str | Path | Sequence[str | Path], sample: str, engine: str | None
-) -> list[xr.Dataset]:
+) -> dict[str, xr.Dataset]:
     """The files of one resolution, each as a data set that is read when it is asked for."""
     parts: dict[str, xr.Dataset] = {}
     for file in _several(given):
-        if not Path(file).is_file():
-            raise InputError(f"{file} does not exist; give the path of a file to import")
+        _check_path(Path(file), engine)
         try:
             # Without dask, whose pieces would be those of the file; and nothing is kept that was read.
             part = stack.enter_context(xr.open_dataset(file, engine=engine, chunks=None, cache=False))
@@ -121,32 +124,66 @@ def _open(
         parts[str(file)] = part
     for file in list(parts)[1:]:
         _check_alike(parts, file, sample)
-    return list(parts.values())
+    return parts
 
 
-def _joined(parts: Sequence[xr.Dataset], sample: str, time: str, chunk: int) -> xr.Dataset:
-    """Data sets one after another, in pieces of which each goes into one chunk of the store."""
-    befores = accumulate((part.sizes[sample] for part in parts), initial=0)
-    pieced = [
-        part.chunk({sample: pieces(part.sizes[sample], chunk, before)})
-        for part, before in zip(parts, befores, strict=False)  # the last is the number of all samples
-    ]
+def _check_path(path: Path, engine: str | None) -> None:
+    """Refuse a path where nothing is, and a folder that is not said to be a zarr store, or is none."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give the path of a file to import")
+    if path.is_dir():
+        marks = [name for name in ("zarr.json", ".zgroup", ".zmetadata") if (path / name).exists()]
+        if not marks:
+            raise InputError(f"{path} is a folder, and no zarr store; give the files in it")
+        if engine != "zarr":
+            raise InputError(f"{path} is a zarr store, and engine={engine!r}; give engine='zarr'")
+    elif engine == "zarr":
+        raise InputError(f"{path} is a file, and engine='zarr' opens folders; leave engine out")
+
+
+def _joined(
+    resolution: object, parts: Mapping[str, xr.Dataset], sample: str, time: str, relabel: bool
+) -> xr.Dataset:
+    """The files of a resolution concatenated, read in pieces of whole chunks of the files."""
+    pieced = [part.assign({name: _pieced(part[name]) for name in part.data_vars}) for part in parts.values()]
+    labelled = sample in pieced[0].coords
+    if labelled and not relabel:
+        labels = [(name, pd.Index(np.atleast_1d(part[sample].values))) for name, part in parts.items()]
+        remedy = "leave one out, or pass relabel=True if each file counts its own samples"
+        check_distinct(f"{resolution}, {sample}", labels, remedy)
     data = (
         xr.concat(pieced, sample, data_vars="minimal", coords="minimal", compat="override", join="override")
         if len(pieced) > 1
         else pieced[0]
     )
+    if labelled and relabel:
+        data = data.drop_vars(sample)
     renamed = {
         old: new for old, new in ((sample, "sample"), (time, "time")) if old != new and old in data.dims
     }
+    for old, new in renamed.items():
+        if new in data.variables or new in data.dims:
+            raise InputError(
+                f"{resolution}: {old!r} becomes {new!r}, which the files have too; expected no other "
+                f"dimension or variable of that name: give {new}={new!r}, or rename it in the files"
+            )
     data = data.rename(renamed)
-    if "sample" in data.coords:
-        data = data.drop_vars("sample") if len(pieced) > 1 else data
     for axis in data.dims:
         points = data[axis].values if axis in data.coords else np.empty(0)
-        if axis not in ("sample", "time") and len(points) > 1 and (np.diff(points) < 0).all():
+        if axis in ("sample", "time") or len(points) < 2 or points.dtype.kind not in "iuf":
+            continue
+        if (np.diff(points.astype(np.float64)) < 0).all():
             data = data.isel({axis: slice(None, None, -1)})
     return data
+
+
+def _pieced(values: xr.DataArray) -> xr.DataArray:
+    """A variable of a file behind dask, in pieces of whole chunks of the file."""
+    if not values.ndim or values.dtype.kind == "O":
+        return values
+    own = [chunk_in_file(values.variable, str(dim)) or 1 for dim in values.dims]
+    piece = piece_of(values.shape, own, values.dtype.itemsize)
+    return values.chunk(dict(zip(values.dims, piece, strict=True)))
 
 
 def _check_alike(parts: Mapping[str, xr.Dataset], file: str, sample: str) -> None:
@@ -176,11 +213,23 @@ def _check_alike(parts: Mapping[str, xr.Dataset], file: str, sample: str) -> Non
             found, wanted = (variable.attrs.get(label) for variable in (ours, theirs))
             if found != wanted:
                 raise InputError(f"{file}: {name} has {label}={found!r}, in {first} {wanted!r}; {remedy}")
-        if sample not in ours.dims and not _same(ours.values, theirs.values):
-            raise InputError(f"{file}: {name} differs from that of {first}; expected one grid, {remedy}")
+        if sample not in ours.dims and (where := _difference(ours, theirs)):
+            raise InputError(f"{file}: {name} is {where} in {first}; expected one grid, {remedy}")
 
 
-def _same(one: NDArray[Any], other: NDArray[Any]) -> bool:
-    if one.dtype.kind in "iuf" and other.dtype.kind in "iuf":
-        return np.allclose(one, other, rtol=1e-6, atol=1e-12, equal_nan=True)
-    return np.array_equal(one, other)
+def _difference(one: xr.Variable, other: xr.Variable) -> str | None:
+    """Two values in which variables of equal shapes differ; None where they do not, as they are rounded."""
+    ours, theirs = one.values, other.values
+    if one.dtype.kind in "mM" and other.dtype.kind in "mM" and one.ndim == 1:
+        seconds, others = Times.of("", one), Times.of("", other)
+        same = seconds.agrees_with(others) if seconds.measure == others.measure else np.zeros(len(ours), bool)
+    elif one.dtype.kind in "iuf" and other.dtype.kind in "iuf":
+        same = (np.isnan(ours) & np.isnan(theirs)) | (
+            agree(ours, theirs) if one.ndim == 1 else np.isclose(ours, theirs, rtol=1e-6, atol=1e-12)
+        )
+    else:
+        same = np.asarray(ours == theirs)
+    if np.all(same):
+        return None
+    i = np.unravel_index(int(np.argmin(same)), np.shape(same))
+    return f"{ours[i]} where it is {theirs[i]}"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mano_op.boundary import BoundaryCondition
 from mano_op.data.chunking import chunk_for
 from mano_op.data.importers.lazy import stamps
 from mano_op.data.jobs import write_store
@@ -21,27 +23,63 @@ from mano_op.errors import InputError
 from mano_op.files import read_tensors
 from mano_op.grid import Grid
 
-_DARCY = (
-    Variable("permeability", "input", long_name="which of the two permeabilities: 0 or 1"),
-    Variable("pressure", "output", long_name="pressure", boundary_value=0.0),
-)
+Problem = Literal["darcy", "navier_stokes"]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What is known of one of neuraloperator's data sets: its variables, its axes' ends, and its name."""
+
+    variables: tuple[Variable, Variable]
+    condition: BoundaryCondition
+    title: str
+
+
+_KINDS: dict[str, _Kind] = {
+    "darcy": _Kind(
+        (
+            Variable("permeability", "input", long_name="which of the two permeabilities: 0 or 1"),
+            Variable("pressure", "output", boundary_value=0.0),
+        ),
+        "dirichlet",
+        "Darcy flow, neuraloperator",
+    ),
+    "navier_stokes": _Kind(
+        (
+            Variable("forcing", "input", long_name="forcing of the vorticity"),
+            Variable("vorticity", "output"),
+        ),
+        "periodic",
+        "Navier-Stokes flow, neuraloperator",
+    ),
+}
 
 
 def import_neuralop_pt(
     path: str | Path,
     files: Mapping[str, Sequence[tuple[int, str | Path]]],
     *,
+    problem: Problem | None = None,
     levels: Levels = "resampled",
-    title: str = "Darcy flow, neuraloperator",
+    title: str | None = None,
     chunk: int | None = None,
     progress: bool = True,
     resume: bool = False,
     overwrite: bool = False,
 ) -> FieldStore:
-    r"""Import neuraloperator's Darcy files, as ``neuralop.data.datasets.DarcyDataset`` downloads them.
+    r"""Import neuraloperator's files of Darcy and Navier-Stokes flow, as its ``data.datasets`` download them.
 
-    Each file is a dictionary of two tensors of shape ``(samples, n, n)``: ``x``, bool, says which of two
-    permeabilities a point has, and ``y``, float32, is the solution of
+    Each file is a dictionary of two tensors of shape ``(samples, n, n)``. They do not say of what:
+
+    =================  ==========================================  =========================================
+    problem            ``x``                                       ``y``
+    =================  ==========================================  =========================================
+    ``darcy``          permeability: which of two a point has, 0   pressure, 0 on the boundary
+                       or 1
+    ``navier_stokes``  forcing, on a torus                         vorticity
+    =================  ==========================================  =========================================
+
+    The pressure is the solution of
 
     .. math:: -\nabla \cdot (a \nabla u) = f \ \text{on} \ [0, 1]^2, \qquad u = 0 \ \text{on the boundary}.
 
@@ -55,6 +93,9 @@ def import_neuralop_pt(
         Of the store to make.
     files : mapping of str to sequence of (int, path)
         For each split its resolutions and their files. A split need not be there at every resolution.
+    problem : {"darcy", "navier_stokes"}, optional
+        Which files they are. Need not be given for those of Darcy flow, whose ``x`` is 0 or 1 everywhere; no
+        others are taken as such.
     levels : {"resampled", "independent", "unknown"}
         "resampled" checks that the coarser fields of a split are its finest ones at every k-th point.
     title, chunk, overwrite
@@ -67,12 +108,13 @@ def import_neuralop_pt(
     Returns
     -------
     FieldStore
-        With the fields ``permeability`` and ``pressure``.
+        With the fields ``permeability`` and ``pressure``, or ``forcing`` and ``vorticity``.
 
     Raises
     ------
     InputError
-        Before anything is written, if a file is not of that layout, has a NaN or an infinity, does not
+        Before anything is written, if a file is not of that layout, the values do not say which problem it is
+        of or contradict it, a file has a NaN or an infinity, does not
         have the resolution or the number of samples that it should, or is not the same field as another
         resolution's.
 
@@ -87,44 +129,50 @@ def import_neuralop_pt(
     >>> store.splits, store.grids["r4"] == Grid.uniform((4, 4))
     ({'train': 2}, True)
     """
+    if problem is not None and problem not in _KINDS:
+        raise InputError(f"problem={problem!r}; expected one of {', '.join(_KINDS)}")
     if not files:
         raise InputError("no files: give those of a split, such as {'train': [(16, 'darcy_train_16.pt')]}")
     for split, given in files.items():
         if len({n for n, _ in given}) != len(given) or not given:
             raise InputError(f"split {split!r}: {given}; expected one file for each of its resolutions")
     loaded = {split: {n: _load_pt(Path(file), n) for n, file in given} for split, given in files.items()}
+    problem = _problem_of(files, loaded, problem)
+    kind = _KINDS[problem]
+    names = [variable.name for variable in kind.variables]
     splits = {split: _check_split(split, by_size, levels) for split, by_size in loaded.items()}
     sizes = sorted({n for by_size in loaded.values() for n in by_size})
-    grids = {n: Grid.uniform((n, n), registration="node") for n in sizes}
+    periodic = kind.condition == "periodic"
+    grids = {n: Grid.uniform((n, n), registration="node", periodic=periodic) for n in sizes}
     held = {grid: [split for split in splits if n in loaded[split]] for n, grid in grids.items()}
     plan = {
         "grids": list(grids.values()),
-        "variables": _DARCY,
+        "variables": kind.variables,
         "splits": splits,
-        "boundary_conditions": {"y": "dirichlet", "x": "dirichlet"},
+        "boundary_conditions": {"y": kind.condition, "x": kind.condition},
         "levels": levels,
         "chunk": chunk_for(sizes[-1] ** 2, splits, held.values()) if chunk is None else chunk,
         "held": held,
     }
     provenance = {
-        "problem": "darcy",
+        "problem": problem,
         "source": "neuraloperator",
         "files": {split: [Path(file).name for _, file in given] for split, given in files.items()},
         "files_as_read": stamps(file for given in files.values() for _, file in given),
     }
     joined = {
         grid: {
-            name: np.concatenate([loaded[split][n][name] for split in held[grid]])
-            for name in ("permeability", "pressure")
+            name: np.concatenate([loaded[split][n][key] for split in held[grid]])
+            for name, key in zip(names, ("x", "y"), strict=True)
         }
         for n, grid in grids.items()
     }
     return write_store(
-        Path(path).absolute(),
+        path,
         plan,
         provenance,
         partial(_write_chunk, joined),
-        title=title,
+        title=kind.title if title is None else title,
         workers=1,
         progress=progress,
         resume=resume,
@@ -155,12 +203,44 @@ def _load_pt(file: Path, n: int) -> dict[str, NDArray[Any]]:
             raise InputError(
                 f"{file}: {name!r} is {_summary(data[name])}; expected a tensor (samples, {n}, {n})"
             )
+        if data[name].is_complex() or data[name].layout != torch.strided:
+            raise InputError(
+                f"{file}: {name!r} is of {data[name].dtype}; expected real numbers, stored densely"
+            )
     if len(data["x"]) != len(data["y"]):
-        raise InputError(f"{file} has {len(data['x'])} samples of 'x' and {len(data['y'])} of 'y'")
-    fields = {"permeability": data["x"].float().numpy(), "pressure": data["y"].float().numpy()}
+        raise InputError(
+            f"{file} has {len(data['x'])} samples of 'x' and {len(data['y'])} of 'y'; expected as many of "
+            "both"
+        )
+    fields = {name: data[name].double().numpy() for name in ("x", "y")}
     for name, values in fields.items():
         check_finite(values, np.arange(len(values)), f"{file}, {name}")
     return fields
+
+
+def _problem_of(
+    files: Mapping[str, Sequence[tuple[int, str | Path]]],
+    loaded: Mapping[str, Mapping[int, Mapping[str, NDArray[Any]]]],
+    asked: Problem | None,
+) -> Problem:
+    """The problem that was said, if values do not contradict it, or the one that they alone can be of."""
+    for split, given in files.items():
+        for n, file in given:
+            x = loaded[split][n]["x"]
+            other = x[(x != 0) & (x != 1)]
+            if asked != "navier_stokes" and len(other):
+                raise InputError(
+                    f"{file}: 'x' has the value {other[0]:.6g}, so it is not which of two permeabilities a "
+                    "point has, 0 or 1, and not of neuraloperator's Darcy flow. For its Navier-Stokes files, "
+                    "from a forcing to the vorticity on a torus, give problem='navier_stokes'; for others, "
+                    "`mano_op.write_fields` with what is known of them"
+                )
+            if asked == "navier_stokes" and not len(other):
+                raise InputError(
+                    f"{file}: 'x' is 0 or 1 everywhere, so it is no forcing; expected problem='darcy' for "
+                    "neuraloperator's Darcy flow"
+                )
+    return asked or "darcy"
 
 
 def _summary(data: object) -> str:
@@ -173,7 +253,7 @@ def _summary(data: object) -> str:
 
 def _check_split(split: str, by_size: Mapping[int, Mapping[str, NDArray[Any]]], levels: Levels) -> int:
     """The number of samples of a split, if all its resolutions hold the same ones."""
-    counts = {n: len(fields["pressure"]) for n, fields in by_size.items()}
+    counts = {n: len(fields["y"]) for n, fields in by_size.items()}
     if len(set(counts.values())) > 1:
         raise InputError(f"split {split!r} has {counts} samples at its resolutions; expected one number")
     finest = max(by_size)
@@ -184,7 +264,8 @@ def _check_split(split: str, by_size: Mapping[int, Mapping[str, NDArray[Any]]], 
         for name, values in fields.items():
             if finest % n or not np.array_equal(values, by_size[finest][name][:, ::step, ::step]):
                 raise InputError(
-                    f"split {split!r}: {name} at {n} differs from that at {finest} where they share points. "
-                    "If they were solved for apart, pass levels='independent'; if not, the files do not match"
+                    f"split {split!r}: {name!r} at {n} differs from that at {finest} where they share "
+                    "points. If they were solved for apart, pass levels='independent'; if not, the files do "
+                    "not match"
                 )
     return counts[finest]

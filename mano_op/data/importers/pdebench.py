@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,10 +14,7 @@ from numpy.typing import NDArray
 
 from mano_op.data.fields import write_fields
 from mano_op.data.importers.lazy import (
-    WHOLE,
     Files,
-    befores,
-    chunk_of,
     dataset,
     in_order,
     joined,
@@ -115,9 +111,7 @@ def import_pdebench(
         spatial = [name for name in _AXES if name in coordinates]
         shape = tuple(len(coordinates[name]) for name in spatial)
         counts = {file: len(next(iter(fields.values()))) for file, (fields, _) in read.items()}
-        splits, before = sizes(files, counts), befores(counts)
-        chunk = chunk_of(options, math.prod(shape), splits)
-        read = {file: _read(file, root, variables, chunk, before[file]) for file, root in opened.items()}
+        splits = sizes(files, counts)
         data: dict[str, Any] = {}
         for name, array in first[0].items():
             steady = array.ndim == 1 + len(spatial)
@@ -146,7 +140,7 @@ def import_pdebench(
 
 
 def _read(
-    path: Path, file: h5py.File, variables: tuple[str, ...], chunk: int = WHOLE, before: int = 0
+    path: Path, file: h5py.File, variables: tuple[str, ...]
 ) -> tuple[dict[str, da.Array], dict[str, NDArray[Any]]]:
     """The fields of a file, samples first, in pieces as `lazy` has them, and its coordinates."""
     if "x-coordinate" not in file:
@@ -156,9 +150,7 @@ def _read(
     }
     known = {f"{axis}-coordinate" for axis in (*_AXES, "t")}
     names = [name for name in file if name not in known and isinstance(file[name], h5py.Dataset)]
-    fields = {
-        name: lazy(dataset(file, name), chunk, before) for name in names if file[name].ndim > len(coordinates)
-    }
+    fields = {name: lazy(dataset(file, name)) for name in names if file[name].ndim > len(coordinates)}
     if not fields:
         raise InputError(f"{path} has {', '.join(file)}; expected 'tensor', or fields by their names")
     if "nu" in fields:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
@@ -16,10 +15,7 @@ import xarray as xr
 from mano_op.data.coordinates import Registrations
 from mano_op.data.fields import write_fields
 from mano_op.data.importers.lazy import (
-    WHOLE,
     Files,
-    befores,
-    chunk_of,
     dataset,
     in_order,
     joined,
@@ -81,7 +77,7 @@ def import_the_well(
     with ExitStack() as stack:
         opened = {file: open_hdf5(stack, file) for file in paths}
         axes = {file: _axes(file, root) for file, root in opened.items()}
-        read = {file: _fields(file, root, axes[file]) for file, root in opened.items()}  # what there is
+        read = {file: _fields(file, root, axes[file]) for file, root in opened.items()}
         names, conditions = list(read[paths[0]]), _conditions(opened[paths[0]], axes[paths[0]])
         for file, root in opened.items():
             if (axes[file], list(read[file])) != (axes[paths[0]], names):
@@ -97,9 +93,7 @@ def import_the_well(
         }
         shape = tuple(len(coordinates[name]) for name in spatial)
         counts = {file: int(root.attrs["n_trajectories"]) for file, root in opened.items()}
-        splits, before = sizes(files, counts), befores(counts)
-        chunk = chunk_of(options, math.prod(shape), splits)
-        read = {file: _fields(file, root, spatial, chunk, before[file]) for file, root in opened.items()}
+        splits = sizes(files, counts)
         data = {
             name: (
                 ("sample", *(["time"] if varies else []), *spatial),
@@ -153,9 +147,7 @@ def _scalars(root: h5py.File) -> dict[str, Any]:
     }
 
 
-def _fields(
-    path: Path, root: h5py.File, axes: tuple[str, ...], chunk: int = WHOLE, before: int = 0
-) -> dict[str, tuple[bool, da.Array]]:
+def _fields(path: Path, root: h5py.File, axes: tuple[str, ...]) -> dict[str, tuple[bool, da.Array]]:
     """For each variable whether it varies in time, and its values, samples first, in pieces as `lazy`."""
     found: dict[str, tuple[bool, da.Array]] = {}
     n, steps = int(root.attrs["n_trajectories"]), len(dataset(root["dimensions"], "time"))
@@ -181,9 +173,7 @@ def _fields(
             ]
             if node.shape not in shapes:
                 raise InputError(f"{path}, {name}: shape {node.shape}, its attributes say {shapes[0]}")
-            # What is the same for all samples is read as one piece.
-            parts = lazy(node, chunk, before) if flags["sample_varying"] else lazy(node, WHOLE)
-            values = parts.reshape((*leading, *kept, *([len(axes) ** order] if order else [])))
+            values = lazy(node).reshape((*leading, *kept, *([len(axes) ** order] if order else [])))
             values = _repeated(values, n, flags, along, points, order > 0)
             if not order:
                 found[name] = (flags["time_varying"], values)

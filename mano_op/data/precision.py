@@ -1,0 +1,91 @@
+"""Whether float32 holds a variable: what rounding loses, beside how much the variable varies."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mano_op.data.moments import Moments
+from mano_op.errors import InputError
+
+
+class PrecisionError(InputError):
+    """Raised for a variable of which float32 would lose too much, once all of it has been seen."""
+
+
+# The part of a variable's own variation that rounding may lose.
+LARGEST_LOSS = 1e-3
+
+
+@dataclass(frozen=True)
+class Rounding:
+    r"""Loss of a variable by rounding, over all of its values or a part of them; parts add up.
+
+    .. math::
+        \ell^2 = \frac{\sum_i (f_i - \mathrm{fl}(f_i))^2}{\sum_i (f_i - \mu)^2},
+
+    with :math:`\mathrm{fl}` the rounding to float32 and :math:`\mu` the mean.
+
+    Parameters
+    ----------
+    moments : Moments
+        Of the values before rounding, all points weighted alike.
+    lost : float
+        Sum of the squared differences, in the normalisation of the moments.
+
+    Examples
+    --------
+    >>> pressure = 101325 + 0.02 * np.sin(np.arange(100.0)).reshape(1, 100)
+    >>> rounding = Rounding.of(pressure, pressure.astype(np.float32))
+    >>> f"{rounding.loss:.0%}", f"{Rounding.of(pressure - 101325, (pressure - 101325).astype('f4')).loss:.0e}"
+    ('18%', '3e-08')
+    """
+
+    moments: Moments = field(default_factory=Moments)
+    lost: float = 0.0
+
+    @classmethod
+    def of(cls, values: NDArray[np.float64], stored: NDArray[np.float32]) -> Rounding:
+        """The loss of some values, shape ``(samples, ...)``, by what is stored of them."""
+        flat = values.reshape(len(values), -1)
+        lost = np.square(flat - stored.reshape(flat.shape)).mean(axis=1).sum()
+        return cls(Moments.of(flat, np.ones(flat.shape[1])), float(lost))
+
+    def __add__(self, other: Rounding) -> Rounding:
+        """The loss of both parts together."""
+        return Rounding(self.moments + other.moments, self.lost + other.lost)
+
+    @property
+    def loss(self) -> float:
+        """Loss in standard deviations; 0 of a constant, whose values may differ in their last digit."""
+        if not self.lost or not self.moments.count:
+            return 0.0
+        std = self.moments.std
+        if std <= 8 * np.finfo(np.float64).eps * abs(self.moments.mean):
+            return 0.0
+        return math.sqrt(self.lost / self.moments.count) / std
+
+    @property
+    def reference(self) -> float:
+        """A round number near the mean, beside which the variation is not small."""
+        step = 10.0 ** math.ceil(math.log10(self.moments.std))
+        return float(f"{round(self.moments.mean / step) * step:.15g}")
+
+    SIZE: ClassVar[int] = 6
+
+    def to_row(self) -> list[float]:
+        """The numbers that `from_row` takes, `SIZE` of them."""
+        moments = self.moments
+        return [moments.count, moments.centre, moments.squares, moments.low, moments.high, self.lost]
+
+    @classmethod
+    def from_row(cls, row: NDArray[np.float64]) -> Rounding:
+        """The rounding that `to_row` wrote down; none for a row of zeros."""
+        if not row[0]:
+            return cls()
+        count, centre, squares, low, high, lost = map(float, row)
+        return cls(Moments(int(count), centre, squares, low, high), lost)

@@ -1,0 +1,120 @@
+"""Coordinates that are rounded, told from coordinates that are not uniform, and compared as rounded."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# How far a coordinate may lie from where it should, in spacings.
+TOLERANCE = 1e-3
+
+
+def deviation(points: NDArray[Any]) -> float:
+    """The largest distance of points from uniform ones, fitted to them by least squares.
+
+    Examples
+    --------
+    >>> deviation(np.array([0.0, 1.0, 2.0])), deviation(np.array([0.0, 1.0, 3.0])) > 0.1
+    (0.0, True)
+    """
+    if len(points) < 3:
+        return 0.0
+    numbers = np.arange(len(points)) - (len(points) - 1) / 2
+    values = points.astype(np.float64) - float(points[0])  # the differences keep their digits
+    centred = values - values.mean()
+    return float(np.abs(centred - numbers * (numbers @ centred) / (numbers @ numbers)).max())
+
+
+def scatter_by_rounding(points: NDArray[Any]) -> float:
+    """How far the points of a uniform axis may lie from their places for being rounded.
+
+    Points are taken as rounded where they scatter about uniform ones, by no more than the unit that all of
+    them are multiples of, in float32 or in decimals, and this unit is at most half a spacing.
+
+    Returns
+    -------
+    float
+        The unit; 0 for points that do not scatter, and for points that rounding does not explain.
+
+    Examples
+    --------
+    Metres in float32, thirds to two decimals, and an axis that is stretched:
+
+    >>> metres = np.float32(5634000) + np.float32(2.7) * np.arange(16, dtype=np.float32)
+    >>> scatter_by_rounding(metres), scatter_by_rounding(np.round(np.arange(16) / 3, 2))
+    (1.0, 0.01)
+    >>> scatter_by_rounding(np.cumsum(1.1 ** np.arange(16)))
+    0.0
+    """
+    if len(points) < 3:
+        return 0.0
+    spacing = abs(float(points[-1]) - float(points[0])) / (len(points) - 1)
+    scatter = deviation(points)
+    if scatter <= TOLERANCE * spacing:
+        return 0.0
+    units = [
+        unit for unit in (_float_unit(points), _decimal_unit(points, spacing / 2)) if unit <= spacing / 2
+    ]
+    return max((unit for unit in units if scatter <= unit), default=0.0)
+
+
+def unit_in_the_last_place(points: NDArray[Any]) -> float:
+    """The distance of neighbouring numbers of the type of some points, at the largest of them.
+
+    Examples
+    --------
+    >>> unit_in_the_last_place(np.array([1.0, 5e6], dtype=np.float32)), unit_in_the_last_place(np.arange(3))
+    (0.5, 0.0)
+    """
+    if points.dtype.kind != "f" or not len(points):
+        return 0.0
+    return float(np.spacing(np.abs(points).max()))
+
+
+def tolerance_between(one: NDArray[Any], other: NDArray[Any], rounding: float = 0.0) -> float:
+    """How far equal numbers of two increasing sequences may lie apart.
+
+    By `TOLERANCE` of the smallest step of either; or by the rounding of their types, or another one that is
+    known, as long as that is less than a quarter of the step.
+    """
+    rounding += 2 * (unit_in_the_last_place(one) + unit_in_the_last_place(other))
+    steps = [np.abs(np.diff(values.astype(np.float64))).min() for values in (one, other) if len(values) > 1]
+    return max(TOLERANCE * min(steps), min(rounding, min(steps) / 4)) if steps else rounding
+
+
+def agree(one: NDArray[Any], other: NDArray[Any], rounding: float = 0.0) -> NDArray[np.bool_]:
+    """Where two sequences of as many numbers are the same, within `tolerance_between` them.
+
+    Examples
+    --------
+    >>> times = np.arange(4) * 0.1
+    >>> agree(times, times.astype(np.float32)).all(), agree(times, times + [0, 0, 0.01, 0])
+    (np.True_, array([ True,  True, False,  True]))
+    """
+    apart = np.abs(one.astype(np.float64) - other.astype(np.float64))
+    same: NDArray[np.bool_] = apart <= tolerance_between(one, other, rounding)
+    return same
+
+
+def _float_unit(points: NDArray[Any]) -> float:
+    """Twice the spacing of float32 where points are such numbers: sums and products round more than once."""
+    single = points.astype(np.float32)
+    if not np.array_equal(single.astype(np.float64), points.astype(np.float64)):
+        return math.inf
+    return 2 * unit_in_the_last_place(single)
+
+
+def _decimal_unit(points: NDArray[Any], largest: float) -> float:
+    """The largest power of ten, up to `largest`, that all points are multiples of."""
+    values = points.astype(np.float64)
+    noise = 4 * (unit_in_the_last_place(points) or unit_in_the_last_place(values))
+    for exponent in range(math.floor(math.log10(largest)), math.floor(math.log10(largest)) - 16, -1):
+        unit = 10.0**exponent
+        if 2 * noise > unit:
+            break
+        if np.abs(values - np.rint(values / unit) * unit).max() <= noise:
+            return unit
+    return math.inf

@@ -1,0 +1,192 @@
+"""Labelled data sets read in the order in which a store is written, each chunk of theirs once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise, product
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from dask.base import compute
+from numpy.typing import NDArray
+
+from mano_op.data.layout import Layout
+from mano_op.grid import Grid
+
+_Box = tuple[slice, slice]  # of samples and of times
+_Key = tuple[Grid, str, int, int]  # a variable, and where a chunk of it begins
+
+
+class SourceReader:
+    """Reads variables of data sets in pieces of samples and times, and each chunk of the data sets once.
+
+    Chunks are those of dask, or those that a file has. A chunk is kept until all of it has been asked for, so
+    what is in memory is the chunks that a piece is made of.
+
+    Parameters
+    ----------
+    sources : mapping of Grid to Dataset
+    names : sequence of str
+        Variables, of the dimensions ``("sample", *axes)`` or ``("sample", "time", *axes)``.
+    scheduler : str
+        Of dask.
+
+    Examples
+    --------
+    >>> data = xr.Dataset({"u": (("sample", "x"), np.arange(12.0).reshape(6, 2))}).chunk(sample=4)
+    >>> grid = Grid.uniform((2,))
+    >>> reader = SourceReader({grid: data}, ["u"], "synchronous")
+    >>> reader.read({grid: slice(3, 5)}, slice(0, 1), ["u"])[grid]["u"]
+    array([[6., 7.],
+           [8., 9.]])
+    """
+
+    def __init__(self, sources: Mapping[Grid, xr.Dataset], names: Sequence[str], scheduler: str) -> None:
+        self._variables = {
+            (grid, name): data[name].variable for grid, data in sources.items() for name in names
+        }
+        self._scheduler = scheduler
+        self._kept: dict[_Key, NDArray[Any]] = {}
+        self._edges = {
+            place: (edges(variable, "sample"), edges(variable, "time"))
+            for place, variable in self._variables.items()
+        }
+
+    def read(
+        self, rows: Mapping[Grid, slice], times: slice, names: Sequence[str]
+    ) -> dict[Grid, dict[str, NDArray[Any]]]:
+        """Some variables in some rows of each data set, at some times where they vary.
+
+        Pieces have to be asked for in order: a chunk whose last row and last time have been read is gone.
+        """
+        boxes = {
+            (grid, name): (some, times if "time" in self._variables[grid, name].dims else slice(0, 1))
+            for grid, some in rows.items()
+            for name in names
+        }
+        parts = {place: self._parts(place, box) for place, box in boxes.items()}
+        needed = {
+            _key(place, part): self._chunk(place, part)
+            for place, found in parts.items()
+            for part in found
+            if _key(place, part) not in self._kept
+        }
+        # In one go, so that what chunks have in common is computed once.
+        read = compute(*(chunk.data for chunk in needed.values()), scheduler=self._scheduler)
+        self._kept |= {place: np.asarray(values) for place, values in zip(needed, read, strict=True)}
+        values: dict[Grid, dict[str, NDArray[Any]]] = {grid: {} for grid in rows}
+        for (grid, name), found in parts.items():
+            values[grid][name] = self._joined((grid, name), boxes[grid, name], found)
+        for (grid, name), found in parts.items():
+            some, until = boxes[grid, name]
+            for part in found:
+                if part[0].stop <= some.stop and part[1].stop <= until.stop:
+                    del self._kept[_key((grid, name), part)]
+        return values
+
+    def _parts(self, place: tuple[Grid, str], box: _Box) -> list[_Box]:
+        """The chunks of a variable that some rows and times lie in; these themselves where it has none."""
+        along = []
+        for bounds, wanted in zip(self._edges[place], box, strict=True):
+            ends = [wanted.start, wanted.stop] if bounds is None else bounds
+            every = (slice(*pair) for pair in pairwise(ends))
+            along.append([part for part in every if part.start < wanted.stop and part.stop > wanted.start])
+        return list(product(*along))
+
+    def _chunk(self, place: tuple[Grid, str], box: _Box) -> xr.Variable:
+        """A chunk of a variable, not read yet where it is behind dask."""
+        variable = self._variables[place]
+        wanted = dict(zip(("sample", "time"), box, strict=True))
+        return variable.isel({dim: some for dim, some in wanted.items() if dim in variable.dims})
+
+    def _joined(self, place: tuple[Grid, str], box: _Box, parts: Sequence[_Box]) -> NDArray[Any]:
+        """Rows and times of a variable, out of the chunks that hold them; of a single one as a view."""
+        dims = 2 if "time" in self._variables[place].dims else 1
+        out: NDArray[Any] | None = None
+        for held in parts:
+            chunk = self._kept[_key(place, held)]
+            common = [
+                slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(box, held, strict=True)
+            ]
+            inside = tuple(_shifted(a, b) for a, b in zip(common, held, strict=True))[:dims]
+            if len(parts) == 1:
+                return chunk[inside]
+            if out is None:
+                sizes = [some.stop - some.start for some in box][:dims]
+                out = np.empty((*sizes, *chunk.shape[dims:]), dtype=chunk.dtype)
+            out[tuple(_shifted(a, b) for a, b in zip(common, box, strict=True))[:dims]] = chunk[inside]
+        assert out is not None
+        return out
+
+
+def edges(variable: xr.Variable, dim: str) -> list[int] | None:
+    """Where the chunks of a variable begin and end along a dimension; None where it has no chunks.
+
+    Examples
+    --------
+    >>> lazy = xr.Variable(("sample", "x"), np.zeros((5, 2))).chunk(sample=2)
+    >>> edges(lazy, "sample"), edges(lazy, "time"), edges(lazy.compute(), "sample")
+    ([0, 2, 4, 5], [0, 1], None)
+    """
+    if dim not in variable.dims:
+        return [0, 1]
+    n = variable.sizes[dim]
+    if sizes := variable.chunksizes.get(dim):
+        return [0, *np.cumsum(sizes).tolist()]
+    if size := chunk_in_file(variable, dim):
+        return [*range(0, n, size), n]
+    return None
+
+
+def chunk_in_file(variable: xr.Variable, dim: str) -> int | None:
+    """The length of the chunks of the file that a variable was opened from, if it has any."""
+    preferred = variable.encoding.get("preferred_chunks") or {}
+    if dim in preferred:
+        size = preferred[dim]
+        return int(size if np.ndim(size) == 0 else max(size))
+    stored = variable.encoding.get("chunksizes")
+    return int(stored[variable.dims.index(dim)]) if stored and len(stored) == variable.ndim else None
+
+
+def blocks_of(layout: Layout, sources: Mapping[str, xr.Dataset], names: Sequence[str]) -> list[slice]:
+    """The chunks of samples of a store, those together that are made of one chunk of a source.
+
+    Parameters
+    ----------
+    layout : Layout
+    sources : mapping of str to Dataset
+        By level.
+    names : sequence of str
+
+    Returns
+    -------
+    list of slice
+        Of samples. No chunk of a source lies in two of them.
+
+    Examples
+    --------
+    >>> from mano_op.data.layout import Variable
+    >>> data = xr.Dataset({"u": (("sample", "x"), np.zeros((12, 4)))}).chunk(sample=6)
+    >>> layout = Layout.plan([Grid.uniform((4,))], [Variable("a", "input"), Variable("u", "output")],
+    ...     {"train": 12}, boundary_conditions={"x": "open"}, levels="unknown", chunk=4)
+    >>> blocks_of(layout, {"r4": data}, ["u"])
+    [slice(0, 12, None)]
+    """
+    found = {key: [edges(data[name].variable, "sample") for name in names] for key, data in sources.items()}
+    ends = {key: [set(some) for some in lists if some is not None] for key, lists in found.items()}
+    blocks, start = [], 0
+    for chunk in layout.chunks:
+        rows = {key: layout.rows_of(key, slice(0, chunk.stop)).stop for key in sources}
+        if all(rows[key] in some for key, lists in ends.items() for some in lists):
+            blocks.append(slice(start, chunk.stop))
+            start = chunk.stop
+    return blocks
+
+
+def _key(place: tuple[Grid, str], part: _Box) -> _Key:
+    return (*place, part[0].start, part[1].start)
+
+
+def _shifted(some: slice, origin: slice) -> slice:
+    return slice(some.start - origin.start, some.stop - origin.start)

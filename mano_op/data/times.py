@@ -1,0 +1,242 @@
+"""The times of labelled data sets: decoded, compared as axes are, and written as numbers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from mano_op.data.rounded import agree, tolerance_between, unit_in_the_last_place
+from mano_op.errors import InputError
+
+_Key = TypeVar("_Key")
+
+# What CF calls the calendar of civil dates; a date of another one has no number of days in this one.
+_CIVIL = ("standard", "gregorian", "proleptic_gregorian")
+
+# Seconds of the units of durations that UDUNITS, CF and pandas have in common.
+_SECONDS = {
+    name: seconds
+    for names, seconds in (
+        (("d", "day", "days"), 86400.0),
+        (("h", "hr", "hrs", "hour", "hours"), 3600.0),
+        (("min", "mins", "minute", "minutes"), 60.0),
+        (("s", "sec", "secs", "second", "seconds"), 1.0),
+        (("ms", "msec", "msecs", "millisecond", "milliseconds"), 1e-3),
+        (("us", "microsecond", "microseconds"), 1e-6),
+        (("ns", "nanosecond", "nanoseconds"), 1e-9),
+    )
+    for name in names
+}
+
+
+@dataclass(frozen=True)
+class Times:
+    """The times of a data set.
+
+    Parameters
+    ----------
+    numbers : ndarray of float
+        As a store has them.
+    units : str
+        Of these numbers: "days since 2000-01-01", "s", "1".
+    seconds : ndarray of float
+        To compare: durations and dates in seconds, dates since 1970; other numbers as they are.
+    measure : str
+        What may be compared with what: "dates", "durations", or the unit of other numbers.
+    rounding : float
+        How far `seconds` may be off for the type and the units that a file has.
+    """
+
+    numbers: NDArray[np.float64]
+    units: str
+    seconds: NDArray[np.float64]
+    measure: str
+    rounding: float
+
+    @classmethod
+    def of(cls, where: object, times: xr.Variable) -> Times:
+        """The times of a coordinate, or of labels that are times.
+
+        Parameters
+        ----------
+        where : object
+            Of which data set, for messages.
+        times : xarray.Variable
+            One dimension: numbers with or without units, dates or durations.
+
+        Raises
+        ------
+        InputError
+            If a time is missing or is none, or dates are of another calendar than civil ones.
+
+        Examples
+        --------
+        >>> hours = xr.Variable("time", [0.0, 6.0], {"units": "hours since 1970-01-02"})
+        >>> Times.of(16, hours).seconds.tolist()
+        [86400.0, 108000.0]
+        """
+        if bool(times.isnull().any()):
+            raise InputError(
+                f"{where}: a time is missing (NaT or NaN); drop it, `data.dropna('time')`, or assign it"
+            )
+        _check_calendar(where, times)
+        units = str(times.attrs.get("units", ""))
+        if times.dtype.kind in "iuf" and " since " in units:
+            times = _decoded(where, times)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the units of a file do not fit any more: others are taken
+            encoded = xr.conventions.encode_cf_variable(times)
+        if encoded.dtype.kind not in "iuf":
+            raise InputError(
+                f"{where}: times of type {encoded.dtype}; expected numbers, dates or durations: convert "
+                "dates in words, `data.assign_coords(time=data['time'].values.astype('datetime64[ns]'))`"
+            )
+        units = str(encoded.attrs.get("units", "1"))
+        numbers = encoded.values.astype(np.float64)
+        step = _SECONDS.get(units.partition(" since ")[0])
+        rounding = unit_in_the_last_place(encoded.values) * (step or 1.0)
+        if times.dtype.kind == "M":
+            seconds = (times.values - np.datetime64("1970-01-01")) / np.timedelta64(1, "s")
+            return cls(numbers, units, seconds, "dates", rounding)
+        if step is not None:
+            return cls(numbers, units, numbers * step, "durations", rounding)
+        return cls(numbers, units, numbers, f"numbers in {units!r}", rounding)
+
+    def text(self, i: int) -> str:
+        """A time in words, with all of its digits."""
+        if self.measure == "dates":
+            return str(np.datetime64(round(self.seconds[i] * 1e3), "ms")).removesuffix(".000")
+        return f"{self.numbers[i]:.9g}" + ("" if self.units == "1" else f" {self.units}")
+
+    def agrees_with(self, other: Times) -> NDArray[np.bool_]:
+        """Where as many times are the same, as far as they are rounded."""
+        return agree(self.seconds, other.seconds, self.rounding + other.rounding)
+
+
+def times_of(fields: Mapping[Any, xr.Dataset]) -> tuple[list[float], str]:
+    """The times of data sets as numbers, and their units, if all have the same.
+
+    Dates and durations become what CF makes of them: numbers since a date, or of a unit. Times are the same
+    if they differ by less than a fraction of the step or by rounding, whatever their units and types are.
+
+    Raises
+    ------
+    InputError
+        If a data set has no times, or the times of two differ: the first that does, with both values.
+    """
+    found: dict[Any, Times] = {}
+    for resolution, data in fields.items():
+        if "time" not in data.coords:
+            raise InputError(
+                f"{resolution}: dimension 'time' has no coordinate; assign the times: "
+                f"`data.assign_coords(time=...)`, {data.sizes['time']} of them"
+            )
+        found[resolution] = Times.of(resolution, data["time"].variable)
+    first, *others = found
+    for other in others:
+        if difference := difference_of(found, first, other):
+            raise InputError(
+                f"the times differ between resolutions: {difference}. Keep those that all have: "
+                "`write_fields(path, common_times(fields), ...)`, from mano_op.data.times"
+            )
+    best = min(found.values(), key=lambda times: times.rounding)
+    return best.numbers.tolist(), best.units
+
+
+def difference_of(found: Mapping[Any, Times], first: Any, other: Any) -> str | None:
+    """The first times of two data sets that are not the same, in words; None if all are."""
+    one, two = found[first], found[other]
+    if one.measure != two.measure:
+        return f"{first} has {one.measure} and {other} {two.measure}, {one.text(0)} and {two.text(0)} first"
+    n = min(len(one.seconds), len(two.seconds))
+    same = _cut(one, n).agrees_with(_cut(two, n))
+    if same.all() and len(one.seconds) == len(two.seconds):
+        return None
+    sizes = f"{first} has {len(one.seconds)} and {other} {len(two.seconds)}"
+    if same.all():
+        longer, times = (first, one) if len(one.seconds) > n else (other, two)
+        return f"{sizes}, and {times.text(n)} is at {longer} alone"
+    i = int(np.argmin(same))
+    return f"{sizes}; time {i} is {one.text(i)} at {first} and {two.text(i)} at {other}"
+
+
+def common_times(fields: Mapping[_Key, xr.Dataset]) -> dict[_Key, xr.Dataset]:
+    """The data sets with the times that all of them have, as far as these are rounded.
+
+    Parameters
+    ----------
+    fields : mapping to Dataset
+        As `mano_op.data.fields.write_fields` takes them.
+
+    Raises
+    ------
+    InputError
+        If there is no such time.
+
+    Examples
+    --------
+    >>> fine = xr.Dataset(coords={"time": [0.0, 0.1, 0.2, 0.3]})
+    >>> coarse = xr.Dataset(coords={"time": [0.0, 0.2 + 1e-9]})
+    >>> {n: data["time"].size for n, data in common_times({32: fine, 16: coarse}).items()}
+    {32: 2, 16: 2}
+    """
+    found = {key: Times.of(key, data["time"].variable) for key, data in fields.items()}
+    if len({times.measure for times in found.values()}) > 1:
+        measures = "; ".join(f"{key} has {times.measure}" for key, times in found.items())
+        raise InputError(f"times that cannot be compared: {measures}. Convert them to one kind and unit")
+    first = min(found.values(), key=lambda times: len(times.seconds))
+    kept = {key: _nearest(times, first) for key, times in found.items()}
+    shared = np.logical_and.reduce([near >= 0 for near in kept.values()])
+    if not shared.any():
+        firsts = "; ".join(f"{key} has {times.text(0)} first" for key, times in found.items())
+        raise InputError(f"no time is at all resolutions: {firsts}. Count them from one origin, in one unit")
+    return {key: data.isel(time=kept[key][shared]) for key, data in fields.items()}
+
+
+def _nearest(times: Times, wanted: Times) -> NDArray[np.int64]:
+    """For each wanted time the place of the one that agrees with it; -1 where none does."""
+    if not len(times.seconds):
+        return np.full(len(wanted.seconds), -1)
+    order = np.argsort(times.seconds)
+    ordered = times.seconds[order]
+    after = np.searchsorted(ordered, wanted.seconds).clip(1, len(ordered) - 1) if len(ordered) > 1 else 0
+    before = np.maximum(after - 1, 0) + np.zeros(len(wanted.seconds), dtype=np.int64)
+    nearer = np.abs(ordered[after] - wanted.seconds) < np.abs(ordered[before] - wanted.seconds)
+    places = np.where(nearer, after, before)
+    apart = np.abs(ordered[places] - wanted.seconds)
+    tolerance = tolerance_between(times.seconds, wanted.seconds, times.rounding + wanted.rounding)
+    return np.where(apart <= tolerance, order[places], -1)
+
+
+def _cut(times: Times, n: int) -> Times:
+    return Times(times.numbers[:n], times.units, times.seconds[:n], times.measure, times.rounding)
+
+
+def _check_calendar(where: object, times: xr.Variable) -> None:
+    """Refuse dates of another calendar than civil ones, decoded or as numbers."""
+    first = times.values.flat[0] if times.dtype.kind == "O" and times.size else None
+    calendar = getattr(
+        first, "calendar", times.attrs.get("calendar", times.encoding.get("calendar", "standard"))
+    )
+    if str(calendar).lower() not in _CIVIL:
+        raise InputError(
+            f"{where}: dates of the calendar {calendar!r}, which a store has no place for; expected one of "
+            f"{', '.join(_CIVIL)}. Give the times as numbers from the first on: "
+            "`data.assign_coords(time=('time', days, {'units': 'days'}))`"
+        )
+
+
+def _decoded(where: object, times: xr.Variable) -> xr.Variable:
+    """Dates of numbers with units such as "hours since 2000-01-01"."""
+    try:
+        return xr.conventions.decode_cf_variable("time", times)
+    except (OverflowError, ValueError) as error:
+        raise InputError(
+            f"{where}: times in {times.attrs['units']!r} are no dates ({error}); correct the attribute units"
+        ) from error
