@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from mano_op.errors import InputError
+from mano_op.paths import target_of
 
 
 def check_folder(folder: str | Path) -> Path:
@@ -45,9 +46,10 @@ def make_folder(folder: str | Path) -> Path:
 def write_file(path: str | Path, content: str | bytes) -> None:
     """Write a file in one piece: a reader sees the old one or the new one, never half of one.
 
-    It is on the disk before it takes its name, so that this holds when the machine stops too.
+    It is on the disk before it takes its name, so that this holds when the machine stops too. Of a symbolic
+    link, the file that it names is written.
     """
-    path = Path(path)
+    path = target_of(path)
     partial = partial_file(path)
     with partial.open("wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
 import zarr
-from helpers import wave_store, waves
+from helpers import WAVES, store_of, wave_store, waves
 
+from mano_op.data.channels import channels_of
 from mano_op.data.check import check_store
 from mano_op.data.coarsen import coarsen_store
 from mano_op.data.layout import Variable
@@ -389,3 +391,83 @@ def test_statistics_that_are_none(store, statistics):
     (violation,) = check(store)
     assert "attribute statistics=" in violation
     assert "restore the store" in violation
+
+
+def shifted(samples, grid):
+    """Fields of `WAVES` in which the last sample is the first one again."""
+    return waves(np.where(np.asarray(samples) == 7, 0, samples), grid)
+
+
+def test_fields_that_two_splits_share_are_named(tmp_path):
+    grids = [Grid.uniform((6, 4)), Grid.uniform((12, 8))]
+    store = store_of(tmp_path / "a.zarr", grids, WAVES, shifted, {"train": 5, "test": 3}, ends=None)
+    for key in ("r6x4", "r12x8"):
+        told = [
+            line for line in check_store(store.path, progress=False) if line.startswith(f"{key}: samples")
+        ]
+        assert told == [
+            f"{key}: samples 0 ('train') and 7 ('test') have the same fields; expected splits that share "
+            "none: leave these samples out of one split, and make the store anew"
+        ]
+    within = store_of(tmp_path / "b.zarr", grids, WAVES, shifted, {"train": 8}, ends=None)
+    assert check_store(within.path, progress=False) == []
+
+
+def test_samples_that_share_an_input_alone_are_two_samples(tmp_path):
+    def fields(samples, grid):
+        made = waves(samples, grid)
+        return made | {"a": np.broadcast_to(made["a"][:1] * 0 + waves([0], grid)["a"], made["a"].shape)}
+
+    grids = [Grid.uniform((6, 4))]
+    store = store_of(tmp_path / "a.zarr", grids, WAVES, fields, {"train": 5, "test": 3}, ends=None)
+    assert check_store(store.path, progress=False) == []
+
+
+@pytest.mark.parametrize(("lag", "shared"), [(0, False), (2, True)])
+def test_runs_that_overlap_in_time_share_fields(tmp_path, lag, shared):
+    """Two runs of one flow, the second from a later time of the first; or two from one initial state."""
+
+    def flow(samples, grid):
+        x, t = grid.mesh[0], np.arange(6.0)[:, None]
+        speed = {0: 1.0, 1: 1.0 if lag else 2**0.5}
+        return {"w": np.stack([np.sin(2 * np.pi * (x - 0.05 * speed[i] * (t + i * lag))) for i in samples])}
+
+    store = store_of(
+        tmp_path / "a.zarr",
+        [Grid.uniform((16,), periodic=True)],
+        [Variable("w", "output", time=True)],
+        flow,
+        {"train": 1, "test": 1},
+        times=range(6),
+        chunk_times=4,
+    )
+    told = check_store(store.path, progress=False)
+    if shared:
+        assert told[0].startswith("r16: samples 0 ('train') at time 2 and 1 ('test') at time 0 have the same")
+    else:
+        assert told == []
+
+
+def test_an_input_that_is_an_outputs_first_time_has_to_say_so(tmp_path):
+    def flow(samples, grid):
+        x, t = grid.mesh[0], np.arange(3.0)[:, None]
+        w = np.stack([np.sin(2 * np.pi * (x - 0.1 * t + 0.13 * i)) for i in samples])
+        return {"w0": w[:, 0], "w": w}
+
+    options = {"splits": {"train": 3}, "times": range(3)}
+    grids = [Grid.uniform((16,), periodic=True)]
+    unsaid = [Variable("w0", "input"), Variable("w", "output", time=True)]
+    store = store_of(tmp_path / "a.zarr", grids, unsaid, flow, **options)
+    told = check_store(store.path, progress=False)
+    assert len(told) == 1 and told[0].startswith(
+        "w0: is w at the first time in every sample, but has no attribute"
+    )
+    said = [Variable("w0", "input", initial_of="w"), unsaid[1]]
+    assert check_store(store_of(tmp_path / "b.zarr", grids, said, flow, **options).path, progress=False) == []
+    root = zarr.open_group(store.path, mode="r+")
+    root["r16/w0"].attrs["initial_of"] = "w"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of zarr, which has no specification of it yet
+        zarr.consolidate_metadata(root.store)
+    assert check_store(store.path, progress=False) == []
+    assert channels_of(open_store(store.path).layout, window=(1, 1)).inputs == ("w@+0",)

@@ -96,3 +96,13 @@ def test_a_file_cut_short_is_refused(data: st.DataObject, saved: Path) -> None:
     cut.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
     with pytest.raises(InputError, match=r"cannot be read as tensors|more than tensors"):
         read_tensors(cut)
+
+
+def test_a_link_to_a_file_stays_a_link(tmp_path):
+    (tmp_path / "far").mkdir()
+    target, link = tmp_path / "far" / "numbers.json", tmp_path / "link.json"
+    link.symlink_to(target)
+    for content in ("first", "second"):
+        write_file(link, content)
+        assert link.is_symlink() and target.read_text() == content
+    assert [path.name for path in target.parent.iterdir()] == ["numbers.json"]

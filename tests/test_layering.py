@@ -14,6 +14,9 @@ PACKAGE = Path(__file__).parents[1] / "mano_op"
 TABLE = """
 errors                  base
 
+paths                   base
+labels                  base
+
 grid                    base    numpy
 files                   base    torch
 machine                 use     torch
@@ -29,6 +32,7 @@ vision.resize           data    torch
 vision.options          model
 data.sampler            data    numpy torch
 data.moments            data    numpy
+data.rounded            data    numpy
 layers.tiling           model   numpy
 layers.reference        model   torch
 layers.eager            model   torch
@@ -50,7 +54,9 @@ layers.native.call      model   torch
 resample                base    numpy scipy torch
 vision.processor        data    torch
 pretrained              base    torch huggingface_hub
-data.importers.lazy     data    numpy dask h5py
+data.importers.lazy     data    numpy xarray dask h5py
+data.precision          data    numpy
+data.times              data    numpy xarray
 layers.chunks           model   torch
 layers.native.elementwise model torch
 layers.native.stencil   model   numpy torch
@@ -76,6 +82,8 @@ problems.burgers        data    numpy scipy
 problems.reaction_diffusion data numpy scipy
 problems.navier_stokes  data    numpy scipy
 data.coordinates        data    numpy xarray
+data.source             data    numpy xarray dask
+data.samples            data    numpy pandas xarray
 data.values             data    numpy
 data.transforms         data    numpy
 data.channels           data    numpy
@@ -94,9 +102,10 @@ data.chunk_cache        data    numpy
 data.jobs               data    dask distributed tqdm filelock
 data.processor          data    torch neuralop
 data.describe           data
-data.check              data    numpy zarr tqdm
+data.digests            data    numpy
 
 data.fields             data    numpy xarray dask distributed
+data.check              data    numpy zarr tqdm
 data.coarsen            data    numpy torch distributed
 problems.generate       data    numpy distributed
 layers.convolution      model   torch einops
@@ -111,7 +120,7 @@ data.importers.neuralop data    numpy torch
 data.importers.pdebench data    numpy xarray dask h5py
 data.importers.the_well data    numpy xarray dask h5py
 data.importers.fno_mat  data    numpy scipy xarray dask h5py
-data.importers.netcdf   data    numpy xarray
+data.importers.netcdf   data    numpy pandas xarray
 problems.recipes        data    numpy
 data                    data
 problems                data

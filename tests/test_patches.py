@@ -11,6 +11,7 @@ from xbatcher import BatchGenerator
 
 from mano_op.data.patches import PatchDataset
 from mano_op.errors import InputError
+from mano_op.grid import Axis
 from mano_op.problems import generate_darcy
 
 
@@ -102,3 +103,56 @@ def test_a_forked_process_reads_patches_from_memory_only(store, source):
     else:
         assert "was forked" in said and "multiprocessing_context='forkserver'" in said
     assert pickle.loads(pickle.dumps(data))[0]["y"].sum().item() == expected
+
+
+def unlabelled(store):
+    """Fields as models of the ocean and the weather write them: dimensions without coordinates."""
+    data = store.dataset(24)[["permeability", "pressure"]].load()
+    return data.drop_vars([name for name in data.coords])
+
+
+def test_no_coordinate_is_made_up_and_an_axis_gives_the_right_ones(store):
+    data = unlabelled(store)
+    with pytest.raises(
+        InputError, match="dimension 'y' has no coordinate, so nothing says where a patch lies"
+    ) as y:
+        patches(data, {"y": 8, "x": 8})
+    with pytest.raises(InputError, match="dimension 'x' has no coordinate"):
+        patches(data.assign_coords(y=store.grids["r24"].points[0]), {"y": 8, "x": 8})
+    start, stop, registration = 0.0, 1.0, "node"
+    names = {"data": data, "Axis": Axis, "start": start, "stop": stop, "registration": registration}
+    for _ in "yx":
+        try:
+            placed = patches(names["data"], {"y": 8, "x": 8})
+        except InputError as error:
+            names["data"] = eval(str(error).split("`")[1], names)
+    placed = patches(names["data"], {"y": 8, "x": 8})
+    expected = patches(store.dataset(24), {"y": 8, "x": 8})
+    assert len(placed) == len(expected)
+    for patch, other in zip(placed, expected, strict=True):
+        assert torch.equal(patch["coordinates"], other["coordinates"])
+        assert torch.equal(patch["y"], other["y"])
+    assert "Axis" in str(y.value)
+
+
+def test_two_dimensional_coordinates_do_not_say_where_a_patch_lies(store):
+    data = unlabelled(store)
+    mesh = np.meshgrid(*store.grids["r24"].points, indexing="ij")
+    data = data.assign_coords(lat=(("y", "x"), mesh[0]), lon=(("y", "x"), mesh[1]))
+    with pytest.raises(InputError, match="dimension 'y' has no coordinate"):
+        patches(data, {"y": 8, "x": 8})
+
+
+def test_dates_along_an_axis_become_numbers_by_the_remedy(store):
+    days = np.datetime64("2000-01-01", "ns") + np.arange(3) * np.timedelta64(1, "D")
+    data = store.dataset(24)[["permeability", "pressure"]].load().drop_vars("split")
+    data = data.rename(sample="time").assign_coords(time=days).expand_dims("sample")
+    sizes = {"time": 2, "y": 8, "x": 8}
+    with pytest.raises(
+        InputError, match=r"the coordinate of 'time' is of datetime64.*expected numbers"
+    ) as caught:
+        patches(data, sizes)
+    data = eval(str(caught.value).split("`")[1], {"data": data, "np": np})
+    found = patches(data, sizes)
+    np.testing.assert_array_equal(found[0]["coordinates"][0, :, 0, 0], [0.0, 86400.0])
+    np.testing.assert_array_equal(found[0]["y"][0], store.read(24, "pressure")[:2, :8, :8])

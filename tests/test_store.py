@@ -688,3 +688,97 @@ def test_a_store_that_was_begun_anew_is_not_written_to_by_who_holds_the_old_one(
     assert "being_written" not in open_store(new.path).attrs
     with pytest.raises(InputError, match="is gone"):
         old.write(first, values)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_link_is_replaced_by_what_it_names(kept, tmp_path, monkeypatch, relative):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(kept.path, tmp_path / "far" / "waves.zarr", dirs_exist_ok=False)
+    link = tmp_path / "link.zarr"
+    link.symlink_to(Path("far/waves.zarr") if relative else tmp_path / "far" / "waves.zarr")
+    store = empty("link.zarr" if relative else link, overwrite=True)
+    assert store.path == tmp_path / "far" / "waves.zarr"
+    for samples in store.pending():
+        write_waves(store, samples)
+    assert link.is_symlink() and open_store(link).splits == SPLITS
+    store.finish()
+    assert link.is_symlink() and sorted(path.name for path in tmp_path.rglob("*.zarr*")) == [
+        "link.zarr",
+        "waves.zarr",
+    ]
+    np.testing.assert_array_equal(
+        open_store(link).read(COARSE, "a"), np.float32(waves(range(8), COARSE)["a"])
+    )
+    with pytest.raises(InputError, match="exists; give another path, or overwrite=True"):
+        empty(link)
+
+
+def test_a_link_to_nothing_becomes_a_store_and_to_other_things_is_refused(tmp_path):
+    (tmp_path / "new.zarr").symlink_to(tmp_path / "target.zarr")
+    assert empty(tmp_path / "new.zarr").path == tmp_path / "target.zarr"
+    (tmp_path / "loop.zarr").symlink_to(tmp_path / "loop.zarr")
+    with pytest.raises(InputError, match="is a symbolic link that leads nowhere"):
+        empty(tmp_path / "loop.zarr")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.tex").write_text("years of work")
+    (tmp_path / "other.zarr").symlink_to(tmp_path / "folder")
+    with pytest.raises(InputError, match="is no store of fields, so overwrite=True leaves it alone"):
+        empty(tmp_path / "other.zarr", overwrite=True)
+    assert (tmp_path / "folder" / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("group", "but a group of zarr format 2"),
+        ("consolidated", "but a group of zarr format 2"),
+        ("array", "but an array of zarr format 2"),
+        ("folder", "but a folder without a zarr.json"),
+        ("file", "but a file"),
+    ],
+)
+def test_other_contents_are_named_for_what_they_are(tmp_path, content, what):
+    path = tmp_path / "other"
+    if content == "file":
+        path.write_bytes(b"CDF")
+    elif content == "folder":
+        path.mkdir()
+    elif content == "array":
+        zarr.create_array(path, shape=(4,), dtype="f4", zarr_format=2)
+    else:
+        xr.Dataset({"u": ("x", np.zeros(4))}).to_zarr(
+            path, zarr_format=2, consolidated=content == "consolidated"
+        )
+    with pytest.raises(InputError, match=f"is no zarr store of format 3, {what}: `write_fields` makes one"):
+        open_store(path)
+
+
+def test_times_are_written_in_pieces_and_the_chunk_counts_with_the_last(tmp_path):
+    grid, times = Grid.uniform((4,)), [0.0, 1.0, 2.0]
+    variables = [Variable("a", "input"), Variable("u", "output", time=True)]
+    store = empty(
+        tmp_path / "a.zarr",
+        grids=[grid],
+        variables=variables,
+        times=times,
+        chunk_times=2,
+        chunk=4,
+        splits={"train": 4},
+        boundary_conditions={"x": "open"},
+    )
+    a, u = np.arange(16.0).reshape(4, 4), np.arange(48.0).reshape(4, 3, 4)
+    (samples,) = store.pending()
+    with pytest.raises(InputError, match=r"times=slice\(1, 3, None\) is no chunk of .*`layout\.time_chunks`"):
+        store.write(samples, {grid: {"u": u[:, 1:]}}, slice(1, 3))
+    with pytest.raises(InputError, match=r"r4: variables \['u'\]; expected \['a', 'u'\]"):
+        store.write(samples, {grid: {"u": u[:, :2]}}, slice(0, 2))
+    store.write(samples, {grid: {"a": a, "u": u[:, :2]}}, slice(0, 2))
+    assert store.pending() == [samples]
+    store.write(samples, {grid: {"u": u[:, 2:]}}, slice(2, 3))
+    assert store.pending() == []
+    store.finish()
+    np.testing.assert_array_equal(store.read(4, "u"), u)
+    assert store.statistics["u"]["mean"] == pytest.approx(
+        np.average(u, weights=np.broadcast_to(grid.weights, u.shape))
+    )
+    assert check_store(store.path, progress=False) == []

@@ -5,15 +5,18 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import store_of
+import xarray as xr
+from helpers import moving_wave_store, store_of
 from torch import nn
 
 from mano_op.cli import main
 from mano_op.data.dataset import FieldDataset, collate
+from mano_op.data.fields import write_fields
 from mano_op.data.layout import Variable
 from mano_op.data.processor import FieldProcessor
 from mano_op.errors import InputError
 from mano_op.grid import Grid
+from mano_op.problems import Burgers, FitzHughNagumo, NavierStokes, generate_fields
 from mano_op.report import write_report
 from mano_op.report.figures import error_by_step
 from mano_op.runs import Run, load_run
@@ -256,3 +259,57 @@ def test_the_command_line_trains_on_windows(store, tmp_path, capsys):
     assert main([*command, "--overwrite", "--at", "0.5", "--quiet"]) == 0
     assert main([*command, "--overwrite", "--quiet"]) == 2
     assert "so expected one of them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("problem", "steady"),
+    [
+        (NavierStokes(final_time=0.5, n_steps=2, n_modes=5), ("initial_vorticity",)),
+        (Burgers(final_time=0.1, n_steps=2, n_modes=5), ("initial",)),
+        (FitzHughNagumo(final_time=0.1, n_steps=2, n_modes=5), ("initial_activator", "initial_inhibitor")),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_step_is_given_the_field_and_not_where_it_began(tmp_path, problem, steady):
+    store = generate_fields(tmp_path / "a.zarr", problem, [16], samples={"train": 2}, progress=False)
+    stepping, predicting = (
+        FieldDataset(store, 16, window=(1, 1)),
+        FieldDataset(store, 16, at=[store.layout.times[-1]]),
+    )
+    assert stepping.inputs == tuple(f"{name}@+0" for name in store.outputs)
+    assert predicting.inputs == steady
+    for i, name in enumerate(store.outputs):
+        first = store.read(16, name)[0, 0]
+        np.testing.assert_array_equal(stepping[0]["x"][i], first)
+        np.testing.assert_array_equal(predicting[0]["x"][i], first)
+
+
+def test_parameters_stay_inputs_of_every_step(tmp_path):
+    grid = Grid.uniform((16,), periodic=True)
+    store = moving_wave_store(tmp_path / "a.zarr", [grid], {"train": 2})
+    assert FieldDataset(store, 16, window=(1, 1)).inputs == ("force", "w@+0")
+
+
+def test_an_initial_field_is_asked_for_and_either_answer_is_kept(tmp_path):
+    grid, times = Grid.uniform((8,), periodic=True), np.arange(3.0)
+    w = np.sin(2 * np.pi * (grid.points[0] - 0.1 * times[:, None] + 0.2 * np.arange(4)[:, None, None]))
+    data = xr.Dataset(
+        {"w0": (("sample", "x"), w[:, 0]), "w": (("sample", "time", "x"), w)},
+        {"x": grid.points[0], "time": times},
+    )
+    options = {"inputs": ["w0"], "outputs": ["w"], "splits": {"train": 4}, "registration": "node"}
+    options |= {"boundary_conditions": {"x": "periodic"}, "domain": {"x": (0.0, 1.0)}, "progress": False}
+    with pytest.raises(InputError, match="w0 is w at the first time: give initial="):
+        write_fields(tmp_path / "a.zarr", {8: data}, **options)
+    assert not any(tmp_path.iterdir())
+    for initial, inputs in (({"w0": "w"}, ("w@+0",)), ({}, ("w0", "w@+0"))):
+        store = write_fields(tmp_path / "a.zarr", {8: data}, initial=initial, overwrite=True, **options)
+        assert FieldDataset(store, 8, window=(1, 1)).inputs == inputs
+        assert FieldDataset(store, 8, at=[2.0]).inputs == ("w0",)
+    for initial, message in (
+        ({"w0": "v"}, r"initial_of='v'; expected an output that varies in time: w"),
+        ({"w": "w"}, r"'w': initial_of='w', but it is no steady input"),
+        ({"v": "w"}, r"initial of v; expected some of \['w0', 'w'\]"),
+    ):
+        with pytest.raises(InputError, match=message):
+            write_fields(tmp_path / "b.zarr", {8: data}, initial=initial, **options)

@@ -165,7 +165,8 @@ def _window(
     n = len(layout.times) - steps_in - steps_out + 1
     if n < 1:
         raise InputError(
-            f"window={tuple(window)} spans {steps_in + steps_out} times, the store has {len(layout.times)}"
+            f"window={tuple(window)} spans {steps_in + steps_out} times, the store has {len(layout.times)}: "
+            f"give at most {len(layout.times)} steps, in and out together"
         )
     steps = np.diff(layout.times)
     if not np.allclose(steps, steps.mean(), rtol=1e-4, atol=0):

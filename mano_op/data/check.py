@@ -64,8 +64,9 @@ def check_store(
     []
     >>> u = zarr.open_group(store.path, mode="r+")["r8/pressure"]
     >>> u[1, 3, 4] = np.nan
-    >>> check_store(store.path, progress=False)
-    ['r8/pressure: sample 1 has a NaN or an infinity']
+    >>> print(*check_store(store.path, progress=False))
+    r8/pressure: sample 1 has a NaN or an infinity; a chunk of the store is lost or was changed: restore the
+    store or make it anew
     """
     try:
         store = open_store(path, storage_options=storage_options)
@@ -133,7 +134,7 @@ def _groups(store: FieldStore, root: zarr.Group) -> Iterator[str]:
     for name in sorted({*root.group_keys()} - known):
         yield f"{name}: a group that the layout of the levels does not name; take it out, or name it there"
     for name in sorted(root.array_keys()):
-        yield f"{name}: an array at the root; a complete store has levels only"
+        yield f"{name}: an array at the root; a complete store has levels only; take it out"
 
 
 def _about(store: FieldStore, root: zarr.Group) -> Iterator[str]:
@@ -221,20 +222,30 @@ def _labels(store: FieldStore, root: zarr.Group, key: str) -> Iterator[str]:
     grid, layout = store.grids[key], store.layout
     samples, held = layout.samples(key), layout.held[key]
     if not np.array_equal(values_of(root, f"{key}/sample"), samples):
-        yield f"{key}/sample: expected the numbers {samples[0]} to {samples[-1]} of {', '.join(held)}"
+        yield (
+            f"{key}/sample: expected the numbers {samples[0]} to {samples[-1]} of {', '.join(held)}, as they "
+            "are at other levels; set them"
+        )
     split = np.concatenate([np.full(layout.splits[name], name, dtype=object) for name in held])
     if not np.array_equal(values_of(root, f"{key}/split").astype(object), split):
-        yield f"{key}/split: expected {', '.join(f'{name} {layout.splits[name]} times' for name in held)}"
+        told = ", ".join(f"{name} {layout.splits[name]} times" for name in held)
+        yield f"{key}/split: expected {told}; set them"
     for axis in grid:
         where, bounds = f"{key}/{axis.name}", f"{axis.name}_bnds"
         if array(root, where).attrs.get("bounds") != bounds:
-            yield f"{where}: attribute bounds={array(root, where).attrs.get('bounds')!r}, expected {bounds!r}"
+            given = array(root, where).attrs.get("bounds")
+            yield f"{where}: attribute bounds={given!r}, expected {bounds!r}; set it"
         for about, expected in layout.coordinates[axis.name].items():
             if (given := array(root, where).attrs.get(about)) != expected:
-                yield f"{where}: attribute {about}={given!r}, another level has {expected!r}"
+                yield (
+                    f"{where}: attribute {about}={given!r}, another level has {expected!r}; say the same at "
+                    "all levels"
+                )
         if not np.allclose(values_of(root, f"{key}/{bounds}"), axis.bounds, rtol=0, atol=1e-6 * axis.spacing):
-            what = f"the interval that each point of a {axis.registration} axis stands for"
-            yield f"{key}/{bounds}: expected {what}"
+            yield (
+                f"{key}/{bounds}: expected the interval that each point of a {axis.registration} axis stands "
+                "for; set them to the `bounds` of the grid's axis"
+            )
     for variable in layout.variables:
         yield from _attributes(key, variable, dict(array(root, f"{key}/{variable.name}").attrs))
 
@@ -244,7 +255,10 @@ def _attributes(key: str, variable: Variable, attributes: dict[str, Any]) -> Ite
         expected = getattr(variable, name)
         given = attributes.get(name, 0.0 if name == "reference" else None)
         if given != expected:
-            yield f"{key}/{variable.name}: attribute {name}={given!r}, another level has {expected!r}"
+            yield (
+                f"{key}/{variable.name}: attribute {name}={given!r}, another level has {expected!r}; say the "
+                "same at all levels"
+            )
     # Compared as JSON has it, with lists for pairs.
     given, expected = attributes.get("boundary_value"), json.loads(json.dumps(variable.boundary_value))
     if given != expected:
@@ -271,8 +285,7 @@ def _field(store: FieldStore, key: str, variable: Variable, digests: Digests) ->
             try:
                 values = store.read(key, variable.name, rows, times)
             except InputError as error:
-                text = str(error).removeprefix(f"{store.path}, ")
-                yield text.partition(";")[0] if "has a NaN" in text else text
+                yield str(error).removeprefix(f"{store.path}, ")
             else:
                 digests.add(key, variable, rows.start, values)
 
@@ -290,7 +303,7 @@ def _statistics(store: FieldStore) -> Iterator[str]:
         given = store.statistics.get(name, {})
         for what, value in told.items():
             if not np.isclose(given.get(what, np.nan), value, rtol=1e-6, atol=1e-6 * told["std"]):
-                yield f"statistics of {name}: {what} {given.get(what)}, expected {value:.9g}"
+                yield f"statistics of {name}: {what} {given.get(what)}, expected {value:.9g}; set it"
 
 
 def _shared_points(store: FieldStore) -> Iterator[str]:
@@ -313,7 +326,8 @@ def _shared_points(store: FieldStore) -> Iterator[str]:
                 for i in differing[:1]:
                     yield (
                         f"{key}/{variable.name}: sample {common[i]} differs from {finest} where they share "
-                        "points, though the levels are resampled and values are at points ('area: point')"
+                        "points, though the levels are resampled and values are at points ('area: point'); "
+                        "write them from one field, or say levels='independent'"
                     )
 
 

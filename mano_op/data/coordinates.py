@@ -140,7 +140,7 @@ def grid_of(
         if np.abs(points - axis.points).max() > tolerance:
             raise InputError(
                 f"{resolution}: {name} is {_ends(points)}, but {axis.n} points in registration "
-                f"{axis.registration!r} on {list(domain[name])} are {_ends(axis.points)}"
+                f"{axis.registration!r} on {list(map(float, domain[name]))} are {_ends(axis.points)}"
                 f"{_remedy(points, axis, tolerance)}"
             )
         made.append(axis)

@@ -407,7 +407,8 @@ def _check_variables(
                 )
             if not np.isfinite(data[axis]).all():
                 raise InputError(
-                    f"{resolution}: {axis} has a NaN or an infinity; `data.dropna({axis!r})`, or assign it"
+                    f"{resolution}: {axis} has a NaN or an infinity: assign that point its place, or leave it "
+                    f"out, `data.isel({{{axis!r}: np.isfinite(data[{axis!r}])}})`"
                 )
             if not (np.diff(data[axis]) > 0).all():
                 raise InputError(

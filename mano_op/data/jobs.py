@@ -18,7 +18,6 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from mano_op.data.layout import Layout
-from mano_op.data.precision import PrecisionError
 from mano_op.data.schema import partial_path, path_of
 from mano_op.data.store import FieldStore, create_store, open_store
 from mano_op.errors import InputError
@@ -140,10 +139,11 @@ def write_store(
                 store.discard()
             raise
         try:
-            store.finish(partial(_map, client, workers, progress))
-        except PrecisionError:  # which no resuming mends
+            store.check_precision()
+        except InputError:  # which no resuming mends
             store.discard()
             raise
+        store.finish(partial(_map, client, workers, progress))
     return store
 
 

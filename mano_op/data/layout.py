@@ -231,7 +231,8 @@ class Layout:
         for name in names:
             if name in taken or names.count(name) > 1:
                 raise InputError(
-                    f"variable {name!r}: the name is taken; these are: {', '.join(sorted(taken))}"
+                    f"variable {name!r}: the name is taken; give each another, and none of "
+                    f"{', '.join(sorted(taken))}"
                 )
         for variable in self.variables:
             given = variable.cell_methods
@@ -301,7 +302,9 @@ class Layout:
                     )
         for split in self.splits:
             if not any(split in held for held in self.held.values()):
-                raise InputError(f"split {split!r} is held by no level")
+                raise InputError(
+                    f"split {split!r} is held by no level; leave it out, or give a level that holds it"
+                )
 
     def _check_derived(self) -> None:
         for key, (source, _) in self.derived.items():
@@ -342,10 +345,14 @@ class Layout:
             )
         chosen, about = held or {}, dict(coordinates or {})
         if not set(chosen) <= set(ordered):
-            raise InputError("held: names a grid that is not among the grids of the store")
+            raise InputError(
+                "held: names a grid that is not among the grids of the store; add it to these, or leave it out"
+            )
         made = dict(derived or {})
         if not {*made, *(source for source, _ in made.values())} <= set(ordered):
-            raise InputError("derived: names a grid that is not among the grids of the store")
+            raise InputError(
+                "derived: names a grid that is not among the grids of the store; add it to these, or leave it out"
+            )
         return cls(
             grids=keyed,
             variables=tuple(_simplest(variable, keyed) for variable in variables),
@@ -436,7 +443,10 @@ class Layout:
 def _check_name(name: object) -> None:
     """Refuse what zarr cannot store an array under, and what a label of a channel would be taken for."""
     if not isinstance(name, str) or not name or name in (".", "..") or name.startswith("__"):
-        raise InputError(f"variable {name!r}: expected a name that does not begin with '__', nor '.' or '..'")
+        raise InputError(
+            f"variable {name!r}: expected a name that does not begin with '__', nor '.' or '..': "
+            f"`data.rename({{{name!r}: 'field'}})`"
+        )
     if "/" in name or not name.isprintable() or len(name.encode()) > 200:
         raise InputError(
             f"variable {name!r}: expected a name of printable characters without '/', of at most 200 bytes: "

@@ -10,12 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mano_op.data.moments import Moments
-from mano_op.errors import InputError
-
-
-class PrecisionError(InputError):
-    """Raised for a variable of which float32 would lose too much, once all of it has been seen."""
-
 
 # The part of a variable's own variation that rounding may lose.
 LARGEST_LOSS = 1e-3

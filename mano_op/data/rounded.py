@@ -31,13 +31,15 @@ def deviation(points: NDArray[Any]) -> float:
 def scatter_by_rounding(points: NDArray[Any]) -> float:
     """How far the points of a uniform axis may lie from their places for being rounded.
 
-    Points are taken as rounded where they scatter about uniform ones, by no more than the unit that all of
-    them are multiples of, in float32 or in decimals, and this unit is at most half a spacing.
+    Points of a type shorter than float64 are rounded to that. Others are taken as rounded where they scatter
+    about uniform ones, by no more than the unit that all of them are multiples of, in float32 or in decimals.
+    The unit is at most half a spacing.
 
     Returns
     -------
     float
-        The unit; 0 for points that do not scatter, and for points that rounding does not explain.
+        The unit; 0 where it is below `TOLERANCE` spacings, for points that do not scatter, and for points
+        that rounding does not explain.
 
     Examples
     --------
@@ -53,12 +55,13 @@ def scatter_by_rounding(points: NDArray[Any]) -> float:
         return 0.0
     spacing = abs(float(points[-1]) - float(points[0])) / (len(points) - 1)
     scatter = deviation(points)
-    if scatter <= TOLERANCE * spacing:
+    least = TOLERANCE * spacing
+    if scatter <= least and not _is_short(points):
         return 0.0
-    units = [
-        unit for unit in (_float_unit(points), _decimal_unit(points, spacing / 2)) if unit <= spacing / 2
-    ]
-    return max((unit for unit in units if scatter <= unit), default=0.0)
+    units = [_float_unit(points)]
+    if scatter > least:
+        units.append(_decimal_unit(points, spacing / 2))
+    return max((unit for unit in units if max(scatter, least) < unit <= spacing / 2), default=0.0)
 
 
 def unit_in_the_last_place(points: NDArray[Any]) -> float:
@@ -99,8 +102,14 @@ def agree(one: NDArray[Any], other: NDArray[Any], rounding: float = 0.0) -> NDAr
     return same
 
 
+def _is_short(points: NDArray[Any]) -> bool:
+    return points.dtype.kind == "f" and points.dtype.itemsize < 8
+
+
 def _float_unit(points: NDArray[Any]) -> float:
-    """Twice the spacing of float32 where points are such numbers: sums and products round more than once."""
+    """Twice the spacing of a short type, or of float32: sums and products round more than once."""
+    if _is_short(points):
+        return 2 * unit_in_the_last_place(points)
     single = points.astype(np.float32)
     if not np.array_equal(single.astype(np.float64), points.astype(np.float64)):
         return math.inf

@@ -23,6 +23,7 @@ from mano_op.data.layout import COORDINATE_ATTRIBUTES, Layout, Variable
 from mano_op.data.precision import Rounding
 from mano_op.errors import InputError
 from mano_op.grid import Axis, Grid
+from mano_op.paths import target_of
 
 FORMAT, FORMAT_VERSION = "mano_op fields", 1
 CONVENTIONS = "CF-1.11"
@@ -76,12 +77,7 @@ def path_of(path: str | Path) -> Path:
         raise InputError(
             f"{path}: a store is written to a file system; write it there, and copy it when finished"
         )
-    try:
-        return place.resolve() if place.is_symlink() else place
-    except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"{path} is a symbolic link that leads nowhere ({error}): give another path"
-        ) from error
+    return target_of(place)
 
 
 def open_root(path: Path | str | Store, storage_options: Mapping[str, Any] | None = None) -> zarr.Group:

@@ -24,7 +24,7 @@ from zarr.errors import ZarrUserWarning
 
 from mano_op.data.layout import Layout, Levels, Resolution, Variable
 from mano_op.data.moments import Moments
-from mano_op.data.precision import LARGEST_LOSS, PrecisionError, Rounding
+from mano_op.data.precision import LARGEST_LOSS, Rounding
 from mano_op.data.schema import (
     DAMAGED,
     ROUNDING,
@@ -466,15 +466,21 @@ class FieldStore:
                 f"{pending[0].start} to {pending[0].stop - 1}; write all of them before `finish()`"
             )
         if not self.attrs["complete"]:
-            self._check_precision()
+            self.check_precision()
             self._complete(each)
         if self._partial and isinstance(self.path, Path):
             put_in_place(self.path)
             self._location = self.path
         self._read_layout()
 
-    def _check_precision(self) -> None:
-        """Refuse a store that is written if float32 lost too much of a variable's own variation."""
+    def check_precision(self) -> None:
+        """Refuse a store that is written if float32 lost too much of a variable's own variation.
+
+        Raises
+        ------
+        InputError
+            Names the first such variable, and a constant from which the difference is to be written.
+        """
         rows = values_of(self._root, ROUNDING) if ROUNDING in self._root else np.zeros((0, 0, 0, 0))
         for i, key in enumerate(self.grids if len(rows) else ()):
             for j, variable in enumerate(self.variables):
@@ -482,7 +488,7 @@ class FieldStore:
                 if rounding.loss > LARGEST_LOSS:
                     mean, std = rounding.moments.mean, rounding.moments.std
                     constant = variable.reference + rounding.reference
-                    raise PrecisionError(
+                    raise InputError(
                         f"{self.path}, {key}/{variable.name}: {mean:.9g} with a standard deviation of "
                         f"{std:.3g}, of which float32 loses {rounding.loss:.1%}; expected at most "
                         f"{LARGEST_LOSS:.1%}. Write its difference from a constant, which the store keeps: "

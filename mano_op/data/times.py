@@ -83,7 +83,8 @@ class Times:
         """
         if bool(times.isnull().any()):
             raise InputError(
-                f"{where}: a time is missing (NaT or NaN); drop it, `data.dropna('time')`, or assign it"
+                f"{where}: a time is missing (NaT or NaN): drop it, "
+                "`data.isel(time=data['time'].notnull())`, or assign it"
             )
         _check_calendar(where, times)
         units = str(times.attrs.get("units", ""))

@@ -12,6 +12,7 @@ import xarray as xr
 
 from mano_op.errors import InputError
 from mano_op.files import write_file
+from mano_op.paths import target_of
 
 _HDF = b"\x89HDF"
 
@@ -46,6 +47,7 @@ def save_results(results: xr.Dataset, path: str | Path, *, overwrite: bool = Fal
     """
     path = Path(path)
     _check_suffix(path)
+    path = target_of(path)
     if path.exists() and not overwrite:
         raise InputError(f"{path} is there already: give another path, or overwrite=True to replace it")
     if path.suffix == ".nc":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,13 @@ from numpy.typing import NDArray
 from mano_op.data.fields import write_fields
 from mano_op.data.importers.lazy import (
     Files,
+    check_ends_differ,
     dataset,
     in_order,
     joined,
     lazy,
     open_hdf5,
+    same,
     sizes,
     stamps,
 )
@@ -99,16 +102,18 @@ def import_fno_mat(
             name: Axis(name, n, registration=known.registration).points
             for name, n in zip(known.axes, shape, strict=True)
         }
+        if known.varying:
+            coordinates["time"] = same("t", [(file, np.ravel(arrays["t"])) for file, arrays in read.items()])
         counts = {file: arrays[next(iter(known.names))].shape[0] for file, arrays in read.items()}
         splits = sizes(files, counts)
         data = {}
         for name, variable in known.names.items():
             values, dims = joined([lazy(arrays[name]) for arrays in read.values()]), ("sample", *known.axes)
             if name in known.varying:
-                coordinates["time"] = np.asarray(first["t"], dtype=np.float64).ravel()
                 values, dims = da.moveaxis(values, -1, 1), ("sample", "time", *known.axes)
             data[variable] = (dims, values)
         inputs, outputs = ([name] for name in known.names.values())
+        options.setdefault("initial", {inputs[0]: outputs[0]} if known.varying else None)
         options.setdefault("title", f"{kind.replace('_', ' ').capitalize()}, Li et al.")
         return write_fields(
             path,
@@ -141,14 +146,18 @@ def _read(stack: ExitStack, path: Path, known: _Kind) -> dict[str, Any]:
             name: np.asarray(dataset(file, name)) for name in wanted if name not in known.names
         }
     try:
-        there = [name for name, _, _ in scipy.io.whosmat(path)]
+        listed = [name for name, _, _ in scipy.io.whosmat(path)]
         content = scipy.io.loadmat(path, variable_names=wanted)
     except (ValueError, NotImplementedError, OSError, TypeError, KeyError) as error:
         raise InputError(f"{path} is no MATLAB file that can be read: {error}") from error
-    _check_names(path, wanted, there)
+    _check_names(path, wanted, listed)
     for name in wanted:
-        if content[name].dtype.kind not in "biuf":
-            raise InputError(f"{path}, {name}: {content[name].dtype}, expected an array of real numbers")
+        if not isinstance(content[name], np.ndarray) or content[name].dtype.kind not in "biuf":
+            kind = getattr(content[name], "dtype", "of no type")
+            raise InputError(
+                f"{path}, {name}: a {type(content[name]).__name__}, {kind}; expected an array of real "
+                "numbers, not sparse: save it as one"
+            )
     return {name: content[name] for name in wanted}
 
 
@@ -177,10 +186,18 @@ def _check(path: Path, arrays: dict[str, Any], first: dict[str, Any], known: _Ki
     shape = arrays[next(iter(known.names))].shape
     for name in known.names:
         expected = (*shape, np.asarray(arrays["t"]).size) if name in known.varying else shape
-        if arrays[name].shape != expected or len(shape) != 1 + len(known.axes):
+        if arrays[name].shape != expected or len(shape) != 1 + len(known.axes) or not math.prod(expected):
             raise InputError(
                 f"{path}, {name}: shape {arrays[name].shape}, expected {expected} with "
-                f"{len(known.axes)} axes after the samples"
+                f"{len(known.axes)} axes after the samples, none of them empty"
             )
+    if known.varying and np.asarray(arrays["t"]).size not in np.shape(arrays["t"]):
+        raise InputError(f"{path}, t: shape {np.shape(arrays['t'])}; expected a row or a column of times")
     if shape[1:] != first[next(iter(known.names))].shape[1:]:
-        raise InputError(f"{path} has {shape[1:]} points, the first file has another number")
+        raise InputError(
+            f"{path} has {shape[1:]} points, the first file has another number; import files of other grids "
+            "into two stores"
+        )
+    if known.registration == "node":
+        steady = [lazy(arrays[name])[:4].compute() for name in known.names if name not in known.varying]
+        check_ends_differ(path, steady, known.axes)

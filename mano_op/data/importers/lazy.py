@@ -13,6 +13,7 @@ from typing import Any
 import dask.array as da
 import h5py
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 from mano_op.data.rounded import agree
@@ -24,8 +25,14 @@ Files = Mapping[str, Sequence[str | Path]]
 
 def in_order(files: Files) -> list[Path]:
     """All files, split after split, if each is there."""
-    if not files or not all(files.values()):
-        raise InputError(f"files={dict(files)}; expected those of a split, such as {{'train': ['a.hdf5']}}")
+    if (
+        not isinstance(files, Mapping)
+        or not files
+        or not all(
+            isinstance(given, Sequence) and given and not isinstance(given, str) for given in files.values()
+        )
+    ):
+        raise InputError(f"files={files!r}; expected those of a split, such as {{'train': ['a.hdf5']}}")
     paths = [Path(file) for given in files.values() for file in given]
     if twice := {str(path) for path in paths if paths.count(path) > 1}:
         raise InputError(f"{', '.join(sorted(twice))} twice among the files; expected each once")
@@ -66,10 +73,41 @@ def dataset(file: h5py.File | h5py.Group, name: str) -> h5py.Dataset:
     """A data set of numbers in a file, by its name."""
     node = file.get(name)
     if not isinstance(node, h5py.Dataset):
-        raise InputError(f"{file.file.filename} has no data set {name!r}; it has {', '.join(file) or 'none'}")
-    if node.dtype.kind not in "biuf":
-        raise InputError(f"{file.file.filename}, {name}: {node.dtype}, expected real numbers")
+        raise InputError(f"{place(file)} has no data set {name!r}; it has {', '.join(file) or 'none'}")
+    if node.dtype.kind not in "biuf" or node.shape is None:
+        what = "empty" if node.shape is None else node.dtype
+        raise InputError(f"{place(node)}: {what}; expected real numbers: write the file anew with such")
     return node
+
+
+def coordinate(file: h5py.File | h5py.Group, name: str) -> NDArray[Any]:
+    """Points or times in a file: all of a data set of one dimension."""
+    node = dataset(file, name)
+    if node.ndim != 1 or not len(node):
+        raise InputError(
+            f"{place(node)}: shape {node.shape}; expected one dimension and at least one value: coordinates "
+            "and times are the same for all samples, others go into stores of their own"
+        )
+    return np.asarray(node[:])
+
+
+def place(node: h5py.Group | h5py.Dataset) -> str:
+    """The file, and where in it."""
+    return node.file.filename + ("" if node.name == "/" else f", {node.name.removeprefix('/')}")
+
+
+def labelled(
+    path: Path,
+    fields: Mapping[str, tuple[tuple[str, ...], da.Array]],
+    coordinates: Mapping[str, NDArray[Any]],
+) -> xr.Dataset:
+    """Fields with their dimensions and coordinates, if none is called as one of these."""
+    if taken := sorted(set(fields) & {"sample", *coordinates}):
+        raise InputError(
+            f"{path}: a field is called {taken[0]!r}, as a dimension is; expected another name: rename it in "
+            "the files"
+        )
+    return xr.Dataset(dict(fields), dict(coordinates))
 
 
 def lazy(array: Any) -> da.Array:
@@ -107,13 +145,54 @@ def piece_of(shape: Sequence[int], own: Sequence[int], itemsize: int) -> tuple[i
     return tuple(piece)
 
 
+def check_ends_differ(path: str | Path, fields: Sequence[NDArray[Any]], axes: Sequence[str]) -> None:
+    """Refuse fields on an axis that wraps whose last points repeat the first ones: both ends are in.
+
+    Parameters
+    ----------
+    path : path
+        Of the file, for the message.
+    fields : sequence of ndarray, shape (samples, ...)
+        Some samples of each variable.
+    axes : sequence of str
+    """
+    if any((values == np.rint(values)).all() for values in fields):
+        return  # a constant, or of so few values that some are equal by chance
+    for i, name in enumerate(axes, start=1):
+        n = fields[0].shape[i]
+        ends = (
+            [[values.take(k, i).astype(np.float64) for k in (0, 1, -1)] for values in fields] if n > 3 else []
+        )
+        if ends and all(_is_repeated(*lines) for lines in ends):
+            raise InputError(
+                f"{path}: along {name} the last of {n} points repeats the first, so both ends are in; "
+                "expected points at i/n of an axis that wraps: leave the last ones out, "
+                f"`array.take(range({n - 1}), {i})`"
+            )
+
+
+def _is_repeated(first: NDArray[Any], second: NDArray[Any], last: NDArray[Any]) -> bool:
+    """Whether the last values are the first ones in every sample, and the second are not."""
+    step = np.abs(second - first).reshape(len(first), -1).max(axis=1)
+    gap = np.abs(last - first).reshape(len(first), -1).max(axis=1)
+    return bool((step > 0).all() and (gap <= 1e-6 * step).all())
+
+
 def joined(arrays: Sequence[da.Array]) -> da.Array:
     """Arrays one after another along their first dimension."""
     return da.concatenate(list(arrays), axis=0)
 
 
-def same(what: str, found: Sequence[tuple[Path, NDArray[Any]]]) -> NDArray[np.float64]:
-    """Coordinates that all files have to agree on, as far as they are rounded."""
+def same(what: str, found: Sequence[tuple[object, NDArray[Any]]]) -> NDArray[np.float64]:
+    """Coordinates that all files have to agree on, as far as they are rounded, those of the first.
+
+    Parameters
+    ----------
+    what : str
+        They are, for messages.
+    found : sequence of (object, ndarray)
+        Each file and its coordinates, of one dimension.
+    """
     (first, expected), *others = found
     for path, values in others:
         if values.shape != expected.shape:
@@ -121,7 +200,7 @@ def same(what: str, found: Sequence[tuple[Path, NDArray[Any]]]) -> NDArray[np.fl
                 f"{path}: {what} has the shape {values.shape}, in {first} {expected.shape}; import files of "
                 "other grids or times into two stores"
             )
-        if expected.ndim == 1 and not (alike := agree(values, expected)).all():
+        if not (alike := agree(values, expected)).all():
             i = int(np.argmin(alike))
             raise InputError(
                 f"{path}: {what} {i} is {values[i]:.9g}, in {first} {expected[i]:.9g}; import files of other "

@@ -151,11 +151,19 @@ def _joined(
         labels = [(name, pd.Index(np.atleast_1d(part[sample].values))) for name, part in parts.items()]
         remedy = "leave one out, or pass relabel=True if each file counts its own samples"
         check_distinct(f"{resolution}, {sample}", labels, remedy)
-    data = (
-        xr.concat(pieced, sample, data_vars="minimal", coords="minimal", compat="override", join="override")
-        if len(pieced) > 1
-        else pieced[0]
-    )
+    try:
+        data = (
+            xr.concat(
+                pieced, sample, data_vars="minimal", coords="minimal", compat="override", join="override"
+            )
+            if len(pieced) > 1
+            else pieced[0]
+        )
+    except (ValueError, TypeError, KeyError, NotImplementedError) as error:
+        raise InputError(
+            f"{', '.join(parts)} cannot be put one after another along {sample!r} ({error}); expected "
+            "variables of the same types and dimensions in all of them: make them agree"
+        ) from error
     if labelled and relabel:
         data = data.drop_vars(sample)
     renamed = {

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from mano_op.boundary import BoundaryCondition
 from mano_op.data.chunking import chunk_for
-from mano_op.data.importers.lazy import stamps
+from mano_op.data.importers.lazy import check_ends_differ, stamps
 from mano_op.data.jobs import write_store
 from mano_op.data.layout import Levels, Variable
 from mano_op.data.store import FieldStore
 from mano_op.data.values import check_finite
-from mano_op.errors import InputError
+from mano_op.errors import InputError, check_whole
 from mano_op.files import read_tensors
 from mano_op.grid import Grid
 
@@ -134,6 +134,15 @@ def import_neuralop_pt(
     if not files:
         raise InputError("no files: give those of a split, such as {'train': [(16, 'darcy_train_16.pt')]}")
     for split, given in files.items():
+        if isinstance(given, str | Path) or not all(
+            isinstance(pair, Sequence) and len(pair) == 2 for pair in given
+        ):
+            raise InputError(
+                f"split {split!r}: {given!r}; expected pairs of a resolution and a file, such as "
+                "[(16, 'darcy_train_16.pt')]"
+            )
+        for n, _ in given:
+            check_whole(resolution=n)
         if len({n for n, _ in given}) != len(given) or not given:
             raise InputError(f"split {split!r}: {given}; expected one file for each of its resolutions")
     loaded = {split: {n: _load_pt(Path(file), n) for n, file in given} for split, given in files.items()}
@@ -203,7 +212,7 @@ def _load_pt(file: Path, n: int) -> dict[str, NDArray[Any]]:
             raise InputError(
                 f"{file}: {name!r} is {_summary(data[name])}; expected a tensor (samples, {n}, {n})"
             )
-        if data[name].is_complex() or data[name].layout != torch.strided:
+        if data[name].is_complex() or data[name].layout != torch.strided or data[name].is_quantized:
             raise InputError(
                 f"{file}: {name!r} is of {data[name].dtype}; expected real numbers, stored densely"
             )
@@ -212,7 +221,7 @@ def _load_pt(file: Path, n: int) -> dict[str, NDArray[Any]]:
             f"{file} has {len(data['x'])} samples of 'x' and {len(data['y'])} of 'y'; expected as many of "
             "both"
         )
-    fields = {name: data[name].double().numpy() for name in ("x", "y")}
+    fields = {name: data[name].detach().double().numpy() for name in ("x", "y")}
     for name, values in fields.items():
         check_finite(values, np.arange(len(values)), f"{file}, {name}")
     return fields
@@ -239,6 +248,15 @@ def _problem_of(
                 raise InputError(
                     f"{file}: 'x' is 0 or 1 everywhere, so it is no forcing; expected problem='darcy' for "
                     "neuraloperator's Darcy flow"
+                )
+            y = loaded[split][n]["y"]
+            if asked == "navier_stokes":
+                check_ends_differ(file, [x[:4], y[:4]], ("y", "x"))
+            elif y.any() and not (y[:, -1].any() or y[:, :, -1].any()):
+                raise InputError(
+                    f"{file}: 'y' is 0 at the last points along both axes, so both ends are in; expected "
+                    "points at i/n, of which the last is inside: for others, `mano_op.write_fields` "
+                    "with registration='node_both'"
                 )
     return asked or "darcy"
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import dask.array as da
 import h5py
-import xarray as xr
 from numpy.typing import NDArray
 
 from mano_op.data.fields import write_fields
 from mano_op.data.importers.lazy import (
     Files,
+    coordinate,
     dataset,
     in_order,
     joined,
+    labelled,
     lazy,
     open_hdf5,
+    place,
     same,
     sizes,
     stamps,
@@ -99,33 +101,38 @@ def import_pdebench(
     paths = in_order(files)
     with ExitStack() as stack:
         opened = {file: open_hdf5(stack, file) for file in paths}
-        read = {file: _read(file, root, variables) for file, root in opened.items()}
+        read = {file: _read(file, root, tuple(variables)) for file, root in opened.items()}
         first = read[paths[0]]
         for file, (fields, _) in read.items():
             if list(fields) != list(first[0]):
-                raise InputError(f"{file} has {', '.join(fields)}, {paths[0]} has {', '.join(first[0])}")
+                raise InputError(
+                    f"{file} has {', '.join(fields)}, {paths[0]} has {', '.join(first[0])}; import files of "
+                    "other fields into two stores"
+                )
+        for file, (_, points) in read.items():
+            if list(points) != list(first[1]):
+                raise InputError(
+                    f"{file} has the coordinates {', '.join(points)}, {paths[0]} has {', '.join(first[1])}; "
+                    "import files of other grids into two stores"
+                )
         coordinates = {
-            name: same(f"coordinate {name}", [(file, found[name]) for file, (_, found) in read.items()])
+            name: same(f"coordinate {name}", [(file, points[name]) for file, (_, points) in read.items()])
             for name in first[1]
         }
         spatial = [name for name in _AXES if name in coordinates]
+        steady = "time" not in coordinates
+        dims = ("sample", *([] if steady else ["time"]), *spatial)
+        data = {name: (dims, joined([fields[name] for fields, _ in read.values()])) for name in first[0]}
+        inputs = [name for name in data if name == "nu" and steady]
         shape = tuple(len(coordinates[name]) for name in spatial)
-        counts = {file: len(next(iter(fields.values()))) for file, (fields, _) in read.items()}
-        splits = sizes(files, counts)
-        data: dict[str, Any] = {}
-        for name, array in first[0].items():
-            steady = array.ndim == 1 + len(spatial)
-            dims = ("sample", *([] if steady else ["time"]), *spatial)
-            data[name] = (dims, joined([fields[name] for fields, _ in read.values()]))
-        if all(array.ndim == 1 + len(spatial) for array in first[0].values()):
-            coordinates.pop("time", None)
-        inputs = [name for name in data if name == "nu"]
         return write_fields(
             path,
-            {shape: xr.Dataset(data, coordinates)},
+            {shape: labelled(paths[0], data, coordinates)},
             inputs=inputs,
             outputs=[name for name in data if name not in inputs],
-            splits=splits,
+            splits=sizes(
+                files, {file: len(next(iter(fields.values()))) for file, (fields, _) in read.items()}
+            ),
             registration="cell",
             domain=domain,
             boundary_conditions=boundary_conditions,
@@ -143,60 +150,109 @@ def _read(
     path: Path, file: h5py.File, variables: tuple[str, ...]
 ) -> tuple[dict[str, da.Array], dict[str, NDArray[Any]]]:
     """The fields of a file, samples first, in pieces as `lazy` has them, and its coordinates."""
-    if "x-coordinate" not in file:
+    axes = [axis for axis in _AXES if f"{axis}-coordinate" in file]
+    if not axes:
         return _groups(path, file, variables)
-    coordinates = {
-        axis: dataset(file, f"{axis}-coordinate")[:] for axis in _AXES if f"{axis}-coordinate" in file
+    coordinates = {axis: coordinate(file, f"{axis}-coordinate") for axis in axes}
+    points = tuple(map(len, coordinates.values()))
+    nodes = {name: file.get(name) for name in file if name not in {f"{axis}-coordinate" for axis in "xyzt"}}
+    arrays = {
+        name: dataset(file, name)
+        for name, node in nodes.items()
+        if isinstance(node, h5py.Dataset) and node.ndim > len(axes)
     }
-    known = {f"{axis}-coordinate" for axis in (*_AXES, "t")}
-    names = [name for name in file if name not in known and isinstance(file[name], h5py.Dataset)]
-    fields = {name: lazy(dataset(file, name)) for name in names if file[name].ndim > len(coordinates)}
-    if not fields:
-        raise InputError(f"{path} has {', '.join(file)}; expected 'tensor', or fields by their names")
-    if "nu" in fields:
-        if set(fields) != {"nu", "tensor"} or fields["tensor"].shape[1] != 1:
-            raise InputError(f"{path} has {', '.join(fields)}; expected 'nu' and 'tensor' of one time")
-        name = variables[0] if variables else "u"
-        return {"nu": fields["nu"], name: fields["tensor"][:, 0]}, coordinates
-    if list(fields) == ["tensor"]:
-        fields = {variables[0] if variables else "u": fields["tensor"]}
-    steps = {array.shape[1] for array in fields.values()}
-    return fields, {**coordinates, "time": _times(path, dataset(file, "t-coordinate")[:], steps)}
+    if not arrays:
+        raise InputError(f"{path} has {', '.join(file)}; expected 'tensor' too, or fields by their names")
+    if "nu" in arrays:
+        if set(arrays) != {"nu", "tensor"} or arrays["tensor"].shape[1] != 1:
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+            raise InputError(
+                f"{path} has {shapes}; with 'nu', which is Darcy flow's, expected 'tensor' of one time, and "
+                "no other field"
+            )
+        n = len(arrays["nu"])
+        _check_shape(arrays["nu"], (n, *points), axes)
+        _check_shape(arrays["tensor"], (n, 1, *points), axes)
+        (name,) = _names(path, variables, ("u",))
+        return {"nu": lazy(arrays["nu"]), name: lazy(arrays["tensor"])[:, 0]}, coordinates
+    n, steps = next(iter(arrays.values())).shape[:2]
+    for array in arrays.values():
+        _check_shape(array, (n, steps, *points), axes)
+    given = ("u",) if list(arrays) == ["tensor"] else tuple(arrays)
+    if variables and list(arrays) != ["tensor"]:
+        raise InputError(
+            f"variables={variables}, but {path} has names of its own: {', '.join(arrays)}; leave them out"
+        )
+    fields = dict(zip(_names(path, variables, given), map(lazy, arrays.values()), strict=True))
+    return fields, {**coordinates, "time": _times(path, coordinate(file, "t-coordinate"), steps)}
+
+
+def _check_shape(array: h5py.Dataset, expected: tuple[int, ...], axes: Sequence[str]) -> None:
+    """Refuse an array that has not the samples, the times and the points of the first one and the axes."""
+    if array.shape != expected:
+        leading = ("samples", "times")[: len(expected) - len(axes)]
+        raise InputError(
+            f"{place(array)}: shape {array.shape}; expected {expected}, by the first field and the "
+            f"coordinates: {', '.join([*leading, *axes])}. Arrange the file so, with a data set for each "
+            "component, or give its arrays to `mano_op.write_fields`"
+        )
+
+
+def _names(path: Path, asked: tuple[str, ...], plain: tuple[str, ...]) -> tuple[str, ...]:
+    """What variables that have no names in a file are called."""
+    names = asked or plain
+    if len(names) != len(plain) or len(set(names)) != len(names):
+        raise InputError(
+            f"variables={names} for {len(plain)} channels in {path}; expected one name for each, each once"
+        )
+    return names
 
 
 def _groups(
     path: Path, file: h5py.File, variables: tuple[str, ...]
 ) -> tuple[dict[str, da.Array], dict[str, NDArray[Any]]]:
     """The layout with a group for each sample."""
-    groups = [
-        file[name] for name in sorted(file) if isinstance(file[name], h5py.Group) and "data" in file[name]
-    ]
-    if not groups:
+    groups = [node for name in sorted(file) if isinstance(node := file.get(name), h5py.Group)]
+    if not any("data" in group for group in groups):
+        flow = (
+            ". Incompressible flow (force, particles, velocity, t) has components last, times for each "
+            "sample and no coordinates, and is not imported: give its arrays to `mano_op.write_fields`, with "
+            "the grid that they are on"
+        )
         raise InputError(
-            f"{path} has {', '.join(file) or 'nothing'}; expected 'x-coordinate' and fields, or groups with "
-            "'data'"
+            f"{path} has {', '.join(file) or 'nothing'}; expected 'x-coordinate', ..., 't-coordinate' and "
+            f"fields, or a group for each sample, with 'data' and 'grid'{flow if 'velocity' in file else ''}"
         )
     samples = [dataset(group, "data") for group in groups]
-    for group, sample in zip(groups, samples, strict=True):
-        if sample.shape != samples[0].shape:
-            raise InputError(f"{path}, {group.name}: shape {sample.shape}, others have {samples[0].shape}")
-    n_channels = samples[0].shape[-1]
-    plain = ("u",) if n_channels == 1 else tuple(f"u{i}" for i in range(n_channels))
-    names = variables or plain
-    if len(names) != n_channels:
-        raise InputError(f"variables={names} for {n_channels} channels in {path}; expected one name for each")
+    grids = [group.get("grid") for group in groups]
+    for group, grid in zip(groups, grids, strict=True):
+        if not isinstance(grid, h5py.Group):
+            raise InputError(f"{place(group)} has no group 'grid' with coordinates; expected one")
+    axes = [axis for axis in _AXES if axis in grids[0]]
+    coordinates = {
+        name: same(f"coordinate {name}", [(place(grid), coordinate(grid, name)) for grid in grids])
+        for name in [*axes, "t"]
+    }
+    first, points = samples[0].shape, tuple(len(coordinates[axis]) for axis in axes)
+    for sample in samples:
+        if sample.shape != first or sample.shape[1:-1] != points or not axes:
+            raise InputError(
+                f"{place(sample)}: shape {sample.shape}; expected times, {points} points along "
+                f"{', '.join(axes) or 'axes, of which none is in grid'}, and channels, in all samples"
+            )
+    plain = ("u",) if first[-1] == 1 else tuple(f"u{i}" for i in range(first[-1]))
+    names = _names(path, variables, plain)
     stacked = da.stack([da.from_array(sample, chunks=sample.shape) for sample in samples])
     fields = {name: stacked[..., i] for i, name in enumerate(names)}
-    grid = groups[0].get("grid")
-    if not isinstance(grid, h5py.Group):
-        raise InputError(f"{path}, {groups[0].name} has no group 'grid' with coordinates; expected one")
-    coordinates = {axis: dataset(grid, axis)[:] for axis in _AXES if axis in grid}
-    return fields, {**coordinates, "time": _times(path, dataset(grid, "t")[:], {samples[0].shape[0]})}
-
-
-def _times(path: Path, times: NDArray[Any], steps: set[int]) -> NDArray[Any]:
-    if len(steps) > 1 or not 0 <= len(times) - min(steps) <= 1:
+    if not fields:
         raise InputError(
-            f"{path}: {len(times)} times for fields of {sorted(steps)}; expected as many, or one more"
+            f"{place(samples[0])}: shape {first}; expected one channel at least, the last dimension"
         )
-    return times[: min(steps)]
+    times = _times(path, coordinates.pop("t"), first[0])
+    return fields, {**coordinates, "time": times}
+
+
+def _times(path: Path, times: NDArray[Any], steps: int) -> NDArray[Any]:
+    if not steps or not 0 <= len(times) - steps <= 1:
+        raise InputError(f"{path}: {len(times)} times for fields of {steps}; expected as many, or one more")
+    return times[:steps]

@@ -10,17 +10,19 @@ from typing import Any
 import dask.array as da
 import h5py
 import numpy as np
-import xarray as xr
 
 from mano_op.data.coordinates import Registrations
 from mano_op.data.fields import write_fields
 from mano_op.data.importers.lazy import (
     Files,
+    coordinate,
     dataset,
     in_order,
     joined,
+    labelled,
     lazy,
     open_hdf5,
+    place,
     same,
     sizes,
     stamps,
@@ -78,9 +80,10 @@ def import_the_well(
         opened = {file: open_hdf5(stack, file) for file in paths}
         axes = {file: _axes(file, root) for file, root in opened.items()}
         read = {file: _fields(file, root, axes[file]) for file, root in opened.items()}
-        names, conditions = list(read[paths[0]]), _conditions(opened[paths[0]], axes[paths[0]])
+        conditions = _conditions(opened[paths[0]], axes[paths[0]])
+        varies = {file: {name: flag for name, (flag, _) in fields.items()} for file, fields in read.items()}
         for file, root in opened.items():
-            if (axes[file], list(read[file])) != (axes[paths[0]], names):
+            if (axes[file], varies[file]) != (axes[paths[0]], varies[paths[0]]):
                 raise InputError(
                     f"{file} has other axes or fields than {paths[0]}; import them into two stores"
                 )
@@ -88,27 +91,27 @@ def import_the_well(
                 raise InputError(f"{file} has other boundary conditions than {paths[0]}: {conditions}")
         spatial = axes[paths[0]]
         coordinates = {
-            name: same(name, [(file, dataset(root["dimensions"], name)[:]) for file, root in opened.items()])
+            name: same(name, [(file, coordinate(root["dimensions"], name)) for file, root in opened.items()])
             for name in (*spatial, "time")
         }
         shape = tuple(len(coordinates[name]) for name in spatial)
-        counts = {file: int(root.attrs["n_trajectories"]) for file, root in opened.items()}
+        counts = {file: _whole(root, "n_trajectories") for file, root in opened.items()}
         splits = sizes(files, counts)
         data = {
             name: (
-                ("sample", *(["time"] if varies else []), *spatial),
+                ("sample", *(["time"] if flag else []), *spatial),
                 joined([read[file][name][1] for file in paths]),
             )
-            for name, (varies, _) in read[paths[0]].items()
+            for name, flag in varies[paths[0]].items()
         }
-        varying = [name for name, (varies, _) in read[paths[0]].items() if varies]
+        varying = [name for name in data if varies[paths[0]][name]]
         if not varying:
             coordinates.pop("time")
-        options.setdefault("title", str(opened[paths[0]].attrs.get("dataset_name", "The Well")))
+        options.setdefault("title", _text(opened[paths[0]].attrs.get("dataset_name", "The Well")))
         return write_fields(
             path,
-            {shape: xr.Dataset(data, coordinates)},
-            inputs=[name for name in names if name not in varying],
+            {shape: labelled(paths[0], data, coordinates)},
+            inputs=[name for name in data if name not in varying],
             outputs=varying,
             splits=splits,
             registration=registration,
@@ -124,44 +127,81 @@ def import_the_well(
         )
 
 
+def _attribute(node: h5py.Group | h5py.Dataset, name: str) -> Any:
+    if name not in node.attrs:
+        raise InputError(f"{place(node)} has no attribute {name!r}; expected a file in The Well's format")
+    return node.attrs[name]
+
+
+def _whole(node: h5py.Group, name: str) -> int:
+    """A number of samples or axes, of an attribute."""
+    value = np.asarray(_attribute(node, name))
+    if value.size != 1 or value.dtype.kind not in "iu" or value.item() < 1:
+        raise InputError(f"{place(node)}: attribute {name}={value}; expected a whole number, at least 1")
+    return int(value.item())
+
+
+def _flags(node: h5py.Dataset, name: str, n: int) -> list[bool]:
+    """So many times yes or no, of an attribute."""
+    value = np.atleast_1d(_attribute(node, name))
+    if value.shape != (n,) or value.dtype.kind not in "biu" or not np.isin(value, (0, 1)).all():
+        raise InputError(f"{place(node)}: attribute {name}={value}; expected True or False, {n} times")
+    return [bool(flag) for flag in value]
+
+
+def _group(root: h5py.Group, name: str) -> h5py.Group | None:
+    """A group of a file, if it is there."""
+    node = root.get(name)
+    if name in root and not isinstance(node, h5py.Group):
+        raise InputError(f"{place(root)}: {name!r} is no group; expected a file in The Well's format")
+    return node
+
+
 def _axes(path: Path, root: h5py.File) -> tuple[str, ...]:
-    for what in ("n_trajectories", "n_spatial_dims", "grid_type"):
-        if what not in root.attrs:
-            raise InputError(f"{path} has no attribute {what!r}; expected a file in The Well's format")
-    kind = _text(root.attrs["grid_type"])
+    kind = _text(_attribute(root, "grid_type"))
     if kind != "cartesian":
         raise InputError(
             f"{path}: grid_type={kind!r}; expected 'cartesian', the only one that stores can hold"
         )
-    if "dimensions" not in root or "spatial_dims" not in root["dimensions"].attrs:
-        raise InputError(f"{path} has no dimensions/spatial_dims; expected a file in The Well's format")
-    return tuple(_text(name) for name in root["dimensions"].attrs["spatial_dims"])
+    dimensions = _group(root, "dimensions")
+    if dimensions is None:
+        raise InputError(f"{path} has no group 'dimensions'; expected a file in The Well's format")
+    axes = tuple(_text(name) for name in np.ravel(_attribute(dimensions, "spatial_dims")))
+    if len(set(axes)) != _whole(root, "n_spatial_dims") or len(set(axes)) != len(axes):
+        raise InputError(
+            f"{path}: n_spatial_dims={root.attrs['n_spatial_dims']}, but spatial_dims={list(axes)}; expected "
+            "as many names, each once"
+        )
+    return axes
 
 
 def _scalars(root: h5py.File) -> dict[str, Any]:
     """The numbers that hold for all of a file, such as a Reynolds number; others are left out."""
-    group = root.get("scalars", {})
-    nodes = {name: group[name] for name in group if isinstance(group[name], h5py.Dataset)}
+    group = _group(root, "scalars") or {}
+    nodes = {name: group.get(name) for name in group}
     return {
-        name: node[()].item() for name, node in nodes.items() if node.size == 1 and node.dtype.kind in "biuf"
+        name: node[()].item()
+        for name, node in nodes.items()
+        if isinstance(node, h5py.Dataset)
+        and node.size == 1
+        and node.dtype.kind in "biuf"
+        and np.isfinite(node[()]).all()
     }
 
 
 def _fields(path: Path, root: h5py.File, axes: tuple[str, ...]) -> dict[str, tuple[bool, da.Array]]:
     """For each variable whether it varies in time, and its values, samples first, in pieces as `lazy`."""
     found: dict[str, tuple[bool, da.Array]] = {}
-    n, steps = int(root.attrs["n_trajectories"]), len(dataset(root["dimensions"], "time"))
-    points = tuple(len(dataset(root["dimensions"], name)) for name in axes)
+    n, steps = _whole(root, "n_trajectories"), len(coordinate(root["dimensions"], "time"))
+    points = tuple(len(coordinate(root["dimensions"], name)) for name in axes)
     for order in range(3):
-        group = root.get(f"t{order}_fields", {})
-        for name in _names(group):
+        group = _group(root, f"t{order}_fields")
+        for name in [] if group is None else _names(group):
             node = dataset(group, name)
-            if missing := [flag for flag in ("sample_varying", "time_varying") if flag not in node.attrs]:
-                raise InputError(
-                    f"{path}, {name} has no attribute {missing[0]!r}; expected The Well's format"
-                )
-            flags = {flag: bool(node.attrs[flag]) for flag in ("sample_varying", "time_varying")}
-            along = [bool(varies) for varies in node.attrs.get("dim_varying", [True] * len(axes))]
+            flags = {flag: _flags(node, flag, 1)[0] for flag in ("sample_varying", "time_varying")}
+            along = (
+                _flags(node, "dim_varying", len(axes)) if "dim_varying" in node.attrs else [True] * len(axes)
+            )
             kept = [k for k, varies in zip(points, along, strict=True) if varies]
             leading = [k for k, flag in ((n, "sample_varying"), (steps, "time_varying")) if flags[flag]]
             # An axis along which it does not vary is left out, as the format says, or has one point, as The
@@ -172,22 +212,29 @@ def _fields(path: Path, root: h5py.File, axes: tuple[str, ...]) -> dict[str, tup
                 for components in ((len(axes),) * order, *([(len(axes) ** order,)] if order > 1 else []))
             ]
             if node.shape not in shapes:
-                raise InputError(f"{path}, {name}: shape {node.shape}, its attributes say {shapes[0]}")
+                raise InputError(
+                    f"{place(node)}: shape {node.shape}, its attributes and the dimensions say {shapes[0]}; "
+                    "make them agree"
+                )
             values = lazy(node).reshape((*leading, *kept, *([len(axes) ** order] if order else [])))
             values = _repeated(values, n, flags, along, points, order > 0)
-            if not order:
-                found[name] = (flags["time_varying"], values)
-            for i, component in enumerate(product(axes, repeat=order) if order else ()):
-                found[f"{name}_{''.join(component)}"] = (flags["time_varying"], values[..., i])
+            for i, component in enumerate(product(axes, repeat=order)):
+                called = f"{name}_{''.join(component)}" if order else name
+                if called in found:
+                    raise InputError(
+                        f"{path}: {called} is there twice, as a field and as a component of another, say; "
+                        "rename one of them in the file"
+                    )
+                found[called] = (flags["time_varying"], values[..., i] if order else values)
     if not found:
         raise InputError(f"{path} has no fields in t0_fields, t1_fields or t2_fields")
     return found
 
 
-def _names(group: h5py.Group | dict[str, Any]) -> list[str]:
+def _names(group: h5py.Group) -> list[str]:
     """Of its fields, in the order that the file gives them, which is that of The Well's own reader."""
-    said = [_text(name) for name in np.atleast_1d(getattr(group, "attrs", {}).get("field_names", []))]
-    return [*said, *(name for name in group if name not in said)]
+    said = [_text(name) for name in np.ravel(group.attrs.get("field_names", []))]
+    return list(dict.fromkeys([*said, *group]))
 
 
 def _repeated(
@@ -208,14 +255,21 @@ def _repeated(
 def _conditions(root: h5py.File, axes: tuple[str, ...]) -> dict[str, str]:
     """The boundary condition of each axis, as the file has them."""
     kinds: dict[str, set[str]] = {name: set() for name in axes}
-    for group in root.get("boundary_conditions", {}).values():
-        for name in np.atleast_1d(group.attrs.get("associated_dims", [])):
-            kinds.setdefault(_text(name), set()).add(_text(group.attrs["bc_type"]).lower())
+    group = _group(root, "boundary_conditions") or {}
+    for part in (node for name in group if (node := _group(group, name)) is not None):
+        kind = _text(_attribute(part, "bc_type")).lower()
+        if kind not in ("periodic", "wall", "open"):
+            raise InputError(f"{place(part)}: bc_type={kind!r}; expected PERIODIC, WALL or OPEN")
+        for name in np.ravel(_attribute(part, "associated_dims")):
+            kinds.setdefault(_text(name), set()).add(kind)
     unknown = [name for name in axes if not kinds[name]]
     if unknown:
-        raise InputError(f"{root.filename} says no boundary condition of {', '.join(unknown)}")
-    return {name: next(iter(found)) if len(found := kinds[name]) == 1 else "mixed" for name in axes}
+        raise InputError(
+            f"{root.filename} says no boundary condition of {', '.join(unknown)}; expected a group for each "
+            "axis in 'boundary_conditions', with bc_type and associated_dims"
+        )
+    return {name: kinds[name].pop() if len(kinds[name]) == 1 else "mixed" for name in axes}
 
 
 def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

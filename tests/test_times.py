@@ -1,0 +1,115 @@
+"""Times are compared as what they mean, whatever their units, types and last digits."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from mano_op.data.times import Times, common_times, times_of
+from mano_op.errors import InputError
+
+DAYS = np.datetime64("2000-01-01", "ns") + np.arange(6) * np.timedelta64(6, "h")
+HOURS = 6.0 * np.arange(6)
+
+
+def data(times, **attributes):
+    return xr.Dataset({"u": ("time", np.arange(len(times)))}, {"time": ("time", times, attributes)})
+
+
+def accumulated(steps):
+    return np.cumsum(np.full(5 * steps + 1, 0.1 / steps))[::steps] - 0.1 / steps
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        data(DAYS.astype("datetime64[s]")),
+        data(HOURS, units="hours since 2000-01-01"),
+        data(HOURS.astype(np.float32), units="hours since 2000-01-01 00:00:00"),
+        data(HOURS * 60, units="minutes since 2000-01-01"),
+        data((HOURS / 24 + 10957).astype(np.float32), units="days since 1970-01-01"),
+        data((HOURS * 3600).astype(np.int64), units="seconds since 2000-01-01", calendar="gregorian"),
+    ],
+    ids=["seconds", "hours", "single", "minutes", "days in single", "integers"],
+)
+def test_dates_are_the_same_in_any_units_and_type(other):
+    times, units = times_of({32: data(DAYS), 16: other})
+    assert (times, units.removesuffix(" 00:00:00")) == (HOURS.tolist(), "hours since 2000-01-01")
+    reversed_times, _ = times_of({16: other, 32: data(DAYS)})
+    np.testing.assert_allclose(np.diff(reversed_times) / reversed_times[1], 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        data(HOURS, units="h"),
+        data(HOURS * 60, units="minutes"),
+        data(HOURS.astype(np.float32) / 24, units="days"),
+        data((HOURS * 3600).astype("timedelta64[s]")),
+    ],
+    ids=["hours", "minutes", "days in single", "timedelta"],
+)
+def test_durations_are_the_same_in_any_units_and_type(other):
+    times, units = times_of({32: data(HOURS, units="hours"), 16: other})
+    assert (times, units) == (HOURS.tolist(), "hours")
+
+
+@pytest.mark.parametrize("other", [accumulated(10), (0.1 * np.arange(6)).astype(np.float32)])
+def test_times_of_two_solvers_are_the_same_but_for_their_last_digits(other):
+    times, units = times_of({16: data(other), 32: data(accumulated(40))})
+    assert units == "1" and np.allclose(times, 0.1 * np.arange(6), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (data(np.array([0.0, 0.1, 0.2, 0.35, 0.4, 0.5])), r"time 3 is 0\.3 at 32 and 0\.35 at 16"),
+        (data(0.1 * np.arange(5)), r"32 has 6 and 16 5, and 0\.5 is at 32 alone"),
+        (data(0.1 * np.arange(6), units="s"), "32 has numbers in '1' and 16 durations"),
+        (data(DAYS), "32 has numbers in '1' and 16 dates, 0 and 2000-01-01T00:00:00 first"),
+        (data(0.1 * np.arange(600)), r"0\.6 is at 16 alone"),
+    ],
+)
+def test_times_that_differ_are_shown_the_first_of_them(other, message):
+    with pytest.raises(InputError, match=f"the times differ between resolutions: .*{message}") as caught:
+        times_of({32: data(0.1 * np.arange(6)), 16: other})
+    assert len(str(caught.value)) < 400
+
+
+def test_a_date_that_differs_is_shown_as_a_date():
+    other = DAYS.copy()
+    other[2] += np.timedelta64(1, "h")
+    with pytest.raises(InputError, match="time 2 is 2000-01-01T12:00:00 at 32 and 2000-01-01T13:00:00 at 16"):
+        times_of({32: data(DAYS), 16: data(other)})
+
+
+def test_common_times_loses_none_that_is_only_rounded():
+    fine, coarse = data(accumulated(40)), data(np.append(accumulated(10)[1:], 0.6))
+    kept = common_times({32: fine, 16: coarse})
+    assert {key: kept[key]["u"].values.tolist() for key in kept} == {32: [1, 2, 3, 4, 5], 16: [0, 1, 2, 3, 4]}
+    assert len(times_of(kept)[0]) == 5
+    with pytest.raises(InputError, match="no time is at all resolutions: 32 has 0 first; 16 has 7 first"):
+        common_times({32: fine, 16: data(np.array([7.0]))})
+    with pytest.raises(InputError, match=r"cannot be compared: 32 has numbers in '1'; 16 has dates"):
+        common_times({32: fine, 16: data(DAYS)})
+
+
+def test_missing_and_odd_times_are_refused():
+    for times, message in (
+        (np.array([0.0, np.nan]), "a time is missing"),
+        (np.array(["2000-01-01", "NaT"], "datetime64[ns]"), "a time is missing"),
+        (np.array(["monday", "tuesday"]), "times of type"),
+    ):
+        with pytest.raises(InputError, match=message):
+            times_of({16: data(times)})
+    with pytest.raises(InputError, match="times in 'hours since yesterday' are no dates"):
+        times_of({16: data(HOURS, units="hours since yesterday")})
+    with pytest.raises(InputError, match="calendar 'noleap', which a store has no place for"):
+        times_of({16: data(HOURS, units="hours since 2000-01-01", calendar="noleap")})
+    with pytest.raises(InputError, match=r"dimension 'time' has no coordinate; assign the times.* 3 of them"):
+        times_of({16: xr.Dataset({"u": ("time", np.zeros(3))})})
+
+
+def test_rounding_of_a_date_is_that_of_its_file():
+    single = Times.of(16, xr.Variable("time", np.float32([56000.25]), {"units": "days since 1850-01-01"}))
+    assert single.rounding == pytest.approx(86400 * np.spacing(np.float32(56000.25)))
+    assert Times.of(16, xr.Variable("time", DAYS)).rounding < 1e-3
