@@ -47,18 +47,17 @@ simulated.to_netcdf(here / "simulation.nc")
 #
 # `write_fields` wants to know what no file says for certain, and checks it against the coordinates: where
 # the points lie (`registration`), on which domain, and what happens at its ends. A field that is stepped on
-# in time is an output that varies; here the input is the field at the first time, which `assign` adds.
+# in time is an output that varies, and is its own input: there are no others here.
 #
-# Opened with `chunks`, the file may be larger than memory: it is read and written chunk by chunk.
+# Opened with `chunks`, the file may be larger than memory: each of its chunks is read once.
 
 # %%
 with xr.open_dataset(here / "simulation.nc", chunks={"run": 20}) as data:
     data = data.rename(run="sample")
-    data = data.assign(initial=data["velocity"].isel(time=0, drop=True))
     store = write_fields(
         here / "fine.zarr",
         {128: data},
-        inputs=["initial"],
+        inputs=[],
         outputs=["velocity"],
         splits={"train": 100, "test": 20},
         registration="node",
