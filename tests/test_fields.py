@@ -566,3 +566,41 @@ def test_dates_of_another_calendar_and_missing_dates_are_refused(tmp_path):
     missing = in_time(NODES, np.array(["2001-01-01", "NaT"], "datetime64[ns]"))
     with pytest.raises(InputError, match="a time is missing"):
         write(tmp_path / "b.zarr", {(6, 4): missing})
+
+
+def on_a_circle(n, last):
+    x = np.linspace(0, 1, n, endpoint=last)
+    u = np.sin(2 * np.pi * (x + 0.1 * np.arange(4)[:, None]))
+    return xr.Dataset({"a": (("sample", "x"), u**2), "u": (("sample", "x"), u)}, {"x": x}), u
+
+
+def test_an_axis_that_wraps_with_both_ends_in_is_refused_and_its_remedy_is_right(tmp_path):
+    data, u = on_a_circle(17, last=True)
+    data["u"][:, -1], data["a"][:, -1] = data["u"][:, 0], data["a"][:, 0]
+    options = {
+        "inputs": ["a"],
+        "splits": {"train": 4},
+        "boundary_conditions": {"x": "periodic"},
+        "domain": None,
+    }
+    with pytest.raises(InputError, match="same at the last point of x as at the first") as caught:
+        write(tmp_path / "a.zarr", {17: data}, **options)
+    store = write(tmp_path / "a.zarr", {16: eval(str(caught.value).split("`")[1], {"data": data})}, **options)
+    assert store.grids["r16"] == Grid.uniform((16,), periodic=True)
+    np.testing.assert_array_equal(store.read(16, "u"), u[:, :16].astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", ["decimals", "single"])
+def test_coordinates_that_are_rounded_too_coarsely_are_said_to_be_and_not_to_be_stretched(tmp_path, kind):
+    data, u = on_a_circle(64, last=False)
+    start = 0.0 if kind == "decimals" else 5_634_000.0
+    exact = start + data["x"].values * (1.0 if kind == "decimals" else 38.4)
+    rounded = np.round(exact, 2) if kind == "decimals" else exact.astype(np.float32)
+    options = {"inputs": ["a"], "splits": {"train": 4}, "boundary_conditions": {"x": "periodic"}}
+    options["domain"] = {"x": (start, start + (1.0 if kind == "decimals" else 38.4))}
+    with pytest.raises(InputError, match=r"these are rounded to .* give the exact ones") as caught:
+        write(tmp_path / "a.zarr", {64: data.assign_coords(x=rounded)}, **options)
+    assert "interpolate" not in str(caught.value)
+    exactly = eval(str(caught.value).split("`")[1], {"data": data.assign_coords(x=rounded), "Axis": Axis})
+    store = write(tmp_path / "a.zarr", {64: exactly}, **options)
+    np.testing.assert_array_equal(store.read(64, "u"), u.astype(np.float32))

@@ -443,7 +443,7 @@ def test_every_sample_of_a_file_is_read_once(tmp_path, monkeypatch, kind):
     else:
         store = import_fno_mat(tmp_path / "s.zarr", files, kind="burgers", chunk=3, progress=False)
         np.testing.assert_array_equal(store.read(6, "velocity"), np.concatenate(fields)[:, 1])
-        assert sum(read) == 2 * 13 * 6
+        assert sum(read) == 2 * 13 * 6 + 2 * 2 * 4 * 6  # of four samples of each file the ends are compared
 
 
 @pytest.mark.parametrize("engine", ["scipy", "h5netcdf"])
@@ -547,7 +547,7 @@ def test_the_workers_of_a_cluster_read_files(tmp_path, scheduler, kind):
 def test_pdebench_groups_need_a_grid_and_the_well_its_flags(tmp_path):
     with h5py.File(tmp_path / "groups.h5", "w") as file:
         file["0000/data"] = np.zeros((3, 6, 1), dtype=np.float32)
-    with pytest.raises(InputError, match="/0000 has no group 'grid'"):
+    with pytest.raises(InputError, match="0000 has no group 'grid'"):
         import_pde(tmp_path / "s.zarr", {"train": [tmp_path / "groups.h5"]}, **LINE)
     well(tmp_path / "well.h5", 2)
     with h5py.File(tmp_path / "well.h5", "r+") as file:

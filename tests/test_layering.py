@@ -34,7 +34,6 @@ data.sampler            data    numpy torch
 data.moments            data    numpy
 data.rounded            data    numpy
 layers.tiling           model   numpy
-layers.reference        model   torch
 layers.eager            model   torch
 layers.scores           model   torch
 layers.native           model
@@ -44,6 +43,7 @@ boundary                base
 weights                 base    torch safetensors
 description             base
 registry                base    torch neuralop
+layers.reference        model   torch
 problems.spectral_grid  data
 vision.images           data    numpy torch sklearn datasets
 vision.augment          data    numpy torch

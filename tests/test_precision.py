@@ -153,3 +153,19 @@ def test_a_resumed_store_is_judged_by_all_of_its_chunks(tmp_path):
     again.write(second, {grid: {"a": np.ones((2, 4)), "u": np.full((2, 4), u[:2].mean())}})
     with pytest.raises(InputError, match=r"r4/u: .* float32 loses"):
         again.finish()
+
+
+def test_a_reference_that_swallows_the_variation_is_refused(tmp_path):
+    u = 101325.0 + 0.02 * wave()
+    with pytest.raises(InputError, match=r"r16/u: does not vary beside reference=\{'u': 1e\+30\}"):
+        write(tmp_path / "a.zarr", u, reference={"u": 1e30})
+    with pytest.raises(InputError, match="r16/u: .* float32 loses".replace(".*", ".+")):
+        write(tmp_path / "a.zarr", u, reference={"u": 1e9})
+    assert not any(tmp_path.iterdir())
+
+
+def test_values_below_what_float32_holds_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"r16/u: values from .* below what float32 holds, 1\.2e-38: give"):
+        write(tmp_path / "a.zarr", 1e-300 * wave())
+    decaying = wave() * 10.0 ** -np.arange(0, 120, 10)[:, None]
+    assert write(tmp_path / "a.zarr", decaying, chunk=1).complete

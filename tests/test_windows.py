@@ -10,6 +10,7 @@ from helpers import moving_wave_store, store_of
 from torch import nn
 
 from mano_op.cli import main
+from mano_op.data.check import check_store
 from mano_op.data.dataset import FieldDataset, collate
 from mano_op.data.fields import write_fields
 from mano_op.data.layout import Variable
@@ -306,6 +307,7 @@ def test_an_initial_field_is_asked_for_and_either_answer_is_kept(tmp_path):
         store = write_fields(tmp_path / "a.zarr", {8: data}, initial=initial, overwrite=True, **options)
         assert FieldDataset(store, 8, window=(1, 1)).inputs == inputs
         assert FieldDataset(store, 8, at=[2.0]).inputs == ("w0",)
+        assert check_store(store.path, progress=False) == []
     for initial, message in (
         ({"w0": "v"}, r"initial_of='v'; expected an output that varies in time: w"),
         ({"w": "w"}, r"'w': initial_of='w', but it is no steady input"),

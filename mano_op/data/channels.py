@@ -120,7 +120,7 @@ def channels_of(
         )
     if at is not None:
         return _at(layout, at, steady, varying_inputs=[v.name for v in varying if v.role == "input"])
-    initial = {variable.name for variable in layout.variables if variable.initial_of is not None}
+    initial = {variable.name for variable in layout.variables if variable.initial_of}
     parameters = tuple(channel for channel in steady if channel.variable not in initial)
     return _window(layout, window or (), parameters, [v.name for v in varying], predicted)
 

@@ -12,7 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from mano_op.data.layout import COORDINATE_ATTRIBUTES
-from mano_op.data.rounded import TOLERANCE, deviation, scatter_by_rounding
+from mano_op.data.rounded import TOLERANCE, coarse_unit, deviation, scatter_by_rounding
 from mano_op.errors import InputError
 from mano_op.grid import REGISTRATIONS, Axis, Grid, Registration
 
@@ -155,6 +155,12 @@ def _ends(points: NDArray[np.float64]) -> str:
 
 
 def _remedy(points: NDArray[np.float64], axis: Axis, tolerance: float) -> str:
+    if unit := coarse_unit(points):
+        return (
+            f": these are rounded to {unit:.3g}, and do not tell where the points lie; give the exact ones, "
+            f"`data.assign_coords({{{axis.name!r}: Axis({axis.name!r}, {axis.n}, {float(axis.start)!r}, "
+            f"{float(axis.stop)!r}, {axis.registration!r}).points}})`, if this is their domain"
+        )
     if deviation(points) > tolerance:
         steps = np.diff(points)
         first, last = int(steps.argmin()), int(steps.argmax())

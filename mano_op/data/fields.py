@@ -179,7 +179,7 @@ def write_fields(
     plan = {
         "grids": list(grids),
         "variables": _variables(
-            fields, axes, inputs, outputs, boundary_values or {}, varying, reference or {}, initial or {}
+            fields, axes, inputs, outputs, boundary_values or {}, varying, reference or {}, initial
         ),
         "splits": splits,
         "boundary_conditions": boundary_conditions,
@@ -292,8 +292,10 @@ def _write_parts(
     for times in store.layout.time_chunks:
         for samples in missing:
             fields = _differences(store, _read(reader, store, parts, block, samples, times))
-            if ask and samples.start == 0 and times.start == 0:
-                _check_initial(store, fields)
+            if samples.start == 0 and times.start == 0:
+                _check_ends(store, fields)
+                if ask:
+                    _check_initial(store, fields)
             store.write(samples, fields, times)
     return sum(samples.stop - samples.start for samples in missing)
 
@@ -311,9 +313,9 @@ def _read(
     rows = {}
     for grid in parts:
         first = store.layout.rows_of(store.key(grid), block).start
-        there = store.layout.rows_of(store.key(grid), samples)
-        if there.start < there.stop:
-            rows[grid] = slice(there.start - first, there.stop - first)
+        span = store.layout.rows_of(store.key(grid), samples)
+        if span.start < span.stop:
+            rows[grid] = slice(span.start - first, span.stop - first)
     return reader.read(rows, times, names)
 
 
@@ -329,6 +331,22 @@ def _differences(
         }
         for grid, variables in fields.items()
     }
+
+
+def _check_ends(store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray[Any]]]) -> None:
+    """Refuse an axis that wraps whose last point is its first one again, by the values there."""
+    for grid, variables in fields.items():
+        for i, axis in enumerate(grid):
+            if not axis.periodic or axis.n < 3:
+                continue
+            ends = [np.take(values, [0, -1], axis=i - grid.n_dim) for values in variables.values()]
+            lines = [np.moveaxis(pair, i - grid.n_dim, 0) for pair in ends]
+            if all(np.array_equal(*pair) for pair in lines) and any(np.ptp(pair) > 0 for pair in lines):
+                raise InputError(
+                    f"{store.key(grid)}: all fields are the same at the last point of {axis.name} as at the "
+                    "first, but an axis that wraps has each point once: drop the last, "
+                    f"`data.isel({{{axis.name!r}: slice(None, -1)}})`"
+                )
 
 
 def _check_initial(store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray[Any]]]) -> None:
@@ -407,8 +425,8 @@ def _check_variables(
                 )
             if not np.isfinite(data[axis]).all():
                 raise InputError(
-                    f"{resolution}: {axis} has a NaN or an infinity: assign that point its place, or leave it "
-                    f"out, `data.isel({{{axis!r}: np.isfinite(data[{axis!r}])}})`"
+                    f"{resolution}: {axis} has a NaN or an infinity: assign that point its place, or leave "
+                    f"it out, `data.isel({{{axis!r}: np.isfinite(data[{axis!r}])}})`"
                 )
             if not (np.diff(data[axis]) > 0).all():
                 raise InputError(
@@ -426,10 +444,10 @@ def _variables(
     boundary_values: Mapping[str, Boundary],
     varying: Set[str],
     reference: Mapping[str, float],
-    initial: Mapping[str, str],
+    initial: Mapping[str, str] | None,
 ) -> list[Variable]:
     """What the attributes say of each variable: at every resolution the same, but for cell_methods."""
-    given = {"boundary_values": boundary_values, "reference": reference, "initial": initial}
+    given = {"boundary_values": boundary_values, "reference": reference, "initial": initial or {}}
     for option, about in given.items():
         if unknown := set(about) - {*inputs, *outputs}:
             raise InputError(
@@ -457,10 +475,15 @@ def _variables(
                     boundary_value=_difference(boundary_values.get(name), reference.get(name, 0.0)),
                     time=name in varying,
                     reference=reference.get(name, 0.0),
-                    initial_of=initial.get(name),
+                    initial_of=None if initial is None else initial.get(name, _unsaid(name, role, varying)),
                 )
             )
     return variables
+
+
+def _unsaid(name: str, role: str, varying: Set[str]) -> str | None:
+    """What it means that an input is not among those that are said to be initial fields: a parameter."""
+    return "" if role == "input" and varying and name not in varying else None
 
 
 def _difference(boundary: Boundary | None, reference: float) -> Boundary | None:

@@ -71,7 +71,7 @@ class Variable:
         the field's variation. Values, statistics and `boundary_value` are differences from it.
     initial_of : str, optional
         Of a steady input, the output that varies in time and starts from it. Times are predicted from it; a
-        step has the field itself, and is not given it.
+        step has the field itself, and is not given it. Empty, where somebody said that it is a parameter.
 
     Examples
     --------
@@ -95,6 +95,7 @@ class Variable:
             raise InputError(
                 f"variable {self.name!r}: reference={self.reference!r}; expected a finite number"
             )
+        object.__setattr__(self, "reference", float(self.reference))  # of numpy's types too, for JSON
         if self.role not in ("input", "output"):
             raise InputError(f"variable {self.name!r}: role={self.role!r}, expected 'input' or 'output'")
         if not self.long_name:
@@ -258,7 +259,7 @@ class Layout:
             variable.name for variable in self.variables if variable.time and variable.role == "output"
         ]
         for variable in self.variables:
-            if variable.initial_of is None:
+            if not variable.initial_of:
                 continue
             if variable.time or variable.role != "input":
                 raise InputError(
@@ -346,12 +347,13 @@ class Layout:
         chosen, about = held or {}, dict(coordinates or {})
         if not set(chosen) <= set(ordered):
             raise InputError(
-                "held: names a grid that is not among the grids of the store; add it to these, or leave it out"
+                "held: names a grid that is not among the grids of the store; add it there, or leave it out"
             )
         made = dict(derived or {})
         if not {*made, *(source for source, _ in made.values())} <= set(ordered):
             raise InputError(
-                "derived: names a grid that is not among the grids of the store; add it to these, or leave it out"
+                "derived: names a grid that is not among the grids of the store; add it there, or leave it "
+                "out"
             )
         return cls(
             grids=keyed,

@@ -14,6 +14,9 @@ from mano_op.data.moments import Moments
 # The part of a variable's own variation that rounding may lose.
 LARGEST_LOSS = 1e-3
 
+# Below it float32 has fewer digits, and none in the end.
+SMALLEST = float(np.finfo(np.float32).tiny)
+
 
 @dataclass(frozen=True)
 class Rounding:
@@ -56,12 +59,22 @@ class Rounding:
     @property
     def loss(self) -> float:
         """Loss in standard deviations; 0 of a constant, whose values may differ in their last digit."""
-        if not self.lost or not self.moments.count:
+        if not self.lost or self.is_constant:
             return 0.0
-        std = self.moments.std
-        if std <= 8 * np.finfo(np.float64).eps * abs(self.moments.mean):
-            return 0.0
-        return math.sqrt(self.lost / self.moments.count) / std
+        return math.sqrt(self.lost / self.moments.count) / self.moments.std
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether values are one number, but for the last digits of float64; so are none at all."""
+        if not self.moments.count:
+            return True
+        return bool(self.moments.std <= 8 * np.finfo(np.float64).eps * abs(self.moments.mean))
+
+    @property
+    def is_too_small(self) -> bool:
+        """Whether values that are not all the same lie below what float32 holds."""
+        low, high = self.moments.low, self.moments.high
+        return low < high and max(abs(low), abs(high)) < SMALLEST
 
     @property
     def reference(self) -> float:

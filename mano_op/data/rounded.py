@@ -64,6 +64,24 @@ def scatter_by_rounding(points: NDArray[Any]) -> float:
     return max((unit for unit in units if max(scatter, least) < unit <= spacing / 2), default=0.0)
 
 
+def coarse_unit(points: NDArray[Any]) -> float:
+    """The unit that explains how points scatter about uniform ones, but is too large to tell where they lie.
+
+    Examples
+    --------
+    >>> coarse_unit(np.round(np.arange(64) / 64, 2)), coarse_unit(np.cumsum(1.1 ** np.arange(16)))
+    (0.01, 0.0)
+    """
+    if len(points) < 3:
+        return 0.0
+    spacing = abs(float(points[-1]) - float(points[0])) / (len(points) - 1)
+    units = [_float_unit(points), _decimal_unit(points, 2 * spacing)]
+    return max(
+        (unit for unit in units if spacing / 2 < unit <= 2 * spacing and deviation(points) <= unit),
+        default=0.0,
+    )
+
+
 def unit_in_the_last_place(points: NDArray[Any]) -> float:
     """The distance of neighbouring numbers of the type of some points, at the largest of them.
 

@@ -47,8 +47,8 @@ def splits_held(fields: Mapping[Any, xr.Dataset], splits: Mapping[str, int]) -> 
             numbers[key] = _matched(key, labels, whole[0], fields)
     held = {}
     for key, data in fields.items():
-        found = numbers[key]
-        held[key] = _whole_splits(found, splits) if found is not None else []
+        row_numbers = numbers[key]
+        held[key] = _whole_splits(row_numbers, splits) if row_numbers is not None else []
         if not held[key]:
             n, told = data.sizes["sample"], "" if labels[key] is None else f", {_ends(labels[key])},"
             raise InputError(
@@ -57,7 +57,7 @@ def splits_held(fields: Mapping[Any, xr.Dataset], splits: Mapping[str, int]) -> 
                 "holds only some of them"
             )
         if "split" in data.coords:
-            expected = np.repeat(np.array(list(splits), dtype=object), list(splits.values()))[found]
+            expected = np.repeat(np.array(list(splits), dtype=object), list(splits.values()))[row_numbers]
             if not np.array_equal(data["split"].values.astype(object), expected):
                 raise InputError(
                     f"{key}: the coordinate 'split' says otherwise than splits={dict(splits)}: correct one, "
@@ -77,13 +77,13 @@ def check_distinct(where: str, labels: Sequence[tuple[str, pd.Index]], remedy: s
         Parts, such as files, and the labels of each, in their order.
     remedy : str
     """
-    every = labels[0][1].append([part for _, part in labels[1:]])
-    if not every.has_duplicates:
+    joined = labels[0][1].append([part for _, part in labels[1:]])
+    if not joined.has_duplicates:
         return
-    second = int(np.argmax(every.duplicated()))
-    first = int(np.argmax(every == every[second]))
+    second = int(np.argmax(joined.duplicated()))
+    first = int(np.argmax(joined == joined[second]))
     raise InputError(
-        f"{where}: {_place(labels, first)} and {_place(labels, second)} are both {_text(every[first])}; "
+        f"{where}: {_place(labels, first)} and {_place(labels, second)} are both {_text(joined[first])}; "
         f"expected each sample once: {remedy}"
     )
 
@@ -143,16 +143,16 @@ def _matched(
     key: Any, labels: Mapping[Any, pd.Index | None], whole: Any, fields: Mapping[Any, xr.Dataset]
 ) -> NDArray[np.int64]:
     """The numbers of the samples of a data set, by their labels in the one that has all samples."""
-    given, every = labels[key], labels[whole]
-    assert given is not None and every is not None
-    if len(given) == len(every) and _are_same_times(key, whole, fields):
+    given, expected = labels[key], labels[whole]
+    assert given is not None and expected is not None
+    if len(given) == len(expected) and _are_same_times(key, whole, fields):
         return np.arange(len(given))
-    numbers = every.get_indexer(given)
+    numbers = expected.get_indexer(given)
     if (missing := numbers < 0).any():
         first = int(np.argmax(missing))
         raise InputError(
             f"sample {first} at {key} is {_text(given[first])}, which no sample at {whole} is, "
-            f"{_ends(every)}; expected the same samples at all resolutions: label them alike, "
+            f"{_ends(expected)}; expected the same samples at all resolutions: label them alike, "
             "`data.assign_coords(sample=...)`"
         )
     if (np.diff(numbers) <= 0).any():
@@ -167,8 +167,8 @@ def _matched(
 
 def _are_same_times(key: Any, whole: Any, fields: Mapping[Any, xr.Dataset]) -> bool:
     """Whether labels that are dates or numbers are the same but for rounding."""
-    given, every = (fields[name]["sample"].variable for name in (key, whole))
-    if given.dtype.kind not in "Mmf" or every.dtype.kind not in "Mmf":
+    given, expected = (fields[name]["sample"].variable for name in (key, whole))
+    if given.dtype.kind not in "Mmf" or expected.dtype.kind not in "Mmf":
         return False
-    one, other = Times.of(key, given), Times.of(whole, every)
-    return one.measure == other.measure and bool(one.agrees_with(other).all())
+    ours, theirs = Times.of(key, given), Times.of(whole, expected)
+    return ours.measure == theirs.measure and bool(ours.agrees_with(theirs).all())

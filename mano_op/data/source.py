@@ -61,28 +61,28 @@ class SourceReader:
         Pieces have to be asked for in order: a chunk whose last row and last time have been read is gone.
         """
         boxes = {
-            (grid, name): (some, times if "time" in self._variables[grid, name].dims else slice(0, 1))
-            for grid, some in rows.items()
+            (grid, name): (span, times if "time" in self._variables[grid, name].dims else slice(0, 1))
+            for grid, span in rows.items()
             for name in names
         }
         parts = {place: self._parts(place, box) for place, box in boxes.items()}
         needed = {
-            _key(place, part): self._chunk(place, part)
-            for place, found in parts.items()
-            for part in found
-            if _key(place, part) not in self._kept
+            _key(place, chunk): self._chunk(place, chunk)
+            for place, chunks in parts.items()
+            for chunk in chunks
+            if _key(place, chunk) not in self._kept
         }
         # In one go, so that what chunks have in common is computed once.
         read = compute(*(chunk.data for chunk in needed.values()), scheduler=self._scheduler)
         self._kept |= {place: np.asarray(values) for place, values in zip(needed, read, strict=True)}
         values: dict[Grid, dict[str, NDArray[Any]]] = {grid: {} for grid in rows}
-        for (grid, name), found in parts.items():
-            values[grid][name] = self._joined((grid, name), boxes[grid, name], found)
-        for (grid, name), found in parts.items():
-            some, until = boxes[grid, name]
-            for part in found:
-                if part[0].stop <= some.stop and part[1].stop <= until.stop:
-                    del self._kept[_key((grid, name), part)]
+        for (grid, name), chunks in parts.items():
+            values[grid][name] = self._joined((grid, name), boxes[grid, name], chunks)
+        for (grid, name), chunks in parts.items():
+            span, until = boxes[grid, name]
+            for chunk in chunks:
+                if chunk[0].stop <= span.stop and chunk[1].stop <= until.stop:
+                    del self._kept[_key((grid, name), chunk)]
         return values
 
     def _parts(self, place: tuple[Grid, str], box: _Box) -> list[_Box]:
@@ -98,7 +98,7 @@ class SourceReader:
         """A chunk of a variable, not read yet where it is behind dask."""
         variable = self._variables[place]
         wanted = dict(zip(("sample", "time"), box, strict=True))
-        return variable.isel({dim: some for dim, some in wanted.items() if dim in variable.dims})
+        return variable.isel({dim: span for dim, span in wanted.items() if dim in variable.dims})
 
     def _joined(self, place: tuple[Grid, str], box: _Box, parts: Sequence[_Box]) -> NDArray[Any]:
         """Rows and times of a variable, out of the chunks that hold them; of a single one as a view."""
@@ -113,7 +113,7 @@ class SourceReader:
             if len(parts) == 1:
                 return chunk[inside]
             if out is None:
-                sizes = [some.stop - some.start for some in box][:dims]
+                sizes = [span.stop - span.start for span in box][:dims]
                 out = np.empty((*sizes, *chunk.shape[dims:]), dtype=chunk.dtype)
             out[tuple(_shifted(a, b) for a, b in zip(common, box, strict=True))[:dims]] = chunk[inside]
         assert out is not None
@@ -173,12 +173,14 @@ def blocks_of(layout: Layout, sources: Mapping[str, xr.Dataset], names: Sequence
     >>> blocks_of(layout, {"r4": data}, ["u"])
     [slice(0, 12, None)]
     """
-    found = {key: [edges(data[name].variable, "sample") for name in names] for key, data in sources.items()}
-    ends = {key: [set(some) for some in lists if some is not None] for key, lists in found.items()}
+    edges_of = {
+        key: [edges(data[name].variable, "sample") for name in names] for key, data in sources.items()
+    }
+    ends = {key: [set(bounds) for bounds in lists if bounds is not None] for key, lists in edges_of.items()}
     blocks, start = [], 0
     for chunk in layout.chunks:
         rows = {key: layout.rows_of(key, slice(0, chunk.stop)).stop for key in sources}
-        if all(rows[key] in some for key, lists in ends.items() for some in lists):
+        if all(rows[key] in bounds for key, lists in ends.items() for bounds in lists):
             blocks.append(slice(start, chunk.stop))
             start = chunk.stop
     return blocks
@@ -188,5 +190,5 @@ def _key(place: tuple[Grid, str], part: _Box) -> _Key:
     return (*place, part[0].start, part[1].start)
 
 
-def _shifted(some: slice, origin: slice) -> slice:
-    return slice(some.start - origin.start, some.stop - origin.start)
+def _shifted(span: slice, origin: slice) -> slice:
+    return slice(span.start - origin.start, span.stop - origin.start)

@@ -24,7 +24,7 @@ from zarr.errors import ZarrUserWarning
 
 from mano_op.data.layout import Layout, Levels, Resolution, Variable
 from mano_op.data.moments import Moments
-from mano_op.data.precision import LARGEST_LOSS, Rounding
+from mano_op.data.precision import LARGEST_LOSS, SMALLEST, Rounding
 from mano_op.data.schema import (
     DAMAGED,
     ROUNDING,
@@ -485,6 +485,18 @@ class FieldStore:
         for i, key in enumerate(self.grids if len(rows) else ()):
             for j, variable in enumerate(self.variables):
                 rounding = sum(map(Rounding.from_row, rows[:, i, j]), Rounding())
+                if rounding.is_too_small:
+                    raise InputError(
+                        f"{self.path}, {key}/{variable.name}: values from {rounding.moments.low:g} to "
+                        f"{rounding.moments.high:g}, below what float32 holds, {SMALLEST:.1e}: give the "
+                        "variable in a smaller unit"
+                    )
+                if variable.reference and rounding.moments.count and rounding.is_constant:
+                    raise InputError(
+                        f"{self.path}, {key}/{variable.name}: does not vary beside "
+                        f"reference={{{variable.name!r}: {variable.reference!r}}}; expected a constant near "
+                        "the variable's mean, or none for one that is constant: leave reference out"
+                    )
                 if rounding.loss > LARGEST_LOSS:
                     mean, std = rounding.moments.mean, rounding.moments.std
                     constant = variable.reference + rounding.reference

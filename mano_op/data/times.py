@@ -90,9 +90,11 @@ class Times:
         units = str(times.attrs.get("units", ""))
         if times.dtype.kind in "iuf" and " since " in units:
             times = _decoded(where, times)
+        if times.dtype.kind in "mM":  # whose units are their own, whatever an attribute says
+            times = xr.Variable(times.dims, times.values, encoding=times.encoding)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the units of a file do not fit any more: others are taken
-            encoded = xr.conventions.encode_cf_variable(times)
+            encoded = xr.conventions.encode_cf_variable(times) if isinstance(times.dtype, np.dtype) else times
         if encoded.dtype.kind not in "iuf":
             raise InputError(
                 f"{where}: times of type {encoded.dtype}; expected numbers, dates or durations: convert "
@@ -131,40 +133,41 @@ def times_of(fields: Mapping[Any, xr.Dataset]) -> tuple[list[float], str]:
     InputError
         If a data set has no times, or the times of two differ: the first that does, with both values.
     """
-    found: dict[Any, Times] = {}
+    times_at: dict[Any, Times] = {}
     for resolution, data in fields.items():
         if "time" not in data.coords:
             raise InputError(
                 f"{resolution}: dimension 'time' has no coordinate; assign the times: "
                 f"`data.assign_coords(time=...)`, {data.sizes['time']} of them"
             )
-        found[resolution] = Times.of(resolution, data["time"].variable)
-    first, *others = found
+        times_at[resolution] = Times.of(resolution, data["time"].variable)
+    first, *others = times_at
     for other in others:
-        if difference := difference_of(found, first, other):
+        if difference := difference_of(times_at, first, other):
             raise InputError(
                 f"the times differ between resolutions: {difference}. Keep those that all have: "
                 "`write_fields(path, common_times(fields), ...)`, from mano_op.data.times"
             )
-    best = min(found.values(), key=lambda times: times.rounding)
+    best = min(times_at.values(), key=lambda times: times.rounding)
     return best.numbers.tolist(), best.units
 
 
-def difference_of(found: Mapping[Any, Times], first: Any, other: Any) -> str | None:
+def difference_of(times_at: Mapping[Any, Times], first: Any, other: Any) -> str | None:
     """The first times of two data sets that are not the same, in words; None if all are."""
-    one, two = found[first], found[other]
-    if one.measure != two.measure:
-        return f"{first} has {one.measure} and {other} {two.measure}, {one.text(0)} and {two.text(0)} first"
-    n = min(len(one.seconds), len(two.seconds))
-    same = _cut(one, n).agrees_with(_cut(two, n))
-    if same.all() and len(one.seconds) == len(two.seconds):
+    ours, theirs = times_at[first], times_at[other]
+    if ours.measure != theirs.measure:
+        kinds = f"{first} has {ours.measure} and {other} {theirs.measure}"
+        return f"{kinds}, {ours.text(0)} and {theirs.text(0)} first"
+    n = min(len(ours.seconds), len(theirs.seconds))
+    same = _cut(ours, n).agrees_with(_cut(theirs, n))
+    if same.all() and len(ours.seconds) == len(theirs.seconds):
         return None
-    sizes = f"{first} has {len(one.seconds)} and {other} {len(two.seconds)}"
+    sizes = f"{first} has {len(ours.seconds)} and {other} {len(theirs.seconds)}"
     if same.all():
-        longer, times = (first, one) if len(one.seconds) > n else (other, two)
+        longer, times = (first, ours) if len(ours.seconds) > n else (other, theirs)
         return f"{sizes}, and {times.text(n)} is at {longer} alone"
     i = int(np.argmin(same))
-    return f"{sizes}; time {i} is {one.text(i)} at {first} and {two.text(i)} at {other}"
+    return f"{sizes}; time {i} is {ours.text(i)} at {first} and {theirs.text(i)} at {other}"
 
 
 def common_times(fields: Mapping[_Key, xr.Dataset]) -> dict[_Key, xr.Dataset]:
@@ -187,15 +190,15 @@ def common_times(fields: Mapping[_Key, xr.Dataset]) -> dict[_Key, xr.Dataset]:
     >>> {n: data["time"].size for n, data in common_times({32: fine, 16: coarse}).items()}
     {32: 2, 16: 2}
     """
-    found = {key: Times.of(key, data["time"].variable) for key, data in fields.items()}
-    if len({times.measure for times in found.values()}) > 1:
-        measures = "; ".join(f"{key} has {times.measure}" for key, times in found.items())
+    times_at = {key: Times.of(key, data["time"].variable) for key, data in fields.items()}
+    if len({times.measure for times in times_at.values()}) > 1:
+        measures = "; ".join(f"{key} has {times.measure}" for key, times in times_at.items())
         raise InputError(f"times that cannot be compared: {measures}. Convert them to one kind and unit")
-    first = min(found.values(), key=lambda times: len(times.seconds))
-    kept = {key: _nearest(times, first) for key, times in found.items()}
+    first = min(times_at.values(), key=lambda times: len(times.seconds))
+    kept = {key: _nearest(times, first) for key, times in times_at.items()}
     shared = np.logical_and.reduce([near >= 0 for near in kept.values()])
     if not shared.any():
-        firsts = "; ".join(f"{key} has {times.text(0)} first" for key, times in found.items())
+        firsts = "; ".join(f"{key} has {times.text(0)} first" for key, times in times_at.items())
         raise InputError(f"no time is at all resolutions: {firsts}. Count them from one origin, in one unit")
     return {key: data.isel(time=kept[key][shared]) for key, data in fields.items()}
 

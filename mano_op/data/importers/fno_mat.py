@@ -148,8 +148,10 @@ def _read(stack: ExitStack, path: Path, known: _Kind) -> dict[str, Any]:
     try:
         listed = [name for name, _, _ in scipy.io.whosmat(path)]
         content = scipy.io.loadmat(path, variable_names=wanted)
-    except (ValueError, NotImplementedError, OSError, TypeError, KeyError) as error:
-        raise InputError(f"{path} is no MATLAB file that can be read: {error}") from error
+    except Exception as error:  # whatever scipy meets damage with
+        raise InputError(
+            f"{path} is no MATLAB file that can be read ({error}); restore it, or give another"
+        ) from error
     _check_names(path, wanted, listed)
     for name in wanted:
         if not isinstance(content[name], np.ndarray) or content[name].dtype.kind not in "biuf":

@@ -66,7 +66,9 @@ def open_hdf5(stack: ExitStack, path: Path) -> h5py.File:
     try:
         return stack.enter_context(h5py.File(path, "r"))
     except OSError as error:
-        raise InputError(f"{path} is no HDF5 file, or is damaged: {error}") from error
+        raise InputError(
+            f"{path} is no HDF5 file, or is damaged ({error}); restore it, or give another"
+        ) from error
 
 
 def dataset(file: h5py.File | h5py.Group, name: str) -> h5py.Dataset:

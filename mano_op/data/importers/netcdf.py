@@ -209,6 +209,8 @@ def _check_alike(parts: Mapping[str, xr.Dataset], file: str, sample: str) -> Non
             raise InputError(
                 f"{file} has {one.sizes.get(dim)} points along {dim}, {first} has {size}; {remedy}"
             )
+    if unknown := [name for name in one.coords if name in expected.dims and name not in expected.variables]:
+        raise InputError(f"{file} has the coordinate {unknown[0]}, {first} has none; {remedy}")
     for name in expected.variables:
         if name not in one.variables:
             raise InputError(f"{file} has no coordinate {name}, {first} has one; {remedy}")
