@@ -77,6 +77,7 @@ def swin_state(
     depths: Sequence[int] = (2, 2),
     n_heads: Sequence[int] = (2, 4),
     window: int = 4,
+    pretrained_window: Sequence[int] = (0, 0),
     image_size: int = 32,
     input_size: Sequence[int] | None = None,
     patch_size: int = 4,
@@ -98,6 +99,7 @@ def swin_state(
         "depths": list(depths),
         "n_heads": list(n_heads),
         "window": window,
+        "pretrained_window": list(pretrained_window) if any(pretrained_window) else [0] * len(depths),
         "image_size": image_size,
         "input_size": list(input_size or (image_size, image_size)),
         "patch_size": patch_size,
@@ -174,6 +176,7 @@ def _timm(options: dict[str, Any]) -> nn.Module:
         depths=options["depths"],
         num_heads=options["n_heads"],
         window_size=options["window"],
+        pretrained_window_sizes=options["pretrained_window"],
     )
 
 
@@ -204,6 +207,7 @@ def _transformers(options: dict[str, Any]) -> nn.Module:
             depths=options["depths"],
             num_heads=options["n_heads"],
             window_size=options["window"],
+            pretrained_window_sizes=options["pretrained_window"],
             num_labels=options["n_classes"],
         )
     )

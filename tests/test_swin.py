@@ -15,7 +15,9 @@ from mano_op.weights import write_weights
 def started(layout, config=SMALL, **options):
     source = swin_state(layout, **config)
     window = None if layout == "torchvision" else config["window"]
-    model = from_swin_v2(source.state, window=window, image_size=config["image_size"], **options)
+    model = from_swin_v2(
+        source.state, window=window, pretrained_window=0, image_size=config["image_size"], **options
+    )
     return source, model.double().eval()
 
 
@@ -34,7 +36,7 @@ def test_it_begins_as_swin(layout, config, n_levels):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_published_shape_in_single_precision(layout):
     source = swin_state(layout, **TINY)
-    model = from_swin_v2(source.state, window=8).eval()
+    model = from_swin_v2(source.state, window=8, pretrained_window=0).eval()
     with torch.no_grad():
         logits = model(source.images)
     assert logits.abs().max() > 1
@@ -108,7 +110,10 @@ def equal(one, other):
 def test_what_stands_before_the_names_is_left_out(layout, prefix):
     source, _ = started(layout)
     state = {prefix + name: t for name, t in source.state.items()}
-    assert equal(from_swin_v2(state, window=4), from_swin_v2(source.state, window=4))
+    assert equal(
+        from_swin_v2(state, window=4, pretrained_window=0),
+        from_swin_v2(source.state, window=4, pretrained_window=0),
+    )
 
 
 def test_the_authors_own_layout():
@@ -121,16 +126,19 @@ def test_the_authors_own_layout():
 
     state = {earlier(name).replace("head.fc.", "head."): t for name, t in source.state.items()}
     state["layers.0.blocks.1.attn_mask"] = torch.zeros(1)
-    assert equal(from_swin_v2(state, window=4), from_swin_v2(source.state, window=4))
+    assert equal(
+        from_swin_v2(state, window=4, pretrained_window=0),
+        from_swin_v2(source.state, window=4, pretrained_window=0),
+    )
 
 
 def test_weights_come_from_files(tmp_path):
     source, _ = started("timm")
-    expected = from_swin_v2(source.state, window=4)
+    expected = from_swin_v2(source.state, window=4, pretrained_window=0)
     write_weights(tmp_path / "swin.safetensors", source.state)
     torch.save({"model": source.state}, tmp_path / "swin.pth")
     for name in ("swin.safetensors", "swin.pth"):
-        assert equal(from_swin_v2(tmp_path / name, window=4), expected)
+        assert equal(from_swin_v2(tmp_path / name, window=4, pretrained_window=0), expected)
 
 
 def test_a_file_of_code_is_not_run(tmp_path):
@@ -140,25 +148,25 @@ def test_a_file_of_code_is_not_run(tmp_path):
 
     torch.save({"model": Code()}, tmp_path / "swin.pth")
     with pytest.raises(InputError, match=r"swin\.pth"):
-        from_swin_v2(tmp_path / "swin.pth", window=4)
+        from_swin_v2(tmp_path / "swin.pth", window=4, pretrained_window=0)
 
 
 def test_a_new_head_for_other_classes():
     source, _ = started("timm")
     torch.manual_seed(0)
-    model = from_swin_v2(source.state, window=4, n_classes=7)
+    model = from_swin_v2(source.state, window=4, pretrained_window=0, n_classes=7)
     assert model.head.weight.shape == (7, 32) and model.head.weight.std() < 0.03
     backbone = {name: t for name, t in source.state.items() if not name.startswith("head.")}
-    headless = from_swin_v2(backbone, window=4, n_classes=7)
+    headless = from_swin_v2(backbone, window=4, pretrained_window=0, n_classes=7)
     images = source.images
     assert torch.equal(headless.forward_features(images)[-1], model.forward_features(images)[-1])
     with pytest.raises(InputError, match="these weights have no head, and n_classes is None"):
-        from_swin_v2(backbone, window=4)
+        from_swin_v2(backbone, window=4, pretrained_window=0)
 
 
 def test_the_head_stays_where_the_classes_are_as_many():
     source, _ = started("timm")
-    model = from_swin_v2(source.state, window=4, n_classes=10)
+    model = from_swin_v2(source.state, window=4, pretrained_window=0, n_classes=10)
     assert torch.equal(model.head.weight, source.state["head.fc.weight"])
 
 
@@ -193,7 +201,7 @@ def test_other_weights_are_refused(change, message):
     state = dict(source.state)
     change(state)
     with pytest.raises(InputError, match=message):
-        from_swin_v2(state, window=4)
+        from_swin_v2(state, window=4, pretrained_window=0)
 
 
 @pytest.mark.parametrize("layout", ["timm", "transformers"])
@@ -210,14 +218,14 @@ def test_it_begins_as_a_classifier_of_the_registry():
     model, images = from_swin_v2(swin.state_dict(), image_size=32), torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(model.eval()(images), swin.eval()(images), rtol=1e-4, atol=1e-5)
     with pytest.raises(InputError, match="window=9, but these weights are of windows of 4: leave it out"):
-        from_swin_v2(swin.state_dict(), window=9)
+        from_swin_v2(swin.state_dict(), window=9, pretrained_window=0)
 
 
 def test_what_is_no_swin_is_refused():
     with pytest.raises(InputError, match="weights=Linear, expected a state dict or a file"):
-        from_swin_v2(torch.nn.Linear(1, 1), window=4)
+        from_swin_v2(torch.nn.Linear(1, 1), window=4, pretrained_window=0)
     with pytest.raises(InputError, match=r"a state dict with bias, weight, \.\.\. is in no known layout"):
-        from_swin_v2({"weight": torch.zeros(1), "bias": torch.zeros(1)}, window=8)
+        from_swin_v2({"weight": torch.zeros(1), "bias": torch.zeros(1)}, window=8, pretrained_window=0)
 
 
 def test_windows_are_known_or_asked_for():
@@ -226,12 +234,59 @@ def test_windows_are_known_or_asked_for():
         from_swin_v2(source.state)
     source, _ = started("torchvision")
     with pytest.raises(InputError, match="window=8, but these weights are of windows of 4"):
-        from_swin_v2(source.state, window=8)
+        from_swin_v2(source.state, window=8, pretrained_window=0)
     for table in (torch.zeros(3), torch.zeros(1, 0, 0, 2)):
         with pytest.raises(InputError, match="the table of offsets has the shape"):
             from_swin_v2({**source.state, "features.1.0.attn.relative_coords_table": table})
-    enlarged = dict(source.state)
+    odd = dict(source.state)
     name = "features.1.0.attn.relative_coords_table"
-    enlarged[name] = enlarged[name] * 1.1
-    with pytest.raises(InputError, match="their windows were enlarged after training"):
-        from_swin_v2(enlarged)
+    odd[name] = odd[name] * 1.03
+    with pytest.raises(InputError, match="which no window of a Swin-V2 gives"):
+        from_swin_v2(odd)
+
+
+@pytest.mark.parametrize("pretrained", [(4, 4), (6, 6), (6, 3), (6, 0)])
+@pytest.mark.parametrize("layout", ["timm", "transformers"])
+def test_enlarged_windows_count_offsets_in_those_of_the_training(layout, pretrained):
+    source = swin_state(layout, window=8, image_size=64, pretrained_window=pretrained)
+    model = from_swin_v2(source.state, window=8, pretrained_window=pretrained, image_size=64).double().eval()
+    with torch.no_grad():
+        logits = model(source.images.double())
+    torch.testing.assert_close(logits, source.logits, rtol=1e-5, atol=1e-6)
+    plain = from_swin_v2(source.state, window=8, pretrained_window=0, image_size=64).double().eval()
+    with torch.no_grad():
+        off = (plain(source.images.double()) - source.logits).norm() / source.logits.norm()
+    assert off > 1e-4
+
+
+@pytest.mark.parametrize("layout", ["timm", "transformers"])
+def test_windows_of_the_training_are_asked_for_where_weights_do_not_say_them(layout):
+    source, _ = started(layout)
+    with pytest.raises(
+        InputError, match=r"pretrained_window=None, .*give pretrained_window=0 if they were not"
+    ):
+        from_swin_v2(source.state, window=4)
+    with pytest.raises(
+        InputError, match=r"bias_window=\[6\], expected one number, or one for each of 2 stages"
+    ):
+        from_swin_v2(source.state, window=4, pretrained_window=(6,))
+
+
+def test_tables_of_offsets_say_the_windows_of_the_training():
+    """Those of timm's and the authors' files, with the offsets of each window of the training."""
+    source = swin_state("timm", window=8, image_size=64, pretrained_window=(6, 3))
+    offsets = torch.arange(-7.0, 8.0)
+    state = dict(source.state)
+    for stage, size in enumerate((6, 3)):
+        scaled = 8 * offsets / (size - 1)
+        table = torch.stack(torch.meshgrid(*[scaled.sign() * scaled.abs().log1p()] * 2, indexing="ij"), -1)
+        table = table / torch.log(torch.tensor(8.0))
+        for block in range(2):
+            state[f"layers.{stage}.blocks.{block}.attn.relative_coords_table"] = table[None]
+    model = from_swin_v2(state, image_size=64).double().eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(source.images.double()), source.logits, rtol=1e-5, atol=1e-6)
+    with pytest.raises(
+        InputError, match=r"pretrained_window=0, but these weights count .* \[6, 3\]: leave it out"
+    ):
+        from_swin_v2(state, image_size=64, pretrained_window=0)

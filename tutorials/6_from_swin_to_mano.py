@@ -70,7 +70,7 @@ print(evaluate_classifier(swin, first, progress=False).table())
 #
 # `from_swin_v2` takes a state dict, or a `.safetensors` file, in the layout of timm, torchvision or
 # transformers. With published weights it is
-# `from_swin_v2("swinv2_tiny_window8_256.safetensors", window=8, n_classes=37)`, and images are normalised as
+# `from_swin_v2("swinv2_tiny_window8_256.safetensors", window=8, pretrained_window=0, n_classes=37)`, and images are normalised as
 # they were for it, `train_classifier(..., normalise="imagenet")`.
 #
 # Each stage gets as many levels as it takes for one window to cover the image: two in the first, and in the
@@ -78,7 +78,7 @@ print(evaluate_classifier(swin, first, progress=False).table())
 # what Swin says.
 
 # %%
-start = from_swin_v2(swin.model.state_dict(), window=4, image_size=8)
+start = from_swin_v2(swin.model.state_dict(), window=4, pretrained_window=0, image_size=8)
 images = torch.stack([first["test"][i]["x"] for i in range(len(first["test"]))])
 normal = (images - swin.processor.mean.view(-1, 1, 1)) / swin.processor.std.view(-1, 1, 1)
 with torch.no_grad():

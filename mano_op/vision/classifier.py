@@ -81,6 +81,9 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         LayerNorms on what is taken in (`mano_op.models.block.Block`).
     mlp_ratio : float
         Hidden width of the MLPs over their features.
+    bias_window : int or sequence of int, optional
+        Points that the position bias of "swin" blocks counts offsets in, one number or one for each stage,
+        where weights were trained with smaller windows; `window`, cut to the stage, for 0 or if not given.
     drop_path : float
         Stochastic depth of the last block, in [0, 1); it grows linearly from the first block, which has none.
         Of "swin" blocks.
@@ -145,6 +148,7 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         shifted: bool = True,
         blocks: Literal["swin", "operator"] = "swin",
         mlp_ratio: float = 4.0,
+        bias_window: int | Sequence[int] | None = None,
         drop_path: float = 0.0,
         positional_embedding: Literal["grid"] | None = None,
         anchored: bool = False,
@@ -178,18 +182,19 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         self.feature_strides = tuple(patch_size * 2**i for i in range(len(depths)))
         grids = [tuple(-(-n // stride) for n in size) for stride in self.feature_strides]
         levels = _levels(n_levels, grids, window)
+        counted = _bias_windows(bias_window, grids, window, blocks)
 
         coordinates = 0 if positional_embedding is None else 2
         self.patches = PatchEmbedding(in_channels + coordinates, embed_dim, patch_size)
         self.stages = nn.ModuleList()
         self.merging = nn.ModuleList(PatchMerging(channels) for channels in self.feature_channels[:-1])
-        each = zip(self.feature_channels, depths, n_heads, levels, grids, strict=True)
-        for channels, depth, heads, n, grid in each:
+        each = zip(self.feature_channels, depths, n_heads, levels, counted, strict=True)
+        for channels, depth, heads, n, counts in each:
             hidden = width(channels, mlp_ratio=mlp_ratio)
             stage = nn.ModuleList()
             for i in range(depth):
                 shift = window // 2 if shifted and i % 2 else 0
-                attention = _attention(blocks, channels, heads, window, halo, shift, n, grid)
+                attention = _attention(blocks, channels, heads, window, halo, shift, n, counts)
                 norm = blocks == "operator"
                 mlp = Mlp(channels, hidden, channels, norm=norm, non_linearity="gelu")
                 stage.append(Block(attention, mlp) if norm else SwinBlock(attention, mlp, drops.pop(0)))
@@ -329,17 +334,34 @@ def _attention(
     halo: int,
     shift: int,
     n_levels: int,
-    grid: Sequence[int],
+    bias_window: tuple[int, ...],
 ) -> MultipoleAttention:
-    """The attention of a block, in a stage of some grid."""
+    """The attention of a block, whose position bias counts in a window of some points along each side."""
     options: dict[str, Any] = {"window": window, "halo": halo, "shift": shift, "n_levels": n_levels}
     if blocks == "operator":
         return MultipoleAttention(channels, heads, **options, registration="cell")
     layer = MultipoleAttention.swin(channels, heads, **options)
-    # Swin cuts the window to the stage, and counts offsets in that.
-    counted = tuple(min(window, n) for n in grid)
-    cast(SwinPositionBias, cast(WindowAttention, layer.attention[0]).bias).window = counted
+    cast(SwinPositionBias, cast(WindowAttention, layer.attention[0]).bias).window = bias_window
     return layer
+
+
+def _bias_windows(
+    bias_window: int | Sequence[int] | None, grids: Sequence[tuple[int, ...]], window: int, blocks: str
+) -> list[tuple[int, ...]]:
+    """The window, along each side, that the position bias of each stage counts in."""
+    if bias_window is not None and blocks != "swin":
+        raise InputError(f"bias_window={bias_window!r} with blocks={blocks!r}, which have none: leave it out")
+    sizes = list(bias_window) if isinstance(bias_window, Sequence) else [bias_window or 0] * len(grids)
+    if len(sizes) != len(grids):
+        raise InputError(
+            f"bias_window={bias_window!r}, expected one number, or one for each of {len(grids)} stages"
+        )
+    check_whole(at_least=0, **{f"bias_window[{i}]": size for i, size in enumerate(sizes)})
+    # Swin cuts the window to the stage, and counts offsets in that.
+    return [
+        (size,) * len(grid) if size else tuple(min(window, n) for n in grid)
+        for size, grid in zip(sizes, grids, strict=True)
+    ]
 
 
 def _levels(n_levels: int | Sequence[int] | None, grids: Sequence[tuple[int, ...]], window: int) -> list[int]:

@@ -20,7 +20,6 @@ learns what to take from them.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -43,6 +42,7 @@ def from_swin_v2(
     weights: Mapping[str, Tensor] | str | Path,
     *,
     window: int | None = None,
+    pretrained_window: int | Sequence[int] | None = None,
     image_size: int | Sequence[int] = 256,
     n_levels: int | Sequence[int] | None = None,
     n_classes: int | None = None,
@@ -58,6 +58,10 @@ def from_swin_v2(
     window : int, optional
         Points along each side of its windows. Torchvision's weights say it; for others give the number after
         "window" in the name of the model.
+    pretrained_window : int or sequence of int, optional
+        Windows of the training that the position bias counts in, one number or one for each stage, where the
+        model's were enlarged after it: ``(12, 12, 12, 6)`` for "window12to16"; 0 where they were not.
+        Weights with tables of offsets, such as torchvision's, say it; of others it is asked.
     image_size : int or sequence of int
         Pixels along the sides of the images that levels are laid out for.
     n_levels : int or sequence of int, optional
@@ -80,15 +84,13 @@ def from_swin_v2(
     Notes
     -----
     The two agree where the points of each stage are a multiple of the window; see `MANOClassifier`. Images
-    have to be normalised as for Swin: ``normalise="imagenet"`` with published weights. Models whose windows
-    were enlarged after training ("window12to16") count their position bias in windows of the training, and
-    are refused where their weights show it.
+    have to be normalised as for Swin: ``normalise="imagenet"`` with published weights.
 
     Freezing the backbone trains the head alone: ``train_classifier(..., freeze="backbone")``.
 
     Examples
     --------
-    >>> model = from_swin_v2("swinv2.safetensors", window=8)
+    >>> model = from_swin_v2("swinv2.safetensors", window=8, pretrained_window=0)
     Traceback (most recent call last):
     ...
     mano_op.errors.InputError: swinv2.safetensors does not exist: give the file of a Swin-V2's weights, or its
@@ -100,7 +102,7 @@ def from_swin_v2(
         )
     found = _read(weights) if isinstance(weights, str | Path) else dict(weights)
     named = _common(found)
-    options = _options(named, found, window)
+    options = _options(named, found, window, pretrained_window)
     head = named.get("head.weight")
     if head is not None and head.ndim != 2:
         raise InputError(f"the head's weight has the shape {tuple(head.shape)}, expected (classes, channels)")
@@ -288,7 +290,12 @@ def _of_transformers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
-def _options(named: Mapping[str, Tensor], weights: Mapping[str, Any], window: int | None) -> dict[str, Any]:
+def _options(
+    named: Mapping[str, Tensor],
+    weights: Mapping[str, Any],
+    window: int | None,
+    pretrained_window: int | Sequence[int] | None,
+) -> dict[str, Any]:
     """The options that weights say."""
 
     def count(of: Callable[[int], str]) -> int:
@@ -310,53 +317,82 @@ def _options(named: Mapping[str, Tensor], weights: Mapping[str, Any], window: in
         raise InputError(f"the patches' weight has the shape {project}, expected (channels, in, p, p)")
     if len(hidden) != 2 or 0 in hidden:
         raise InputError(f"an MLP's first weight has the shape {hidden}, expected (hidden, channels)")
+    side, counted = _windows(weights, window, pretrained_window)
     return {
         "in_channels": project[1],
         "patch_size": project[2],
         "embed_dim": project[0],
         "depths": depths,
         "n_heads": [shape(f"stages.{i}.0.attention.attention.0.logit_scale")[0] for i in range(n_stages)],
-        "window": _window(weights, window),
+        "window": side,
+        "bias_window": counted,
         "mlp_ratio": hidden[0] / hidden[1],
     }
 
 
-def _window(weights: Mapping[str, Any], given: int | None) -> int:
-    """The window that weights say, if they do, or the one that is given."""
-    tables = [t for name, t in weights.items() if name.endswith("relative_coords_table")]
+def _windows(
+    weights: Mapping[str, Any], window: int | None, pretrained: int | Sequence[int] | None
+) -> tuple[int, int | list[int] | None]:
+    """The window, and those that position biases count in: as weights say, if they do, or as is given."""
+    tables = {name: t for name, t in weights.items() if name.endswith("relative_coords_table")}
     options = weights.get("_metadata")
-    if not tables and isinstance(options, Mapping) and isinstance(options.get("window"), int):
-        side = options["window"]  # of a model of neuraloperator's registry
-    elif not tables:
-        if given is None:
+    if tables:
+        side, counted = _windows_of_tables(tables)
+    elif isinstance(options, Mapping) and isinstance(options.get("window"), int):
+        side, counted = (
+            options["window"],
+            options.get("bias_window"),
+        )  # of a model of neuraloperator's registry
+    else:
+        if window is None:
             raise InputError(
                 "window=None, and these weights do not say how large their windows are: give the number "
                 "after 'window' in the name of the model, window=8"
             )
-        return given
-    else:
-        side = _side_of(tables[0])
-    if given is not None and given != side:
-        raise InputError(f"window={given}, but these weights are of windows of {side}: leave it out")
-    return side
+        if pretrained is None:
+            raise InputError(
+                "pretrained_window=None, and these weights do not say whether their windows were enlarged "
+                "after training: give pretrained_window=0 if they were not, or those of the training for "
+                "each stage, pretrained_window=(12, 12, 12, 6) for 'window12to16'"
+            )
+        return window, list(pretrained) if isinstance(pretrained, Sequence) else pretrained
+    if window is not None and window != side:
+        raise InputError(f"window={window}, but these weights are of windows of {side}: leave it out")
+    given = list(pretrained) if isinstance(pretrained, Sequence) else pretrained
+    if given is not None and (given or None) != (counted or None):
+        raise InputError(
+            f"pretrained_window={pretrained}, but these weights count offsets in windows of "
+            f"{counted or side}: leave it out"
+        )
+    return side, counted
 
 
-def _side_of(table: Tensor) -> int:
-    """The window that a table of offsets, ``(1, 2 w - 1, 2 w - 1, 2)``, is of."""
-    if table.ndim != 4 or table.numel() == 0:
-        raise InputError(
-            f"the table of offsets has the shape {tuple(table.shape)}, expected (1, 2 w - 1, 2 w - 1, 2): "
-            "give the weights as they were saved"
-        )
-    side = (table.shape[1] + 1) // 2
-    outermost = float(table.max())
-    expected = math.log(9) / math.log(8)
-    if side > 1 and abs(outermost - expected) > 1e-4:
-        raise InputError(
-            f"the offsets of these weights' position bias reach {outermost:.4f}, expected {expected:.4f}: "
-            "their windows were enlarged after training; start from the weights before"
-        )
-    return side
+def _windows_of_tables(tables: Mapping[str, Tensor]) -> tuple[int, list[int] | None]:
+    r"""The window of tables of offsets, ``(1, 2 w - 1, 2 w - 1, 2)``, and those that each stage counts in.
+
+    The outermost offset is :math:`\log_8 (1 + 8 (w - 1) / (p - 1))`, with p the window that is counted in.
+    """
+    sides, counted = [], {}
+    for name, table in tables.items():
+        if table.ndim != 4 or table.numel() == 0:
+            raise InputError(
+                f"the table of offsets has the shape {tuple(table.shape)}, expected (1, 2 w - 1, 2 w - 1, "
+                "2): give the weights as they were saved"
+            )
+        side = (table.shape[1] + 1) // 2
+        outermost = 8.0 ** float(table.max()) - 1
+        size = 1 + 8 * (side - 1) / outermost if outermost > 0 else float(side)
+        if abs(size - round(size)) > 1e-3:
+            raise InputError(
+                f"{name}: offsets reach {float(table.max()):.4f}, which no window of a Swin-V2 gives: give "
+                "the weights as they were saved"
+            )
+        sides.append(side)
+        stage = int(re.findall(r"\d+", name)[0])
+        counted[stage] = 0 if round(size) == side else round(size)
+    largest = max(sides)
+    sizes = [counted[stage] for stage in sorted(counted)]
+    return largest, sizes if any(sizes) else None
 
 
 def _is_new(name: str, fresh: bool) -> bool:
