@@ -1,0 +1,2947 @@
+"""What an error of `mano_op.data` says to do is done to the letter, and nothing is lost by it."""
+
+import ast
+import contextlib
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import dask.array
+import fsspec
+import h5py
+import numpy as np
+import pytest
+import scipy.io
+import torch
+import xarray as xr
+import zarr
+from filelock import FileLock
+from torch.utils.data import DataLoader
+
+import mano_op.data
+from mano_op.data import schema
+from mano_op.data.channels import channels_of
+from mano_op.data.check import check_store
+from mano_op.data.coarsen import coarsen_store
+from mano_op.data.dataset import FieldDataset, MixedDataset, collate
+from mano_op.data.fields import write_fields
+from mano_op.data.importers import (
+    import_fno_mat,
+    import_netcdf,
+    import_neuralop_pt,
+    import_pdebench,
+    import_the_well,
+)
+from mano_op.data.layout import Variable
+from mano_op.data.loaders import field_loaders
+from mano_op.data.patches import PatchDataset
+from mano_op.data.processor import FieldProcessor
+from mano_op.data.sampler import ResolutionBatchSampler
+from mano_op.data.store import create_store, open_store
+from mano_op.data.times import common_times
+from mano_op.data.well import WellSamples
+from mano_op.errors import InputError
+from mano_op.grid import Axis, Grid
+
+SOURCES = Path(mano_op.data.__file__).parent
+SPLITS = {"train": 3, "test": 1}
+STEPS = (0, 1, 2)
+
+# Places that no case reaches, each with what an error there asks for that a test cannot do.
+UNREACHED: dict[str, str] = {}
+
+CASES: dict[str, Callable[[Path], None]] = {}
+RAISED: set[tuple[str, int]] = set()  # file and line
+TOLD: set[str] = set()  # by `check_store`
+DONE: set[str] = set()
+
+
+def case(function: Callable[[Path], None]) -> Callable[[Path], None]:
+    assert function.__name__ not in CASES
+    CASES[function.__name__] = function
+    return function
+
+
+def cases(call, /, **table):
+    """Of each name, options that are refused, a part of the message, and those that it asks for."""
+    for name, (broken, part, mended) in table.items():
+
+        def follow(folder, broken=broken, part=part, mended=mended):
+            message = refused(call, folder, part=part, **broken)
+            call(folder, **(mended(message, broken) if callable(mended) else mended))
+
+        follow.__name__ = name
+        case(follow)
+
+
+def follow(name, folder):
+    folder.mkdir()
+    CASES[name](folder)
+    DONE.add(name)
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+@pytest.mark.parametrize("name", CASES)
+def test_what_an_error_says_to_do_works(name, tmp_path):
+    follow(name, tmp_path / "case")
+
+
+def refused(call, *args, part, **options):
+    """The message of a call that is refused, which has that part."""
+    with pytest.raises(InputError) as caught:
+        call(*args, **options)
+    error = caught.value
+    message = str(error)
+    while error is not None:
+        frame = error.__traceback__
+        while frame.tb_next is not None:
+            frame = frame.tb_next
+        RAISED.add((frame.tb_frame.f_code.co_filename, frame.tb_lineno))
+        error = error.__cause__
+    assert part in message, message
+    return message
+
+
+def told(store, part):
+    """The one violation of a store that has that part."""
+    violations = check_store(store, progress=False)
+    TOLD.update(violations)
+    (violation,) = [text for text in violations if part in text]
+    return violation
+
+
+def option(name, after="", **others):
+    """Of messages, the value that they give an option: of "give domain={'x': (0, 1)}", the dictionary."""
+
+    def of(message, broken=None):
+        start = message.index(f"{after}{' ' if after.endswith(':') else ''}{name}=")
+        text = message[start:].partition("=")[2]
+        for end in range(1, len(text) + 1):
+            with contextlib.suppress(SyntaxError, ValueError):
+                if not text[end : end + 1].isalnum():
+                    return {name: ast.literal_eval(text[:end]), **others}
+        raise AssertionError(f"no {name}= in {message}")
+
+    return of
+
+
+def code(message, start, /, dots=None, **names):
+    """The value of the Python in a message that begins like that, between backticks."""
+    (text,) = [text for text in re.findall("`([^`]+)`", message) if text.startswith(start)]
+    if dots is not None:
+        text = text.replace("...", dots)
+    return eval(text, {"np": np, "xr": xr, "xarray": xr, "Axis": Axis, **names})
+
+
+def data(start, key=8, *, to=None, dots=None, **others):
+    """Of messages, the fields that their Python makes of the data set that was refused."""
+
+    def of(message, broken):
+        fields = dict(broken["fields"])
+        fields[key if to is None else to] = code(message, start, dots, data=fields.pop(key), **broken)
+        return {"fields": fields, **others}
+
+    return of
+
+
+def quoted(message, after):
+    """The list that follows some words in a message."""
+    text = message[message.index(after) + len(after) :]
+    return ast.literal_eval(text[text.index("[") : text.index("]") + 1])
+
+
+def wave(role, sample, x, step=0):
+    """The value of a field: what each sample, point and time has alone."""
+    values = sample + np.sin(2 * np.pi * x) / 4
+    return values + 0 * step if role == "input" else 10 * values + 100 * step
+
+
+def flow(n=8, samples=range(4), steps=None, *, registration="cell", stop=1.0, labels=None):
+    """Fields `a` and `u` on the axis x, u at some times if they are given."""
+    x = Axis("x", n, 0.0, stop, registration).points
+    sample = np.asarray(samples, dtype=float)[:, None]
+    coordinates = {"x": x} | ({} if labels is None else {"sample": labels})
+    u = wave("output", sample, x)
+    dims = ("sample", "x")
+    if steps is not None:
+        dims, coordinates["time"] = ("sample", "time", "x"), np.asarray(steps, dtype=float)
+        u = wave("output", sample[..., None], x, np.asarray(steps)[:, None])
+    return xr.Dataset({"a": (("sample", "x"), wave("input", sample, x)), "u": (dims, u)}, coordinates)
+
+
+def assert_holds(store, *, samples=range(4), steps=None, levels=None):
+    """A complete store has the waves of all samples and times, at the points that it says."""
+    assert store.complete and store.layout.n_samples == len(samples)
+    assert len(store.layout.times) == len(steps or ())
+    assert levels is None or list(store.grids) == levels
+    for key, grid in store.grids.items():
+        number = np.asarray(samples, dtype=float)[store.layout.samples(key)][:, None]
+        for variable in store.variables:
+            step = np.array(steps)[:, None] if variable.time else 0
+            expected = wave(
+                variable.role, number[..., None] if variable.time else number, grid.points[0], step
+            )
+            stored = store.read(key, variable.name)
+            np.testing.assert_allclose(stored + variable.reference, expected, rtol=1e-5, atol=1e-5)
+
+
+def write(folder, fields=None, *, kept=None, steps=None, levels=None, name="a.zarr", **changes):
+    """`write_fields`, of waves that the store then has: `kept` samples, at `steps`."""
+    options = {
+        "inputs": ["a"],
+        "outputs": ["u"],
+        "splits": SPLITS,
+        "registration": "cell",
+        "boundary_conditions": {"x": "open"},
+        "domain": {"x": (0.0, 1.0)},
+        "progress": False,
+    } | changes
+    fields = {8: flow()} if fields is None else fields
+    store = write_fields(folder / name, fields, **{k: v for k, v in options.items() if v is not None})
+    assert_holds(store, samples=range(4) if kept is None else kept, steps=steps, levels=levels)
+    return store
+
+
+# Fields.
+
+
+def metres(fields):
+    fields["u"].attrs["units"] = "m"
+    return fields
+
+
+cases(
+    write,
+    a_data_set_by_itself=(
+        {"fields": flow(64)},
+        "expected a data set for each resolution",
+        lambda said, broken: {
+            "fields": eval(said[said.index("{") : said.index("}") + 1], {"data": broken["fields"]})
+        },
+    ),
+    inputs_as_a_word=({"inputs": "a"}, "expected a list of names", option("inputs", "list of names:")),
+    outputs_as_a_word=({"outputs": "u"}, "expected a list", option("outputs", "list of names:")),
+    an_array_for_a_data_set=(
+        {"fields": {8: flow(steps=STEPS)["u"]}, "inputs": []},
+        "expected a Dataset",
+        lambda said, broken: {
+            "fields": {8: code(said, "xarray.Dataset", name="u", array=broken["fields"][8])},
+            "inputs": [],
+            "steps": STEPS,
+        },
+    ),
+    no_fields=({"fields": {}}, "expected a data set and names of its variables", {}),
+    a_variable_by_another_name=(
+        {"inputs": ["b"]},
+        "no variable 'b'",
+        lambda said, broken: {"inputs": quoted(said, "the data set has ")[:1]},
+    ),
+    runs_for_samples=(
+        {"fields": {8: flow().rename(sample="run")}},
+        "expected ('sample', ...)",
+        data("data.rename"),
+    ),
+    samples_last=(
+        {"fields": {8: flow().transpose("x", "sample")}},
+        "expected ('sample', ...)",
+        data("data.transpose", dots="'sample', 'x'"),
+    ),
+    a_single_sample=(
+        {"fields": {8: flow().isel(sample=2)}, "splits": {"train": 1}},
+        "for a single sample",
+        data("data.expand_dims", splits={"train": 1}, kept=[2]),
+    ),
+    no_coordinate=(
+        {"fields": {8: flow().drop_vars("x")}},
+        "8 that increase",
+        data("data.assign_coords", dots="Axis('x', 8, registration='cell').points"),
+    ),
+    a_point_without_a_place=(
+        {"fields": {8: flow().assign_coords(x=[*flow()["x"].values[:7], np.nan])}},
+        "NaN or an infinity",
+        data("data.isel", to=7, domain={"x": (0.0, 0.875)}, levels=["r7"]),
+    ),
+    a_place_to_assign=(
+        {"fields": {8: flow().assign_coords(x=[*flow()["x"].values[:7], np.nan])}},
+        "assign that point its place",
+        {"levels": ["r8"]},
+    ),
+    points_in_another_order=(
+        {"fields": {8: flow().isel(x=[1, 0, *range(2, 8)])}},
+        "does not increase",
+        data("data.sortby", levels=["r8"]),
+    ),
+    points_twice=(
+        {"fields": {8: flow().isel(x=[0, 0, *range(1, 8)])}},
+        "does not increase",
+        data("data.drop_duplicates", levels=["r8"]),
+    ),
+    boundary_values_of_another_variable=(
+        {"boundary_values": {"pressure": 0.0}},
+        "boundary_values of pressure",
+        lambda said, broken: {"boundary_values": {quoted(said, "expected some of")[1]: 0.0}},
+    ),
+    units_that_differ=(
+        {"fields": {8: flow(), 16: metres(flow(16))}},
+        "make them agree",
+        {"fields": {8: flow(), 16: flow(16)}, "levels": ["r8", "r16"]},
+    ),
+)
+
+
+@case
+def an_axis_that_wraps_with_both_ends(folder):
+    fields = flow(9, registration="node_both")
+    for name in ("a", "u"):
+        fields[name][:, -1] = fields[name][:, 0]
+    options = {"registration": "node", "boundary_conditions": {"x": "periodic"}, "domain": None}
+    part = "an axis that wraps has each point once: drop the last"
+    message = refused(write, folder, {9: fields}, part=part, **options)
+    write(folder, {8: code(message, "data.isel", data=fields)}, levels=["r8"], **options)
+
+
+@case
+def a_path_for_a_data_set(folder):
+    flow().to_netcdf(folder / "flow.nc", engine="scipy")
+    message = refused(write, folder, {8: folder / "flow.nc"}, part="open a file with `xarray.open_dataset`")
+    with code(message, "xarray.open_dataset")(folder / "flow.nc") as data:
+        write(folder, {8: data})
+
+
+def write_beginning(folder, **changes):
+    data = flow(steps=STEPS)
+    first = {8: data.assign(a=data["u"].isel(time=0, drop=True))}
+    store = write_fields(
+        folder / "a.zarr",
+        first,
+        inputs=["a"],
+        outputs=["u"],
+        splits=SPLITS,
+        registration="cell",
+        boundary_conditions={"x": "open"},
+        domain={"x": (0.0, 1.0)},
+        progress=False,
+        **changes,
+    )
+    for name in ("a", "u"):
+        np.testing.assert_array_equal(store.read(8, name), first[8][name].values.astype(np.float32))
+    assert {v.name: v.initial_of for v in store.variables if v.initial_of} == changes["initial"]
+
+
+cases(
+    write_beginning,
+    an_initial_field=({}, "so that a step is not given where the field began", option("initial")),
+    a_parameter_like_the_first_time=({}, "if it is a parameter", option("initial", "or ")),
+)
+
+
+def interrupted(folder, **changes):
+    """A store of the first three of four samples: the last had a NaN."""
+    data = flow()
+    data["u"][3, 0] = np.nan
+    message = refused(write, folder, {8: data}, chunk=1, part="expected finite values", **changes)
+    assert len(open_store(folder / "a.zarr", incomplete=True).pending()) == 1
+    return message
+
+
+@case
+def a_value_that_is_not_finite(folder):
+    assert "r8/u: sample 3 has a NaN" in interrupted(folder)
+    write(folder, chunk=1, resume=True)
+
+
+@case
+def other_values_than_those_written(folder):
+    interrupted(folder)
+    message = refused(write, folder, {8: flow() + 1}, chunk=1, resume=True, part="were written with other")
+    assert "pass the data sets that it was begun with" in message
+    write(folder, chunk=1, resume=True)
+
+
+@case
+def other_values_than_those_written_to_start_anew(folder):
+    interrupted(folder)
+    changed = {8: flow(samples=range(1, 5))}
+    message = refused(write, folder, changed, chunk=1, resume=True, part="to start anew")
+    write(folder, changed, kept=range(1, 5), chunk=1, **option("overwrite")(message))
+
+
+# Samples.
+
+
+def partly():
+    """All samples at one resolution, and the last one at another."""
+    return {8: flow(), 16: flow(16, [3])}
+
+
+cases(
+    write,
+    samples_of_no_whole_split=(
+        {"fields": partly()},
+        "number them from 0 to 3 in the order of the splits",
+        data("data.assign_coords", 16, dots="[3]", levels=["r8", "r16"]),
+    ),
+    splits_that_samples_deny=(
+        {"fields": {8: flow().assign_coords(split=("sample", ["test", "train", "train", "train"]))}},
+        "or leave the coordinate out",
+        data("data.drop_vars"),
+    ),
+    a_sample_twice=(
+        {"fields": {8: flow(labels=list("abcd")).isel(sample=[0, 1, 1, 2, 3])}},
+        "expected each sample once",
+        data("data.drop_duplicates"),
+    ),
+    a_sample_without_a_label=(
+        {"fields": {8: flow(labels=[0.5, np.nan, 2.5, 3.5])}},
+        "sample 1 has no label",
+        data("data.drop_vars"),
+    ),
+    a_label_to_assign=(
+        {"fields": {8: flow(labels=[0.5, np.nan, 2.5, 3.5])}},
+        "assign one",
+        {"fields": {8: flow(labels=[0.5, 1.5, 2.5, 3.5])}},
+    ),
+    labels_that_differ=(
+        {"fields": {8: flow(labels=list("abcd")), 16: flow(16, labels=list("abce"))}},
+        "which no sample at 8 is",
+        data("data.assign_coords", 16, dots="list('abcd')", levels=["r8", "r16"]),
+    ),
+    samples_in_another_order=(
+        {"fields": {8: flow(labels=list("abcd")), 16: flow(16, [1, 0, 2, 3], labels=list("bacd"))}},
+        "expected one order at all resolutions",
+        data("fields[16]", 16, levels=["r8", "r16"]),
+    ),
+)
+
+
+# Times.
+
+
+def at(times, n=8):
+    """The waves at the first three steps, with these for times."""
+    return flow(n, steps=STEPS).assign_coords(time=times)
+
+
+def strange_dates():
+    units = {"units": "days since 2000-01-01", "calendar": "360_day"}
+    return at(("time", [0.0, 1.0, 2.0], units))
+
+
+cases(
+    write,
+    a_time_that_is_missing=(
+        {"fields": {8: at([0.0, 1.0, np.nan])}},
+        "a time is missing",
+        data("data.isel", steps=STEPS[:2]),
+    ),
+    a_time_to_assign=(
+        {"fields": {8: at([0.0, np.nan, 1.0])}},
+        "or assign it",
+        {"fields": {8: at([0.0, 0.5, 1.0])}, "steps": STEPS},
+    ),
+    dates_in_words=(
+        {"fields": {8: at(["2000-01-01", "2000-01-02", "2000-01-03"])}},
+        "convert dates in words",
+        data("data.assign_coords", steps=STEPS),
+    ),
+    no_times=(
+        {"fields": {8: flow(steps=STEPS).drop_vars("time")}},
+        "3 of them",
+        data("data.assign_coords", dots="[0.0, 0.5, 1.0]", steps=STEPS),
+    ),
+    another_calendar=(
+        {"fields": {8: strange_dates()}},
+        "dates of the calendar '360_day'",
+        lambda said, broken: {
+            "fields": {8: code(said, "data.assign", data=broken["fields"][8], days=[0.0, 1.0, 2.0])},
+            "steps": STEPS,
+        },
+    ),
+    units_that_are_no_dates=(
+        {"fields": {8: at(("time", [0.0, 1.0, 2.0], {"units": "days since then"}))}},
+        "correct the attribute units",
+        {
+            "fields": {8: at(("time", [0.0, 1.0, 2.0], {"units": "days since 2000-01-01"}))},
+            "steps": STEPS,
+        },
+    ),
+)
+
+
+@case
+def times_that_one_resolution_has(folder):
+    fields = {8: flow(steps=STEPS), 16: flow(16, steps=STEPS[::2])}
+    message = refused(write, folder, fields, part="Keep those that all have")
+    assert "from mano_op.data.times" in message
+
+    def write_all(path, fields):
+        return write(path, fields, steps=STEPS[::2], levels=["r8", "r16"])
+
+    given = {"write_fields": write_all, "path": folder, "common_times": common_times, "fields": fields}
+    code(message, "write_fields", dots="**{}", **given)
+
+
+def write_common(folder, fields):
+    return write(folder, common_times(fields), steps=STEPS, levels=["r8", "r16"])
+
+
+cases(
+    write_common,
+    times_of_two_kinds=(
+        {"fields": {8: at(("time", [0.0, 1.0, 2.0], {"units": "s"})), 16: at([0.0, 1.0, 2.0], 16)}},
+        "Convert them to one kind and unit",
+        {
+            "fields": {
+                n: at(("time", [0.0, 1.0, 2.0], {"units": units}), n) for n, units in ((8, "s"), (16, "s"))
+            }
+        },
+    ),
+    times_from_two_origins=(
+        {"fields": {8: at([0.0, 1.0, 2.0]), 16: at([10.0, 11.0, 12.0], 16)}},
+        "Count them from one origin",
+        {"fields": {8: at([0.0, 1.0, 2.0]), 16: at(np.array([10.0, 11.0, 12.0]) - 10, 16)}},
+    ),
+)
+
+
+# Coordinates.
+
+
+def nearly(spots):
+    """The waves at points that are labelled otherwise."""
+    return {8: flow().assign_coords(x=spots)}
+
+
+def stretched():
+    """The waves on an axis that is not uniform."""
+    x = np.linspace(0, 1, 65) ** 1.1
+    sample = np.arange(4.0)[:, None]
+    fields = {"a": wave("input", sample, x), "u": wave("output", sample, x)}
+    return xr.Dataset({name: (("sample", "x"), field) for name, field in fields.items()}, {"x": x})
+
+
+@case
+def points_that_are_not_uniform(folder):
+    domain = {"domain": {"x": (0.0, 1.0)}, "registration": "node_both"}
+    message = refused(write, folder, {65: stretched()}, part="interpolate to a uniform grid first", **domain)
+    uniform = code(message, "data.interp", data=stretched())
+    assert "and give its registration and domain" in message
+    store = write_fields(
+        folder / "a.zarr",
+        {65: uniform},
+        inputs=["a"],
+        outputs=["u"],
+        splits=SPLITS,
+        boundary_conditions={"x": "open"},
+        progress=False,
+        **domain,
+    )
+    expected = wave("output", np.arange(4.0)[:, None], store.grids["r65"].points[0])
+    np.testing.assert_allclose(store.read(65, "u"), expected, atol=1e-2)
+
+
+cases(
+    write,
+    a_registration_for_one_axis=(
+        {"registration": {"y": "cell"}},
+        "or one for each of x",
+        {"registration": {"x": "cell"}},
+    ),
+    axes_with_attributes_that_differ=(
+        {"fields": {8: flow(), 16: flow(16).assign_coords(x=("x", flow(16)["x"].values, {"units": "m"}))}},
+        "make the attributes agree",
+        {"fields": {8: flow(), 16: flow(16)}, "levels": ["r8", "r16"]},
+    ),
+    points_that_are_rounded=(
+        {"fields": nearly(np.round(flow()["x"].values, 2)), "domain": None},
+        "so its ends are known no better",
+        {"fields": nearly(np.round(flow()["x"].values, 2)), "domain": {"x": (0.0, 1.0)}},
+    ),
+    no_domain=(
+        {"domain": None},
+        "If it is, give domain=",
+        option("domain", "give "),
+    ),
+    a_single_point=(
+        {"fields": {1: flow(1)}, "domain": None},
+        "from which no domain follows: give `domain`",
+        {"fields": {1: flow(1)}, "domain": {"x": (0.0, 1.0)}, "levels": ["r1"]},
+    ),
+    a_domain_of_another_axis=(
+        {"domain": {"y": (0.0, 1.0)}},
+        "expected the ends of ['x']",
+        lambda said, broken: {"domain": {quoted(said, "the ends of")[0]: (0.0, 1.0)}},
+    ),
+    another_registration=(
+        {"registration": "node"},
+        "would fit",
+        option("registration", ": "),
+    ),
+    another_domain=(
+        {"fields": {8: flow(stop=2.0)}},
+        "in registration 'cell' these points lie on",
+        lambda said, broken: {
+            "fields": {8: flow(stop=2.0)},
+            "registration": "cell",
+            "domain": {"x": tuple(quoted(said, "these points lie on"))},
+        },
+    ),
+    another_key=(
+        {"fields": {16: flow()}},
+        "use that as its key",
+        lambda said, broken: {
+            "fields": {ast.literal_eval(re.search(r"has shape (\(.*\));", said)[1]): flow()}
+        },
+    ),
+)
+
+
+@case
+def the_domain_of_rounded_points(folder):
+    x = np.round(flow(6, stop=0.1)["x"].values, 3)
+    fields = {6: flow(6, stop=0.1).assign_coords(x=x)}
+    message = refused(write, folder, fields, domain=None, part="or what the data's authors say, for all axes")
+    store = write_fields(
+        folder / "a.zarr",
+        fields,
+        inputs=["a"],
+        outputs=["u"],
+        splits=SPLITS,
+        registration="cell",
+        boundary_conditions={"x": "open"},
+        progress=False,
+        **option("domain")(message),
+    )
+    np.testing.assert_allclose(store.grids["r6"].points[0], x, atol=1e-3)
+    np.testing.assert_array_equal(store.read(6, "u"), fields[6]["u"].values.astype(np.float32))
+
+
+# Layouts.
+
+CELLS, COARSE = (Grid((Axis("x", n, registration="cell"),)) for n in (8, 4))
+RING = Grid((Axis("x", 8, registration="cell", periodic=True),))
+TWO = {"grids": [COARSE, CELLS], "levels": "resampled"}
+A, U = {"name": "a", "role": "input"}, {"name": "u", "role": "output"}
+MOVING = {"variables": [A, {**U, "time": True}], "times": (0.0, 0.5, 1.0)}
+
+
+def begin(folder, name="b.zarr", **changes):
+    """A store of waves that is laid out and empty."""
+    options = {
+        "grids": [CELLS],
+        "variables": [A, U],
+        "splits": SPLITS,
+        "title": "Waves",
+        "provenance": {},
+        "levels": "unknown",
+        "boundary_conditions": {"x": "open"},
+        "chunk": 1,
+    } | changes
+    options["variables"] = [Variable(**about) for about in options["variables"]]
+    return create_store(folder / name, **options)
+
+
+def waves(store, key, samples, steps=STEPS):
+    """The fields of some samples at a level."""
+    number = np.asarray(store.layout.samples(key)[store.layout.rows_of(key, samples)], dtype=float)[:, None]
+    x = store.grids[key].points[0]
+    return {
+        variable.name: wave(variable.role, number[..., None], x, np.asarray(steps)[:, None])
+        if variable.time
+        else wave(variable.role, number, x)
+        for variable in store.variables
+    }
+
+
+def fill(store, most=None):
+    for samples in store.pending()[:most]:
+        rows = {key: store.layout.rows_of(key, samples) for key in store.grids}
+        held = [key for key, some in rows.items() if some.start < some.stop]
+        store.write(samples, {key: waves(store, key, samples) for key in held})
+    return store
+
+
+def create(folder, *, kept=range(4), steps=None, **changes):
+    """A complete store of waves."""
+    store = fill(begin(folder, **changes))
+    store.finish()
+    assert_holds(store, samples=kept, steps=steps)
+    assert check_store(store.path, progress=False) == []
+    return store
+
+
+def first_of(text, after):
+    """The first word of what a message says is expected."""
+    return text[text.index(after) + len(after) :].partition(",")[0].strip(" '")
+
+
+cases(
+    write,
+    a_name_that_begins_with_dashes=(
+        {"fields": {8: flow().rename(a="__a")}, "inputs": ["__a"]},
+        "that does not begin with '__'",
+        data("data.rename", inputs=["field"]),
+    ),
+    a_name_with_a_slash=(
+        {"fields": {8: flow().rename(a="a/b")}, "inputs": ["a/b"]},
+        "without '/'",
+        data("data.rename", inputs=["field"]),
+    ),
+    a_name_that_says_a_time=(
+        {"fields": {8: flow().rename(u="u@+1")}, "outputs": ["u@+1"]},
+        "as labels of channels do",
+        data("data.rename"),
+    ),
+)
+cases(
+    create,
+    a_reference_that_is_no_number=(
+        {"variables": [A, {**U, "reference": np.nan}]},
+        "expected a finite number",
+        {},
+    ),
+    another_role=(
+        {"variables": [A, {**U, "role": "target"}]},
+        "expected 'input' or 'output'",
+        {"variables": [A, {**U, "role": "output"}]},
+    ),
+    no_grids=({"grids": []}, "a store has at least one level", {"grids": [CELLS]}),
+    no_condition=({"boundary_conditions": {}}, "expected one for each axis", {}),
+    a_condition_that_the_grid_denies=(
+        {"grids": [RING]},
+        "they must say the same",
+        {"grids": [RING], "boundary_conditions": {"x": "periodic"}},
+    ),
+    another_condition=(
+        {"boundary_conditions": {"x": "closed"}},
+        "expected one of periodic, dirichlet",
+        {"boundary_conditions": {"x": "wall"}},
+    ),
+    other_levels=(
+        {"levels": "sampled"},
+        "levels='sampled'; expected one of",
+        lambda said, broken: {"levels": first_of(said, "expected one of ")},
+    ),
+    coordinates_of_another_axis=(
+        {"coordinates": {"y": {"units": "m"}}},
+        "expected some of ['x']",
+        lambda said, broken: {"coordinates": {quoted(said, "expected some of ")[0]: {"units": "m"}}},
+    ),
+    other_attributes_of_a_coordinate=(
+        {"coordinates": {"x": {"unit": "m"}}},
+        "expected some of units, long_name",
+        lambda said, broken: {"coordinates": {"x": {first_of(said, "expected some of "): "m"}}},
+    ),
+    an_axis_on_a_sphere=(
+        {"coordinates": {"x": {"units": "degrees_north"}}},
+        "which the store will say",
+        option("as_plane", "pass ", coordinates={"x": {"units": "degrees_north"}}),
+    ),
+    an_axis_that_was_projected=(
+        {"coordinates": {"x": {"units": "degrees_north"}}},
+        "Project the fields onto a plane first",
+        {"coordinates": {"x": {"units": "m"}}},
+    ),
+    a_name_that_is_taken=(
+        {"variables": [{**A, "name": "x"}, U]},
+        "give each another, and none of bnds, sample",
+        {"variables": [A, U]},
+    ),
+    meanings_of_another_level=(
+        {"variables": [A, {**U, "cell_methods": {"r16": "area: mean"}}]},
+        "or one for each of r8",
+        lambda said, broken: {
+            "variables": [A, {**U, "cell_methods": {first_of(said, "one for each of "): "area: mean"}}]
+        },
+    ),
+    an_end_of_an_axis_that_wraps=(
+        {
+            "grids": [RING],
+            "boundary_conditions": {"x": "periodic"},
+            "variables": [A, {**U, "boundary_value": 0.0}],
+        },
+        "so leave it out",
+        {"grids": [RING], "boundary_conditions": {"x": "periodic"}},
+    ),
+    no_output=({"variables": [A]}, "no output among the variables", {"variables": [A, U]}),
+    no_input=({"variables": [U]}, "only outputs that vary in time need none", {"variables": [A, U]}),
+    outputs_in_time_need_no_input=(
+        {"variables": [U]},
+        "only outputs that vary in time need none",
+        {"variables": [{**U, "time": True}], "times": (0.0, 1.0, 2.0), "steps": STEPS},
+    ),
+    an_output_as_an_initial_field=(
+        {"variables": [A, {**U, "initial_of": "u"}]},
+        "leave initial_of out",
+        {"variables": [A, U]},
+    ),
+    an_initial_field_of_what_is_steady=(
+        {"variables": [{**A, "initial_of": "u"}, U]},
+        "there is none, so leave it out",
+        {"variables": [A, U]},
+    ),
+    an_initial_field_of_another_variable=(
+        {**MOVING, "variables": [{**A, "initial_of": "v"}, {**U, "time": True}]},
+        "expected an output that varies in time: u",
+        {**MOVING, "variables": [{**A, "initial_of": "u"}, {**U, "time": True}], "steps": STEPS},
+    ),
+    times_of_what_does_not_vary=(
+        {"times": (0.0, 0.5, 1.0)},
+        "(Variable(..., time=True))",
+        lambda said, broken: {
+            **broken,
+            "variables": [A, {**U, **option("time", "..., ")(said)}],
+            "steps": STEPS,
+        },
+    ),
+    times_that_are_not_finite=(
+        {**MOVING, "times": (0.0, np.inf, 1.0)},
+        "expected finite numbers: assign them",
+        {**MOVING, "steps": STEPS},
+    ),
+    splits_that_a_level_cannot_hold=(
+        {**TWO, "held": {COARSE: ["valid"]}},
+        "expected some of ['train', 'test']",
+        lambda said, broken: {**TWO, "held": {COARSE: quoted(said, "expected some of ")[1:]}},
+    ),
+    chunks_across_splits=(
+        {**TWO, "held": {COARSE: ["test"]}, "chunk": 2},
+        "expected a divisor of 3",
+        lambda said, broken: {**broken, "chunk": int(said.split()[-1])},
+    ),
+    a_split_at_no_level=(
+        {"held": {CELLS: ["train"]}},
+        "leave it out, or give a level that holds it",
+        {"held": {CELLS: ["train"]}, "splits": {"train": 3}, "kept": range(3)},
+    ),
+    a_level_for_a_split=(
+        {"held": {CELLS: ["train"]}},
+        "or give a level that holds it",
+        {**TWO, "held": {CELLS: ["train"]}},
+    ),
+    a_level_made_from_itself=(
+        {**TWO, "derived": {COARSE: (COARSE, "injection")}},
+        "expected another of ['r4', 'r8']",
+        {**TWO, "derived": {COARSE: (CELLS, "injection")}},
+    ),
+    levels_made_from_one_another=(
+        {**TWO, "levels": "unknown", "derived": {COARSE: (CELLS, "injection")}},
+        "expected 'resampled'",
+        lambda said, broken: {**broken, "levels": first_of(said, "; expected ").strip("'")},
+    ),
+    a_grid_twice=({"grids": [CELLS, CELLS]}, "give each once", {"grids": [CELLS]}),
+    a_grid_that_is_held_alone=(
+        {"held": {COARSE: ["test"]}},
+        "add it there",
+        {**TWO, "held": {COARSE: ["test"]}},
+    ),
+    a_grid_that_is_held_and_left_out=({"held": {COARSE: ["test"]}}, "or leave it out", {}),
+    a_grid_that_is_derived_alone=(
+        {"derived": {COARSE: (CELLS, "injection")}, "levels": "resampled"},
+        "add it there",
+        {**TWO, "derived": {COARSE: (CELLS, "injection")}},
+    ),
+    splits_in_a_list=(
+        {"splits": [3, 1]},
+        "such as {'train': 100, 'test': 10}",
+        {"splits": {"train": 3, "test": 1}},
+    ),
+    no_splits=({"splits": {}}, "no splits: give the number of samples of each", {}),
+    a_split_without_a_name=(
+        {"splits": {0: 4}},
+        "expected a name, such as 'train'",
+        lambda said, broken: {"splits": {first_of(said, "such as '"): 4}},
+    ),
+    a_split_without_samples=(
+        {"splits": {"train": 4, "test": 0}},
+        "at least 1, or no such split",
+        {"splits": {"train": 4}},
+    ),
+)
+
+
+@case
+def levels_on_two_domains(folder):
+    other = Grid((Axis("x", 4, 0.0, 2.0, "cell"),))
+    refused(create, folder, grids=[CELLS, other], part="put them into two stores")
+    create(folder)
+    create(folder, name="c.zarr", grids=[other])
+
+
+@case
+def times_in_another_order(folder):
+    data = at([0.0, 1.0, 2.0])
+    message = refused(write, folder, {8: data.isel(time=[1, 0, 2])}, part="expected times that increase")
+    write(folder, {8: code(message, "data.sortby", data=data.isel(time=[1, 0, 2]))}, steps=STEPS)
+    twice = data.isel(time=[0, 1, 1, 2])
+    message = refused(write, folder, {8: twice}, name="b.zarr", part="and each once")
+    write(folder, {8: code(message, "data.drop_duplicates", data=twice)}, steps=STEPS, name="b.zarr")
+
+
+@case
+def a_split_that_a_level_has_not(folder):
+    store = create(folder, **TWO, held={COARSE: ["test"]})
+    message = refused(FieldDataset, store, 4, "train", part="while 'train' is at r8")
+    elsewhere = message.rpartition("is at ")[2]
+    assert len(FieldDataset(store, elsewhere, "train")) == 3
+    assert len(FieldDataset(store, 4, first_of(message, "it has "))) == 1
+
+
+# Schema, store and jobs.
+
+PLAN = {
+    "grids": [CELLS],
+    "variables": [Variable(**A), Variable(**U)],
+    "splits": SPLITS,
+    "title": "",
+    "provenance": {},
+    "levels": "unknown",
+    "boundary_conditions": {"x": "open"},
+    "chunk": 1,
+}
+
+
+def values_at(place):
+    """All files of a store."""
+    return {file: file.read_bytes() for file in place.rglob("*") if file.is_file()}
+
+
+@case
+def a_store_at_an_address(folder):
+    message = refused(create_store, "memory://a.zarr", part="a store is written to a file system", **PLAN)
+    assert message.endswith("write it there, and copy it when finished")
+    store = create(folder)
+    fsspec.filesystem("memory").put(str(store.path), "/waves.zarr", recursive=True)
+    assert_holds(open_store("memory://waves.zarr"))
+
+
+@case
+def a_store_that_is_not_there(folder):
+    message = refused(open_store, folder / "a.zarr", part="make it with `mano-op generate`, `write_fields`")
+    assert "an importer" in message
+    write(folder)
+    assert_holds(open_store(folder / "a.zarr"))
+
+
+@case
+def a_file_for_a_store(folder):
+    flow().to_netcdf(folder / "flow.nc", engine="scipy")
+    refused(open_store, folder / "flow.nc", part="`mano-op import` from files")
+    import_waves(folder, {8: folder / "flow.nc"})
+
+
+@case
+def a_store_of_zarr_format_2(folder):
+    flow().to_zarr(folder / "flow.zarr", zarr_format=2)
+    refused(open_store, folder / "flow.zarr", part="`write_fields` makes one from xarray data sets")
+    with xr.open_zarr(folder / "flow.zarr") as fields:
+        write(folder, {8: fields})
+
+
+@case
+def metadata_that_are_damaged(folder):
+    store = write(folder)
+    kept = (store.path / "zarr.json").read_bytes()
+    (store.path / "zarr.json").write_bytes(kept[:99])
+    refused(open_store, store.path, part="if it is one, its zarr.json is damaged, restore that")
+    (store.path / "zarr.json").write_bytes(kept)
+    assert_holds(open_store(store.path))
+
+
+@case
+def a_zarr_store_of_something_else(folder):
+    flow().to_zarr(folder / "flow.zarr", zarr_format=3, consolidated=False)
+    refused(open_store, folder / "flow.zarr", part="`write_fields` makes one from xarray data sets")
+    with xr.open_zarr(folder / "flow.zarr", consolidated=False) as fields:
+        write(folder, {8: fields})
+
+
+@case
+def a_later_version_of_the_format(folder):
+    with pytest.MonkeyPatch.context() as later:
+        later.setattr(schema, "FORMAT_VERSION", 2)
+        store = write(folder)
+    refused(open_store, store.path, part="read it with the mano_op that wrote it")
+    with pytest.MonkeyPatch.context() as later:
+        later.setattr(schema, "FORMAT_VERSION", 2)
+        assert_holds(open_store(store.path))
+
+
+@case
+def a_store_in_the_way(folder):
+    kept = values_at(create(folder).path)
+    message = refused(create, folder, part="give another path, or overwrite=True")
+    create(folder, name="c.zarr")
+    assert values_at(folder / "b.zarr") == kept
+    create(folder, **option("overwrite")(message))
+    begin(folder, "d.zarr")
+    message = refused(create, folder, name="d.zarr", part="was begun and not finished")
+    create(folder, name="d.zarr", **option("overwrite")(message))
+
+
+@case
+def another_folder_in_the_way(folder):
+    (folder / "b.zarr").mkdir()
+    (folder / "b.zarr" / "notes.txt").write_text("Keep this.")
+    refused(create, folder, overwrite=True, part="leaves it alone; give another path")
+    create(folder, name="c.zarr")
+    assert (folder / "b.zarr" / "notes.txt").read_text() == "Keep this."
+
+
+@case
+def provenance_that_json_cannot_hold(folder):
+    when = np.datetime64("2000-01-01")
+    refused(create, folder, provenance={"when": when}, part="expected only what JSON can hold")
+    assert create(folder, provenance={"when": str(when)}).attrs["provenance"]["when"] == "2000-01-01"
+
+
+def relabelled(change):
+    def of_a_store(folder):
+        store = create(folder, **MOVING, **TWO, steps=STEPS)
+        change(zarr.open_group(store.path, mode="r+"))
+        message = refused(open_store, store.path, part="It was not laid out to the end, or was changed since")
+        create(folder, **MOVING, **TWO, steps=STEPS, **option("overwrite", "anew with ")(message))
+
+    return of_a_store
+
+
+@case
+def fields_of_another_shape(folder):
+    def change(root):
+        root["r8/u"].resize((4, 2, 8))
+        zarr.consolidate_metadata(root.store)
+
+    relabelled(change)(folder)
+
+
+@case
+def times_that_levels_do_not_share(folder):
+    relabelled(lambda root: root["r8/time"].set_basic_selection(2, 9.0))(folder)
+
+
+@case
+def points_in_other_places(folder):
+    relabelled(lambda root: root["r8/x"].set_basic_selection(2, 9.0))(folder)
+
+
+def change_attributes(path, **attributes):
+    zarr.open_group(path, mode="r+", use_consolidated=False).attrs.update(attributes)
+
+
+@case
+def statistics_that_say_nothing(folder):
+    store = create(folder)
+    kept = store.attrs["statistics"]
+    change_attributes(store.path, statistics={"variables": {"u": 1.0}})
+    refused(open_store, store.path, part="restore the store or make it anew")
+    change_attributes(store.path, statistics=kept)
+    assert_holds(open_store(store.path))
+    assert check_store(store.path, progress=False) == []
+
+
+@case
+def a_store_that_another_process_writes(folder):
+    lock = FileLock(folder / "a.zarr.lock")
+    with lock:
+        refused(write, folder, part="wait for it, or give another path")
+        write(folder, name="b.zarr")
+    write(folder)
+
+
+@case
+def a_file_for_a_folder(folder):
+    (folder / "file").write_text("")
+    refused(write, folder / "file", part="give a path in a folder")
+    refused(create, folder / "file", part="give a path in a folder")
+    write(folder)
+
+
+@case
+def fields_that_no_worker_can_be_sent(folder):
+    fields, lock = flow(), threading.Lock()
+
+    def locked(block, lock=lock):
+        with lock:
+            return block
+
+    array = dask.array.from_array(fields["u"].values, chunks=(2, 8))
+    fields["u"] = (("sample", "x"), array.map_blocks(locked, dtype=float, meta=np.empty((0, 0))))
+    message = refused(write, folder, {8: fields}, client=SimpleNamespace(), part="leave out client=")
+    write(folder, {8: fields})
+    fields.to_netcdf(folder / "flow.nc", engine="scipy")
+    with code(message, "xarray.open_dataset", file=folder / "flow.nc") as sent:
+        write(folder, {8: sent}, name="b.zarr")
+
+
+@case
+def both_to_resume_and_to_start_anew(folder):
+    interrupted(folder)
+    message = refused(write, folder, chunk=1, resume=True, overwrite=True, part="pass one of them")
+    write(folder, chunk=1, **option("resume")(message))
+
+
+@case
+def a_store_that_is_there(folder):
+    interrupted(folder)
+    message = refused(write, folder, chunk=1, part="was begun and not finished")
+    write(folder, chunk=1, name="b.zarr")
+    write(folder, chunk=1, **option("resume")(message))
+    message = refused(write, folder, {8: flow(samples=range(1, 5))}, part="exists; pass resume=True")
+    write(folder, {8: flow(samples=range(1, 5))}, kept=range(1, 5), **option("overwrite")(message))
+
+
+@case
+def a_store_with_other_options(folder):
+    interrupted(folder)
+    message = refused(write, folder, chunk=2, resume=True, part="pass the options it was started with")
+    write(folder, resume=True, chunk=int(re.search(r"chunk is (\d+)", message)[1]))
+    message = refused(write, folder, chunk=2, resume=True, part="to start anew")
+    write(folder, chunk=2, **option("overwrite")(message))
+
+
+@case
+def a_partial_store(folder):
+    fill(begin(folder), most=2)
+    message = refused(open_store, folder / "b.zarr", part="2 of 4 samples are written")
+    pending = code(message, "open_store(path, ", open_store=open_store, path=folder / "b.zarr")
+    store = open_store(folder / "b.zarr", incomplete=True)
+    for samples in pending:
+        store.write(samples, {8: waves(store, "r8", samples)})
+    code(message, "finish()", finish=store.finish)
+    assert_holds(open_store(folder / "b.zarr"))
+
+
+@case
+def a_partial_store_to_resume(folder):
+    interrupted(folder)
+    message = refused(open_store, folder / "a.zarr", part="run again what was making it")
+    write(folder, chunk=1, **option("resume")(message))
+    assert_holds(open_store(folder / "a.zarr"))
+
+
+@case
+def another_resolution(folder):
+    store = create(folder)
+    message = refused(store.read, 16, "u", part="it has r8 (8)")
+    np.testing.assert_array_equal(store.read(re.search(r"it has (\w+)", message)[1], "u"), store.read(8, "u"))
+
+
+@case
+def another_variable(folder):
+    store = create(folder)
+    message = refused(store.read, 8, "v", part="it has a, u")
+    for name in message.partition("it has ")[2].split(", "):
+        assert store.read(8, name).shape == (4, 8)
+
+
+@case
+def a_chunk_that_is_damaged(folder):
+    store = create(folder)
+    chunk = next(file for file in (store.path / "r8/u/c/2").rglob("*") if file.is_file())
+    kept = chunk.read_bytes()
+    chunk.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    message = refused(store.read, 8, "u", part="the chunk of samples 2 to 2 is damaged")
+    assert message.endswith("Restore the store or make it anew")
+    chunk.write_bytes(kept)
+    assert_holds(store)
+    chunk.unlink()
+    refused(store.read, 8, "u", part="a chunk of the store is lost or was changed: restore the store")
+    create(folder, overwrite=True)
+
+
+@case
+def a_store_to_write_that_is_no_path(folder):
+    memory = zarr.storage.MemoryStore()
+    fill(begin(folder))
+    for file in (folder / "b.zarr.partial").rglob("*"):
+        if file.is_file():
+            name, content = str(file.relative_to(folder / "b.zarr.partial")), file.read_bytes()
+            memory._store_dict[name] = zarr.core.buffer.cpu.Buffer.from_bytes(content)
+    store = open_store(memory, incomplete=True)
+    chunk = {8: waves(store, "r8", slice(0, 1))}
+    refused(store.write, slice(0, 1), chunk, part="stores are written to a file system")
+    create(folder, name="c.zarr")
+
+
+@case
+def samples_that_are_no_chunk(folder):
+    store = begin(folder)
+    message = refused(
+        store.write, slice(0, 2), {8: waves(store, "r8", slice(0, 2))}, part="expected one of `pending()`"
+    )
+    for samples in code(message, "pending()", pending=store.pending):
+        store.write(samples, {8: waves(store, "r8", samples)})
+    store.finish()
+    assert_holds(store)
+
+
+@case
+def times_that_are_no_chunk(folder):
+    store = begin(folder, **MOVING, chunk_times=2)
+    fields = {8: waves(store, "r8", slice(0, 1))}
+    message = refused(
+        store.write, slice(0, 1), fields, slice(0, 1), part="expected one of `layout.time_chunks`"
+    )
+    for samples in store.pending():
+        for times in code(message, "layout.time_chunks", layout=store.layout):
+            fields = waves(store, "r8", samples, STEPS[times])
+            store.write(samples, {8: fields if not times.start else {"u": fields["u"]}}, times)
+    store.finish()
+    assert_holds(store, steps=STEPS)
+
+
+@case
+def a_store_that_is_finished(folder):
+    store = create(folder)
+    chunk = {8: waves(store, "r8", slice(0, 1))}
+    message = refused(store.write, slice(0, 1), chunk, part="to write it anew, create it with overwrite=True")
+    create(folder, **option("overwrite")(message))
+
+
+@case
+def a_store_that_is_gone(folder):
+    store = fill(begin(folder), most=1)
+    place = store.location
+    place.rename(folder / "elsewhere")
+    chunk = {8: waves(store, "r8", slice(1, 2))}
+    refused(store.write, slice(1, 2), chunk, part="open the store again")
+    (folder / "elsewhere").rename(place)
+    store = fill(open_store(store.path, incomplete=True))
+    store.finish()
+    assert_holds(store)
+
+
+@case
+def a_store_that_was_begun_anew(folder):
+    store = begin(folder)
+    begin(folder, overwrite=True)
+    chunk = {8: waves(store, "r8", slice(0, 1))}
+    message = refused(store.write, slice(0, 1), chunk, part="or write to another path")
+    again = code(message, "open_store", open_store=open_store, path=store.path)
+    fill(again).finish()
+    assert_holds(open_store(store.path))
+    create(folder, name="c.zarr")
+
+
+@case
+def chunks_that_are_not_written(folder):
+    store = fill(begin(folder), most=3)
+    refused(store.finish, part="write all of them before `finish()`")
+    fill(store).finish()
+    assert_holds(store)
+
+
+@case
+def variation_that_float32_loses(folder):
+    fields = {8: flow()}
+    fields[8]["u"] += 1e7
+    message = refused(
+        write, folder, fields, part="Write its difference from a constant, which the store keeps"
+    )
+    (reference,) = option("reference")(message).values()
+    store = write_fields(
+        folder / "a.zarr",
+        fields,
+        inputs=["a"],
+        outputs=["u"],
+        splits=SPLITS,
+        registration="cell",
+        boundary_conditions={"x": "open"},
+        domain={"x": (0.0, 1.0)},
+        reference=reference,
+        progress=False,
+    )
+    kept = store.read(8, "u").astype(float) + store.variables[1].reference
+    np.testing.assert_allclose(kept, fields[8]["u"], rtol=0, atol=1e-4)
+
+
+cases(
+    write,
+    a_reference_that_hides_all=(
+        {"reference": {"u": 1e30}},
+        "leave reference out",
+        {},
+    ),
+    a_reference_near_the_mean=(
+        {"reference": {"u": 1e30}},
+        "expected a constant near the variable's mean",
+        {"reference": {"u": 15.0}},
+    ),
+)
+
+
+@case
+def values_below_float32(folder):
+    fields = {8: flow()}
+    fields[8]["u"] = fields[8]["u"] * 1e-42
+    refused(write, folder, fields, part="give the variable in a smaller unit")
+    fields[8]["u"] = fields[8]["u"] / 1e-42
+    write(folder, fields)
+
+
+@case
+def a_store_in_its_place_to_discard(folder):
+    store = create(folder)
+    refused(store.discard, part="remove it by hand if it is to go")
+    assert_holds(open_store(store.path))
+    shutil.rmtree(store.path)
+    create(folder)
+
+
+# Values.
+
+
+@case
+def fields_at_other_levels(folder):
+    store = begin(folder, **TWO)
+    fields = waves(store, "r8", slice(0, 1))
+    message = refused(store.write, slice(0, 1), {8: fields}, part="give these levels")
+    levels = re.search(r"held by (.*): give", message)[1].split(", ")
+    for samples in store.pending():
+        store.write(samples, {key: waves(store, key, samples) for key in levels})
+    store.finish()
+    assert_holds(store)
+
+
+@case
+def fields_of_other_variables(folder):
+    store = begin(folder)
+    fields = waves(store, "r8", slice(0, 1))
+    message = refused(store.write, slice(0, 1), {8: {"u": fields["u"]}}, part="expected ['a', 'u']: give")
+    for samples in store.pending():
+        fields = waves(store, "r8", samples)
+        store.write(samples, {8: {name: fields[name] for name in quoted(message, "expected ")}})
+    store.finish()
+    assert_holds(store)
+
+
+@case
+def values_of_another_shape(folder):
+    store = begin(folder)
+    fields = waves(store, "r8", slice(0, 1))
+    wrong = {"a": fields["a"], "u": fields["u"][0]}
+    message = refused(store.write, slice(0, 1), {8: wrong}, part="expected real numbers of shape (1, 8)")
+    shape = ast.literal_eval(message.rpartition("of shape ")[2])
+    store.write(slice(0, 1), {8: {"a": fields["a"], "u": wrong["u"].reshape(shape)}})
+    fill(store).finish()
+    assert_holds(store)
+
+
+@case
+def values_beyond_float32(folder):
+    fields = {8: flow()}
+    fields[8]["u"] = fields[8]["u"] * 1e40
+    refused(write, folder, fields, part="give the variable in a larger unit")
+    fields[8]["u"] = fields[8]["u"] / 1e40
+    write(folder, fields)
+
+
+# Coarser levels.
+
+
+def coarsen(folder, resolutions=(3,), method="mean", path="coarse.zarr"):
+    place = folder / "fine.zarr"
+    grid = Grid((Axis("x", 9, registration="cell"),))
+    source = open_store(place) if place.exists() else create(folder, grids=[grid], name="fine.zarr")
+    kept = values_at(source.path)
+    store = coarsen_store(source, folder / path, resolutions, method=method, progress=False)
+    assert values_at(source.path) == kept
+    n = store.grids[next(iter(store.grids))].shape[0]
+    for name in ("a", "u"):
+        fine, coarse = source.read(9, name), store.read(n, name)
+        np.testing.assert_array_equal(store.read(9, name), fine)
+        if method == "injection":
+            np.testing.assert_array_equal(coarse, fine[:, 1::3])
+        else:
+            np.testing.assert_allclose(coarse.mean(axis=1), fine.mean(axis=1), atol=1e-5)
+
+
+cases(
+    coarsen,
+    no_level_to_make=({"resolutions": []}, "expected at least one level to make", {}),
+    the_source_itself=({"path": "fine.zarr"}, "give another path", {}),
+    a_method_for_one_variable=(
+        {"method": {"a": "mean"}},
+        "expected one for each of a, u",
+        {"method": {"a": "mean", "u": "mean"}},
+    ),
+    another_method=(
+        {"method": "average"},
+        "expected one of mean, lowpass",
+        lambda said, broken: {"method": first_of(said, "expected one of ")},
+    ),
+    a_resolution_of_two_axes=(
+        {"resolutions": [(3, 3)]},
+        "expected one number, or one for each",
+        {"resolutions": [(3,)]},
+    ),
+    a_level_that_is_finer=({"resolutions": [12]}, "expected fewer points", {"resolutions": [6]}),
+    lowpass_between_ends=(
+        {"method": "lowpass"},
+        "use 'mean'",
+        lambda said, broken: {"method": first_of(said, "; use '")},
+    ),
+    injection_where_no_points_are_shared=(
+        {"method": "injection", "resolutions": [4]},
+        "use 'mean', or a",
+        lambda said, broken: {"method": first_of(said, "; use '"), "resolutions": [4]},
+    ),
+    injection_where_points_are_shared=(
+        {"method": "injection", "resolutions": [4]},
+        "or a resolution whose points are among those of the fine one",
+        {"method": "injection", "resolutions": [3]},
+    ),
+)
+
+
+# Channels, samples and loaders.
+
+
+def predict(folder, *, window=None, at=None, name="b.zarr", **layout):
+    """The samples of a store that has them: all of its windows or times."""
+    place = folder / name
+    store = open_store(place) if place.exists() else fill(begin(folder, name, **layout))
+    if not store.complete:
+        store.finish()
+    data = FieldDataset(store, 8, window=window, at=at)
+    u = store.read(8, "u")[store.layout.rows("r8", "train")]
+    if window is None:
+        times = list(store.layout.times)
+        expected = [u[:, [times.index(time) for time in at]] if at else u[:, None]]
+    else:
+        first, length = window[0], sum(window)
+        expected = [u[:, i + first : i + length] for i in range(u.shape[1] - length + 1)]
+    samples = np.stack(expected, axis=1).reshape(-1, *expected[0].shape[1:])
+    np.testing.assert_array_equal(torch.stack([sample["y"] for sample in data]), samples)
+
+
+UNEVEN = {**MOVING, "times": (0.0, 0.5, 2.0)}
+DRIVEN = {"variables": [{**A, "time": True}, {**U, "time": True}], "times": (0.0, 0.5, 1.0)}
+
+cases(
+    predict,
+    a_window_of_what_is_steady=({"window": (1, 1)}, "leave them out", {}),
+    neither_a_window_nor_times=(
+        {**MOVING},
+        "so expected one of them",
+        {"window": (1, 1)},
+    ),
+    both_a_window_and_times=({**MOVING, "window": (1, 1), "at": [1.0]}, "or at=[times]", {"at": [1.0]}),
+    times_from_inputs_that_vary=(
+        {**DRIVEN, "at": [1.0]},
+        "use window=(steps_in, steps_out)",
+        {"window": (2, 1)},
+    ),
+    another_time=(
+        {**MOVING, "at": [0.7]},
+        "is none of the store's times, 0, 0.5, 1",
+        lambda said, broken: {"at": [float(time) for time in said.rpartition("times, ")[2].split(",")]},
+    ),
+    no_time=({**MOVING, "at": []}, "expected at least one time", {"at": [0.5]}),
+    a_window_of_three=({**MOVING, "window": (1, 1, 1)}, "expected two numbers of steps", {"window": (1, 1)}),
+    a_window_that_is_too_long=({**MOVING, "window": (3, 1)}, "give at most 3 steps", {"window": (2, 1)}),
+    windows_of_uneven_times=(
+        {**UNEVEN, "window": (1, 1)},
+        "or predict times by themselves with at=",
+        {"at": [2.0]},
+    ),
+)
+
+
+@case
+def times_that_are_interpolated(folder):
+    data = at(np.array([0.0, 0.5, 2.0]))
+    uneven = write(folder, {8: data}, steps=STEPS)
+    refused(FieldDataset, uneven, 8, window=(1, 1), part="interpolate the fields to uniform times")
+    even = data.interp(time=np.arange(0, 2.5, 0.5))
+    samples = FieldDataset(write_anyhow(folder, {8: even}), 8, window=(1, 1))
+    assert len(samples) == 3 * 4
+    np.testing.assert_allclose(samples[3]["y"][0], data["u"][0, 2], rtol=1e-5)
+
+
+def write_anyhow(folder, fields, name="b.zarr", **changes):
+    """`write_fields`, of fields that are no waves; the store has their values."""
+    options = {
+        "inputs": ["a"],
+        "outputs": ["u"],
+        "splits": SPLITS,
+        "registration": "cell",
+        "boundary_conditions": {"x": "open"},
+        "domain": {"x": (0.0, 1.0)},
+        "progress": False,
+    } | changes
+    store = write_fields(folder / name, fields, **options)
+    for n, given in fields.items():
+        for variable in store.variables:
+            stored = store.read(n, variable.name).astype(float) + variable.reference
+            np.testing.assert_allclose(stored, given[variable.name], rtol=1e-6, atol=1e-4)
+    return store
+
+
+@case
+def outputs_that_do_not_all_vary(folder):
+    data = flow(steps=STEPS).assign(v=flow()["u"])
+    both = write(folder, {8: data}, outputs=["u", "v"], steps=STEPS)
+    refused(FieldDataset, both, 8, at=[1.0], part="put the steady ones into a store of their own")
+    varying = FieldDataset(write(folder, {8: data}, steps=STEPS, name="b.zarr"), 8, at=[1.0])
+    np.testing.assert_array_equal(varying[2]["y"][0], data["u"][2, 1].astype(np.float32))
+    steady = FieldDataset(write(folder, {8: data}, outputs=["v"], name="c.zarr"), 8)
+    np.testing.assert_array_equal(steady[2]["y"][0], data["v"][2].astype(np.float32))
+
+
+@case
+def a_data_set_in_a_fork(folder):
+    data = FieldDataset(create(folder), 8, cache_bytes=0)
+    expected = torch.stack([sample["y"] for sample in data])
+    data._process += 1
+    message = refused(data.__getitem__, 0, part="this process was forked from the one that made the data set")
+    method = re.search(r"multiprocessing_context='(\w+)'", message)[1]
+    data._process -= 1
+    loader = DataLoader(data, 3, collate_fn=collate, num_workers=1, multiprocessing_context=method)
+    (batch,) = loader
+    assert torch.equal(batch["y"], expected)
+
+
+@case
+def parts_of_other_channels(folder):
+    one = FieldDataset(create(folder), 8)
+    swapped = [{**U, "role": "input"}, {**A, "role": "output"}]
+    other = FieldDataset(create(folder, name="c.zarr", variables=swapped), 8)
+    refused(MixedDataset, [one, other], part="and the same channels for all")
+    assert len(MixedDataset([one, FieldDataset(open_store(one.store.path), 8, "test")])) == 4
+
+
+@case
+def a_batch_of_two_resolutions(folder):
+    store = create(folder, **TWO)
+    mixed = MixedDataset([FieldDataset(store, 4), FieldDataset(store, 8)])
+    refused(mixed.__getitems__, [0, 3], part="batch_sampler=ResolutionBatchSampler(...), as `field_loaders`")
+    loader = DataLoader(mixed, batch_sampler=ResolutionBatchSampler([3, 3], 2), collate_fn=collate)
+    seen = [(round(float(x.mean())), x.shape[-1]) for batch in loader for x in batch["x"]]
+    assert sorted(seen) == [(i, n) for i in range(3) for n in (4, 8)]
+
+
+def load(folder, name="b.zarr", seen=range(3), **changes):
+    """Loaders, and each sample of the training split out of them."""
+    moving = changes.get("window") is not None or changes.get("rollout") or changes.get("pushforward")
+    place = folder / name
+    if not place.exists():
+        create(folder, name=name, steps=STEPS if moving else None, **TWO, **(MOVING if moving else {}))
+    options = {"train": 8, "test": [4, 8], "batch_size": 2} | changes
+    loaders = field_loaders(place, **options)
+    numbers = [round(float(x[0].mean())) for batch in loaders.train for x in batch["x"]]
+    levels = options["train"] if isinstance(options["train"], list) else [options["train"]]
+    windows = 1 + len(STEPS) - sum(options["window"]) - options.get("pushforward", 0) if moving else 1
+    if seen is not None:
+        assert sorted(numbers) == sorted([*seen] * len(levels) * windows)
+    for resolution, loader in loaders.test.items():
+        for batch in loader:
+            assert batch["y"].shape[-1] == resolution
+    return loaders
+
+
+cases(
+    load,
+    batch_sizes_for_one_resolution=(
+        {"batch_size": [2, 2]},
+        "expected one batch size, or one for each",
+        {"batch_size": [2]},
+    ),
+    ratios_of_one_resolution=(
+        {"ratios": [1.0, 1.0]},
+        "expected a list of resolutions to mix",
+        {"ratios": [1.0, 1.0], "train": [4, 8]},
+    ),
+    another_shuffle=(
+        {"shuffle": "chunk"},
+        "or 'chunks' for one resolution",
+        lambda said, broken: {"shuffle": re.search(r"or '(\w+)' for one", said)[1]},
+    ),
+    chunks_of_two_resolutions=(
+        {"shuffle": "chunks", "train": [4, 8]},
+        "expected 'samples'",
+        lambda said, broken: {"shuffle": first_of(said, "; expected '"), "train": [4, 8]},
+    ),
+    a_test_that_is_no_list=({"test": 8}, "expected a list", option("test", "such as ")),
+    too_little_held_out=(
+        {"hold_out": 0.1},
+        "give 0.333 to 0.667",
+        lambda said, broken: {
+            "hold_out": float(re.search(r"give ([\d.]+) to", said)[1]),
+            "seen": None,
+        },
+    ),
+    a_rollout_of_two_steps_out=(
+        {"window": (1, 2), "rollout": 2},
+        "window=(steps_in, 1)",
+        {"window": (1, 1), "rollout": 2},
+    ),
+    a_pushforward_of_two_steps_out=(
+        {"window": (1, 2), "pushforward": 1},
+        "window=(steps_in, 1)",
+        {"window": (1, 1), "pushforward": 1},
+    ),
+    a_pushforward_that_is_too_long=(
+        {"window": (1, 1), "pushforward": 3},
+        "give at most 1",
+        lambda said, broken: {"window": (1, 1), "pushforward": int(said.split()[-1])},
+    ),
+    workers_that_are_forks=(
+        {"num_workers": 1, "start_method": "fork", "test": []},
+        "expected one of forkserver",
+        lambda said, broken: {**broken, "start_method": first_of(said, "expected one of ")},
+    ),
+)
+
+
+def draw(folder, **options):
+    sampler = ResolutionBatchSampler(**{"sizes": [3, 3], "batch_size": 1} | options)
+    drawn = sorted(i for batch in sampler for i in batch)
+    assert drawn == list(range(sum(sampler.sizes)))[sampler.rank :: sampler.num_replicas]
+
+
+cases(
+    draw,
+    a_rank_of_too_few=(
+        {"rank": 1, "num_replicas": 1, "sizes": [1]},
+        "expected 0 to 0",
+        lambda said, broken: {**broken, "rank": int(said.split()[-1])},
+    ),
+    no_sizes=({"sizes": []}, "expected the number of samples of at least one resolution", {"sizes": [3]}),
+    ratios_of_other_resolutions=({"ratios": [1.0]}, "expected one for each", {"ratios": [1.0, 1.0]}),
+    batches_that_are_never_full=(
+        {"batch_size": 4, "drop_last": True},
+        "give smaller batches",
+        {"batch_size": 3, "drop_last": True},
+    ),
+    batches_that_are_not_full=(
+        {"batch_size": 4, "drop_last": True},
+        "or drop_last=False",
+        option("drop_last", "or ", batch_size=4),
+    ),
+    ratios_of_nothing=({"ratios": [0.0, 0.0]}, "expected at least one above 0", {"ratios": [0.5, 0.5]}),
+)
+
+
+# Processors and transforms.
+
+UNIT = {"mean": 0.0, "std": 2.0}
+LABELS = ({"a": UNIT}, {"u": UNIT})
+STEP = ({"a": UNIT, "u@+0": UNIT}, {"u@+1": UNIT})
+
+
+def process(folder, inputs=None, outputs=None, x=None, batched=True):
+    """A processor brings fields back to units as they were."""
+    processor = FieldProcessor(inputs or LABELS[0], outputs or LABELS[1]).eval()
+    field = 1 + torch.rand(3, 1, 8) if x is None else x
+    data = processor.preprocess({"x": field}, batched=batched)
+    back, _ = processor.postprocess(data["x"] if batched else data["x"][None], data)
+    torch.testing.assert_close(back if batched else back[0], field)
+
+
+cases(
+    process,
+    another_transform=(
+        {"inputs": {"a": {**UNIT, "transform": "ln"}}},
+        "expected some of log, asinh",
+        lambda said, broken: {
+            role: {name: {**UNIT, "transform": first_of(said, "expected some of ")}}
+            for role, name in (("inputs", "a"), ("outputs", "u"))
+        },
+    ),
+    statistics_that_are_not_finite=(
+        {"inputs": {"a": {"mean": np.nan, "std": 1.0}}},
+        "expected finite means and std of at least 0",
+        {"inputs": {"a": UNIT}},
+    ),
+    a_sample_without_a_batch=(
+        {"x": torch.ones(1, 3, 8)[0]},
+        "expected 1: a",
+        {"x": torch.ones(1, 3, 8)[0][None, :1]},
+    ),
+)
+
+
+@case
+def no_split_to_take_statistics_of(folder):
+    trained = create(folder)
+    store = create(folder, name="c.zarr", splits={"test": 4})
+    message = refused(FieldProcessor.from_store, store, part="has no split 'train', so no statistics")
+    assert message.endswith("take the processor of the store that the model is trained on")
+    processor = FieldProcessor.from_store(trained)
+    assert processor.in_mean.item() == pytest.approx(trained.read(8, "a")[:3].mean(), rel=1e-5)
+
+
+def rolled(processor, steps, *, data=None):
+    """What a rollout of the identity has for outputs."""
+    data = {"x": torch.rand(2, 2, 8), "y": torch.rand(2, 2, 8)} if data is None else data
+    outputs = []
+    for step in steps:
+        sample = processor.preprocess(data, step=step)
+        output, _ = processor.postprocess(sample["x"][:, 1:], sample, step=step)
+        outputs.append(output)
+        torch.testing.assert_close(output, data["x"][:, 1:])
+    return outputs
+
+
+@case
+def steps_that_begin_later(folder):
+    processor = FieldProcessor(*STEP).eval()
+    refused(rolled, processor, [1], part="without a step 0; a rollout begins there")
+    assert len(rolled(processor, [0, 1])) == 2
+
+
+@case
+def truth_of_half_a_step(folder):
+    two = ({"u@+0": UNIT, "v@+0": UNIT}, {"u@+1": UNIT, "v@+1": UNIT})
+    data = {"x": torch.rand(2, 2, 8), "y": torch.rand(2, 3, 8)}
+    message = refused(
+        FieldProcessor(*two).eval().preprocess, data, step=0, part="expected the channels ['u@+1', 'v@+1']"
+    )
+    data["y"] = torch.rand(2, 2 * len(quoted(message, "the channels ")), 8)
+    processor = FieldProcessor(*two).eval()
+    assert torch.equal(processor.preprocess(data, step=0)["y"], data["y"][:, :2])
+
+
+@case
+def a_rollout_of_two_steps_at_once(folder):
+    two = FieldProcessor({"a": UNIT, "u@+0": UNIT}, {"u@+1": UNIT, "u@+2": UNIT})
+    message = refused(two.check_rollout, part="expected one step out, window=(steps_in, 1)")
+    store = create(folder, **MOVING, steps=STEPS)
+    window = eval(re.search(r"window=(\(.*?\))", message)[1], {"steps_in": 1})
+    processor = FieldProcessor.from_store(store, channels=channels_of(store.layout, window))
+    processor.check_rollout()
+    sample = FieldDataset(store, 8, window=window)[0]
+    known = processor.next_known(sample["x"][None], sample["y"][None])[0]
+    assert torch.equal(known, FieldDataset(store, 8, window=window)[1]["x"])
+
+
+@case
+def a_processor_without_a_model(folder):
+    processor = FieldProcessor(*LABELS).eval()
+    x = torch.rand(1, 1, 8)
+    message = refused(processor, x=x, part="give it one with `processor.wrap(model)`")
+    wrapped = code(message, "processor.wrap", processor=processor, model=torch.nn.Identity())
+    torch.testing.assert_close(wrapped(x=x)[0], x)
+
+
+@case
+def a_state_of_other_channels(folder):
+    processor = FieldProcessor({"b": UNIT}, {"u": UNIT})
+    message = refused(
+        processor.load_state_dict, FieldProcessor(*LABELS).state_dict(), part="the state is of channels"
+    )
+    channels = ast.literal_eval(re.search(r"channels (\{.*?\}),", message)[1])
+    made = FieldProcessor(*({name: UNIT for name in channels[role]} for role in ("inputs", "outputs")))
+    made.load_state_dict(FieldProcessor(*LABELS).state_dict())
+    assert made.to_dict() == FieldProcessor(*LABELS).to_dict()
+
+
+def transform(folder, transforms):
+    place = folder / "b.zarr"
+    store = open_store(place) if place.exists() else create(folder)
+    ((name, how),) = transforms.items() if transforms else (("u", None),)
+    mean = store.statistics_of("train", transforms)["variables"][name]["mean"]
+    values = store.read(8, name)[:3].astype(float)
+    assert mean == pytest.approx((values if how is None else np.arcsinh(values)).mean(), rel=1e-6)
+
+
+cases(
+    transform,
+    a_transform_of_another_variable=(
+        {"transforms": {"pressure": "asinh"}},
+        "expected some of a, u",
+        lambda said, broken: {"transforms": {first_of(said, "expected some of "): "asinh"}},
+    ),
+    a_transform_by_another_name=(
+        {"transforms": {"u": "arcsinh"}},
+        "did you mean 'asinh'?",
+        lambda said, broken: {"transforms": {"u": re.search(r"did you mean '(\w+)'", said)[1]}},
+    ),
+    a_logarithm_of_what_is_negative=(
+        {"transforms": {"u": "log"}},
+        "or use 'asinh'",
+        lambda said, broken: {"transforms": {"u": re.search(r"use '(\w+)'", said)[1]}},
+    ),
+    a_logarithm_to_leave_out=({"transforms": {"u": "log"}}, "leave it out", {"transforms": {}}),
+)
+
+
+# Patches, and The Well's own samples.
+
+
+def cut(folder, fields=None, *, inputs=("a",), outputs=("u",), length=4, samples=1):
+    """The patches of fields, with their values and places."""
+    fields = flow() if fields is None else fields
+    parts = [
+        fields.isel(sample=slice(i, i + samples), x=slice(first, first + length))
+        for i in range(0, fields.sizes["sample"], samples)
+        for first in range(0, fields.sizes["x"] - length + 1, length)
+    ]
+    patches = PatchDataset(parts, inputs=inputs, outputs=outputs)
+    every = torch.stack([patch["y"] for patch in patches]).reshape(fields["u"].shape)
+    np.testing.assert_array_equal(every, fields["u"].astype(np.float32))
+    places = torch.stack([patch["coordinates"] for patch in patches]).reshape(4, -1)
+    np.testing.assert_allclose(places[0], (fields["x"] - fields["x"][0]) + float(places[0, 0]), rtol=1e-6)
+
+
+def dated():
+    days = np.datetime64("2000-01-01", "ns") + np.arange(8) * np.timedelta64(1, "s")
+    return flow().assign_coords(x=days)
+
+
+def spoilt():
+    fields = flow()
+    fields["u"][1, 2] = np.inf
+    return fields
+
+
+cases(
+    cut,
+    patches_larger_than_fields=({"length": 16}, "no larger than the fields", {"length": 8}),
+    a_patch_without_outputs=({"outputs": ()}, "expected one input and one output at least", {}),
+    variables_of_other_dimensions=(
+        {"fields": flow().assign(a=flow()["a"].isel(x=0, drop=True))},
+        "expected the same for all",
+        {"fields": flow()},
+    ),
+    patches_of_two_samples=(
+        {"samples": 2},
+        "input_dims={'sample': 1, ...}",
+        lambda said, broken: {"samples": int(re.search(r"input_dims=\{'sample': (\d)", said)[1])},
+    ),
+    a_patch_that_is_not_finite=({"fields": spoilt()}, "expected finite values", {"fields": flow()}),
+    patches_without_places=(
+        {"fields": flow().drop_vars("x")},
+        "with mano_op.Axis",
+        lambda said, broken: {
+            "fields": code(
+                said,
+                "data.assign_coords",
+                data=broken["fields"],
+                start=0.0,
+                stop=1.0,
+                registration="cell",
+            )
+        },
+    ),
+    patches_at_dates=(
+        {"fields": dated()},
+        "those since the first",
+        lambda said, broken: {"fields": code(said, "data.assign_coords", data=broken["fields"])},
+    ),
+)
+
+
+@case
+def patches_in_a_fork(folder):
+    create(folder)
+    fields = open_store(folder / "b.zarr").dataset(8)
+    data = PatchDataset([fields.isel(sample=[0])], inputs=["a"], outputs=["u"])
+    data._process += 1
+    message = refused(data.__getitem__, 0, part="load the data set first, or use DataLoader(")
+    loaded = PatchDataset([fields.load().isel(sample=[0])], inputs=["a"], outputs=["u"])
+    loaded._process += 1
+    np.testing.assert_array_equal(loaded[0]["y"], fields["u"][:1])
+    method = re.search(r"multiprocessing_context='(\w+)'", message)[1]
+    data._process -= 1
+    (batch,) = DataLoader(data, 1, num_workers=1, multiprocessing_context=method)
+    np.testing.assert_array_equal(batch["y"][0], fields["u"][:1])
+
+
+class TheWell:
+    """What is used of The Well's own data set."""
+
+    n_steps_input, n_steps_output, max_rollout_steps = 1, 1, 100
+    core_field_names, core_constant_field_names = ["u"], []
+
+    def __init__(self, *, use_normalization=False, boundary_return_type=None, grid_type="cartesian"):
+        names = {"field_names": {0: ["u"]}, "constant_field_names": {}, "n_spatial_dims": 1}
+        self.metadata = SimpleNamespace(**names, grid_type=grid_type)
+        self.use_normalization, self.boundary = use_normalization, boundary_return_type
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        u = torch.arange(2.0)[:, None, None].expand(2, 4, 1)
+        ends = {"boundary_conditions": torch.full((1, 2), 2)} if self.boundary else {}
+        return {"input_fields": u[:1], "output_fields": u[1:], **ends}
+
+
+def well_samples(folder, given=None, **options):
+    samples = WellSamples(TheWell(**options) if given is None else given)
+    assert torch.equal(samples[0]["y"], torch.ones(1, 4)) and samples.outputs == ("u@+1",)
+    return samples
+
+
+cases(
+    well_samples,
+    another_data_set=({"given": [1, 2]}, "expected a the_well.data.WellDataset", {}),
+    a_data_set_that_normalises=(
+        {"use_normalization": True},
+        "make it with use_normalization=False",
+        option("use_normalization", "make it with "),
+    ),
+    a_data_set_on_a_sphere=({"grid_type": "spherical"}, "Project the fields onto a plane first", {}),
+)
+
+
+@case
+def a_data_set_without_conditions(folder):
+    message = refused(lambda: well_samples(folder).periodic, part="the data set returns no boundary")
+    assert well_samples(folder, **option("boundary_return_type")(message)).periodic == (True,)
+
+
+@case
+def statistics_of_other_components(folder):
+    statistics = {"mean": {"u": [1.0, 2.0]}, "std": {"u": 3.0}}
+    message = refused(well_samples(folder).processor, statistics, part="expected 1")
+    statistics["mean"]["u"] = statistics["mean"]["u"][: int(message.split()[-1])]
+    processor = well_samples(folder).processor(statistics)
+    assert (processor.out_mean.item(), processor.out_std.item()) == (1.0, 3.0)
+
+
+# Violations.
+
+
+NODES, FEW = (Grid((Axis("x", n),)) for n in (8, 4))
+CHECKED = {
+    "grids": [FEW, NODES],
+    "levels": "resampled",
+    "derived": {FEW: (NODES, "injection")},
+    "variables": [A, {**U, "boundary_value": 0.5}],
+    "coordinates": {"x": {"units": "m"}},
+}
+
+
+def mend(name, damage, part, remedy, layout=None):
+    """A store that is damaged, is told so, and is then as it was."""
+
+    def follow(folder):
+        store = create(folder, **(layout or CHECKED))
+        steps = STEPS if store.layout.times else None
+        shutil.copytree(store.path, folder / "kept.zarr")
+        root = zarr.open_group(store.path, mode="r+", use_consolidated=False)
+        damage(root)
+        message = told(store.path, part)
+        root = zarr.open_group(store.path, mode="r+", use_consolidated=False)
+        remedy(root, message)
+        assert check_store(store.path, progress=False) == []
+        assert_holds(open_store(store.path), steps=steps)
+
+    follow.__name__ = name
+    case(follow)
+
+
+def restore(root, message):
+    """The file or the array that a message names first, out of a copy of the store."""
+    place = Path(root.store.root)
+    name = message.partition(":")[0]
+    kept = place.parent / "kept.zarr" / name
+    if (kept / "zarr.json").exists():
+        shutil.copytree(kept, place / name, dirs_exist_ok=True)
+
+
+def set_it(root, message):
+    """The attribute of which a message says which value it has and which is expected."""
+    where, name, value = re.search(
+        r"^(?:([\w/]+): )?attribute (\w+)=.*?(?:expected|another level has) (.*?);", message
+    ).groups()
+    node = root if where is None else root[where]
+    if (expected := ast.literal_eval(value)) is None:
+        del node.attrs[name]
+    else:
+        node.attrs[name] = expected
+
+
+def anew(**changes):
+    """Of a root, u at the finest level written anew, as it was but for some changes."""
+
+    def of(root, message=None):
+        old = root["r8/u"]
+        values, kept = old[...], dict(old.attrs)
+        as_expected = {"dtype": np.float32, "fill_value": np.nan, "chunks": (1, 8)}
+        root.create_array(
+            "r8/u",
+            shape=values.shape,
+            dimension_names=old.metadata.dimension_names,
+            attributes=kept,
+            compressors=changes.get("compressors", root["r8/a"].compressors),
+            overwrite=True,
+            **{name: changes.get(name, value) for name, value in as_expected.items()},
+        )[...] = values
+        zarr.consolidate_metadata(root.store)
+
+    return of
+
+
+def file_of(root, name):
+    return Path(root.store.root) / name
+
+
+def level_of(root, **changes):
+    """Change what the layout of levels says of the coarser one."""
+    scales = dict(root.attrs["multiscales"])
+    (level,) = [level for level in scales["layout"] if level["asset"] == "r4"]
+    level |= changes
+    root.attrs["multiscales"] = scales
+
+
+def set_level(name):
+    def of(root, message):
+        text = message.partition("expected ")[2]
+        values = {"derived_from": "r8", "resampling_method": "injection"}
+        level_of(root, **{name: values.get(name) or ast.literal_eval(text.partition(", from the")[0])})
+
+    return of
+
+
+def set_statistics(root, message):
+    name, what, value = re.search(r"statistics of (\w+): (\w+) .*, expected (.*);", message).groups()
+    statistics = dict(root.attrs["statistics"])
+    statistics["variables"][name][what] = float(value)
+    root.attrs["statistics"] = statistics
+
+
+def set_values(name, values):
+    def of(root, message=None):
+        root[name][...] = values() if callable(values) else values
+
+    return of
+
+
+def write_text(name, text):
+    return lambda root: file_of(root, name).write_text(text)
+
+
+def spoil(root, name):
+    file = next(file for file in file_of(root, name).rglob("*") if file.is_file())
+    file.write_bytes(file.read_bytes()[:-2])
+
+
+mend("a_level_that_is_lost", lambda r: file_of(r, "r4/zarr.json").unlink(), "zarr.json is missing", restore)
+mend("a_level_that_is_damaged", write_text("r4/zarr.json", "("), "r4: its zarr.json is damaged", restore)
+mend("an_array_that_is_lost", lambda r: shutil.rmtree(file_of(r, "r4/u")), "the array is missing", restore)
+mend("an_array_that_is_damaged", write_text("r4/u/zarr.json", "("), "r4/u: its zarr.json is damaged", restore)
+mend("a_label_that_is_damaged", lambda r: spoil(r, "r4/x_bnds/c"), "r4/x_bnds: cannot be read", restore)
+mend(
+    "a_group_that_no_level_is",
+    lambda r: r.create_group("more"),
+    "take it out, or name it there",
+    lambda r, said: shutil.rmtree(file_of(r, said.partition(":")[0])),
+)
+mend(
+    "an_array_beside_the_levels",
+    lambda r: r.create_array("more", shape=(1,), dtype=float),
+    "a complete store has levels only",
+    lambda r, said: shutil.rmtree(file_of(r, said.partition(":")[0])),
+)
+mend("no_conventions", lambda r: r.attrs.update(Conventions="CF"), "expected 'CF-1.11'; set it", set_it)
+mend(
+    "a_title_that_is_no_text",
+    lambda r: r.attrs.update(title=3),
+    "expected a text, which may be empty; set it",
+    lambda r, said: r.attrs.update(title=""),
+)
+mend(
+    "no_provenance",
+    lambda r: r.attrs.update(provenance=3),
+    "expected what the fields were made with; set it",
+    lambda r, said: r.attrs.update(provenance={"versions": dict.fromkeys(schema.VERSIONS, "1.0")}),
+)
+mend(
+    "no_versions",
+    lambda r: r.attrs.update(provenance={"problem": "waves"}),
+    "expected those of",
+    lambda r, said: r.attrs.update(
+        provenance={
+            **r.attrs["provenance"],
+            "versions": dict.fromkeys(re.search("those of (.*);", said)[1].split(", "), "1.0"),
+        }
+    ),
+)
+mend(
+    "a_level_from_nowhere",
+    lambda r: level_of(r, derived_from="r9"),
+    "set it, or leave it out",
+    set_level("derived_from"),
+)
+mend(
+    "a_level_made_somehow",
+    lambda r: level_of(r, resampling_method=""),
+    "expected how it was made from r8; set it",
+    set_level("resampling_method"),
+)
+mend(
+    "a_level_at_another_place",
+    lambda r: level_of(r, transform={}),
+    "from the grids; set it",
+    set_level("transform"),
+)
+mend(
+    "averages_that_are_points",
+    lambda r: level_of(r, resampling_method="average"),
+    "set the one that is wrong",
+    set_level("resampling_method"),
+    {**CHECKED, "variables": [{**A, "cell_methods": "area: mean"}, U]},
+)
+mend("fields_in_doubles", anew(dtype=float), "expected float32; write the array anew", anew())
+mend("a_fill_that_is_a_value", anew(fill_value=0.0), "reads as values; write the array anew", anew())
+mend("chunks_of_parts_of_fields", anew(chunks=(1, 4)), "samples; write the array anew", anew())
+mend("no_checksum", anew(compressors=None), "reads as a value; write the array anew", anew())
+mend(
+    "numbers_of_other_samples",
+    set_values("r4/sample", 7),
+    "expected the numbers 0 to 3 of train, test",
+    set_values("r4/sample", np.arange(4)),
+)
+mend(
+    "samples_of_another_split",
+    set_values("r4/split", lambda: np.array(["train"] * 4, dtype=object)),
+    "expected train 3 times, test 1 times; set them",
+    lambda r, said: set_values(
+        "r4/split",
+        np.repeat(
+            *zip(*((s, int(n)) for s, n in re.findall(r"(\w+) (\d+) times", said)), strict=True)
+        ).astype(object),
+    )(r),
+)
+mend("bounds_of_another_name", lambda r: r["r4/x"].attrs.update(bounds="b"), "'x_bnds'; set it", set_it)
+mend("units_of_a_level", lambda r: r["r4/x"].attrs.update(units="km"), "attribute units='km'", set_it)
+mend("units_of_a_variable", lambda r: r["r4/u"].attrs.update(units="Pa"), "attribute units='Pa'", set_it)
+mend(
+    "bounds_in_other_places",
+    set_values("r4/x_bnds", 0.0),
+    "set them to the `bounds` of the grid's axis",
+    set_values("r4/x_bnds", lambda: code("`bounds`", "bounds", bounds=FEW.axes[0].bounds)),
+)
+mend(
+    "a_boundary_value_of_a_level",
+    lambda r: r["r4/u"].attrs.update(boundary_value=1.5),
+    "attribute boundary_value=1.5",
+    set_it,
+)
+mend(
+    "statistics_of_something_else",
+    lambda r: set_statistics(r, "statistics of u: mean 0, expected 99.0;"),
+    "statistics of u: mean 99.0, expected",
+    set_statistics,
+)
+
+
+@case
+def levels_that_differ(folder):
+    store = begin(folder, **CHECKED)
+    for samples in store.pending():
+        fields = {key: waves(store, key, samples) for key in store.grids}
+        fields["r4"]["u"] = fields["r4"]["u"] + 1
+        store.write(samples, fields)
+    store.finish()
+    message = told(store.path, "write them from one field, or say levels='independent'")
+    create(folder, name="c.zarr", **CHECKED)
+    plan = {name: value for name, value in CHECKED.items() if name != "derived"}
+    independent = begin(folder, "d.zarr", **plan | option("levels")(message))
+    for samples in independent.pending():
+        rows = {key: store.layout.rows_of(key, samples) for key in store.grids}
+        fields = {key: {name: store.read(key, name, rows[key]) for name in ("a", "u")} for key in store.grids}
+        independent.write(samples, fields)
+    independent.finish()
+    assert check_store(independent.path, progress=False) == []
+    for key in store.grids:
+        np.testing.assert_array_equal(independent.read(key, "u"), store.read(key, "u"))
+
+
+@case
+def a_sample_of_two_splits(folder):
+    fields = flow(samples=[0, 1, 2, 1])
+    store = write_anyhow(folder, {8: fields})
+    message = told(store.path, "leave these samples out of one split, and make the store anew")
+    left = int(re.search(r"and (\d) \('test'\)", message)[1])
+    kept = fields.isel(sample=[i for i in range(4) if i != left])
+    write(folder, {8: kept}, splits={"train": 3}, kept=range(3), name="c.zarr")
+    assert check_store(folder / "c.zarr", progress=False) == []
+
+
+@case
+def an_input_that_is_the_first_time(folder):
+    store = begin(folder, **MOVING)
+    for samples in store.pending():
+        fields = waves(store, "r8", samples)
+        store.write(samples, {8: fields | {"a": fields["u"][:, 0]}})
+    store.finish()
+    kept = {name: store.read(8, name) for name in ("a", "u")}
+    message = told(store.path, "set initial_of='u' at all levels")
+    for key in store.grids:
+        root = zarr.open_group(store.path, mode="r+", use_consolidated=False)
+        root[f"{key}/a"].attrs.update(option("initial_of", "set ")(message))
+    zarr.consolidate_metadata(store.path)
+    assert check_store(store.path, progress=False) == []
+    mended = open_store(store.path)
+    assert mended.variables[0].initial_of == "u"
+    for name, values in kept.items():
+        np.testing.assert_array_equal(mended.read(8, name), values)
+
+
+# Importers.
+
+
+def hdf5(path, content):
+    """A file with arrays by their names, and attributes as "group@name"; those that are None are left out."""
+    with h5py.File(path, "w") as file:
+        for name, value in sorted(content.items(), key=lambda item: "@" in item[0]):
+            where, mark, attribute = name.partition("@")
+            if value is None:
+                continue
+            if mark:
+                (file.get(where or "/") or file.require_group(where)).attrs[attribute] = value
+            elif value is dict:
+                file.create_group(where)
+            else:
+                file[name] = value
+
+
+def placed(folder, files):
+    """Names of files in a folder; what is no list of names is as it is."""
+    if not isinstance(files, dict):
+        return files
+    return {
+        key: [folder / file for file in given] if isinstance(given, list) else given
+        for key, given in files.items()
+    }
+
+
+TWO_FILES = {"train": ["first.hdf5"], "test": ["last.hdf5"]}
+
+
+def tensor(samples):
+    """The layout of PDEBench with a tensor."""
+    fields = flow(samples=samples, steps=STEPS)
+    return {
+        "tensor": fields["u"].values,
+        "x-coordinate": fields["x"].values,
+        "t-coordinate": np.arange(4.0),
+    }
+
+
+def darcy(samples):
+    """That of Darcy flow."""
+    fields = flow(samples=samples)
+    return {
+        "nu": fields["a"].values,
+        "tensor": fields["u"].values[:, None],
+        "x-coordinate": fields["x"].values,
+    }
+
+
+def groups(samples):
+    """That with a group for each sample."""
+    content = {}
+    for i in samples:
+        fields = flow(samples=[i], steps=STEPS)
+        content |= {
+            f"{i:04}/data": fields["u"].values[0, ..., None],
+            f"{i:04}/grid/x": fields["x"].values,
+            f"{i:04}/grid/t": fields["time"].values,
+        }
+    return content
+
+
+def import_pde(folder, first=None, last=None, *, layout=tensor, files=None, name="p.zarr", **options):
+    """Import two files of PDEBench, of three samples and of one, with changes to their content."""
+    hdf5(folder / "first.hdf5", layout(range(3)) | (first or {}))
+    hdf5(folder / "last.hdf5", layout([3]) | (last or {}))
+    about = {"boundary_conditions": {"x": "periodic"}, "domain": {"x": (0.0, 1.0)}}
+    files = placed(folder, TWO_FILES if files is None else files)
+    store = import_pdebench(folder / name, files, progress=False, **about | options)
+    single = {next(iter(store.splits)): 1} == store.splits
+    assert_holds(store, samples=[3] if single else range(4), steps=None if layout is darcy else STEPS)
+
+
+cases(
+    import_pde,
+    files_that_are_no_mapping=({"files": ["first.hdf5"]}, "such as {'train': ['a.hdf5']}", {}),
+    a_file_twice=(
+        {"files": {"train": ["first.hdf5", "first.hdf5"], "test": ["last.hdf5"]}},
+        "twice among the files; expected each once",
+        {},
+    ),
+    a_file_that_is_not_there=(
+        {"files": {"train": ["begin.hdf5"], "test": ["last.hdf5"]}},
+        "give the path of a file to import",
+        {},
+    ),
+    no_times_in_a_file=({"first": {"t-coordinate": None}}, "has no data set 't-coordinate'", {}),
+    a_tensor_of_words=(
+        {"first": {"tensor": np.full((3, 3, 8), b"a")}},
+        "write the file anew with such",
+        {},
+    ),
+    times_of_each_sample=(
+        {"first": {"t-coordinate": np.zeros((3, 4))}},
+        "expected one dimension and at least one value",
+        {},
+    ),
+    no_fields_in_a_file=(
+        {"first": {"tensor": None}, "last": {"tensor": None}},
+        "expected 'tensor' too, or fields by their names",
+        {},
+    ),
+    darcy_flow_in_time=(
+        {"layout": darcy, "first": {"tensor": np.zeros((3, 2, 8))}},
+        "expected 'tensor' of one time, and no other field",
+        {"layout": darcy},
+    ),
+    a_tensor_of_other_points=(
+        {"first": {"tensor": np.zeros((3, 3, 9))}},
+        "Arrange the file so, with a data set for each component",
+        {},
+    ),
+    names_for_fields_that_have_names=(
+        {
+            "first": {"Vx": tensor(range(3))["tensor"], "tensor": None},
+            "last": {"Vx": tensor([3])["tensor"], "tensor": None},
+            "variables": ("u",),
+        },
+        "leave them out",
+        lambda said, broken: {**broken, "variables": ()},
+    ),
+    too_many_names=(
+        {"variables": ("u", "v")},
+        "expected one name for each, each once",
+        {"variables": ("v",)},
+    ),
+    neither_fields_nor_groups=(
+        {"first": dict.fromkeys(tensor([0])), "last": dict.fromkeys(tensor([0]))},
+        "or a group for each sample, with 'data' and 'grid'",
+        {"layout": groups},
+    ),
+    a_group_without_coordinates=(
+        {"layout": groups, "first": {"0000/grid/x": None, "0000/grid/t": None}},
+        "has no group 'grid' with coordinates; expected one",
+        {"layout": groups},
+    ),
+    samples_of_other_shapes=(
+        {"layout": groups, "first": {"0001/data": np.zeros((3, 9, 1))}},
+        "and channels, in all samples",
+        {"layout": groups},
+    ),
+    samples_without_channels=(
+        {
+            "layout": groups,
+            "first": {f"000{i}/data": np.zeros((3, 8, 0)) for i in range(3)},
+        },
+        "expected one channel at least",
+        {"layout": groups},
+    ),
+    too_many_times=({"first": {"t-coordinate": np.arange(9.0)}}, "expected as many, or one more", {}),
+    a_field_called_as_a_dimension=(
+        {"variables": ("time",)},
+        "expected another name: rename it in the files",
+        {"variables": ("u",)},
+    ),
+    files_of_other_times=(
+        {"last": {"t-coordinate": np.arange(4.0) + 1}},
+        "import files of other grids or times into two stores",
+        {},
+    ),
+)
+
+
+@case
+def arrays_for_write_fields(folder):
+    message = refused(
+        import_pde,
+        folder,
+        {"tensor": tensor(range(3))["tensor"].swapaxes(1, 2)},
+        part="or give its arrays to",
+    )
+    assert "`mano_op.write_fields`" in message
+    with h5py.File(folder / "first.hdf5") as file:
+        u = (("sample", "x", "time"), file["tensor"][:])
+        fields = xr.Dataset({"u": u}, {"x": file["x-coordinate"][:], "time": file["t-coordinate"][:3]})
+    fields = {8: fields.transpose("sample", "time", "x")}
+    write(folder, fields, inputs=[], splits={"train": 3}, kept=range(3), steps=STEPS)
+
+
+@case
+def a_file_that_is_no_hdf5(folder):
+    import_pde(folder)
+    whole = (folder / "first.hdf5").read_bytes()
+    (folder / "first.hdf5").write_bytes(whole[:99])
+    about = {"boundary_conditions": {"x": "periodic"}, "domain": {"x": (0.0, 1.0)}, "progress": False}
+    files = placed(folder, TWO_FILES)
+    refused(import_pdebench, folder / "b.zarr", files, part="is no HDF5 file, or is damaged", **about)
+    (folder / "first.hdf5").write_bytes(whole)
+    assert_holds(import_pdebench(folder / "b.zarr", files, **about), steps=STEPS)
+
+
+def import_apart(folder, last, part):
+    """A file that does not go into one store with the first goes into one of its own."""
+    refused(import_pde, folder, last=last, part=part)
+    for file, samples in (("first", range(3)), ("last", [3])):
+        store = import_pdebench(
+            folder / f"{file}.zarr",
+            {"train": [folder / f"{file}.hdf5"]},
+            boundary_conditions={"x": "periodic"},
+            domain={"x": (0.0, 1.0)},
+            progress=False,
+        )
+        assert_holds(store, samples=samples, steps=STEPS)
+
+
+@case
+def files_of_other_fields(folder):
+    last = {"Vx": tensor([3])["tensor"], "tensor": None}
+    import_apart(folder, last, "import files of other fields into two stores")
+
+
+@case
+def files_of_other_grids(folder):
+    fine = flow(16, [3], STEPS)
+    last = {"tensor": fine["u"].values, "x-coordinate": fine["x"].values}
+    import_apart(folder, last, "import files of other grids or times into two stores")
+
+
+@case
+def files_of_other_coordinates(folder):
+    steady = {"tensor": np.zeros((1, 3, 8, 8)), "y-coordinate": flow()["x"].values}
+    refused(import_pde, folder, {}, steady, part="import files of other grids into two stores")
+    for file, axes in (("first", "x"), ("last", "xy")):
+        store = import_pdebench(
+            folder / f"{file}.zarr",
+            {"train": [folder / f"{file}.hdf5"]},
+            boundary_conditions=dict.fromkeys(axes, "periodic"),
+            domain=dict.fromkeys(axes, (0.0, 1.0)),
+            progress=False,
+        )
+        with h5py.File(folder / f"{file}.hdf5") as content:
+            np.testing.assert_array_equal(store.read(8, "u"), content["tensor"][:].astype(np.float32))
+
+
+def well_file(samples):
+    """A file of The Well: a field in time and a steady one."""
+    fields = flow(samples=samples, steps=STEPS)
+    content = {
+        "@n_trajectories": len(samples),
+        "@n_spatial_dims": 1,
+        "@grid_type": "cartesian",
+        "dimensions@spatial_dims": ["x"],
+        "dimensions/time": fields["time"].values,
+        "dimensions/x": fields["x"].values,
+        "boundary_conditions/x@bc_type": "PERIODIC",
+        "boundary_conditions/x@associated_dims": ["x"],
+        "t0_fields/a": fields["a"].values,
+        "t0_fields/u": fields["u"].values,
+    }
+    for name, varies in (("a", False), ("u", True)):
+        about = {"sample_varying": True, "time_varying": varies, "dim_varying": [True]}
+        content |= {f"t0_fields/{name}@{key}": value for key, value in about.items()}
+    return content
+
+
+def import_well(folder, first=None, last=None):
+    hdf5(folder / "first.hdf5", well_file(range(3)) | (first or {}))
+    hdf5(folder / "last.hdf5", well_file([3]) | (last or {}))
+    files = placed(folder, TWO_FILES)
+    domain = {"x": (0.0, 1.0)}
+    store = import_the_well(
+        folder / "w.zarr", files, registration="cell", domain=domain, progress=False, initial={}
+    )
+    assert_holds(store, steps=STEPS)
+
+
+def all_of(part):
+    return {name: None for name in well_file([0]) if name.startswith(part)}
+
+
+cases(
+    import_well,
+    no_number_of_samples=({"first": {"@n_trajectories": None}}, "expected a file in The Well's format", {}),
+    half_a_sample=({"first": {"@n_trajectories": 2.5}}, "expected a whole number, at least 1", {}),
+    flags_that_are_neither=(
+        {"first": {"t0_fields/a@time_varying": 2}},
+        "expected True or False, 1 times",
+        {},
+    ),
+    fields_that_are_no_group=(
+        {"first": {**all_of("t0_fields"), "t0_fields": np.zeros(3)}},
+        "'t0_fields' is no group; expected a file in The Well's format",
+        {},
+    ),
+    a_file_on_a_sphere=(
+        {"first": {"@grid_type": "spherical"}},
+        "expected 'cartesian'",
+        lambda said, broken: {"first": {"@grid_type": re.search(r"expected '(\w+)'", said)[1]}},
+    ),
+    no_dimensions=({"first": all_of("dimensions")}, "has no group 'dimensions'", {}),
+    more_axes_than_names=({"first": {"@n_spatial_dims": 2}}, "expected as many names, each once", {}),
+    a_field_of_another_shape=(
+        {"first": {"t0_fields/a": np.zeros((3, 9))}},
+        "make them agree",
+        {},
+    ),
+    a_file_without_fields=(
+        {"first": {**all_of("t0_fields"), "t0_fields": dict}},
+        "has no fields in t0_fields",
+        {},
+    ),
+    another_kind_of_end=(
+        {"first": {"boundary_conditions/x@bc_type": "FREE"}},
+        "expected PERIODIC, WALL or OPEN",
+        lambda said, broken: {
+            "first": {"boundary_conditions/x@bc_type": first_of(said, "expected ")},
+        },
+    ),
+    no_kinds_of_ends=(
+        {"first": all_of("boundary_conditions")},
+        "with bc_type and associated_dims",
+        {},
+    ),
+)
+
+
+@case
+def a_field_like_a_component(folder):
+    u = flow(samples=range(3), steps=STEPS)["u"].values
+    flags = {"sample_varying": True, "time_varying": True, "dim_varying": [True]}
+
+    def component(name):
+        return {f"{name}@{key}": value for key, value in flags.items()}
+
+    vector = {"t1_fields/u": u[..., None], **component("t1_fields/u")}
+    scalar = {"t0_fields/u_x": u, **component("t0_fields/u_x")}
+    refused(import_well, folder, vector | scalar, part="rename one of them in the file")
+    hdf5(
+        folder / "first.hdf5",
+        well_file(range(3)) | vector | {name.replace("u_x", "v"): value for name, value in scalar.items()},
+    )
+    store = import_the_well(
+        folder / "w.zarr",
+        {"train": [folder / "first.hdf5"]},
+        registration="cell",
+        domain={"x": (0.0, 1.0)},
+        progress=False,
+    )
+    for name in ("u", "u_x", "v"):
+        np.testing.assert_array_equal(store.read(8, name), u.astype(np.float32))
+
+
+def two_wells(folder, last, part):
+    refused(import_well, folder, last=last, part=part)
+    for file in ("first", "last"):
+        store = import_the_well(
+            folder / f"{file}.zarr",
+            {"train": [folder / f"{file}.hdf5"]},
+            registration="cell",
+            domain={"x": (0.0, 1.0)},
+            progress=False,
+        )
+        with h5py.File(folder / f"{file}.hdf5") as content:
+            for name in store.outputs:
+                np.testing.assert_array_equal(
+                    store.read(8, name), content[f"t0_fields/{name}"][:].astype(np.float32)
+                )
+
+
+@case
+def wells_of_other_fields(folder):
+    last = {name: None for name in well_file([3]) if name.startswith("t0_fields/a")}
+    two_wells(folder, last, "import them into two stores")
+
+
+@case
+def wells_of_other_ends(folder):
+    last = {"boundary_conditions/x@bc_type": "WALL"}
+    two_wells(folder, last, "has other boundary conditions")
+
+
+def burgers(samples):
+    fields = flow(samples=samples, registration="node")
+    return {"a": fields["a"].values, "u": fields["u"].values}
+
+
+def turning(samples):
+    """Vorticity at some times, on a square."""
+    sample = np.asarray(samples, dtype=float)[:, None, None]
+    y, x = np.meshgrid(np.arange(8) / 8, np.arange(8) / 8, indexing="ij")
+    a = sample + np.sin(2 * np.pi * x) + np.cos(2 * np.pi * y)
+    t = np.arange(1.0, 4.0)
+    return {"a": a, "u": a[..., None] * t, "t": t[None]}
+
+
+def import_mat(folder, first=None, last=None, *, kind="burgers", layout=None, files=None):
+    """Import two MATLAB files, of three samples and of one, with changes to their content."""
+    layout = layout or {"navier_stokes": turning}.get(kind, burgers)
+    content = [layout(range(3)) | (first or {}), layout([3]) | (last or {})]
+    for name, arrays in zip(("first.mat", "last.mat"), content, strict=True):
+        scipy.io.savemat(folder / name, {key: value for key, value in arrays.items() if value is not None})
+    files = placed(folder, {"train": ["first.mat"], "test": ["last.mat"]})
+    store = import_fno_mat(folder / "m.zarr", files, kind=kind, progress=False)
+    if kind == "burgers":
+        assert_holds(store)
+    else:
+        u = np.concatenate([arrays["u"] for arrays in content])
+        np.testing.assert_array_equal(store.read(8, "vorticity"), np.moveaxis(u, -1, 1).astype(np.float32))
+
+
+def closed(samples):
+    fields = flow(9, samples, registration="node_both")
+    return {"a": fields["a"].values, "u": fields["u"].values}
+
+
+cases(
+    import_mat,
+    another_kind=(
+        {"kind": "burger"},
+        "expected one of burgers",
+        lambda said, broken: {"kind": first_of(said, "expected one of ")},
+    ),
+    a_sparse_array=(
+        {"first": {"u": scipy.sparse.csr_array(burgers(range(3))["u"])}},
+        "not sparse: save it as one",
+        {},
+    ),
+    no_array_in_a_file=({"first": {"u": None}}, "has no u", {}),
+    arrays_of_other_shapes=({"first": {"u": np.zeros((3, 9))}}, "axes after the samples", {}),
+    times_in_a_table=(
+        {"kind": "navier_stokes", "first": {"u": np.zeros((3, 8, 8, 4)), "t": np.arange(4.0).reshape(2, 2)}},
+        "expected a row or a column of times",
+        {"kind": "navier_stokes"},
+    ),
+    both_ends_of_an_axis_that_wraps=(
+        {"layout": closed},
+        "leave the last ones out",
+        lambda said, broken: {
+            "layout": lambda samples: {
+                name: code(said, "array.take", array=array) for name, array in closed(samples).items()
+            }
+        },
+    ),
+)
+
+
+@case
+def a_file_that_is_no_matlab(folder):
+    import_mat(folder)
+    whole = (folder / "first.mat").read_bytes()
+    (folder / "first.mat").write_bytes(b"text")
+    files = placed(folder, {"train": ["first.mat"], "test": ["last.mat"]})
+    about = {"kind": "burgers", "progress": False}
+    refused(import_fno_mat, folder / "b.zarr", files, part="is no MATLAB file that can be read", **about)
+    (folder / "first.mat").write_bytes(whole)
+    assert_holds(import_fno_mat(folder / "b.zarr", files, **about))
+
+
+@case
+def matlab_files_of_other_grids(folder):
+    fine = {name: flow(16, [3], registration="node")[name].values for name in ("a", "u")}
+    refused(import_mat, folder, last=fine, part="import files of other grids into two stores")
+    for name, samples in (("first", range(3)), ("last", [3])):
+        files = placed(folder, {"train": [f"{name}.mat"]})
+        store = import_fno_mat(folder / f"{name}.zarr", files, kind="burgers", progress=False)
+        assert_holds(store, samples=samples)
+
+
+def import_waves(folder, given=None, *, parts=None, name="n.zarr", steps=None, **options):
+    """Import NetCDF files of the waves, of the first three samples and of the last one."""
+    for i, part in enumerate([flow(samples=range(3)), flow(samples=[3])] if parts is None else parts):
+        part.to_netcdf(folder / f"{i}.nc", engine="scipy")
+    files = {8: ["0.nc", "1.nc"]} if given is None else given
+    files = placed(folder, files)
+    about = {
+        "inputs": ["a"],
+        "outputs": ["u"],
+        "splits": SPLITS,
+        "registration": "cell",
+        "domain": {"x": (0.0, 1.0)},
+        "boundary_conditions": {"x": "open"},
+        "progress": False,
+    }
+    store = import_netcdf(folder / name, files, **about | options)
+    assert_holds(store, steps=steps)
+
+
+def labelled_parts(*labels):
+    return [flow(samples=range(3), labels=list(labels[:3])), flow(samples=[3], labels=list(labels[3:]))]
+
+
+def dates_for_values(fields):
+    return fields.assign(u=fields["u"].round().astype("timedelta64[s]") + np.datetime64("2000-01-01"))
+
+
+RUNS = [part.rename(sample="run") for part in (flow(samples=range(3)), flow(samples=[3]))]
+HOURS = [flow(samples=some, steps=STEPS).rename(time="hour") for some in (range(3), [3])]
+
+cases(
+    import_waves,
+    files_of_no_resolution=({"given": "0.nc"}, "such as {64: ['runs.nc']}", {}),
+    a_resolution_without_files=({"given": {8: []}}, "expected at least one", {}),
+    samples_by_another_name=(
+        {"parts": RUNS},
+        "no 'sample': give sample=",
+        {"parts": RUNS, "sample": "run"},
+    ),
+    a_netcdf_file_twice=({"given": {8: ["0.nc", "0.nc", "1.nc"]}}, "twice among the files", {}),
+    a_netcdf_file_that_is_not_there=({"given": {8: ["2.nc"]}}, "give the path of a file to import", {}),
+    a_file_as_zarr=({"engine": "zarr"}, "leave engine out", {}),
+    the_labels_of_another_file=(
+        {"parts": labelled_parts(0.0, 1.0, 2.0, 0.0)},
+        "pass relabel=True if each file counts its own samples",
+        option("relabel", "pass ", parts=labelled_parts(0.0, 1.0, 2.0, 0.0)),
+    ),
+    times_called_as_what_is_there=(
+        {"parts": [part.assign(time=1.0) for part in HOURS], "time": "hour"},
+        "or rename it in the files",
+        {"parts": HOURS, "time": "hour", "steps": STEPS},
+    ),
+    other_variables=(
+        {"parts": [flow(samples=range(3)), flow(samples=[3]).drop_vars("a")]},
+        "make them agree, or import them into two stores",
+        {},
+    ),
+    other_points=(
+        {"parts": [flow(samples=range(3)), flow(9, [3])]},
+        "9 points along x",
+        {},
+    ),
+    a_coordinate_of_the_last_file=(
+        {"parts": [flow(samples=range(3)), flow(samples=[3], labels=[3.0])]},
+        "has none; make them agree",
+        {},
+    ),
+    a_coordinate_of_the_first_file=(
+        {"parts": [flow(samples=range(3), labels=[0.0, 1.0, 2.0]), flow(samples=[3])]},
+        "has one; make them agree",
+        {"parts": labelled_parts(0.0, 1.0, 2.0, 3.0)},
+    ),
+    other_dimensions=(
+        {"parts": [flow(samples=range(3)), flow(samples=[3]).transpose("x", "sample")]},
+        "has the dimensions ('x', 'sample')",
+        {},
+    ),
+    other_units=(
+        {"parts": [flow(samples=range(3)), metres(flow(samples=[3]))]},
+        "units='m'",
+        {},
+    ),
+    values_of_another_type=(
+        {"parts": [flow(samples=range(3)), dates_for_values(flow(samples=[3]))]},
+        "expected variables of the same types and dimensions in all of them: make them agree",
+        {},
+    ),
+    points_elsewhere=(
+        {"parts": [flow(samples=range(3)), flow(samples=[3], stop=2.0)]},
+        "expected one grid",
+        {},
+    ),
+)
+
+
+@case
+def files_of_other_grids_in_two_stores(folder):
+    parts = [flow(samples=range(3)), flow(16, [3])]
+    refused(import_waves, folder, parts=parts, part="or import them into two stores")
+    for i, (n, samples) in enumerate(((8, range(3)), (16, [3]))):
+        store = import_netcdf(
+            folder / f"{i}.zarr",
+            {n: folder / f"{i}.nc"},
+            inputs=["a"],
+            outputs=["u"],
+            splits={"train": len(samples)},
+            registration="cell",
+            domain={"x": (0.0, 1.0)},
+            boundary_conditions={"x": "open"},
+            progress=False,
+        )
+        assert_holds(store, samples=samples)
+
+
+@case
+def a_file_that_xarray_cannot_open(folder):
+    (folder / "flow.txt").write_text("")
+    refused(import_waves, folder, {8: ["flow.txt"]}, part="other formats the engine that xarray names")
+    flow().to_netcdf(folder / "flow.txt", engine="scipy")
+    import_waves(folder, {8: ["flow.txt"]}, engine="scipy")
+
+
+@case
+def a_folder_of_files(folder):
+    refused(import_waves, folder, {8: folder}, part="is a folder, and no zarr store; give the files in it")
+    import_waves(folder, {8: sorted(folder.glob("*.nc"))})
+
+
+@case
+def a_zarr_store_without_its_engine(folder):
+    flow().to_zarr(folder / "flow.zarr", zarr_format=2)
+    message = refused(import_waves, folder, {8: folder / "flow.zarr"}, part="give engine='zarr'")
+    import_waves(folder, {8: folder / "flow.zarr"}, **option("engine", "give ")(message))
+
+
+def darcy_tensors(samples, n):
+    """Two permeabilities, and a pressure that is 0 where the axes begin, of which the coarser are a part."""
+    number = torch.arange(8.0)[: len(samples)] + samples[0]
+    i = torch.arange(8)
+    x = ((number[:, None, None] + i[:, None] // 2 + i) % 2)[:, :: 8 // n, :: 8 // n]
+    y = ((1 + number)[:, None, None] * i[:, None] * i)[:, :: 8 // n, :: 8 // n]
+    return {"x": x, "y": y}
+
+
+def forced(samples, n):
+    """A forcing and a vorticity."""
+    content = darcy_tensors(samples, n)
+    return {"x": torch.sin(content["y"] + 1), "y": torch.cos(content["y"])}
+
+
+def both_ends(samples, n):
+    content = darcy_tensors(samples, n)
+    content["y"][:, -1] = content["y"][:, :, -1] = 0
+    return content
+
+
+def import_pt(folder, change=None, *, layout=darcy_tensors, given=None, name="t.zarr", **options):
+    """Import neuraloperator's files at two resolutions, with changes to the finer one of the first split."""
+    files = {}
+    for split, samples in (("train", range(3)), ("test", [3])):
+        files[split] = [(n, folder / f"{split}{n}.pt") for n in (4, 8)]
+        for n, file in files[split]:
+            content = layout(samples, n) | ((change or {}) if (split, n) == ("train", 8) else {})
+            torch.save({key: value for key, value in content.items() if value is not None}, file)
+    files = files if given is None else given
+    store = import_neuralop_pt(folder / name, files, progress=False, **options)
+    for n in (4, 8):
+        for variable, key in zip(store.variables, ("x", "y"), strict=True):
+            given = [torch.load(folder / f"{split}{n}.pt")[key] for split in ("train", "test")]
+            np.testing.assert_array_equal(store.read(n, variable.name), np.concatenate(given))
+
+
+cases(
+    import_pt,
+    another_problem=(
+        {"problem": "burgers"},
+        "expected one of darcy",
+        lambda said, broken: {"problem": first_of(said, "expected one of ")},
+    ),
+    no_files_of_a_split=({"given": {}}, "such as {'train': [(16, 'darcy_train_16.pt')]}", {}),
+    files_without_resolutions=({"given": {"train": "train8.pt"}}, "[(16, 'darcy_train_16.pt')]", {}),
+    two_files_of_a_resolution=(
+        {"given": {"train": [(8, "a.pt"), (8, "b.pt")]}},
+        "expected one file for each of its resolutions",
+        {},
+    ),
+    no_tensor_y=({"change": {"y": None}}, "expected a dictionary with the tensors 'x' and 'y'", {}),
+    a_tensor_of_another_shape=(
+        {"change": {"y": torch.zeros(3, 9, 9)}},
+        "expected a tensor (samples, 8, 8)",
+        {},
+    ),
+    a_complex_tensor=(
+        {"change": {"y": torch.zeros(3, 8, 8, dtype=torch.complex64)}},
+        "expected real numbers, stored densely",
+        {},
+    ),
+    tensors_of_other_lengths=({"change": {"y": torch.zeros(2, 8, 8)}}, "expected as many of both", {}),
+    a_forcing_for_a_permeability=(
+        {"layout": forced},
+        "give problem='navier_stokes'",
+        option("problem", "give ", layout=forced),
+    ),
+    a_permeability_for_a_forcing=(
+        {"problem": "navier_stokes"},
+        "expected problem='darcy'",
+        option("problem", "expected "),
+    ),
+    splits_of_other_samples=(
+        {"change": darcy_tensors(range(2), 8)},
+        "expected one number",
+        {},
+    ),
+    levels_that_were_solved_for_apart=(
+        {"change": {"y": darcy_tensors(range(3), 8)["y"] + 1}},
+        "pass levels='independent'",
+        option("levels", "pass ", change={"y": darcy_tensors(range(3), 8)["y"] + 1}),
+    ),
+)
+
+
+@case
+def pressures_at_both_ends(folder):
+    message = refused(
+        import_neuralop_pt,
+        folder / "t.zarr",
+        {"train": [(8, save_tensors(folder / "both.pt", both_ends(range(3), 8)))]},
+        progress=False,
+        part="`mano_op.write_fields` with registration=",
+    )
+    given = torch.load(folder / "both.pt")
+    axis = Axis("x", 8, registration="node_both").points
+    fields = {name: (("sample", "y", "x"), given[key].numpy()) for name, key in (("a", "x"), ("u", "y"))}
+    store = write_fields(
+        folder / "a.zarr",
+        {8: xr.Dataset(fields, {"y": axis, "x": axis})},
+        inputs=["a"],
+        outputs=["u"],
+        splits={"train": 3},
+        domain={"y": (0.0, 1.0), "x": (0.0, 1.0)},
+        boundary_conditions={"y": "dirichlet", "x": "dirichlet"},
+        progress=False,
+        **option("registration", "with ")(message),
+    )
+    np.testing.assert_array_equal(store.read(8, "u"), given["y"])
+
+
+def save_tensors(path, tensors):
+    torch.save(tensors, path)
+    return path
+
+
+# Whether all of them are followed.
+
+
+def raises() -> Iterator[tuple[str, str, range]]:
+    """Each `raise` of an input error: where, as "file, function: first words", its file, and its lines."""
+    for path in sorted(SOURCES.rglob("*.py")):
+        for name, node in nodes(ast.parse(path.read_text()), ast.Raise):
+            if isinstance(node.exc, ast.Call) and getattr(node.exc.func, "id", "") == "InputError":
+                text = " ".join(ast.unparse(node.exc.args[0]).split())[:60]
+                place = f"{path.relative_to(SOURCES)}, {name}: {text}"
+                yield place, str(path), range(node.lineno, (node.end_lineno or node.lineno) + 1)
+
+
+def violations() -> Iterator[tuple[str, re.Pattern[str]]]:
+    """Each message of `check_store`, where it is made and what it looks like."""
+    for file in ("check.py", "digests.py"):
+        for name, node in nodes(ast.parse((SOURCES / file).read_text()), ast.Yield):
+            if isinstance(node.value, ast.JoinedStr):
+                parts = [
+                    re.escape(part.value) if isinstance(part, ast.Constant) else ".*"
+                    for part in node.value.values
+                ]
+                yield f"{file}, {name}: {ast.unparse(node.value)[:60]}", re.compile("".join(parts), re.DOTALL)
+
+
+def nodes(tree, kind, name=""):
+    """The nodes of a kind in a tree, each with the name of the function that it is in."""
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, kind):
+            yield name, child
+        yield from nodes(child, kind, child.name if isinstance(child, ast.FunctionDef) else name)
+
+
+RAISES, VIOLATIONS = list(raises()), list(violations())  # as they are when they are imported
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+def test_every_error_has_what_it_says_followed(tmp_path):
+    for name in set(CASES) - DONE:  # those that another process has run
+        follow(name, tmp_path / name)
+    missed = [
+        place
+        for place, file, lines in RAISES
+        if not any(raised == file and line in lines for raised, line in RAISED)
+    ]
+    missed += [place for place, text in VIOLATIONS if not any(map(text.fullmatch, TOLD))]
+    assert sorted(missed) == sorted(UNREACHED), "\n".join(missed)
