@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 # too; see "Limits" in the README.
 export GOMP_SPINCOUNT ?= 1000
 
-# With which neuraloperator `make neuralop` tests: any requirement that pip takes.
+# With which neuraloperator `make neuralop` tests: a requirement, or a folder or an archive of its sources.
 NEURALOP ?= neuraloperator
 
 .PHONY: demo test check neuralop install bench benchmark clean
@@ -46,12 +46,15 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# What touches neuraloperator, with another release than the pinned one; the newest, if none is given:
+# What touches neuraloperator, with another one than the pinned; the newest release, if none is given:
 #   make neuralop NEURALOP=neuraloperator==2.0.0
+#   make neuralop NEURALOP=../neuraloperator             (a checkout; of a path give more than a name)
+#   make neuralop NEURALOP=downloads/neuraloperator.zip
+# Of sources pip builds a wheel, for which it fetches setuptools, and nothing that neuraloperator needs.
 neuralop: $(INSTALLED)
 	rm -rf build/neuraloperator
 	$(BIN)/python -m pip install --quiet --no-deps --target build/neuraloperator '$(NEURALOP)'
-	PYTHONPATH=build/neuraloperator $(BIN)/python -m pytest -n 2 tests/test_neuralop.py tests/test_convolution.py \
+	PYTHONPATH='$(CURDIR)/build/neuraloperator' $(BIN)/python -m pytest -n 2 tests/test_neuralop.py tests/test_convolution.py \
 	  tests/test_processor.py tests/test_objective.py tests/test_physics.py tests/test_train.py
 
 # How fast MANO is beside other models, and beside what it was on this machine; ten minutes. See docs/performance.md.

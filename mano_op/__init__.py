@@ -12,6 +12,7 @@ from mano_op.grid import Axis as Axis
 from mano_op.grid import Grid as Grid
 from mano_op.layers.convolution import MultipoleConv as MultipoleConv
 from mano_op.layers.multipole import MultipoleAttention as MultipoleAttention
+from mano_op.layers.reference import fix_references as fix_references
 from mano_op.models.mano import MANO as MANO
 from mano_op.models.published import PublishedMANO as PublishedMANO
 from mano_op.resample import resample as resample
@@ -77,6 +78,7 @@ __all__ = [  # some of them from the table above
     "MultipoleAttention",
     "MultipoleConv",
     "PublishedMANO",
+    "fix_references",
     "resample",
     *_WHEN_USED,
 ]

@@ -9,7 +9,6 @@
 # %%
 import tempfile
 import warnings
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -85,14 +84,14 @@ class Operator(nn.Module):
 # ## FNO with another convolution
 #
 # neuraloperator's FNO takes a `conv_module`, which it calls with channels, modes and more. `MultipoleConv`
-# has that interface. Its own options are given ahead with `partial`. What belongs to a spectral weight,
+# has that interface. Its own options are given ahead by `with_options`. What belongs to a spectral weight,
 # a factorisation, say, it refuses. The number of modes it takes, and does not use.
 #
 # Its reference is the first grid that it sees in training.
 
 # %%
 options = {"n_modes": (8, 8), "in_channels": 1, "out_channels": 1, "hidden_channels": 16, "n_layers": 3}
-attention = partial(MultipoleConv, n_heads=4, registration="node")
+attention = MultipoleConv.with_options(n_heads=4, registration="node")
 
 torch.manual_seed(0)
 models = {

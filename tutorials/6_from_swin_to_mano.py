@@ -70,8 +70,9 @@ print(evaluate_classifier(swin, first, progress=False).table())
 #
 # `from_swin_v2` takes a state dict, or a `.safetensors` file, in the layout of timm, torchvision or
 # transformers. With published weights it is
-# `from_swin_v2("swinv2_tiny_window8_256.safetensors", window=8, pretrained_window=0, n_classes=37)`, and images are normalised as
-# they were for it, `train_classifier(..., normalise="imagenet")`.
+# `from_swin_v2("swinv2_tiny_window8_256.safetensors", window=8, pretrained_window=0, n_classes=37)`, where 0
+# says that windows were not enlarged after training, and images are normalised as they were for it,
+# `train_classifier(..., normalise="imagenet")`.
 #
 # Each stage gets as many levels as it takes for one window to cover the image: two in the first, and in the
 # second one window does. What coarser levels add is multiplied by factors that start at 0. So MANO says

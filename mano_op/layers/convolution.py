@@ -2,31 +2,32 @@ r"""Multipole attention in the place of the spectral convolution of neuraloperat
 
 from __future__ import annotations
 
+import copyreg
+import inspect
 import math
 from collections.abc import Mapping, Sequence
+from functools import partialmethod
 from itertools import pairwise
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Self, cast
 
 from einops import rearrange
 from torch import Tensor, nn
 
-from mano_op.errors import InputError, check_whole
+from mano_op.errors import InputError, check_whole, did_you_mean
 from mano_op.grid import Grid, Registration
 from mano_op.layers.multipole import MultipoleAttention, check_reference
 from mano_op.layers.pyramid import covering_levels
 from mano_op.layers.reference import Anchored
 from mano_op.layers.regrid import regrid
 
+_UNFACTORISED = "use FNO in place of TFNO, which passes it; a smaller hidden_channels has fewer parameters"
 # What neuraloperator's blocks pass on for a spectral weight where their users ask for nothing, "tucker" being
 # CODALayer's. And what to do instead of asking.
 _PASSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "max_n_modes": ((None,), "what a point attends to is for window, halo and n_levels to say"),
-    "rank": ((1.0,), "there is no weight to factorise; a smaller hidden_channels has fewer parameters"),
-    "factorization": (
-        (None, "tucker"),
-        "there is no weight to factorise; a smaller hidden_channels has fewer parameters",
-    ),
+    "rank": ((1.0,), _UNFACTORISED),
+    "factorization": ((None, "tucker"), _UNFACTORISED),
     "implementation": (("factorized",), "there is no weight to factorise"),
     "fixed_rank_modes": ((False,), "there is no weight to factorise"),
     "decomposition_kwargs": ((None, {}), "there is no weight to factorise"),
@@ -36,7 +37,41 @@ _PASSED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-class MultipoleConv(Anchored, nn.Module):
+class _WithOptions(type):
+    """The type of `MultipoleConv`, which tells its subclasses with options apart.
+
+    Attributes
+    ----------
+    origin : tuple of type and dict, optional
+        Of a subclass that `with_options` made, and of no other: the class and the options it was made of.
+    """
+
+    @property
+    def origin(cls) -> tuple[type[MultipoleConv], dict[str, Any]] | None:
+        return cls.__dict__.get("_origin")
+
+    def __repr__(cls) -> str:
+        if cls.origin is None:
+            return super().__repr__()
+        options = ", ".join(f"{name}={value!r}" for name, value in cls.origin[1].items())
+        return f"{cls.__name__}.with_options({options})"
+
+
+def conv_with_options(base: type[MultipoleConv], options: Mapping[str, Any]) -> type[MultipoleConv]:
+    """The class that `MultipoleConv.with_options` returns; its pickle is a call of this function."""
+    return base.with_options(**options)
+
+
+def _reduce(cls: _WithOptions) -> str | tuple[Any, ...]:
+    return cls.__qualname__ if cls.origin is None else (conv_with_options, cls.origin)
+
+
+copyreg.pickle(_WithOptions, _reduce)
+# Of equal options one class: a model that was unpickled has the classes of one that was built.
+_SUBCLASSES: dict[tuple[type, str], type[MultipoleConv]] = {}
+
+
+class MultipoleConv(Anchored, nn.Module, metaclass=_WithOptions):
     r"""`MultipoleAttention` with the interface of ``neuralop.layers.SpectralConv``.
 
     Attention on the grid of the input, then to the grid of the output, then a linear map of the channels:
@@ -50,15 +85,19 @@ class MultipoleConv(Anchored, nn.Module):
     numbers of channels is left out, and R is the identity where the grids are the same. So with equal
     channels and no change of the grid this is `MultipoleAttention`.
 
-    Our options are keyword arguments, for `functools.partial`; the others are what the hosts pass:
+    `with_options` gives its options ahead, as ``conv = MultipoleConv.with_options(periodic=True)``. The other
+    arguments are what the hosts pass:
 
     ======== ==============================================================================================
     host     how
     ======== ==============================================================================================
-    FNO      ``FNO(..., conv_module=partial(MultipoleConv, periodic=True))``
+    FNO, RNO ``FNO(..., conv_module=conv)``
     CODANO   the same. Give `hidden_channels`: its tokens have `attention_token_dim` channels, 1 if not given
-    UNO      ``UNO(..., operator_block=partial(FNOBlocks, conv_module=conv), integral_operator=conv)``, since
-             the UNO of neuraloperator 2.0 does not use its `integral_operator`
+    GINO     ``GINO(..., fno_conv_module=conv)``
+    UQNO     ``UQNO(FNO(..., conv_module=conv))``
+    UNO      ``UNO(..., operator_block=partial(FNOBlocks, conv_module=conv), integral_operator=conv)``. The
+             UNO of neuraloperator 2.0.0 uses the first alone, that of its main branch the second
+    TFNO     none: it factorises spectral weights. Use FNO
     ======== ==============================================================================================
 
     Parameters
@@ -114,16 +153,22 @@ fno_block_precision, complex_data
     what the next layer gets rougher than in training. A finer output is interpolated from the input's grid.
 
     Resolution: each layer has a reference of its own, that of the input it sees, so in a host that halves and
-    doubles the grid each level of it is a length of its own. To train such a host on several resolutions,
-    show it a field on the grid that is to be the reference once, in training mode, before the others; for
-    hosts with one grid, give `reference_shape`. The hosts know nothing of references: their lifting sees the
-    finer input as it is, where `MANO` averages it first.
+    doubles the grid each level of it is a length of its own. A second grid in training is refused, unless
+    references are said to be fixed. In hosts with one grid, give `reference_shape`. In others let the layers
+    see the grid of the reference first::
 
-    Checkpoints: neuraloperator keeps the arguments of its models by pickling, this class or the partial of it
-    too. ``save_checkpoint`` and ``from_checkpoint`` work. Its ``load_training_state`` allows no classes,
-    those of a plain FNO neither; tell torch which are to be trusted::
+        model.train()(x)  # a field on that grid; the output is not needed
+        mano_op.fix_references(model)
 
-        with torch.serialization.safe_globals([functools.partial, MultipoleConv, torch.nn.functional.gelu]):
+    The hosts know nothing of references: their lifting sees the finer input as it is, where `MANO` averages
+    it first.
+
+    Checkpoints: neuraloperator keeps the arguments of its models by pickling, this class too, with its
+    options. ``save_checkpoint`` and ``from_checkpoint`` work. Its ``load_training_state`` allows no classes
+    and functions, those of a plain FNO neither; tell torch which are to be trusted::
+
+        from mano_op.layers.convolution import MultipoleConv, conv_with_options
+        with torch.serialization.safe_globals([MultipoleConv, conv_with_options, torch.nn.functional.gelu]):
             load_training_state(...)
 
     The hosts' own parts know one registration: their "grid" embedding places points at i/n, as "node" does.
@@ -132,9 +177,8 @@ fno_block_precision, complex_data
     Examples
     --------
     >>> import torch
-    >>> from functools import partial
     >>> from neuralop.models import FNO
-    >>> conv = partial(MultipoleConv, n_heads=2, periodic=True)
+    >>> conv = MultipoleConv.with_options(n_heads=2, periodic=True)
     >>> model = FNO(n_modes=(8, 8), in_channels=1, out_channels=1, hidden_channels=8, conv_module=conv)
     >>> model(torch.rand(2, 1, 16, 16)).shape
     torch.Size([2, 1, 16, 16])
@@ -215,6 +259,64 @@ fno_block_precision, complex_data
         self.projection = nn.Linear(width, out_channels) if width != out_channels else nn.Identity()
         self.keep_reference(reference, n_dim)
 
+    @classmethod
+    def with_options(cls, **options: Any) -> type[Self]:
+        """The subclass with other defaults, for hosts to build their layers of.
+
+        The arguments of the constructor come before them. Equal options, in any number of steps, give the
+        same class. It is pickled as this class and the options.
+
+        Parameters
+        ----------
+        **options
+            Those of "Other Parameters". What the hosts pass is no option.
+
+        Raises
+        ------
+        InputError
+            If there is no such option. Values are looked at when a layer is built.
+
+        Examples
+        --------
+        >>> conv = MultipoleConv.with_options(n_heads=4, periodic=True)
+        >>> conv
+        MultipoleConv.with_options(n_heads=4, periodic=True)
+        >>> conv.with_options(n_heads=2) is MultipoleConv.with_options(n_heads=2, periodic=True)
+        True
+        >>> conv(8, 8, n_modes=(4, 4), n_heads=2).attention.attention[0].n_heads
+        2
+        >>> MultipoleConv.with_options(n_head=2)
+        Traceback (most recent call last):
+        ...
+        mano_op.errors.InputError: MultipoleConv has no option 'n_head'; it has n_heads, hidden_channels,
+        window, halo, n_levels, registration, periodic, reference_shape; did you mean 'n_heads'?
+        """
+        base, given = cls.origin or (cls, {})
+        known = [
+            name
+            for name, parameter in inspect.signature(base).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY and name not in _PASSED
+        ]
+        for name in options:
+            if name not in known:
+                hint = did_you_mean(name, known) or ": leave it out, or use one of those"
+                raise InputError(f"{base.__name__} has no option {name!r}; it has {', '.join(known)}{hint}")
+        merged = {**given, **options}
+        ordered = {name: _frozen(merged[name]) for name in known if name in merged}
+        if not ordered:
+            return cast(type[Self], base)
+        key = base, repr(ordered)  # as text, in which True is not 1
+        if key not in _SUBCLASSES:
+            content = {
+                "__init__": partialmethod(base.__init__, **ordered),
+                "__doc__": base.__doc__,
+                "__module__": base.__module__,
+                "__qualname__": base.__qualname__,
+                "_origin": (base, ordered),
+            }
+            _SUBCLASSES[key] = cast(type[MultipoleConv], _WithOptions(base.__name__, (base,), content))
+        return cast(type[Self], _SUBCLASSES[key])
+
     def forward(self, x: Tensor, output_shape: Sequence[int] | None = None) -> Tensor:
         """Map ``(batch, in_channels, *grid)`` to ``(batch, out_channels, *output grid)``.
 
@@ -290,6 +392,11 @@ fno_block_precision, complex_data
             f"resolution_scaling_factor={self.resolution_scaling_factor}, "
             f"reference_shape={self.reference_shape}"
         )
+
+
+def _frozen(value: Any) -> Any:
+    """An option's value, which nobody changes later: a list as a tuple."""
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def _at_points(map_: nn.Module, x: Tensor) -> Tensor:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from typing import cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+
+from mano_op.errors import InputError
+from mano_op.layers.eager import on_cpu_eagerly
 
 
 class Anchored:
     """What lets a module know the grid it was trained on, its reference.
 
     A class to inherit from beside `torch.nn.Module`. The reference is given, or it is the first grid that
-    comes in training mode. It is a buffer, so that averaged, wrapped and distributed copies have it too, and
-    files.
+    comes in training mode; a second one is then refused in training, see `fix_references`. It is a buffer, so
+    that averaged, wrapped and distributed copies have it too, and files.
 
     Attributes
     ----------
@@ -29,39 +33,99 @@ class Anchored:
     >>> module = Scale()
     >>> module.eval().reference_for((32,)), module.reference_shape
     ((32,), None)
-    >>> module.train().reference_for((16,)), module.reference_for((32,)), module.reference_shape
+    >>> module.train().reference_for((16,)), module.eval().reference_for((32,)), module.reference_shape
     ((16,), (16,), (16,))
     """
 
     reference: Tensor
     training: bool
+    _reference_is_fixed = False  # until the constructor, or `fix_references`, says otherwise
     _known_reference: tuple[tuple[int, int], tuple[int, ...]] | None
 
     def keep_reference(self, shape: tuple[int, ...] | None, n_dim: int) -> None:
         """Make the buffer; to be called once, by the constructor."""
         cast(nn.Module, self).register_buffer("reference", torch.tensor(shape or (0,) * n_dim))
+        self._reference_is_fixed = shape is not None
         self._known_reference = None
 
     @property
     def reference_shape(self) -> tuple[int, ...] | None:
         """Points along each axis of the grid that the levels belong to; None before any training."""
-        if self.reference.is_inference():  # which has no version
-            shape = tuple(self.reference.tolist())
-            return shape if all(shape) else None
-        here = (id(self.reference), self.reference._version)  # reading it may have to wait for a GPU
-        if self._known_reference is None or self._known_reference[0] != here:
-            self._known_reference = here, tuple(self.reference.tolist())
-        shape = self._known_reference[1]
+        reference = self.reference
+        # What copies a buffer to other ranks leaves its version as it was. Inference tensors have none.
+        learns = self.training and not self._reference_is_fixed
+        copied = learns and dist.is_available() and dist.is_initialized()
+        if copied or on_cpu_eagerly(reference) or reference.is_inference():
+            shape = tuple(reference.tolist())
+        else:  # reading it may have to wait for a GPU
+            version = id(reference), reference._version
+            if self._known_reference is None or self._known_reference[0] != version:
+                self._known_reference = version, tuple(reference.tolist())
+            shape = self._known_reference[1]
         return shape if all(shape) else None
 
     def reference_for(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The reference for an input on a grid of some shape, which becomes it if there is none in training.
 
         Before any training a grid is its own reference.
+
+        Raises
+        ------
+        InputError
+            In training mode, if the reference was not given and is another grid.
         """
         reference = self.reference_shape
         if reference is None:
-            reference = shape
             if self.training:
                 self.reference.copy_(torch.tensor(shape))
+            return shape
+        if self.training and not self._reference_is_fixed and shape != reference:
+            raise InputError(
+                f"{type(self).__name__} got a grid of {shape} in training mode after {reference}, the first "
+                "one that it saw there, to which its levels belong. To train on several grids, build it with "
+                f"reference_shape={reference}, or keep what it has with mano_op.fix_references(model). If "
+                f"{reference} was a trial, build the model anew. To evaluate, call model.eval() first"
+            )
         return reference
+
+
+def fix_references(model: nn.Module) -> None:
+    """Keep the grids that the layers of a model have learnt, so that it can be trained on several.
+
+    For models whose layers see grids of their own, such as a U-shaped one, so that no single
+    `reference_shape` can be given: run the model once in training mode on the grid that is to be the
+    reference, then call this. Files do not hold that it was called, so call it again where training goes on
+    after a model was loaded.
+
+    Parameters
+    ----------
+    model : nn.Module
+        `mano_op.MANO`, or any that has it or `mano_op.MultipoleConv` as a part.
+
+    Raises
+    ------
+    InputError
+        If no layer has a reference, or one has not seen a grid in training mode.
+
+    Examples
+    --------
+    >>> from mano_op import MANO
+    >>> model = MANO(1, 1, hidden_channels=8, n_layers=1, n_heads=2)
+    >>> _ = model.train()(torch.zeros(1, 1, 8, 8))
+    >>> fix_references(model)
+    >>> model(torch.zeros(1, 1, 16, 12)).shape, model.reference_shape
+    (torch.Size([1, 1, 16, 12]), (8, 8))
+    """
+    anchored = {name: module for name, module in model.named_modules() if isinstance(module, Anchored)}
+    if not anchored:
+        raise InputError(
+            f"{type(model).__name__} has no layer with a reference: give a MANO, or one with MultipoleConv"
+        )
+    for name, module in anchored.items():
+        if module.reference_shape is None:
+            raise InputError(
+                f"{name or 'the model'} ({type(module).__name__}) has no reference yet: call model.train(), "
+                "run it on a field on the grid that is to be the reference, then fix_references"
+            )
+    for module in anchored.values():
+        module._reference_is_fixed = True
