@@ -87,7 +87,14 @@ def test_the_trainer_takes_mixed_resolutions_as_they_are(store):
     def model():
         torch.manual_seed(0)
         return MANO(
-            in_channels=2, out_channels=1, hidden_channels=8, n_layers=1, n_heads=2, window=2, n_levels=2
+            in_channels=2,
+            out_channels=1,
+            hidden_channels=8,
+            n_layers=1,
+            n_heads=2,
+            window=2,
+            n_levels=2,
+            reference_shape=(6, 8),
         ).double()
 
     def loaders():

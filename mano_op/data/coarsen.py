@@ -217,5 +217,5 @@ def _write_chunk(
             values = source.read(finest, variable.name, samples, times if variable.time else slice(None))
             for grid in fields:
                 fields[grid][variable.name] = coarsened(values, fine, grid, chosen[variable.name])
-        store.write(samples, fields, times)
+        store.write(samples, fields, *([times] if len(store.layout.time_chunks) > 1 else []))
     return samples.stop - samples.start

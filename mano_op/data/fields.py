@@ -296,7 +296,7 @@ def _write_parts(
                 _check_ends(store, fields)
                 if ask:
                     _check_initial(store, fields)
-            store.write(samples, fields, times)
+            store.write(samples, fields, *([times] if len(store.layout.time_chunks) > 1 else []))
     return sum(samples.stop - samples.start for samples in missing)
 
 

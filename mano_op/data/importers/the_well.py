@@ -158,6 +158,7 @@ def _group(root: h5py.Group, name: str) -> h5py.Group | None:
 
 
 def _axes(path: Path, root: h5py.File) -> tuple[str, ...]:
+    _whole(root, "n_trajectories")
     kind = _text(_attribute(root, "grid_type"))
     if kind != "cartesian":
         raise InputError(
