@@ -67,7 +67,8 @@ class MANO(GridModel, Anchored, name="MANO"):
     reference_shape : sequence of int, optional
         Points along each axis of the grid that the model is trained on, to whose spacing its levels belong.
         If not given, it is the first grid that comes in training mode; it is kept with the parameters. Give
-        it where several resolutions are mixed in training.
+        it where several resolutions are mixed in training: a second grid is refused there otherwise, see
+        `mano_op.fix_references`.
     window : int
         Points of the reference along each side of an attention window, on every level.
     halo : int
