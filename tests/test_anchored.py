@@ -1,6 +1,7 @@
 """What MANO promises of other grids than the one it was trained on, in values."""
 
 import copy
+import pickle
 from itertools import pairwise
 
 import numpy as np
@@ -14,6 +15,7 @@ from mano_op.errors import InputError
 from mano_op.grid import Grid
 from mano_op.layers.anchors import anchoring
 from mano_op.layers.multipole import MultipoleAttention
+from mano_op.layers.reference import fix_references
 from mano_op.memory import peak_bytes
 from mano_op.models import mano
 from mano_op.models.mano import MANO
@@ -58,8 +60,94 @@ def test_the_first_grid_of_a_training_is_the_reference():
     model.eval()(x)
     assert model.reference_shape is None
     model.train()(x)
-    model(draw(1, 1, 12, 10).float())
+    model.eval()(draw(1, 1, 12, 10).float())
     assert model.reference_shape == (6, 6)
+
+
+def learnt(shape=(6, 6), **options):
+    """A model in training mode that has seen a grid."""
+    torch.manual_seed(0)
+    model = MANO(1, 1, **(SMALL | options))
+    model(torch.zeros(1, 1, *shape))
+    return model
+
+
+def test_a_second_grid_in_training_is_refused_and_both_are_named():
+    model, x = learnt(), draw(1, 1, 12, 10).float()
+    message = (
+        r"MANO got a grid of \(12, 10\) in training mode after \(6, 6\), .* build it with "
+        r"reference_shape=\(6, 6\), or .* mano_op.fix_references\(model\). .* model.eval\(\) first"
+    )
+    for _ in range(2):  # what was refused has changed nothing
+        with pytest.raises(InputError, match=message):
+            model(x)
+    assert model.reference_shape == (6, 6)
+    assert model(draw(1, 1, 6, 6).float()).isfinite().all()
+
+
+def test_each_remedy_of_a_second_grid_in_training_gives_what_evaluation_does():
+    x = draw(1, 1, 12, 10).float()
+    expected = learnt().eval()(x)
+    fixed, given = learnt(), learnt(reference_shape=(6, 6), n_levels=3)
+    fix_references(fixed)
+    assert torch.equal(fixed(x), expected) and torch.equal(given(x), expected)
+    anew = learnt((12, 10))
+    assert anew.reference_shape == (12, 10) and anew(x).isfinite().all()
+
+
+def test_a_given_reference_is_any_grids_in_training():
+    model = build((6, 6)).train()
+    for shape in ((12, 10), (6, 6), (4, 9)):
+        assert torch.equal(model(x := draw(1, 1, *shape)), copy.deepcopy(model).eval()(x))
+    assert model.reference_shape == (6, 6)
+
+
+def test_a_model_read_from_a_file_learnt_its_reference_or_had_it_given(tmp_path):
+    """Files hold options, and so a given reference; that a learnt one was fixed they do not."""
+    x = draw(1, 1, 12, 10).float()
+    fixed = learnt()
+    fix_references(fixed)
+    for name, model in {"learnt": learnt(), "fixed": fixed, "given": learnt(reference_shape=(6, 6))}.items():
+        model.save_checkpoint(tmp_path, name)
+        loaded = MANO.from_checkpoint(tmp_path, name)
+        assert loaded(x[..., :6, :6]).isfinite().all() and loaded.reference_shape == (6, 6)
+        if name != "given":
+            with pytest.raises(InputError, match=r"\(12, 10\) in training mode after \(6, 6\)"):
+                loaded(x)
+            fix_references(loaded)
+        assert torch.equal(loaded(x), model.eval()(x))
+
+
+def test_copies_keep_that_their_reference_is_fixed():
+    model, x = learnt(), draw(1, 1, 12, 10).float()
+    fix_references(model)
+    expected = model(x)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(x), expected)
+
+
+def test_references_that_there_are_not_cannot_be_fixed():
+    with pytest.raises(InputError, match="Linear has no layer with a reference: give a MANO"):
+        fix_references(torch.nn.Linear(1, 1))
+    both = torch.nn.ModuleList([learnt(), MANO(1, 1, **SMALL)])
+    with pytest.raises(InputError, match=r"^1 \(MANO\) has no reference yet: call model.train\(\), run it"):
+        fix_references(both)
+    with pytest.raises(InputError, match="in training mode after"):  # none was fixed
+        both[0](draw(1, 1, 12, 10).float())
+    both[1](torch.zeros(1, 1, 6, 6))
+    fix_references(both)
+    assert both[0](draw(1, 1, 12, 10).float()).isfinite().all()
+
+
+def test_a_reference_that_another_rank_wrote_is_seen():
+    """Collectives write a buffer and leave its version as it was, as writing to its data does."""
+    model, x = learnt().eval(), draw(1, 1, 12, 12).float()
+    before, version = model(x), model.reference._version
+    model.reference.data.copy_(torch.tensor((12, 12)))
+    assert model.reference._version == version
+    assert model.reference_shape == (12, 12) and not torch.equal(model(x), before)
+    with pytest.raises(InputError, match=r"\(6, 6\) in training mode after \(12, 12\)"):
+        model.train()(x[..., :6, :6])
 
 
 def test_the_reference_goes_where_the_parameters_go(tmp_path):
@@ -67,6 +155,7 @@ def test_the_reference_goes_where_the_parameters_go(tmp_path):
     averaged = torch.optim.swa_utils.AveragedModel(model)
     model(draw(1, 1, 6, 6).float())
     averaged.update_parameters(model)
+    assert model.reference_shape == (6, 6)
     model.save_checkpoint(tmp_path, "model")
     other = MANO(1, 1, **SMALL)
     other.load_state_dict(model.state_dict())

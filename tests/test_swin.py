@@ -7,7 +7,7 @@ import torch
 from swin_sources import DEEP, LAYOUTS, SMALL, TINY, randomise, swin_state
 
 from mano_op import InputError, MultipoleAttention
-from mano_op.vision import SwinClassifier
+from mano_op.vision import MANOClassifier, SwinClassifier
 from mano_op.vision.swin import from_swin_v2
 from mano_op.weights import write_weights
 
@@ -267,9 +267,33 @@ def test_windows_of_the_training_are_asked_for_where_weights_do_not_say_them(lay
     ):
         from_swin_v2(source.state, window=4)
     with pytest.raises(
-        InputError, match=r"bias_window=\[6\], expected one number, or one for each of 2 stages"
+        InputError, match=r"pretrained_window=\(6,\), expected one for each of 2 stages, or 0"
     ):
         from_swin_v2(source.state, window=4, pretrained_window=(6,))
+    for window, pretrained, message in ((4.0, 0, "window=4.0"), (4, (6.5, 3), "pretrained_window=6.5")):
+        with pytest.raises(InputError, match=f"^{message}, expected a whole number"):
+            from_swin_v2(source.state, window=window, pretrained_window=pretrained)
+
+
+def test_one_number_is_for_stages_of_equal_windows():
+    """Of "window12to16" the training's images cut the last window to 6 points, which 12 does not say."""
+    source = swin_state("transformers", window=8, image_size=64, pretrained_window=(6, 6))
+    model = from_swin_v2(source.state, window=8, pretrained_window=6, image_size=64).double().eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(source.images.double()), source.logits, rtol=1e-5, atol=1e-6)
+    with pytest.raises(
+        InputError, match=r"pretrained_window=6 for stages with windows of 8, 4 points: .* one for each stage"
+    ):
+        from_swin_v2(source.state, window=8, pretrained_window=6, image_size=32)
+
+
+def test_a_saved_model_counts_offsets_in_windows_of_the_training_too(tmp_path):
+    source = swin_state("transformers", window=8, image_size=64, pretrained_window=(6, 3))
+    model = from_swin_v2(source.state, window=8, pretrained_window=(6, 3), image_size=64)
+    model.save_pretrained(tmp_path)
+    loaded = MANOClassifier.from_pretrained(tmp_path).double()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(source.images.double()), source.logits, rtol=1e-5, atol=1e-6)
 
 
 def test_tables_of_offsets_say_the_windows_of_the_training():

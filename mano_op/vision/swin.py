@@ -28,10 +28,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mano_op.errors import InputError
+from mano_op.errors import InputError, check_whole, listed
 from mano_op.files import read_tensors
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.vision.classifier import MANOClassifier
+from mano_op.vision.resize import size_of
 from mano_op.weights import read_weights
 
 # Names that follow from others, are always 0, or hold options of neuraloperator's models.
@@ -59,9 +60,10 @@ def from_swin_v2(
         Points along each side of its windows. Torchvision's weights say it; for others give the number after
         "window" in the name of the model.
     pretrained_window : int or sequence of int, optional
-        Windows of the training that the position bias counts in, one number or one for each stage, where the
-        model's were enlarged after it: ``(12, 12, 12, 6)`` for "window12to16"; 0 where they were not.
-        Weights with tables of offsets, such as torchvision's, say it; of others it is asked.
+        Windows of the training that the position bias counts in, one for each stage, where the model's were
+        enlarged after it: ``(12, 12, 12, 6)`` for "window12to16" and "window12to24"; 0 where they were not. A
+        single number is for stages whose windows are equal. Weights with tables of offsets, such as
+        torchvision's, say it; of others it is asked.
     image_size : int or sequence of int
         Pixels along the sides of the images that levels are laid out for.
     n_levels : int or sequence of int, optional
@@ -102,7 +104,7 @@ def from_swin_v2(
         )
     found = _read(weights) if isinstance(weights, str | Path) else dict(weights)
     named = _common(found)
-    options = _options(named, found, window, pretrained_window)
+    options = _options(named, found, window, pretrained_window, image_size)
     head = named.get("head.weight")
     if head is not None and head.ndim != 2:
         raise InputError(f"the head's weight has the shape {tuple(head.shape)}, expected (classes, channels)")
@@ -295,6 +297,7 @@ def _options(
     weights: Mapping[str, Any],
     window: int | None,
     pretrained_window: int | Sequence[int] | None,
+    image_size: int | Sequence[int],
 ) -> dict[str, Any]:
     """The options that weights say."""
 
@@ -318,6 +321,7 @@ def _options(
     if len(hidden) != 2 or 0 in hidden:
         raise InputError(f"an MLP's first weight has the shape {hidden}, expected (hidden, channels)")
     side, counted = _windows(weights, window, pretrained_window)
+    _check_stages(pretrained_window, side, [project[2] * 2**i for i in range(n_stages)], image_size)
     return {
         "in_channels": project[1],
         "patch_size": project[2],
@@ -339,10 +343,7 @@ def _windows(
     if tables:
         side, counted = _windows_of_tables(tables)
     elif isinstance(options, Mapping) and isinstance(options.get("window"), int):
-        side, counted = (
-            options["window"],
-            options.get("bias_window"),
-        )  # of a model of neuraloperator's registry
+        side, counted = options["window"], options.get("bias_window")  # a model of neuraloperator's registry
     else:
         if window is None:
             raise InputError(
@@ -352,19 +353,44 @@ def _windows(
         if pretrained is None:
             raise InputError(
                 "pretrained_window=None, and these weights do not say whether their windows were enlarged "
-                "after training: give pretrained_window=0 if they were not, or those of the training for "
-                "each stage, pretrained_window=(12, 12, 12, 6) for 'window12to16'"
+                "after training: give pretrained_window=0 if they were not, as in 'window8', or those of the "
+                "training for each stage, pretrained_window=(12, 12, 12, 6) for 'window12to16'"
             )
         return window, list(pretrained) if isinstance(pretrained, Sequence) else pretrained
     if window is not None and window != side:
         raise InputError(f"window={window}, but these weights are of windows of {side}: leave it out")
-    given = list(pretrained) if isinstance(pretrained, Sequence) else pretrained
-    if given is not None and (given or None) != (counted or None):
+    given = list(pretrained) if isinstance(pretrained, Sequence) else [pretrained or 0]
+    if pretrained is not None and (given if any(given) else None) != counted:
         raise InputError(
             f"pretrained_window={pretrained}, but these weights count offsets in windows of "
             f"{counted or side}: leave it out"
         )
     return side, counted
+
+
+def _check_stages(
+    pretrained: int | Sequence[int] | None,
+    window: int,
+    strides: Sequence[int],
+    image_size: int | Sequence[int],
+) -> None:
+    """Refuse windows of the training that are not one for each stage, or a number where stages differ."""
+    check_whole(window=window)
+    for size in pretrained if isinstance(pretrained, Sequence) else [pretrained or 0]:
+        check_whole(at_least=0, pretrained_window=size)
+    if isinstance(pretrained, Sequence):
+        if len(pretrained) != len(strides):
+            raise InputError(
+                f"pretrained_window={pretrained!r}, expected one for each of {len(strides)} stages, or 0"
+            )
+    elif pretrained:
+        sides = [min(window, *(-(-n // stride) for n in size_of(image_size))) for stride in strides]
+        if len(set(sides)) > 1:
+            raise InputError(
+                f"pretrained_window={pretrained!r} for stages with windows of {listed(sides)} points: images "
+                "of the training cut its windows too, so give one for each stage, as (12, 12, 12, 6) is for "
+                "'window12to16'"
+            )
 
 
 def _windows_of_tables(tables: Mapping[str, Tensor]) -> tuple[int, list[int] | None]:
@@ -388,7 +414,7 @@ def _windows_of_tables(tables: Mapping[str, Tensor]) -> tuple[int, list[int] | N
                 "the weights as they were saved"
             )
         sides.append(side)
-        stage = int(re.findall(r"\d+", name)[0])
+        stage = int(re.findall(r"(?:layers|features)\.(\d+)\.", name)[0])
         counted[stage] = 0 if round(size) == side else round(size)
     largest = max(sides)
     sizes = [counted[stage] for stage in sorted(counted)]
