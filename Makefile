@@ -48,9 +48,9 @@ check: $(INSTALLED)
 
 # What touches neuraloperator, with another one than the pinned; the newest release, if none is given:
 #   make neuralop NEURALOP=neuraloperator==2.0.0
-#   make neuralop NEURALOP=../neuraloperator             (a checkout; of a path give more than a name)
+#   make neuralop NEURALOP=../neuraloperator             (a checkout; one in this folder is ./neuraloperator)
 #   make neuralop NEURALOP=downloads/neuraloperator.zip
-# Of sources pip builds a wheel, for which it fetches setuptools, and nothing that neuraloperator needs.
+# pip builds a wheel of sources. It fetches setuptools for that, and nothing that neuraloperator depends on.
 neuralop: $(INSTALLED)
 	rm -rf build/neuraloperator
 	$(BIN)/python -m pip install --quiet --no-deps --target build/neuraloperator '$(NEURALOP)'

@@ -516,7 +516,6 @@ def convolutions(model):
         pytest.param("rno", 1, 6, marks=NO_RNO),
         pytest.param("rno", 2, 6, marks=NO_RNO),
         ("gino", 2, 2),
-        ("gino", 3, 2),
     ],
 )
 def test_hosts_run_it_at_any_size(host, n_dim, count):
