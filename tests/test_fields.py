@@ -604,3 +604,22 @@ def test_coordinates_that_are_rounded_too_coarsely_are_said_to_be_and_not_to_be_
     exactly = eval(str(caught.value).split("`")[1], {"data": data.assign_coords(x=rounded), "Axis": Axis})
     store = write(tmp_path / "a.zarr", {64: exactly}, **options)
     np.testing.assert_array_equal(store.read(64, "u"), u.astype(np.float32))
+
+
+def test_fields_of_yes_and_no_are_checked_like_numbers(tmp_path):
+    data, u = on_a_circle(16, last=False)
+    data["a"] = data["u"] > 0
+    options = {
+        "inputs": ["a"],
+        "splits": {"train": 4},
+        "boundary_conditions": {"x": "periodic"},
+        "domain": None,
+    }
+    store = write(tmp_path / "a.zarr", {16: data}, **options)
+    np.testing.assert_array_equal(store.read(16, "a"), (u > 0).astype(np.float32))
+    both = data[["a"]].assign(u=data["a"])
+    both["a"], both["u"] = (both[name].copy() for name in ("a", "u"))
+    for name in ("a", "u"):
+        both[name][:, -1] = both[name][:, 0]
+    with pytest.raises(InputError, match="same at the last point of x as at the first"):
+        write(tmp_path / "b.zarr", {16: both}, **options)

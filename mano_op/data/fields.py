@@ -326,11 +326,17 @@ def _differences(
     constants = {variable.name: variable.reference for variable in store.variables}
     return {
         grid: {
-            name: values.astype(np.float64) - constants[name] if constants[name] else values
+            name: values.astype(np.float64) - constants[name]
+            if constants[name] and values.dtype.kind in "biuf"
+            else values
             for name, values in variables.items()
         }
         for grid, variables in fields.items()
     }
+
+
+def _varies(values: NDArray[Any]) -> bool:
+    return bool((values != values.flat[0]).any())
 
 
 def _check_ends(store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray[Any]]]) -> None:
@@ -341,7 +347,7 @@ def _check_ends(store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray[An
                 continue
             ends = [np.take(values, [0, -1], axis=i - grid.n_dim) for values in variables.values()]
             lines = [np.moveaxis(pair, i - grid.n_dim, 0) for pair in ends]
-            if all(np.array_equal(*pair) for pair in lines) and any(np.ptp(pair) > 0 for pair in lines):
+            if all(np.array_equal(*pair) for pair in lines) and any(map(_varies, lines)):
                 raise InputError(
                     f"{store.key(grid)}: all fields are the same at the last point of {axis.name} as at the "
                     "first, but an axis that wraps has each point once: drop the last, "
@@ -357,7 +363,7 @@ def _check_initial(store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray
         for name in steady:
             for output in evolving:
                 first = values[output][:, 0]
-                if np.array_equal(values[name], first) and np.ptp(first) > 0:
+                if np.array_equal(values[name], first) and _varies(first):
                     raise InputError(
                         f"{name} is {output} at the first time: give initial={{{name!r}: {output!r}}}, so "
                         "that a step is not given where the field began, or initial={} if it is a parameter"
