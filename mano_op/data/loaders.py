@@ -228,9 +228,13 @@ def _held_out(n: int, part: float, seed: int) -> NDArray[np.bool_]:
     check_finite_number(zero=False, hold_out=part)
     size = round(part * n)
     if not 0 < size < n:
+        remedy = (
+            f"give {1 / n:.3g} to {1 - 1 / n:.3g}"
+            if n > 1
+            else "leave hold_out out, and test on another split"
+        )
         raise InputError(
-            f"hold_out={part} of {n} samples is {size}; expected at least one, and one to be left: give "
-            f"{1 / n:.3g} to {1 - 1 / n:.3g}"
+            f"hold_out={part} of {n} samples is {size}; expected at least one, and one to be left: {remedy}"
         )
     held = np.zeros(n, dtype=bool)
     # A stream of its own, so that what is held out says nothing of the order of what is left.
