@@ -29,7 +29,7 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
@@ -153,8 +153,6 @@ class Restrict(_Step):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(batch, channels, *grid)`` to ``(batch, channels, *coarse grid)``."""
-        n_dim = x.ndim - 2
-        conv = (F.conv1d, F.conv2d, F.conv3d)[n_dim - 1]
         if self.sampling == "stencil":
             kernel = self.kernel()
             if can_apply_natively(x, kernel):
@@ -165,9 +163,9 @@ class Restrict(_Step):
                 return apply_stencil(x, kernel, axes, self._convolved)
             x = self._convolved(x, kernel)
         elif self.sampling == "conv":
-            x = conv(fill_last_cells(x, self.rate), self.kernel(), stride=self.rate)
+            x = _convolve(_FORWARD, fill_last_cells(x, self.rate), self.kernel(), stride=self.rate)
         else:
-            pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[n_dim - 1]
+            pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[x.ndim - 3]
             filled, half = fill_last_cells(x, self.rate), x.dtype in (torch.float16, torch.bfloat16)
             # On a CPU torch has no pool of half precision in three dimensions.
             x = pool(filled.float() if half else filled, self.rate).to(x.dtype)
@@ -176,8 +174,7 @@ class Restrict(_Step):
     def _convolved(self, x: Tensor, kernel: Tensor) -> Tensor:
         """The stencil of a field."""
         x = pad_edges(x, [(self.reach, self.reach + (-n) % self.rate) for n in x.shape[2:]], self.periodic)
-        conv = (F.conv1d, F.conv2d, F.conv3d)[x.ndim - 3]
-        return conv(x, kernel, stride=self.rate, groups=x.shape[1])
+        return _convolve(_FORWARD, x, kernel, stride=self.rate, groups=x.shape[1])
 
 
 class Prolong(_Step):
@@ -206,8 +203,8 @@ class Prolong(_Step):
                 return apply_stencil(x, kernel, axes, partial(self._convolved, shape=tuple(shape)))
             return self._convolved(x, kernel, shape)
         if self.sampling == "conv":
-            conv = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[n_dim - 1]
-            x = conv(x, self.kernel() * _along(factor, 1, n_dim + 2), stride=self.rate)
+            kernel = self.kernel() * _along(factor, 1, n_dim + 2)
+            x = _convolve(_TRANSPOSED, x, kernel, stride=self.rate)
         else:
             x = x * _along(factor, 1, n_dim + 2)
             for dim in range(2, x.ndim):
@@ -219,8 +216,27 @@ class Prolong(_Step):
         n_dim = x.ndim - 2
         # The last fine nodes lie between the last coarse one and the next, which is off the grid.
         x = pad_edges(x, [(0, min(self.reach, 1))] * n_dim, self.periodic)
-        conv = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[n_dim - 1]
-        return _cut(conv(x, kernel, stride=self.rate, groups=x.shape[1]), self.reach, shape)
+        fine = _convolve(_TRANSPOSED, x, kernel, stride=self.rate, groups=x.shape[1])
+        return _cut(fine, self.reach, shape)
+
+
+_FORWARD = (F.conv1d, F.conv2d, F.conv3d)
+_TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+
+
+def _convolve(
+    by_dimension: Sequence[Callable[..., Tensor]], x: Tensor, kernel: Tensor, **options: int
+) -> Tensor:
+    """Convolve a field of any dimension; in single precision where torch's kernels of half precision fail.
+
+    In three dimensions on a CPU with AMX, those of oneDNN give a NaN for finite fields of one channel.
+    """
+    convolve = by_dimension[x.ndim - 3]
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    if x.ndim < 5 or x.device.type != "cpu" or not (half or torch.is_autocast_enabled("cpu")):
+        return convolve(x, kernel, **options)
+    with torch.autocast("cpu", enabled=False):
+        return convolve(x.float(), kernel.float(), **options).to(x.dtype)
 
 
 def _cut(x: Tensor, first: int, shape: Sequence[int]) -> Tensor:
