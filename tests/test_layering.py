@@ -14,6 +14,8 @@ PACKAGE = Path(__file__).parents[1] / "mano_op"
 TABLE = """
 errors                  base
 
+options                 base    pydantic
+data.mixed              data
 paths                   base
 labels                  base
 
@@ -147,8 +149,9 @@ models                  model
 vision                  model
 vision.runs             use     torch
 export                  use     torch onnx onnxruntime onnxscript
+train.options           use     pydantic
 train.objective         use     neuralop
-train.options           use     torch
+train.model_options     use     torch
 train.distributed       use     torch
 train.precision         use     torch
 train.logging           use     torch wandb

@@ -26,9 +26,9 @@ from mano_op.train.distributed import check_all_have, copy_from_first, is_first,
 from mano_op.train.epochs import train_epochs
 from mano_op.train.folder import check_finished, check_out
 from mano_op.train.logging import Log, check_log, opened_logs
+from mano_op.train.model_options import check_maps, options_for
 from mano_op.train.objective import training_loss
 from mano_op.train.optimizer import OPTIMIZERS, optimizer_and_schedule
-from mano_op.train.options import check_maps, options_for
 from mano_op.train.perturbation import PerturbedInputs, check_perturbation
 from mano_op.train.precision import check_device, check_precision, scaler_for
 from mano_op.train.steps import Steps

@@ -1,163 +1,222 @@
-"""What a model has to know of the fields that it is for."""
+"""The options of a training, each declared once.
+
+The signatures of `mano_op.train.train_model` and `mano_op.vision.train_classifier`, the command line with its
+help, what a run records, and what a checkpoint is compared by are all made from these classes.
+"""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
-import torch
-from torch import nn
+from pydantic import AfterValidator, BeforeValidator
 
-from mano_op.boundary import Boundary, ends_by_axis
-from mano_op.data.channels import Channels
-from mano_op.data.processor import FieldProcessor
-from mano_op.data.store import FieldStore
+from mano_op.data.mixed import Mixed
 from mano_op.errors import InputError
-from mano_op.grid import Grid
+from mano_op.options import Count, Fraction, NonNegative, Positive, Whole, options
 
 
-def options_for(
-    store: FieldStore,
-    key: str,
-    channels: Channels,
-    arch: str,
-    given: Mapping[str, Any],
-    processor: FieldProcessor,
-) -> dict[str, Any]:
-    """The given options of a model and those that follow from the fields.
+def _seed(value: int) -> int:
+    if value >= 2**63:
+        raise InputError(f"seed={value}, expected less than 2**63")
+    return value
 
-    Some have to be what follows from them. Others, MANO's ``reference_shape`` and ``boundary_values``, are
-    taken from them unless they are given.
 
-    Parameters
-    ----------
-    store : FieldStore
-    key : str
-        The level that is trained on.
-    channels : Channels
-        Of its samples.
-    arch : str
-        Name in neuraloperator's registry.
-    given : mapping
-        Constructor arguments.
-    processor : FieldProcessor
-        Between the fields and what the model has.
-
-    Raises
-    ------
-    InputError
-        If a given option contradicts the fields, or cannot be kept with a run.
-    """
-    derived = _derived(store, key, channels, arch)
-    for name, value in given.items():
-        if name in derived and not _same(value, derived[name]):
+def _held_out(value: Any) -> Any:
+    if isinstance(value, str):
+        if value == "train":
             raise InputError(
-                f"option {name}={value!r}, but the fields of {store.path} at {key} have "
-                f"{name}={derived[name]!r}: leave it out, it follows from them"
+                "validate='train', which is trained on: name another split, or hold out a part of it, "
+                "validate=0.1"
             )
-    options = {**derived, **{name: value for name, value in given.items() if name not in derived}}
-    if arch.lower() == "mano":
-        options.setdefault("reference_shape", list(store.grids[key].shape))
-        options.setdefault("boundary_values", _boundary_values(store, key, channels, processor))
-    try:
-        json.dumps(options, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
         raise InputError(
-            f"options={options} cannot be kept with the run ({error}); use plain values"
-        ) from error
-    return options
-
-
-def _derived(store: FieldStore, key: str, channels: Channels, arch: str) -> dict[str, Any]:
-    grid = store.grids[key]
-    registrations = {axis.name: axis.registration for axis in grid}
-    if arch.lower() == "mano" and len(set(registrations.values())) > 1:
-        raise InputError(
-            f"{key} has registrations {registrations}, MANO takes one for all axes: "
-            "`resample` the fields to a grid with one"
+            f"validate={value!r}, expected the name of a split, or a number of more than 0 and less than 1, "
+            "the part of the training samples to hold out: give 0.1, say"
         )
-    options: dict[str, Any] = {"in_channels": len(channels.x), "out_channels": len(channels.y)}
-    if arch.lower() in ("mano", "mano_published"):
-        options["n_dim"] = grid.n_dim
-    if arch.lower() == "mano":
-        options |= {
-            "registration": grid.axes[0].registration,
-            "periodic": [axis.periodic for axis in grid],
-        }
-    return options
+    return float(value)
 
 
-def _boundary_values(
-    store: FieldStore, key: str, channels: Channels, processor: FieldProcessor
-) -> list[float | None] | None:
-    """What each output is known to have at all ends of axes that do not wrap, as the model has it."""
-    grid = store.grids[key]
-    stated = {variable.name: variable.boundary_value for variable in store.variables}
-    known = [_only_value(grid, stated[channel.variable]) for channel in channels.y]
-    if all(value is None for value in known):
-        return None
-    y = torch.tensor([0.0 if value is None else value for value in known])
-    x = torch.zeros(1, len(channels.x), *[1] * grid.n_dim)
-    training = processor.training
-    normal = (
-        processor.train().preprocess({"x": x, "y": y.view(1, -1, *[1] * grid.n_dim)})["y"].flatten().tolist()
-    )
-    processor.train(training)
-    # The logarithm of 0 is no value that a model could have.
-    return [
-        value if told is not None and math.isfinite(value) else None
-        for told, value in zip(known, normal, strict=True)
-    ]
+def _part(value: float) -> float:
+    if value > 1:
+        raise InputError(f"crop={value}, expected a part of the image, more than 0 and at most 1")
+    return value
 
 
-def _only_value(grid: Grid, boundary: Boundary | None) -> float | None:
-    """The value that is known at all ends, if it is one."""
-    ends = ends_by_axis(grid, boundary)
-    values = {value for axis in grid if not axis.periodic for value in ends.get(axis.name, (None, None))}
-    return values.pop() if len(values) == 1 else None
+Held = Annotated[str | float, BeforeValidator(_held_out)]
 
 
-def _same(given: Any, derived: Any) -> bool:
-    """Whether an option is what follows from the fields, which a flag for all axes may be too."""
-    if isinstance(derived, list):
-        given = [given] * len(derived) if isinstance(given, bool) else list(given)
-    return bool(given == derived)
+@options
+class TrainOptions:
+    """Options of every training.
 
-
-def check_maps(
-    model: nn.Module, arch: str, options: Mapping[str, Any], channels: Channels, grid: Grid
-) -> None:
-    """Refuse a model that cannot take these fields, before its first step and before anything is written.
-
-    Parameters
+    Attributes
     ----------
-    model : nn.Module
-    arch : str
-    options : mapping
-        What the model is called, in the message.
-    channels : Channels
-    grid : Grid
-
-    Raises
-    ------
-    InputError
-        If the model cannot take a sample of these channels on this grid, or its output is on another one.
+    epochs : int
+    batch_size : int
+        Samples in a batch, of all processes together that train one model.
+    learning_rate : float
+        The largest. It rises to this in the first fifth of the epochs, and falls to zero along a cosine.
+    weight_decay : float
+    seed : int
+        Of the initial parameters, the order of the samples, their augmentation, and which are held out.
+    device : str
+        As torch names it: "cpu", "cuda", "cuda:1". In several processes "cuda" is one GPU for each.
+    precision : {"float32", "bfloat16", "float16"}
+        Of the matrix products, by torch's autocast. Parameters, losses and validation are in float32. With
+        "float16" the loss is scaled so that gradients do not vanish, and a step that overflows is left out.
+    clip : float, optional
+        The largest norm of the gradient of a step's loss, which is summed over its samples.
+    accumulate : int
+        Batches in each step. Up to rounding it is the step of one batch as large as they are together. The
+        last step of an epoch may have fewer.
+    validate : str or float, optional
+        What to validate on after each epoch: the name of a split, or the part of the training samples that is
+        held out, 0.1. The run has the parameters with the lowest error there; without, those of the last
+        epoch. A split that models are judged on later is not one to choose them by.
+    patience : int, optional
+        Stop after so many epochs without a lower validation error. The learning rate falls as for all epochs.
+    log : {"tensorboard", "wandb"} or callable, or list of these, optional
+        Where each epoch's numbers go. A function is called with the epoch and a dictionary of them: the
+        history's and "learning_rate". See `mano_op.train.logging`.
+    checkpoint_every : int
+        Epochs from one checkpoint to the next, the last epoch having one too; 0 for none. The checkpoint lies
+        in the run's folder, and is gone when the run is written.
+    progress : bool
+        Whether to show a bar.
     """
-    training = model.training
-    try:
-        with torch.no_grad():
-            y = model.eval()(torch.zeros(1, len(channels.x), *grid.shape))
-    except Exception as error:  # any model of the registry: whatever it raises is its answer
-        raise InputError(
-            f"{arch} with {dict(options)} cannot take an input of shape (batch, {len(channels.x)}, "
-            f"{', '.join(map(str, grid.shape))}): {type(error).__name__}: {error}"
-        ) from error
-    model.train(training)
-    expected = (1, len(channels.y), *grid.shape)
-    if tuple(y.shape) != expected:
-        raise InputError(
-            f"{arch} with {dict(options)} makes an output of shape {tuple(y.shape)} of a sample, expected "
-            f"{expected}: give a model that keeps the grid"
-        )
+
+    epochs: Count = 30
+    batch_size: Count = 20
+    learning_rate: Positive = 1e-2
+    weight_decay: NonNegative = 1e-4
+    seed: Annotated[Whole, AfterValidator(_seed)] = 0
+    device: str = "cpu"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    clip: Positive | None = None
+    accumulate: Count = 1
+    validate: Held | None = None
+    patience: Count | None = None
+    log: Any = None
+    checkpoint_every: Whole = 1
+    progress: bool = True
+
+    # No number of a training follows from these, so a training goes on with others.
+    UNRECORDED: ClassVar[tuple[str, ...]] = ("device", "log", "checkpoint_every", "progress", "num_workers")
+
+    def __post_init__(self) -> None:
+        for name in ("patience", "validate_resolution"):
+            if self.validate is None and (value := getattr(self, name, None)) is not None:
+                raise InputError(
+                    f"{name}={value} without validate: name a split to validate on, or give the part of the "
+                    "training samples to hold out, validate=0.1"
+                )
+
+
+@options
+class FieldOptions(TrainOptions):
+    """Options of a training on fields.
+
+    Attributes
+    ----------
+    resolution : int, str, sequence of int, Grid or Mixed
+        The resolution of the store to train on: 16, "r16", (32, 48); or several, ``Mixed([16, 32])``. The one
+        of several that most samples have, the finest of several such, is the model's home: a MANO's
+        ``reference_shape`` unless that is given.
+    time_steps : (int, int), optional
+        Of fields that vary in time: how many times the model is given, and how many it predicts.
+    at : sequence of float, optional
+        Instead, the times that it predicts from the steady inputs.
+    transforms : mapping of str to str, optional
+        Of variables, before they are normalised: ``{"permeability": "log"}``.
+    loss : {"l2", "h1"}
+        The relative error that is minimised; see `mano_op.train.objective.training_loss`.
+    optimizer : {"adamw", "muon"}
+        "muon" is Muon for the hidden matrices and AdamW for the rest (`mano_op.train.optimizer`), with a
+        learning rate that rises in the first tenth of the epochs.
+    symmetries : sequence of {"transpose", "reflect"}
+        Symmetries of the problem, by which each batch is turned at random; see `mano_op.train.symmetry`.
+    noise : float
+        Of models with `time_steps`: the standard deviation of the noise that is added, in training, to the
+        inputs that vary in time, in units of their own; see `mano_op.train.perturbation`.
+    pushforward : int
+        Of models with ``time_steps=(steps_in, 1)``: training samples are first stepped on by the model
+        itself, without gradients, 0 to so many times, drawn anew for each.
+    validate_resolution : int, str, sequence of int, Grid or Mixed, optional
+        The resolutions to validate at, together; those of the training if it is left out.
+    """
+
+    resolution: int | str | tuple[int, ...] | Mixed | Any
+    time_steps: tuple[Count, Count] | None = None
+    at: tuple[float, ...] | None = None
+    transforms: Mapping[str, str] | None = None
+    loss: Literal["l2", "h1"] = "l2"
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    symmetries: tuple[Literal["transpose", "reflect"], ...] = ()
+    noise: NonNegative = 0.0
+    pushforward: Whole = 0
+    validate_resolution: int | str | tuple[int, ...] | Mixed | Any = None
+
+
+@options
+class Augmentation:
+    r"""How the images of a batch are changed, each by itself, in this order.
+
+    Attributes
+    ----------
+    crop : float
+        Of photographs: a rectangle of an area from this part of the image to all of it, of proportions from
+        3:4 to 4:3, brought to the size of the image. 1 cuts nothing out.
+    shift : int
+        Up to so many pixels up or down and left or right. What comes in at the edge has the edge's value.
+    flip : bool
+        Whether half of the images are mirrored, left to right.
+    mixup : float
+        :math:`\alpha` of mixup (arXiv:1710.09412): image and label become
+        :math:`\lambda a + (1 - \lambda) b` with another image of the batch, with
+        :math:`\lambda \sim \mathrm{Beta}(\alpha, \alpha)` drawn for each batch. 0 mixes nothing.
+    """
+
+    crop: Annotated[Positive, AfterValidator(_part)] = 1.0
+    shift: Whole = 0
+    flip: bool = False
+    mixup: NonNegative = 0.0
+
+
+@options
+class ImageOptions(TrainOptions):
+    """Options of a training on images.
+
+    Attributes
+    ----------
+    image_size : int or (int, int), optional
+        Height and width that images are brought to, of a source that is not opened yet.
+    label_smoothing : float
+        The part of each target that is spread over all classes.
+    augmentation : Augmentation
+        Or a mapping of its options: ``{"shift": 1}``, ``{"crop": 0.35, "flip": True}``.
+    normalise : {"imagenet"} or mapping, optional
+        Mean and standard deviation of each channel: ``{"mean": [0.5], "std": [0.5]}``. If left out, those of
+        the model that is begun from, or else of the training images, which takes a pass over them.
+    freeze : {"none", "backbone"}
+        "backbone" is the linear evaluation: only the parameters of the model's ``head`` are trained, all
+        other modules stay in evaluation mode and bit for bit as they are.
+    start : path, optional
+        Folder of a saved model whose parameters are begun with: a run, or what ``save_pretrained`` writes.
+        Its head is left out if it is of another number of classes.
+    num_workers : int
+        Processes that read images. Nothing but time depends on them.
+    """
+
+    batch_size: Count = 64
+    learning_rate: Positive = 1e-3
+    weight_decay: NonNegative = 0.05
+    image_size: Count | tuple[Count, Count] | None = None
+    label_smoothing: Fraction = 0.0
+    augmentation: Augmentation = Augmentation()
+    normalise: Literal["imagenet"] | Mapping[str, Any] | None = None
+    freeze: Literal["none", "backbone"] = "none"
+    start: str | Path | None = None
+    num_workers: Whole = 0

@@ -1,0 +1,133 @@
+"""Options that are declared once: frozen dataclasses whose values are checked where they are made."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from numbers import Integral, Real
+from typing import Annotated, Any, TypeVar, dataclass_transform
+
+from pydantic import BeforeValidator, ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
+
+from mano_op.errors import InputError, did_you_mean
+
+T = TypeVar("T")
+_CONFIG = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def options(cls: type[T]) -> type[T]:
+    """Make a class a frozen dataclass whose fields are validated by pydantic.
+
+    Parameters
+    ----------
+    cls : type
+        With a field for each option. Its docstring says what each of them is for: the command line shows it.
+
+    Returns
+    -------
+    type
+        Its instances are made by keywords, and refuse values of other types with an `InputError`.
+
+    Examples
+    --------
+    >>> @options
+    ... class Walk:
+    ...     steps: Count = 1
+    >>> Walk(steps=3)
+    Walk(steps=3)
+    >>> Walk(steps=0)
+    Traceback (most recent call last):
+    ...
+    mano_op.errors.InputError: steps=0, expected a whole number, at least 1
+    >>> Walk(step=3)
+    Traceback (most recent call last):
+    ...
+    mano_op.errors.InputError: there is no option step=3 of Walk; did you mean 'steps'?
+    """
+    made: Any = dataclass(cls, frozen=True, kw_only=True, config=_CONFIG)
+    validate = made.__init__
+
+    @functools.wraps(validate)
+    def __init__(self: Any, *args: Any, **values: Any) -> None:
+        known = [field.name for field in fields(made)]
+        for name in values:
+            if name not in known:
+                raise InputError(
+                    f"there is no option {name}={values[name]!r} of {cls.__name__}"
+                    f"{did_you_mean(name, known) or ': it has ' + ', '.join(known)}"
+                )
+        try:
+            validate(self, *args, **values)
+        except ValidationError as error:
+            raise InputError(_message(error.errors(), values)) from None
+
+    made.__init__ = __init__
+    return made
+
+
+def _message(errors: Sequence[Any], values: Mapping[str, Any]) -> str:
+    """Return what is wrong with the first refused value: its name, the value, and what is expected."""
+    cause = errors[0].get("ctx", {}).get("error")
+    if isinstance(cause, InputError):
+        return str(cause)
+    name = errors[0]["loc"][0]
+    if name not in values:
+        return f"{name} is missing: give {name}="
+    # A value that may be of several types has an error of each.
+    expected = [error["msg"] for error in errors if error["loc"][0] == name]
+    inside = ".".join(
+        str(part) for part in errors[0]["loc"][1:] if errors[0]["type"].startswith("unexpected")
+    )
+    return f"{name}={values[name]!r}: {inside and inside + ', '}{' or '.join(expected)}".replace(
+        ": Input should be", ", expected"
+    ).replace("Input should be ", "")
+
+
+def _whole(at_least: int, value: Any, info: Any) -> int:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < at_least:
+        raise InputError(f"{info.field_name}={value!r}, expected a whole number, at least {at_least}")
+    return int(value)
+
+
+def _number(fits: Callable[[float], bool], expected: str, value: Any, info: Any) -> float:
+    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not (number and fits(value)):
+        raise InputError(f"{info.field_name}={value!r}, expected {expected}")
+    return float(value)
+
+
+def _real(fits: Callable[[float], bool], expected: str) -> BeforeValidator:
+    return BeforeValidator(functools.partial(_number, fits, expected))
+
+
+Count = Annotated[int, BeforeValidator(functools.partial(_whole, 1))]
+Whole = Annotated[int, BeforeValidator(functools.partial(_whole, 0))]
+Positive = Annotated[float, _real(lambda value: value > 0, "a finite number, more than 0")]
+NonNegative = Annotated[float, _real(lambda value: value >= 0, "a finite number, 0 or more")]
+Fraction = Annotated[
+    float, _real(lambda value: 0 <= value < 1, "a number of at least 0 and less than 1: give 0.1, say")
+]
+
+
+def record(values: Any, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the fields of some options as a dictionary, those that are not None.
+
+    Examples
+    --------
+    >>> @options
+    ... class Walk:
+    ...     steps: Count = 1
+    ...     seed: Whole | None = None
+    >>> record(Walk())
+    {'steps': 1}
+    """
+    named = {field.name: getattr(values, field.name) for field in fields(values)}
+    return {
+        name: dict(value) if isinstance(value, Mapping) else value
+        for name, value in named.items()
+        if name not in without and value is not None
+    }
