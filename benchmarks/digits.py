@@ -29,10 +29,10 @@ from typing import Any
 from mano_op.cost import count_parameters
 from mano_op.files import make_folder, write_file
 from mano_op.machine import machine
+from mano_op.runs import Run
 from mano_op.vision.evaluate import evaluate_classifier
-from mano_op.vision.fit import train_classifier
 from mano_op.vision.images import Images, open_images
-from mano_op.vision.runs import ClassifierRun
+from mano_op.vision.training import train_classifier
 
 HERE = Path(__file__).parent
 RECIPE: dict[str, Any] = {
@@ -101,7 +101,7 @@ def main() -> None:
     write_file(HERE / "results" / "digits.json", json.dumps(content, indent=1) + "\n")
 
 
-def trained(digits: Images, folder: Path, name: str, **changes: Any) -> ClassifierRun:
+def trained(digits: Images, folder: Path, name: str, **changes: Any) -> Run:
     """The run of a model, which is trained unless it is there."""
     return train_classifier(
         digits, folder, **{**RECIPE, **MODELS[name], **changes}, resume=True, progress=False

@@ -1,21 +1,25 @@
 """The model card: what a model is for, on what and how it was trained, and how good it is, for people.
 
-It is the ``README.md`` of a folder on the Hugging Face Hub, which reads what stands between the two lines of
-dashes.
+It is the ``README.md`` of a run's folder, and so of a repository on the Hugging Face Hub. The text is in
+``templates/card.md.j2``.
 """
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mano_op.labels import variable_of
 
+if TYPE_CHECKING:
+    from mano_op.runs import Run
+
 BEGIN, END = "<!-- judged: begin -->", "<!-- judged: end -->"
-_NOT_JUDGED = (
-    "Not judged on samples that it was not trained on: `mano-op transfer` does so, `--cards` writes it here."
-)
-# What a person asks first; the rest of what is known of the training follows.
+# What a person asks first; the other entries of the training follow.
 _FIRST = (
     "title",
     "resolution",
@@ -27,27 +31,35 @@ _FIRST = (
     "optimizer",
     "learning_rate",
 )
-_ELSEWHERE = ("store", "machine", "inputs", "outputs", "units")
+# Paths of the machine that trained, and what has a section of its own.
+_ELSEWHERE = (
+    "task",
+    "store",
+    "source",
+    "start",
+    "images",
+    "machine",
+    "classes",
+    "inputs",
+    "outputs",
+    "units",
+)
 
 
-def model_card(
-    arch: str,
-    options: Mapping[str, Any],
-    parameters: int,
-    processor: Mapping[str, Mapping[str, Mapping[str, Any]]],
-    training: Mapping[str, Any],
-    history: Sequence[Mapping[str, float]],
-) -> str:
-    """The card of a run, in Markdown; the arguments are the parts of a `mano_op.runs.Run`.
+def model_card(run: Run) -> str:
+    """Return the card of a run, in Markdown.
 
-    Where the store lies is left out: it is a path of the machine that trained.
+    Paths are left out: they are of the machine that trained.
 
     Examples
     --------
+    >>> import torch
+    >>> from mano_op.data.processor import FieldProcessor
+    >>> from mano_op.runs import Run
     >>> unit = {"mean": 0.0, "std": 1.0}
-    >>> card = model_card("mano", {"n_layers": 2}, 1234, {"inputs": {"a": unit}, "outputs": {"u": unit}},
-    ...                   {"title": "Darcy flow", "resolution": "r16"}, [{"epoch": 1, "training_error": 0.1}])
-    >>> print(card[:81])
+    >>> processor = FieldProcessor({"a": unit}, {"u": unit})
+    >>> run = Run(torch.nn.Linear(2, 1), processor, "mano", {"n_layers": 2}, {"title": "Darcy flow"}, [])
+    >>> print(model_card(run)[:81])
     ---
     library_name: mano_op
     tags:
@@ -57,125 +69,112 @@ def model_card(
     ---
     # mano: a to u
     """
-    inputs, outputs = processor["inputs"], processor["outputs"]
-    units = training.get("units", {})
-    channels = [
-        [label, role, units.get(variable_of(label), ""), *_statistics(one)]
-        for role, labels in (("input", inputs), ("output", outputs))
-        for label, one in labels.items()
-    ]
-    told = {name: training[name] for name in _FIRST if name in training}
-    told |= {name: value for name, value in training.items() if name not in (*_FIRST, *_ELSEWHERE)}
+    training, processor = run.training, run.processor.to_dict()
     machine = training.get("machine", {})
-    on = [*machine.get("versions", {}).items(), ("processor", machine.get("processor"))]
-    last = history[-1] if history else {}
-    errors = [[name.replace("_", " "), f"{last[name]:.4g}"] for name in last if name.endswith("error")]
-    names = " and ".join(inputs), " and ".join(outputs)
-    return "\n".join(
-        [
-            *(
-                "---",
-                "library_name: mano_op",
-                "tags:",
-                "- neural-operator",
-                "- pde",
-                f"- {arch.lower()}",
-                "---",
-            ),
-            f"# {arch}: {names[0]} to {names[1]}",
-            "",
-            f"A model of neuraloperator's registry, `{arch}`, of {parameters:,} parameters, with the "
-            "normalisation of its fields. Files are data: JSON and safetensors.",
-            "",
-            "```python",
-            "from mano_op import load_run",
-            "",
-            'run = load_run("THIS FOLDER")  # or "owner/name" on the Hub',
-            "predict = run.processor.wrap(run.model)",
-            f"# a: fields (batch, {len(inputs)}, *grid) in their units, and so is u",
-            "u, _ = predict(x=a)",
-            "```",
-            "",
-            "## Channels",
-            "",
-            markdown_table(["channel", "role", "units", "mean", "standard deviation", "after"], channels),
-            "",
-            "## Options",
-            "",
-            markdown_table(
-                ["option", "value"], [[name, plain_text(value)] for name, value in options.items()]
-            ),
-            "",
-            "## Training",
-            "",
-            markdown_table(
-                ["", ""],
-                [[name, plain_text(value)] for name, value in told.items() if value not in (None, [], "")],
-            ),
-            "",
-            f"With {', '.join(f'{name} {value}' for name, value in on if value)}." if machine else "",
-            "",
-            "## Errors",
-            "",
-            markdown_table(["at the end of training, relative", ""], errors),
-            "",
-            BEGIN,
-            _NOT_JUDGED,
-            END,
-            "",
-            "On grids other than that of the training a prediction should be compared with that at the "
-            "training's resolution, interpolated, before it is trusted; `mano-op transfer` does.",
-            "",
-        ]
+    last = run.history[-1] if run.history else {}
+    entries = {name: training[name] for name in (*_FIRST, *training) if name in training}
+    images = run.task == "images"
+    return (
+        _environment()
+        .get_template("card.md.j2")
+        .render(
+            task=run.task,
+            arch=run.arch,
+            tags=[*(["image-classification"] if images else ["neural-operator", "pde"]), run.arch.lower()],
+            maps=f"images to {len(run.classes)} classes"
+            if images
+            else f"{' and '.join(processor['inputs'])} to {' and '.join(processor['outputs'])}",
+            parameters=run.n_parameters,
+            classes=run.classes,
+            n_inputs=0 if images else len(processor["inputs"]),
+            channel_header=["channel", "mean", "standard deviation"]
+            if images
+            else ["channel", "role", "units", "mean", "standard deviation", "after"],
+            channels=_image_channels(processor) if images else _field_channels(processor, training),
+            options=run.options,
+            training=[
+                (name, value)
+                for name, value in entries.items()
+                if name not in _ELSEWHERE and value not in (None, [], {}, "")
+            ],
+            versions=[
+                f"{name} {value}"
+                for name, value in [
+                    *machine.get("versions", {}).items(),
+                    ("processor", machine.get("processor")),
+                ]
+                if value
+            ],
+            errors=[
+                (name.replace("_", " "), f"{last[name]:.4g}")
+                for name in last
+                if name.endswith(("error", "accuracy"))
+            ],
+            begin=BEGIN,
+            end=END,
+        )
     )
 
 
-def with_judgement(card: str, judged: str) -> str:
-    r"""The card with what a model was judged to be, in place of what it said of that; the rest stays.
+def _image_channels(processor: Mapping[str, Any]) -> list[list[Any]]:
+    rows = zip(processor["mean"], processor["std"], strict=True)
+    return [[i, f"{mean:.4g}", f"{std:.4g}"] for i, (mean, std) in enumerate(rows)]
+
+
+def _field_channels(processor: Mapping[str, Any], training: Mapping[str, Any]) -> list[list[Any]]:
+    units = training.get("units", {})
+    return [
+        [
+            label,
+            role,
+            units.get(variable_of(label), ""),
+            f"{channel['mean']:.4g}",
+            f"{channel['std']:.4g}",
+            channel.get("transform", ""),
+        ]
+        for role, channels in (("input", processor["inputs"]), ("output", processor["outputs"]))
+        for label, channel in channels.items()
+    ]
+
+
+def with_evaluation(card: str, evaluation: str) -> str:
+    r"""Return a card with the results of an evaluation in place of those that it had; the rest stays.
 
     Examples
     --------
-    >>> with_judgement("My model.", "good")
+    >>> with_evaluation("My model.", "good")
     'My model.\n\n<!-- judged: begin -->\ngood\n<!-- judged: end -->\n'
     """
     before, begin, rest = card.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         before, after = card.rstrip("\n") + "\n\n", "\n"
-    return f"{before}{BEGIN}\n{judged.strip()}\n{END}{after}"
+    return f"{before}{BEGIN}\n{evaluation.strip()}\n{END}{after}"
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown.
-
-    Examples
-    --------
-    >>> print(markdown_table(["size", "error"], [["16", "0.1"]]))
-    | size | error |
-    | --- | --- |
-    | 16 | 0.1 |
-    """
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def _statistics(channel: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Of a channel: mean, standard deviation, and after what."""
-    return f"{channel['mean']:.4g}", f"{channel['std']:.4g}", channel.get("transform", "")
-
-
-def plain_text(value: Any) -> str:
-    """A value as the cell of a table has it.
-
-    Examples
-    --------
-    >>> plain_text({"train": 8, "test": [2, 3]})
-    'train: 8, test: 2, 3'
-    """
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {plain_text(one)}" for name, one in value.items())
-    return (
-        ", ".join(map(plain_text, value))
-        if isinstance(value, list | tuple)
-        else str(value).replace("\n", " ")
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("mano_op"),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,
     )
+    environment.filters |= {"cell": _cell, "markdown": _markdown}
+    return environment
+
+
+def _cell(value: Any) -> str:
+    """Return a value as the cell of a table shows it."""
+    if isinstance(value, Mapping):
+        text = ", ".join(f"{name}: {_cell(each)}" for name, each in value.items())
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        text = ", ".join(map(_cell, value))
+    else:
+        text = str(value).replace("\n", " ")
+    return re.sub(r"(?<!\\)\|", r"\\|", text)
+
+
+def _markdown(name: str) -> str:
+    """Return a name so that Markdown shows it as it is, on one line: a class may be called anything."""
+    marked = re.sub(r"([\\`*~#\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(name.split()))
+    return html.escape(marked, quote=False)

@@ -255,21 +255,21 @@ def _writing(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train(args: argparse.Namespace) -> None:
+    from mano_op.data.mixed import Mixed
     from mano_op.train import train_model
     from mano_op.train.distributed import is_first
 
     run = train_model(
         args.store,
         args.run,
-        resolution=args.resolution if len(args.resolution) > 1 else args.resolution[0],
-        ratios=args.ratios,
+        resolution=_trained_at(args),
         arch=args.model,
         options=dict(args.option),
-        window=args.window,
+        time_steps=args.window,
         at=args.at,
         transforms=dict(args.transform),
         epochs=args.epochs,
-        batch_size=args.batch_size if len(args.batch_size) > 1 else args.batch_size[0],
+        batch_size=args.batch_size[0],
         learning_rate=args.learning_rate,
         weight_decay=args.weight_decay,
         loss=args.loss,
@@ -283,7 +283,7 @@ def _train(args: argparse.Namespace) -> None:
         clip=args.clip,
         accumulate=args.accumulate,
         validate=args.validate,
-        validate_resolution=args.validate_resolution,
+        validate_resolution=Mixed(args.validate_resolution) if args.validate_resolution else None,
         patience=args.patience,
         log=args.log,
         checkpoint_every=args.checkpoint_every,
@@ -301,11 +301,21 @@ def _train(args: argparse.Namespace) -> None:
     print(f"{args.run}: {args.model}, {run.n_parameters:,} parameters, {errors}")
 
 
+def _trained_at(args: argparse.Namespace) -> Any:
+    """Return the resolution to train on, or the mixture of several."""
+    from mano_op.data.mixed import Mixed
+
+    sizes = args.batch_size if len(args.batch_size) > 1 else None
+    if len(args.resolution) == 1 and args.ratios is None and sizes is None:
+        return args.resolution[0]
+    return Mixed(args.resolution, ratios=args.ratios, batch_size=sizes)
+
+
 def _transfer(args: argparse.Namespace) -> None:
     from mano_op.data.store import open_store
     from mano_op.files import check_folder
     from mano_op.report import check_report_folder, write_report
-    from mano_op.runs import load_run, write_judgement
+    from mano_op.runs import load_run, write_evaluation
     from mano_op.transfer import evaluate_transfer, table
     from mano_op.transfer.rollout import shown_steps
 
@@ -327,14 +337,14 @@ def _transfer(args: argparse.Namespace) -> None:
     if args.cards:
         on = store.attrs.get("title") or store.path
         for _, path in args.runs:
-            write_judgement(path, f"On the split {args.split!r} of {on}, by mano-op transfer:\n\n{errors}")
+            write_evaluation(path, f"On the split {args.split!r} of {on}, by mano-op transfer:\n\n{errors}")
     print(errors)
     print(f"\nThe report, with pictures: {report}")
 
 
 def _classify_train(args: argparse.Namespace) -> None:
-    from mano_op.vision.fit import train_classifier
     from mano_op.vision.images import open_images
+    from mano_op.vision.training import train_classifier
 
     check_whole(at_least=0, split_seed=args.split_seed)
     if args.start is not None:
@@ -389,12 +399,11 @@ def _classify_train(args: argparse.Namespace) -> None:
 
 def _classify_eval(args: argparse.Namespace) -> None:
     from mano_op.files import check_folder, write_file
-    from mano_op.runs import read_card, write_judgement
+    from mano_op.runs import load_run, read_card, write_evaluation
     from mano_op.vision.evaluate import evaluate_classifier
-    from mano_op.vision.runs import load_classifier
 
     _check_there(args.run, "of a run of `mano-op classify train`")
-    run = load_classifier(args.run)
+    run = load_run(args.run, task="images")
     if args.card:
         read_card(args.run)
     if args.json is not None:
@@ -419,7 +428,7 @@ def _classify_eval(args: argparse.Namespace) -> None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         write_file(args.json, json.dumps(found.to_dict(), indent=1, allow_nan=False))
     if args.card:
-        write_judgement(args.run, f"By mano-op classify eval:\n\n{found.table()}")
+        write_evaluation(args.run, f"By mano-op classify eval:\n\n{found.table()}")
     print(found.table())
 
 

@@ -1,24 +1,20 @@
-"""JSON files that describe what lies beside them, and tell whether they are as they were written."""
+"""JSON files that describe what lies beside them."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from mano_op.errors import InputError
-from mano_op.files import write_file
 
 MOST_BYTES = 2**26
-_MADE_BY = {"mano_op run": "mano-op train", "mano_op classifier run": "mano-op classify train"}
-
 _T = TypeVar("_T")
 
 
-def describe(entries: Mapping[str, Any]) -> str:
-    """The text of a description: its entries, and the SHA-256 of these.
+def dumps(entries: Mapping[str, Any]) -> str:
+    """Return the text of a description.
 
     Raises
     ------
@@ -27,64 +23,48 @@ def describe(entries: Mapping[str, Any]) -> str:
 
     Examples
     --------
-    >>> print(describe({"format": "note", "text": "one"}))
+    >>> print(dumps({"format": "note", "text": "one"}))
     {
      "format": "note",
-     "text": "one",
-     "sha256": "84609a0d83f54d2ac51bd0e6abefaf4b3ebcfa2d88a7b3cef38da4a4202835e2"
+     "text": "one"
     }
     """
-    return json.dumps({**entries, "sha256": _digest(entries)}, indent=1, allow_nan=False)
+    return json.dumps(entries, indent=1, allow_nan=False)
 
 
-def write_description(path: Path, entries: Mapping[str, Any]) -> None:
-    """Write a description in one piece."""
-    write_file(path, describe(entries))
-
-
-def read_description(path: Path, kind: str, versions: tuple[int, ...]) -> dict[str, Any]:
-    """The entries of a description, if it is whole, of its kind, and of a version that is read here.
+def read_description(path: Path, kind: str, version: int) -> dict[str, Any]:
+    """Return the entries of a description, if it is of its kind, and of a version that is read here.
 
     Parameters
     ----------
     path : path
     kind : str
-        Its entry "format".
-    versions : tuple of int
-        Of these its entry "format_version" has to be one.
+        The expected entry "format".
+    version : int
+        The expected entry "format_version".
 
     Raises
     ------
     InputError
-        If it is too large, no JSON object, of another format, or not as it was written. A version from before
-        there were check sums has none.
+        If it is too large, no JSON object, or of another format or version.
     """
     if (size := path.stat().st_size) > MOST_BYTES:
         raise InputError(f"{path} has {size} bytes, expected at most {MOST_BYTES}: it is no description")
     try:
-        found = json.loads(path.read_bytes(), parse_constant=_refuse)
+        entries = json.loads(path.read_bytes(), parse_constant=_refuse)
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise InputError(f"{path} is not JSON ({error}): restore it, or make it again") from error
-    stated = entry(path, found, "format", str), entry(path, found, "format_version", int)
-    if stated[0] != kind or stated[1] not in versions:
-        remedy = "use the release of mano_op that wrote it"
-        if stated[0] != kind and {stated[0], kind} <= set(_MADE_BY):
-            remedy = f"it is of `{_MADE_BY[stated[0]]}`, give a run of `{_MADE_BY[kind]}`"
+    stated = entry(path, entries, "format", str), entry(path, entries, "format_version", int)
+    if stated != (kind, version):
         raise InputError(
-            f"{path} has format {stated[0]!r} version {stated[1]}, expected {kind!r} version "
-            f"{' or '.join(map(str, versions))}: {remedy}"
+            f"{path} has format {stated[0]!r} version {stated[1]}, expected {kind!r} version {version}: "
+            "use the release of mano_op that wrote it"
         )
-    digest = found.pop("sha256", None)
-    if digest is not None and digest != _digest(found):
-        raise InputError(
-            f"{path} is not as it was written, its sha256 is that of other entries: restore it, or, if you "
-            "changed it on purpose, take the entry 'sha256' out"
-        )
-    return dict(found)
+    return dict(entries)
 
 
 def entry(path: Path, description: Any, name: str, kind: type[_T]) -> _T:
-    """An entry of a JSON object, if it is there and of its kind."""
+    """Return an entry of a JSON object, if it is present and of its kind."""
     value = description.get(name) if isinstance(description, dict) else None
     if not isinstance(value, kind):
         raise InputError(
@@ -92,11 +72,6 @@ def entry(path: Path, description: Any, name: str, kind: type[_T]) -> _T:
             "again"
         )
     return value
-
-
-def _digest(entries: Mapping[str, Any]) -> str:
-    text = json.dumps(entries, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from mano_op.description import entry, read_description, write_description
+from mano_op.description import dumps, entry, read_description
 from mano_op.errors import InputError
-from mano_op.files import make_folder
+from mano_op.files import make_folder, write_file
 from mano_op.registry import build_model, model_class
 from mano_op.weights import Entry, parameters_of, read_weights, weights_header, write_weights
 
@@ -66,7 +66,8 @@ def save_model(folder: str | Path, model: nn.Module, arch: str, options: Mapping
     # A model that is replaced is none from here on until the new one is whole.
     (folder / CONFIG).unlink(missing_ok=True)
     digest = write_weights(folder / WEIGHTS, parameters_of(model))
-    write_description(folder / CONFIG, {**description, "weights": {"file": WEIGHTS, "sha256": digest}})
+    weights = {"file": WEIGHTS, "sha256": digest}
+    write_file(folder / CONFIG, dumps({**description, "weights": weights}))
 
 
 def load_model(folder: str | Path, *, revision: str | None = None) -> tuple[nn.Module, str, dict[str, Any]]:
@@ -94,12 +95,9 @@ def load_model(folder: str | Path, *, revision: str | None = None) -> tuple[nn.M
     path = folder / CONFIG
     if not path.is_file():
         raise InputError(f"{folder} holds no {CONFIG}, so no model: make one with `save_pretrained`")
-    described = read_description(path, FORMAT, (FORMAT_VERSION,))
+    described = read_description(path, FORMAT, FORMAT_VERSION)
     arch, options = entry(path, described, "arch", str), entry(path, described, "options", dict)
-    stated = entry(path, described, "weights", dict)
-    digest = stated.get("sha256")
-    if not isinstance(digest, str | None):
-        raise InputError(f"{path}: the sha256 of the weights is {digest!r}, expected a str: restore the file")
+    digest = weights_digest(folder, described)
     cls = model_class(arch)
     mine = str(getattr(cls, "_version", None))
     if described.get("version") != mine:
@@ -117,6 +115,16 @@ def load_model(folder: str | Path, *, revision: str | None = None) -> tuple[nn.M
     # Assigned, so that they keep their precision.
     nn.Module.load_state_dict(model, tensors, assign=True)
     return model.eval(), arch, options
+
+
+def weights_digest(folder: Path, description: Mapping[str, Any] | None = None) -> str | None:
+    """Return the SHA-256 of the weights that a folder's configuration states."""
+    path = folder / CONFIG
+    described = read_description(path, FORMAT, FORMAT_VERSION) if description is None else description
+    digest = entry(path, described, "weights", dict).get("sha256")
+    if not isinstance(digest, str | None):
+        raise InputError(f"{path}: the sha256 of the weights is {digest!r}, expected a str: restore the file")
+    return digest
 
 
 def fetched(folder: str | Path, revision: str | None = None) -> Path:

@@ -3,103 +3,196 @@
 ======================  =====================================================================================
 file                    holds
 ======================  =====================================================================================
-``config.json``,        the model alone, as `mano_op.pretrained` has it: ``MANO.from_pretrained`` reads it too
-``model.safetensors``
-``run.json``            the processor, what it was trained on and how, with the versions and the machine, and
-                        the history of its errors
-``README.md``           the model card: the same for people; see `mano_op.card`
+``config.json``         the model; see `mano_op.pretrained`
+``model.safetensors``   its parameters and buffers
+``run.json``            the processor, what the model was trained on and how, and its history
+``README.md``           the model card, for people; see `mano_op.card`
 ======================  =====================================================================================
 
-All of it is data. A run is read without unpickling anything, so one from somebody else can be opened; and
-any model of neuraloperator's registry can be kept this way, `MANO` and ``FNO`` alike. Runs of version 1 have
-``parameters.pt`` in place of the first two, and are read too.
+All of it is data: nothing in the folder is run when it is read. A model of any name in neuraloperator's
+registry can be kept this way, `MANO` and ``FNO`` alike, of fields and of images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from mano_op.card import model_card, with_judgement
+from mano_op.card import model_card, with_evaluation
 from mano_op.cost import count_parameters
-from mano_op.data.processor import FieldProcessor
-from mano_op.description import describe, entry, read_description, write_description
+from mano_op.description import dumps, entry, read_description
 from mano_op.errors import InputError
-from mano_op.files import check_folder, make_folder, read_tensors, write_file
+from mano_op.files import check_folder, make_folder, write_file
 from mano_op.pretrained import fetched, load_model, save_model
-from mano_op.registry import build_model
 
-FORMAT, FORMAT_VERSION = "mano_op run", 2
-CARD, OLD_PARAMETERS = "README.md", "parameters.pt"
+FORMAT, FORMAT_VERSION = "mano_op run", 3
+CARD, RUN = "README.md", "run.json"
+# The processor of each task, and the modules that register the models of the package with neuraloperator.
+_TASKS = {
+    "fields": ("mano_op.data.processor", "FieldProcessor", ["mano_op.models"]),
+    "images": (
+        "mano_op.vision.processor",
+        "ImageProcessor",
+        ["mano_op.vision.classifier", "mano_op.vision.baselines"],
+    ),
+}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A trained model and where it comes from.
 
     Attributes
     ----------
     model : nn.Module
-    processor : FieldProcessor
+    processor : FieldProcessor or ImageProcessor
         Between physical units and the model's.
     arch : str
         The model's name in neuraloperator's registry.
     options : dict
         The model's constructor arguments.
     training : dict
-        What it was trained on and how; ``training["resolution"]`` is the key of the training level.
+        What it was trained on and how: ``training["task"]`` is "fields" or "images";
+        ``training["resolution"]`` is the key of its resolution, ``training["image_size"]`` its size.
     history : list of dict
-        One entry an epoch.
+        An entry for each epoch.
+
+    Examples
+    --------
+    >>> from mano_op.data.processor import FieldProcessor
+    >>> unit, degrees = {"mean": 0.0, "std": 1.0}, {"mean": 10.0, "std": 2.0}
+    >>> processor = FieldProcessor({"a": unit}, {"u": degrees})
+    >>> run = Run(nn.Identity(), processor, "identity", {}, {"resolution": "r4", "epochs": 2}, [])
+    >>> run
+    Run(identity of 0 parameters: a to u, trained at r4 for 2 epochs)
+    >>> run.predict(torch.ones(1, 1, 4))
+    tensor([[[12., 12., 12., 12.]]])
     """
 
     model: nn.Module
-    processor: FieldProcessor
+    processor: Any
     arch: str
     options: dict[str, Any]
     training: dict[str, Any]
     history: list[dict[str, float]] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        images = self.task == "images"
+        inputs, outputs = ([], []) if images else (self.processor.inputs, self.processor.outputs)
+        maps = (
+            f"images to {len(self.classes)} classes"
+            if images
+            else f"{', '.join(inputs)} to {', '.join(outputs)}"
+        )
+        resolution = self.training.get("image_size" if images else "resolution", "?")
+        at = (
+            resolution if isinstance(resolution, str) else ("x" if images else "+").join(map(str, resolution))
+        )
+        epochs = len(self.history) or self.training.get("epochs", "?")
+        last = self.history[-1] if self.history else {}
+        errors = "".join(
+            f", {name.replace('_', ' ')} {last[name]:.3g}" for name in last if name.endswith("error")
+        )
+        model = f"{self.arch} of {self.n_parameters:,} parameters"
+        return f"Run({model}: {maps}, trained at {at} for {epochs} epochs{errors})"
+
+    @property
+    def task(self) -> str:
+        """What it is for: "fields" or "images"."""
+        return str(self.training.get("task", "fields"))
+
     @property
     def times(self) -> dict[str, Any]:
-        """Which times of the fields it is for, as `mano_op.data.dataset.FieldDataset` takes them."""
-        return {name: self.training[name] for name in ("window", "at") if self.training.get(name) is not None}
+        """The times of the fields that it is for, as `mano_op.data.dataset.FieldDataset` takes them."""
+        named = {"window": self.training.get("time_steps"), "at": self.training.get("at")}
+        return {name: value for name, value in named.items() if value is not None}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes whose logits a classifier makes, in their order."""
+        return tuple(self.training.get("classes", ()))
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images that a classifier was trained on."""
+        height, width = self.training["image_size"]
+        return height, width
 
     @property
     def n_parameters(self) -> int:
-        """Real numbers to be learned; a complex parameter is two of them."""
+        """The number of learned real numbers; a complex parameter is two of them."""
         return count_parameters(self.model)
+
+    def predict(self, x: Any, **sample: Any) -> Tensor:
+        """Return the model's output in physical units; of a classifier its logits.
+
+        Parameters
+        ----------
+        x : Tensor or array
+            ``(batch, in_channels, *grid)`` in physical units, on a grid of any size; images in [0, 1].
+        **sample
+            What else the model takes, such as ``coordinates``.
+
+        Returns
+        -------
+        Tensor
+            ``(batch, out_channels, *grid)``, or ``(batch, classes)``, without gradients, on the device of the
+            model.
+
+        Raises
+        ------
+        InputError
+            If the channels are not those of the model.
+        """
+        parameter = next(iter(self.model.parameters()), None)
+        self.processor.to(parameter.device if parameter is not None else "cpu")
+        self.model.eval()
+        self.processor.eval()
+        with torch.inference_mode():
+            data = self.processor.preprocess({**sample, "x": torch.as_tensor(x, dtype=torch.float32)})
+            out, _ = self.processor.postprocess(self.model(data.pop("x"), **data), data)
+        return out
+
+    def save(self, folder: str | Path) -> None:
+        """Write the run into a folder; see `save_run`."""
+        save_run(folder, self)
 
 
 def save_run(folder: str | Path, run: Run) -> None:
     """Write a run into a folder, which is made if need be.
 
     ``run.json`` is written last and in one piece, so a folder that has it is whole.
+
+    Raises
+    ------
+    ValueError
+        If a number is not finite; nothing is written then.
     """
     folder = make_folder(folder)
-    processor = run.processor.to_dict()
-    description = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "parameters": run.n_parameters,
-        "processor": processor,
-        "training": run.training,
-        "history": run.history,
-    }
-    describe(description)  # before anything is written: raises if there is a number that is none
+    text = dumps(
+        {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "parameters": run.n_parameters,
+            "processor": run.processor.to_dict(),
+            "training": run.training,
+            "history": run.history,
+        }
+    )
+    card = model_card(run)
     # A run that is replaced is none from here on until the new one is whole.
-    (folder / "run.json").unlink(missing_ok=True)
+    (folder / RUN).unlink(missing_ok=True)
     save_model(folder, run.model, run.arch, run.options)
-    (folder / OLD_PARAMETERS).unlink(missing_ok=True)
-    card = model_card(run.arch, run.options, run.n_parameters, processor, run.training, run.history)
     write_file(folder / CARD, card)
-    write_description(folder / "run.json", description)
+    write_file(folder / RUN, text)
 
 
-def load_run(folder: str | Path, *, revision: str | None = None) -> Run:
+def load_run(folder: str | Path, *, revision: str | None = None, task: str | None = None) -> Run:
     """Read what `save_run` wrote; the model and the processor are in evaluation mode.
 
     Parameters
@@ -108,52 +201,60 @@ def load_run(folder: str | Path, *, revision: str | None = None) -> Run:
         A folder, or a repository of the Hugging Face Hub, ``"owner/name"``, which is fetched.
     revision : str, optional
         Of the repository: a branch, a tag or a commit.
+    task : {"fields", "images"}, optional
+        What the run has to be for.
 
     Raises
     ------
     InputError
-        If the folder holds no run, one of another version, one that is damaged, or parameters that are not
-        this model's.
+        If the folder holds no run, one of another task or version, one that is damaged, or the parameters of
+        another model.
     """
     folder = fetched(folder, revision)
-    path = folder / "run.json"
+    path = folder / RUN
     if not path.exists():
-        raise InputError(
-            f"{folder} holds no run.json, so it is no finished run: make one with `mano-op train`"
-        )
-    description = read_description(path, FORMAT, (1, FORMAT_VERSION))
+        raise InputError(f"{folder} holds no {RUN}, so it is no finished run: make one with `mano-op train`")
+    description = read_description(path, FORMAT, FORMAT_VERSION)
     training, history = entry(path, description, "training", dict), entry(path, description, "history", list)
+    kind = training.get("task")
+    if kind not in _TASKS or (task is not None and kind != task):
+        expected = task or " or ".join(_TASKS)
+        raise InputError(
+            f"{path} is of the task {kind!r}, expected {expected}: give a run of `mano-op train "
+            f"{task or 'fields'}`"
+        )
+    module, name, models = _TASKS[kind]
+    for registers in models:
+        import_module(registers)
     try:
-        processor = FieldProcessor.from_dict(entry(path, description, "processor", dict))
-    except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+        processor = getattr(import_module(module), name).from_dict(
+            entry(path, description, "processor", dict)
+        )
+    except (AttributeError, KeyError, TypeError, RuntimeError, OverflowError) as error:
         raise InputError(
             f"{path}: 'processor' is no description of one ({type(error).__name__}: {error}): restore the "
             "file or train again"
         ) from error
-    old = description["format_version"] == 1
-    model, arch, options = _load_old(folder, path, description) if old else load_model(folder)
+    if kind == "images":
+        _check_images(path, training, processor)
+    model, arch, options = load_model(folder)
     return Run(model.eval(), processor.eval(), arch, options, training, history)
 
 
-def _load_old(
-    folder: Path, path: Path, description: Mapping[str, Any]
-) -> tuple[nn.Module, str, dict[str, Any]]:
-    """The model of a run of version 1, which was described in ``run.json`` itself."""
-    described = entry(path, description, "model", dict)
-    arch, options = entry(path, described, "arch", str), entry(path, described, "options", dict)
-    model = build_model(arch, options)
-    parameters = read_tensors(folder / OLD_PARAMETERS)
-    try:
-        model.load_state_dict(parameters)
-    except (RuntimeError, AttributeError, TypeError) as error:
+def _check_images(path: Path, training: dict[str, Any], processor: Any) -> None:
+    """Refuse a run of images whose classes or sizes are none."""
+    size, classes = training.get("image_size"), training.get("classes")
+    sizes = isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)
+    names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if not sizes or not names or len(classes) != processor.n_classes:  # type: ignore[arg-type]
         raise InputError(
-            f"the parameters in {folder} are not those of {arch} with {options}: {error}"
-        ) from error
-    return model, arch, options
+            f"{path}: expected an 'image_size' of two whole numbers and {processor.n_classes} 'classes' in "
+            "'training': restore the file or train again"
+        )
 
 
-def write_judgement(folder: str | Path, judged: str) -> None:
-    """Write what a run was judged to be, a text in Markdown, into its model card; the rest of it stays.
+def write_evaluation(folder: str | Path, evaluation: str) -> None:
+    """Write the results of an evaluation, in Markdown, into the model card of a run; the rest of it stays.
 
     Raises
     ------
@@ -161,22 +262,20 @@ def write_judgement(folder: str | Path, judged: str) -> None:
         As `read_card`.
     """
     card = read_card(folder)
-    write_file(Path(folder) / CARD, with_judgement(card, judged))
+    write_file(Path(folder) / CARD, with_evaluation(card, evaluation))
 
 
 def read_card(folder: str | Path) -> str:
-    """The model card of a run, empty if there is none.
+    """Return the model card of a run, empty if there is none.
 
     Raises
     ------
     InputError
-        If the folder holds no run, or cannot be written to, or what is in the card's place is no text.
+        If the folder holds no run, or cannot be written to, or the card is no text.
     """
     folder = check_folder(folder)
-    if not (folder / "run.json").exists():
-        raise InputError(
-            f"{folder} holds no run.json, so it is no finished run: make one with `mano-op train`"
-        )
+    if not (folder / RUN).exists():
+        raise InputError(f"{folder} holds no {RUN}, so it is no finished run: make one with `mano-op train`")
     path = folder / CARD
     try:
         return path.read_text(encoding="utf-8") if path.exists() else ""

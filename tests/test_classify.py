@@ -22,14 +22,13 @@ from mano_op.cli import main
 from mano_op.files import read_tensors
 from mano_op.models.data_model import DataModel
 from mano_op.registry import build_model, model_class
-from mano_op.runs import load_run, write_judgement
+from mano_op.runs import Run, load_run, save_run, write_evaluation
 from mano_op.vision.evaluate import evaluate_classifier
-from mano_op.vision.fit import cross_entropy, train_classifier
 from mano_op.vision.images import Images, open_images, stratified
 from mano_op.vision.judge import Judged, judge, wilson
 from mano_op.vision.processor import ImageProcessor
 from mano_op.vision.resize import resized
-from mano_op.vision.runs import ClassifierRun, load_classifier, save_classifier
+from mano_op.vision.training import cross_entropy, train_classifier
 
 
 class Pooled(DataModel, name="Test_pooled"):
@@ -80,7 +79,7 @@ def images() -> Images:
     return Images(whole.source, splits, whole.classes, 1, (8, 8), {**whole.origin, "digest": "a tenth"})
 
 
-def train(images: Any, out: Path, **options: Any) -> ClassifierRun:
+def train(images: Any, out: Path, **options: Any) -> Run:
     settings = {"arch": "test_pooled", "epochs": 4, "batch_size": 40, "learning_rate": 1e-2}
     return train_classifier(images, out, **(settings | {"progress": False} | options))
 
@@ -94,7 +93,7 @@ def interrupt(images: Any, out: Path, after: int, **options: Any) -> None:
         train(images, out, log=stop, **options)
 
 
-def same(one: ClassifierRun, other: ClassifierRun) -> None:
+def same(one: Run, other: Run) -> None:
     """To the last bit, but for the seconds."""
     for a, b in zip(one.model.state_dict().items(), other.model.state_dict().items(), strict=True):
         assert a[0] == b[0]
@@ -258,7 +257,7 @@ def test_interrupted_and_not_are_one(
     torch.manual_seed(after)  # what was drawn since does not matter
     resumed = train(images, tmp_path / "run", resume=True, **options)
     same(resumed, whole)
-    same(load_classifier(tmp_path / "run"), whole)
+    same(load_run(tmp_path / "run", task="images"), whole)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "README.md",
         "config.json",
@@ -436,7 +435,7 @@ def test_bad_input_is_refused_before_any_work(
 def test_several_processes_are_refused(
     images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mano_op.vision.fit.ranks", lambda: (2, 0))
+    monkeypatch.setattr("mano_op.vision.training.ranks", lambda: (2, 0))
     with pytest.raises(InputError, match="a classifier is trained in one process: start it without torchrun"):
         train(images, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -471,7 +470,7 @@ def test_the_classifiers_of_the_package_are_trained_and_judged(
     for name, value in run.model.state_dict().items():
         moved = not torch.equal(value, head.model.state_dict()[name]) if name != "_metadata" else False
         assert moved == name.startswith("head."), name
-    found = evaluate_classifier(load_classifier(tmp_path / "head"), images, sizes=[16])
+    found = evaluate_classifier(load_run(tmp_path / "head", task="images"), images, sizes=[16])
     x = batch_of(images["test"].at(16))
     with torch.no_grad():
         logits = head.model(head.processor.preprocess(x)["x"])
@@ -504,9 +503,9 @@ def kept(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_read_back_computes_the_same(kept: Path, images: Images, tmp_path: Path) -> None:
-    run = ClassifierRun.load(kept)
+    run = load_run(kept)
     run.save(tmp_path / "copy")
-    again = load_classifier(tmp_path / "copy")
+    again = load_run(tmp_path / "copy", task="images")
     same(again, run)
     x = batch_of(images["test"])["x"]
     assert torch.equal(again.model(x), run.model(x))
@@ -519,7 +518,7 @@ def test_a_run_read_back_computes_the_same(kept: Path, images: Images, tmp_path:
 
 def test_the_card_says_what_the_run_is(kept: Path) -> None:
     card = (kept / "README.md").read_text()
-    run = load_classifier(kept)
+    run = load_run(kept, task="images")
     assert "# test_pooled: images to 10 classes" in card
     assert "0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in card
     assert f"of {run.n_parameters:,} parameters" in card
@@ -538,21 +537,21 @@ def test_a_class_may_be_called_anything(name: str, images: Images, tmp_path: Pat
     [shown] = [line for line in card.splitlines() if "golden" in line]
     escaped = name.replace("<", "&lt;").replace(">", "&gt;")
     assert shown == rf"{escaped}, \*b\* &amp; \`c\` \# d, golden_retriever, \_e\_, 4, 5, 6, 7, 8, 9"
-    write_judgement(tmp_path, "good")
+    write_evaluation(tmp_path, "good")
     judged = (tmp_path / "README.md").read_text()
     before, rest = card.split("<!-- judged: begin -->")
     after = rest.split("<!-- judged: end -->")[1]
     assert judged == f"{before}<!-- judged: begin -->\ngood\n<!-- judged: end -->{after}"
-    assert load_classifier(tmp_path).classes == run.classes == classes
+    assert load_run(tmp_path, task="images").classes == run.classes == classes
 
 
 def test_the_packages_that_read_the_images_are_told(kept: Path, tmp_path: Path) -> None:
     known = {"transformers", "pillow", "datasets", "scikit-learn"}
 
-    def told(run: ClassifierRun) -> dict[str, str]:
+    def told(run: Run) -> dict[str, str]:
         return {name: one for name, one in run.training["machine"]["versions"].items() if name in known}
 
-    assert told(load_classifier(kept)) == {"scikit-learn": version("scikit-learn")}
+    assert told(load_run(kept, task="images")) == {"scikit-learn": version("scikit-learn")}
     noise(tmp_path / "pets", 4)
     options = {"patch_size": 4, "embed_dim": 8, "depth": 1, "n_heads": 2}
     images = open_images(tmp_path / "pets", image_size=8)
@@ -570,7 +569,7 @@ def test_other_runs_are_told_apart(kept: Path, tmp_path: Path) -> None:
     shutil.copytree(kept, tmp_path / "run")
     change(tmp_path / "run", lambda d: d.update(format="mano_op run", format_version=2))
     with pytest.raises(InputError, match="it is of `mano-op train`, give a run of `mano-op classify train`"):
-        load_classifier(tmp_path / "run")
+        load_run(tmp_path / "run", task="images")
 
 
 def test_a_run_is_not_written_among_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -616,13 +615,13 @@ def test_descriptions_that_are_not_meant_well(edit: Any, message: str, kept: Pat
     shutil.copytree(kept, tmp_path / "run")
     change(tmp_path / "run", edit)
     with pytest.raises(InputError, match=message):
-        load_classifier(tmp_path / "run")
+        load_run(tmp_path / "run", task="images")
 
 
 def test_damaged_files_are_refused(kept: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(kept, tmp_path / "run"))
     with pytest.raises(InputError, match=r"holds no run\.json, so it is no finished run"):
-        load_classifier(tmp_path)
+        load_run(tmp_path, task="images")
     for name, message in (
         ("model.safetensors", "is not as it was written, its sha256"),
         ("config.json", "config.json is not"),
@@ -632,21 +631,21 @@ def test_damaged_files_are_refused(kept: Path, tmp_path: Path) -> None:
         place = len(whole) - 40
         (folder / name).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(InputError, match=message):
-            load_classifier(folder)
+            load_run(folder, task="images")
         (folder / name).write_bytes(whole)
-    load_classifier(folder)
+    load_run(folder, task="images")
     with pytest.raises(ValueError, match="not JSON compliant"):
-        run = load_classifier(folder)
+        run = load_run(folder, task="images")
         run.history[0]["training_error"] = float("nan")
-        save_classifier(folder, run)
-    load_classifier(folder)
+        save_run(folder, run)
+    load_run(folder, task="images")
 
 
 # Judging.
 
 
 def test_other_sizes_stand_beside_what_they_have_to_be_compared_with(kept: Path, images: Images) -> None:
-    run = load_classifier(kept)
+    run = load_run(kept, task="images")
     found = evaluate_classifier(run, images, sizes=[8, 16, (6, 10)], batch_size=7)
     assert [(row.size, row.how) for row in found.rows] == [
         ((8, 8), "direct"),
@@ -677,7 +676,7 @@ def test_other_sizes_stand_beside_what_they_have_to_be_compared_with(kept: Path,
 
 
 def test_what_cannot_be_judged(kept: Path, images: Images, tmp_path: Path) -> None:
-    run = load_classifier(kept)
+    run = load_run(kept, task="images")
     with pytest.raises(InputError, match="has no split 'validation'; it has train, test"):
         evaluate_classifier(run, images, split="validation")
     other = Images("other", images.splits, ("zero", *images.classes[1:]), 1, (8, 8), images.origin)
@@ -762,7 +761,7 @@ def test_a_source_with_a_split_of_its_own_is_judged_by_that(tmp_path: Path) -> N
 
 def test_what_the_parameters_were_chosen_on_is_said(images: Images, tmp_path: Path) -> None:
     chosen = train(images, tmp_path / "chosen", epochs=2, validate="test")
-    found = evaluate_classifier(load_classifier(tmp_path / "chosen"), images)
+    found = evaluate_classifier(load_run(tmp_path / "chosen", task="images"), images)
     assert found.table().endswith(" in nats. Its parameters were chosen on these images.")
     assert found.to_dict()["used"] == "validation"
     assert evaluate_classifier(chosen, images, split="train").to_dict()["used"] == "training"
@@ -798,7 +797,7 @@ def test_from_a_folder_of_images_to_a_table(tmp_path: Path, capsys: pytest.Captu
     ]
     assert main(command) == 0
     said = capsys.readouterr().out
-    made = load_classifier(run)
+    made = load_run(run, task="images")
     best = made.training["best"]
     assert said.startswith(f"{run}: test_pooled, {made.n_parameters} parameters, training error ")
     assert said.endswith(f"% of epoch {best['epoch']}\n")
@@ -833,10 +832,10 @@ def test_the_command_trains_as_the_function_does(tmp_path: Path) -> None:
     assert main(command) == 0
     options = {"augmentation": {"shift": 1, "mixup": 0.2}, "label_smoothing": 0.1, "clip": 3.0, "seed": 5}
     settings = {"epochs": 1, "batch_size": 300, "learning_rate": 1e-3, "weight_decay": 0.01, "accumulate": 2}
-    same(load_classifier(tmp_path / "run"), train("digits", tmp_path / "same", **options, **settings))
+    same(load_run(tmp_path / "run", task="images"), train("digits", tmp_path / "same", **options, **settings))
     frozen = [*command[:4], str(tmp_path / "head"), *command[5:7], "--freeze", "backbone", "--quiet"]
     assert main([*frozen, "--start", str(tmp_path / "run"), "--epochs", "1"]) == 0
-    first, second = (load_classifier(tmp_path / name).model for name in ("run", "head"))
+    first, second = (load_run(tmp_path / name, task="images").model for name in ("run", "head"))
     assert torch.equal(first.stem.weight, second.stem.weight)
     assert not torch.equal(first.head.weight, second.head.weight)
 

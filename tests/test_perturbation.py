@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mano_op.cli import main
 from mano_op.data.layout import Variable
 from mano_op.data.loaders import field_loaders
+from mano_op.data.mixed import Mixed
 from mano_op.data.processor import FieldProcessor
 from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
@@ -229,7 +230,7 @@ def test_held_out_samples_are_one_step_out(store: FieldStore) -> None:
         {
             "noise": 0.1,
             "pushforward": 1,
-            "resolution": [8, 16],
+            "resolution": Mixed([8, 16]),
             "symmetries": ["reflect"],
             "validate": 0.34,
             "accumulate": 2,

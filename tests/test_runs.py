@@ -13,7 +13,7 @@ from torch import nn
 from mano_op import InputError
 from mano_op.data.processor import FieldProcessor
 from mano_op.registry import build_model
-from mano_op.runs import Run, load_run, save_run, write_judgement
+from mano_op.runs import Run, load_run, save_run, write_evaluation
 from mano_op.weights import read_weights, write_weights
 
 PROCESSOR = FieldProcessor({"a": {"mean": 2.0, "std": 3.0}}, {"u": {"mean": -1.0, "std": 0.5}})
@@ -249,14 +249,14 @@ def test_the_card_says_what_the_run_is_and_keeps_what_is_written_into_it(tmp_pat
     assert "/home/me" not in card  # of the machine that trained, nobody else's business
 
     (tmp_path / "README.md").write_text(card + "\nWritten by hand.\n")
-    write_judgement(tmp_path, "| 8 | 3 % |")
+    write_evaluation(tmp_path, "| 8 | 3 % |")
     judged = (tmp_path / "README.md").read_text()
     assert "| 8 | 3 % |" in judged and "Not judged" not in judged
     assert judged.endswith("\nWritten by hand.\n") and judged.startswith(card[:100])
-    write_judgement(tmp_path, "| 8 | 2 % |")
+    write_evaluation(tmp_path, "| 8 | 2 % |")
     assert "3 %" not in (tmp_path / "README.md").read_text()
     with pytest.raises(InputError, match=r"holds no run\.json"):
-        write_judgement(tmp_path / "absent", "")
+        write_evaluation(tmp_path / "absent", "")
 
 
 def test_unknown_models_and_options_are_refused() -> None:

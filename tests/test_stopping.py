@@ -12,6 +12,7 @@ from torch import nn
 
 from mano_op import Grid, InputError
 from mano_op.data.loaders import field_loaders
+from mano_op.data.mixed import Mixed
 from mano_op.data.store import FieldStore
 from mano_op.registry import build_model
 from mano_op.runs import Run, load_run
@@ -64,11 +65,11 @@ def test_levels_are_validated_at_together(store: FieldStore, tmp_path: Path) -> 
         errors = torch.cat([errors_of(run, store, n, "validation") for n in levels])
         assert run.history[0]["validation_error"] == pytest.approx(errors.mean().item(), rel=1e-5)
         assert run.training["validation"]["samples"] == {f"r{n}": 5 for n in levels}
-    mixed = train(store, tmp_path / "mixed", resolution=[8, 16], validate="validation", epochs=1)
+    mixed = train(store, tmp_path / "mixed", resolution=Mixed([8, 16]), validate="validation", epochs=1)
     assert mixed.training["validation"]["resolution"] == ["r8", "r16"]
 
 
-@pytest.mark.parametrize("options", [{}, {"resolution": [8, 16], "optimizer": "muon"}])
+@pytest.mark.parametrize("options", [{}, {"resolution": Mixed([8, 16]), "optimizer": "muon"}])
 def test_validating_changes_nothing_but_what_is_kept(
     options: dict[str, Any], store: FieldStore, tmp_path: Path
 ) -> None:
@@ -98,7 +99,7 @@ def test_patience_ends_training(store: FieldStore, tmp_path: Path, monkeypatch: 
         models.append([parameter.detach().clone() for parameter in model.parameters()])
         return next(errors)
 
-    monkeypatch.setattr("mano_op.train.fit.validation_error", told)
+    monkeypatch.setattr("mano_op.train.fields.validation_error", told)
     run = train(store, tmp_path, epochs=20, validate=0.25, patience=3)
     assert [epoch["validation_error"] for epoch in run.history] == [0.5, 0.4, 0.4, 0.3, 0.6, 0.3, 0.7]
     assert run.training["best"] == {"epoch": 4, "validation_error": 0.3}
@@ -118,7 +119,7 @@ def test_a_stopped_training_is_over_when_it_is_resumed(
     whole = train(store, tmp_path / "whole", **options)
     assert len(whole.history) < 30
     with monkeypatch.context() as patch:
-        patch.setattr("mano_op.train.fit.save_run", fail)
+        patch.setattr("mano_op.train.loop.save_run", fail)
         with pytest.raises(KeyboardInterrupt):
             train(store, tmp_path / "run", **options)
     resumed = train(store, tmp_path / "run", resume=True, **options)
@@ -153,7 +154,7 @@ def test_what_is_held_out_is_not_trained_on(store: FieldStore) -> None:
 
 
 def test_a_run_says_what_it_held_out(store: FieldStore, tmp_path: Path) -> None:
-    run = train(store, tmp_path, validate=0.25, resolution=[8, 16], ratios=[0.5, 0.5], epochs=1)
+    run = train(store, tmp_path, validate=0.25, resolution=Mixed([8, 16]), ratios=[0.5, 0.5], epochs=1)
     assert run.training["validation"]["samples"] == {"r8": 3, "r16": 3}
     assert run.training["validation"]["part"] == 0.25
     assert run.training["samples"] == {"r8": 9, "r16": 9}
@@ -212,7 +213,7 @@ def test_what_cannot_be_validated_on_is_refused_before_any_work(
 def test_an_error_that_is_no_number_ends_training(
     store: FieldStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mano_op.train.fit.validation_error", lambda *args: float("nan"))
+    monkeypatch.setattr("mano_op.train.fields.validation_error", lambda *args: float("nan"))
     with pytest.raises(InputError, match="mano at r8: the validation error is nan in epoch 1 of 4, training"):
         train(store, tmp_path, validate="test")
     assert list(tmp_path.iterdir()) == []

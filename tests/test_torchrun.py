@@ -12,13 +12,14 @@ import torch
 from helpers import moving_wave_store, wave_store
 
 from mano_op import Grid
+from mano_op.data.mixed import Mixed
 from mano_op.data.store import FieldStore
 from mano_op.runs import load_run
 from mano_op.train import train_model
 
 SMALL = {"hidden_channels": 8, "n_layers": 1, "n_heads": 2, "n_levels": 2}
 GRIDS = [Grid.uniform((n, n), registration="cell") for n in (8, 16)]
-MIXED = {"resolution": [8, 16], "options": SMALL, "epochs": 3, "progress": False}
+MIXED = {"resolution": Mixed([8, 16]), "options": SMALL, "epochs": 3, "progress": False}
 # Each with the batch of one process; two have half of it each.
 CASES: dict[str, dict[str, Any]] = {
     "clipped": {"batch_size": [6, 4], "clip": 0.5, "validate": "test"},

@@ -12,6 +12,7 @@ from neuralop.losses import H1Loss, LpLoss
 from mano_op import Grid, InputError
 from mano_op.data.layout import Variable
 from mano_op.data.loaders import field_loaders
+from mano_op.data.mixed import Mixed
 from mano_op.data.store import FieldStore
 from mano_op.registry import build_model
 from mano_op.runs import load_run
@@ -121,14 +122,13 @@ def test_any_number_of_epochs(epochs: int, store: FieldStore, tmp_path: Path) ->
     ("options", "message"),
     [
         ({"resolution": 32}, r"no resolution 32; it has r8 \(8 x 8\), r16 \(16 x 16\)"),
-        ({"resolution": []}, r"resolution=\[\], expected at least one level"),
-        ({"resolution": [8, 8]}, r"resolution=\[8, 8\], expected at least one level, and each of them once"),
-        ({"resolution": [8, 16], "batch_size": [4]}, "expected one batch size, or one for each"),
-        ({"resolution": [8, 16], "ratios": [1.0]}, r"ratios=\[1.0\] for 2 resolutions"),
-        ({"ratios": [1.0]}, "expected a list of resolutions to mix"),
+        ({"resolution": Mixed([])}, r"expected at least one resolution"),
+        ({"resolution": Mixed([8, 8])}, r"expected at least one resolution, and each of them once"),
+        ({"resolution": Mixed([8, 16], batch_size=[4])}, "expected one batch size, or one for each"),
+        ({"resolution": Mixed([8, 16], ratios=[1.0])}, r"ratios=\[1.0\] for 2 resolutions"),
         ({"arch": "mono"}, "there is no model 'mono'"),
         ({"options": {"hiden_channels": 8}}, "no option hiden_channels"),
-        ({"loss": "l3"}, "loss='l3', expected one of l2, h1"),
+        ({"loss": "l3"}, "loss='l3', expected 'l2' or 'h1'"),
         ({"epochs": 0}, "epochs=0, expected a whole number, at least 1"),
         ({"epochs": 2.5}, "epochs=2.5, expected a whole number"),
         ({"batch_size": True}, "batch_size=True, expected a whole number"),
@@ -249,7 +249,7 @@ def test_options_that_cannot_be_kept_are_refused_before_training(store: FieldSto
 
 
 def test_levels_are_mixed_and_said(store: FieldStore, tmp_path: Path) -> None:
-    run = train(store, tmp_path, resolution=[16, 8], ratios=[0.25, 0.75], batch_size=[2, 3], epochs=2)
+    run = train(store, tmp_path, resolution=Mixed([16, 8], ratios=[0.25, 0.75], batch_size=[2, 3]), epochs=2)
     assert run.training["resolution"] == ["r16", "r8"]
     assert run.training["ratios"] == [0.25, 0.75]
     assert run.training["samples"] == {"r16": 4, "r8": 12}
@@ -257,12 +257,12 @@ def test_levels_are_mixed_and_said(store: FieldStore, tmp_path: Path) -> None:
     assert run.training["batch_size"] == [2, 3]
     assert run.options["reference_shape"] == [8, 8]  # most samples are there
     assert load_run(tmp_path).training == run.training
-    even = train(store, tmp_path / "even", resolution=[8, 16], epochs=1)
+    even = train(store, tmp_path / "even", resolution=Mixed([8, 16]), epochs=1)
     assert even.training["samples"] == {"r8": 12, "r16": 12}
     assert even.options["reference_shape"] == [16, 16]  # the finest of several
     assert "ratios" not in even.training
     asked = {**SMALL, "reference_shape": [8, 8]}
-    given = train(store, tmp_path / "given", resolution=[8, 16], epochs=1, options=asked)
+    given = train(store, tmp_path / "given", resolution=Mixed([8, 16]), epochs=1, options=asked)
     assert given.options["reference_shape"] == [8, 8]
 
 
@@ -270,7 +270,7 @@ def test_levels_are_mixed_and_said(store: FieldStore, tmp_path: Path) -> None:
 def test_each_level_has_the_loss_of_its_own_spacing(loss: str, store: FieldStore, tmp_path: Path) -> None:
     """With a rate at which no step changes anything, the error is the mean over both levels."""
     settings = {"batch_size": 12, "epochs": 1, "learning_rate": 1e-30}
-    run = train(store, tmp_path, resolution=[8, 16], loss=loss, **settings)
+    run = train(store, tmp_path, resolution=Mixed([8, 16]), loss=loss, **settings)
     total = 0.0
     for n in (8, 16):
         loader = field_loaders(store, train=n, test=[], batch_size=12).train
@@ -284,6 +284,6 @@ def test_each_level_has_the_loss_of_its_own_spacing(loss: str, store: FieldStore
 
 
 def test_a_list_of_one_is_a_level_like_any(store: FieldStore, tmp_path: Path) -> None:
-    run = train(store, tmp_path, resolution=[8], epochs=1)
+    run = train(store, tmp_path, resolution=Mixed([8]), epochs=1)
     assert run.training["resolution"] == ["r8"]
     assert run.training["samples"] == {"r8": 12}

@@ -21,8 +21,8 @@ from sklearn.datasets import load_digits
 
 from mano_op.vision import MANOClassifier, from_swin_v2
 from mano_op.vision.evaluate import evaluate_classifier
-from mano_op.vision.fit import train_classifier
 from mano_op.vision.images import open_images
+from mano_op.vision.training import train_classifier
 
 # %% [markdown]
 # ## A folder of images

@@ -1,48 +1,42 @@
-"""A training that is under way, as a file: what goes on from it comes to the same numbers.
+"""The checkpoint of a training: a training that continues from it comes to the same numbers.
 
-``checkpoint.pt`` lies in the run's folder until the run is whole. It is one file, written in one piece, so
-there is the last one or the one before, and holds tensors and plain values, which are read without
-unpickling anything:
+``checkpoint.pt`` lies in the run's folder until the run is whole. It is written in one piece, so it is whole,
+of the last epoch or of the one before. It holds tensors and plain values, and is read without unpickling:
 
 ==================  ===================================================================================
 entry               holds
 ==================  ===================================================================================
 ``format``          "mano_op checkpoint", and ``format_version``
-``asked``           what was asked for, in JSON's types: the model, the training, the store, the versions
-``training``        all that changes; see `Training`
+``asked``           what was asked for, in JSON's types: the model, the training, the data, the versions
+``training``        all that changes; see `Progress`
 ==================  ===================================================================================
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, RandomSampler
 
-from mano_op.data.sampler import ResolutionBatchSampler
-from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
 from mano_op.files import make_folder, partial_file, read_tensors, write_tensors
-from mano_op.train.perturbation import PerturbedInputs
 from mano_op.train.stopping import Best
+from mano_op.train.task import State
 from mano_op.weights import parameters_of
 
-FORMAT, FORMAT_VERSION = "mano_op checkpoint", 1
-# What a checkpoint's numbers were computed by, and have to be gone on with by.
+FORMAT, FORMAT_VERSION = "mano_op checkpoint", 2
+# Packages that a training has to continue with in the same version.
 COMPUTE = ("mano_op", "neuraloperator", "torch")
 
 
 @dataclass
-class Training:
+class Progress:
     """All that changes from epoch to epoch.
 
     Attributes
@@ -50,32 +44,24 @@ class Training:
     model : nn.Module
     optimizer : Optimizer
     schedule : LRScheduler
-    loader : DataLoader
-        Whose sampler draws the order of the samples.
-    turns : torch.Generator
-        From which symmetries, or shifts of images, are drawn.
     best : Best
     scaler : GradScaler, optional
-    device : str
+    generators : dict
+        Sources of random numbers; see `mano_op.train.task.Task.generators`.
     history : list of dict
-        One entry for each epoch that is over.
-    inputs : PerturbedInputs, optional
-        Which draws from how many samples have come.
+        An entry for each epoch that is over.
     """
 
     model: nn.Module
     optimizer: Optimizer
     schedule: LRScheduler
-    loader: DataLoader[Any]
-    turns: torch.Generator
     best: Best
-    scaler: GradScaler | None = None
-    device: str = "cpu"
+    scaler: GradScaler | None
+    generators: Mapping[str, State]
     history: list[dict[str, float]] = field(default_factory=list)
-    inputs: PerturbedInputs | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it after an epoch, as tensors and plain values."""
+        """Return the state after an epoch, as tensors and plain values."""
         return {
             "model": parameters_of(self.model),
             "optimizer": self.optimizer.state_dict(),
@@ -83,11 +69,11 @@ class Training:
             "scaler": {} if self.scaler is None else self.scaler.state_dict(),
             "best": self.best.state_dict(),
             "history": [dict(epoch) for epoch in self.history],
-            "random": {name: read() for name, (read, _) in self._random().items()},
+            "random": {name: read() for name, (read, _) in self.generators.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave; the history stays the list that it is."""
+        """Continue from what `state_dict` returned."""
         self.model.load_state_dict(dict(state["model"]))
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -95,30 +81,9 @@ class Training:
             self.scaler.load_state_dict(state["scaler"])
         self.best.load_state_dict(state["best"])
         self.history[:] = state["history"]
-        for name, (_, write) in self._random().items():
-            if name in state["random"]:  # one begun on a CPU has nothing of a GPU
+        for name, (_, write) in self.generators.items():
+            if name in state["random"]:  # a training that began on a CPU has nothing of a GPU
                 write(state["random"][name])
-
-    def _random(self) -> dict[str, tuple[Callable[[], Any], Callable[[Any], object]]]:
-        """Whatever numbers are drawn from: how its state is read, and how it is set."""
-        found: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
-            "torch": (torch.get_rng_state, torch.set_rng_state),
-            "turns": (self.turns.get_state, self.turns.set_state),
-        }
-        if self.device.startswith("cuda"):
-            found["cuda"] = (
-                lambda: torch.cuda.get_rng_state(self.device),
-                lambda state: torch.cuda.set_rng_state(state, self.device),
-            )
-        if (inputs := self.inputs) is not None:
-            found["seen"] = (lambda: inputs.seen, lambda seen: setattr(inputs, "seen", seen))
-        batches = self.loader.batch_sampler
-        if isinstance(batches, ResolutionBatchSampler):
-            found["order"] = (lambda: batches.epoch, batches.set_epoch)
-        elif isinstance(self.loader.sampler, RandomSampler):
-            order = self.loader.sampler.generator
-            found["order"] = (order.get_state, order.set_state)
-        return found
 
 
 class Checkpoint:
@@ -189,11 +154,11 @@ class Checkpoint:
             )
         return training
 
-    def restore(self, training: Training) -> None:
-        """Let a training go on from where it had come to; the errors are those of `read`."""
+    def restore(self, progress: Progress) -> None:
+        """Continue from the checkpoint; the errors are those of `read`."""
         found = self.read()
         try:
-            training.load_state_dict(found)
+            progress.load_state_dict(found)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(
                 f"{self.path} does not fit the training that it says it is of ({type(error).__name__}: "
@@ -215,18 +180,6 @@ def checkpoint_path(folder: str | Path) -> Path:
     'runs/mano/checkpoint.pt'
     """
     return Path(folder) / "checkpoint.pt"
-
-
-def plain(content: Any) -> Any:
-    """The same in JSON's types, numpy's numbers too, so that it compares with what was read.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> plain({"window": (2, 1), "epochs": np.int64(3)})
-    {'window': [2, 1], 'epochs': 3}
-    """
-    return json.loads(json.dumps(content, default=lambda value: value.item()))
 
 
 def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
@@ -253,31 +206,18 @@ def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{name}", value
 
 
-def behind(data: Mapping[str, Any], machine: Mapping[str, Any]) -> dict[str, Any]:
-    """What a training's numbers follow from besides its arguments: the data, and what computes.
+def compute_versions(machine: Mapping[str, Any]) -> dict[str, str]:
+    """Return the versions of the packages that compute, without which numbers may differ.
 
     Parameters
     ----------
-    data : mapping
-        What tells them from others; see `fields_of`.
     machine : mapping
-        As `mano_op.machine.machine` gives it.
+        As `mano_op.machine.machine` returns it.
 
     Examples
     --------
     >>> from mano_op.machine import machine
-    >>> behind({"fields": {"splits": {"train": 8}}}, machine())  # doctest: +ELLIPSIS
-    {'fields': {'splits': {'train': 8}}, 'versions': {'mano_op': '0.1.0', ...}}
+    >>> sorted(compute_versions(machine()))
+    ['mano_op', 'neuraloperator', 'torch']
     """
-    return {**plain(data), "versions": {name: machine["versions"][name] for name in COMPUTE}}
-
-
-def fields_of(store: FieldStore) -> dict[str, Any]:
-    """What tells the fields of a store from others. Its place does not count, so it may be moved."""
-    return {
-        "fields": {
-            "grids": {key: str(grid) for key, grid in store.grids.items()},
-            "splits": store.splits,
-            "provenance": store.attrs.get("provenance", {}),
-        }
-    }
+    return {name: machine["versions"][name] for name in COMPUTE}

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mano_op.errors import InputError
 from mano_op.files import check_folder
+from mano_op.runs import Run
 from mano_op.train.checkpoint import checkpoint_path, differences
 
-# What is known of a training besides what was asked for: where its data lay, where it ran, how it ended.
-ABOUT = ("store", "source", "start", "machine", "best")
+# What a run records besides what was asked for: where its data lay, where it ran, how it ended.
+UNCOMPARED = ("store", "source", "start", "machine", "best")
 
 
 def check_out(out: str | Path, *, resume: bool, overwrite: bool) -> None:
@@ -38,27 +39,7 @@ def check_out(out: str | Path, *, resume: bool, overwrite: bool) -> None:
         raise InputError(f"{out} holds a run already: give another folder, or overwrite=True to replace it")
 
 
-class Finished(Protocol):
-    """A run of any kind: a model, what is before it, and what is known of its training."""
-
-    @property
-    def arch(self) -> str:
-        """The model's name."""
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The model's constructor arguments."""
-
-    @property
-    def processor(self) -> Any:
-        """Which says what it is by ``to_dict``."""
-
-    @property
-    def training(self) -> dict[str, Any]:
-        """On what it was trained, and how."""
-
-
-def check_finished(out: str | Path, run: Finished, asked: Mapping[str, Any]) -> None:
+def check_finished(out: str | Path, run: Run, asked: Mapping[str, Any]) -> None:
     """Refuse the run that a folder holds if it is not what was asked for.
 
     Raises
@@ -67,7 +48,7 @@ def check_finished(out: str | Path, run: Finished, asked: Mapping[str, Any]) -> 
         If it is of another model or was trained otherwise.
     """
     there = {"arch": run.arch, "options": run.options, "processor": run.processor.to_dict(), **run.training}
-    different = differences({name: there[name] for name in there if name not in ABOUT}, asked)
+    different = differences({name: there[name] for name in there if name not in UNCOMPARED}, asked)
     if different:
         raise InputError(
             f"{out} holds a finished run of another training: {'; '.join(different)}. Give another folder, "

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator
 from mano_op.data.mixed import Mixed
 from mano_op.errors import InputError
 from mano_op.options import Count, Fraction, NonNegative, Positive, Whole, options
+from mano_op.train.logging import check_log
 
 
 def _seed(value: int) -> int:
@@ -45,6 +46,16 @@ def _part(value: float) -> float:
     return value
 
 
+def _resolution(value: Any) -> Any:
+    """Return a mixture for the mapping or the list of keys that a run records of one."""
+    if isinstance(value, Mapping):
+        return Mixed(**value)
+    if isinstance(value, list | tuple) and value and all(isinstance(each, str) for each in value):
+        return Mixed(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+Resolution = Annotated[Any, BeforeValidator(_resolution)]
 Held = Annotated[str | float, BeforeValidator(_held_out)]
 
 
@@ -56,7 +67,7 @@ class TrainOptions:
     ----------
     epochs : int
     batch_size : int
-        Samples in a batch, of all processes together that train one model.
+        Samples in a batch, of each process if several train one model.
     learning_rate : float
         The largest. It rises to this in the first fifth of the epochs, and falls to zero along a cosine.
     weight_decay : float
@@ -99,7 +110,7 @@ class TrainOptions:
     accumulate: Count = 1
     validate: Held | None = None
     patience: Count | None = None
-    log: Any = None
+    log: Annotated[Any, BeforeValidator(check_log)] = ()
     checkpoint_every: Whole = 1
     progress: bool = True
 
@@ -148,7 +159,7 @@ class FieldOptions(TrainOptions):
         The resolutions to validate at, together; those of the training if it is left out.
     """
 
-    resolution: int | str | tuple[int, ...] | Mixed | Any
+    resolution: Resolution
     time_steps: tuple[Count, Count] | None = None
     at: tuple[float, ...] | None = None
     transforms: Mapping[str, str] | None = None
@@ -157,7 +168,7 @@ class FieldOptions(TrainOptions):
     symmetries: tuple[Literal["transpose", "reflect"], ...] = ()
     noise: NonNegative = 0.0
     pushforward: Whole = 0
-    validate_resolution: int | str | tuple[int, ...] | Mixed | Any = None
+    validate_resolution: Resolution | None = None
 
 
 @options

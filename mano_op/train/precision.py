@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch.amp.grad_scaler import GradScaler
@@ -61,29 +59,16 @@ def check_precision(precision: str, device: str) -> None:
         )
 
 
-@contextmanager
-def autocast_to(precision: str, device: str) -> Iterator[None]:
-    """Let every ``torch.autocast`` of the device that names no precision be of this one.
-
-    neuraloperator's Trainer has a switch for autocast and none for its precision, which on CUDA is float16
-    and on a CPU bfloat16 unless torch is told otherwise.
+def autocast(precision: str, device: str) -> torch.autocast:
+    """Return torch's autocast to a precision; for float32 it does nothing.
 
     Examples
     --------
-    >>> with autocast_to("float16", "cpu"), torch.autocast("cpu"):
+    >>> with autocast("float16", "cpu"):
     ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
     torch.float16
     """
-    if precision == "float32":
-        yield
-        return
-    kind = torch.device(device).type
-    before = torch.get_autocast_dtype(kind)
-    torch.set_autocast_dtype(kind, PRECISIONS[precision])
-    try:
-        yield
-    finally:
-        torch.set_autocast_dtype(kind, before)
+    return torch.autocast(torch.device(device).type, PRECISIONS[precision], enabled=precision != "float32")
 
 
 def scaler_for(precision: str, device: str) -> GradScaler | None:

@@ -13,12 +13,12 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from mano_op.errors import InputError, check_whole
+from mano_op.runs import Run
 from mano_op.train.precision import check_device
 from mano_op.vision.images import Images, open_images_as
 from mano_op.vision.judge import judge, wilson
 from mano_op.vision.loaders import image_loader
 from mano_op.vision.resize import Size, resized, size_of
-from mano_op.vision.runs import ClassifierRun
 
 _FIVE = 5
 _USED = {
@@ -145,7 +145,7 @@ class Evaluation:
 
 
 def evaluate_classifier(
-    run: ClassifierRun,
+    run: Run,
     images: str | Path | Images,
     *,
     split: str = "test",
@@ -163,7 +163,7 @@ def evaluate_classifier(
 
     Parameters
     ----------
-    run : ClassifierRun
+    run : Run
     images : str, path or Images
         A source, which is opened with the size, the channels and the splits of the training, but for those
         that it has of its own; or one that is opened.
@@ -190,7 +190,7 @@ def evaluate_classifier(
     >>> import tempfile, torch
     >>> from torch import nn
     >>> from mano_op.models.data_model import DataModel
-    >>> from mano_op.vision.fit import train_classifier
+    >>> from mano_op.vision.training import train_classifier
     >>> class Mean(DataModel, name="doctest_mean"):
     ...     def __init__(self, in_channels, n_classes):
     ...         super().__init__()
@@ -234,7 +234,7 @@ def evaluate_classifier(
     return Evaluation(run.arch, images.source, split, home, tuple(rows), _used(run, images, split))
 
 
-def _judged(run: ClassifierRun, batches: Any, size: tuple[int, int], how: str, device: str) -> SizeResult:
+def _judged(run: Run, batches: Any, size: tuple[int, int], how: str, device: str) -> SizeResult:
     try:
         found = judge(run.model, run.processor, batches, device)
     except InputError:
@@ -261,7 +261,7 @@ def _judged(run: ClassifierRun, batches: Any, size: tuple[int, int], how: str, d
     )
 
 
-def _check_fits(run: ClassifierRun, images: Images, split: str) -> None:
+def _check_fits(run: Run, images: Images, split: str) -> None:
     if images.classes != run.classes:
         theirs, mine = images.classes, run.classes
         n = next((i for i in range(min(len(theirs), len(mine))) if theirs[i] != mine[i]), None)
@@ -297,15 +297,13 @@ def _check_fits(run: ClassifierRun, images: Images, split: str) -> None:
         )
 
 
-def _used(run: ClassifierRun, images: Images, split: str) -> str | None:
+def _used(run: Run, images: Images, split: str) -> str | None:
     """For what these images were used in the training."""
     if run.training.get("images") != images.origin:
         return None
     if split == "train":
         return "training"
-    validation = run.training.get("validation")
-    chosen = isinstance(validation, dict) and validation.get("split") == split
-    return "validation" if chosen else None
+    return "validation" if run.training.get("validate") == split else None
 
 
 def _shown(size: tuple[int, int]) -> str:

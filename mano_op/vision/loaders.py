@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset
 
+from mano_op.data.sampler import ResolutionBatchSampler
 from mano_op.errors import check_whole
 
 
@@ -21,6 +22,7 @@ def image_loader(
     ----------
     data : Dataset
     batch_size : int
+        Images in a batch, of each process that trains with others.
     num_workers : int
         Processes that read, which stay between epochs. Nothing but time depends on them.
     seed : int, optional
@@ -36,7 +38,7 @@ def image_loader(
     """
     check_whole(batch_size=batch_size)
     check_whole(at_least=0, num_workers=num_workers)
-    options: dict[str, Any] = {"num_workers": num_workers, "batch_size": batch_size}
+    options: dict[str, Any] = {"num_workers": num_workers}
     if num_workers:
         # A fork of a process that has computed may hang.
         there = multiprocessing.get_all_start_methods()
@@ -45,7 +47,7 @@ def image_loader(
     # A DataLoader draws from its generator for its workers, not as often with them as without: the sampler
     # draws from one of its own.
     options["generator"] = torch.Generator().manual_seed(seed or 0)
-    if seed is not None:
-        order = torch.Generator().manual_seed(seed)
-        options["sampler"] = RandomSampler(data, generator=order)  # type: ignore[arg-type]
-    return DataLoader(data, **options)
+    if seed is None:
+        return DataLoader(data, batch_size=batch_size, **options)
+    order = ResolutionBatchSampler([len(data)], batch_size, seed=seed)  # type: ignore[arg-type]
+    return DataLoader(data, batch_sampler=order, **options)

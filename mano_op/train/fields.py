@@ -1,0 +1,381 @@
+"""Training on the fields of a store."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+
+from mano_op.boundary import Boundary, ends_by_axis
+from mano_op.data.channels import channels_of
+from mano_op.data.loaders import field_loaders
+from mano_op.data.mixed import Mixed
+from mano_op.data.processor import FieldProcessor
+from mano_op.data.sampler import ResolutionBatchSampler, ranks
+from mano_op.data.store import FieldStore, open_store
+from mano_op.errors import InputError
+from mano_op.grid import Grid
+from mano_op.runs import Run
+from mano_op.train.distributed import sum_numbers
+from mano_op.train.folder import check_out
+from mano_op.train.loop import train
+from mano_op.train.objective import training_loss
+from mano_op.train.optimizer import optimizer_and_schedule
+from mano_op.train.options import FieldOptions
+from mano_op.train.perturbation import PerturbedInputs, check_perturbation
+from mano_op.train.symmetry import turns_of
+from mano_op.train.task import State, Task, check_output, model_options
+
+
+def train_model(
+    store: str | Path | FieldStore,
+    out: str | Path,
+    *,
+    arch: str = "mano",
+    options: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    **training: Any,
+) -> Run:
+    r"""Train a model of neuraloperator's registry on a store, and keep it as a run.
+
+    It is ``train(FieldTask(store, FieldOptions(**training), arch=arch, options=options), out)``.
+
+    Parameters
+    ----------
+    store : path or FieldStore
+    out : path
+        Folder for the run; see `mano_op.runs`.
+    arch, options
+        As in `FieldTask`.
+    resume, overwrite : bool
+        As in `mano_op.train.loop.train`.
+    **training
+        Options of `mano_op.train.options.FieldOptions`: ``resolution=16, epochs=30, ...``.
+
+    Returns
+    -------
+    Run
+        As `mano_op.train.loop.train` returns it.
+
+    Raises
+    ------
+    InputError
+        As `FieldOptions`, `FieldTask` and `mano_op.train.loop.train`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from mano_op.problems import generate_darcy
+    >>> folder = tempfile.mkdtemp()
+    >>> store = generate_darcy(f"{folder}/darcy.zarr", [8], samples={"train": 8}, progress=False)
+    >>> small = {"hidden_channels": 8, "n_layers": 1, "n_heads": 2}
+    >>> run = train_model(store, f"{folder}/run", resolution=8, options=small, epochs=2, validate=0.25,
+    ...                   progress=False)
+    >>> run.training["validation"]["samples"], [sorted(epoch) for epoch in run.history][0]
+    ({'r8': 2}, ['epoch', 'seconds', 'training_error', 'validation_error'])
+    >>> again = train_model(store, f"{folder}/run", resolution=8, options=small, epochs=2, validate=0.25,
+    ...                     progress=False, resume=True)  # is finished, and read
+    >>> again.history == run.history
+    True
+    """
+    check_out(out, resume=resume, overwrite=overwrite)
+    task = FieldTask(store, FieldOptions(**training), arch=arch, options=options)
+    return train(task, out, resume=resume, overwrite=overwrite)
+
+
+class FieldTask(Task):
+    r"""A model to train on a resolution of a store, or several.
+
+    The loss is the relative error of the normalised output, :math:`\lVert \hat y - y\rVert / \lVert y \rVert`
+    in L2 or H1 (`mano_op.train.objective.training_loss`), with the spacings of each resolution.
+
+    Parameters
+    ----------
+    store : path or FieldStore
+    training : FieldOptions
+    arch : str
+        Name of the model in neuraloperator's registry: "mano", "mano_published", "fno", ...
+    options : mapping, optional
+        The model's constructor arguments. The numbers of channels follow from the store, and so do
+        ``registration``, ``periodic`` and ``n_dim`` for models that have such arguments, and, unless given,
+        MANO's ``reference_shape`` and ``boundary_values``.
+
+    Raises
+    ------
+    InputError
+        If the store has no such resolution, split or variable, or an argument contradicts the fields.
+    """
+
+    kind = "fields"
+
+    def __init__(
+        self,
+        store: str | Path | FieldStore,
+        training: FieldOptions,
+        *,
+        arch: str = "mano",
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.store = store if isinstance(store, FieldStore) else open_store(store)
+        mixed = training.resolution if isinstance(training.resolution, Mixed) else None
+        self._mixed = mixed
+        self.keys = _keys(self.store, training.resolution)
+        self.channels = channels_of(self.store.layout, training.time_steps, training.at)
+        self._tested = [] if training.validate is None else self._validated_at(training)
+        self._grids = {key: self.store.grids[key] for key in dict.fromkeys([*self.keys, *self._tested])}
+        self._losses = {grid.shape: training_loss(training.loss, grid) for grid in self._grids.values()}
+        super().__init__(training, arch)
+        self.training: FieldOptions = training
+        self.validated = training.validate is not None
+        held_out = training.validate if isinstance(training.validate, float) else None
+        loaders = field_loaders(
+            self.store,
+            train=list(self.keys) if mixed else self.keys[0],
+            test=self._tested,
+            test_split=training.validate if isinstance(training.validate, str) else "test",
+            hold_out=held_out,
+            ratios=mixed.ratios if mixed else None,
+            batch_size=(mixed and mixed.batch_size) or training.batch_size,
+            window=training.time_steps,
+            at=training.at,
+            pushforward=training.pushforward,
+            transforms=training.transforms,
+            seed=training.seed,
+        )
+        self.loader, self._tests, self.processor = loaders.train, loaders.test, loaders.processor
+        check_perturbation(self.processor, training.noise, training.pushforward)
+        self._inputs: FieldProcessor | PerturbedInputs = self.processor
+        self._drawn = _drawn(self.loader, self.keys)
+        order = list(self.store.grids)
+        home = max(self.keys, key=lambda key: (self._drawn[key], order.index(key)))
+        stated = {variable.name: variable.boundary_value for variable in self.store.variables}
+        known = [stated[channel.variable] for channel in self.channels.y]
+        self._turn = turns_of(
+            training.symmetries,
+            {key: self.store.grids[key] for key in self.keys},
+            known * (1 + training.pushforward),
+            self.augmentation_rng,
+        )
+        self.options = self._model_options(home, options or {}, known)
+        self.title = f"{arch} at {'+'.join(self.keys)}"
+
+    def _validated_at(self, training: FieldOptions) -> list[str]:
+        """Return the resolutions to validate at."""
+        asked = training.validate_resolution
+        keys = self.keys if asked is None else _keys(self.store, asked)
+        if isinstance(training.validate, str):
+            for key in keys:
+                self.store.layout.rows(key, training.validate)
+        return keys
+
+    def _model_options(
+        self, key: str, given: Mapping[str, Any], known: Sequence[Boundary | None]
+    ) -> dict[str, Any]:
+        """Return the model's arguments: those that follow from the fields, and the given ones."""
+        grid, arch = self.store.grids[key], self.arch.lower()
+        derived: dict[str, Any] = {
+            "in_channels": len(self.channels.x),
+            "out_channels": len(self.channels.y),
+        }
+        defaults: dict[str, Any] = {}
+        if arch in ("mano", "mano_published"):
+            derived["n_dim"] = grid.n_dim
+        if arch == "mano":
+            registrations = {axis.name: axis.registration for axis in grid}
+            if len(set(registrations.values())) > 1:
+                raise InputError(
+                    f"{key} has registrations {registrations}, MANO takes one for all axes: `resample` the "
+                    "fields to a grid with one"
+                )
+            derived |= {
+                "registration": grid.axes[0].registration,
+                "periodic": [axis.periodic for axis in grid],
+            }
+            defaults = {
+                "reference_shape": list(grid.shape),
+                "boundary_values": _normalised_boundary(grid, known, self.processor),
+            }
+        data = f"the fields of {self.store.path} at {key}"
+        return model_options(given, derived, data, defaults)
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model that cannot take a sample, or puts its output on another grid."""
+        x, y = len(self.channels.x), len(self.channels.y)
+        for grid in self._grids.values():
+            check_output(model, self.arch, self.options, (1, x, *grid.shape), (1, y, *grid.shape))
+
+    def begin(self, model: nn.Module) -> None:
+        """Perturb the inputs of the model, if that is asked for."""
+        super().begin(model)
+        noise, pushforward = self.training.noise, self.training.pushforward
+        if noise or pushforward:
+            self._inputs = PerturbedInputs(
+                self.processor, model, noise=noise, pushforward=pushforward, seed=self.training.seed
+            )
+
+    def optimizer(self, model: nn.Module) -> tuple[Optimizer, LRScheduler]:
+        """Return AdamW or Muon, and the schedule."""
+        of = self.training
+        return optimizer_and_schedule(of.optimizer, model, of.learning_rate, of.weight_decay, of.epochs)
+
+    def sample(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the fields of a batch, turned, perturbed and normalised."""
+        if self._turn is not None:
+            x, y = self._turn(batch["x"], batch["y"])
+            batch = {**batch, "x": x, "y": y}
+        data = self._inputs.preprocess(batch)
+        return data["x"], data["y"]
+
+    def loss(self, out: Tensor, y: Tensor) -> Tensor:
+        """Return the relative error, summed over samples and channels."""
+        value: Tensor = self._losses[tuple(y.shape[2:])](out, y)
+        return value
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Return the mean loss over the samples and channels that are validated on, of true inputs."""
+        tests = list(self._tests.values())
+        return {"validation_error": validation_error(model, self.processor, tests, self.loss, self.device)}
+
+    def generators(self) -> dict[str, State]:
+        """Return the sources of random numbers, that of the perturbation too."""
+        inputs = self._inputs
+        if not isinstance(inputs, PerturbedInputs):
+            return super().generators()
+        seen = (lambda: inputs.seen, lambda seen: setattr(inputs, "seen", seen))
+        return {**super().generators(), "seen": seen}
+
+    def describe(self) -> dict[str, Any]:
+        """Return the store, its resolutions, variables and units, and how many samples are trained on."""
+        training, store, together = self.training, self.store, ranks()[0]
+        grids = {key: str(store.grids[key]) for key in self.keys}
+        described: dict[str, Any] = {
+            "store": str(store.path),
+            "title": store.attrs.get("title", ""),
+            "resolution": self.keys[0],
+            "grid": grids[self.keys[0]],
+            "inputs": list(self.channels.inputs),
+            "outputs": list(self.channels.outputs),
+            "units": {variable.name: variable.units for variable in store.variables},
+            "samples": self._drawn[self.keys[0]],
+        }
+        if (mixed := self._mixed) is not None:
+            described |= {"resolution": self.keys, "grid": list(grids.values()), "samples": self._drawn}
+            described |= {"ratios": mixed.ratios} if mixed.ratios else {}
+            described |= {"batch_size": mixed.batch_size} if mixed.batch_size else {}
+        if together > 1:
+            described["processes"] = together
+        if self.validated:
+            tested = {key: len(loader.dataset) for key, loader in self._tests.items()}  # type: ignore[arg-type]
+            described |= {"validation": {"resolution": self._tested, "samples": tested}}
+            if training.validate_resolution is not None:
+                described["validate_resolution"] = self._tested
+        return described
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what tells the fields of the store from others; the store may be moved."""
+        store = self.store
+        return {
+            "fields": {
+                "grids": {key: str(grid) for key, grid in store.grids.items()},
+                "splits": store.splits,
+                "provenance": store.attrs.get("provenance", {}),
+            }
+        }
+
+
+def validation_error(
+    model: nn.Module,
+    processor: FieldProcessor,
+    loaders: Sequence[Iterable[dict[str, Tensor]]],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    device: str = "cpu",
+) -> float:
+    """Return the mean of a loss over the samples and channels of some loaders, in normalised units.
+
+    The model is in evaluation mode and in single precision, as it will be used, and afterwards in the mode
+    that it was. Of several ranks each takes its share of the batches, and all get the same number.
+
+    Parameters
+    ----------
+    model : nn.Module
+    processor : FieldProcessor
+    loaders : sequence of iterable of dict
+    loss : callable
+        Of a prediction and the truth, summed over samples and channels.
+    device : str
+
+    Examples
+    --------
+    >>> unit = {"mean": 0.0, "std": 2.0}
+    >>> processor = FieldProcessor({"a": unit}, {"u": unit})
+    >>> batch = {"x": torch.ones(3, 1, 4), "y": torch.zeros(3, 1, 4)}
+    >>> validation_error(nn.Identity(), processor, [[batch]], lambda out, y: (out - y).abs().mean(-1).sum())
+    0.5
+    """
+    together, rank = ranks()
+    modes = model.training, processor.training
+    model.eval()
+    processor.train()  # which normalises y too
+    total, terms = 0.0, 0
+    with torch.no_grad():
+        for loader in loaders:
+            for i, batch in enumerate(loader):
+                if i % together == rank:
+                    sample = processor.preprocess(batch)
+                    total += loss(model(sample["x"]), sample["y"]).item()
+                    terms += sample["y"].shape[0] * sample["y"].shape[1]
+    model.train(modes[0])
+    processor.train(modes[1])
+    total, terms = sum_numbers(total, terms, device=device)  # type: ignore[assignment]
+    return total / terms
+
+
+def _keys(store: FieldStore, resolution: Any) -> list[str]:
+    """Return the keys of one resolution, or of several that are mixed, in the order given."""
+    asked = resolution.resolutions if isinstance(resolution, Mixed) else [resolution]
+    keys = [store.key(tuple(each) if isinstance(each, list) else each) for each in asked]
+    if not keys or len(set(keys)) < len(keys):
+        raise InputError(f"resolution={resolution}, expected at least one resolution, and each of them once")
+    return keys
+
+
+def _drawn(loader: DataLoader[Any], keys: Sequence[str]) -> dict[str, int]:
+    """Return how many samples of each resolution an epoch has."""
+    sampler = loader.batch_sampler
+    if isinstance(sampler, ResolutionBatchSampler):
+        return dict(zip(keys, sampler.drawn, strict=True))
+    return {keys[0]: len(loader.dataset)}  # type: ignore[arg-type]
+
+
+def _normalised_boundary(
+    grid: Grid, known: Sequence[Boundary | None], processor: FieldProcessor
+) -> list[float | None] | None:
+    """Return the value of each output at all ends of axes that are not periodic, normalised, where known."""
+    values = [_common_end(grid, boundary) for boundary in known]
+    if all(value is None for value in values):
+        return None
+    y = torch.tensor([0.0 if value is None else value for value in values])
+    x = torch.zeros(1, len(processor.inputs), *[1] * grid.n_dim)
+    mode = processor.training
+    normalised = processor.train().preprocess({"x": x, "y": y.view(1, -1, *[1] * grid.n_dim)})["y"]
+    processor.train(mode)
+    # The logarithm of 0 is no value that a model could have.
+    return [
+        number if value is not None and math.isfinite(number) else None
+        for value, number in zip(values, normalised.flatten().tolist(), strict=True)
+    ]
+
+
+def _common_end(grid: Grid, boundary: Boundary | None) -> float | None:
+    """Return the value that a field has at all ends, if it is known to have one."""
+    ends = ends_by_axis(grid, boundary)
+    values = {value for axis in grid if not axis.periodic for value in ends.get(axis.name, (None, None))}
+    return values.pop() if len(values) == 1 else None

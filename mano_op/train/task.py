@@ -1,0 +1,257 @@
+"""What a training is of: a model, its data, its loss and its validation. `mano_op.train.loop` trains it."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, RandomSampler
+
+from mano_op.data.sampler import ResolutionBatchSampler
+from mano_op.errors import InputError
+from mano_op.machine import machine
+from mano_op.options import record
+from mano_op.registry import build_model
+from mano_op.train.distributed import join
+from mano_op.train.options import TrainOptions
+from mano_op.train.precision import check_device, check_precision
+
+# How the state of a random number generator is read, and how it is set.
+State = tuple[Callable[[], Any], Callable[[Any], object]]
+
+
+class Task(ABC):
+    """A model to train on some data.
+
+    Parameters
+    ----------
+    training : TrainOptions
+    arch : str
+        Name of the model in neuraloperator's registry.
+
+    Attributes
+    ----------
+    device : str
+        Of this process.
+    options : dict
+        The model's constructor arguments.
+    processor : nn.Module
+        Between physical units and the model's.
+    loader : DataLoader
+        Of the training batches.
+    title : str
+        For people: the model and its data.
+    augmentation_rng : torch.Generator
+        From which the augmentation of batches is drawn.
+    validated : bool
+        Whether `validate` has something to say.
+    """
+
+    kind: ClassVar[str]
+    options: dict[str, Any]
+    processor: Any
+    loader: DataLoader[Any]
+    title: str
+    validated: bool
+
+    def __init__(self, training: TrainOptions, arch: str) -> None:
+        self.training, self.arch = training, arch
+        self.device = join(training.device)
+        check_device(self.device)
+        check_precision(training.precision, self.device)
+        self.augmentation_rng = torch.Generator().manual_seed(training.seed)
+
+    def build(self) -> nn.Module:
+        """Return the model with its initial parameters.
+
+        Raises
+        ------
+        InputError
+            If the registry has no such model, or the model does not fit the data.
+        """
+        torch.manual_seed(self.training.seed)
+        model = build_model(self.arch, self.options)
+        self.check(model)
+        return model
+
+    def begin(self, model: nn.Module) -> None:
+        """Prepare for the training of a model that is on its device."""
+        self.processor.to(self.device)
+
+    def during(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Return what holds while a model is trained."""
+        return nullcontext()
+
+    @abstractmethod
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model that does not fit the data."""
+
+    @abstractmethod
+    def optimizer(self, model: nn.Module) -> tuple[Optimizer, LRScheduler]:
+        """Return an optimiser and its schedule, which is stepped after every epoch."""
+
+    @abstractmethod
+    def sample(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the input and the target of a training batch, augmented and normalised, on the device."""
+
+    @abstractmethod
+    def loss(self, out: Tensor, y: Tensor) -> Tensor:
+        """Return the loss, summed over samples and channels."""
+
+    @abstractmethod
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Return "validation_error", by which the best epoch is chosen, and what else the history records."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return what a run records of the data, in JSON's types."""
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what tells the data from others, beside what `describe` returns."""
+
+    def packages(self, model: nn.Module) -> list[str]:
+        """Return the names of further packages that numbers follow from."""
+        return []
+
+    def description(self, model: nn.Module) -> dict[str, Any]:
+        """Return all that a run records of its training: the task, the data, the options, the machine."""
+        options = record(self.training, without=self.training.UNRECORDED)
+        return plain(
+            {
+                "task": self.kind,
+                **options,
+                **self.describe(),
+                "machine": machine(self.device, also=self.packages(model)),
+            }
+        )
+
+    def generators(self) -> dict[str, State]:
+        """Return every source of random numbers of a training, by name."""
+        rng = self.augmentation_rng
+        found: dict[str, State] = {
+            "torch": (torch.get_rng_state, torch.set_rng_state),
+            "augmentation": (rng.get_state, rng.set_state),
+        }
+        if self.device.startswith("cuda"):
+            found["cuda"] = (
+                lambda: torch.cuda.get_rng_state(self.device),
+                lambda state: torch.cuda.set_rng_state(state, self.device),
+            )
+        batches = self.loader.batch_sampler
+        if isinstance(batches, ResolutionBatchSampler):
+            found["order"] = (lambda: batches.epoch, batches.set_epoch)
+        elif isinstance(self.loader.sampler, RandomSampler):
+            order = self.loader.sampler.generator
+            found["order"] = (order.get_state, order.set_state)
+        return found
+
+
+def plain(content: Any) -> Any:
+    """Return the same in JSON's types, options and numpy's numbers too, as it is read back from a file.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> plain({"time_steps": (2, 1), "epochs": np.int64(3)})
+    {'time_steps': [2, 1], 'epochs': 3}
+    """
+    return json.loads(json.dumps(content, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "__dataclass_fields__"):
+        return record(value)
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def model_options(
+    given: Mapping[str, Any], derived: Mapping[str, Any], data: str, defaults: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return a model's constructor arguments: those that follow from the data, then the given ones.
+
+    Parameters
+    ----------
+    given : mapping
+    derived : mapping
+        Arguments that follow from the data, and cannot be others.
+    data : str
+        Name of the data, for the message.
+    defaults : mapping, optional
+        Of arguments that are neither given nor derived.
+
+    Raises
+    ------
+    InputError
+        If an argument contradicts the data, or is no plain value, so that it cannot be kept with a run.
+
+    Examples
+    --------
+    >>> model_options({"n_layers": 2}, {"in_channels": 1}, "the store")
+    {'in_channels': 1, 'n_layers': 2}
+    """
+    for name, value in given.items():
+        if name in derived and not _same(value, derived[name]):
+            raise InputError(
+                f"option {name}={value!r}, but {data} have {name}={derived[name]!r}: leave it out, it "
+                "follows from them"
+            )
+    options = {**(defaults or {}), **given, **derived}
+    options = {**derived, **{name: value for name, value in options.items() if name not in derived}}
+    try:
+        json.dumps(options, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"options={options} cannot be kept with the run ({error}); use plain values"
+        ) from error
+    return options
+
+
+def _same(given: Any, derived: Any) -> bool:
+    """Return whether an argument is what follows from the data; one flag may stand for all axes."""
+    if isinstance(derived, list):
+        given = [given] * len(derived) if isinstance(given, bool) else list(given)
+    return bool(given == derived)
+
+
+def check_output(
+    model: nn.Module, arch: str, options: Mapping[str, Any], shape: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    """Refuse a model that does not map an input of one shape to an output of another.
+
+    Raises
+    ------
+    InputError
+        If the model cannot take such an input, or makes something else of it.
+
+    Examples
+    --------
+    >>> check_output(nn.Flatten(), "flatten", {}, (1, 2, 3), (1, 3))
+    Traceback (most recent call last):
+    ...
+    mano_op.errors.InputError: flatten with {} makes an output of shape (1, 6) of an input of shape (1, 2, 3),
+    expected (1, 3): give a model that makes it
+    """
+    training = model.training
+    try:
+        with torch.no_grad():
+            out = model.eval()(torch.zeros(shape))
+    except Exception as error:  # any model of the registry: whatever it raises is its answer
+        raise InputError(
+            f"{arch} with {dict(options)} cannot take an input of shape {shape}: {type(error).__name__}: "
+            f"{error}"
+        ) from error
+    model.train(training)
+    found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+    if found != expected:
+        raise InputError(
+            f"{arch} with {dict(options)} makes an output of shape {found} of an input of shape {shape}, "
+            f"expected {expected}: give a model that makes it"
+        )
