@@ -66,7 +66,8 @@ class Run:
     @property
     def times(self) -> dict[str, Any]:
         """Which times of the fields it is for, as `mano_op.data.dataset.FieldDataset` takes them."""
-        return {name: self.training[name] for name in ("window", "at") if self.training.get(name) is not None}
+        names = ("time_steps", "at")
+        return {name: self.training[name] for name in names if self.training.get(name) is not None}
 
     @property
     def n_parameters(self) -> int:

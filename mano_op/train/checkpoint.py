@@ -223,8 +223,8 @@ def plain(content: Any) -> Any:
     Examples
     --------
     >>> import numpy as np
-    >>> plain({"window": (2, 1), "epochs": np.int64(3)})
-    {'window': [2, 1], 'epochs': 3}
+    >>> plain({"time_steps": (2, 1), "epochs": np.int64(3)})
+    {'time_steps': [2, 1], 'epochs': 3}
     """
     return json.loads(json.dumps(content, default=lambda value: value.item()))
 

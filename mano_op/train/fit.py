@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from mano_op.data.channels import channels_of
 from mano_op.data.jobs import only_writer
 from mano_op.data.layout import Resolution
-from mano_op.data.loaders import field_loaders
+from mano_op.data.loaders import Mixed, Splits, field_loaders
 from mano_op.data.sampler import ResolutionBatchSampler, ranks
 from mano_op.data.store import FieldStore, open_store
 from mano_op.errors import InputError, check_finite_number, check_whole
@@ -46,7 +46,7 @@ def train_model(
     ratios: Sequence[float] | None = None,
     arch: str = "mano",
     options: Mapping[str, Any] | None = None,
-    window: Sequence[int] | None = None,
+    time_steps: Sequence[int] | None = None,
     at: Sequence[float] | None = None,
     transforms: Mapping[str, str] | None = None,
     epochs: int = 30,
@@ -107,7 +107,7 @@ def train_model(
         The model's constructor arguments. The numbers of channels follow from the store, and so do
         ``registration``, ``periodic`` and ``n_dim`` for models that have such options, and, unless given,
         MANO's ``reference_shape`` and ``boundary_values``.
-    window : (int, int), optional
+    time_steps : (int, int), optional
         Of fields that vary in time, how many steps the model is given and how many it predicts.
     at : sequence of float, optional
         Instead, the times that it predicts from the steady inputs.
@@ -124,12 +124,12 @@ def train_model(
     symmetries : sequence of {"transpose", "reflect"}
         Those of the problem, by which each batch is turned at random; see `mano_op.train.symmetry`.
     noise : float
-        Of models with a `window`: the standard deviation of the noise that is added, in training, to inputs
+        Of models with `time_steps`: the standard deviation of the noise that is added, in training, to inputs
         that vary in time, in units of theirs: 0.01. A rollout's inputs are off too, and a model that has seen
         such goes astray later; see `mano_op.train.perturbation`.
     pushforward : int
-        Of models with ``window=(steps_in, 1)``, for the same end: training samples are first stepped on by
-        the model itself, without gradients, 0 to so many times, drawn anew for each.
+        Of models with ``time_steps=(steps_in, 1)``, for the same end: training samples are first stepped on
+        by the model itself, without gradients, 0 to so many times, drawn anew for each.
     seed : int
         Of the initial parameters, the order of the samples, how they are turned and perturbed, and which are
         held out.
@@ -217,7 +217,7 @@ def train_model(
     logs = check_log(log)
     store = store if isinstance(store, FieldStore) else open_store(store)
     keys = _keys(store, resolution)
-    channels = channels_of(store.layout, window, at)
+    channels = channels_of(store.layout, time_steps, at)
     if optimizer not in OPTIMIZERS:
         raise InputError(f"optimizer={optimizer!r}, expected one of {', '.join(OPTIMIZERS)}")
     elsewhere = None if validate_resolution is None else _keys(store, validate_resolution)
@@ -226,15 +226,14 @@ def train_model(
     grids = {key: store.grids[key] for key in dict.fromkeys([*keys, *tested])}
     objectives = {grid.shape: training_loss(loss, grid) for grid in grids.values()}
     device = join(device)
+    sizes = batch_size if isinstance(batch_size, Sequence) else None
     loaders = field_loaders(
         store,
-        train=list(keys) if mixed else keys[0],
+        train=Mixed(keys, ratios, sizes) if mixed else keys[0],
         test=tested,
-        test_split=validation.get("split", "test"),
-        hold_out=validation.get("part"),
-        ratios=ratios,
-        batch_size=batch_size,
-        window=window,
+        splits=Splits(test=validation.get("split", "test"), hold_out=validation.get("part")),
+        batch_size=20 if isinstance(batch_size, Sequence) else batch_size,
+        time_steps=time_steps,
         at=at,
         pushforward=pushforward,
         transforms=transforms,
@@ -268,7 +267,7 @@ def train_model(
             "inputs": list(channels.inputs),
             "outputs": list(channels.outputs),
             "units": {variable.name: variable.units for variable in store.variables},
-            **({} if window is None else {"window": list(window)}),
+            **({} if time_steps is None else {"time_steps": list(time_steps)}),
             **({} if at is None else {"at": list(at)}),
             "samples": drawn if mixed else drawn[key],
             "epochs": epochs,
