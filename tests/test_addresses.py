@@ -16,7 +16,8 @@ from zarr.storage import LocalStore, ObjectStore
 from mano_op.cli import main
 from mano_op.data.check import check_store
 from mano_op.data.coarsen import coarsen_store
-from mano_op.data.loaders import Mixed, Reading, field_loaders
+from mano_op.data.loaders import Reading, field_loaders
+from mano_op.data.mixed import Mixed
 from mano_op.data.store import FieldStore, create_store, open_store
 from mano_op.errors import InputError
 from mano_op.grid import Grid

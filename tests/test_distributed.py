@@ -8,7 +8,8 @@ import pytest
 import torch
 from helpers import wave_store, waves
 
-from mano_op.data.loaders import Mixed, Reading, field_loaders
+from mano_op.data.loaders import Reading, field_loaders
+from mano_op.data.mixed import Mixed
 from mano_op.grid import Grid
 
 COARSE, FINE = Grid.uniform((6, 8)), Grid.uniform((12, 10))

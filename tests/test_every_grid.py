@@ -15,7 +15,7 @@ from test_multipole import assert_same, draw, randomise
 
 from mano_op import MANO, Grid, PublishedMANO, evaluate_transfer, field_loaders
 from mano_op.data.layout import Variable
-from mano_op.data.loaders import Mixed
+from mano_op.data.mixed import Mixed
 from mano_op.layers.anchors import anchoring
 from mano_op.runs import load_run
 from mano_op.train import train_model

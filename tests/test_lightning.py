@@ -22,7 +22,8 @@ from helpers import wave_store
 from neuralop.losses import LpLoss
 
 from mano_op import MANO, Grid
-from mano_op.data.loaders import Mixed, field_loaders
+from mano_op.data.loaders import field_loaders
+from mano_op.data.mixed import Mixed
 from mano_op.data.processor import FieldProcessor
 
 lightning = pytest.importorskip("lightning")

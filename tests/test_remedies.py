@@ -36,7 +36,8 @@ from mano_op.data.importers import (
     import_the_well,
 )
 from mano_op.data.layout import Variable
-from mano_op.data.loaders import Mixed, Reading, Splits, field_loaders
+from mano_op.data.loaders import Reading, Splits, field_loaders
+from mano_op.data.mixed import Mixed
 from mano_op.data.patches import PatchDataset
 from mano_op.data.processor import FieldProcessor
 from mano_op.data.sampler import ResolutionBatchSampler
@@ -1558,15 +1559,10 @@ cases(
         "to train on several resolutions, give Mixed([4, 8])",
         lambda said, broken: {"train": eval(said.partition("give ")[2])},
     ),
-    another_shuffle=(
-        {"reading": Reading(shuffle="chunk")},
-        "or 'chunks' for one resolution",
-        lambda said, broken: {"reading": Reading(re.search(r"or '(\w+)' for one", said)[1])},
-    ),
     chunks_of_two_resolutions=(
         {"reading": Reading(shuffle="chunks"), "train": Mixed([4, 8])},
-        "expected 'samples'",
-        lambda said, broken: broken | {"reading": Reading(first_of(said, "; expected '"))},
+        "or 'samples'",
+        lambda said, broken: broken | {"reading": Reading(shuffle=first_of(said, "or '"))},
     ),
     a_test_that_is_no_list=({"test": 8}, "expected a list", option("test", "such as ")),
     too_little_held_out=(

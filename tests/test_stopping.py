@@ -11,7 +11,8 @@ from helpers import wave_store
 from torch import nn
 
 from mano_op import Grid, InputError
-from mano_op.data.loaders import Mixed, Reading, Splits, field_loaders
+from mano_op.data.loaders import Reading, Splits, field_loaders
+from mano_op.data.mixed import Mixed
 from mano_op.data.store import FieldStore
 from mano_op.registry import build_model
 from mano_op.runs import Run, load_run

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,50 +15,16 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from mano_op.data.channels import channels_of
 from mano_op.data.dataset import FieldDataset, MixedDataset, Sample, SomeSamples, collate
 from mano_op.data.layout import Resolution
+from mano_op.data.mixed import Mixed
 from mano_op.data.processor import FieldProcessor
 from mano_op.data.sampler import ChunkSampler, ResolutionBatchSampler, ranks
 from mano_op.data.store import FieldStore, opened
-from mano_op.errors import InputError, check_finite_number, check_whole
+from mano_op.errors import InputError, check_whole
 from mano_op.grid import Grid
+from mano_op.options import Positive, Whole, options
 
 
-@dataclass(frozen=True)
-class Mixed:
-    """Several resolutions to train on in one epoch, each batch of one of them.
-
-    Parameters
-    ----------
-    resolutions : sequence of resolutions
-        ``[16, 32]``, ``[(16, 24), (32, 48)]``.
-    ratios : sequence of float, optional
-        The part of an epoch's samples that comes from each; see `ResolutionBatchSampler`. By default an epoch
-        has every sample of every resolution.
-    batch_size : sequence of int, optional
-        The batch size of each. By default all have that of the loaders.
-
-    Examples
-    --------
-    >>> Mixed([16, 32], batch_size=[20, 5])
-    Mixed(resolutions=(16, 32), ratios=None, batch_size=(20, 5))
-    """
-
-    resolutions: Sequence[Resolution]
-    ratios: Sequence[float] | None = None
-    batch_size: Sequence[int] | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("resolutions", "ratios", "batch_size"):
-            values = getattr(self, name)
-            if values is None and name != "resolutions":
-                continue
-            several = isinstance(values, Sequence) and not isinstance(values, str)
-            if not several or len(values) != max(1, len(self.resolutions)):
-                raise InputError(f"Mixed({name}={values!r}); expected a list, one for each resolution")
-            object.__setattr__(self, name, tuple(values))
-        check_whole(**{f"Mixed: batch_size[{i}]": size for i, size in enumerate(self.batch_size or ())})
-
-
-@dataclass(frozen=True)
+@options
 class Splits:
     """The splits of a store that are trained and tested on.
 
@@ -73,10 +38,10 @@ class Splits:
 
     train: str = "train"
     test: str = "test"
-    hold_out: float | None = None
+    hold_out: Positive | None = None
 
 
-@dataclass(frozen=True)
+@options
 class Reading:
     """The order in which training samples are read, by which processes, and what stays in memory.
 
@@ -100,9 +65,9 @@ class Reading:
 
     shuffle: Literal["samples", "chunks"] = "samples"
     drop_last: bool = False
-    num_workers: int = 0
+    num_workers: Whole = 0
     start_method: str | None = None
-    cache_bytes: int = 2**30
+    cache_bytes: Whole = 2**30
 
 
 class FieldLoaders(NamedTuple):
@@ -136,8 +101,8 @@ def field_loaders(
     pushforward: int = 0,
     transforms: Mapping[str, str] | None = None,
     coordinates: bool = False,
-    splits: Splits = Splits(),
-    reading: Reading = Reading(),
+    splits: Splits | None = None,
+    reading: Reading | None = None,
     seed: int = 0,
 ) -> FieldLoaders:
     """Loaders to train at one resolution, or at several, and to test at several.
@@ -168,8 +133,8 @@ def field_loaders(
     transforms : mapping of str to str, optional
         Of variables, ``{"permeability": "log"}``; see `mano_op.data.transforms`. Takes the statistics of the
         training split anew, in one pass.
-    splits : Splits
-    reading : Reading
+    splits : Splits, optional
+    reading : Reading, optional
     seed : int
         Of the order of the training samples, which is the same for any number of workers.
 
@@ -196,32 +161,23 @@ def field_loaders(
     >>> sorted(tuple(batch["x"].shape) for batch in mixed)
     [(2, 1, 16, 16), (2, 1, 16, 16), (4, 1, 8, 8)]
     """
-    store = opened(store)
+    store, splits, reading = opened(store), splits or Splits(), reading or Reading()
     mixed = train if isinstance(train, Mixed) else None
     levels = [train] if not isinstance(train, Mixed) else list(train.resolutions)
     check_whole(batch_size=batch_size)
     sizes = list(mixed.batch_size) if mixed and mixed.batch_size else [batch_size] * len(levels)
-    if reading.shuffle not in ("samples", "chunks") or (reading.shuffle == "chunks" and mixed):
-        raise InputError(
-            f"shuffle={reading.shuffle!r} with train={train!r}; expected 'samples', or 'chunks' for one "
-            "resolution"
-        )
+    if reading.shuffle == "chunks" and mixed:
+        raise InputError(f"shuffle='chunks' with train={train!r}; expected one resolution, or 'samples'")
     if isinstance(test, str | int | Grid) or not isinstance(test, Sequence):
         raise InputError(f"test={test!r}; expected a list of resolutions, such as test=[{test!r}]")
     tested = min(sizes) if test_batch_size is None else test_batch_size
     check_whole(test_batch_size=tested)
-    check_whole(
-        at_least=0,
-        num_workers=reading.num_workers,
-        seed=seed,
-        cache_bytes=reading.cache_bytes,
-        pushforward=pushforward,
-    )
-    options: dict[str, Any] = {"num_workers": reading.num_workers, "collate_fn": collate}
+    check_whole(at_least=0, seed=seed, pushforward=pushforward)
+    common: dict[str, Any] = {"num_workers": reading.num_workers, "collate_fn": collate}
     cache_bytes = reading.cache_bytes
     if reading.num_workers:
         start = _start_method(reading.start_method)
-        options |= {"multiprocessing_context": start, "persistent_workers": True}
+        common |= {"multiprocessing_context": start, "persistent_workers": True}
         cache_bytes = 0
 
     def samples(resolution: Resolution, split: str, steps: Sequence[int] | None) -> FieldDataset:
@@ -253,7 +209,7 @@ def field_loaders(
     training: Dataset[Sample] = MixedDataset(parts) if mixed else parts[0]
     # A DataLoader draws from its generator, or from the global one, for its workers, and not as often with
     # workers as without: the order would depend on their number. The samplers draw from numbers of their own.
-    options["generator"] = torch.Generator().manual_seed(seed)
+    common["generator"] = torch.Generator().manual_seed(seed)
     together, _ = ranks()
     if mixed or (together > 1 and reading.shuffle == "samples"):
         sampler: dict[str, Any] = {
@@ -276,9 +232,9 @@ def field_loaders(
         }
     channels = channels_of(store.layout, time_steps, at)
     return FieldLoaders(
-        train=DataLoader(training, **sampler, **options),
+        train=DataLoader(training, **sampler, **common),
         test={
-            resolution: DataLoader(data, batch_size=tested, **options) for resolution, data in tests.items()
+            resolution: DataLoader(data, batch_size=tested, **common) for resolution, data in tests.items()
         },
         processor=FieldProcessor.from_store(store, splits.train, channels, transforms),
     )
@@ -286,7 +242,6 @@ def field_loaders(
 
 def _held_out(n: int, part: float, seed: int) -> NDArray[np.bool_]:
     """A mask of the samples of a split that are not trained on."""
-    check_finite_number(zero=False, hold_out=part)
     size = round(part * n)
     if not 0 < size < n:
         remedy = (

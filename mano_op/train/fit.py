@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from mano_op.data.channels import channels_of
 from mano_op.data.jobs import only_writer
 from mano_op.data.layout import Resolution
-from mano_op.data.loaders import Mixed, Splits, field_loaders
+from mano_op.data.loaders import Splits, field_loaders
+from mano_op.data.mixed import Mixed
 from mano_op.data.sampler import ResolutionBatchSampler, ranks
 from mano_op.data.store import FieldStore, open_store
 from mano_op.errors import InputError, check_finite_number, check_whole
