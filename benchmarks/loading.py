@@ -47,7 +47,7 @@ from xbatcher.loaders.torch import MapDataset
 
 from mano_op.data.dataset import FieldDataset, collate
 from mano_op.data.layout import Variable
-from mano_op.data.loaders import field_loaders
+from mano_op.data.loaders import Reading, field_loaders
 from mano_op.data.store import FieldStore, create_store
 from mano_op.files import make_folder, write_file
 from mano_op.grid import Grid
@@ -139,7 +139,11 @@ def by_chunks(store: FieldStore) -> float:
     """The median seconds for a batch of an epoch that goes by chunks, four of them in memory."""
     at_once = 4 * 2 * 4 * N * N * store.layout.chunk
     loader = field_loaders(
-        store, train=N, test=[], batch_size=BATCH, shuffle="chunks", cache_bytes=min(at_once, 2**25)
+        store,
+        train=N,
+        test=[],
+        batch_size=BATCH,
+        reading=Reading(shuffle="chunks", cache_bytes=min(at_once, 2**25)),
     ).train
     times = []
     for _ in range(3):
@@ -173,10 +177,10 @@ def generation(folder: Path) -> dict[str, float]:
 
 STREAM = """
 import sys
-from mano_op.data.loaders import field_loaders
+from mano_op.data.loaders import Reading, field_loaders
 def resident():
     return 4096 * int(open("/proc/self/statm").read().split()[1])
-loader = field_loaders(sys.argv[1], train=128, test=[], batch_size=16, cache_bytes=0).train
+loader = field_loaders(sys.argv[1], train=128, test=[], batch_size=16, reading=Reading(cache_bytes=0)).train
 first = next(iter(loader))
 before = most = resident()
 samples = 0

@@ -89,7 +89,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "flow": {
         "train": 64,
         "epochs": 15,
-        "window": [1, 1],
+        "time_steps": [1, 1],
         "symmetries": [],
         "FNO": {"options": {"n_modes": [16, 16], "hidden_channels": 32}},
         "rollout": 20,
@@ -97,7 +97,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "samples": {"train": 40, "test": 10},
     },
 }
-TRAINING = ("ratios", "batch_size", "epochs", "window", "symmetries")  # of a setting, in place of the model's
+TRAINING = (
+    "ratios",
+    "batch_size",
+    "epochs",
+    "time_steps",
+    "symmetries",
+)  # of a setting, in place of the model's
 FLOW = {"viscosity": 1e-4, "final_time": 10.0, "n_steps": 20}
 
 

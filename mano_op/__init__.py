@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mano_op.data.importers import import_pdebench as import_pdebench
     from mano_op.data.importers import import_the_well as import_the_well
     from mano_op.data.loaders import field_loaders as field_loaders
+    from mano_op.data.mixed import Mixed as Mixed
     from mano_op.data.patches import PatchDataset as PatchDataset
     from mano_op.data.processor import FieldProcessor as FieldProcessor
     from mano_op.data.sampler import ResolutionBatchSampler as ResolutionBatchSampler
@@ -46,6 +47,7 @@ __version__ = "0.1.0"
 
 _WHEN_USED = {
     "FieldDataset": "mano_op.data.dataset",
+    "Mixed": "mano_op.data.mixed",
     "field_loaders": "mano_op.data.loaders",
     "write_fields": "mano_op.data.fields",
     "import_fno_mat": "mano_op.data.importers",

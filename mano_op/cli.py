@@ -265,7 +265,7 @@ def _train(args: argparse.Namespace) -> None:
         resolution=_trained_at(args),
         arch=args.model,
         options=dict(args.option),
-        time_steps=args.window,
+        time_steps=args.time_steps,
         at=args.at,
         transforms=dict(args.transform),
         epochs=args.epochs,
@@ -850,7 +850,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of the model, as JSON: hidden_channels=24; may be given more than once",
     )
     train.add_argument(
-        "--window",
+        "--time-steps",
         type=int,
         nargs=2,
         metavar=("IN", "OUT"),
@@ -891,15 +891,15 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=0.0,
         metavar="SIGMA",
-        help="with --window: noise on inputs that vary in time, in units of their standard deviation, for "
-        "rollouts that stay on course: 0.01",
+        help="with --time-steps: noise on inputs that vary in time, in units of their standard deviation, "
+        "for rollouts that stay on course: 0.01",
     )
     train.add_argument(
         "--pushforward",
         type=int,
         default=0,
         metavar="STEPS",
-        help="with --window IN 1, for the same: the model first steps samples on by itself, without "
+        help="with --time-steps IN 1, for the same: the model first steps samples on by itself, without "
         "gradients, up to so many times",
     )
     train.add_argument("--loss", choices=("l2", "h1"), default="l2", help="relative error in this norm")

@@ -109,7 +109,7 @@ class Run:
     @property
     def times(self) -> dict[str, Any]:
         """The times of the fields that it is for, as `mano_op.data.dataset.FieldDataset` takes them."""
-        named = {"window": self.training.get("time_steps"), "at": self.training.get("at")}
+        named = {"time_steps": self.training.get("time_steps"), "at": self.training.get("at")}
         return {name: value for name, value in named.items() if value is not None}
 
     @property

@@ -16,7 +16,8 @@ from zarr.storage import LocalStore, ObjectStore
 from mano_op.cli import main
 from mano_op.data.check import check_store
 from mano_op.data.coarsen import coarsen_store
-from mano_op.data.loaders import field_loaders
+from mano_op.data.loaders import Reading, field_loaders
+from mano_op.data.mixed import Mixed
 from mano_op.data.store import FieldStore, create_store, open_store
 from mano_op.errors import InputError
 from mano_op.grid import Grid
@@ -58,7 +59,8 @@ def test_a_store_at_an_address_is_the_local_one(local, address, tmp_path):
 
 def test_loaders_read_from_an_address(local, address):
     for cache_bytes in (0, 2**30):
-        options = {"train": [6, 12], "test": [6], "batch_size": 3, "cache_bytes": cache_bytes}
+        options = {"train": Mixed([6, 12]), "test": [6], "batch_size": 3}
+        options["reading"] = Reading(cache_bytes=cache_bytes)
         here, there = (field_loaders(store, **options) for store in (local, address))
         for one, other in zip(here.train, there.train, strict=True):
             torch.testing.assert_close(one["y"], other["y"], rtol=0, atol=0)
@@ -79,7 +81,7 @@ def test_a_store_is_read_through_any_reader_of_zarr(local, other_reader):
     assert check_store(other_reader, progress=False) == []
     again = pickle.loads(pickle.dumps(store))
     np.testing.assert_array_equal(again.read(6, "a"), local.read(6, "a"))
-    options = {"train": 6, "test": [12], "batch_size": 2, "cache_bytes": 0}
+    options = {"train": 6, "test": [12], "batch_size": 2, "reading": Reading(cache_bytes=0)}
     here, there = (next(iter(field_loaders(one, **options).train)) for one in (local, store))
     torch.testing.assert_close(here["x"], there["x"], rtol=0, atol=0)
     with pytest.raises(InputError, match="is no path"):
@@ -151,7 +153,8 @@ def test_a_version_in_icechunk_is_the_local_one(local, tmp_path):
         for name in ("a", "b", "u"):
             np.testing.assert_array_equal(store.read(key, name), local.read(key, name))
     for cache_bytes in (0, 2**30):
-        options = {"train": [6, 12], "test": [6], "batch_size": 3, "cache_bytes": cache_bytes}
+        options = {"train": Mixed([6, 12]), "test": [6], "batch_size": 3}
+        options["reading"] = Reading(cache_bytes=cache_bytes)
         for one, other in zip(
             field_loaders(store, **options).train, field_loaders(local, **options).train, strict=True
         ):

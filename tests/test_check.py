@@ -470,4 +470,4 @@ def test_an_input_that_is_an_outputs_first_time_has_to_say_so(tmp_path):
         warnings.simplefilter("ignore")  # of zarr, which has no specification of it yet
         zarr.consolidate_metadata(root.store)
     assert check_store(store.path, progress=False) == []
-    assert channels_of(open_store(store.path).layout, window=(1, 1)).inputs == ("w@+0",)
+    assert channels_of(open_store(store.path).layout, time_steps=(1, 1)).inputs == ("w@+0",)

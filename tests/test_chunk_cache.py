@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from mano_op.data.chunk_cache import ChunkCache
 from mano_op.data.dataset import FieldDataset
-from mano_op.data.loaders import field_loaders
+from mano_op.data.loaders import Reading, field_loaders
+from mano_op.data.mixed import Mixed
 from mano_op.data.sampler import ChunkSampler
 from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
@@ -77,7 +78,7 @@ def test_an_epoch_by_chunks_reads_each_chunk_once(store, reads):
     """The split starts within a chunk; three variables, seven chunks, four at once."""
     budget = 3 * 4 * CHUNK
     loaders = field_loaders(
-        store, train=4, test=[], batch_size=5, shuffle="chunks", seed=1, cache_bytes=budget
+        store, train=4, test=[], batch_size=5, seed=1, reading=Reading(shuffle="chunks", cache_bytes=budget)
     )
     assert not loaders.train.dataset.cached
     reads.clear()
@@ -140,6 +141,6 @@ def test_a_data_set_knows_its_chunks(store):
 
 def test_chunks_of_several_resolutions_are_not_shuffled(store):
     with pytest.raises(InputError, match="expected 'samples', or 'chunks' for one resolution"):
-        field_loaders(store, train=[4], test=[], batch_size=2, shuffle="chunks")
-    with pytest.raises(InputError, match="shuffle='none'"):
-        field_loaders(store, train=4, test=[], batch_size=2, shuffle="none")
+        field_loaders(store, train=Mixed([4]), test=[], batch_size=2, reading=Reading(shuffle="chunks"))
+    with pytest.raises(InputError, match="shuffle='none', expected 'samples' or 'chunks'"):
+        field_loaders(store, train=4, test=[], batch_size=2, reading=Reading(shuffle="none"))

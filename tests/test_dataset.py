@@ -10,7 +10,7 @@ from helpers import wave_store, waves
 from torch.utils.data import DataLoader, default_collate
 
 from mano_op.data.dataset import FieldDataset, collate
-from mano_op.data.loaders import field_loaders
+from mano_op.data.loaders import Reading, field_loaders
 from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
 from mano_op.grid import Grid
@@ -154,7 +154,13 @@ def test_worker_processes_give_the_same_batches(store):
 
     def batches(num_workers):
         loaders = field_loaders(
-            store, train=6, test=[], batch_size=3, test_batch_size=2, num_workers=num_workers, seed=3
+            store,
+            train=6,
+            test=[],
+            batch_size=3,
+            test_batch_size=2,
+            seed=3,
+            reading=Reading(num_workers=num_workers),
         )
         return loaders.train, list(chain(loaders.train, loaders.train))
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from helpers import wave_store, waves
 
-from mano_op.data.loaders import field_loaders
+from mano_op.data.loaders import Reading, field_loaders
+from mano_op.data.mixed import Mixed
 from mano_op.grid import Grid
 
 COARSE, FINE = Grid.uniform((6, 8)), Grid.uniform((12, 10))
@@ -41,9 +42,9 @@ def train_on(rank, folder, options, connection):
     "options",
     [
         {"train": (6, 8), "batch_size": 2},
-        {"train": (12, 10), "batch_size": 3, "cache_bytes": 0},
-        {"train": (6, 8), "batch_size": 2, "shuffle": "chunks"},
-        {"train": [(6, 8), (12, 10)], "batch_size": [3, 2]},
+        {"train": (12, 10), "batch_size": 3, "reading": Reading(cache_bytes=0)},
+        {"train": (6, 8), "batch_size": 2, "reading": Reading(shuffle="chunks")},
+        {"train": Mixed([(6, 8), (12, 10)], batch_size=[3, 2])},
     ],
     ids=["one", "streamed", "by chunks", "mixed"],
 )

@@ -15,6 +15,7 @@ from test_multipole import assert_same, draw, randomise
 
 from mano_op import MANO, Grid, PublishedMANO, evaluate_transfer, field_loaders
 from mano_op.data.layout import Variable
+from mano_op.data.mixed import Mixed
 from mano_op.layers.anchors import anchoring
 from mano_op.runs import load_run
 from mano_op.train import train_model
@@ -264,7 +265,7 @@ def test_neuraloperators_trainer_takes_the_fields_as_they_come(kind, store_on):
     """Two resolutions in one epoch; its loss at each is that of the fields in their units."""
     store = store_on(kind)
     shapes = [grid.shape for grid in store.grids.values()]
-    loaders = field_loaders(store, train=shapes, test=shapes, batch_size=[4, 2], seed=0)
+    loaders = field_loaders(store, train=Mixed(shapes, batch_size=[4, 2]), test=shapes, seed=0)
     model = MANO(1, 1, n_dim=len(kind.shape), reference_shape=kind.shape, **SMALL, **kind.options)
     trainer = Trainer(model=model, n_epochs=1, data_processor=loaders.processor, verbose=False)
     optimizer, loss = AdamW(model.parameters(), lr=1e-3), LpLoss(d=len(kind.shape))

@@ -23,6 +23,7 @@ from neuralop.losses import LpLoss
 
 from mano_op import MANO, Grid
 from mano_op.data.loaders import field_loaders
+from mano_op.data.mixed import Mixed
 from mano_op.data.processor import FieldProcessor
 
 lightning = pytest.importorskip("lightning")
@@ -122,7 +123,7 @@ def test_it_trains_as_a_loop_of_ones_own(store, tmp_path):
     """Two epochs at two resolutions, bit for bit, and the errors of the test samples in units."""
     operator, trainer = trained(store.path, tmp_path, 2)
     own = operator_of(store.path)
-    train, test, processor = field_loaders(store, train=list(SIZES), test=SIZES, batch_size=[4, 2])
+    train, test, processor = field_loaders(store, train=Mixed(SIZES, batch_size=[4, 2]), test=SIZES)
     optimizer = torch.optim.SGD(own.model.parameters(), lr=1e-2)
     sizes = []
     for _ in range(2):

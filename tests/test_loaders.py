@@ -1,4 +1,4 @@
-"""Several resolutions in one epoch, windows of times, and processes that read."""
+"""Several resolutions in one epoch, runs of times, and processes that read."""
 
 import multiprocessing
 import tracemalloc
@@ -15,7 +15,8 @@ from mano_op import MANO
 from mano_op.data.channels import channels_of
 from mano_op.data.dataset import FieldDataset, MixedDataset
 from mano_op.data.layout import Variable
-from mano_op.data.loaders import field_loaders
+from mano_op.data.loaders import Reading, field_loaders
+from mano_op.data.mixed import Mixed
 from mano_op.data.store import FieldStore, create_store, open_store
 from mano_op.errors import InputError
 from mano_op.grid import Grid
@@ -64,7 +65,7 @@ def moving_store(tmp_path_factory, request) -> FieldStore:
 
 
 def test_a_mixed_epoch_has_every_sample_at_every_resolution(store):
-    train = field_loaders(store, train=[(6, 8), (12, 10)], test=[], batch_size=[4, 3]).train
+    train = field_loaders(store, train=Mixed([(6, 8), (12, 10)], batch_size=[4, 3]), test=[]).train
     for _ in range(2):
         seen = {COARSE.shape: [], FINE.shape: []}
         for batch in train:
@@ -98,7 +99,7 @@ def test_the_trainer_takes_mixed_resolutions_as_they_are(store):
         ).double()
 
     def loaders():
-        return field_loaders(store, train=[(6, 8), (12, 10)], test=[(12, 10)], batch_size=5, seed=1)
+        return field_loaders(store, train=Mixed([(6, 8), (12, 10)]), test=[(12, 10)], batch_size=5, seed=1)
 
     trained, plain = model(), model()
     given = loaders()
@@ -142,18 +143,44 @@ def test_a_batch_of_two_resolutions_is_refused(store):
         ({"batch_size": 0}, "batch_size=0"),
         ({"test": 8}, r"test=8; expected a list of resolutions, such as test=\[8\]"),
         ({"test": "r8"}, r"test='r8'; expected a list of resolutions"),
-        ({"batch_size": [2, 2]}, "one batch size, or one for each"),
-        ({"train": []}, "one batch size, or one for each"),
-        ({"ratios": [1.0]}, "expected a list of resolutions to mix"),
-        ({"num_workers": -1}, "num_workers=-1"),
-        ({"num_workers": 1, "start_method": "fork"}, r"start_method='fork' \(a fork of .* may hang\)"),
+        ({"batch_size": [2, 2]}, r"batch_size=\[2, 2\], expected a whole number"),
+        (
+            {"train": [(6, 8), (12, 10)]},
+            r"to train on several resolutions, give Mixed\(\[\(6, 8\), \(12, 10\)\]\)",
+        ),
+        (
+            {"reading": Reading(num_workers=1, start_method="fork")},
+            r"start_method='fork' \(a fork of .* may hang\)",
+        ),
         ({"test_batch_size": 0}, "test_batch_size=0"),
-        ({"window": (1, 1)}, "nothing in the store varies in time"),
+        ({"time_steps": (1, 1)}, "nothing in the store varies in time"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(store, options, message):
     with pytest.raises(InputError, match=message):
         field_loaders(store, **({"train": (6, 8), "test": [], "batch_size": 2} | options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"resolutions": []}, r"Mixed\(resolutions=\[\]\); expected a list, one for each resolution"),
+        ({"resolutions": "r8"}, r"Mixed\(resolutions='r8'\)"),
+        ({"ratios": [1.0]}, r"ratios=\[1.0\]\); expected a list, one for each"),
+        ({"batch_size": 4}, r"Mixed\(batch_size=4\); expected a list"),
+        ({"batch_size": [4, 0]}, r"batch_size\[1\]=0"),
+    ],
+)
+def test_mixed_refuses_what_is_not_one_for_each_resolution(options, message):
+    with pytest.raises(InputError, match=message):
+        Mixed(**({"resolutions": [8, 16]} | options))
+
+
+@pytest.mark.parametrize("resolution", [[6, 8], (6, 8), COARSE, "r6x8"])
+def test_a_sequence_of_numbers_is_one_grid(store, resolution):
+    loaders = field_loaders(store, train=resolution, test=[resolution], batch_size=5)
+    assert {tuple(batch["x"].shape[2:]) for batch in loaders.train} == {(6, 8)}
+    assert [loader.dataset.grid for loader in loaders.test.values()] == [COARSE]
 
 
 def test_coordinates_are_those_of_the_points(store):
@@ -177,7 +204,11 @@ def test_resolutions_share_one_budget(store):
         (tests - 1, [False, False, False]),
     ):
         loaders = field_loaders(
-            store, train=[(6, 8), (12, 10)], test=[(6, 8)], batch_size=5, cache_bytes=budget
+            store,
+            train=Mixed([(6, 8), (12, 10)]),
+            test=[(6, 8)],
+            batch_size=5,
+            reading=Reading(cache_bytes=budget),
         )
         parts = [*loaders.train.dataset.parts, loaders.test[(6, 8)].dataset]
         assert [part.cached for part in parts] == kept
@@ -196,7 +227,7 @@ def test_streaming_holds_no_more_than_a_few_chunks(tmp_path):
     store = wave_store(tmp_path / "large.zarr", [grid], {"train": 340}, chunk=4)
     size = 4 * 3 * 340 * 32 * 32
     limit = size // 4
-    loader = field_loaders(store, train=32, test=[], batch_size=4, cache_bytes=0).train
+    loader = field_loaders(store, train=32, test=[], batch_size=4, reading=Reading(cache_bytes=0)).train
     next(iter(loader))
     peaks = []
     for _ in range(3):
@@ -209,23 +240,23 @@ def test_streaming_holds_no_more_than_a_few_chunks(tmp_path):
     assert 4 * 3 * 4 * 32 * 32 < min(peaks) < limit
 
 
-# -------------------------------------------------------------------------------- windows of times
+# -------------------------------------------------------------------------------- runs of times
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 2**30])
 @pytest.mark.parametrize(("steps_in", "steps_out"), [(1, 1), (2, 1), (1, 3), (3, 2)])
 def test_windows_are_runs_of_times(moving_store, steps_in, steps_out, cache_bytes):
-    data = FieldDataset(moving_store, (12, 10), window=(steps_in, steps_out), cache_bytes=cache_bytes)
+    data = FieldDataset(moving_store, (12, 10), time_steps=(steps_in, steps_out), cache_bytes=cache_bytes)
     n = len(TIMES) - steps_in - steps_out + 1
     assert len(data) == 7 * n
     fields = moving(range(7), FINE)
     order = np.random.default_rng(0).permutation(len(data))[:11]
     for i, sample in zip(order, data.__getitems__(order.tolist()), strict=True):
         row, start = divmod(int(i), n)
-        window = fields["u"][row, start : start + steps_in + steps_out].astype(np.float32)
-        x = np.concatenate([fields["force"][row][None].astype(np.float32), window[:steps_in]])
+        run = fields["u"][row, start : start + steps_in + steps_out].astype(np.float32)
+        x = np.concatenate([fields["force"][row][None].astype(np.float32), run[:steps_in]])
         np.testing.assert_array_equal(sample["x"], x)
-        np.testing.assert_array_equal(sample["y"], window[steps_in:])
+        np.testing.assert_array_equal(sample["y"], run[steps_in:])
     assert data.inputs[0] == "force" and data.inputs[-1] == "u@+0" and data.outputs[0] == "u@+1"
     assert (len(data.inputs), len(data.outputs)) == (1 + steps_in, steps_out)
 
@@ -241,9 +272,9 @@ def test_windows_need_times_equally_far_apart(moving_store):
             assert channels_of(layout, at=[times[1]]).outputs == ("u@t=0.1",)
             if refused:
                 with pytest.raises(InputError, match=refused):
-                    channels_of(layout, window=(1, 1))
+                    channels_of(layout, time_steps=(1, 1))
             else:
-                assert len(channels_of(layout, window=(1, 1)).starts) == 4
+                assert len(channels_of(layout, time_steps=(1, 1)).starts) == 4
         finally:
             object.__setattr__(layout, "times", TIMES)
 
@@ -258,7 +289,7 @@ def test_times_by_themselves(moving_store):
 
 
 def test_the_processor_knows_every_channel(moving_store):
-    loaders = field_loaders(moving_store, train=(6, 8), test=[], batch_size=2, window=(2, 2))
+    loaders = field_loaders(moving_store, train=(6, 8), test=[], batch_size=2, time_steps=(2, 2))
     assert loaders.processor.inputs == ("force", "u@-1", "u@+0")
     assert loaders.processor.outputs == ("u@+1", "u@+2")
     u = moving_store.statistics["u"]
@@ -274,10 +305,10 @@ def test_the_processor_knows_every_channel(moving_store):
     ("options", "message"),
     [
         ({}, r"5 times from 0 to 0.4\), so expected one of them"),
-        ({"window": (1, 1), "at": [0.1]}, "expected one of them"),
-        ({"window": (3, 3)}, r"window=\(3, 3\) spans 6 times, the store has 5"),
-        ({"window": (0, 1)}, "steps_in=0"),
-        ({"window": (1,)}, "expected two numbers of steps"),
+        ({"time_steps": (1, 1), "at": [0.1]}, "expected one of them"),
+        ({"time_steps": (3, 3)}, r"time_steps=\(3, 3\) spans 6 times, the store has 5"),
+        ({"time_steps": (0, 1)}, "steps_in=0"),
+        ({"time_steps": (1,)}, "expected two numbers of steps"),
         ({"at": [0.15]}, "0.15 is none of the store's times, 0, 0.1, 0.2, 0.3, 0.4"),
         ({"at": []}, "expected at least one time"),
     ],
@@ -294,7 +325,7 @@ def test_only_steady_inputs_predict_times_by_themselves(moving_store):
     steady = [Variable("force", "input"), *only_u, Variable("mean", "output")]
     for variables, options, message in (
         (varying, {"at": [0.1]}, "but force vary in time"),
-        (steady, {"window": (1, 1)}, "outputs mean do not vary in time while u does"),
+        (steady, {"time_steps": (1, 1)}, "outputs mean do not vary in time while u does"),
     ):
         object.__setattr__(layout, "variables", tuple(variables))
         try:
@@ -311,8 +342,14 @@ def test_only_steady_inputs_predict_times_by_themselves(moving_store):
 @pytest.mark.parametrize("num_workers", [1, 4])
 def test_any_number_of_processes_gives_the_same_mixed_batches(moving_store, num_workers):
     def batches(workers):
-        options = {"train": [(6, 8), (12, 10)], "test": [], "batch_size": 4, "window": (2, 1), "seed": 5}
-        train = field_loaders(moving_store, num_workers=workers, **options).train
+        options = {
+            "train": Mixed([(6, 8), (12, 10)]),
+            "test": [],
+            "batch_size": 4,
+            "time_steps": (2, 1),
+            "seed": 5,
+        }
+        train = field_loaders(moving_store, reading=Reading(num_workers=workers), **options).train
         return [*train, *train]
 
     for one, other in zip(batches(num_workers), batches(0), strict=True):
@@ -360,7 +397,7 @@ class Decay(torch.nn.Module):
 def test_the_trainers_autoregression_feeds_outputs_back(moving_store, steps_in):
     """Against a loop in physical units."""
     loaders = field_loaders(
-        moving_store, train=(6, 8), test=[(6, 8)], batch_size=2, window=(steps_in, 1), rollout=3
+        moving_store, train=(6, 8), test=[(6, 8)], batch_size=2, time_steps=(steps_in, 1), rollout=3
     )
     model = Decay(0.5)
     trainer = Trainer(model=model, n_epochs=1, device="cpu", data_processor=loaders.processor)
@@ -368,7 +405,7 @@ def test_the_trainers_autoregression_feeds_outputs_back(moving_store, steps_in):
     error = trainer.evaluate({"l2": LpLoss(d=2, p=2)}, loader, "r", mode="autoregression")["r_l2"]
 
     u, f = (moving_store.statistics[name] for name in ("u", "force"))
-    expected, windows = 0.0, 0
+    expected, runs = 0.0, 0
     for batch in loader:
         known, force = batch["x"][:, 1:], batch["x"][:, :1]
         for step in range(3):
@@ -378,21 +415,21 @@ def test_the_trainers_autoregression_feeds_outputs_back(moving_store, steps_in):
             out = 0.5 * (known[:, -1:] - u["mean"]) + u["mean"]
             expected += float(LpLoss(d=2, p=2)(out, batch["y"][:, step : step + 1])) / 3
             known = torch.cat([known[:, 1:], out], dim=1)
-        windows += len(known)
+        runs += len(known)
     assert not model.given
-    assert float(error) == pytest.approx(expected / windows, rel=1e-4)
+    assert float(error) == pytest.approx(expected / runs, rel=1e-4)
 
 
 def test_rollouts_that_cannot_be_are_refused(moving_store):
     options = {"train": (6, 8), "test": [(6, 8)], "batch_size": 2}
-    with pytest.raises(InputError, match=r"rollout=2 with window=\(1, 2\); expected to train one step out"):
-        field_loaders(moving_store, **options, window=(1, 2), rollout=2)
+    with pytest.raises(InputError, match=r"rollout=2 with time_steps=\(1, 2\); .* to train one step out"):
+        field_loaders(moving_store, **options, time_steps=(1, 2), rollout=2)
     with pytest.raises(InputError, match="rollout=0"):
-        field_loaders(moving_store, **options, window=(1, 1), rollout=0)
-    two = field_loaders(moving_store, **options, window=(1, 2))
+        field_loaders(moving_store, **options, time_steps=(1, 1), rollout=0)
+    two = field_loaders(moving_store, **options, time_steps=(1, 2))
     batch = next(iter(two.train))
-    with pytest.raises(InputError, match="expected one step out, window="):
+    with pytest.raises(InputError, match="expected one step out, time_steps="):
         two.processor.preprocess(batch, step=0)
-    one = field_loaders(moving_store, **options, window=(1, 1)).processor
+    one = field_loaders(moving_store, **options, time_steps=(1, 1)).processor
     with pytest.raises(InputError, match="step=1 without a step 0"):
         one.preprocess(batch, step=1)

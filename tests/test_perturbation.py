@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mano_op.cli import main
 from mano_op.data.layout import Variable
-from mano_op.data.loaders import field_loaders
+from mano_op.data.loaders import Splits, field_loaders
 from mano_op.data.mixed import Mixed
 from mano_op.data.processor import FieldProcessor
 from mano_op.data.store import FieldStore
@@ -182,14 +182,14 @@ def test_what_is_drawn_does_not_depend_on_the_batches(monkeypatch: pytest.Monkey
 
 
 def train(store: FieldStore, out: Path, **options: Any) -> Any:
-    settings = {"resolution": 8, "window": (1, 1), "options": SMALL, "epochs": 2, "batch_size": 6}
+    settings = {"resolution": 8, "time_steps": (1, 1), "options": SMALL, "epochs": 2, "batch_size": 6}
     return train_model(store, out, progress=False, **(settings | options))
 
 
 def test_neuraloperators_trainer_takes_it_as_its_processor(store: FieldStore) -> None:
     """In training it is given what is off, in evaluation what is true, one step out and in a rollout."""
     loaders = field_loaders(
-        store, train=8, test=[8], batch_size=5, window=(2, 1), pushforward=2, rollout=3, test_batch_size=4
+        store, train=8, test=[8], batch_size=5, time_steps=(2, 1), pushforward=2, rollout=3, test_batch_size=4
     )
     assert loaders.processor.outputs == ("w@+1",)
     batch = next(iter(loaders.train))
@@ -215,7 +215,13 @@ def test_neuraloperators_trainer_takes_it_as_its_processor(store: FieldStore) ->
 
 def test_held_out_samples_are_one_step_out(store: FieldStore) -> None:
     loaders = field_loaders(
-        store, train=8, test=[8, 16], batch_size=5, window=(1, 1), pushforward=1, hold_out=0.5
+        store,
+        train=8,
+        test=[8, 16],
+        batch_size=5,
+        time_steps=(1, 1),
+        pushforward=1,
+        splits=Splits(hold_out=0.5),
     )
     assert [next(iter(loaders.test[n]))["y"].shape[1:] for n in (8, 16)] == [(1, 8), (1, 16)]
     assert next(iter(loaders.train))["y"].shape[1:] == (2, 8)
@@ -226,7 +232,7 @@ def test_held_out_samples_are_one_step_out(store: FieldStore) -> None:
     "options",
     [
         {"noise": 0.1},
-        {"pushforward": 2, "window": (2, 1)},
+        {"pushforward": 2, "time_steps": (2, 1)},
         {
             "noise": 0.1,
             "pushforward": 1,
@@ -283,7 +289,7 @@ def test_a_run_says_how_it_was_perturbed_and_predicts_exactly(store: FieldStore,
     assert "pushforward" in (tmp_path / "run" / "README.md").read_text()
     assert isinstance(run.processor, FieldProcessor) and not run.processor.training
     # Validation is of one step from true inputs: that of the model as it is kept.
-    batch = next(iter(field_loaders(store, train=8, test=[8], batch_size=15, window=(1, 1)).test[8]))
+    batch = next(iter(field_loaders(store, train=8, test=[8], batch_size=15, time_steps=(1, 1)).test[8]))
     data = run.processor.train().preprocess(batch)
     with torch.no_grad():
         error = LpLoss(d=1, p=2)(run.model(data["x"]), data["y"]).item() / 15
@@ -299,15 +305,18 @@ def test_a_run_says_how_it_was_perturbed_and_predicts_exactly(store: FieldStore,
         ({"pushforward": 0.5}, r"pushforward=0\.5, expected a whole number"),
         (
             {"pushforward": 5},
-            r"pushforward=5 with window=\(1, 1\) needs 7 times, the store has 6: give at most 4",
+            r"pushforward=5 with time_steps=\(1, 1\) needs 7 times, the store has 6: give at most 4",
         ),
         (
-            {"pushforward": 1, "window": (1, 2)},
-            r"window=\(1, 2\); expected fields that vary in time and to tra",
+            {"pushforward": 1, "time_steps": (1, 2)},
+            r"time_steps=\(1, 2\); expected fields that vary in time and to tra",
         ),
-        ({"pushforward": 1, "window": None, "at": [0.2]}, "window=None; expected fields that vary in time"),
         (
-            {"noise": 0.1, "window": None, "at": [0.2]},
+            {"pushforward": 1, "time_steps": None, "at": [0.2]},
+            "time_steps=None; expected fields that vary in time",
+        ),
+        (
+            {"noise": 0.1, "time_steps": None, "at": [0.2]},
             "inputs force, none of which varies in time: it is for",
         ),
     ],
@@ -332,7 +341,7 @@ def test_inputs_that_a_step_does_not_make_are_refused(store: FieldStore) -> None
     ):
         perturbed.preprocess(batch_of(2, 1))
     with pytest.raises(InputError, match=r"pushforward=-1, expected a whole number"):
-        field_loaders(store, train=8, test=[], batch_size=2, window=(1, 1), pushforward=-1)
+        field_loaders(store, train=8, test=[], batch_size=2, time_steps=(1, 1), pushforward=-1)
 
 
 def test_the_command_line_takes_both(
@@ -340,7 +349,7 @@ def test_the_command_line_takes_both(
 ) -> None:
     small = [word for name, value in SMALL.items() for word in ("--option", f"{name}={value}")]
     command = ["train", str(store.path), str(tmp_path / "run"), "--resolution", "8", "--epochs", "1", *small]
-    window = ["--window", "1", "1", "--quiet"]
+    window = ["--time-steps", "1", "1", "--quiet"]
     assert main([*command, *window, "--noise", "0.01", "--pushforward", "2"]) == 0
     training = json.loads((tmp_path / "run" / "run.json").read_text())["training"]
     assert (training["noise"], training["pushforward"]) == (0.01, 2)
@@ -387,7 +396,7 @@ def test_noise_keeps_a_rollout_on_course(tmp_path: Path) -> None:
 
     def errors(noise: float) -> list[float]:
         """Of the first step and of the last."""
-        loaders = field_loaders(store, train=n, test=[n], batch_size=20, window=(1, 1), rollout=steps)
+        loaders = field_loaders(store, train=n, test=[n], batch_size=20, time_steps=(1, 1), rollout=steps)
         torch.manual_seed(0)
         model = Residual()
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)

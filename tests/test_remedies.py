@@ -36,7 +36,8 @@ from mano_op.data.importers import (
     import_the_well,
 )
 from mano_op.data.layout import Variable
-from mano_op.data.loaders import field_loaders
+from mano_op.data.loaders import Reading, Splits, field_loaders
+from mano_op.data.mixed import Mixed
 from mano_op.data.patches import PatchDataset
 from mano_op.data.processor import FieldProcessor
 from mano_op.data.sampler import ResolutionBatchSampler
@@ -1400,19 +1401,19 @@ cases(
 # Channels, samples and loaders.
 
 
-def predict(folder, *, window=None, at=None, name="b.zarr", **layout):
-    """The samples of a store that has them: all of its windows or times."""
+def predict(folder, *, time_steps=None, at=None, name="b.zarr", **layout):
+    """The samples of a store that has them: all of its runs or times."""
     place = folder / name
     store = open_store(place) if place.exists() else fill(begin(folder, name, **layout))
     if not store.complete:
         store.finish()
-    data = FieldDataset(store, 8, window=window, at=at)
+    data = FieldDataset(store, 8, time_steps=time_steps, at=at)
     u = store.read(8, "u")[store.layout.rows("r8", "train")]
-    if window is None:
+    if time_steps is None:
         times = list(store.layout.times)
         expected = [u[:, [times.index(time) for time in at]] if at else u[:, None]]
     else:
-        first, length = window[0], sum(window)
+        first, length = time_steps[0], sum(time_steps)
         expected = [u[:, i + first : i + length] for i in range(u.shape[1] - length + 1)]
     samples = np.stack(expected, axis=1).reshape(-1, *expected[0].shape[1:])
     np.testing.assert_array_equal(torch.stack([sample["y"] for sample in data]), samples)
@@ -1423,17 +1424,17 @@ DRIVEN = {"variables": [{**A, "time": True}, {**U, "time": True}], "times": (0.0
 
 cases(
     predict,
-    a_window_of_what_is_steady=({"window": (1, 1)}, "leave them out", {}),
+    time_steps_of_what_is_steady=({"time_steps": (1, 1)}, "leave them out", {}),
     neither_a_window_nor_times=(
         {**MOVING},
         "so expected one of them",
-        {"window": (1, 1)},
+        {"time_steps": (1, 1)},
     ),
-    both_a_window_and_times=({**MOVING, "window": (1, 1), "at": [1.0]}, "or at=[times]", {"at": [1.0]}),
+    both_a_window_and_times=({**MOVING, "time_steps": (1, 1), "at": [1.0]}, "or at=[times]", {"at": [1.0]}),
     times_from_inputs_that_vary=(
         {**DRIVEN, "at": [1.0]},
-        "use window=(steps_in, steps_out)",
-        {"window": (2, 1)},
+        "use time_steps=(steps_in, steps_out)",
+        {"time_steps": (2, 1)},
     ),
     another_time=(
         {**MOVING, "at": [0.7]},
@@ -1441,10 +1442,18 @@ cases(
         lambda said, broken: {"at": [float(time) for time in said.rpartition("times, ")[2].split(",")]},
     ),
     no_time=({**MOVING, "at": []}, "expected at least one time", {"at": [0.5]}),
-    a_window_of_three=({**MOVING, "window": (1, 1, 1)}, "expected two numbers of steps", {"window": (1, 1)}),
-    a_window_that_is_too_long=({**MOVING, "window": (3, 1)}, "give at most 3 steps", {"window": (2, 1)}),
-    windows_of_uneven_times=(
-        {**UNEVEN, "window": (1, 1)},
+    a_window_of_three=(
+        {**MOVING, "time_steps": (1, 1, 1)},
+        "expected two numbers of steps",
+        {"time_steps": (1, 1)},
+    ),
+    a_window_that_is_too_long=(
+        {**MOVING, "time_steps": (3, 1)},
+        "give at most 3 steps",
+        {"time_steps": (2, 1)},
+    ),
+    time_steps_of_uneven_times=(
+        {**UNEVEN, "time_steps": (1, 1)},
         "or predict times by themselves with at=",
         {"at": [2.0]},
     ),
@@ -1455,9 +1464,9 @@ cases(
 def times_that_are_interpolated(folder):
     data = at(np.array([0.0, 0.5, 2.0]))
     uneven = write(folder, {8: data}, steps=STEPS)
-    refused(FieldDataset, uneven, 8, window=(1, 1), part="interpolate the fields to uniform times")
+    refused(FieldDataset, uneven, 8, time_steps=(1, 1), part="interpolate the fields to uniform times")
     even = data.interp(time=np.arange(0, 2.5, 0.5))
-    samples = FieldDataset(write_anyhow(folder, {8: even}), 8, window=(1, 1))
+    samples = FieldDataset(write_anyhow(folder, {8: even}), 8, time_steps=(1, 1))
     assert len(samples) == 3 * 4
     np.testing.assert_allclose(samples[3]["y"][0], data["u"][0, 2], rtol=1e-5)
 
@@ -1526,17 +1535,17 @@ def a_batch_of_two_resolutions(folder):
 
 def load(folder, name="b.zarr", seen=range(3), **changes):
     """Loaders, and each sample of the training split out of them."""
-    moving = changes.get("window") is not None or changes.get("rollout") or changes.get("pushforward")
+    moving = changes.get("time_steps") is not None or changes.get("rollout") or changes.get("pushforward")
     place = folder / name
     if not place.exists():
         create(folder, name=name, steps=STEPS if moving else None, **TWO, **(MOVING if moving else {}))
     options = {"train": 8, "test": [4, 8], "batch_size": 2} | changes
     loaders = field_loaders(place, **options)
     numbers = [round(float(x[0].mean())) for batch in loaders.train for x in batch["x"]]
-    levels = options["train"] if isinstance(options["train"], list) else [options["train"]]
-    windows = 1 + len(STEPS) - sum(options["window"]) - options.get("pushforward", 0) if moving else 1
+    levels = options["train"].resolutions if isinstance(options["train"], Mixed) else [options["train"]]
+    runs = 1 + len(STEPS) - sum(options["time_steps"]) - options.get("pushforward", 0) if moving else 1
     if seen is not None:
-        assert sorted(numbers) == sorted([*seen] * len(levels) * windows)
+        assert sorted(numbers) == sorted([*seen] * len(levels) * runs)
     for resolution, loader in loaders.test.items():
         for batch in loader:
             assert batch["y"].shape[-1] == resolution
@@ -1545,54 +1554,56 @@ def load(folder, name="b.zarr", seen=range(3), **changes):
 
 cases(
     load,
-    batch_sizes_for_one_resolution=(
-        {"batch_size": [2, 2]},
-        "expected one batch size, or one for each",
-        {"batch_size": [2]},
-    ),
-    ratios_of_one_resolution=(
-        {"ratios": [1.0, 1.0]},
-        "expected a list of resolutions to mix",
-        {"ratios": [1.0, 1.0], "train": [4, 8]},
-    ),
-    another_shuffle=(
-        {"shuffle": "chunk"},
-        "or 'chunks' for one resolution",
-        lambda said, broken: {"shuffle": re.search(r"or '(\w+)' for one", said)[1]},
+    two_resolutions_as_one_grid=(
+        {"train": [4, 8]},
+        "to train on several resolutions, give Mixed([4, 8])",
+        lambda said, broken: {"train": eval(said.partition("give ")[2])},
     ),
     chunks_of_two_resolutions=(
-        {"shuffle": "chunks", "train": [4, 8]},
-        "expected 'samples'",
-        lambda said, broken: {"shuffle": first_of(said, "; expected '"), "train": [4, 8]},
+        {"reading": Reading(shuffle="chunks"), "train": Mixed([4, 8])},
+        "or 'samples'",
+        lambda said, broken: broken | {"reading": Reading(shuffle=first_of(said, "or '"))},
     ),
     a_test_that_is_no_list=({"test": 8}, "expected a list", option("test", "such as ")),
     too_little_held_out=(
-        {"hold_out": 0.1},
+        {"splits": Splits(hold_out=0.1)},
         "give 0.333 to 0.667",
         lambda said, broken: {
-            "hold_out": float(re.search(r"give ([\d.]+) to", said)[1]),
+            "splits": Splits(hold_out=float(re.search(r"give ([\d.]+) to", said)[1])),
             "seen": None,
         },
     ),
     a_rollout_of_two_steps_out=(
-        {"window": (1, 2), "rollout": 2},
-        "window=(steps_in, 1)",
-        {"window": (1, 1), "rollout": 2},
+        {"time_steps": (1, 2), "rollout": 2},
+        "time_steps=(steps_in, 1)",
+        {"time_steps": (1, 1), "rollout": 2},
     ),
     a_pushforward_of_two_steps_out=(
-        {"window": (1, 2), "pushforward": 1},
-        "window=(steps_in, 1)",
-        {"window": (1, 1), "pushforward": 1},
+        {"time_steps": (1, 2), "pushforward": 1},
+        "time_steps=(steps_in, 1)",
+        {"time_steps": (1, 1), "pushforward": 1},
     ),
     a_pushforward_that_is_too_long=(
-        {"window": (1, 1), "pushforward": 3},
+        {"time_steps": (1, 1), "pushforward": 3},
         "give at most 1",
-        lambda said, broken: {"window": (1, 1), "pushforward": int(said.split()[-1])},
+        lambda said, broken: {"time_steps": (1, 1), "pushforward": int(said.split()[-1])},
     ),
     workers_that_are_forks=(
-        {"num_workers": 1, "start_method": "fork", "test": []},
+        {"reading": Reading(num_workers=1, start_method="fork"), "test": []},
         "expected one of forkserver",
-        lambda said, broken: {**broken, "start_method": first_of(said, "expected one of ")},
+        lambda said, broken: (
+            broken | {"reading": Reading(num_workers=1, start_method=first_of(said, "expected one of "))}
+        ),
+    ),
+)
+
+
+cases(
+    lambda folder, **options: Mixed(**options),
+    ratios_of_one_resolution=(
+        {"resolutions": [4, 8], "ratios": [1.0]},
+        "expected a list, one for each resolution",
+        {"resolutions": [4, 8], "ratios": [1.0, 2.0]},
     ),
 )
 
@@ -1709,14 +1720,14 @@ def truth_of_half_a_step(folder):
 @case
 def a_rollout_of_two_steps_at_once(folder):
     two = FieldProcessor({"a": UNIT, "u@+0": UNIT}, {"u@+1": UNIT, "u@+2": UNIT})
-    message = refused(two.check_rollout, part="expected one step out, window=(steps_in, 1)")
+    message = refused(two.check_rollout, part="expected one step out, time_steps=(steps_in, 1)")
     store = create(folder, **MOVING, steps=STEPS)
-    window = eval(re.search(r"window=(\(.*?\))", message)[1], {"steps_in": 1})
-    processor = FieldProcessor.from_store(store, channels=channels_of(store.layout, window))
+    time_steps = eval(re.search(r"time_steps=(\(.*?\))", message)[1], {"steps_in": 1})
+    processor = FieldProcessor.from_store(store, channels=channels_of(store.layout, time_steps))
     processor.check_rollout()
-    sample = FieldDataset(store, 8, window=window)[0]
+    sample = FieldDataset(store, 8, time_steps=time_steps)[0]
     known = processor.next_known(sample["x"][None], sample["y"][None])[0]
-    assert torch.equal(known, FieldDataset(store, 8, window=window)[1]["x"])
+    assert torch.equal(known, FieldDataset(store, 8, time_steps=time_steps)[1]["x"])
 
 
 @case

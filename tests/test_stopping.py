@@ -11,7 +11,7 @@ from helpers import wave_store
 from torch import nn
 
 from mano_op import Grid, InputError
-from mano_op.data.loaders import field_loaders
+from mano_op.data.loaders import Reading, Splits, field_loaders
 from mano_op.data.mixed import Mixed
 from mano_op.data.store import FieldStore
 from mano_op.registry import build_model
@@ -37,7 +37,7 @@ def train(store: FieldStore, out: Path, **options: Any) -> Run:
 
 def errors_of(run: Run, store: FieldStore, n: int, split: str) -> torch.Tensor:
     """Relative errors of the normalised output, of each sample of a split."""
-    loader = field_loaders(store, train=8, test=[n], batch_size=12, test_split=split).test[n]
+    loader = field_loaders(store, train=8, test=[n], batch_size=12, splits=Splits(test=split)).test[n]
     [sample] = [run.processor.train().preprocess(batch) for batch in loader]
     with torch.no_grad():
         error = run.model.eval()(sample["x"]) - sample["y"]
@@ -134,8 +134,10 @@ def fields_of(loader: Any) -> set[float]:
 
 
 def test_what_is_held_out_is_not_trained_on(store: FieldStore) -> None:
-    everything = field_loaders(store, train=[8, 16], test=[], batch_size=4)
-    loaders = field_loaders(store, train=[8, 16], test=[8, 16], batch_size=4, hold_out=0.25, seed=7)
+    everything = field_loaders(store, train=Mixed([8, 16]), test=[], batch_size=4)
+    loaders = field_loaders(
+        store, train=Mixed([8, 16]), test=[8, 16], batch_size=4, splits=Splits(hold_out=0.25), seed=7
+    )
     trained, held = (
         fields_of(loaders.train),
         {n: fields_of(loader) for n, loader in loaders.test.items()},
@@ -148,7 +150,8 @@ def test_what_is_held_out_is_not_trained_on(store: FieldStore) -> None:
     rows = [loader.dataset.indices.tolist() for loader in loaders.test.values()]  # type: ignore[attr-defined]
     assert rows[0] == rows[1]
     again, other = (
-        field_loaders(store, train=8, test=[8], batch_size=4, hold_out=0.25, seed=seed) for seed in (7, 8)
+        field_loaders(store, train=8, test=[8], batch_size=4, splits=Splits(hold_out=0.25), seed=seed)
+        for seed in (7, 8)
     )
     assert fields_of(again.test[8]) == held[8] != fields_of(other.test[8])
 
@@ -162,9 +165,9 @@ def test_a_run_says_what_it_held_out(store: FieldStore, tmp_path: Path) -> None:
 
 def test_held_out_samples_of_a_store_that_is_not_kept(store: FieldStore) -> None:
     """Read chunk by chunk, and by a copy as another process has it, they are the same."""
-    options = {"train": 8, "test": [8], "batch_size": 4, "hold_out": 0.25, "seed": 7}
+    options = {"train": 8, "test": [8], "batch_size": 4, "splits": Splits(hold_out=0.25), "seed": 7}
     kept = field_loaders(store, **options)
-    streamed = field_loaders(store, shuffle="chunks", cache_bytes=0, **options)
+    streamed = field_loaders(store, reading=Reading(shuffle="chunks", cache_bytes=0), **options)
     assert fields_of(streamed.train) == fields_of(kept.train)
     assert fields_of(streamed.test[8]) == fields_of(kept.test[8])
     sent = pickle.loads(pickle.dumps(kept.train.dataset))

@@ -40,7 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
     "perturbed": {
         "options": SMALL | {"n_levels": 1},
         "batch_size": [6, 4],
-        "window": [1, 1],
+        "time_steps": [1, 1],
         "noise": 0.1,
         "pushforward": 1,
     },
@@ -61,7 +61,7 @@ dist.init_process_group("gloo")
 rank = dist.get_rank()
 for name, options in cases.items():
     options["batch_size"] = [n // 2 for n in options["batch_size"]]
-    place = f"{folder}/moving.zarr" if "window" in options else store
+    place = f"{folder}/moving.zarr" if "time_steps" in options else store
     run = train_model(place, f"{folder}/two/{name}", **options)
     told[name] = [[epoch["training_error"] for epoch in run.history], run.training["processes"]]
     told[name].append(sum(parameter.detach().abs().sum().item() for parameter in run.model.parameters()))
@@ -149,14 +149,14 @@ def test_two_processes_train_as_one(
     name: str, store: FieldStore, told: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     moving = Path(store.path).parent / "moving.zarr"
-    one = train_model(moving if "window" in CASES[name] else store, tmp_path, **(MIXED | CASES[name]))
+    one = train_model(moving if "time_steps" in CASES[name] else store, tmp_path, **(MIXED | CASES[name]))
     two = load_run(Path(store.path).parent / "two" / name)
     for kind in ("training_error", "validation_error"):
         if kind in one.history[0]:
             errors = [[epoch[kind] for epoch in run.history] for run in (one, two)]
             assert errors[1] == pytest.approx(errors[0], rel=1e-4)
     x = torch.randn(
-        3, 2, *[8] * (1 if "window" in CASES[name] else 2), generator=torch.Generator().manual_seed(0)
+        3, 2, *[8] * (1 if "time_steps" in CASES[name] else 2), generator=torch.Generator().manual_seed(0)
     )
     # Muon makes its steps orthogonal in bfloat16, where a last digit may round to another one.
     atol = 1e-2 if one.training["optimizer"] == "muon" else 2e-4

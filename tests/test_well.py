@@ -85,14 +85,14 @@ class Published:
             self.fields = {name: torch.from_numpy(group[name][:]) for group in groups for name in group}
 
     def __len__(self):
-        return len(self.fields["pressure"]) * self.windows
+        return len(self.fields["pressure"]) * self.runs
 
     @property
-    def windows(self):
+    def runs(self):
         return STEPS - self.n_steps_input - self.n_steps_output + 1
 
     def __getitem__(self, index):
-        sample, first = divmod(index, self.windows)
+        sample, first = divmod(index, self.runs)
         varying = [self.fields[name][sample].flatten(3) for name in self.core_field_names[2:]]
         varying = torch.cat(
             [self.fields[name][sample][..., None] for name in self.core_field_names[:2]] + varying, -1
@@ -148,16 +148,16 @@ def stores(folders, tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize("window", [(1, 1), (2, 3)])
-def test_both_ways_give_the_same_samples(reader, window, folders, stores):
+@pytest.mark.parametrize("time_steps", [(1, 1), (2, 3)])
+def test_both_ways_give_the_same_samples(reader, time_steps, folders, stores):
     """Channel by channel under the same labels, to the bit."""
     for n, folder in folders.items():
-        samples = WellSamples(reader(folder, *window))
+        samples = WellSamples(reader(folder, *time_steps))
         imported = FieldDataset(
-            stores[n], stores[n].grids[next(iter(stores[n].grids))], "train", window=window
+            stores[n], stores[n].grids[next(iter(stores[n].grids))], "train", time_steps=time_steps
         )
         assert samples.inputs == imported.inputs and samples.outputs == imported.outputs
-        assert len(samples) == len(imported) == 3 * (STEPS - sum(window) + 1)
+        assert len(samples) == len(imported) == 3 * (STEPS - sum(time_steps) + 1)
         for i in range(len(samples)):
             for name in ("x", "y"):
                 torch.testing.assert_close(samples[i][name], imported[i][name], rtol=0, atol=0)
@@ -178,7 +178,7 @@ def statistics_of(store):
 def test_the_wells_statistics_make_the_stores_processor(reader, folders, stores):
     samples = WellSamples(reader(folders[8], 1, 1))
     expected = FieldProcessor.from_store(
-        stores[8], channels=FieldDataset(stores[8], (8, 12), "train", window=(1, 1)).channels
+        stores[8], channels=FieldDataset(stores[8], (8, 12), "train", time_steps=(1, 1)).channels
     )
     statistics = statistics_of(stores[8])
     assert samples.processor(statistics).to_dict() == expected.to_dict()
@@ -218,7 +218,7 @@ def test_the_trainer_trains_at_both_resolutions(reader, folders, stores):
         return {name: float(value) for name, value in metrics.items() if "l2" in name or name == "train_err"}
 
     imported = [
-        FieldDataset(store, next(iter(store.grids.values())), "train", window=(1, 1))
+        FieldDataset(store, next(iter(store.grids.values())), "train", time_steps=(1, 1))
         for store in stores.values()
     ]
     found = trained(both)

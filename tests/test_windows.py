@@ -1,4 +1,4 @@
-"""Models of fields that vary in time: trained on windows, kept, and judged at other resolutions."""
+"""Models of fields that vary in time: trained on time steps, kept, and judged at other resolutions."""
 
 import json
 
@@ -61,10 +61,10 @@ def train(store, folder, **options):
 
 
 def test_a_run_on_windows_is_judged_on_windows(store, tmp_path):
-    run = train(store, tmp_path / "run", window=(2, 1))
+    run = train(store, tmp_path / "run", time_steps=(2, 1))
     assert run.options["in_channels"] == 3 and run.options["out_channels"] == 1
     kept = load_run(tmp_path / "run")
-    assert kept.times == {"window": [2, 1]} and kept.processor.inputs == ("u0", "u@-1", "u@+0")
+    assert kept.times == {"time_steps": [2, 1]} and kept.processor.inputs == ("u0", "u@-1", "u@+0")
     results = evaluate_transfer({"M": kept}, store, [8, 16], progress=False)
     assert results["variable"].values.tolist() == ["u@+1"] and results.sizes["sample"] == 8
     fields = drift(range(12, 16), GRIDS[2])
@@ -102,8 +102,8 @@ def run_of(model, channels, **training):
 @pytest.mark.parametrize("keys", [[16], [12]])
 def test_baselines_are_those_of_the_same_times(store, keys):
     """One wave is within the band of 8 points, so interpolation is exact: DPU is direct, the floor 0."""
-    channels = FieldDataset(store, 8, window=(1, 1)).channels
-    run = run_of(LastKnown(), channels, window=[1, 1])
+    channels = FieldDataset(store, 8, time_steps=(1, 1)).channels
+    run = run_of(LastKnown(), channels, time_steps=[1, 1])
     errors = by_points(evaluate_transfer({"M": run}, store, keys, progress=False))[0, :, 0]
     true = drift(range(12, 16), GRIDS[2])["u"]
     change = [
@@ -155,7 +155,7 @@ class Straight(nn.Module):
 @pytest.mark.parametrize("key", [8, 12])
 def test_a_rollout_starts_each_step_from_the_predictions_before(store, model, steps_in, steps, key):
     """Of one wave within the band of 8 points, so that by way of these nothing is lost."""
-    run = run_of(model, FieldDataset(store, 8, window=(steps_in, 1)).channels, window=[steps_in, 1])
+    run = run_of(model, FieldDataset(store, 8, time_steps=(steps_in, 1)).channels, time_steps=[steps_in, 1])
     results = evaluate_transfer({"M": run}, store, [key], rollout=steps, batch_size=3, progress=False)
     assert results["variable"].values.tolist() == [f"u@+{step}" for step in range(1, steps + 1)]
     starts = len(TIMES) - steps_in - steps + 1
@@ -176,8 +176,8 @@ def test_a_rollout_starts_each_step_from_the_predictions_before(store, model, st
 
 def test_a_rollout_agrees_with_the_trainers(store):
     """Steps by the processor's own protocol, as neuraloperator's Trainer takes them."""
-    run = run_of(Straight(), FieldDataset(store, 8, window=(2, 1)).channels, window=[2, 1])
-    data = FieldDataset(store, 16, "test", window=(2, 2))
+    run = run_of(Straight(), FieldDataset(store, 8, time_steps=(2, 1)).channels, time_steps=[2, 1])
+    data = FieldDataset(store, 16, "test", time_steps=(2, 2))
     batch = collate(data.__getitems__(range(4)))
     outputs, step = [], 0
     while (sample := run.processor.eval().preprocess(batch, step=step)) is not None:
@@ -190,8 +190,8 @@ def test_a_rollout_agrees_with_the_trainers(store):
 
 
 def test_a_rollout_is_reported_by_step(store, tmp_path, capsys):
-    run = run_of(Decay(), FieldDataset(store, 8, window=(1, 1)).channels, window=[1, 1])
-    other = run_of(LastKnown(), FieldDataset(store, 8, window=(1, 1)).channels, window=[1, 1])
+    run = run_of(Decay(), FieldDataset(store, 8, time_steps=(1, 1)).channels, time_steps=[1, 1])
+    other = run_of(LastKnown(), FieldDataset(store, 8, time_steps=(1, 1)).channels, time_steps=[1, 1])
     runs = {"Decay": run, "Last": other}
     results = evaluate_transfer(runs, store, [8, 16], rollout=3, progress=False)
     judged = summary(results)
@@ -212,7 +212,7 @@ def test_a_rollout_is_reported_by_step(store, tmp_path, capsys):
     )
     assert "Rollout" not in one.read_text()
 
-    train(store, tmp_path / "run", window=(1, 1))
+    train(store, tmp_path / "run", time_steps=(1, 1))
     command = ["transfer", str(store.path), str(tmp_path / "run"), "--quiet", "--out", str(tmp_path / "out")]
     capsys.readouterr()
     assert main([*command, "--rollout", "3"]) == 0
@@ -227,7 +227,7 @@ def test_a_rollout_is_reported_by_step(store, tmp_path, capsys):
 
 
 def test_what_cannot_be_rolled_out_is_refused(store):
-    ahead = run_of(LastKnown(), FieldDataset(store, 8, window=(1, 2)).channels, window=[1, 2])
+    ahead = run_of(LastKnown(), FieldDataset(store, 8, time_steps=(1, 2)).channels, time_steps=[1, 2])
     steady = run_of(LastKnown(), FieldDataset(store, 8, at=[0.5]).channels, at=[0.5])
     for run in (ahead, steady):
         with pytest.raises(InputError, match="expected one step out"):
@@ -238,14 +238,14 @@ def test_what_cannot_be_rolled_out_is_refused(store):
 
 
 def test_what_does_not_fit_the_times_is_refused(store, tmp_path):
-    with pytest.raises(InputError, match="so expected one of them: window="):
+    with pytest.raises(InputError, match="so expected one of them: time_steps="):
         train(store, tmp_path / "run")
-    channels = FieldDataset(store, 8, window=(1, 1)).channels
-    one = run_of(LastKnown(), channels, window=[1, 1])
+    channels = FieldDataset(store, 8, time_steps=(1, 1)).channels
+    one = run_of(LastKnown(), channels, time_steps=[1, 1])
     other = run_of(LastKnown(), channels, at=[0.5])
     with pytest.raises(InputError, match="models for different times"):
         evaluate_transfer({"one": one, "other": other}, store, [8], progress=False)
-    wrong = run_of(LastKnown(), channels, window=[1, 1], units={"u": "cm"})
+    wrong = run_of(LastKnown(), channels, time_steps=[1, 1], units={"u": "cm"})
     with pytest.raises(InputError, match=r"was trained on u in cm, .* has it in m: convert"):
         evaluate_transfer({"M": wrong}, store, [8], progress=False)
     assert not any(tmp_path.iterdir())
@@ -254,9 +254,9 @@ def test_what_does_not_fit_the_times_is_refused(store, tmp_path):
 def test_the_command_line_trains_on_windows(store, tmp_path, capsys):
     small = [word for name, value in SMALL.items() for word in ("--option", f"{name}={value}")]
     command = ["train", str(store.path), str(tmp_path / "run"), "--resolution", "8", "--epochs", "1", *small]
-    assert main([*command, "--window", "2", "1", "--quiet"]) == 0
+    assert main([*command, "--time-steps", "2", "1", "--quiet"]) == 0
     description = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert description["training"]["window"] == [2, 1]
+    assert description["training"]["time_steps"] == [2, 1]
     assert main([*command, "--overwrite", "--at", "0.5", "--quiet"]) == 0
     assert main([*command, "--overwrite", "--quiet"]) == 2
     assert "so expected one of them" in capsys.readouterr().err
@@ -274,7 +274,7 @@ def test_the_command_line_trains_on_windows(store, tmp_path, capsys):
 def test_a_step_is_given_the_field_and_not_where_it_began(tmp_path, problem, steady):
     store = generate_fields(tmp_path / "a.zarr", problem, [16], samples={"train": 2}, progress=False)
     stepping, predicting = (
-        FieldDataset(store, 16, window=(1, 1)),
+        FieldDataset(store, 16, time_steps=(1, 1)),
         FieldDataset(store, 16, at=[store.layout.times[-1]]),
     )
     assert stepping.inputs == tuple(f"{name}@+0" for name in store.outputs)
@@ -288,7 +288,7 @@ def test_a_step_is_given_the_field_and_not_where_it_began(tmp_path, problem, ste
 def test_parameters_stay_inputs_of_every_step(tmp_path):
     grid = Grid.uniform((16,), periodic=True)
     store = moving_wave_store(tmp_path / "a.zarr", [grid], {"train": 2})
-    assert FieldDataset(store, 16, window=(1, 1)).inputs == ("force", "w@+0")
+    assert FieldDataset(store, 16, time_steps=(1, 1)).inputs == ("force", "w@+0")
 
 
 def test_an_initial_field_is_asked_for_and_either_answer_is_kept(tmp_path):
@@ -305,7 +305,7 @@ def test_an_initial_field_is_asked_for_and_either_answer_is_kept(tmp_path):
     assert not any(tmp_path.iterdir())
     for initial, inputs in (({"w0": "w"}, ("w@+0",)), ({}, ("w0", "w@+0"))):
         store = write_fields(tmp_path / "a.zarr", {8: data}, initial=initial, overwrite=True, **options)
-        assert FieldDataset(store, 8, window=(1, 1)).inputs == inputs
+        assert FieldDataset(store, 8, time_steps=(1, 1)).inputs == inputs
         assert FieldDataset(store, 8, at=[2.0]).inputs == ("w0",)
         assert check_store(store.path, progress=False) == []
     for initial, message in (

@@ -15,7 +15,7 @@ import torch
 import xarray as xr
 from neuralop import LpLoss, Trainer
 
-from mano_op import MANO, check_store, coarsen_store, field_loaders, write_fields
+from mano_op import MANO, Mixed, check_store, coarsen_store, field_loaders, write_fields
 from mano_op.problems import Burgers, generate_fields
 
 # neuraloperator's Trainer hands the whole sample to losses and models, which say that they ignore a part.
@@ -79,14 +79,20 @@ store = coarsen_store(store, here / "both.zarr", [64], method="lowpass")
 # %% [markdown]
 # ## Loaders
 #
-# Both resolutions in one epoch, each batch of one of them. `window=(1, 1)` makes a sample of every two
+# Both resolutions in one epoch, each batch of one of them. `time_steps=(1, 1)` makes a sample of every two
 # times that follow each other: one step is known, one is to be predicted. The tests are rollouts of ten
 # steps, in which the model's output is its next input; that is neuraloperator's mode "autoregression". The
 # statistics in `loaders.processor` are one set for both resolutions.
 
 # %%
 loaders = field_loaders(
-    store, train=[64, 128], test=[64, 128], batch_size=[40, 40], test_batch_size=20, window=(1, 1), rollout=10
+    store,
+    train=Mixed([64, 128]),
+    test=[64, 128],
+    batch_size=40,
+    test_batch_size=20,
+    time_steps=(1, 1),
+    rollout=10,
 )
 print("x has", loaders.train.dataset.inputs, "and y has", loaders.train.dataset.outputs)
 

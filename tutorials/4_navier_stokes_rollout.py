@@ -32,8 +32,8 @@ warnings.filterwarnings("ignore", message=".*received unexpected keyword argumen
 # The vorticity of a forced flow on a torus, $w_t + u \cdot \nabla w = \nu \Delta w + f$, with $\nu =
 # 10^{-3}$: each flow is known at eleven times, half a unit apart, on 32 and on 64 points a side.
 #
-# `window=(1, 1)` makes samples of it: from the field of one time to the next. There are few of them, 16 flows
-# of 10 steps, to be done in a minute.
+# `time_steps=(1, 1)` makes samples of it: from the field of one time to the next. There are few of them, 16
+# flows of 10 steps, to be done in a minute.
 
 # %%
 folder = tempfile.TemporaryDirectory()
@@ -41,7 +41,7 @@ flow = NavierStokes(viscosity=1e-3, final_time=5.0, n_steps=10)
 store = generate_fields(
     Path(folder.name) / "flow.zarr", flow, [32, 64], samples={"train": 16, "test": 6}, solver_resolution=64
 )
-loaders = field_loaders(store, train=32, test=[32, 64], batch_size=10, window=(1, 1))
+loaders = field_loaders(store, train=32, test=[32, 64], batch_size=10, time_steps=(1, 1))
 
 # %% [markdown]
 # ## Models

@@ -19,7 +19,7 @@ class Channel:
     ----------
     variable : str
     offset : int, optional
-        Of its time, counted in the store's times from the first of the window; None for a steady variable.
+        Of its time, counted from the first time of the sample; None for a steady variable.
     label : str
         What to call it: "pressure"; "vorticity@-1" for a step before the last known one, "@+0" for that one,
         "@+1" for the next; "velocity@t=1" for a time by itself.
@@ -32,13 +32,13 @@ class Channel:
 
 @dataclass(frozen=True)
 class Channels:
-    """The channels of the samples of a data set, and the windows of times that they come from.
+    """The channels of the samples of a data set, and the runs of times that they come from.
 
     Attributes
     ----------
     x, y : tuple of Channel
     starts : range
-        Where in the store's times windows start; one, at 0, where there are no windows.
+        Where in the store's times each run starts; only 0 without time steps.
     """
 
     x: tuple[Channel, ...]
@@ -57,14 +57,14 @@ class Channels:
 
 
 def channels_of(
-    layout: Layout, window: Sequence[int] | None = None, at: Sequence[float] | None = None
+    layout: Layout, time_steps: Sequence[int] | None = None, at: Sequence[float] | None = None
 ) -> Channels:
     """The channels of a store's samples.
 
     Parameters
     ----------
     layout : Layout
-    window : (int, int), optional
+    time_steps : (int, int), optional
         ``(steps_in, steps_out)``. Every run of ``steps_in + steps_out`` times of a sample of the store is a
         sample: ``x`` is the steady inputs, and the variables that vary, inputs and outputs, at the first
         `steps_in` times; ``y`` is the outputs that vary, at the others. Steady inputs that are the initial
@@ -76,7 +76,7 @@ def channels_of(
     ------
     InputError
         If neither is given and outputs vary in time, or one is given and none does; both are; they ask
-        for times that there are not; or windows are asked for of times that are not equally far apart.
+        for times that there are not; or steps are asked for of times that are not equally far apart.
 
     Examples
     --------
@@ -85,7 +85,7 @@ def channels_of(
     >>> flow = Layout.plan([Grid.uniform((8, 8), periodic=True)], [Variable("force", "input"),
     ...     Variable("vorticity", "output", time=True)], {"train": 1}, levels="unknown", chunk=1,
     ...     boundary_conditions={"y": "periodic", "x": "periodic"}, times=[0.0, 0.5, 1.0, 1.5])
-    >>> two_in_one_out = channels_of(flow, window=(2, 1))
+    >>> two_in_one_out = channels_of(flow, time_steps=(2, 1))
     >>> two_in_one_out.inputs, two_in_one_out.outputs, len(two_in_one_out.starts)
     (('force', 'vorticity@-1', 'vorticity@+0'), ('vorticity@+1',), 2)
     >>> channels_of(flow, at=[1.5]).outputs
@@ -102,15 +102,15 @@ def channels_of(
         variable.name for variable in layout.variables if variable.role == "output" and not variable.time
     ]
     if not varying:
-        if window is not None or at is not None:
+        if time_steps is not None or at is not None:
             raise InputError(
-                f"window={window}, at={at}, but nothing in the store varies in time: leave them out"
+                f"time_steps={time_steps}, at={at}, but nothing in the store varies in time: leave them out"
             )
         return Channels(steady, tuple(Channel(name, None, name) for name in fixed), range(1))
-    if (window is None) == (at is None):
+    if (time_steps is None) == (at is None):
         raise InputError(
-            f"window={window}, at={at}; fields vary in time ({len(layout.times)} times from "
-            f"{layout.times[0]:g} to {layout.times[-1]:g}), so expected one of them: window=(steps_in, "
+            f"time_steps={time_steps}, at={at}; fields vary in time ({len(layout.times)} times from "
+            f"{layout.times[0]:g} to {layout.times[-1]:g}), so expected one of them: time_steps=(steps_in, "
             "steps_out) to step on from known times, or at=[times] to predict from the steady inputs"
         )
     if fixed or not predicted:
@@ -122,7 +122,7 @@ def channels_of(
         return _at(layout, at, steady, varying_inputs=[v.name for v in varying if v.role == "input"])
     initial = {variable.name for variable in layout.variables if variable.initial_of}
     parameters = tuple(channel for channel in steady if channel.variable not in initial)
-    return _window(layout, window or (), parameters, [v.name for v in varying], predicted)
+    return _steps(layout, time_steps or (), parameters, [v.name for v in varying], predicted)
 
 
 def _at(
@@ -131,7 +131,8 @@ def _at(
     if varying_inputs or not steady:
         told = f"{', '.join(varying_inputs)} vary in time" if varying_inputs else "there are none"
         raise InputError(
-            f"at={list(at)} predicts from steady inputs alone, but {told}; use window=(steps_in, steps_out)"
+            f"at={list(at)} predicts from steady inputs alone, but {told}; use time_steps=(steps_in, "
+            "steps_out)"
         )
     times = np.asarray(layout.times)
     y = []
@@ -151,28 +152,28 @@ def _at(
     return Channels(steady, tuple(y), range(1))
 
 
-def _window(
+def _steps(
     layout: Layout,
-    window: Sequence[int],
+    time_steps: Sequence[int],
     steady: tuple[Channel, ...],
     varying: list[str],
     predicted: list[str],
 ) -> Channels:
-    if len(window) != 2:
-        raise InputError(f"window={window}; expected two numbers of steps, (steps_in, steps_out)")
-    steps_in, steps_out = window
+    if len(time_steps) != 2:
+        raise InputError(f"time_steps={time_steps}; expected two numbers of steps, (steps_in, steps_out)")
+    steps_in, steps_out = time_steps
     check_whole(steps_in=steps_in, steps_out=steps_out)
     n = len(layout.times) - steps_in - steps_out + 1
     if n < 1:
         raise InputError(
-            f"window={tuple(window)} spans {steps_in + steps_out} times, the store has {len(layout.times)}: "
-            f"give at most {len(layout.times)} steps, in and out together"
+            f"time_steps={tuple(time_steps)} spans {steps_in + steps_out} times, the store has "
+            f"{len(layout.times)}: give at most {len(layout.times)} steps, in and out together"
         )
     steps = np.diff(layout.times)
     if not np.allclose(steps, steps.mean(), rtol=1e-4, atol=0):
         first = int(np.abs(steps - steps.mean()).argmax())
         raise InputError(
-            f"window={tuple(window)}, but the store's times are not equally far apart: from "
+            f"time_steps={tuple(time_steps)}, but the store's times are not equally far apart: from "
             f"{layout.times[first]:g} to {layout.times[first + 1]:g} it is {steps[first]:g}, "
             f"{steps.mean():g} on average, so a step would not mean the same everywhere; interpolate the "
             "fields to uniform times, or predict times by themselves with at="

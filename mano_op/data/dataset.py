@@ -82,9 +82,9 @@ class FieldDataset(Dataset[Sample]):
     resolution : int, tuple of int, str or Grid
         16, (16, 24), "r16", or the grid itself.
     split : str
-    window : (int, int), optional
+    time_steps : (int, int), optional
         Of fields that vary in time, how many steps are known and how many are to be predicted; see
-        `mano_op.data.channels.channels_of`. Every window of every sample of the store is a sample.
+        `mano_op.data.channels.channels_of`. Every such run of times of every sample of the store is a sample.
     at : sequence of float, optional
         Instead, the times at which to predict from the steady inputs.
     coordinates : bool
@@ -132,14 +132,14 @@ class FieldDataset(Dataset[Sample]):
         resolution: Resolution,
         split: str = "train",
         *,
-        window: Sequence[int] | None = None,
+        time_steps: Sequence[int] | None = None,
         at: Sequence[float] | None = None,
         coordinates: bool = False,
         cache_bytes: int = 2**30,
     ) -> None:
         self.store = opened(store)
         self.split = split
-        self.channels = channels_of(self.store.layout, window, at)
+        self.channels = channels_of(self.store.layout, time_steps, at)
         self.key = self.store.key(resolution)
         self._rows = self.store.layout.rows(self.key, split)
         self._coordinates = coordinates
@@ -200,14 +200,14 @@ class FieldDataset(Dataset[Sample]):
     @property
     def chunks(self) -> list[NDArray[np.int64]]:
         """The indices of the samples in each chunk of the store."""
-        windows, length = len(self.channels.starts), self.store.layout.chunk
+        runs, length = len(self.channels.starts), self.store.layout.chunk
         owner = (self._rows.start + np.arange(self._n_rows)) // length
-        samples = np.arange(len(self)).reshape(self._n_rows, windows)
+        samples = np.arange(len(self)).reshape(self._n_rows, runs)
         return [samples[owner == chunk].ravel() for chunk in np.unique(owner)]
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        """For each sample, which of the split's it belongs to: several windows are of one."""
+        """For each sample, which of the split's it belongs to: several runs of times are of one."""
         return np.repeat(np.arange(self._n_rows), len(self.channels.starts))
 
     @property

@@ -24,7 +24,7 @@ from mano_op.grid import Axis, Grid
 from mano_op.labels import variable_of, varies_in_time
 
 Levels = Literal["resampled", "independent", "unknown"]
-Resolution = int | tuple[int, ...] | str | Grid
+Resolution = int | Sequence[int] | str | Grid
 
 # What the multiscales convention of zarr calls means.
 AVERAGE = "average"

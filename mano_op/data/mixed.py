@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mano_op.errors import InputError, check_whole
+
 
 @dataclass(frozen=True)
 class Mixed:
@@ -14,19 +16,35 @@ class Mixed:
     Parameters
     ----------
     resolutions : sequence of int, tuple, str or Grid
-        Of a store, each once.
+        Of a store.
     ratios : sequence of float, optional
         The part of an epoch's samples that each resolution has; see
         `mano_op.data.sampler.ResolutionBatchSampler`. All samples of all resolutions if it is left out.
     batch_size : sequence of int, optional
         Of each resolution, where they differ.
 
+    Raises
+    ------
+    InputError
+        If there is no resolution, or a list does not have one value for each.
+
     Examples
     --------
     >>> Mixed([16, (32, 48)], ratios=[1, 3])
-    Mixed(resolutions=[16, (32, 48)], ratios=[1, 3], batch_size=None)
+    Mixed(resolutions=(16, (32, 48)), ratios=(1, 3), batch_size=None)
     """
 
     resolutions: Sequence[Any]
     ratios: Sequence[float] | None = None
     batch_size: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("resolutions", "ratios", "batch_size"):
+            values = getattr(self, name)
+            if values is None and name != "resolutions":
+                continue
+            several = isinstance(values, Sequence) and not isinstance(values, str)
+            if not several or len(values) != max(1, len(self.resolutions)):
+                raise InputError(f"Mixed({name}={values!r}); expected a list, one for each resolution")
+            object.__setattr__(self, name, tuple(values))
+        check_whole(**{f"Mixed: batch_size[{i}]": size for i, size in enumerate(self.batch_size or ())})

@@ -202,7 +202,7 @@ class FieldProcessor(DataProcessor):
         if not single or known[len(known) - len(variables) :] != variables or set(known) != set(variables):
             raise InputError(
                 f"a rollout from {list(self.inputs)} to {list(self.outputs)}; expected one step out, "
-                "window=(steps_in, 1), of all variables that vary in time"
+                "time_steps=(steps_in, 1), of all variables that vary in time"
             )
 
     def next_known(self, known: Tensor, later: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -290,16 +291,27 @@ class FieldStore:
         self.statistics = read_statistics(self._root)
 
     def key(self, resolution: Resolution) -> str:
-        """The name of the level that is meant by 16, (16, 24), "r16" or a grid."""
+        """The name of the resolution that is meant by 16, (16, 24), [16, 24], "r16" or a grid."""
+        key = self._key(resolution)
+        if key is not None:
+            return key
+        present = ", ".join(f"{key} ({' x '.join(map(str, grid.shape))})" for key, grid in self.grids.items())
+        several = isinstance(resolution, Sequence) and not isinstance(resolution, str)
+        mixed = several and all(self._key(part) for part in resolution)
+        hint = f"; to train on several resolutions, give Mixed({list(resolution)})" if mixed else ""
+        raise InputError(f"{self.path} has no resolution {resolution}; it has {present}{hint}")
+
+    def _key(self, resolution: Resolution) -> str | None:
         for key, grid in self.grids.items():
-            if isinstance(resolution, int | np.integer):
-                same = all(n == resolution for n in grid.shape)
+            if isinstance(resolution, Integral):
+                same = set(grid.shape) == {resolution}
+            elif isinstance(resolution, str | Grid):
+                same = resolution in (key, grid)
             else:
-                same = resolution in (key, grid, grid.shape)
+                same = tuple(resolution) == grid.shape
             if same:
                 return key
-        present = ", ".join(f"{key} ({' x '.join(map(str, grid.shape))})" for key, grid in self.grids.items())
-        raise InputError(f"{self.path} has no resolution {resolution}; it has {present}")
+        return None
 
     def dataset(self, resolution: Resolution) -> xr.Dataset:
         """One level as a labelled data set, read when its values are asked for."""

@@ -29,7 +29,7 @@ class WellSamples(Dataset[dict[str, Tensor]]):
 
     with the constant fields c, and all of the varying ones, u, at k = ``n_steps_input`` known and
     m = ``n_steps_output`` later times: the channels that `mano_op.data.dataset.FieldDataset` makes of the
-    same file, imported, with ``window=(k, m)``. Scalars are left out.
+    same file, imported, with ``time_steps=(k, m)``. Scalars are left out.
 
     It is for data that is to stay where and as it is. `mano_op.data.importers.import_the_well` makes a store
     of it, which is read faster, has coarser levels, and is what `train_model` and `evaluate_transfer` take.

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from mano_op.boundary import Boundary, ends_by_axis
 from mano_op.data.channels import channels_of
-from mano_op.data.loaders import field_loaders
+from mano_op.data.loaders import Splits, field_loaders
 from mano_op.data.mixed import Mixed
 from mano_op.data.processor import FieldProcessor
 from mano_op.data.sampler import ResolutionBatchSampler, ranks
@@ -135,16 +135,17 @@ class FieldTask(Task):
         super().__init__(training, arch)
         self.training: FieldOptions = training
         self.validated = training.validate is not None
-        held_out = training.validate if isinstance(training.validate, float) else None
+        validate = training.validate
         loaders = field_loaders(
             self.store,
-            train=list(self.keys) if mixed else self.keys[0],
+            train=Mixed(self.keys, mixed.ratios, mixed.batch_size) if mixed else self.keys[0],
             test=self._tested,
-            test_split=training.validate if isinstance(training.validate, str) else "test",
-            hold_out=held_out,
-            ratios=mixed.ratios if mixed else None,
-            batch_size=(mixed and mixed.batch_size) or training.batch_size,
-            window=training.time_steps,
+            splits=Splits(
+                test=validate if isinstance(validate, str) else "test",
+                hold_out=validate if isinstance(validate, float) else None,
+            ),
+            batch_size=training.batch_size,
+            time_steps=training.time_steps,
             at=training.at,
             pushforward=training.pushforward,
             transforms=training.transforms,

@@ -61,14 +61,14 @@ def check_perturbation(processor: FieldProcessor, noise: float, pushforward: int
     Traceback (most recent call last):
     ...
     mano_op.errors.InputError: noise=0.01 on the inputs a, none of which varies in time: it is for models that
-    step on from known times, window=(steps_in, steps_out)
+    step on from known times, time_steps=(steps_in, steps_out)
     """
     check_finite_number(zero=True, noise=noise)
     check_whole(at_least=0, pushforward=pushforward)
     if noise and not any(map(varies_in_time, processor.inputs)):
         raise InputError(
             f"noise={noise} on the inputs {', '.join(processor.inputs)}, none of which varies in time: it is "
-            "for models that step on from known times, window=(steps_in, steps_out)"
+            "for models that step on from known times, time_steps=(steps_in, steps_out)"
         )
     if pushforward:
         try:
@@ -107,7 +107,7 @@ class PerturbedInputs(nn.Module):
         :math:`\sigma`, in standard deviations of each input.
     pushforward : int
         The most steps that the model takes first. Samples need the truth of as many more times:
-        ``field_loaders(..., window=(steps_in, 1), pushforward=p)``.
+        ``field_loaders(..., time_steps=(steps_in, 1), pushforward=p)``.
     seed : int
 
     Attributes

@@ -78,8 +78,8 @@ def evaluate_transfer(
     batch_size : int
         Samples at a time; memory is for these alone.
     rollout : int
-        Of models that step on in time (trained with ``window=(steps_in, 1)``): how many steps to take, each
-        but the first from the predictions before it. The variables of the results are then those of each
+        Of models that step on in time (trained with ``time_steps=(steps_in, 1)``): how many steps to take,
+        each but the first from the predictions before it. The variables of the results are then those of each
         step, "vorticity@+1" to "vorticity@+20"; by way of the training grid all steps are taken there.
     boundary : mapping, optional
         For the interpolation, known values of outputs at the ends of axes, in place of those that the store
@@ -93,7 +93,7 @@ def evaluate_transfer(
         ``error`` with dimensions ``(model, train_resolution, seed, resolution, predictor, metric, variable,
         sample)``, resolutions coarsest first. What was not given is NaN there, and False in ``present``
         (model, train_resolution, seed); ``defined`` (resolution, predictor, metric) says which errors there
-        can be. ``group`` (sample) is the store's number of a sample: windows of times of one sample have one
+        can be. ``group`` (sample) is the store's number of a sample: runs of times of one sample have one
         group, and are not independent. By model, train_resolution and seed ``parameters`` and
         ``training_flops``, those of one sample on the home grid, and for each resolution ``flops``,
         ``peak_bytes`` (`mano_op.memory.peak_bytes`) and ``seconds_per_sample`` of direct inference, the last

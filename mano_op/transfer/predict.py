@@ -53,7 +53,7 @@ def timed_predict(run: Run, x: Tensor, repeats: int, steps: int = 1) -> tuple[Te
 
 def times_of(run: Run, steps: int) -> dict[str, Any]:
     """Which times of the fields a rollout of some steps is judged on, as `FieldDataset` takes them."""
-    return run.times if steps == 1 else {"window": (run.times["window"][0], steps)}
+    return run.times if steps == 1 else {"time_steps": (run.times["time_steps"][0], steps)}
 
 
 class Cost(NamedTuple):
@@ -86,7 +86,7 @@ def cost_on(name: str, run: Run, grid: Grid, key: str) -> Cost:
 
 
 def sample_numbers(data: FieldDataset) -> NDArray[np.int64]:
-    """The numbers that a store has for the samples of a data set; of windows, which share those, 0, 1, ..."""
+    """The store's numbers of the samples of a data set; 0, 1, ... where several are of one sample."""
     if len(data.channels.starts) > 1:
         return np.arange(len(data))
     rows = data.store.layout.rows(data.key, data.split)
@@ -94,7 +94,7 @@ def sample_numbers(data: FieldDataset) -> NDArray[np.int64]:
 
 
 def group_numbers(data: FieldDataset) -> NDArray[np.int64]:
-    """The number that the store has for each sample of a data set, windows of one sample having one."""
+    """The number that the store has for each sample of a data set, runs of times of one sample having one."""
     rows = data.store.layout.rows(data.key, data.split)
     return np.repeat(data.store.layout.samples(data.key)[rows], len(data.channels.starts))
 
@@ -117,7 +117,7 @@ def sample_fields(
     store : FieldStore
     resolution : int, tuple of int, str or Grid
     rows : sequence of int
-        Counted within the split; of windows of times, within all of these.
+        Counted within the split; of runs of times, within all of these.
     split : str
     steps : int
         Of a rollout; see `predict`.
