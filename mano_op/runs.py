@@ -180,7 +180,7 @@ def save_run(folder: str | Path, run: Run) -> None:
             "format_version": FORMAT_VERSION,
             "parameters": run.n_parameters,
             "processor": run.processor.to_dict(),
-            "training": run.training,
+            "training": {"task": run.task, **run.training},
             "history": run.history,
         }
     )
