@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from mano_op.errors import InputError
 from mano_op.layers.eager import is_only
 from mano_op.layers.level import Parts, Projection, attend_on_level
-from mano_op.layers.native.window import Again
 from mano_op.layers.points import Hidden, linear_maps
 from mano_op.layers.scores import Scores, scored
 from mano_op.layers.window import native_windows, window_attention
@@ -101,7 +100,7 @@ class WindowAttention(nn.Module):
             if at_once is not None:
                 return at_once
             q, k, v = self._heads(x, "qkv")
-            return self._projected(self._attended(q, k, v, bias, again=self._again(x)), plus)
+            return self._projected(self._attended(q, k, v, bias), plus)
         if queries_at is None:
             raise InputError("there are queries without queries_at: say where they are, counted in keys")
         return self.between(queries, *self.keys_and_values(x), queries_at, plus)
@@ -131,7 +130,6 @@ class WindowAttention(nn.Module):
         bias: Callable[[Tensor], Tensor] | None,
         *,
         queries_at: Sequence[tuple[float, ...]] | None = None,
-        again: Again | None = None,
     ) -> Tensor:
         return window_attention(
             q,
@@ -144,7 +142,6 @@ class WindowAttention(nn.Module):
             periodic=self.periodic,
             bias=bias,
             queries_at=queries_at,
-            again=again,
         )
 
     def _projected(self, out: Tensor, plus: Sequence[Tensor]) -> Tensor:
@@ -211,34 +208,6 @@ class WindowAttention(nn.Module):
         of_out = cast(Tensor, self.out.weight), cast(Tensor, self.out.bias)
         out = attend_on_level(tokens, parts, parameters, qkv, of_out, table, added)
         return None if out is None else out.movedim(-1, 1)
-
-    def _again(self, x: Tensor) -> Again | None:
-        """How to make queries, keys and values of the points another time, where that is of use.
-
-        They are three fields a level of the eight or so that a block would keep for its backward pass, and
-        cost a tenth of its arithmetic. Modules that someone looks at are not called twice.
-        """
-        normalised, parameters = self._normalised()
-        if normalised is None or not torch.is_grad_enabled() or not is_only(self.qkv, nn.Linear):
-            return None
-        heads, scaled = self.n_heads, self.logit_scale is not None
-        flat = [t for pair in self._maps("qkv") for t in pair]
-        given = [t for t in flat if t is not None]
-        there = [t is not None for t in flat]
-
-        def function(tokens: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-            rest = iter(tensors)
-            before = [next(rest) for _ in parameters]
-            found = [next(rest) if is_there else None for is_there in there]
-            maps = [
-                (cast(Tensor, weight), bias) for weight, bias in zip(found[::2], found[1::2], strict=True)
-            ]
-            made = linear_maps(tokens, normalised, before, maps)
-            made = scored(dict(zip("qkv", made, strict=True)), heads, next(rest) if scaled else None)
-            return tuple(t.flatten(1, -2) for t in made)
-
-        scale = [] if self.logit_scale is None else [self.logit_scale]
-        return Again(function, [rearrange(x, "b c ... -> b ... c"), *parameters, *given, *scale])
 
     def extra_repr(self) -> str:
         """What `print(layer)` shows."""

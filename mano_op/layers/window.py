@@ -37,7 +37,7 @@ from mano_op.layers.chunks import attend_in_chunks
 from mano_op.layers.eager import on_cpu_eagerly
 from mano_op.layers.native.call import may_call
 from mano_op.layers.native.small_windows import SIZES, SmallWindows, attend_in_small_windows
-from mano_op.layers.native.window import Again, Windows, attend_natively, filled_up, vectors
+from mano_op.layers.native.window import Windows, attend_natively, filled_up, vectors
 from mano_op.layers.tiling import Tiling, cut, placed_tilings, tilings
 from mano_op.layers.whole import Rows, attend_whole
 
@@ -54,7 +54,6 @@ def window_attention(
     periodic: Sequence[bool] | None = None,
     bias: Callable[[Tensor], Tensor] | None = None,
     queries_at: Sequence[tuple[float, ...]] | None = None,
-    again: Again | None = None,
 ) -> Tensor:
     """Attend within windows, and average where windows overlap.
 
@@ -79,9 +78,6 @@ def window_attention(
         Where the queries are, if they are not at the keys: for each axis their positions, increasing and
         counted in keys. The grid of `q` is then that of these positions, windows do not overlap, and queries
         between two windows get a share of both; see `placed_tilings`.
-    again : Again, optional
-        How the three were made. Where windows do not overlap the compiled library then keeps what they were
-        made of for the backward pass, in place of them.
 
     Returns
     -------
@@ -124,7 +120,7 @@ def window_attention(
         out = attend_in_small_windows(q, k, v, *_small_windows(every, tuple(grid)), heads)
     else:
         grids = tuple(grid), tuple(shape)
-        out = _attend_by_tilings(q, k, v, bias, every, grids, heads, between=between, again=again)
+        out = _attend_by_tilings(q, k, v, bias, every, grids, heads, between=between)
     return rearrange(out.unflatten(1, grid), "b ... (h d) -> b h ... d", h=heads)
 
 
@@ -203,14 +199,13 @@ def _attend_by_tilings(
     heads: int,
     *,
     between: bool,
-    again: Again | None,
 ) -> Tensor:
     """One tiling after the other; `grids` are those of the queries and of the keys."""
     out: Tensor | None = None
     for tiling in every:
         rows = _rows(tiling, *grids, q.device, between=between)
         table = None if bias is None else _for_each_head(_bias_table(bias, tiling, q), heads)
-        part = _attend(q, k, v, table, rows, heads, again if len(every) == 1 else None)
+        part = _attend(q, k, v, table, rows, heads)
         if rows.share is not None:
             part = part * rows.share.to(part.dtype)
         out = part if out is None else out + part
@@ -302,22 +297,14 @@ def _new_small_windows(every: tuple[tuple[Tiling, ...], ...], grid: tuple[int, .
 _kept_small_windows = lru_cache(maxsize=128)(_new_small_windows)
 
 
-def _attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    table: Tensor | None,
-    rows: Rows,
-    heads: int,
-    again: Again | None,
-) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:
     """The attention of the windows of one tiling, each result put back in its place.
 
     Points are flattened: `q`, `k`, `v` and the result are ``(batch, points, heads * head_dim)``. `table` is
     ``(windows or 1, heads, queries, keys)``.
     """
     if may_call(q):
-        return attend_natively(q, k, v, table, rows, heads, again)
+        return attend_natively(q, k, v, table, rows, heads)
     if on_cpu_eagerly(q):
         return attend_in_chunks(q, k, v, table, rows, heads)
     return attend_whole(q, k, v, table, rows, heads)

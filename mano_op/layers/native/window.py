@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,37 +21,12 @@ _SIZES = (
 )
 
 
-@dataclass(frozen=True)
-class Again:
-    """How queries, keys and values were made, for a backward pass that makes them again and keeps none.
-
-    Attributes
-    ----------
-    function : callable
-        Gives the three, each ``(batch, points, heads * head_dim)``, of `tensors`.
-    tensors : sequence of Tensor
-        All that they depend on.
-    """
-
-    function: Callable[..., tuple[Tensor, ...]]
-    tensors: Sequence[Tensor]
-
-
-def attend_natively(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    table: Tensor | None,
-    rows: Rows,
-    heads: int,
-    again: Again | None = None,
-) -> Tensor:
+def attend_natively(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:
     """As `mano_op.layers.chunks.attend_in_chunks`, in single precision."""
     q, k, v = (with_channels_together(t) for t in (q, k, v))
     inputs = [t for t in (q, k, v, table) if t is not None]
     recorded = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
-    function, tensors = (None, ()) if again is None else (again.function, tuple(again.tensors))
-    out: Tensor = _Native.apply(q, k, v, table, rows, heads, recorded, function, *tensors)
+    out: Tensor = _Native.apply(q, k, v, table, rows, heads, recorded)
     return out
 
 
@@ -169,32 +143,26 @@ class _Native(torch.autograd.Function):
         rows: Rows,
         heads: int,
         recorded: bool,
-        again: Callable[..., tuple[Tensor, ...]] | None,
-        *sources: Tensor,
     ) -> Tensor:
         added = None if table is None else filled_up(table.detach(), rows)
         out, stats = Windows(rows).attend(q, k, v, added, heads, recorded=recorded)
-        kept = (q, k, v) if again is None else sources
-        ctx.save_for_backward(table, stats, *kept)
-        ctx.rows, ctx.heads, ctx.again = rows, heads, again
+        ctx.save_for_backward(q, k, v, table, stats)
+        ctx.rows, ctx.heads = rows, heads
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        table, stats, *kept = ctx.saved_tensors
+        q, k, v, table, stats = ctx.saved_tensors
         rows, heads = ctx.rows, ctx.heads
-        q, k, v = kept if ctx.again is None else map(with_channels_together, ctx.again(*kept))
-        others = (None,) * (
-            len(ctx.needs_input_grad) - 6
-        )  # what is made again has its gradients by q, k and v
         if torch.is_grad_enabled():
-            return *differentiable(q, k, v, table, rows, heads, grad, ctx.needs_input_grad[:4]), *others
+            needed = ctx.needs_input_grad[:4]
+            return *differentiable(q, k, v, table, rows, heads, grad, needed), None
         added = None if table is None else filled_up(table.detach(), rows)
         dq, dk, dv, dtable = Windows(rows).gradients(q, k, v, added, heads, stats, grad)
         by_table = None
         if table is not None and dtable is not None:
             by_table = dtable[..., : rows.queries.shape[1]].mT.to(table.dtype)
-        return dq, dk, dv, by_table, None, None, *others
+        return dq, dk, dv, by_table, None, None, None
 
 
 def with_channels_together(t: Tensor) -> Tensor:
