@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from neuralop.models.base_model import BaseModel
 from torch import nn
 
 from mano_op.errors import InputError, did_you_mean
@@ -22,10 +21,13 @@ def model_class(arch: str) -> type[nn.Module]:
 
     Examples
     --------
-    >>> import mano_op
     >>> model_class("mano").__name__
     'MANO'
     """
+    from neuralop.models.base_model import (
+        BaseModel,
+    )  # models of `mano_op` import this module, and come with it
+
     models: dict[str, type[nn.Module]] = BaseModel._models
     if arch.lower() not in models:
         known = sorted(name for name in models if not name.startswith("_"))
@@ -46,7 +48,6 @@ def build_model(arch: str, options: Mapping[str, Any]) -> nn.Module:
 
     Examples
     --------
-    >>> import mano_op
     >>> type(build_model("mano", {"in_channels": 1, "out_channels": 1})).__name__
     'MANO'
     >>> build_model("fno", {"in_channels": 1, "out_channels": 1, "n_mode": [8, 8]})  # doctest: +ELLIPSIS

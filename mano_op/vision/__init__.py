@@ -1,6 +1,15 @@
-"""Images: MANO as a classifier, from Swin's weights if there are any, beside ViT and Swin."""
+"""Images: MANO as a classifier, from Swin's weights if there are any, beside ViT and Swin.
 
-from mano_op.vision.baselines import SwinClassifier as SwinClassifier
-from mano_op.vision.baselines import ViTClassifier as ViTClassifier
-from mano_op.vision.classifier import MANOClassifier as MANOClassifier
-from mano_op.vision.swin import from_swin_v2 as from_swin_v2
+Names are imported on first use. The classifiers are in neuraloperator's registry as soon as both packages are
+imported.
+"""
+
+from importlib import import_module
+
+import lazy_loader
+import wrapt
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+wrapt.register_post_import_hook(lambda _: import_module("mano_op.vision.classifier"), "neuralop")
+wrapt.register_post_import_hook(lambda _: import_module("mano_op.vision.baselines"), "neuralop")
