@@ -45,6 +45,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # What touches neuraloperator, with another one than the pinned; the newest release, if none is given:
 #   make neuralop NEURALOP=neuraloperator==2.0.0

@@ -1,6 +1,5 @@
 """What the README and the tutorials show is run, as a reader would run it."""
 
-import ast
 import os
 import re
 import subprocess
@@ -55,43 +54,51 @@ def test_links_of_the_documents_lead_somewhere() -> None:
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
-def test_importing_the_package_leaves_the_data_side_for_later() -> None:
-    """xarray, zarr, dask and matplotlib take as long to import as neuraloperator, so they wait for use."""
-    heavy = {"xarray", "zarr", "dask", "matplotlib", "pandas", "distributed", "onnx", "onnxruntime"}
-    new = "{name.split('.')[0] for name in set(sys.modules) - before}"
-    code = f"import neuralop, sys; before = set(sys.modules); import mano_op; print(sorted({new} & {heavy}))"
+HEAVY = {"torch", "neuralop", "scipy", "xarray", "zarr", "dask", "matplotlib", "pandas", "onnxruntime"}
+EXTRAS = [
+    "torch_harmonics",
+    "the_well",
+    "lightning",
+    "xbatcher",
+    "h5netcdf",
+    "tensorboard",
+    "huggingface_hub",
+]
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import mano_op, mano_op.vision, mano_op.grid", HEAVY),
+        ("import mano_op.data.store, mano_op.data.fields, mano_op.problems", {"torch", "neuralop"}),
+    ],
+)
+def test_an_import_brings_in_nothing_heavy_that_it_does_not_need(statement: str, absent: set[str]) -> None:
+    code = f"import sys; {statement}; print(sorted({absent} & set(sys.modules)))"
     assert run("-c", code, cwd=ROOT).strip() == "[]"
 
 
-def test_the_package_names_what_it_offers() -> None:
-    """Everything in ``__all__`` is there, whether it was imported or is on first use, and nothing else is."""
-    import mano_op
-
-    assert len(set(mano_op.__all__)) == len(mano_op.__all__)
-    for name in mano_op.__all__:
-        assert getattr(mano_op, name).__name__ == name
-    # What type checkers see is what is there: every "import X as X" of the file, the lazy ones too.
-    tree = ast.parse(Path(mano_op.__file__).read_text())
-    imported = {
-        alias.name: f"{node.module}"
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-        if alias.asname == alias.name
-    }
-    assert set(imported) == set(mano_op.__all__)
-    for name, module in imported.items():
-        assert getattr(mano_op, name) is getattr(import_module(module), name)
+@pytest.mark.parametrize(
+    "first", ["import mano_op, mano_op.vision, neuralop", "import neuralop, mano_op.vision"]
+)
+def test_models_are_registered_once_both_packages_are_imported_even_without_extras(first: str) -> None:
+    code = f"""
+import sys
+for name in {EXTRAS}:
+    sys.modules[name] = None
+{first}
+from neuralop.models.base_model import available_models
+assert {{"mano", "mano_published", "mano_classifier", "swin_classifier"}} <= set(available_models())
+import mano_op.train, mano_op.transfer, mano_op.data.loaders, mano_op.data.importers, mano_op.data.well
+"""
+    run("-W", "error", "-c", code, cwd=ROOT)
 
 
-def test_every_test_file_is_in_the_table_for_contributors() -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    table = text[text.index("| in `mano_op/`") : text.index("## What we look for")]
-    named = set(
-        re.findall(r"\w+", " ".join(line.split("|")[2] for line in table.splitlines() if "|" in line))
-    )
-    files = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
-    assert files - named == set(), "name these in the table of CONTRIBUTING.md"
+@pytest.mark.parametrize("package", ["mano_op", "mano_op.vision"])
+def test_every_name_of_a_stub_is_what_the_package_gives(package: str) -> None:
+    module = import_module(package)
+    for name in module.__all__:
+        assert getattr(module, name).__name__ == name
 
 
 def test_a_wrong_registration_costs_what_the_design_says(tmp_path: Path) -> None:
