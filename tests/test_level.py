@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_window import assert_near, cotangent, differentiated
+from torch.utils.checkpoint import checkpoint
 
 from mano_op.errors import InputError
 from mano_op.layers import attention, points
@@ -14,152 +16,191 @@ from mano_op.layers.attention import WindowAttention
 from mano_op.layers.native.library import library
 
 pytestmark = pytest.mark.skipif(library() is None, reason="needs a C++ compiler")
+SHAPES = st.lists(st.integers(1, 9), min_size=1, max_size=3)
+# Rows of a chunk, and numbers of a field up to which it is kept for the backward pass.
+ROWS, KEPT = st.sampled_from([7, 256]), st.sampled_from([0, 2**22])
 
 
 def drawn(n_dim=2, size=1.0, **options):
-    generator = torch.Generator().manual_seed(0)
-    given = {"head_dim": 4, "window": 4, "stride": 4, "halo": 1, "periodic": [False, True, False][:n_dim]}
-    module = WindowAttention(6, 2, n_dim=n_dim, **(given | options))
+    default = {"head_dim": 4, "window": 4, "stride": 4, "halo": 1, "periodic": [False, True, False][:n_dim]}
+    module = WindowAttention(6, 2, n_dim=n_dim, **(default | options))
     with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_(std=size, generator=generator)
-    return module, generator
+        for i, parameter in enumerate(module.parameters()):
+            parameter.normal_(std=size, generator=torch.Generator().manual_seed(i))
+    return module
 
 
-def fields(shape, count, generator):
-    return [torch.randn(2, 6, *shape, generator=generator).requires_grad_() for _ in range(count)]
+def fields(shape, count=1):
+    return list(torch.randn(count, 2, 6, *shape, generator=torch.Generator().manual_seed(9)))
 
 
-def with_gradients(module, given, residual):
-    x, *others = given
-    out = module(x, plus=[*others, x] if residual else others)
-    weights = torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view(out.shape).sin()
-    return [out, *torch.autograd.grad(out, [*given, *module.parameters()], weights)]
+def function_of(module, residual, n_fields):
+    """A layer as a function of the field, of what is added to the result, and of its parameters."""
+    names = [name for name, _ in module.named_parameters()]
+
+    def function(inputs):
+        x, *others = inputs[:n_fields]
+        parameters = dict(zip(names, inputs[n_fields:], strict=True))
+        return torch.func.functional_call(
+            module, parameters, x, {"plus": [*others, x] if residual else others}
+        )
+
+    return function, list(module.parameters())
 
 
 def assert_that_of_double(module, given, residual, within=2e-5):
+    function, parameters = function_of(module, residual, len(given))
+    inputs = [*given, *parameters]
     with patch.object(attention, "attend_on_level", wraps=attention.attend_on_level) as used:
-        found = with_gradients(module, given, residual)
+        found = differentiated(function, inputs)
     # Small windows, to whose scores nothing is added, have a way of their own.
     assert used.called or module.bias is None
-    in_double = [t.detach().double().requires_grad_() for t in given]
-    exact = with_gradients(copy.deepcopy(module).double(), in_double, residual)
-    for one, other in zip(found, exact, strict=True):
-        assert one.dtype == torch.float32 and one.shape == other.shape
-        assert (one - other).abs().max() <= within * max(other.abs().max().item(), 1.0)
+    assert_near(found, differentiated(function, [t.double() for t in inputs]), within)
 
 
 @given(
-    shape=st.lists(st.integers(1, 9), min_size=1, max_size=3),
-    window=st.integers(1, 5),
-    halo=st.integers(0, 2),
-    n_plus=st.integers(0, 2),
-    residual=st.booleans(),
-    biased=st.booleans(),
-    double_norm=st.booleans(),
-    rows=st.sampled_from([7, 256]),
-    most=st.sampled_from([0, 2**22]),
-)
-def test_results_and_gradients_are_those_of_steps_in_double_precision(
-    shape, window, halo, n_plus, residual, biased, double_norm, rows, most
+    shape=SHAPES, window=st.integers(1, 5), halo=st.integers(0, 2), n_plus=st.integers(0, 2),
+    residual=st.booleans(), biased=st.booleans(), double_norm=st.booleans(), rows=ROWS, kept=KEPT,
+)  # fmt: skip
+def test_a_level_is_its_steps_in_double_precision(
+    shape, window, halo, n_plus, residual, biased, double_norm, rows, kept
 ):
     options = {"window": window, "stride": window, "halo": halo}
-    module, generator = drawn(len(shape), position_bias=biased, double_norm=double_norm, **options)
-    with patch.multiple(points, _NUMBERS=1, _ROWS=rows, _KEPT=most):
-        assert_that_of_double(module, fields(shape, 1 + n_plus, generator), residual)
+    module = drawn(len(shape), position_bias=biased, double_norm=double_norm, **options)
+    with patch.multiple(points, _NUMBERS=1, _ROWS=rows, _KEPT=kept):
+        assert_that_of_double(module, fields(shape, 1 + n_plus), residual)
 
 
 @given(
-    shape=st.lists(st.integers(1, 9), min_size=1, max_size=3),
-    window=st.integers(1, 5),
-    shift=st.integers(0, 4),
-    scores=st.sampled_from(["dot", "cosine"]),
-    position_bias=st.sampled_from([True, "swin"]),
-    qv_bias=st.booleans(),
-    norm=st.booleans(),
-    residual=st.booleans(),
-    rows=st.sampled_from([7, 256]),
-    most=st.sampled_from([0, 2**22]),
-)
-def test_so_are_swins(shape, window, shift, rows, most, residual, **made):
+    shape=SHAPES, window=st.integers(1, 5), shift=st.integers(0, 4),
+    scores=st.sampled_from(["dot", "cosine"]), position_bias=st.sampled_from([True, "swin"]),
+    qv_bias=st.booleans(), norm=st.booleans(),
+    residual=st.booleans(), rows=ROWS, kept=KEPT,
+)  # fmt: skip
+def test_a_level_of_swin_is_its_steps_in_double_precision(shape, window, shift, rows, kept, residual, **made):
     options = {"window": window, "stride": window, "halo": 0, "shift": min(shift, window - 1)}
-    module, generator = drawn(len(shape), size=0.5, **options, **made)
-    with patch.multiple(points, _NUMBERS=1, _ROWS=rows, _KEPT=most):
-        assert_that_of_double(module, fields(shape, 1, generator), residual, within=1e-4)
+    module = drawn(len(shape), size=0.5, **options, **made)
+    with patch.multiple(points, _NUMBERS=1, _ROWS=rows, _KEPT=kept):
+        assert_that_of_double(module, fields(shape), residual, within=1e-4)
 
 
-def test_gradients_of_gradients():
-    module, generator = drawn(size=0.3)
-    given = fields((5, 6), 2, generator)
-
-    def second(module, given):
-        out = module(given[0], plus=given).sin().sum()
-        first = torch.autograd.grad(out, [*given, *module.parameters()], create_graph=True)
-        return torch.autograd.grad(sum(grad.square().sum() for grad in first), [*given, *module.parameters()])
-
-    found = second(module, given)
-    exact = second(copy.deepcopy(module).double(), [t.detach().double().requires_grad_() for t in given])
-    for one, other in zip(found, exact, strict=True):
-        assert (one - other).abs().max() <= 2e-4 * max(1.0, other.abs().max().item())
+@pytest.mark.parametrize("logit_scale", [-60.0, -20.0, 6.0])
+def test_cosines_have_any_factor_and_vectors_of_no_length(logit_scale):
+    module = drawn(scores="cosine", position_bias="swin", qv_bias=True, norm=False, halo=0)
+    with torch.no_grad():
+        module.logit_scale.fill_(logit_scale)
+        module.q_bias.zero_()
+    [x] = fields((5, 6))
+    x[:, :, :2] = 0
+    assert_that_of_double(module, [x], residual=False, within=1e-4)
 
 
-def test_what_asks_for_no_gradient_gets_none():
-    module, generator = drawn()
-    given = fields((5, 6), 1, generator)
-    expected = with_gradients(module, given, residual=True)
-    module.requires_grad_(False)
-    module.out.bias.requires_grad_()
-    x = given[0].detach()
-    weights = torch.linspace(-1, 2, x.numel()).view(x.shape).sin()
-    [found] = torch.autograd.grad(module(x, plus=[x]), [module.out.bias], weights)
-    index = 1 + [name for name, _ in module.named_parameters()].index("out.bias") + 1
-    torch.testing.assert_close(found, expected[index])
+def test_gradients_of_a_level_have_gradients():
+    function, parameters = function_of(drawn(size=0.3), True, 2)
+
+    def second(inputs):
+        inputs = [t.detach().requires_grad_() for t in inputs]
+        first = torch.autograd.grad(function(inputs).sin().sum(), inputs, create_graph=True)
+        return torch.autograd.grad(sum(t.square().sum() for t in first), inputs)
+
+    inputs = [*fields((5, 6), 2), *parameters]
+    assert_near(second(inputs), second([t.double() for t in inputs]), 2e-4)
 
 
-@pytest.mark.parametrize("name", ["norm1", "out"])
-def test_parts_that_someone_looks_at_are_called(name):
-    module, generator = drawn()
-    [x] = fields((5, 6), 1, generator)
-    expected, calls = module(x), []
+def gradients(module, x, forward=None):
+    module.zero_grad()
+    x = x.detach().requires_grad_()
+    out = module(x) if forward is None else forward(module, x)
+    out.backward(cotangent(out))
+    return [x.grad, *(p.grad for p in module.parameters())]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_level_in_a_checkpoint_has_the_same_gradients(reentrant):
+    module, [x] = drawn(), fields((9, 12))
+    inside = gradients(module, x, lambda m, x: checkpoint(m, x, use_reentrant=reentrant))
+    assert all(map(torch.equal, [t.clone() for t in inside], gradients(module, x)))
+
+
+@pytest.mark.parametrize("options", [{}, {"scores": "cosine", "position_bias": "swin", "qv_bias": True}])
+def test_recomputed_queries_keys_and_values_give_the_gradients_of_kept_ones(options, monkeypatch):
+    """And once more, by another backward pass."""
+    module, [x], found = drawn(**options), fields((9, 12)), []
+    for kept in (0, 2**22):
+        monkeypatch.setattr(points, "_KEPT", kept)
+        out = module(x.requires_grad_())
+        for _ in range(2):
+            found.append(torch.autograd.grad(out.sin().sum(), [x, *module.parameters()], retain_graph=True))
+    assert all(all(map(torch.equal, found[0], other)) for other in found[1:])
+
+
+def test_of_large_fields_no_queries_keys_and_values_are_kept(monkeypatch):
+    module, x, held = drawn(head_dim=3), torch.randn(1, 6, 64, 64, requires_grad=True), {}
+    for most in (0, 2**22):
+        monkeypatch.setattr(points, "_KEPT", most)
+        kept = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, kept=kept: (kept.update({t.data_ptr(): t.nbytes}), t)[1], lambda t: t
+        ):
+            module(x)
+        held[most] = sum(kept.values())
+    assert held[2**22] - held[0] >= 2.9 * x.nbytes
+
+
+def test_weights_that_changed_before_the_backward_pass_are_noticed():
+    module, [x] = drawn(), fields((5, 6))
+    out = module(x)
+    with torch.no_grad():
+        module.qkv.weight.mul_(2)
+    with pytest.raises(RuntimeError, match=r"modified (by an )?inplace"):
+        out.sum().backward()
+
+
+def test_frozen_parts_get_no_gradient_and_change_none():
+    module, [x] = drawn(), fields((5, 6))
+    expected = dict(
+        zip(["x", *(name for name, _ in module.named_parameters())], gradients(module, x), strict=True)
+    )
+    expected = {name: t.clone() for name, t in expected.items()}
+    for trained in ("x", "out.bias"):
+        module.requires_grad_(False)
+        module.zero_grad()
+        parameters = dict(module.named_parameters()) | {"x": x.detach()}
+        parameters[trained].requires_grad_()
+        out = module(parameters["x"])
+        [found] = torch.autograd.grad(out, [parameters[trained]], cotangent(out))
+        torch.testing.assert_close(found, expected[trained])
+
+
+@pytest.mark.parametrize("name", ["norm1", "qkv", "out"])
+def test_parts_with_a_hook_are_called_once(name):
+    module, [x], calls = drawn(qv_bias=True), fields((5, 6)), []
+    expected = module(x)
     getattr(module, name).register_forward_hook(lambda *_: calls.append(1))
     torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-4)
-    assert calls == [1]
+    module(x.requires_grad_()).sum().backward()
+    assert len(calls) == 2
 
 
-def test_so_is_a_projection_that_someone_looks_at_or_replaces():
+def test_a_replaced_projection_is_called():
     """The weights are not taken from beneath it."""
-    module, generator = drawn(qv_bias=True)
-    [x] = fields((5, 6), 1, generator)
-    expected, calls = module(x), []
-    module.qkv.register_forward_hook(lambda *_: calls.append(1))
-    torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-4)
-    assert calls == [1]
+    module, [x] = drawn(qv_bias=True), fields((5, 6))
+    expected = module(x)
     module.qkv = torch.nn.Sequential(module.qkv, torch.nn.Identity())
     torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_bias_of_other_heads_is_refused():
-    module, generator = drawn()
+    module = drawn()
     module.bias = attention.PositionBias(n_heads=1, n_dim=2)
-    with pytest.raises(InputError, match="bias gives 1 scores for each offset, expected one for each of 2"):
-        module(fields((5, 6), 1, generator)[0])
+    with pytest.raises(
+        InputError, match="bias gives 1 scores for each offset, expected one for each of 2 heads"
+    ):
+        module(fields((5, 6))[0])
 
 
-@pytest.mark.parametrize("logit_scale", [-60.0, -20.0, 6.0])
-def test_cosines_with_any_factor_and_of_vectors_of_no_length(logit_scale):
-    module, generator = drawn(scores="cosine", position_bias="swin", qv_bias=True, norm=False, halo=0)
-    with torch.no_grad():
-        module.logit_scale.fill_(logit_scale)
-        module.q_bias.zero_()
-    [x] = fields((5, 6), 1, generator)
-    with torch.no_grad():
-        x[:, :, :2] = 0
-    assert_that_of_double(module, [x], residual=False, within=1e-4)
-
-
-def test_what_is_kept_is_of_a_cpu_whatever_the_default():
-    module, generator = drawn(window=3, stride=3)
-    [x] = fields((7, 6), 1, generator)
+def test_windows_are_kept_on_the_cpu_whatever_the_default_device():
+    module, [x] = drawn(window=3, stride=3), fields((7, 6))
     expected = copy.deepcopy(module).double()(x.double())
     with torch.device("meta"):
         assert (module(x) - expected).abs().max() < 1e-4

@@ -1,421 +1,266 @@
-"""Attention by the compiled library against torch's operations, and what happens where there is none."""
+"""The compiled library against double precision, and where there is none. Its attention: `test_window`."""
 
+import math
 import os
 import stat
 import subprocess
 import sys
-from itertools import product
-from unittest.mock import patch
+from contextlib import nullcontext
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.flop_counter import FlopCounterMode
+from scipy.special import ndtr
+from test_window import assert_near, differentiated, threads
 
-from mano_op import MultipoleAttention
 from mano_op.errors import InputError
-from mano_op.layers import window
-from mano_op.layers.attention import PositionBias
-from mano_op.layers.native import library as module
+from mano_op.layers import pyramid
+from mano_op.layers.native import stencil
+from mano_op.layers.native.call import may_call
+from mano_op.layers.native.elementwise import add_, gelu, gelu_backward_
 from mano_op.layers.native.library import library
-from mano_op.layers.native.small_windows import SmallWindows
-from mano_op.layers.tiling import cut, tilings
-from mano_op.layers.window import window_attention
+from mano_op.layers.pyramid import Prolong, Restrict, level_shapes
 
 pytestmark = pytest.mark.skipif(library() is None, reason="needs a C++ compiler")
-BETWEEN = [tuple(i * 7 / 10 for i in range(11)), (0.0, 0.5, 2.25, 4.0, 5.0)]  # at any ratio of spacings
+EPS = torch.finfo(torch.float32).eps
 
 
-def drawn(shape, queries=None, batch=2, heads=2, head_dim=4, size=1.0, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    q, k, v = (
-        (size * torch.randn(batch, heads, *grid, head_dim, generator=generator)).requires_grad_()
-        for grid in (queries or shape, shape, shape)
-    )
-    bias = PositionBias(heads, n_dim=len(shape))
+# Single values
+
+
+def gelu_and_slope(x):
+    """In double precision, also where the distribution function is next to nothing."""
+    x = x.double()
+    share, density = torch.from_numpy(ndtr(x.numpy())), torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
+    return x * share, share + x * density
+
+
+def test_gelu_is_as_good_as_single_precision():
+    """Relative to the value, or to one where that is smaller; also where it is next to nothing."""
+    x = torch.linspace(-12, 12, 100_001)[:, None]
+    value, slope = gelu_and_slope(x)
+    found, dz = gelu_backward_(x.clone(), torch.zeros(1), torch.ones_like(x))
+    assert (gelu(x, torch.zeros(1)) == found).all()
+    assert ((found - value).abs() <= 5 * EPS * value.abs().clamp(min=0.1)).all()
+    assert ((dz - slope).abs() <= 3 * EPS).all()
+    tail = (x < -1) & (value.abs() > 1e-30)
+    assert ((found - value).abs() <= 3e-5 * value.abs())[tail].all()
+
+
+def test_gelu_of_what_is_not_finite_is_torchs():
+    x = torch.tensor([[torch.inf, torch.nan, -torch.inf, 1e30, -1e30, 0.0]])
+    found = gelu(x, torch.zeros(6))
+    assert found[0, 0] == torch.inf and found[0, 1:3].isnan().all() and (found[0, 4:] == 0).all()
+    assert found[0, 3] == torch.nn.functional.gelu(x)[0, 3]
+
+
+@given(
+    rows=st.integers(0, 9),
+    channels=st.integers(1, 40),
+    n_threads=st.sampled_from([1, 3]),
+    with_bias=st.booleans(),
+    with_field=st.booleans(),
+)
+def test_rows_of_any_number_of_channels_leave_their_neighbours_alone(
+    rows, channels, n_threads, with_bias, with_field
+):
+    generator = torch.Generator().manual_seed(0)
+    z, dz, x = torch.randn(3, rows, channels, generator=generator)
+    bias, around = torch.randn(channels, generator=generator), torch.ones(rows + 2, channels)
+    value, slope = gelu_and_slope(z + bias)
+    with threads(n_threads):
+        added = add_(z.clone(), bias if with_bias else None, x if with_field else None)
+        h, grad = gelu_backward_(z.clone(), bias, dz.clone())
+        assert (gelu(z, bias, out=around[1:-1]) == h).all()
+    assert (around[[0, -1]] == 1).all() and (around[1:-1] == h).all()
+    assert (added == z + (bias if with_bias else 0) + (x if with_field else 0)).all()
+    torch.testing.assert_close(h.double(), value, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(grad.double(), slope * dz, rtol=2e-6, atol=1e-6)
+
+
+# Stencils
+
+
+def step_of(kind, channels, n_dim, **options):
+    step = kind(channels, n_dim=n_dim, sampling="stencil", **options)
     with torch.no_grad():
-        for parameter in bias.parameters():
-            parameter.normal_(generator=generator)
-    return [q, k, v, *(p.detach().requires_grad_() for p in bias.parameters())], bias
+        step.weight.normal_(generator=torch.Generator().manual_seed(0))
+    return step
 
 
-def with_gradients(inputs, bias, **options):
-    """The result and the gradients, of single precision by the library, of double by torch."""
-    q, k, v, *parameters = inputs
-    names = [] if bias is None else [name for name, _ in bias.named_parameters()]
+def on_step(step, shape):
+    """A step as a function of the field, its weights and, of prolongation, factors of the channels."""
 
-    def of(offset):
-        return torch.func.functional_call(bias, dict(zip(names, parameters, strict=True)), offset)
+    def function(inputs):
+        x, weight, *factor = inputs
+        return torch.func.functional_call(step, {"weight": weight}, (x, *shape, *factor))
 
-    out = window_attention(q, k, v, bias=of if options.pop("biased", True) else None, **options)
-    weights = torch.linspace(-1, 2, out.numel(), dtype=out.dtype).reshape(out.shape).sin()
-    return [out, *torch.autograd.grad(out, inputs, weights, materialize_grads=True)]
-
-
-def in_double(inputs):
-    return [t.detach().double().requires_grad_() for t in inputs]
-
-
-def assert_close(found, exact, within=5e-6):
-    for one, other in zip(found, exact, strict=True):
-        assert one.dtype == torch.float32
-        assert (one - other).abs().max() <= within * max(other.abs().max().item(), 1.0)
+    return function
 
 
 @given(
     shape=st.lists(st.integers(1, 9), min_size=1, max_size=3),
-    window=st.integers(1, 5),
-    part=st.integers(1, 5),
-    halo=st.integers(0, 2),
+    rate=st.integers(2, 4),
+    registration=st.sampled_from(["node", "node_both", "cell"]),
     periodic=st.lists(st.booleans(), min_size=3, max_size=3),
-    head_dim=st.sampled_from([1, 3, 4, 6, 8, 16, 21, 32]),
-    threads=st.sampled_from([1, 2, 5]),
-    biased=st.booleans(),
+    channels=st.integers(1, 5),
+    channels_last=st.booleans(),
+    n_threads=st.sampled_from([1, 3]),
+    batch=st.integers(0, 3),
 )
-def test_results_and_gradients_are_those_of_double_precision(
-    shape, window, part, halo, periodic, head_dim, threads, biased
+def test_stencils_are_torchs_convolutions_in_double_precision(
+    shape, rate, registration, periodic, channels, channels_last, n_threads, batch
 ):
-    inputs, bias = drawn(shape, head_dim=head_dim)
-    options = {
-        "window": window, "stride": min(part, window), "halo": halo, "periodic": periodic[: len(shape)],
-    }  # fmt: skip
-    with patch.object(torch, "get_num_threads", lambda: threads):
-        found = with_gradients(inputs, bias, biased=biased, **options)
-    assert_close(found, with_gradients(in_double(inputs), bias, biased=biased, **options))
+    options = {"rate": rate, "registration": registration, "periodic": periodic[: len(shape)]}
+    coarse, generator = level_shapes(shape, rate, 2)[-1], torch.Generator().manual_seed(0)
+    factor = torch.randn(channels, generator=generator)
+    for kind, size, more in ((Restrict, shape, []), (Prolong, coarse, [factor])):
+        x = torch.randn(batch, *size, channels, generator=generator).movedim(-1, 1)
+        step = step_of(kind, channels, len(shape), **options)
+        inputs = [x if channels_last else x.contiguous(), step.weight, *more]
+        function = on_step(step, [shape] if more else [])
+        with threads(n_threads):
+            found = differentiated(function, inputs)
+        assert all(t.dtype == torch.float32 for t in found)
+        exact = differentiated(function, [t.double() for t in inputs])
+        if batch:
+            assert_near(found, exact, 1e-5)
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("queries_at", [BETWEEN, [tuple(i / 4 for i in range(32)), (0.0, 1.0, 5.0)]])
-def test_queries_between_keys(queries_at, threads, monkeypatch):
-    inputs, bias = drawn((8, 6), [len(at) for at in queries_at])
-    options = {"window": 4, "halo": 1, "queries_at": queries_at}
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert_close(with_gradients(inputs, bias, **options), with_gradients(in_double(inputs), bias, **options))
+@given(n=st.integers(1, 40), rate=st.integers(2, 5), node=st.booleans(), periodic=st.booleans())
+def test_gather_lists_of_both_directions_hold_the_same_pairs(n, rate, node, periodic):
+    reach = rate - 1 if node else 0
+    coarse = -(-n // rate)
 
+    def pairs(lists):
+        return {
+            (point, int(lists.source[i]), int(lists.tap[i]))
+            for point in range(lists.n_out)
+            for i in range(lists.start[point], lists.start[point + 1])
+        }
 
-def test_it_is_what_a_cpu_uses_in_single_precision(monkeypatch):
-    for name in ("attend_in_chunks", "attend_whole"):
-        monkeypatch.setattr(window, name, None)
-    inputs, bias = drawn((8, 8))
-    assert with_gradients(inputs, bias, window=4)[0].isfinite().all()
-
-
-def test_numbers_are_the_same_each_time_and_with_any_threads_forward(monkeypatch):
-    inputs, bias = drawn((16, 16), batch=4)
-    once, again = (with_gradients(inputs, bias, window=4, halo=1) for _ in range(2))
-    assert all(torch.equal(one, other) for one, other in zip(once, again, strict=True))
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    assert torch.equal(with_gradients(inputs, bias, window=4, halo=1)[0], once[0])
-
-
-def test_scores_of_any_size():
-    """The largest wins, exactly; nothing overflows."""
-    inputs, bias = drawn((9, 7), size=300.0)
-    assert_close(
-        with_gradients(inputs, bias, window=4, halo=1)[:1],
-        with_gradients(in_double(inputs), bias, window=4, halo=1)[:1],
-        within=1e-2,  # of scores of 1e5, single precision knows the second digit
-    )
-    v = torch.tensor([1.0, 2.0, 4.0, 8.0]).reshape(1, 1, 4, 1)
-    q, k = torch.full((1, 1, 4, 1), 1e4), torch.tensor([0.0, 1.0, 3.0, 2.0]).reshape(1, 1, 4, 1)
-    assert window_attention(q, k, v, window=4).flatten().tolist() == [4.0] * 4
-
-
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-@pytest.mark.parametrize("which", [0, 1, 2])
-def test_what_is_not_finite_shows(bad, which):
-    inputs, bias = drawn((8, 8), batch=1, heads=1)
-    with torch.no_grad():
-        inputs[which][0, 0, 2, 1, 0] = bad
-        out = window_attention(*inputs[:3], window=4, bias=bias)
-        by_torch = window_attention(*in_double(inputs[:3]), window=4, bias=bias.double())
-    assert torch.equal(out.isfinite(), by_torch.isfinite())
-    assert not out[0, 0, :4, :4].isfinite().all()
-    assert out[0, 0, 4:].isfinite().all()  # other windows know nothing of it
-
-
-def test_strided_inputs_are_read_where_they_are():
-    """As the layer's are: queries, keys and values of one product, heads side by side."""
-    together = torch.randn(2, 6, 5, 3, 2, 4)
-    parts = [together[..., i, :, :].permute(0, 3, 1, 2, 4) for i in range(3)]
-    found = window_attention(*parts, window=4, halo=1)
-    torch.testing.assert_close(found, window_attention(*(t.contiguous() for t in parts), window=4, halo=1))
-    exact = window_attention(*(t.double() for t in parts), window=4, halo=1)
-    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6)
-
-
-def test_what_does_not_belong_together_is_refused_before_memory_is_read():
-    q, k, v = (torch.randn(2, 2, 8, 8, 4) for _ in range(3))
-    for unlike in (
-        (q[:1], k, v),
-        (q, k[:, :1], v),
-        (q[:, :, :4], k, v),
-        (q, k, v[..., :2]),
-        (q, k[:, :, 1:], v[:, :, 1:]),
+    for there, back in (
+        stencil.down(n, rate, reach, periodic),
+        stencil.up(coarse, n, rate, reach, periodic),
     ):
-        with pytest.raises(InputError, match="expected one batch, heads and head_dim for all"):
-            window_attention(*unlike, window=4)
-    with pytest.raises(InputError, match="float64 on cpu"):
-        window_attention(q, k.double(), v, window=4)
-    with pytest.raises(InputError, match="the grid"):
-        window_attention(q, k, v, window=4, queries_at=[(0.0, 1.0)] * 2)
+        assert pairs(back) == {(source, out, tap) for out, source, tap in pairs(there)}
+        assert (there.n_out, there.n_in) == (back.n_in, back.n_out)
+        assert there.source.min() >= 0 and there.source.max() < there.n_in
+        assert there.tap.min() >= 0 and there.tap.max() < there.taps == rate + reach
 
 
-def test_a_bias_that_autocast_makes_half_is_read_as_such():
-    inputs, bias = drawn((8, 8))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = with_gradients(inputs, bias, window=4, halo=1)
-    assert_close(found[:4], with_gradients(in_double(inputs), bias, window=4, halo=1)[:4], within=0.05)
+@pytest.mark.parametrize(("kind", "shape"), [(Restrict, []), (Prolong, [(9, 8)])])
+def test_gradients_of_stencils_have_gradients(kind, shape):
+    step = step_of(kind, 3, 2, rate=2, periodic=[False, True])
+    function = on_step(step, shape)
+
+    def second(inputs):
+        inputs = [t.detach().requires_grad_() for t in inputs]
+        first = torch.autograd.grad(function(inputs).tanh().sum(), inputs, create_graph=True)
+        return torch.autograd.grad(sum(t.square().sum() for t in first), inputs)
+
+    inputs = [torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(0)), step.weight]
+    assert_near(second(inputs), second([t.double() for t in inputs]), 1e-4)
 
 
-def test_gradients_of_gradients():
-    inputs, bias = drawn((5, 6), batch=1)
-
-    def twice(inputs):
-        _, *gradients = with_gradients(inputs, bias, window=4, halo=1)
-        return gradients
-
-    q, k, v, *_ = inputs
-    found, exact = (
-        torch.autograd.grad(
-            torch.autograd.grad(window_attention(*given, window=4).sin().sum(), given[:2], create_graph=True)[
-                0
-            ]
-            .square()
-            .sum(),
-            given,
-        )
-        for given in ([q, k, v], in_double([q, k, v]))
-    )
-    assert_close(found, exact, within=1e-4)
+@pytest.mark.parametrize("frozen", ["x", "weight"])
+def test_a_stencil_gives_gradients_to_what_asks_for_them(frozen):
+    step, x = step_of(Restrict, 2, 1, rate=2, periodic=[False]), torch.randn(1, 2, 8)
+    step.weight.requires_grad_(frozen != "weight")
+    x.requires_grad_(frozen != "x")
+    step(x).sum().backward()
+    assert (x.grad is None) == (frozen == "x") and (step.weight.grad is None) == (frozen == "weight")
 
 
-def test_counters_of_operations_see_the_products():
-    inputs, _ = drawn((8, 8), batch=3, heads=2, head_dim=4)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        window_attention(*inputs[:3], window=4, halo=1)
-    # 64 queries, 36 keys each, two products of 4 numbers, 2 operations, 3 samples, 2 heads
-    assert counter.get_total_flops() == 64 * 36 * 2 * 4 * 2 * 3 * 2
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_precisions_go_through_torch(dtype, monkeypatch):
+    assert may_call(torch.zeros(1)) and not may_call(torch.zeros(1, dtype=dtype))
+    monkeypatch.setattr(pyramid, "apply_stencil", None)
+    step, x = step_of(Restrict, 2, 1, rate=2, periodic=[False]), torch.randn(1, 2, 8)
+    mixed = dtype == torch.bfloat16
+    with torch.autocast("cpu", dtype) if mixed else nullcontext():
+        assert (step(x) if mixed else step.to(dtype)(x.to(dtype))).dtype == dtype
 
 
-# ------------------------------------------------------------------------- windows of 2, 4 or 8 points
+# The library itself
 
 
-SMALL = [(1, 2), (1, 4), (1, 8), (2, 2), (3, 2)]  # dimensions, and points along each side
+@pytest.fixture
+def opened(tmp_path, monkeypatch, caplog):
+    """Opens the library anew, from a cache of its own; the second value is the log."""
+
+    def open_library(script=None, **environment):
+        if script is not None:
+            (tmp_path / "c++").write_text(f"#!/bin/sh\n{script}\n")
+            (tmp_path / "c++").chmod(0o755)
+            environment["CXX"] = str(tmp_path / "c++")
+        for name, value in {"XDG_CACHE_HOME": str(tmp_path), **environment}.items():
+            monkeypatch.setenv(name, value)
+        with caplog.at_level("INFO"):
+            return library.__wrapped__(), caplog.text
+
+    return open_library
 
 
-def by_small_windows(inputs, **options):
-    """The result and the gradients of q, k and v, of the path that takes all windows at once."""
-    with patch.object(window, "_attend_by_tilings", None):
-        return with_gradients(inputs, None, biased=False, **options)
+QUICK = 'exec c++ "$@" -O0'
 
 
-def with_gradients_of_three(inputs, **options):
-    return with_gradients(inputs, None, biased=False, **options)
-
-
-@given(
-    kind=st.sampled_from(SMALL),
-    sides=st.lists(st.integers(0, 6), min_size=3, max_size=3),
-    part=st.integers(1, 8),
-    periodic=st.lists(st.booleans(), min_size=3, max_size=3),
-    heads=st.sampled_from([1, 3, 9]),
-    head_dim=st.sampled_from([1, 4, 8, 16, 21, 32]),
-    batch=st.integers(1, 2),
-    threads=st.sampled_from([1, 2, 5, 40]),
-)
-def test_small_windows_are_those_of_double_precision(
-    kind, sides, part, periodic, heads, head_dim, batch, threads
-):
-    n_dim, side = kind
-    shape = [side + n for n in sides[:n_dim]]
-    inputs = drawn(shape, heads=heads, head_dim=head_dim, batch=batch)[0][:3]
-    options = {"window": side, "stride": min(part, side), "periodic": periodic[:n_dim]}
-    with patch.object(torch, "get_num_threads", lambda: threads):
-        found = by_small_windows(inputs, **options)
-    assert_close(found, with_gradients_of_three(in_double(inputs), **options))
-
-
-def test_small_windows_on_grids_narrower_than_a_window():
-    """A window of 4 x 4 on a line of points is one of 4, and of 2 x 2 one of 2."""
-    for side, shape in ((4, (1, 9)), (2, (7, 1)), (3, (2, 1)), (8, (1, 8, 1)), (4, (2, 1, 2))):
-        inputs = drawn(shape)[0][:3]
-        options = {"window": side, "stride": 1}
-        assert_close(
-            by_small_windows(inputs, **options), with_gradients_of_three(in_double(inputs), **options)
-        )
-
-
-def test_where_windows_overlap_their_results_are_averaged():
-    zero, v = torch.zeros(1, 1, 3, 1), torch.tensor([0.0, 2.0, 6.0]).reshape(1, 1, 3, 1)
-    with patch.object(window, "_attend_by_tilings", None):
-        found = window_attention(zero, zero, v, window=2, stride=1)
-    assert found.flatten().tolist() == [1.0, 2.5, 4.0]
-
-
-def test_numbers_of_small_windows_are_the_same_with_any_threads(monkeypatch):
-    inputs = drawn((16, 15), batch=3, heads=5, head_dim=16)[0][:3]
-    options = {"window": 2, "stride": 1}
-    once = by_small_windows(inputs, **options)
-    for threads in (2, 7, 40):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        assert all(map(torch.equal, by_small_windows(inputs, **options), once))
-
-
-@pytest.mark.parametrize("head_dim", [4, 16, 21])
-def test_of_small_windows_nothing_beside_the_points_is_read_or_written(head_dim):
-    """Whatever lies between and after them."""
-    around = torch.full((2, 6, 7, 3, head_dim + 5), torch.nan)
-    points = [torch.randn(2, 5, 7, 3, head_dim) for _ in range(4)]
-    wide = [around.clone() for _ in points]
-    parts = [t[:, :5, :, :, 2 : head_dim + 2].copy_(p) for t, p in zip(wide, points, strict=True)]
-    found, exact = [], []
-    for into, those in ((found, parts), (exact, points)):
-        q, k, v, weights = (t.permute(0, 3, 1, 2, 4) for t in those)
-        q, k, v = (t.requires_grad_() for t in (q, k, v))
-        out = window_attention(q, k, v, window=2, stride=1)
-        into += [out, *torch.autograd.grad(out, [q, k, v], weights)]
-    for one, other in zip(found, exact, strict=True):
-        torch.testing.assert_close(one, other)
-
-
-@pytest.mark.parametrize("which", [0, 1, 2])
-def test_what_is_not_finite_stays_in_its_small_windows(which):
-    inputs = [t.detach() for t in drawn((8, 8), batch=1, heads=1)[0][:3]]
-    inputs[which][0, 0, 3, 3, 0] = torch.nan
-    found = window_attention(*inputs, window=2, stride=1).isfinite()
-    exact = window_attention(*in_double(inputs), window=2, stride=1).isfinite()
-    assert torch.equal(found, exact) and not found.all()
-
-
-def test_gradients_of_gradients_of_small_windows():
-    inputs = drawn((5, 6), batch=1)[0][:3]
-
-    def twice(those):
-        out = window_attention(*those, window=2, stride=1, periodic=[True, False])
-        first = torch.autograd.grad(out.sin().sum(), those, create_graph=True)
-        return torch.autograd.grad(sum(t.square().sum() for t in first), those)
-
-    assert_close(twice(inputs), twice(in_double(inputs)), within=1e-4)
-
-
-def test_lists_of_small_windows_made_in_inference_serve_training():
-    inputs = drawn((7, 11))[0][:3]
-    with torch.inference_mode():
-        result = window_attention(*inputs, window=2, stride=1)
-    assert torch.equal(by_small_windows(inputs, window=2, stride=1)[0], result)
-
-
-def test_small_windows_with_a_bias_or_a_halo_go_the_other_way(monkeypatch):
-    monkeypatch.setattr(window, "attend_in_small_windows", None)
-    inputs, bias = drawn((6, 5))
-    assert with_gradients(inputs, bias, window=2, stride=1)[0].isfinite().all()
-    assert with_gradients_of_three(inputs[:3], window=2, halo=1)[0].isfinite().all()
-
-
-def test_small_windows_of_all_tilings_make_the_average():
-    """Shares of a point's queries sum to one, and each window is there once."""
-    axes = [tilings(n, 2, 1, 0, False) for n in (5, 4)]
-    small = SmallWindows.of([cut(tiling, (5, 4), (5, 4)) for tiling in product(*axes)])
-    assert len(small.queries) == 4 * 3
-    assert torch.equal(small.queries, small.keys)
-    total = torch.zeros(20).index_add_(0, small.queries.flatten().long(), small.share.flatten())
-    assert torch.allclose(total, torch.ones(20))
-
-
-def test_the_published_layer_takes_small_windows(monkeypatch):
-    layer = MultipoleAttention.published(8, 2)
-    x = torch.randn(1, 8, 12, 9)
-    monkeypatch.setattr(window, "_attend_by_tilings", None)
-    found = layer(x)
-    monkeypatch.undo()
-    assert (found - layer.double()(x.double())).abs().max() < 1e-5
-
-
-# ---------------------------------------------------------------------------------- the library itself
-
-
-def in_a_process(tmp_path, code="print(library())", **environment):
-    """A new process, with a cache of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"from mano_op.layers.native.library import library\n{code}"],
-        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path), **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    return done.stdout.strip(), done.stderr
-
-
-def test_it_is_built_once_and_kept(tmp_path):
-    made, errors = in_a_process(tmp_path, MANO_OP_NATIVE="1")
-    assert "CDLL" in made, errors
-    [kept] = (tmp_path / "mano_op").iterdir()
-    assert stat.S_IMODE((tmp_path / "mano_op").stat().st_mode) == 0o700
+def test_the_library_is_built_once_and_kept(opened, tmp_path):
+    assert opened(QUICK, MANO_OP_NATIVE="1")[0] is not None
+    folder = tmp_path / "mano_op"
+    [kept] = folder.iterdir()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     before = kept.stat().st_mtime_ns
-    assert "CDLL" in in_a_process(tmp_path)[0]
-    assert [path.stat().st_mtime_ns for path in (tmp_path / "mano_op").iterdir()] == [before]
+    assert opened(QUICK)[0] is not None
+    assert [path.stat().st_mtime_ns for path in folder.iterdir()] == [before]
 
 
-def test_it_can_be_left_out(tmp_path):
-    assert in_a_process(tmp_path, MANO_OP_NATIVE="0")[0] == "None"
+def test_the_library_can_be_left_out(opened, tmp_path):
+    assert opened(MANO_OP_NATIVE="0")[0] is None
     assert not (tmp_path / "mano_op").exists()
 
 
-def test_without_a_compiler_there_is_none_and_the_log_says_why(tmp_path):
-    code = "import logging\nlogging.basicConfig(level='INFO')\nprint(library())"
-    out, errors = in_a_process(tmp_path, code, CXX="no-such-compiler")
-    assert out == "None" and "there is no C++ compiler" in errors
-    out, errors = in_a_process(tmp_path, CXX="no-such-compiler", MANO_OP_NATIVE="1")
-    assert not out and "InputError: MANO_OP_NATIVE=1, but" in errors and "install a C++ compiler" in errors
+def test_without_a_compiler_there_is_no_library_and_the_log_says_why(opened):
+    none, log = opened(CXX="no-such-compiler")
+    assert none is None and "there is no C++ compiler" in log
+    with pytest.raises(InputError, match=r"MANO_OP_NATIVE=1, but .* install a C\+\+ compiler"):
+        opened(CXX="no-such-compiler", MANO_OP_NATIVE="1")
 
 
-def test_a_compiler_that_fails_leaves_nothing_behind(tmp_path):
-    broken = tmp_path / "c++"
-    broken.write_text('#!/bin/sh\ncase "$*" in *-dM*) echo x;; *) echo "no such header" >&2; exit 1;; esac\n')
-    broken.chmod(0o755)
-    code = "import logging\nlogging.basicConfig(level='INFO')\nprint(library())"
-    out, errors = in_a_process(tmp_path / "cache", code, CXX=str(broken))
-    assert out == "None" and "no such header" in errors
-    assert list((tmp_path / "cache" / "mano_op").iterdir()) == []
+def test_a_compiler_that_fails_leaves_nothing_behind(opened, tmp_path):
+    none, log = opened('case "$*" in *-dM*) echo x;; *) echo "no such header" >&2; exit 1;; esac')
+    assert none is None and "no such header" in log
+    assert list((tmp_path / "mano_op").iterdir()) == []
 
 
-def test_a_cache_that_others_can_write_to_is_not_trusted(tmp_path):
+def test_a_cache_that_others_can_write_to_is_not_trusted(opened, tmp_path):
     (tmp_path / "mano_op").mkdir(mode=0o777)
     (tmp_path / "mano_op").chmod(0o777)
-    out, errors = in_a_process(tmp_path, MANO_OP_NATIVE="1")
-    assert not out and "is not this user's alone to write to" in errors
+    with pytest.raises(InputError, match="is not this user's alone to write to"):
+        opened(MANO_OP_NATIVE="1")
 
 
-def test_an_unknown_wish_is_refused(monkeypatch):
+def test_an_unknown_value_of_the_environment_variable_is_refused(monkeypatch):
     monkeypatch.setenv("MANO_OP_NATIVE", "yes")
     with pytest.raises(InputError, match="MANO_OP_NATIVE='yes', expected 0"):
-        module.library.__wrapped__()
-
-
-def test_a_bias_for_another_number_of_heads_is_refused():
-    q = torch.randn(1, 2, 6, 4)
-    with pytest.raises(
-        InputError, match="bias gives 1 scores for each offset, expected one for each of 2 heads"
-    ):
-        window_attention(q, q, q, window=4, bias=lambda offset: offset.sum(-1, keepdim=True))
+        library.__wrapped__()
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux")
-@pytest.mark.parametrize("head_dim", [4, 21])
-def test_threads_that_cannot_be_started_are_done_without(head_dim):
+def test_threads_that_cannot_be_started_are_done_without():
     """A process that has no memory for so many has the result of one."""
-    program = f"""
+    program = """
 import resource, torch
 from mano_op.layers.window import window_attention
 torch.manual_seed(0)
-q, k, v = torch.randn(3, 2, 2, 24, 24, {head_dim})
-one = window_attention(q, k, v, window=4, halo=1)
+fields = [torch.randn(3, 2, 2, 24, 24, head_dim) for head_dim in (4, 21)]
+one = [window_attention(*field, window=4, halo=1) for field in fields]
 torch.get_num_threads = lambda: 64
 [size] = [line for line in open("/proc/self/status") if line.startswith("VmSize")]
 limit = 1024 * int(size.split()[1]) + 2**27  # room for the stacks of some threads, of 8 MiB each
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-assert torch.equal(window_attention(q, k, v, window=4, halo=1), one)
+for field, result in zip(fields, one):
+    assert torch.equal(window_attention(*field, window=4, halo=1), result)
 """
     subprocess.run([sys.executable, "-c", program], check=True)

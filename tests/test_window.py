@@ -1,9 +1,12 @@
-"""Windowed attention against its definition, written out as loops over windows and queries."""
+"""Windowed attention: each implementation against the definition, and what all of them have in common."""
 
 import math
+from contextlib import contextmanager
+from functools import partial
 from itertools import product
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,51 +14,26 @@ from einops import rearrange
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from mano_op.layers import whole
+from mano_op.errors import InputError
+from mano_op.layers import chunks, whole
 from mano_op.layers import window as module
-from mano_op.layers.window import tilings, window_attention
+from mano_op.layers.attention import PositionBias
+from mano_op.layers.native.library import library
+from mano_op.layers.tiling import placed_tilings
+from mano_op.layers.window import window_attention
 
-# shape, window, stride, halo, periodic: what a random draw may miss.
-SPECIAL = [
-    ((1,), 1, 1, 0, (False,)),  # a single point
-    ((1, 1), 4, 2, 3, (True, False)),
-    ((3, 2), 5, 3, 1, (False, False)),  # a window larger than the grid
-    ((13,), 4, 4, 1, (False,)),  # a prime number of points: the last window is cut
-    ((13,), 4, 4, 1, (True,)),
-    ((12,), 5, 2, 0, (False,)),  # overlaps of different depth
-    ((6,), 4, 4, 3, (True,)),  # halos that meet on the far side
-    ((7, 4), 2, 1, 0, (False, False)),  # the published window
-    ((4, 9), 3, 2, 1, (False, True)),
-    ((2, 3, 5), 2, 2, 1, (True, False, False)),
-]
+needs_library = pytest.mark.skipif(library() is None, reason="needs a C++ compiler")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+BETWEEN = [tuple(i * 7 / 10 for i in range(11)), (0.0, 0.5, 2.25, 4.0, 5.0)]  # at any ratio of spacings
 
 
-@st.composite
-def cases(draw):
-    """A grid in 1, 2 or 3 dimensions, and windows that need not fit it."""
-    most = draw(st.sampled_from([(13,), (7, 7), (4, 4, 3)]))
-    shape = tuple(draw(st.integers(1, n)) for n in most)
-    window = draw(st.integers(1, 5))
-    stride = draw(st.integers(1, window))
-    periodic = tuple(draw(st.booleans()) for _ in shape)
-    return shape, window, stride, draw(st.integers(0, 3)), periodic
+# The definition
 
 
-def every_special_case(test):
-    for case in SPECIAL:
-        test = example(case)(test)
-    return test
-
-
-def draw_qkv(shape, seed=0, heads=2, head_dim=3):
-    generator = torch.Generator().manual_seed(seed)
-    q, k, v = torch.randn(3, 2, heads, *shape, head_dim, dtype=torch.float64, generator=generator)
-    return [t.clone().requires_grad_() for t in (q, k, v)]
-
-
-def windows_of_axis(n, window, stride, halo, periodic, shift=0):
-    """Queries and keys of each window, from the module's description: only points that exist, each once."""
+def windows_of_axis(n, window, stride, halo, periodic, shift):
+    """Queries and keys of each window: only points that exist, each once."""
     window = min(window, n)
     shift = shift % window if window < n else 0
     starts = [shift - window if shift and not periodic else shift]
@@ -68,353 +46,500 @@ def windows_of_axis(n, window, stride, halo, periodic, shift=0):
         yield [i % n for i in range(max(start, 0), min(start + window, end))], keys
 
 
-def offset(query, key, n, periodic):
-    """Steps from a query to the nearest image of a key; of two equally near ones the one to the right."""
-    if not periodic:
-        return key - query
-    return min((key - query + image * n for image in (-1, 0, 1)), key=lambda step: (abs(step), -step))
+def queries_of_axis(windows, at, n, periodic):
+    """Of each window `(index, position, share)` of its queries; those between two have a share of both."""
+    queries = [dict() for _ in windows]
+    for index, position in enumerate(at):
+        way = position - math.floor(position)
+        for key, share in ((math.floor(position), 1 - way), (math.ceil(position), way)):
+            key = key % n if periodic else min(max(key, 0), n - 1)
+            if share:
+                own = queries[next(m for m, (points, _) in enumerate(windows) if key in points)]
+                own[index] = own.get(index, 0) + share
+    return [[(index, at[index], share) for index, share in of_window.items()] for of_window in queries]
 
 
-def reference(q, k, v, window, stride, halo, periodic, bias=None, shift=0):
-    shape = q.shape[2:-1]
-    results = {point: [] for point in product(*map(range, shape))}
-    per_axis = [
-        list(windows_of_axis(n, window, stride, halo, w, shift)) for n, w in zip(shape, periodic, strict=True)
-    ]
-    for one_window in product(*per_axis):
-        keys = list(product(*(keys for _, keys in one_window)))
-        where = (..., *torch.tensor(keys).T, slice(None))
-        for query in product(*(queries for queries, _ in one_window)):
-            scores = (q[(..., *query, None, slice(None))] * k[where]).sum(-1) / q.shape[-1] ** 0.5
-            if bias is not None:
-                steps = [
-                    [offset(*pair) for pair in zip(query, key, shape, periodic, strict=True)] for key in keys
-                ]
-                scores = scores + bias(torch.tensor(steps, dtype=q.dtype)).T
-            results[query].append((scores.softmax(-1)[..., None] * v[where]).sum(-2))
-    points = [torch.stack(results[point]).mean(0) for point in product(*map(range, shape))]
-    return torch.stack(points, dim=2).unflatten(2, shape)
+def offsets(positions, keys, shape, periodic):
+    """Steps from queries to the nearest image of keys; of two equally near ones to the right."""
+    steps = keys[None] - positions[:, None]
+    for axis, (n, wraps) in enumerate(zip(shape, periodic, strict=True)):
+        if wraps:
+            images = steps[..., axis] + np.array([n, 0, -n]).reshape(3, 1, 1)
+            steps[..., axis] = np.take_along_axis(images, np.abs(images).argmin(0)[None], 0)[0]
+    return torch.as_tensor(steps)
 
 
-def attend(q, k, v, case, bias=None):
-    _, window, stride, halo, periodic = case
-    return window_attention(q, k, v, window=window, stride=stride, halo=halo, periodic=periodic, bias=bias)
+def reference(q, k, v, *, window, periodic, stride=None, halo=0, shift=0, bias=None, queries_at=None):
+    shape = k.shape[2:-1]
+    axes = []
+    for axis, (n, wraps) in enumerate(zip(shape, periodic, strict=True)):
+        windows = list(windows_of_axis(n, window, stride or window, halo, wraps, shift))
+        if queries_at is None:
+            queries = [[(i, i, 1) for i in points] for points, _ in windows]
+        else:
+            queries = queries_of_axis(windows, queries_at[axis], n, wraps)
+        axes.append([(own, keys) for own, (_, keys) in zip(queries, windows, strict=True) if own])
+    out, total = torch.zeros_like(q), torch.zeros(q.shape[2:-1], dtype=q.dtype)
+    for of_axes in product(*axes):
+        queries = list(product(*(queries for queries, _ in of_axes)))
+        keys = np.array(list(product(*(keys for _, keys in of_axes))))
+        index = tuple(torch.tensor([[i for i, _, _ in query] for query in queries]).T)
+        positions = np.array([[position for _, position, _ in query] for query in queries], dtype=float)
+        share = torch.tensor([math.prod(part for *_, part in query) for query in queries], dtype=q.dtype)
+        there = (..., *torch.as_tensor(keys).T, slice(None))
+        scores = q[(..., *index, slice(None))] @ k[there].mT / q.shape[-1] ** 0.5
+        if bias is not None:
+            scores = scores + bias(offsets(positions, keys, shape, periodic)).movedim(-1, 0)
+        out[(..., *index, slice(None))] += share[:, None] * (scores.softmax(-1) @ v[there])
+        total[index] += share
+    return out / total[..., None]
 
 
-def gradients(out, inputs):
-    cotangent = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(9))
-    return torch.autograd.grad(out, inputs, cotangent)
+# Its implementations
 
 
-def assert_same(found, expected):
-    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
-
-
-class DistanceBias(torch.nn.Module):
+def distance_bias(slope, decay, steps):
     """Odd in the offset for one head, even for the other."""
+    return torch.stack([steps @ slope, -(steps**2) @ decay], dim=-1)
 
-    def __init__(self, n_dim):
-        super().__init__()
-        self.slope = torch.nn.Parameter(torch.linspace(0.3, -0.7, n_dim, dtype=torch.float64))
-        self.decay = torch.nn.Parameter(torch.linspace(0.1, 0.4, n_dim, dtype=torch.float64))
 
-    def forward(self, steps):
-        return torch.stack([steps @ self.slope, -(steps**2) @ self.decay], dim=-1)
+def attend(inputs, **options):
+    q, k, v, *parameters = inputs
+    bias = partial(distance_bias, *parameters) if parameters else None
+    return window_attention(q, k, v, bias=bias, **options)
+
+
+def differentiated(function, inputs):
+    """The result, and the gradients of a functional of it."""
+    inputs = [t.detach().requires_grad_() for t in inputs]
+    out = function(inputs)
+    return [out, *torch.autograd.grad(out, inputs, cotangent(out), materialize_grads=True)]
+
+
+def transformed(function, inputs):
+    """The same by a functional transform, for which whole tensors are used."""
+    out, pullback = torch.func.vjp(lambda *inputs: function(inputs), *inputs)
+    return [out, *pullback(cotangent(out))]
+
+
+def cotangent(out):
+    return torch.linspace(-1, 2, out.numel(), dtype=out.dtype).reshape(out.shape).sin()
+
+
+# Name: how it is reached, its type, and its error, relative to the largest value or one.
+IMPLEMENTATIONS = {
+    "in chunks": (differentiated, torch.float64, 1e-11),
+    "of whole tensors": (transformed, torch.float64, 1e-11),
+    "compiled": (differentiated, torch.float32, 1e-5),
+}
+if library() is None:
+    del IMPLEMENTATIONS["compiled"]
+EVERY = pytest.mark.parametrize("name", IMPLEMENTATIONS)
+
+
+def drawn(shape, queries=None, *, heads=2, head_dim=3, biased=True, batch=2, size=1.0, seed=0):
+    """Queries, keys and values, and the parameters of a bias, in double precision."""
+    generator = torch.Generator().manual_seed(seed)
+    grids = (queries or shape, shape, shape)
+    qkv = [
+        size * torch.randn(batch, heads, *grid, head_dim, dtype=torch.float64, generator=generator)
+        for grid in grids
+    ]
+    lines = [torch.linspace(*ends, len(shape), dtype=torch.float64) for ends in ((0.3, -0.7), (0.1, 0.4))]
+    return [*qkv, *(lines if biased else [])]
+
+
+def results(name, inputs, **options):
+    way, dtype, _ = IMPLEMENTATIONS[name]
+    return way(partial(attend, **options), [t.to(dtype) for t in inputs])
+
+
+def assert_near(found, expected, within, name=""):
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape
+        error = (one - other).abs().max() / max(other.abs().max().item(), 1.0)
+        assert error <= within, f"{name}: {error}"
+
+
+def expected_of(inputs, **options):
+    def function(inputs):
+        q, k, v, *parameters = inputs
+        return reference(q, k, v, bias=partial(distance_bias, *parameters) if parameters else None, **options)
+
+    return differentiated(function, inputs)
+
+
+@contextmanager
+def threads(number):
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    yield
+    torch.set_num_threads(before)
+
+
+# Values and gradients
+
+
+# shape, window, stride, halo, shift, periodic: what a random draw may miss.
+SPECIAL = [
+    ((1,), 1, 1, 0, 0, (False,)),  # a single point
+    ((1, 1), 4, 2, 3, 0, (True, False)),
+    ((3, 2), 5, 3, 1, 0, (False, False)),  # a window larger than the grid
+    ((13,), 4, 4, 1, 0, (False,)),  # a prime number of points: the last window is cut
+    ((13,), 4, 4, 1, 0, (True,)),
+    ((12,), 5, 2, 0, 0, (False,)),  # overlaps of different depth
+    ((6,), 4, 4, 3, 0, (True,)),  # halos that meet on the far side
+    ((7, 4), 2, 1, 0, 0, (False, False)),  # the published window
+    ((8, 8), 4, 4, 0, 2, (False, False)),  # Swin's
+    ((9,), 4, 4, 1, 3, (True,)),  # the window before the first is cut
+    ((2, 3, 5), 2, 2, 1, 0, (True, False, False)),
+]
+
+
+@st.composite
+def cases(draw):
+    """A grid in 1, 2 or 3 dimensions, and windows that need not fit it."""
+    most = draw(st.sampled_from([(13,), (7, 7), (4, 4, 3)]))
+    shape = tuple(draw(st.integers(1, n)) for n in most)
+    window = draw(st.integers(1, 5))
+    stride = draw(st.integers(1, window))
+    shift = draw(st.integers(-3, 6)) if stride == window else 0
+    return shape, window, stride, draw(st.integers(0, 3)), shift, tuple(draw(st.booleans()) for _ in shape)
+
+
+def every_special_case(test):
+    for case in SPECIAL:
+        test = example(case, True, 3, 1, 100)(test)
+    return test
 
 
 @every_special_case
-@given(cases())
-def test_output_and_gradients_are_those_of_the_definition(case):
-    inputs = draw_qkv(case[0])
-    found, expected = attend(*inputs, case), reference(*inputs, *case[1:])
-    assert_same(found, expected)
-    assert_same(gradients(found, inputs), gradients(expected, inputs))
-
-
-@every_special_case
-@given(cases())
-def test_bias_is_that_of_each_pair_and_learns(case):
-    inputs, bias = draw_qkv(case[0]), DistanceBias(len(case[0]))
-    found, expected = attend(*inputs, case, bias), reference(*inputs, *case[1:], bias)
-    assert_same(found, expected)
-    learned = [*inputs, *bias.parameters()]
-    assert_same(gradients(found, learned), gradients(expected, learned))
-
-
-@example(((8, 8), 4, 4, 0, (False, False)), 2)  # Swin's
-@example(((9,), 4, 4, 1, (True,)), 3)  # the window before the first is cut
-@given(cases(), st.integers(-3, 6))
-def test_shifted_windows_are_those_of_the_definition(case, shift):
-    shape, window, _, halo, periodic = case
-    inputs, bias = draw_qkv(shape), DistanceBias(len(shape))
-    options = {"window": window, "halo": halo, "periodic": periodic, "bias": bias, "shift": shift}
-    found, expected = window_attention(*inputs, **options), reference(*inputs, stride=window, **options)
-    assert_same(found, expected)
-    assert_same(gradients(found, inputs), gradients(expected, inputs))
-
-
-def swin_mask(n, window, shift):
-    """Which points of a field that is rolled back by the shift belong together, by Swin's three slices."""
-    region = torch.zeros(n)
-    for i, part in enumerate([slice(0, -window), slice(-window, -shift), slice(-shift, None)]):
-        region[part] = i
-    return region
-
-
-def test_shifted_windows_are_swins_rolled_and_masked_ones():
-    n, window, shift = 12, 4, 2
-    q, k, v = draw_qkv((n, n))
-    region = swin_mask(n, window, shift)
-    region = 3 * region[:, None] + region
-    cut = "(y p) (x q)"
-
-    def windows(t, roll):
-        t = t.roll((-shift, -shift), (-3, -2)) if roll else t
-        return rearrange(t, f"b h {cut} d -> b h (y x) (p q) d", p=window, q=window)
-
-    of = rearrange(region, f"{cut} -> (y x) (p q)", p=window, q=window)
-    mask = torch.where(of[:, :, None] == of[:, None, :], 0.0, -torch.inf).double()
-    out = F.scaled_dot_product_attention(*(windows(t, True) for t in (q, k, v)), attn_mask=mask)
-    out = rearrange(out, f"b h (y x) (p q) d -> b h {cut} d", y=n // window, p=window)
-    expected = out.roll((shift, shift), (-3, -2))
-    assert_same(window_attention(q, k, v, window=window, shift=shift), expected)
-
-
-def test_bias_gradient_is_not_zero_where_there_is_a_choice_of_keys():
-    bias = DistanceBias(2)
-    case = ((5, 4), 3, 3, 1, (False, True))
-    for gradient in gradients(attend(*draw_qkv(case[0]), case, bias), list(bias.parameters())):
-        assert (gradient.abs() > 1e-3).all()
-
-
-@pytest.mark.parametrize("halo", [0, 2])
-@pytest.mark.parametrize("periodic", [False, True])
-@pytest.mark.parametrize("shape", [(7,), (5, 6), (2, 3, 4)])
-def test_window_as_large_as_the_grid_is_dense_attention(shape, periodic, halo):
-    inputs = draw_qkv(shape)
-    found = window_attention(*inputs, window=max(shape), halo=halo, periodic=[periodic] * len(shape))
-    dense = F.scaled_dot_product_attention(*(rearrange(t, "b h ... d -> b h (...) d") for t in inputs))
-    dense = dense.unflatten(2, shape)
-    assert_same(found, dense)
-    assert_same(gradients(found, inputs), gradients(dense, inputs))
-
-
-@pytest.mark.parametrize("shape", [(7,), (5, 6), (2, 3, 4)])
-def test_halo_as_large_as_the_grid_is_dense_attention(shape):
-    """The other way to see everything: small windows whose halo covers the domain."""
-    inputs = draw_qkv(shape)
-    dense = F.scaled_dot_product_attention(*(rearrange(t, "b h ... d -> b h (...) d") for t in inputs))
-    for periodic in (False, True):
-        found = window_attention(*inputs, window=2, halo=max(shape), periodic=[periodic] * len(shape))
-        assert_same(found, dense.unflatten(2, shape))
-
-
-def elsewhere(tiling, n):
-    """The tiling with its padding (queries and keys that do not exist) pointed at other points."""
-    kept = set(tiling.place[tiling.share > 0].tolist())
-    queries, keys = tiling.queries.copy(), tiling.keys.copy()
-    unused = [i for i in range(queries.size) if i not in kept]
-    queries.flat[unused] = [(3 * i + 1) % n for i in unused]
-    keys[~tiling.key_exists] = (5 * keys[~tiling.key_exists] + 2) % n
-    changed = (queries != tiling.queries).any() or (keys != tiling.keys).any()
-    return module.Tiling(
-        queries, keys, tiling.key_exists, tiling.offsets, tiling.place, tiling.share
-    ), changed
-
-
-def move_padding(monkeypatch):
-    """From now on padding repeats other points than the border; the list says whether there was any."""
-    moved = []
-
-    def with_other_padding(n, *options):
-        found = [elsewhere(tiling, n) for tiling in tilings(n, *options)]
-        moved.extend(changed for _, changed in found)
-        return [tiling for tiling, _ in found]
-
-    monkeypatch.setattr(module, "tilings", with_other_padding)
-    return moved
-
-
-@pytest.mark.parametrize("case", [((11,), 4, 4, 2, (False,)), ((5, 7), 3, 2, 1, (False, False))])
-def test_what_stands_in_the_padding_never_matters(case, monkeypatch):
-    """Padding repeats the border. Let the border be huge, then let the padding repeat other points."""
-    inputs, bias = draw_qkv(case[0]), DistanceBias(len(case[0]))
-    with torch.no_grad():
-        for t in inputs[1:]:
-            for dim in range(2, t.ndim - 1):
-                t.select(dim, 0).mul_(30)
-                t.select(dim, -1).mul_(30)
-    expected = attend(*inputs, case, bias)
-    assert_same(expected, reference(*inputs, *case[1:], bias))
-    moved = move_padding(monkeypatch)
-    found = attend(*inputs, case, bias)
-    assert any(moved), "the case has no padding, so it tests nothing"
-    assert torch.equal(found, expected)
-    for one, other in zip(gradients(found, inputs), gradients(expected, inputs), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
+@given(
+    cases(),
+    st.booleans(),
+    st.sampled_from([1, 4, 6, 16, 21]),
+    st.sampled_from([1, 2, 5]),
+    st.sampled_from([1, 100, 300, 10**9]),
+)
+def test_every_implementation_is_the_definition(case, biased, head_dim, n_threads, scores):
+    """In values and gradients, with any threads and chunks."""
+    shape, *rest, periodic = case
+    options = dict(zip(("window", "stride", "halo", "shift"), rest, strict=True), periodic=periodic)
+    inputs = drawn(shape, head_dim=head_dim, biased=biased)
+    expected = expected_of(inputs, **options)
+    for name, (_, _, within) in IMPLEMENTATIONS.items():
+        with threads(n_threads), patch.object(chunks, "_SCORES", scores):
+            found = results(name, inputs, **options)
+        assert_near(found, expected, within, name)
 
 
 @st.composite
 def placed(draw):
     """Keys in 1 or 2 dimensions, windows of them, and queries at quarters of a step between them."""
     shape = tuple(draw(st.integers(1, n)) for n in draw(st.sampled_from([(13,), (7, 6)])))
-    periodic = tuple(draw(st.booleans()) for _ in shape)
     at = []
     for n in shape:
         quarters = draw(st.lists(st.integers(-2, 4 * n - 1), min_size=1, max_size=9, unique=True))
-        at.append(tuple(q / 4 for q in sorted(quarters)))
-    return shape, draw(st.integers(1, 5)), draw(st.integers(0, 3)), periodic, at, draw(st.integers(0, 4))
+        at.append(tuple(quarter / 4 for quarter in sorted(quarters)))
+    integers = {"window": st.integers(1, 5), "halo": st.integers(0, 3), "shift": st.integers(0, 4)}
+    options = draw(st.fixed_dictionaries(integers))
+    return shape, options | {"periodic": tuple(draw(st.booleans()) for _ in shape), "queries_at": at}
 
 
-def reference_between(q, k, v, case, bias):
-    """The definition for queries between the keys: in the windows on both sides, by their share."""
-    shape, window, halo, periodic, at, shift = case
-    per_axis = [
-        list(windows_of_axis(n, window, window, halo, wraps, shift))
-        for n, wraps in zip(shape, periodic, strict=True)
-    ]
-
-    def windows(position, n, wraps, of_axis):
-        way = position - math.floor(position)
-        for key, share in ((math.floor(position), 1 - way), (math.ceil(position), way)):
-            if share:
-                key = key % n if wraps else min(max(key, 0), n - 1)
-                yield next(m for m, (queries, _) in enumerate(of_axis) if key in queries), share
-
-    def attended(index, position, keys):
-        where = (..., *torch.tensor(keys).T, slice(None))
-        steps = [[offset(*pair) for pair in zip(position, key, shape, periodic, strict=True)] for key in keys]
-        scores = (q[(..., *index, None, slice(None))] * k[where]).sum(-1) / q.shape[-1] ** 0.5
-        scores = scores + bias(torch.tensor(steps, dtype=q.dtype)).T
-        return (scores.softmax(-1)[..., None] * v[where]).sum(-2)
-
-    out = torch.zeros_like(q.detach())
-    for index in product(*(range(len(positions)) for positions in at)):
-        position = [positions[i] for positions, i in zip(at, index, strict=True)]
-        choices = [list(windows(*one)) for one in zip(position, shape, periodic, per_axis, strict=True)]
-        for chosen in product(*choices):
-            keys = list(product(*(axis[m][1] for axis, (m, _) in zip(per_axis, chosen, strict=True))))
-            share = math.prod(part for _, part in chosen)
-            out[(..., *index, slice(None))] += share * attended(index, position, keys)
-    return out
-
-
-@given(placed())
-def test_queries_between_the_keys_see_those_of_the_windows_they_lie_in(case):
-    shape, window, halo, periodic, at, shift = case
-    _, k, v = draw_qkv(shape)
-    q = draw_qkv([len(positions) for positions in at], seed=1)[0]
-    bias = DistanceBias(len(shape))
-    options = {"window": window, "halo": halo, "periodic": periodic, "shift": shift}
-    found = window_attention(q, k, v, bias=bias, queries_at=at, **options)
-    expected = reference_between(q, k, v, case, bias)
-    assert_same(found, expected)
-    learned = [q, k, v, *bias.parameters()]
-    assert_same(gradients(found, learned), gradients(expected, learned))
+@given(placed(), st.sampled_from([1, 100, 10**9]), st.sampled_from([1, 3]))
+def test_queries_between_keys_get_their_share_of_the_windows_on_both_sides(case, scores, n_threads):
+    shape, options = case
+    inputs = drawn(shape, [len(at) for at in options["queries_at"]])
+    expected = expected_of(inputs, **options)
+    for name, (_, _, within) in IMPLEMENTATIONS.items():
+        with threads(n_threads), patch.object(chunks, "_SCORES", scores):
+            found = results(name, inputs, **options)
+        assert_near(found, expected, within, name)
 
 
 @given(placed(), st.data())
-def test_queries_of_a_part_of_an_axis_touch_its_windows_only(case, data):
-    """They get what they get among all queries, some of which may be between keys where these are not."""
-    shape, window, halo, periodic, at, shift = case
-    _, k, v = draw_qkv(shape)
-    q = draw_qkv([len(positions) for positions in at], seed=1)[0]
-    ends = [sorted(data.draw(st.tuples(*[st.integers(0, len(a) - 1)] * 2))) for a in at]
-    part = tuple(slice(first, last + 1) for first, last in ends)
-    some = [positions[cut] for positions, cut in zip(at, part, strict=True)]
-    options = {"window": window, "halo": halo, "periodic": periodic, "shift": shift}
-    options["bias"] = DistanceBias(len(shape))
-    found = window_attention(q[:, :, *part], k, v, queries_at=some, **options)
-    assert_same(found, window_attention(q, k, v, queries_at=at, **options)[:, :, *part])
-    for positions, n, wraps in zip(some, shape, periodic, strict=True):
-        for tiling in module.placed_tilings(tuple(positions), n, window, halo, wraps, shift):
+def test_tilings_of_a_part_of_the_queries_hold_only_the_windows_of_these(case, data):
+    shape, options = case
+    for at, n, wraps in zip(options["queries_at"], shape, options["periodic"], strict=True):
+        first, last = sorted(data.draw(st.tuples(*[st.integers(0, len(at) - 1)] * 2)))
+        of_axis = at[first : last + 1], n, options["window"], options["halo"], wraps, options["shift"]
+        for tiling in placed_tilings(*of_axis):
             assert len(tiling.queries) == len(tiling.keys) == len(tiling.key_exists)
             taken = tiling.place[tiling.share > 0] // tiling.queries.shape[1]
             assert set(taken) == set(range(len(tiling.queries)))
 
 
-def test_queries_at_the_keys_are_those_of_the_keys_own_grid():
-    case, bias = ((9, 8), 4, 4, 1, (False, True)), DistanceBias(2)
-    inputs = draw_qkv(case[0])
-    at = [tuple(map(float, range(n))) for n in case[0]]
-    found = window_attention(*inputs, window=4, halo=1, periodic=case[4], bias=bias, queries_at=at)
-    assert torch.equal(found, attend(*inputs, case, bias))
+@needs_library
+@given(
+    kind=st.sampled_from([(1, 2), (1, 4), (1, 8), (2, 2), (3, 2)]),
+    sides=st.lists(st.integers(-7, 6), min_size=3, max_size=3),
+    part=st.integers(1, 8),
+    periodic=st.lists(st.booleans(), min_size=3, max_size=3),
+    heads=st.sampled_from([1, 3, 9]),
+    head_dim=st.sampled_from([1, 8, 16, 21, 32]),
+    n_threads=st.sampled_from([1, 5, 40]),
+)
+def test_small_windows_without_a_bias_are_those_of_double_precision(
+    kind, sides, part, periodic, heads, head_dim, n_threads
+):
+    """Of 2, 4 or 8 points, also on grids that are narrower than a window."""
+    n_dim, side = kind
+    shape = [max(1, side + n) for n in sides[:n_dim]]
+    inputs = drawn(shape, heads=heads, head_dim=head_dim, biased=False)
+    options = {"window": side, "stride": min(part, side), "periodic": periodic[:n_dim]}
+    with threads(n_threads):
+        found = results("compiled", inputs, **options)
+    assert_near(found, results("in chunks", inputs, **options), 1e-5)
 
 
-def test_bias_between_quarters_is_interpolated():
+@pytest.mark.parametrize("periodic", [False, True])
+@pytest.mark.parametrize("shape", [(7,), (5, 6), (2, 3, 4)])
+def test_a_window_or_halo_as_large_as_the_grid_gives_dense_attention(shape, periodic):
+    inputs = drawn(shape, biased=False)
+    dense = F.scaled_dot_product_attention(*(t.flatten(2, -2) for t in inputs)).unflatten(2, shape)
+    for options in ({"window": max(shape)}, {"window": 2, "halo": max(shape)}):
+        found = window_attention(*inputs, **options, periodic=[periodic] * len(shape))
+        torch.testing.assert_close(found, dense, rtol=1e-11, atol=1e-12)
+
+
+def test_shifted_windows_are_swins_rolled_and_masked_ones():
+    n, window, shift = 12, 4, 2
+    q, k, v = drawn((n, n), biased=False)
+    region = torch.zeros(n)  # of a field that is rolled back by the shift, by Swin's three slices
+    for i, part in enumerate([slice(0, -window), slice(-window, -shift), slice(-shift, None)]):
+        region[part] = i
+    cut = "(y p) (x q)"
+    size = {"p": window, "q": window}
+    of = rearrange(3 * region[:, None] + region, f"{cut} -> (y x) (p q)", **size)
+    mask = torch.where(of[:, :, None] == of[:, None, :], 0.0, -torch.inf).double()
+    rolled = [
+        rearrange(t.roll((-shift, -shift), (-3, -2)), f"b h {cut} d -> b h (y x) (p q) d", **size)
+        for t in (q, k, v)
+    ]
+    out = F.scaled_dot_product_attention(*rolled, attn_mask=mask)
+    out = rearrange(out, f"b h (y x) (p q) d -> b h {cut} d", y=n // window, p=window)
+    found = window_attention(q, k, v, window=window, shift=shift)
+    torch.testing.assert_close(found, out.roll((shift, shift), (-3, -2)), rtol=1e-11, atol=1e-12)
+
+
+@EVERY
+@pytest.mark.parametrize(("shape", "window", "halo"), [((11,), 4, 2), ((5, 7), 3, 1)])
+def test_padding_is_never_attended_to(shape, window, halo, name):
+    """It repeats the border: let that be huge."""
+    inputs = drawn(shape)
+    for t in inputs[1:3]:
+        for dim in range(2, t.ndim - 1):
+            t.select(dim, 0).mul_(30)
+            t.select(dim, -1).mul_(30)
+    options = {"window": window, "halo": halo, "periodic": (False,) * len(shape)}
+    expected = expected_of(inputs, **options)
+    assert_near(results(name, inputs, **options), expected, 10 * IMPLEMENTATIONS[name][2])
+
+
+def test_a_bias_between_quarters_of_a_step_is_interpolated():
     """Of a linear bias that is exact, of a parabola within the square of half a quarter."""
-    q, k, v = draw_qkv((6,))
-    at = [(0.1, 1.93, 2.61, 3.3, 4.77, 5.2)]
+    q, k, v = drawn((6,), biased=False)
+    options = {"window": 6, "queries_at": [(0.1, 1.93, 2.61, 3.3, 4.77, 5.2)]}
     for slope, curvature, tolerance in ((0.7, 0.0, 1e-12), (0.0, 1.0, 2e-2)):
 
         def bias(steps, slope=slope, curvature=curvature):
             return (slope * steps + curvature * steps**2).expand(*steps.shape[:-1], 2)
 
-        case = ((6,), 6, 0, (False,), at, 0)
-        found = window_attention(q, k, v, window=6, bias=bias, queries_at=at)
-        expected = reference_between(q, k, v, case, bias)
+        found = window_attention(q, k, v, bias=bias, **options)
+        expected = reference(q, k, v, bias=bias, periodic=[False], **options)
         torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
-@every_special_case
-@given(cases())
-def test_constant_values_come_out_unchanged(case):
-    """Weights within a window add up to one, and so do the shares of overlapping windows."""
-    q, k, v = draw_qkv(case[0])
-    constant = v.mean(dim=tuple(range(2, v.ndim - 1)), keepdim=True).expand_as(v)
-    assert_same(attend(q, k, constant, case, DistanceBias(len(case[0]))), constant)
+@pytest.mark.parametrize(
+    ("options", "shape", "biased"),
+    [
+        ({"window": 4, "halo": 1}, (5, 6), True),
+        ({"window": 4, "halo": 1, "queries_at": BETWEEN}, (8, 6), True),
+        ({"window": 2, "stride": 1, "periodic": [True, False]}, (5, 6), False),
+    ],
+)
+def test_gradients_have_gradients(options, shape, biased):
+    """Those of differences in double precision, and in single precision those of double."""
+    queries = [len(at) for at in BETWEEN] if "queries_at" in options else None
+    inputs = [t.requires_grad_() for t in drawn(shape, queries, head_dim=2, batch=1, biased=biased)]
+    function = partial(attend, **options)
+    assert torch.autograd.gradgradcheck(lambda *inputs: function(inputs), inputs, fast_mode=True)
+
+    def second(inputs):
+        first = torch.autograd.grad(function(inputs).sin().sum(), inputs, create_graph=True)
+        return torch.autograd.grad(sum(t.square().sum() for t in first), inputs)
+
+    single = [t.detach().float().requires_grad_() for t in inputs]
+    assert_near(second(single), second(inputs), 1e-4)
 
 
-@pytest.mark.parametrize("halo", [0, 1, 3])
-def test_moving_a_periodic_field_by_a_window_moves_the_result(halo):
-    inputs, bias = draw_qkv((12, 5)), DistanceBias(2)
-    case = ((12, 5), 3, 3, halo, (True, False))
-    moved = [t.roll(3, dims=2) for t in inputs]
-    assert_same(attend(*moved, case, bias), attend(*inputs, case, bias).roll(3, dims=2))
-    # Not by less than a window: windows start at point 0.
-    by_one = attend(*[t.roll(1, dims=2) for t in inputs], case, bias)
-    assert (by_one - attend(*inputs, case, bias).roll(1, dims=2)).abs().max() > 1e-2
+# Numbers
 
 
+@EVERY
 @pytest.mark.parametrize("case", SPECIAL)
-def test_huge_scores_stay_finite(case):
-    q, k, v = (t.detach().float().requires_grad_() for t in draw_qkv(case[0]))
-    out = attend(q * 1e4, k * 1e4, v, case)
-    assert out.isfinite().all()
-    assert all(gradient.isfinite().all() for gradient in gradients(out, [q, k, v]))
-    assert (out.abs() <= v.abs().max() + 1e-5).all()  # a mean of values
+def test_huge_scores_give_finite_means_of_values(case, name):
+    shape, window, stride, halo, _, periodic = case
+    inputs = drawn(shape, biased=False, size=100.0)
+    out, *gradients = results(name, inputs, window=window, stride=stride, halo=halo, periodic=periodic)
+    assert all(t.isfinite().all() for t in (out, *gradients))
+    assert out.abs().max() <= inputs[2].abs().max() + 1e-4
+
+
+@needs_library
+def test_the_largest_of_huge_scores_wins_exactly():
+    v = torch.tensor([1.0, 2.0, 4.0, 8.0]).reshape(1, 1, 4, 1)
+    q, k = torch.full((1, 1, 4, 1), 1e4), torch.tensor([0.0, 1.0, 3.0, 2.0]).reshape(1, 1, 4, 1)
+    for options in ({}, {"halo": 1}):  # by small windows and by others
+        assert window_attention(q, k, v, window=4, **options).flatten().tolist() == [4.0] * 4
+
+
+@needs_library
+@pytest.mark.parametrize("options", [{"window": 3}, {"window": 2, "stride": 1}])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_what_is_not_finite_shows_in_its_windows_alone(which, bad, options):
+    inputs = drawn((8, 8), batch=1, heads=1, biased=False)
+    inputs[which][0, 0, 3, 3, 0] = bad
+    found = results("compiled", inputs, **options)[0].isfinite()
+    assert torch.equal(found, results("in chunks", inputs, **options)[0].isfinite())
+    assert not found.all() and found[0, 0, 6:].all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_summed_in_single(dtype):
+    """The error is that of rounding the inputs and the result, whatever the number of keys."""
+    half = [t.to(dtype) for t in drawn((16, 16), biased=False)]
+    function = partial(attend, window=16)
+    found = differentiated(function, half)
+    assert all(t.dtype == dtype for t in found)
+    exact = differentiated(function, [t.double() for t in half])
+    for one, other in zip(found, exact, strict=True):
+        assert (one - other).abs().max() < 8 * torch.finfo(dtype).eps * other.abs().max()
+
+
+@needs_library
+def test_a_bias_that_autocast_makes_half_is_read_as_such():
+    q, k, v = (t.float() for t in drawn((8, 8), biased=False))
+    bias = PositionBias(2, n_dim=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = window_attention(q, k, v, window=4, halo=1, bias=bias)
+    exact = window_attention(*(t.double() for t in (q, k, v)), window=4, halo=1, bias=bias.double())
+    assert_near([found], [exact], 0.05)
+
+
+@needs_library
+@pytest.mark.parametrize("options", [{"window": 4, "halo": 1}, {"window": 2, "stride": 1}])
+def test_numbers_are_the_same_each_time_and_forward_with_any_threads(options):
+    inputs = drawn((16, 15), batch=3, heads=5, biased=False)
+    once, again = (results("compiled", inputs, **options) for _ in range(2))
+    assert all(map(torch.equal, once, again))
+    for n_threads in (2, 7, 40):
+        with threads(n_threads):
+            assert torch.equal(results("compiled", inputs, **options)[0], once[0])
+
+
+# Memory
+
+
+@needs_library
+@pytest.mark.parametrize("head_dim", [4, 16, 21])
+@pytest.mark.parametrize("options", [{"window": 4, "halo": 1}, {"window": 2, "stride": 1}])
+def test_strided_inputs_are_read_where_they_are_and_nothing_beside_them(options, head_dim):
+    """As a layer's are: heads side by side. Whatever lies between and after them is NaN here."""
+    points = [torch.randn(2, 5, 7, 3, head_dim) for _ in range(3)]
+    around = torch.full((2, 6, 7, 3, head_dim + 5), torch.nan)
+    parts = [around.clone()[:, :5, :, :, 2 : head_dim + 2].copy_(p) for p in points]
+    found, exact = [], []
+    for into, inputs in ((found, parts), (exact, points)):
+        inputs = [t.permute(0, 3, 1, 2, 4).requires_grad_() for t in inputs]
+        out = attend(inputs, **options)
+        into += [out, *torch.autograd.grad(out, inputs, cotangent(out))]
+    for one, other in zip(found, exact, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nothing_of_the_size_of_the_scores_is_kept(dtype):
+    """What the backward pass needs is a few numbers for each channel of a point, not 36 for each head."""
+    q, k, v = (t.to(dtype).requires_grad_() for t in drawn((32, 32), heads=8, head_dim=4, biased=False))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
+        window_attention(q, k, v, window=4, halo=1, bias=PositionBias(8, n_dim=2).to(dtype))
+    assert max(kept) == q.numel()
+
+
+def test_windows_kept_from_inference_and_from_fake_tensors_serve_training():
+    """Windows are kept for the next call of the same shape, in whatever mode the first one was."""
+    for options in ({"window": 4, "halo": 1}, {"window": 2, "stride": 1}):
+        inputs = [t.float().requires_grad_() for t in drawn((7, 23), biased=False)]  # as in no other test
+        mode = FakeTensorMode()
+        fake = [mode.from_tensor(t.detach()) for t in inputs]
+        with mode:
+            attend(fake, **options)
+        with torch.inference_mode():
+            first = attend(inputs, **options)
+        with patch.object(module, "on_cpu_eagerly", lambda q: False):  # which saves indices
+            again = attend(inputs, **options)
+        torch.testing.assert_close(again, first.clone())
+        assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(again.sum(), inputs))
+
+
+# Which implementation
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options", "biased", "used"),
+    [
+        (torch.float64, {"window": 4}, True, "attend_in_chunks"),
+        pytest.param(torch.float32, {"window": 4}, True, "attend_natively", marks=needs_library),
+        pytest.param(
+            torch.float32, {"window": 2, "stride": 1}, False, "attend_in_small_windows", marks=needs_library
+        ),
+        pytest.param(torch.float32, {"window": 2}, True, "attend_natively", marks=needs_library),
+        pytest.param(torch.float32, {"window": 2, "halo": 1}, False, "attend_natively", marks=needs_library),
+    ],
+)
+def test_implementation_follows_from_type_windows_and_bias(dtype, options, biased, used, monkeypatch):
+    ways = ("attend_in_chunks", "attend_natively", "attend_in_small_windows", "attend_whole")
+    for way in set(ways) - {used}:
+        monkeypatch.setattr(module, way, None)
+    inputs = [t.to(dtype) for t in drawn((8, 5), biased=biased)]
+    assert all(t.isfinite().all() for t in differentiated(partial(attend, **options), inputs))
+
+
+@needs_library
+def test_counters_of_operations_see_the_products():
+    q, k, v = (t.float() for t in drawn((8, 8), batch=3, head_dim=4, biased=False))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        window_attention(q, k, v, window=4, halo=1)
+    # 64 queries, 36 keys each, two products of 4 numbers, 2 operations, 3 samples, 2 heads
+    assert counter.get_total_flops() == 64 * 36 * 2 * 4 * 2 * 3 * 2
 
 
 @pytest.mark.parametrize("most_heads", [1, 5, 1000])
-@pytest.mark.parametrize("case", SPECIAL)
-def test_torchs_own_kernel_gives_the_same(case, most_heads, monkeypatch):
+def test_torchs_own_kernel_gives_the_same(most_heads, monkeypatch):
     """Other devices than a CPU use it, in parts where it cannot take all windows and heads at once."""
-    inputs, bias = draw_qkv(case[0]), DistanceBias(len(case[0]))
-    expected = attend(*inputs, case, bias)
-    used = []
-
-    def by_kernel(*given):
-        used.append(given)
-        return whole._kernel_attention(*given, most_heads)
-
-    monkeypatch.setattr(whole, "_softmax_attention", by_kernel)
-    monkeypatch.setattr(module, "on_cpu_eagerly", lambda q: False)
-    found = attend(*inputs, case, bias)
-    assert used
-    assert_same(found, expected)
-    assert_same(gradients(found, inputs), gradients(expected, inputs))
+    monkeypatch.setattr(whole, "_softmax_attention", partial(whole._kernel_attention, most_heads=most_heads))
+    for case in SPECIAL[4:]:
+        shape, window, stride, halo, shift, periodic = case
+        options = {"window": window, "stride": stride, "halo": halo, "shift": shift, "periodic": periodic}
+        inputs = drawn(shape)
+        found, expected = (results(name, inputs, **options) for name in ("of whole tensors", "in chunks"))
+        assert_near(found, expected, 1e-11)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_cuda
 @pytest.mark.parametrize("case", SPECIAL)
 def test_cuda_gives_what_the_cpu_gives(case):
-    inputs, bias = draw_qkv(case[0]), DistanceBias(len(case[0]))
-    on_device = [t.detach().cuda().requires_grad_() for t in inputs]
-    expected, found = attend(*inputs, case, bias), attend(*on_device, case, bias.cuda())
-    torch.testing.assert_close(found.cpu(), expected, rtol=1e-10, atol=1e-11)
+    shape, window, stride, halo, shift, periodic = case
+    options = {"window": window, "stride": stride, "halo": halo, "shift": shift, "periodic": periodic}
+    inputs = drawn(shape)
+    found = differentiated(partial(attend, **options), [t.cuda() for t in inputs])
+    assert_near([t.cpu() for t in found], results("in chunks", inputs, **options), 1e-10)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_cuda
 def test_cuda_takes_more_windows_than_its_kernels_do():
     q, k, v = torch.randn(3, 1, 4, 258, 258, 8)
     expected = window_attention(q, k, v, window=2)
@@ -422,18 +547,23 @@ def test_cuda_takes_more_windows_than_its_kernels_do():
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_kept_from_inference_and_from_fake_tensors_serves_training():
-    """Windows are kept for the next call of the same shape, in whatever mode the first one was."""
-    module._kept_rows.cache_clear()
-    case = ((7, 6), 4, 4, 1, (False, False))
-    inputs = draw_qkv(case[0])
-    mode = FakeTensorMode()
-    fake = [mode.from_tensor(t.detach()) for t in inputs]
-    with mode:
-        attend(*fake, case)
-    with torch.inference_mode():
-        first = attend(*inputs, case)
-    with patch.object(module, "on_cpu_eagerly", lambda q: False):  # which saves indices
-        again = attend(*inputs, case)
-        assert_same(again, first.clone())
-        assert all(gradient.isfinite().all() for gradient in gradients(again, inputs))
+# What is refused
+
+
+def test_inputs_that_do_not_belong_together_are_refused_before_memory_is_read():
+    q, k, v = torch.randn(3, 2, 2, 8, 8, 4)
+    for unlike in (
+        (q[:1], k, v),
+        (q, k[:, :1], v),
+        (q[:, :, :4], k, v),
+        (q, k, v[..., :2]),
+        (q, k[:, :, 1:], v[:, :, 1:]),
+    ):
+        with pytest.raises(InputError, match="expected one batch, heads and head_dim for all"):
+            window_attention(*unlike, window=4)
+    with pytest.raises(InputError, match="float64 on cpu"):
+        window_attention(q, k.double(), v, window=4)
+    with pytest.raises(InputError, match="the grid"):
+        window_attention(q, k, v, window=4, queries_at=[(0.0, 1.0)] * 2)
+    with pytest.raises(InputError, match="bias gives 1 scores for each offset, expected one for each of 2"):
+        window_attention(q, k, v, window=4, bias=lambda offset: offset.sum(-1, keepdim=True))
