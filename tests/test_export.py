@@ -10,7 +10,8 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from test_anchored import KINDS, build
+from test_anchored import LINES as KINDS
+from test_anchored import build
 from test_multipole import assert_same, draw
 from torch import nn
 from torch._dynamo.utils import counters

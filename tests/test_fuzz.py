@@ -1,4 +1,9 @@
-"""Whatever is asked of the operators: a right answer or a clear error. No NaN, no other type, no hang."""
+"""Whatever is asked of the operators: a right answer or a clear error. No NaN, no other type, no hang.
+
+A few examples of each operator; `pytest -m nightly` draws many more.
+"""
+
+from inspect import signature
 
 import pytest
 import torch
@@ -12,8 +17,7 @@ from mano_op import MANO, InputError, MultipoleAttention, MultipoleConv, Publish
 # The error of an answer in a type, and the largest value of which a norm may take the square in it.
 ERRORS = {torch.float32: 5e-4, torch.float16: 0.03, torch.bfloat16: 0.2}
 LARGEST = {torch.float32: 1e15, torch.float64: 1e100, torch.bfloat16: 1e15}
-MOST = {1: 40, 2: 12, 3: 5}
-WRONG = [0, -1, 2.5, True, "2", float("nan"), None, "nothing", [2], (8,) * 4, (0,), {}, torch.float32]
+MOST = {1: 40, 2: 9, 3: 4}
 heads = st.shared(st.integers(1, 2), key="heads")
 width = heads.flatmap(lambda n: st.sampled_from([n, 2 * n, 4 * n]))
 levels = st.integers(1, 4)
@@ -128,22 +132,46 @@ def channels(options):
     return options.get("channels", options.get("in_channels"))
 
 
-def drawn(data, cls):
-    n_dim = data.draw(st.integers(1, 3))
-    options = data.draw(st.fixed_dictionaries(OPTIONS[cls](n_dim)))
-    return options, (channels(options), *data.draw(shapes(n_dim)))
+@st.composite
+def problems(draw, cls):
+    n_dim = draw(st.integers(1, 3))
+    options = draw(st.fixed_dictionaries(OPTIONS[cls](n_dim)))
+    return cls, options, (channels(options), *draw(shapes(n_dim)))
 
 
-@pytest.mark.parametrize("cls", OPTIONS)
-@settings(max_examples=120)
-@given(data=st.data())
-def test_the_answer_is_right_in_every_type(cls, data):
+@st.composite
+def smooth_problems(draw, cls):
+    """Small and with a smooth activation, for finite differences."""
+    n_dim = draw(st.integers(1, 3))
+    options = draw(st.fixed_dictionaries(OPTIONS[cls](n_dim)))
+    smooth = {"non_linearity": "tanh"} if cls is MANO else {}
+    return cls, options | smooth, (channels(options), *draw(shapes(n_dim, {1: 9, 2: 5, 3: 3}[n_dim])))
+
+
+def of_every_operator(strategy, *more, few, many):
+    """The test for each operator with a few examples, and, as one that is marked nightly, with many."""
+
+    def decorate(test):
+        def named(cls, number):
+            return settings(max_examples=number)(given(strategy(cls), *more)(test))
+
+        @pytest.mark.parametrize("cls", OPTIONS)
+        @pytest.mark.parametrize("number", [few, pytest.param(many, marks=pytest.mark.nightly)])
+        def run(cls, number):
+            named(cls, number)()
+
+        return run
+
+    return decorate
+
+
+@of_every_operator(problems, st.sampled_from(list(ERRORS)), few=25, many=120)
+def test_the_answer_is_right_in_every_type(problem, dtype):
     """It is that of double precision, as nearly as the type can tell; the input stays as it was."""
-    options, shape = drawn(data, cls)
+    cls, options, shape = problem
     module = made(cls, options)
     if module is None:
         return
-    dtype = data.draw(st.sampled_from(list(ERRORS)))
     module, x = module.to(dtype), draw(2, *shape).to(dtype)
     before = x.clone()
     out = module(x)
@@ -158,55 +186,66 @@ def test_the_answer_is_right_in_every_type(cls, data):
     assert (out.double() - exact).norm() <= ERRORS[dtype] * (1 + exact.norm())
 
 
-@pytest.mark.parametrize("cls", OPTIONS)
-@settings(max_examples=150)
-@given(data=st.data())
-def test_a_wrong_option_is_refused_by_name(cls, data):
-    """Or it is no wrong one: then the module works."""
-    options, shape = drawn(data, cls)
-    x = draw(1, *shape).float()
-    options[data.draw(st.sampled_from(sorted(options)))] = data.draw(st.sampled_from(WRONG))
-    module = made(cls, options)
-    if module is None:
-        return
-    try:
-        assert module(x).isfinite().all()
-    except InputError as error:  # more or fewer channels or dimensions than the field has
-        assert "shape" in str(error)
-
-
-@pytest.mark.parametrize("cls", OPTIONS)
-@settings(max_examples=60)
-@given(data=st.data(), sign=st.sampled_from([0, 1, -1]), power=st.floats(-1, 1))
-def test_no_finite_field_gives_nan(cls, data, sign, power):
+@of_every_operator(
+    problems, st.sampled_from(list(LARGEST)), st.sampled_from([0, 1, -1]), st.floats(-1, 1), few=20, many=60
+)
+def test_no_finite_field_gives_nan(problem, dtype, sign, power):
     """However large or small, constant or not, as long as its squares are finite."""
-    options, shape = drawn(data, cls)
+    cls, options, shape = problem
     module = made(cls, options)
     if module is None:
         return
-    dtype = data.draw(st.sampled_from(list(LARGEST)))
     x = draw(2, *shape) if sign == 0 else torch.full((2, *shape), float(sign), dtype=torch.float64)
     module, x = module.to(dtype), (x * LARGEST[dtype] ** power).to(dtype)
     for field in (x, x * (draw(*x.shape, seed=1) > 1).to(dtype)):
         out = module(field)
         assert out.dtype == dtype and out.isfinite().all()
-        slopes = torch.autograd.grad(
-            (out / out.detach().abs().max().clamp(min=1)).sum(), list(module.parameters())
-        )
+        scaled = out / out.detach().abs().max().clamp(min=1)
+        slopes = torch.autograd.grad(scaled.sum(), list(module.parameters()))
         assert all(slope.isfinite().all() for slope in slopes)
 
 
-@pytest.mark.parametrize("cls", OPTIONS)
-@settings(max_examples=25)
-@given(data=st.data())
-def test_gradients_are_those_of_finite_differences(cls, data):
-    n_dim = data.draw(st.integers(1, 3))
-    options = data.draw(st.fixed_dictionaries(OPTIONS[cls](n_dim)))
-    smooth = {"non_linearity": "tanh"} if cls is MANO else {}
-    module = made(cls, options | smooth)
+@of_every_operator(smooth_problems, few=15, many=40)
+def test_gradients_are_those_of_finite_differences(problem):
+    cls, options, shape = problem
+    module = made(cls, options)
     if module is None:
         return
-    module = module.double()
-    x = draw(1, channels(options), *data.draw(shapes(n_dim, {1: 9, 2: 5, 3: 3}[n_dim])))
+    module, x = module.double(), draw(1, *shape)
     module(x)  # the first grid in training may become the reference
     assert_gradients(module, x)
+
+
+# Of every kind, one that an option cannot be; where one is right after all, it is not in the option's list.
+WRONG_KINDS = ["2", "", 1.5, -1, 0, True, None, float("nan"), float("inf"), [], [2], {}, b"2", 1 + 2j]
+RIGHT_AFTER_ALL = {
+    "halo": [0],
+    "shift": [0],
+    **{name: [None] for name in ("n_levels", "stride", "head_dim", "reference_shape", "boundary_values")},
+    **{
+        name: [True]
+        for name in ("periodic", "position_bias", "qv_bias", "norm", "double_norm", "shared_levels")
+    },
+    **{name: [1.5] for name in ("channel_mlp_expansion", "projection_channel_ratio")},
+    "positional_embedding": [None],
+    "resolution_scaling_factor": [None, 1.5, True],
+}
+WORKING = {
+    MultipoleAttention: {"channels": 4, "n_heads": 2, "window": 2, "n_levels": 2},
+    MANO: {"in_channels": 2, "out_channels": 3, "hidden_channels": 6, "n_heads": 3},
+    PublishedMANO: {"in_channels": 1, "out_channels": 1, "hidden_channels": 8},
+    MultipoleConv: {"in_channels": 4, "out_channels": 4, "n_modes": (4, 4), "n_heads": 2},
+}
+# What `MultipoleConv` takes of a spectral convolution's options is in `test_convolution`.
+ELSEWHERE = ("kwargs", "n_modes", *set(signature(MultipoleConv).parameters) - set(convolution(2)))
+NAMES = [(cls, name) for cls in WORKING for name in signature(cls).parameters if name not in ELSEWHERE]
+NAMES.remove((MultipoleConv, "hidden_channels"))
+
+
+@pytest.mark.parametrize(("cls", "name"), NAMES)
+def test_every_option_refuses_values_of_another_kind(cls, name):
+    right = RIGHT_AFTER_ALL.get(name, [])
+    for value in WRONG_KINDS:
+        if not any(value is one or value == one for one in right):
+            with pytest.raises(InputError, match=rf"^{name}"):
+                cls(**(WORKING[cls] | {name: value}))
