@@ -8,10 +8,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_anchored import LINES as KINDS
-from test_anchored import build
+from test_anchored import LINES, build
 from test_multipole import assert_same, draw
 from torch import nn
 from torch._dynamo.utils import counters
@@ -24,16 +23,13 @@ from mano_op.runs import Run
 
 MIXED = {"periodic": (False, True)}
 MODELS = [
-    ((7,), {}),
     ((6,), {"periodic": True, "registration": "cell"}),
     ((1,), {"periodic": True}),
     ((6, 9), MIXED | {"boundary_values": [0.5]}),
     ((9, 6), MIXED | {"registration": "cell", "window": 4}),
     ((5, 4), {"registration": "node_both", "boundary_values": [0.5], "halo": 2}),
-    ((3, 3), {"periodic": True, "registration": "cell", "halo": 0}),
     ((5, 5), {"window": 8, "n_heads": 1, "positional_embedding": None}),  # one window, one head, one level
-    ((12, 5), {"n_levels": 1, "non_linearity": "silu"}),
-    ((12, 5), {"n_levels": 9}),  # more than it has room for
+    ((12, 5), {"n_levels": 9, "non_linearity": "silu"}),  # more than it has room for
     ((4, 3, 5), {"periodic": (True, False, False), "registration": "cell", "n_layers": 1}),
 ]
 
@@ -62,7 +58,7 @@ def assert_near(found, expected, most):
 
 
 @pytest.mark.parametrize(("shape", "options"), MODELS)
-def test_outputs_and_gradients_are_the_models(shape, options):
+def test_traceable_outputs_and_gradients_are_the_models(shape, options):
     model = build(shape, **options)
     for grid in finer_than(shape):
         x = draw(2, 1, *grid)
@@ -71,7 +67,8 @@ def test_outputs_and_gradients_are_the_models(shape, options):
             assert_near(one, other, 1e-12)
 
 
-@given(st.sampled_from(KINDS), st.integers(2, 17), st.integers(0, 60), st.integers(1, 5), st.integers(0, 3))
+@settings(max_examples=20)
+@given(st.sampled_from(LINES), st.integers(2, 17), st.integers(0, 60), st.integers(1, 5), st.integers(0, 3))
 @example(("cell", False), 17, 17 * 30 + 1, 1, 0)
 @example(("node", True), 16, 16 * 64, 4, 1)
 def test_every_number_of_points_has_its_place(kind, n, more, window, halo):
@@ -81,7 +78,7 @@ def test_every_number_of_points_has_its_place(kind, n, more, window, halo):
     assert_same(TraceableMANO(model)(x), model(x))
 
 
-def test_the_parameters_are_the_models_own():
+def test_traceable_parameters_are_the_models_own():
     model = build((6, 5)).float()
     traceable, x = TraceableMANO(model.train()).float(), torch.randn(2, 1, 9, 7)
     assert traceable.training
@@ -104,11 +101,10 @@ class Changed(MANO, name="changed_mano"):
     [
         (lambda: PublishedMANO(1, 1, hidden_channels=8), "got a PublishedMANO, expected a MANO"),
         (lambda: Changed(1, 1, reference_shape=(4, 4)), "got a Changed, expected a MANO"),
-        (lambda: nn.Identity(), "got a Identity, expected a MANO"),
         (lambda: MANO(1, 1), "no reference grid yet, .*: train it, or give it reference_shape"),
     ],
 )
-def test_models_without_such_a_form_are_refused(make, message):
+def test_models_without_a_traceable_form_are_refused(make, message):
     with pytest.raises(InputError, match=message):
         TraceableMANO(make())
 
@@ -119,7 +115,6 @@ def test_models_without_such_a_form_are_refused(make, message):
         ((1, 1, 6, 4), r"a grid of \(6, 4\) points, expected at least the reference's \(6, 5\) along each"),
         ((1, 1, 3, 20), r"interpolate the input to that, or use the MANO itself"),
         ((1, 2, 6, 5), "expected .*in_channels=1"),
-        ((6, 5), "expected .*in_channels=1"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(shape, message):
@@ -127,12 +122,12 @@ def test_inputs_that_do_not_fit_are_refused(shape, message):
         TraceableMANO(build((6, 5)))(draw(*shape))
 
 
-def test_it_is_compiled_once_for_all_sizes():
+def test_traceable_form_is_compiled_once_for_all_sizes():
     model = build((6, 5), n_layers=1, **MIXED).float().requires_grad_(False)
     torch._dynamo.reset()
     counters.clear()
     compiled = torch.compile(TraceableMANO(model), dynamic=True, backend="eager")
-    for grid in ((7, 9), (12, 12), (19, 21), (6, 5), (13, 24)):
+    for grid in ((7, 9), (12, 12), (6, 5), (13, 24)):
         x = torch.randn(2, 1, *grid)
         assert_near(compiled(x), model(x), 1e-5)
     assert counters["stats"]["unique_graphs"] <= 2
@@ -150,7 +145,7 @@ def deterministic():
 
 
 @pytest.mark.parametrize("form", [lambda model: model, TraceableMANO])
-def test_it_is_repeated_bit_for_bit(form, deterministic):
+def test_results_are_repeated_bit_for_bit(form, deterministic):
     model = form(build((6, 5), **MIXED).float())
     for grid in ((6, 5), (13, 12)):
         x = torch.randn(3, 1, *grid)
@@ -160,7 +155,7 @@ def test_it_is_repeated_bit_for_bit(form, deterministic):
 
 @pytest.mark.parametrize("form", [lambda model: model, TraceableMANO])
 @pytest.mark.parametrize("grid", [(16, 16), (19, 33)])
-def test_bfloat16_keeps_two_digits(form, grid):
+def test_outputs_in_bfloat16_keep_two_digits(form, grid):
     """As `MANO` starts: of an output near 1 within 3 %, where one rounding is 0.4 %."""
     torch.manual_seed(0)
     model = MANO(1, 1, hidden_channels=16, n_layers=2, n_heads=2, reference_shape=(16, 16)).eval()
@@ -282,9 +277,8 @@ def anchored():
             lambda: "run",
             "a.pt2",
             {},
-            r"got a str, expected a Run or a model: see mano_op.load",
+            "got a str, expected a Run or a model: see mano_op.load",
         ),
-        (export_program, lambda: MANO(1, 1), "a.pt2", {}, "no reference grid yet"),
         (export_onnx, lambda: MANO(1, 1), "a.onnx", {}, "no reference grid yet"),
         (export_program, anchored, "a.pt2", {"shape": (8, 8)}, r"shape=\(8, 8\), but .* all sizes"),
         (
@@ -321,13 +315,13 @@ def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
-def test_packages_that_are_not_installed_are_named(missing, tmp_path, monkeypatch):
+def test_missing_packages_are_named(missing, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(InputError, match=rf"{missing} is not installed: pip install 'mano_op\[onnx\]'"):
         export_onnx(anchored(), tmp_path / "a.onnx")
 
 
-def test_what_torch_says_is_passed_on(tmp_path):
+def test_errors_of_tracing_are_passed_on(tmp_path):
     with pytest.raises(InputError, match=r"Branching cannot be traced by torch\.export") as caught:
         export_program(Branching(), tmp_path / "a.pt2", shape=(4,))
     said = str(caught.value)

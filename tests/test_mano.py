@@ -49,31 +49,22 @@ def build(cls=MANO, seed=0, **options):
         ("cell", [1 / 8, 3 / 8, 5 / 8, 7 / 8]),
     ],
 )
-def test_coordinates(registration, points):
+def test_coordinates_are_the_points_and_of_periodic_axes_sine_and_cosine(registration, points):
+    """In the axes' order, so that the two ends of a periodic axis are neighbours."""
     line = torch.tensor(points, dtype=torch.float64)
     model = build(positional_embedding="grid", registration=registration)
-    y, x = model.coordinates((4, 4))
-    assert_same(y, line[:, None].expand(4, 4))
-    assert_same(x, line.expand(4, 4))
-
-
-@pytest.mark.parametrize("registration", ["node", "cell"])
-def test_coordinates_of_periodic_axes_are_sine_and_cosine(registration):
-    """In the axes' order, so that the two ends of the second axis here are neighbours."""
-    first = 0.5 if registration == "cell" else 0
-    model = build(positional_embedding="grid", registration=registration, periodic=[False, True])
-    y, sine, cosine = model.coordinates((5, 8))
-    angle = 2 * np.pi * (torch.arange(8, dtype=torch.float64) + first) / 8
-    assert_same(y, ((torch.arange(5, dtype=torch.float64) + first) / 5)[:, None].expand(5, 8))
-    assert_same(sine, angle.sin().expand(5, 8))
-    assert_same(cosine, angle.cos().expand(5, 8))
+    assert_same(model.coordinates((4, 4)), torch.stack([line[:, None].expand(4, 4), line.expand(4, 4)]))
+    if registration != "node_both":
+        model = build(positional_embedding="grid", registration=registration, periodic=[False, True])
+        y, sine, cosine = model.coordinates((4, 4))
+        assert_same(y, line[:, None].expand(4, 4))
+        assert_same(sine + 1j * cosine, (1j * torch.exp(-2j * np.pi * line)).expand(4, 4))
 
 
 @pytest.mark.parametrize("non_linearity", ACTIVATIONS)
-@pytest.mark.parametrize("shape", [(7,), (3, 4), (2, 3, 2)])
+@pytest.mark.parametrize("shape", [(7,), (2, 3, 2)])
 def test_mlp_acts_on_each_point(shape, non_linearity):
-    mlp = randomise(Mlp(3, 5, 2, norm=True, non_linearity=non_linearity))
-    x = draw(2, 3, *shape)
+    mlp, x = randomise(Mlp(3, 5, 2, norm=True, non_linearity=non_linearity)), draw(2, 3, *shape)
     out = mlp(x)
     for point in np.ndindex(*shape):
         value = x[(..., *point)]
@@ -88,8 +79,7 @@ def test_mlp_acts_on_each_point(shape, non_linearity):
 
 def test_block_adds_to_what_it_takes_in():
     attention = randomise(MultipoleAttention(4, 2, window=3, halo=1, n_levels=2))
-    mlp = randomise(Mlp(4, 5, 4, norm=True, non_linearity="gelu"))
-    x = draw(2, 4, 7, 5)
+    mlp, x = randomise(Mlp(4, 5, 4, norm=True, non_linearity="gelu")), draw(2, 4, 7, 5)
     z = x + attention(x)
     assert_same(Block(attention, mlp)(x), z + mlp(z))
 
@@ -101,22 +91,12 @@ def test_block_adds_to_what_it_takes_in():
 def test_model_is_its_composition(shape, periodic, positional_embedding):
     model = build(n_dim=len(shape), periodic=periodic, positional_embedding=positional_embedding)
     x = draw(2, 2, *shape)
-    channels = [x]
-    if positional_embedding:
-        channels.append(model.coordinates(shape).expand(2, -1, *shape))
-    z = torch.cat(channels, 1).movedim(1, -1)
+    coordinates = [model.coordinates(shape).expand(2, -1, *shape)] if positional_embedding else []
+    z = torch.cat([x, *coordinates], 1).movedim(1, -1)
     z = z @ model.lifting.weight.T + model.lifting.bias
+    grid = {"n_dim": len(shape), "registration": "cell", "periodic": periodic}
     for block in model.blocks:
-        layer = MultipoleAttention(
-            6,
-            3,
-            n_dim=len(shape),
-            window=3,
-            halo=2,
-            n_levels=2,
-            registration="cell",
-            periodic=periodic,
-        ).double()
+        layer = MultipoleAttention(6, 3, window=3, halo=2, n_levels=2, **grid).double()
         layer.load_state_dict(block.attention.state_dict())
         z = z + layer(z.movedim(-1, 1)).movedim(1, -1)
         z = z + block.mlp.fc2(F.silu(block.mlp.fc1(block.mlp.norm(z))))
@@ -140,39 +120,45 @@ def test_samples_do_not_meet(order, shape):
     assert_same(model(x[:1]), model(x)[:1])
 
 
-def test_periodic_shift_by_the_coarsest_window():
-    model, x = build(periodic=[True, False]), draw(1, 2, 12, 5)
-    assert_same(model(x.roll(6, 2)), model(x).roll(6, 2))
-    placed = build(periodic=[True, False], positional_embedding="grid")
-    assert (placed(x.roll(6, 2)) - placed(x).roll(6, 2)).abs().max() > 1e-2
+# Precision
 
 
-# What is refused
+def test_autocast_chooses_the_precision():
+    model, x = build(), draw(1, 2, 9, 6)
+    exact = model(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = [model.float()(x.float()), model(x.bfloat16())]  # also after a layer that made them so
+    for out in found:
+        assert out.dtype == torch.bfloat16
+        assert (out - exact).norm() < 3e-2 * exact.norm()
+
+
+def test_half_precision_needs_no_scaling_of_the_loss():
+    """Outputs and gradients in float16 are those in float32, to its eleven bits; none vanishes."""
+    model, x = build().float(), 10 * draw(2, 2, 16, 16).float()
+    found = {}
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.float16, enabled=enabled):
+            out = model(x)
+        gradients = torch.autograd.grad(out.float().square().mean(), list(model.parameters()))
+        found[enabled] = out.detach().float(), torch.cat([gradient.flatten() for gradient in gradients])
+    for exact, half in zip(found[False], found[True], strict=True):
+        assert half.isfinite().all()
+        assert (half - exact).norm() < 0.01 * exact.norm()
+
+
+# What is refused; of options of another kind see `test_fuzz`
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"in_channels": 0}, "in_channels=0, expected a whole number, at least 1"),
-        ({"out_channels": "1"}, "out_channels='1', expected a whole number, at least 1"),
-        ({"hidden_channels": 8.0}, r"hidden_channels=8\.0, expected a whole number"),
         ({"n_layers": -1}, "n_layers=-1, expected a whole number, at least 1"),
         ({"n_heads": 5}, "channels=6 is not divisible by n_heads=5"),
         ({"n_dim": 4}, "n_dim=4, expected .* at most 3"),
-        ({"halo": -1}, "halo=-1, expected .* at least 0"),
-        ({"n_heads": None}, "n_heads=None, expected a whole number"),
-        ({"n_heads": True}, "n_heads=True, expected a whole number"),
-        ({"window": None}, "window=None, expected a whole number"),
-        ({"n_dim": None}, "n_dim=None, expected a whole number"),
         ({"channel_mlp_expansion": 0.01}, "=0.01 of 6 channels makes 0 hidden ones, .*: give 0.17 or more"),
         ({"channel_mlp_expansion": "2"}, "channel_mlp_expansion='2', expected a finite number: give .* 2.0"),
-        ({"channel_mlp_expansion": None}, "channel_mlp_expansion=None, expected a finite number"),
-        ({"channel_mlp_expansion": True}, "channel_mlp_expansion=True, expected a finite number"),
         ({"projection_channel_ratio": -1.0}, "projection_channel_ratio=-1.0 of 6 channels makes -6 hidden"),
-        ({"projection_channel_ratio": float("nan")}, "projection_channel_ratio=nan, expected a finite"),
-        ({"non_linearity": ["gelu"]}, r"non_linearity=\['gelu'\], expected one of gelu"),
-        ({"periodic": None}, "periodic=None, expected True or False"),
-        ({"periodic": 1}, "periodic=1, expected True or False"),
         ({"periodic": [0, 1]}, r"periodic=\[0, 1\], expected True or False, or one of them for each axis"),
         ({"non_linearity": "gleu"}, "non_linearity='gleu', expected one of gelu, relu, silu, tanh: a name"),
         ({"non_linearity": F.gelu}, "non_linearity=.* is of type .*, expected a bool, int, float, str, None"),
@@ -186,32 +172,9 @@ def test_periodic_shift_by_the_coarsest_window():
         ({"hidden_chanels": 8}, "has no option 'hidden_chanels'.* did you mean 'hidden_channels'?"),
     ],
 )
-def test_bad_options_are_refused(options, message):
+def test_options_that_cannot_be_used_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         MANO(**({"in_channels": 2, "out_channels": 3} | OPTIONS | options))
-
-
-# Of every kind, one that the option cannot be; where one is right after all, it is not in the option's list.
-WRONG_KINDS = ["2", "", 1.5, -1, 0, True, None, float("nan"), float("inf"), [], [2], {}, b"2", 1 + 2j]
-RIGHT_AFTER_ALL = {
-    "halo": [0],
-    "n_levels": [None],
-    "reference_shape": [None],
-    "boundary_values": [None],
-    "channel_mlp_expansion": [1.5],
-    "projection_channel_ratio": [1.5],
-    "positional_embedding": [None],
-    "periodic": [True],
-}
-
-
-@pytest.mark.parametrize("name", ["in_channels", "out_channels", *OPTIONS])
-def test_every_option_refuses_values_of_another_kind(name):
-    for value in WRONG_KINDS:
-        if any(value is right or value == right for right in RIGHT_AFTER_ALL.get(name, [])):
-            continue
-        with pytest.raises(InputError, match=rf"^{name}="):
-            MANO(**({"in_channels": 2, "out_channels": 3} | OPTIONS | {name: value}))
 
 
 @pytest.mark.parametrize(
@@ -219,31 +182,17 @@ def test_every_option_refuses_values_of_another_kind(name):
     [
         (
             torch.zeros(1, 3, 6, 6),
-            r"MANO got an input of shape \(1, 3, 6, 6\), expected .*in_channels=2, n_1, n_2",
+            r"MANO got an input of shape \(1, 3, 6, 6\), expected .*in_channels=2, n_1",
         ),
-        (
-            torch.zeros(1, 2, 6),
-            r"shape \(1, 2, 6\), expected .* n_1, n_2\), each n at least 1: reshape it, or",
-        ),
-        (torch.zeros(2, 6, 6), r"shape \(2, 6, 6\), expected"),
+        (torch.zeros(1, 2, 6), r"shape \(1, 2, 6\), expected .* n_2\), each n at least 1: reshape it, or"),
         (torch.zeros(1, 2, 0, 6), r"shape \(1, 2, 0, 6\), expected .* each n at least 1"),
         (torch.zeros(1, 2, 6, 6, dtype=torch.long), r"got torch.int64 input, .* use x.float\(\)"),
         (
             torch.zeros(1, 2, 6, 6).double(),
-            r"float64 input and has torch.float32 parameters: use x.to\(torch.float32",
+            r"float64 input and has torch.float32 .*: use x.to\(torch.float32",
         ),
     ],
 )
-def test_bad_input_is_refused(x, message):
+def test_inputs_that_cannot_be_used_are_refused(x, message):
     with pytest.raises(InputError, match=message):
         build().float()(x)
-
-
-def test_autocast_chooses_the_precision():
-    model, x = build(), draw(1, 2, 9, 6)
-    exact = model(x)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = [model.float()(x.float()), model(x.bfloat16())]  # also after a layer that made them so
-    for out in found:
-        assert out.dtype == torch.bfloat16
-        assert (out - exact).norm() < 3e-2 * exact.norm()

@@ -128,3 +128,12 @@ def test_missing_checkpoints_say_what_there_is(tmp_path):
         MANO.from_checkpoint(tmp_path, "epoch_20")
     with pytest.raises(InputError, match="Give the folder and name that save_checkpoint was called with"):
         MANO.from_checkpoint(tmp_path / "elsewhere", "epoch_10")
+
+
+def test_a_compiled_models_checkpoint_is_that_of_the_model(tmp_path):
+    """Its state dict has other names; what it saves has not."""
+    model, x = build().float(), draw(1, 2, 8, 8).float()
+    compiled = torch.compile(model, backend="eager")
+    assert all(name.startswith("_orig_mod.") for name, _ in compiled.named_parameters())
+    compiled.save_checkpoint(tmp_path, "model")
+    assert torch.equal(MANO.from_checkpoint(tmp_path, "model")(x), model(x))
