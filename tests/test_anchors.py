@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mano_op.grid import Axis
-from mano_op.layers.anchors import Anchoring, anchoring
+from mano_op.layers.anchors import anchoring
 from mano_op.resample import resample
 
 KINDS = [("node", False), ("node", True), ("cell", False), ("cell", True), ("node_both", False)]
@@ -27,16 +27,16 @@ def field(values):
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_on_the_reference_nothing_changes(kind, step):
+def test_no_step_changes_a_field_on_the_reference(kind, step):
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     place = anchoring((8, 8), (8, 8), kind[0], (kind[1],) * 2)
     assert getattr(place, step)(x) is x
     assert not place.refines
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.sampled_from(KINDS), st.integers(2, 40), st.integers(2, 20))
-def test_constants_stay(kind, n, reference):
+def test_every_step_keeps_constants(kind, n, reference):
     place = line(n, reference, kind)
     working, there = place.working.shape[0], torch.ones(1, 2, reference, dtype=torch.float64)
     ones = torch.ones(1, 2, n, dtype=torch.float64)
@@ -72,7 +72,7 @@ def average(place, values, at):
 
 @pytest.mark.parametrize("n", [9, 16, 19, 24, 41])
 @pytest.mark.parametrize("kind", KINDS)
-def test_averages_are_their_formula(kind, n):
+def test_averages_match_their_formula(kind, n):
     place = line(n, 8, kind)
     values = np.random.default_rng(n).normal(size=n)
     for step, axis in (("smooth", place.working.axes[0]), ("anchors", place.reference.axes[0])):
@@ -136,12 +136,6 @@ def test_interpolation_of_waves_is_of_fourth_order(registration):
     assert 14 < errors[0] / errors[1] < 18 and 14 < errors[1] / errors[2] < 18
 
 
-def test_beyond_the_outermost_point_a_field_keeps_its_value():
-    place = anchoring((8,), (4,), "node", (False,))
-    found = place.interpolate(field([1.0, 2.0, 3.0, 7.0]))[0, 0]
-    assert found[-1] == 7.0 and found[::2].tolist() == [1.0, 2.0, 3.0, 7.0]
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_coarse_inputs_are_lifted_and_settled_again(kind):
     place = line(5, 9 if kind[0] == "node_both" else 10, kind)
@@ -157,7 +151,7 @@ def test_coarse_inputs_are_lifted_and_settled_again(kind):
         assert np.allclose(lifted[0, 0].numpy(), expected, rtol=1e-12)
 
 
-def test_each_axis_goes_its_own_way():
+def test_axes_are_finer_or_coarser_each_by_itself():
     """One axis finer than the reference, one coarser, one as it is: each as in one dimension."""
     x = torch.randn(2, 2, 12, 4, 5, dtype=torch.float64)
     place = anchoring((12, 4, 5), (6, 8, 5), "node", (True, False, False))
@@ -175,11 +169,6 @@ def test_where_grids_share_points_both_averages_agree():
     x = torch.randn(1, 2, 24, 32, dtype=torch.float64)
     place = anchoring((24, 32), (8, 16), "node", (False, True))
     torch.testing.assert_close(place.smooth(x)[..., ::3, ::2], place.anchors(x))
-
-
-def test_two_grids_are_placed_once():
-    first = anchoring((6,), (3,), "cell", (False,))
-    assert isinstance(first, Anchoring) and anchoring((6,), (3,), "cell", (False,)) is first
 
 
 # Banded matrices
@@ -207,7 +196,7 @@ def dense(step, place):
 
 
 @pytest.mark.parametrize("step", ["smooth", "anchors", "interpolate", "lift"])
-@pytest.mark.parametrize("n", [131, 384, 517])
+@pytest.mark.parametrize("n", [131, 517])
 @pytest.mark.parametrize("kind", KINDS)
 def test_banded_matrices_are_the_dense_ones(kind, n, step):
     """In values and gradients, up to the order of sums; also of some of the rows."""
@@ -227,7 +216,7 @@ def test_banded_matrices_are_the_dense_ones(kind, n, step):
             torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
 
 
-def test_what_a_matrix_takes_is_linear_in_the_points():
+def test_numbers_of_a_banded_matrix_are_linear_in_the_points():
     """It would be the square of them. Of 4096 points each has the 64 that one of the reference stood for."""
     sizes = [
         sum(block.size for _, _, block in line(n, n // 64, ("node", True))._smooth[0].blocks)
@@ -236,7 +225,7 @@ def test_what_a_matrix_takes_is_linear_in_the_points():
     assert sizes[1] == 2 * sizes[0] < 4096 * (128 + 64 + 4)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from(KINDS),
     st.lists(st.tuples(st.integers(2, 30), st.integers(2, 12)), min_size=1, max_size=3),
@@ -258,7 +247,7 @@ def test_tiles_hold_every_point_once_and_are_as_small_as_asked_for(kind, sizes, 
     assert len(place.tiles(held.size)) == 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30)
 @given(st.sampled_from(KINDS), st.integers(2, 40), st.integers(2, 12), st.integers(2, 20), st.integers(1, 60))
 def test_every_step_to_a_tile_is_that_to_all_points(kind, n, reference, other, most):
     """Along a second axis the grid may be coarser than the reference, so results are settled."""

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from helpers import in_a_group_of_one, on_grid
+from helpers import assert_gradients, in_a_group_of_one, on_grid
 from neuralop import LpLoss, Trainer, models
 from neuralop.layers.fno_block import FNOBlocks
 from neuralop.layers.spectral_convolution import SpectralConv
@@ -34,6 +34,7 @@ from mano_op.layers.convolution import conv_with_options
 from mano_op.layers.regrid import regrid
 
 SMALL = {"n_heads": 2, "window": 2, "n_levels": 2}
+EXACTLY = {"rtol": 0, "atol": 1e-12}
 
 
 def layer(in_channels=4, out_channels=4, n_modes=(4, 4), seed=0, **options):
@@ -49,6 +50,12 @@ def random(*shape):
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
+def mapped(linear, x):
+    """A map of the channels."""
+    out = torch.einsum("oi,bi...->bo...", linear.weight, x)
+    return out + linear.bias.view(-1, *[1] * (x.ndim - 2))
+
+
 # The layer.
 
 
@@ -61,10 +68,9 @@ def random(*shape):
     ],
 )
 @pytest.mark.parametrize("registration", ["node", "cell"])
-def test_without_another_grid_the_layer_is_multipole_attention(reference, periodic, others, registration):
-    """Between linear maps of the channels; anchored to the first grid of the training."""
-    n_dim = len(reference)
-    grids = {"registration": registration, "periodic": periodic}
+def test_layer_is_attention_between_maps_of_the_channels(reference, periodic, others, registration):
+    """Anchored to the first grid of the training; there are no maps between equal channels."""
+    n_dim, grids = len(reference), {"registration": registration, "periodic": periodic}
     conv = layer(3, 5, (4,) * n_dim, hidden_channels=4, **grids)
     conv(random(1, 3, *reference))
     conv.eval()
@@ -72,32 +78,22 @@ def test_without_another_grid_the_layer_is_multipole_attention(reference, period
     attention.load_state_dict(conv.attention.state_dict())
     for shape in others:
         x = random(2, 3, *shape)
-        lifted = torch.einsum("oi,bi...->bo...", conv.lifting.weight, x)
-        lifted += conv.lifting.bias.view(-1, *[1] * n_dim)
-        out = torch.einsum("oi,bi...->bo...", conv.projection.weight, attention(lifted))
-        assert_close(conv(x), out + conv.projection.bias.view(-1, *[1] * n_dim), rtol=0, atol=1e-12)
+        assert_close(conv(x), mapped(conv.projection, attention(mapped(conv.lifting, x))), **EXACTLY)
+    equal = layer(n_modes=(4,) * n_dim, **grids)
+    assert {name.split(".")[0] for name, _ in equal.named_parameters()} == {"attention"}
+    x = random(2, 4, *reference)
+    assert torch.equal(equal(x), equal.attention(x))
 
 
-def test_equal_channels_have_no_maps_around_the_attention():
-    conv = layer()
-    x = random(2, 4, 6, 5)
-    assert torch.equal(conv(x), conv.attention(x))
-    assert {name.split(".")[0] for name, _ in conv.named_parameters()} == {"attention"}
-
-
-@pytest.mark.parametrize("factor", [0.5, 2, [2, 0.5], 1.5])
+@pytest.mark.parametrize("factor", [0.5, [2, 0.5], 1.5])
 def test_attention_comes_first_then_the_grid_then_the_channels(factor):
     """The map of the channels gives the same on either side of the resampling."""
-    conv = layer(4, 6, resolution_scaling_factor=factor, registration="cell", periodic=[True, False])
-    x = random(2, 4, 8, 9)
-    given = factor if isinstance(factor, list) else [factor] * 2
-    grids = [
-        Grid.uniform(shape, registration="cell", periodic=[True, False])
-        for shape in ((8, 9), tuple(round(n * r) for n, r in zip((8, 9), given, strict=True)))
-    ]
-    out = regrid(conv.attention(x), *grids)
-    out = torch.einsum("oi,bi...->bo...", conv.projection.weight, out) + conv.projection.bias[:, None, None]
-    assert_close(conv(x), out, rtol=0, atol=1e-12)
+    grids = {"registration": "cell", "periodic": [True, False]}
+    conv, x = layer(4, 6, resolution_scaling_factor=factor, **grids), random(2, 4, 8, 9)
+    factors = factor if isinstance(factor, list) else [factor] * 2
+    scaled = tuple(round(n * r) for n, r in zip((8, 9), factors, strict=True))
+    out = regrid(conv.attention(x), Grid.uniform((8, 9), **grids), Grid.uniform(scaled, **grids))
+    assert_close(conv(x), mapped(conv.projection, out), **EXACTLY)
 
 
 class PassOn(nn.Module):
@@ -113,7 +109,7 @@ class PassOn(nn.Module):
 
 @pytest.mark.parametrize("registration", ["node", "node_both", "cell"])
 @pytest.mark.parametrize(("shape", "output_shape"), [((9, 8), None), ((9, 12), (5, 7)), ((5, 8), (14, 11))])
-def test_forward_and_transform_are_at_the_same_places(registration, shape, output_shape):
+def test_forward_and_transform_give_values_at_the_same_places(registration, shape, output_shape):
     """A field of the coordinates comes out as that field at the points of the output's grid, in both."""
     periodic = registration != "node_both"
     grids = {"registration": registration, "periodic": [False, periodic]}
@@ -131,7 +127,7 @@ def test_forward_and_transform_are_at_the_same_places(registration, shape, outpu
         conv.transform(x, output_shape),
         conv.transform(x[:, :1], output_shape),
     ):
-        assert_close(found, expected[:, : found.shape[1]], rtol=0, atol=1e-12)
+        assert_close(found, expected[:, : found.shape[1]], **EXACTLY)
 
 
 def test_halving_and_doubling_return_to_the_grid():
@@ -147,71 +143,53 @@ def test_halving_and_doubling_return_to_the_grid():
         assert half(random(1, 4, 2, 2)).shape[2:] == ((2, 2) if registration == "node_both" else (1, 1))
 
 
-@pytest.mark.parametrize(
-    ("reference", "shape"), [((8, 12), (16, 24)), ((8, 12), (11, 17)), ((8, 12), (4, 7)), ((9, 9), (18, 5))]
-)
+@pytest.mark.parametrize(("reference", "shape"), [((8, 12), (11, 17)), ((8, 12), (4, 7)), ((9, 9), (18, 5))])
 def test_a_coarser_output_is_made_on_the_reference(reference, shape):
     """Its volumes are lengths, those of the training on finer grids too."""
     grids = {"registration": "node", "periodic": [False, True]}
     conv = layer(reference_shape=reference, resolution_scaling_factor=0.5, **grids)
 
     def to(x, *shapes):
-        path = [Grid.uniform(n, **grids) for n in (x.shape[2:], *shapes)]
-        for here, there in pairwise(path):
+        for here, there in pairwise([Grid.uniform(n, **grids) for n in (x.shape[2:], *shapes)]):
             x = regrid(x, here, there)
         return x
 
     x = random(1, 4, *shape)
     coarse, target = (tuple(round(n / 2) for n in points) for points in (reference, shape))
     expected = to(x, reference, coarse, target)
-    assert_close(conv.transform(x), expected, rtol=0, atol=1e-12)
+    assert_close(conv.transform(x), expected, **EXACTLY)
     conv.attention = PassOn(conv.attention)
-    assert_close(conv(x), expected, rtol=0, atol=1e-12)
+    assert_close(conv(x), expected, **EXACTLY)
     finer = (2 * shape[0], shape[1])  # an axis that is refined goes no such way
-    assert_close(conv.transform(x, finer), to(x, finer), rtol=0, atol=1e-12)
+    assert_close(conv.transform(x, finer), to(x, finer), **EXACTLY)
 
 
-def test_the_reference_is_the_first_grid_in_training():
+def test_the_reference_is_the_first_grid_in_training_or_given():
     conv = layer()
     conv.eval()(random(1, 4, 5, 5))
     assert conv.reference_shape is None
     conv.train()(random(1, 4, 6, 7))
-    conv.eval()(random(1, 4, 12, 14))
-    assert conv.reference_shape == (6, 7)
     other, given = layer(seed=1), layer(reference_shape=[6, 7])
-    other.eval().load_state_dict(conv.state_dict())
-    assert other.reference_shape == given.reference_shape == (6, 7)
+    other.load_state_dict(conv.state_dict())
     x = random(1, 4, 12, 14)
-    assert torch.equal(other(x), conv(x)) and torch.equal(given(x), conv(x))
+    expected = conv.eval()(x)
+    for same in (other.eval(), given):
+        assert same.reference_shape == (6, 7) and torch.equal(same(x), expected)
     assert not torch.equal(
-        other(x), other.attention(x)
+        expected, conv.attention(x)
     )  # whose levels would count the points of the finer grid
     assert MultipoleConv(4, 4, (4, 4), reference_shape=(32, 32)).attention.n_levels == 4
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"out_channels": 3, "resolution_scaling_factor": 0.5},
-        {"resolution_scaling_factor": 2, "periodic": True},
-    ],
-)
-def test_gradients_are_those_of_finite_differences(options):
-    conv = layer(n_modes=4, hidden_channels=2, halo=0, **options)
-    conv(random(1, 4, 4))
-    fix_references(conv)
-    for n in (4, 7, 3):
-        assert torch.autograd.gradcheck(conv, random(1, 4, n).requires_grad_())
-
-
 @pytest.mark.parametrize("n_dim", [1, 2, 3])
-def test_every_parameter_has_a_gradient_at_every_size(n_dim):
+def test_every_parameter_has_its_gradient_at_every_size(n_dim):
     options = {"hidden_channels": 4, "n_levels": 3, "resolution_scaling_factor": 0.5}
     conv = layer(3, 5, (4,) * n_dim, **options, reference_shape=(8,) * n_dim)
-    for n in (8, 16, 3, 1):
+    for n in (8, 11, 3, 1):
         conv.zero_grad(set_to_none=True)
-        conv(random(2, 3, *[n] * n_dim)).square().sum().backward()
+        conv(x := random(2, 3, *[n] * n_dim)).square().sum().backward()
         assert [name for name, p in conv.named_parameters() if p.grad is None] == []
+        assert_gradients(conv, x)
 
 
 @pytest.mark.parametrize(
@@ -238,9 +216,8 @@ def test_every_parameter_has_a_gradient_at_every_size(n_dim):
     ],
 )
 def test_arguments_that_cannot_be_used_are_refused(options, message):
-    arguments = {"in_channels": 4, "out_channels": 4, "n_modes": (4, 4), **SMALL}
     with pytest.raises(InputError, match=message):
-        MultipoleConv(**(arguments | options))
+        MultipoleConv(**({"in_channels": 4, "out_channels": 4, "n_modes": (4, 4), **SMALL} | options))
 
 
 def test_inputs_that_cannot_be_used_are_refused():
@@ -261,8 +238,7 @@ def test_inputs_that_cannot_be_used_are_refused():
 
 
 def test_modes_can_be_set_and_change_no_value():
-    conv = layer()
-    x = random(1, 4, 6, 6)
+    conv, x = layer(), random(1, 4, 6, 6)
     before = conv(x)
     conv.n_modes = (2, 3)
     assert conv.n_modes == [2, 3] and torch.equal(conv(x), before)
@@ -278,13 +254,11 @@ def test_modes_can_be_set_and_change_no_value():
 
 def test_options_given_ahead_are_those_of_the_constructor():
     grids = {"periodic": [True, False], "registration": "cell"}
-    conv = MultipoleConv.with_options(**SMALL, **grids)
+    conv, x = MultipoleConv.with_options(**SMALL, **grids), torch.randn(1, 4, 9, 8)
     torch.manual_seed(3)
     made = conv(4, 6, (4, 4))
     torch.manual_seed(3)
-    expected = MultipoleConv(4, 6, (4, 4), **SMALL, **grids)
-    x = torch.randn(1, 4, 9, 8)
-    assert torch.equal(made(x), expected(x))
+    assert torch.equal(made(x), MultipoleConv(4, 6, (4, 4), **SMALL, **grids)(x))
     assert issubclass(conv, MultipoleConv) and not issubclass(conv, SpectralConv)
     assert repr(conv) == (
         "MultipoleConv.with_options(n_heads=2, window=2, n_levels=2, registration='cell', "
@@ -316,8 +290,7 @@ def test_a_subclass_has_options_of_its_own():
     torch.manual_seed(0)
     halved = Halved.with_options(window=2)(4, 4, (4,))
     torch.manual_seed(0)
-    whole = MultipoleConv(4, 4, (4,), n_heads=2, window=2)
-    x = torch.randn(1, 4, 8)
+    whole, x = MultipoleConv(4, 4, (4,), n_heads=2, window=2), torch.randn(1, 4, 8)
     assert isinstance(halved, Halved) and torch.equal(halved(x), whole(x) / 2)
 
 
@@ -329,7 +302,6 @@ def test_a_subclass_has_options_of_its_own():
             r"MultipoleConv has no option 'n_head'; it has n_heads, .*; did you mean 'n_heads'\?",
         ),
         ({"n_heads": 2, "rank": 0.5}, "no option 'rank'; .* reference_shape: leave it out, or use one"),
-        ({"in_channels": 3}, "no option 'in_channels'; it has n_heads"),
     ],
 )
 def test_unknown_options_are_refused_at_once(options, message):
@@ -337,21 +309,14 @@ def test_unknown_options_are_refused_at_once(options, message):
         MultipoleConv.with_options(**options)
 
 
-@pytest.mark.parametrize("protocol", [0, pickle.HIGHEST_PROTOCOL])
-def test_a_class_with_options_is_pickled(protocol):
-    conv = MultipoleConv.with_options(n_heads=2, periodic=[True, False])
-    for cls in (conv, MultipoleConv):
-        assert pickle.loads(pickle.dumps(cls, protocol)) is cls
-        assert copy.deepcopy(cls) is cls
-    made = conv(4, 4, (4, 4))
-    twin = pickle.loads(pickle.dumps(made, protocol))
-    x = torch.randn(1, 4, 6, 5)
-    assert type(twin) is conv and torch.equal(twin(x), made(x))
-
-
-def test_another_process_reads_the_class_and_what_was_built_of_it(tmp_path):
-    conv = MultipoleConv.with_options(**SMALL, periodic=True)
+def test_a_class_with_options_is_pickled_here_and_for_another_process(tmp_path):
+    conv = MultipoleConv.with_options(**SMALL, periodic=[True, False])
     made, x = conv(4, 4, (4, 4)).eval(), torch.randn(1, 4, 6, 5)
+    for protocol in (0, pickle.HIGHEST_PROTOCOL):
+        for cls in (conv, MultipoleConv):
+            assert pickle.loads(pickle.dumps(cls, protocol)) is cls and copy.deepcopy(cls) is cls
+        twin = pickle.loads(pickle.dumps(made, protocol))
+        assert type(twin) is conv and torch.equal(twin(x), made(x))
     torch.save([conv, made, x, made(x)], tmp_path / "made.pt")
     code = """if True:
         import sys, torch
@@ -369,127 +334,97 @@ def test_another_process_reads_the_class_and_what_was_built_of_it(tmp_path):
 CONV = MultipoleConv.with_options(**SMALL)
 
 
-def fno(conv=CONV, n_dim=2, seed=0, **options):
-    torch.manual_seed(seed)
-    options = {"hidden_channels": 4, "n_layers": 2} | options
-    return FNO(n_modes=(4,) * n_dim, in_channels=1, out_channels=1, conv_module=conv, **options)
-
-
-def uno(conv=CONV, n_dim=2, seed=0, width=4, **options):
-    torch.manual_seed(seed)
-    return UNO(
-        in_channels=1,
-        out_channels=1,
-        hidden_channels=width,
-        lifting_channels=2 * width,
-        projection_channels=2 * width,
-        n_layers=4,
-        uno_out_channels=[width, 2 * width, 2 * width, width],
-        uno_n_modes=[[4] * n_dim] * 4,
-        uno_scalings=[[1.0] * n_dim, [0.5] * n_dim, [1.0] * n_dim, [2.0] * n_dim],
-        channel_mlp_skip="linear",
-        operator_block=partial(FNOBlocks, conv_module=conv),
-        integral_operator=conv,
-        **options,
-    )
-
-
-class TakesX(nn.Module):
-    """neuraloperator's Trainer passes the whole sample to a model, and its CODANO takes no more than x."""
+class Host(nn.Module):
+    """A model that takes a field, whatever the inner one takes."""
 
     def __init__(self, model):
         super().__init__()
         self.model = model
 
-    def forward(self, x, **others):
+    def forward(self, x):
         return self.model(x)
 
 
-def codano(conv=CONV, n_dim=2, seed=0, hidden_channels=4, **options):
-    torch.manual_seed(seed)
-    conv = conv.with_options(hidden_channels=hidden_channels) if conv is not SpectralConv else conv
-    options = {"n_layers": 2, "attention_scaling_factors": [1, 0.5], "domain_padding": None} | options
-    n_layers = options["n_layers"]
-    return TakesX(
-        CODANO(
-            hidden_variable_codimension=4,
-            lifting_channels=8,
-            projection_channels=8,
-            n_modes=[[4] * n_dim] * n_layers,
-            per_layer_scaling_factors=[[1] * n_dim] * n_layers,
-            n_heads=[2] * n_layers,
-            conv_module=conv,
-            **options,
-        )
-    )
-
-
-class TakesSeries(TakesX):
+class TakesSeries(Host):
     """A recurrent model of a series of two equal fields, which are of one channel."""
 
     def forward(self, x):
         return self.model(x[:, None].expand(-1, 2, *x.shape[1:]))
 
 
-def rno(conv=CONV, n_dim=2, seed=0):
-    torch.manual_seed(seed)
-    options = {"in_channels": 1, "out_channels": 1, "hidden_channels": 4, "n_layers": 1}
-    return TakesSeries(models.RNO(n_modes=(4,) * n_dim, conv_module=conv, **options))
-
-
-class TakesPoints(TakesX):
+class TakesPoints(Host):
     """A model of points, those of a grid; so is its latent grid."""
 
     def forward(self, x):
         at = torch.stack(torch.meshgrid(*[torch.arange(n) / n for n in x.shape[2:]], indexing="ij"), dim=-1)
         points = at.flatten(0, -2)[None]
-        out = self.model(points, at[None], points, x.flatten(2).mT)
-        return out.mT.reshape(x.shape)
+        return self.model(points, at[None], points, x.flatten(2).mT).mT.reshape(x.shape)
 
 
-def gino(conv=CONV, n_dim=2, seed=0):
+ONE = {"in_channels": 1, "out_channels": 1}
+
+
+def fno(conv=CONV, n_dim=2, seed=0, **options):
     torch.manual_seed(seed)
-    kernels = {"in_gno_channel_mlp_hidden_layers": [8], "out_gno_channel_mlp_hidden_layers": [8]}
-    model = GINO(
-        in_channels=1,
-        out_channels=1,
-        gno_coord_dim=n_dim,
-        in_gno_radius=0.4,
-        out_gno_radius=0.4,
-        gno_use_open3d=False,
-        gno_use_torch_scatter=False,
-        fno_n_modes=(4,) * n_dim,
-        fno_hidden_channels=4,
-        fno_n_layers=2,
-        fno_conv_module=conv,
-        **kernels,
-    )
-    return TakesPoints(model)
+    options = {"hidden_channels": 4, "n_layers": 2} | options
+    return FNO(n_modes=(4,) * n_dim, **ONE, conv_module=conv, **options)
 
 
-HOSTS = {"fno": fno, "uno": uno, "codano": codano, "rno": rno, "gino": gino}
-NO_RNO = pytest.mark.skipif(not hasattr(models, "RNO"), reason="this neuraloperator has no RNO")
+def uno(conv=CONV, n_dim=2):
+    shape = {"hidden_channels": 4, "lifting_channels": 8, "projection_channels": 8, "n_layers": 4}
+    return UNO(
+        **ONE, **shape, uno_out_channels=[4, 8, 8, 4], uno_n_modes=[[4] * n_dim] * 4,
+        uno_scalings=[[scale] * n_dim for scale in (1.0, 0.5, 1.0, 2.0)], channel_mlp_skip="linear",
+        operator_block=partial(FNOBlocks, conv_module=conv), integral_operator=conv,
+    )  # fmt: skip
+
+
+def codano(conv=CONV, n_dim=2, hidden_channels=4):
+    shape = {"hidden_variable_codimension": 4, "lifting_channels": 8, "projection_channels": 8, "n_layers": 2}
+    return CODANO(
+        **shape, n_modes=[[4] * n_dim] * 2, per_layer_scaling_factors=[[1] * n_dim] * 2, n_heads=[2] * 2,
+        attention_scaling_factors=[1, 0.5], domain_padding=None,
+        conv_module=conv.with_options(hidden_channels=hidden_channels),
+    )  # fmt: skip
+
+
+def rno(conv=CONV, n_dim=2):
+    options = {"n_modes": (4,) * n_dim, "hidden_channels": 4, "n_layers": 1}
+    return TakesSeries(models.RNO(**ONE, **options, conv_module=conv))
+
+
+def gino(conv=CONV, n_dim=2):
+    kernels = {f"{side}_gno_channel_mlp_hidden_layers": [8] for side in ("in", "out")}
+    radii = {"in_gno_radius": 0.4, "out_gno_radius": 0.4, "gno_coord_dim": n_dim}
+    fno_options = {"fno_n_modes": (4,) * n_dim, "fno_hidden_channels": 4, "fno_n_layers": 2}
+    options = {"gno_use_open3d": False, "gno_use_torch_scatter": False, "fno_conv_module": conv}
+    return TakesPoints(GINO(**ONE, **kernels, **radii, **fno_options, **options))
 
 
 def convolutions(model):
     return [module for module in model.modules() if isinstance(module, MultipoleConv)]
 
 
+def references(model):
+    return [conv.reference_shape for conv in convolutions(model)]
+
+
 @pytest.mark.parametrize(
     ("host", "n_dim", "count"),
     [
-        ("fno", 1, 2),
-        ("fno", 3, 2),
-        ("uno", 2, 4),
-        ("codano", 2, 12),
-        pytest.param("rno", 1, 6, marks=NO_RNO),
-        ("gino", 2, 2),
+        (fno, 1, 2),
+        (fno, 3, 2),
+        (uno, 2, 4),
+        (codano, 2, 12),
+        pytest.param(
+            rno, 1, 6, marks=pytest.mark.skipif(not hasattr(models, "RNO"), reason="there is no RNO")
+        ),
+        (gino, 2, 2),
     ],
 )
 def test_hosts_run_the_layer_at_any_size(host, n_dim, count):
     """Nothing spectral is left in them, and every layer has gradients."""
-    periodic = [True, False, True][:n_dim]
-    model = HOSTS[host](CONV.with_options(periodic=periodic), n_dim)
+    model = host(CONV.with_options(periodic=[True, False, True][:n_dim]), n_dim)
     assert len(convolutions(model)) == count
     assert not any(isinstance(module, SpectralConv) for module in model.modules())
     for shape in [(8, 9, 6), (16, 18, 12), (7, 5, 4)]:
@@ -502,7 +437,7 @@ def test_hosts_run_the_layer_at_any_size(host, n_dim, count):
         assert [n for c in convolutions(model) for n, p in c.named_parameters() if p.grad is None] == []
 
 
-def test_a_u_shape_trains_on_several_grids_once_its_references_are_fixed():
+def test_layers_of_a_u_shape_have_references_of_their_own_and_train_on_several_grids_once_these_are_fixed():
     model, x = uno(), torch.randn(1, 1, 24, 32)
     with pytest.raises(InputError, match=r"fno_blocks\.0\.convs\.0 \(MultipoleConv\) has no reference yet"):
         fix_references(model)
@@ -511,11 +446,11 @@ def test_a_u_shape_trains_on_several_grids_once_its_references_are_fixed():
         model(x)
     fix_references(model)
     in_training = model(x)
-    assert [conv.reference_shape for conv in convolutions(model)] == [(12, 16), (12, 16), (6, 8), (6, 8)]
+    assert references(model) == [(12, 16), (12, 16), (6, 8), (6, 8)]
     assert torch.equal(model.eval()(x), in_training)
 
 
-def test_a_host_of_one_grid_trains_on_several_with_its_reference_given():
+def test_a_host_with_its_reference_given_trains_on_several_grids():
     model, learnt = fno(CONV.with_options(reference_shape=(8, 8))), fno()
     learnt(torch.randn(1, 1, 8, 8))
     for n in (16, 8):
@@ -524,43 +459,34 @@ def test_a_host_of_one_grid_trains_on_several_with_its_reference_given():
 
 
 def test_a_uqno_has_a_band_of_attention_about_a_solution_of_attention():
-    base = fno()
-    base(torch.randn(1, 1, 8, 8))
+    base, x = fno(), torch.randn(2, 1, 8, 8)
+    base(x)
     model = UQNO(base)
     assert len(convolutions(model)) == 4
-    x = torch.randn(2, 1, 8, 8)
     solution, band = model(x)
     assert torch.equal(solution, base.eval()(x)) and torch.equal(band, solution)  # a copy, before training
     band.square().sum().backward()
     assert all(p.grad is not None for c in convolutions(model.residual_model) for p in c.parameters())
     assert all(p.grad is None for p in base.parameters())
-    twin = pickle.loads(pickle.dumps(model))
-    assert torch.equal(twin(x)[1], band)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x)[1], band)
 
 
 def test_a_block_adds_its_skip_at_the_points_of_its_convolution():
     """A line through a block whose skip doubles the grid is that line, where the points of the output are."""
-    block = FNOBlocks(
-        4,
-        4,
-        (4,),
-        resolution_scaling_factor=2,
-        conv_module=CONV.with_options(registration="cell"),
-        fno_skip="identity",
-        use_channel_mlp=False,
-    ).double()
+    options = {"resolution_scaling_factor": 2, "fno_skip": "identity", "use_channel_mlp": False}
+    block = FNOBlocks(4, 4, (4,), conv_module=CONV.with_options(registration="cell"), **options).double()
     for parameter in block.convs.parameters():
         parameter.data.zero_()  # the attention's result is then 0
-    here, there = (Grid.uniform((n,), registration="cell") for n in (8, 16))
-    x, y = (on_grid(lambda x: 1 + x, grid).expand(1, 4, -1) for grid in (here, there))
-    assert_close(block(x), y, rtol=0, atol=1e-12)
+    grids = (Grid.uniform((n,), registration="cell") for n in (8, 16))
+    x, y = (on_grid(lambda x: 1 + x, grid).expand(1, 4, -1) for grid in grids)
+    assert_close(block(x), y, **EXACTLY)
 
 
 def test_hosts_say_what_attention_does_not_have():
     with pytest.raises(
         InputError, match=r"rank=0\.1 is for a spectral convolution.*use FNO in place of TFNO"
     ):
-        TFNO(n_modes=(4, 4), in_channels=1, out_channels=1, hidden_channels=4, conv_module=CONV)
+        TFNO(n_modes=(4, 4), **ONE, hidden_channels=4, conv_module=CONV)
     with pytest.raises(InputError, match="complex_data=True"):
         fno(complex_data=True)
     with pytest.raises(InputError, match="in_channels=1: attention normalises"):
@@ -573,32 +499,31 @@ def test_hosts_say_what_attention_does_not_have():
 @pytest.mark.parametrize("conv", [MultipoleConv, MultipoleConv.with_options(n_heads=2, periodic=True)])
 def test_checkpoints_copies_and_pickles_of_a_host_predict_the_same(conv, tmp_path):
     """neuraloperator pickles what a model is made of: its checkpoints come back, reference and all."""
-    model = fno(conv)
+    model, x = fno(conv), torch.randn(1, 1, 16, 16)
     model(torch.randn(1, 1, 8, 8))
-    x = torch.randn(1, 1, 16, 16)
-    expected = model.eval()(x)
-    model.save_checkpoint(tmp_path, "model")
-    loaded = FNO.from_checkpoint(tmp_path, "model").eval()
-    assert torch.equal(loaded(x), expected)
-    assert [(type(c), c.reference_shape) for c in convolutions(loaded)] == [(conv, (8, 8))] * 2
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(twin(x), expected)
-    other = fno(conv, seed=1).eval()
+    model.eval().save_checkpoint(tmp_path, "model")
+    other = fno(conv, seed=1)
     other.load_state_dict(model.state_dict())
-    assert torch.equal(other(x), expected)
+    twins = [
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(model)),
+        other,
+        FNO.from_checkpoint(tmp_path, "model"),
+    ]
+    for twin in twins:
+        assert torch.equal(twin.eval()(x), model(x))
+        assert [(type(c), c.reference_shape) for c in convolutions(twin)] == [(conv, (8, 8))] * 2
 
 
 def test_training_state_of_a_host_is_read_if_its_classes_are_trusted(tmp_path):
     """It is read without classes, an FNO's own neither, unless they are said to be safe."""
-    model = fno()
+    model, x = fno(), torch.randn(1, 1, 16, 16)
     model(torch.randn(1, 1, 8, 8))
     save_training_state(tmp_path, "model", model, AdamW(model.parameters(), lr=1e-3), epoch=1)
-    trusted = [MultipoleConv, conv_with_options, torch.nn.functional.gelu]
     with pytest.raises(pickle.UnpicklingError):
         load_training_state(tmp_path, "model", fno(seed=1))
-    with torch.serialization.safe_globals(trusted):
+    with torch.serialization.safe_globals([MultipoleConv, conv_with_options, torch.nn.functional.gelu]):
         loaded, *_ = load_training_state(tmp_path, "model", fno(seed=1))
-    x = torch.randn(1, 1, 16, 16)
     assert torch.equal(loaded.eval()(x), model.eval()(x))
 
 
@@ -612,17 +537,14 @@ def descend_in_parallel():
             model(x=torch.randn(2, 1, *shape)).square().sum().backward()
 
 
-def test_data_parallel_training_at_other_sizes(tmp_path):
+def test_data_parallel_training_finds_all_gradients_at_other_sizes(tmp_path):
     """DDP fails at the next step if a parameter got no gradient. CODANO's instance norm wants two points."""
     in_a_group_of_one(descend_in_parallel, tmp_path)
 
 
-# Training, at 16 points a side, by neuraloperator's own Trainer.
-
-
 def errors_of(conv, store):
-    """Relative L2 errors at 16 before any training, and after it at 16, 32 and 64."""
-    model, n_epochs, rate = fno(conv, hidden_channels=16, n_layers=3), 6, 5e-3
+    """Relative L2 errors at 16 before training by neuraloperator's Trainer, and after it at each level."""
+    model, n_epochs, rate = fno(conv, hidden_channels=16, n_layers=3), 8, 5e-3
     loaders = field_loaders(store, train=16, test=[16, 32, 64], batch_size=10, seed=0)
     loss, optimizer = LpLoss(d=2), AdamW(model.parameters(), lr=rate)
     options = {"max_lr": rate, "total_steps": n_epochs + 1, "pct_start": 0.2}
@@ -639,7 +561,7 @@ def errors_of(conv, store):
 
 def test_errors_of_an_fno_grow_less_with_it_than_with_its_own(tmp_path):
     """From 16 to 64 points, after eight epochs, 1.09 to 1.23 times with three seeds; its own 1.33 to 1.35."""
-    darcy = generate_darcy(tmp_path / "darcy.zarr", [16, 32, 64], samples={"train": 150, "test": 16})
+    darcy = generate_darcy(tmp_path / "darcy.zarr", [16, 32, 64], samples={"train": 200, "test": 16})
     before, after = errors_of(MultipoleConv.with_options(n_heads=2), darcy)
     _, spectral = errors_of(SpectralConv, darcy)
     assert after[0] < before / 2

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mano_op.grid import Axis, Grid
-from mano_op.layers.pyramid import Prolong, Restrict, fill_last_cells, level_shapes, pad_edges
+from mano_op.layers.pyramid import Prolong, Restrict, level_shapes
 
 REGISTRATIONS = ["node", "node_both", "cell"]
 
@@ -66,7 +66,7 @@ def test_published_number_of_levels_is_the_largest_power_that_fits(n, rate):
 
 @pytest.mark.parametrize("rate", [2, 3])
 @pytest.mark.parametrize("n_dim", [1, 2, 3])
-def test_cells_that_fit_are_torchs_layers(n_dim, rate):
+def test_published_samplings_of_cells_that_fit_are_torchs_layers(n_dim, rate):
     """The published samplings are convolution, its transpose, pooling and upsampling by copies."""
     fine, cells = draw(2, 3, *[2 * rate] * n_dim), draw(2, 3, *[2] * n_dim, seed=1)
     restrict, prolong = (build(step, 3, n_dim, rate=rate, sampling="conv") for step in (Restrict, Prolong))
@@ -103,7 +103,7 @@ def nearest(i, n, wraps):
     st.booleans(),
     st.booleans(),
 )
-def test_stencil_is_its_definition(shape, rate, registration, first_wraps, last_wraps):
+def test_stencil_matches_its_definition(shape, rate, registration, first_wraps, last_wraps):
     """Coarse point I takes sum_k w_k x_(rI + k), fine point i takes sum_I w_(i - rI) y_I."""
     n_dim, wraps = len(shape), [first_wraps, last_wraps][-len(shape) :]
     steps = range(rate) if registration == "cell" else range(1 - rate, rate)
@@ -152,7 +152,7 @@ def test_constants_stay_constant_at_every_size(periodic, registration, rate, sam
     if sampling == "conv":
         normalise(restrict, Restrict)
         normalise(prolong, Prolong)
-    for shape in [(n, m) for n in range(1, 10) for m in (1, 6, 7)]:
+    for shape in [(1, 1), (2, 7), (3, 6), (5, 1), (7, 7), (8, 6), (9, 7)]:
         constant = torch.full((1, 2, *shape), 2.5)
         down = restrict(constant).detach()
         assert_same(down, torch.full((1, 2, *coarse(shape, rate)), 2.5))
@@ -220,35 +220,12 @@ def test_prolongation_is_the_adjoint_of_restriction(sampling, registration, peri
 @pytest.mark.parametrize("rate", [2, 3, 4])
 def test_a_cut_cell_is_the_mean_of_the_points_it_has(rate):
     restrict = build(Restrict, 2, 2, rate=rate, sampling="avg_pool")
-    for shape in [(n, m) for n in range(1, 10) for m in (1, 2, 5, 7)]:
+    for shape in [(1, 1), (2, 7), (3, 5), (5, 2), (7, 7), (8, 1), (9, 5)]:
         x = draw(1, 2, *shape)
         rows = [x[:, :, i : i + rate].mean(2, keepdim=True) for i in range(0, shape[0], rate)]
         expected = torch.cat(rows, 2)
         columns = [expected[..., j : j + rate].mean(-1, keepdim=True) for j in range(0, shape[1], rate)]
         assert_same(restrict(x), torch.cat(columns, -1))
-
-
-@pytest.mark.parametrize("shape", [(7,), (5, 8), (3, 4, 5)])
-@pytest.mark.parametrize("rate", [2, 3])
-def test_filled_cells_keep_the_points_and_the_means(shape, rate):
-    """Each line of a cut cell is filled with its own mean, in whatever order the axes are taken."""
-    x = draw(2, 1, *shape)
-    filled = fill_last_cells(x, rate)
-    assert filled.shape[2:] == tuple(rate * n for n in coarse(shape, rate))
-    assert torch.equal(filled[(..., *(slice(n) for n in shape))], x)
-    for dim, n in enumerate(shape, start=2):
-        line = filled.narrow(dim, n - (n - 1) % rate - 1, (n - 1) % rate + 1)
-        tail = filled.narrow(dim, n, filled.shape[dim] - n)
-        assert_same(tail, line.mean(dim, keepdim=True).expand_as(tail))
-    order = [0, 1, *reversed(range(2, x.ndim))]
-    assert_same(fill_last_cells(x.permute(order), rate).permute(order), filled)
-
-
-def test_edges_repeat_or_wrap():
-    x = torch.arange(6.0).view(1, 1, 2, 3)
-    found = pad_edges(x, [(1, 0), (2, 4)], [False, True])[0, 0]
-    row = [1.0, 2.0, 0.0, 1.0, 2.0, 0.0, 1.0, 2.0, 0.0]
-    assert found.tolist() == [row, row, [value + 3 for value in row]]
 
 
 @pytest.mark.parametrize("rate", [2, 3])
@@ -274,7 +251,7 @@ def test_the_stencil_knows_no_left_or_right(registration, extra, rate):
         ((2, 3, 2), 2, "node", False),
     ],
 )
-def test_gradients(shape, rate, registration, periodic, sampling):
+def test_gradients_of_both_steps_are_those_of_differences(shape, rate, registration, periodic, sampling):
     n_dim = len(shape)
     for step, size, options in ((Restrict, shape, ()), (Prolong, coarse(shape, rate), (shape,))):
         module = build(
@@ -293,20 +270,15 @@ def test_gradients(shape, rate, registration, periodic, sampling):
 def test_half_precision_in_three_dimensions_is_that_of_single_precision(sampling, autocast):
     """Of one channel, which kernels for AMX read past: into memory that holds a NaN here."""
     torch.manual_seed(0)
-    options = {
-        "n_dim": 3,
-        "rate": 2,
-        "sampling": sampling,
-        "registration": "node",
-        "periodic": [True, False, False],
-    }
+    options = {"n_dim": 3, "rate": 2, "sampling": sampling, "registration": "node"}
+    options["periodic"] = [True, False, False]
     restrict, prolong = Restrict(1, **options).float(), Prolong(1, **options).float()
     x = torch.randn(2, 1, 5, 6, 2).bfloat16()
     coarse = restrict(x.float())
     expected = coarse, prolong(coarse, (5, 6, 2))
     if not autocast:
         restrict, prolong = restrict.bfloat16(), prolong.bfloat16()
-    for _ in range(50):
+    for _ in range(20):
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             for size in (64, 128, 256, 512, 1024, 4096):
                 torch.full((size,), torch.nan, dtype=torch.float32)
