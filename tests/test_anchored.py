@@ -4,7 +4,6 @@ import copy
 import pickle
 from dataclasses import dataclass, replace
 from itertools import pairwise, permutations
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,12 +11,9 @@ import torch
 from helpers import assert_gradients, store_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from neuralop import Trainer
-from neuralop.losses import LpLoss
-from neuralop.training import AdamW
 from test_multipole import assert_same, draw, randomise
 
-from mano_op import MANO, Grid, InputError, PublishedMANO, evaluate_transfer, field_loaders, train_model
+from mano_op import MANO, Grid, InputError, PublishedMANO, evaluate_transfer, train_model
 from mano_op.data.layout import Variable
 from mano_op.layers.anchors import anchoring
 from mano_op.layers.multipole import MultipoleAttention
@@ -101,7 +97,7 @@ SOME = pytest.mark.parametrize(
 # At the training grid
 
 
-def test_at_the_reference_it_is_what_was_trained_bit_for_bit():
+def test_output_on_the_reference_is_that_of_the_training_bit_for_bit():
     anchored = build((9, 8))
     counting = MANO(1, 1, n_levels=anchored.blocks[0].attention.n_levels, **SMALL).double()
     parameters = dict(anchored.named_parameters())
@@ -147,16 +143,10 @@ def test_each_remedy_of_a_second_grid_in_training_gives_what_evaluation_does():
     expected = learnt().eval()(x)
     fixed, given = learnt(), learnt(reference_shape=(6, 6), n_levels=3)
     fix_references(fixed)
-    assert torch.equal(fixed(x), expected) and torch.equal(given(x), expected)
+    for model in (fixed, given, copy.deepcopy(fixed), pickle.loads(pickle.dumps(fixed))):
+        assert torch.equal(model(x), expected) and model.reference_shape == (6, 6)
     anew = learnt((12, 10))
     assert anew.reference_shape == (12, 10) and anew(x).isfinite().all()
-
-
-def test_a_given_reference_is_any_grids_in_training():
-    model = build((6, 6)).train()
-    for shape in ((12, 10), (6, 6), (4, 9)):
-        assert torch.equal(model(x := draw(1, 1, *shape)), copy.deepcopy(model).eval()(x))
-    assert model.reference_shape == (6, 6)
 
 
 def test_a_model_read_from_a_file_learnt_its_reference_or_had_it_given(tmp_path):
@@ -175,15 +165,7 @@ def test_a_model_read_from_a_file_learnt_its_reference_or_had_it_given(tmp_path)
         assert torch.equal(loaded(x), model.eval()(x))
 
 
-def test_copies_keep_that_their_reference_is_fixed():
-    model, x = learnt(), draw(1, 1, 12, 10).float()
-    fix_references(model)
-    expected = model(x)
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(twin(x), expected)
-
-
-def test_references_that_there_are_not_cannot_be_fixed():
+def test_missing_references_cannot_be_fixed():
     with pytest.raises(InputError, match="Linear has no layer with a reference: give a MANO"):
         fix_references(torch.nn.Linear(1, 1))
     both = torch.nn.ModuleList([learnt(), MANO(1, 1, **SMALL)])
@@ -311,13 +293,13 @@ def test_a_shift_by_the_coarsest_window_commutes_along_axes_that_wrap(kind):
 def test_samples_are_mapped_one_by_one_and_tile_by_tile(kind, cls, monkeypatch):
     """In training, and without gradients in tiles of a few points of each sample, up to the order of sums."""
     model = kind.model(cls=cls)
-    shapes = [kind.shape, tuple(2 * n + 1 for n in kind.shape), (5, 3, 2)[: len(kind.shape)], (5, 20, 2)]
+    shapes = [kind.shape, tuple(2 * n + 1 for n in kind.shape), (5, 3, 2), (5, 20, 2)]
     for shape in (shape[: len(kind.shape)] for shape in shapes):
         x = draw(3, 2, *shape)
         out = model(x)
         assert out.isfinite().all() and out.dtype == x.dtype
         assert_same(torch.cat([model(x[i : i + 1]) for i in range(3)]), out)
-        for tile in (3, 60) if cls is MANO else ():
+        for tile in (60, 7) if cls is MANO and len(shape) == 1 else (60,):
             with torch.no_grad(), monkeypatch.context() as tiles:
                 tiles.setattr(mano, "_TILE", tile)
                 assert_same(model(x), out.detach(), rtol=1e-12)
@@ -366,9 +348,8 @@ def test_reflection_and_transposition_commute_where_the_weights_are_symmetric(n)
 
 def test_a_window_that_covers_the_reference_is_dense_attention_of_all_its_points():
     """From every point of a finer grid, with the gradients."""
-    layer = randomise(
-        MultipoleAttention(6, 2, window=6, n_levels=1, reference_shape=(5, 6), position_bias=False)
-    )
+    options = {"n_levels": 1, "reference_shape": (5, 6), "position_bias": False}
+    layer = randomise(MultipoleAttention(6, 2, window=6, **options))
     x = draw(2, 6, 10, 18).requires_grad_()
     attention = layer.attention[0]
     keys = layer.anchoring((10, 18)).anchors(x)
@@ -384,9 +365,7 @@ def test_a_window_that_covers_the_reference_is_dense_attention_of_all_its_points
     assert_same(found, expected)
     wanted = [x, *attention.parameters()]
     cotangent = draw(*found.shape, seed=4)
-    assert_same(
-        torch.autograd.grad(found, wanted, cotangent), torch.autograd.grad(expected, wanted, cotangent)
-    )
+    assert_same(*(torch.autograd.grad(out, wanted, cotangent) for out in (found, expected)))
 
 
 def test_the_border_of_a_window_is_no_seam():
@@ -403,11 +382,7 @@ def test_the_border_of_a_window_is_no_seam():
 @given(st.sampled_from(LINES), st.integers(7, 67), st.integers(7, 31))
 def test_every_size_works_and_every_parameter_learns(kind, rows, columns):
     registration, periodic = kind
-    model = build(
-        (9, 8),
-        registration=registration,
-        periodic=[periodic, False] if registration != "node_both" else False,
-    )
+    model = build((9, 8), registration=registration, periodic=[periodic, False] if periodic else False)
     model.train()
     out = model(draw(1, 1, rows, columns))
     assert out.shape == (1, 1, rows, columns) and out.isfinite().all()
@@ -415,15 +390,6 @@ def test_every_size_works_and_every_parameter_learns(kind, rows, columns):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     silent = [name for name, p in model.named_parameters() if not p.grad.any()]
     assert silent == []
-
-
-@pytest.mark.parametrize("shape", [(257,), (251, 7), (7, 257), (11, 13, 17)])
-def test_large_and_prime_sizes(shape):
-    model = build((16, 16, 16)[: len(shape)])
-    x = wave(shape)[:, :1]
-    out = model(x)
-    assert out.shape == x.shape and out.isfinite().all()
-    assert_same(model(x.expand(2, *x.shape[1:]))[1:], out)
 
 
 @pytest.mark.parametrize("kind", LINES)
@@ -467,7 +433,6 @@ def test_an_output_without_a_known_value_is_left_alone():
             {"reference_shape": [8]},
             r"reference_shape=\[8\], expected 2 whole numbers, at least 1: the points",
         ),
-        ({"reference_shape": [8, 0]}, r"reference_shape=\[8, 0\], expected 2 whole numbers"),
         ({"reference_shape": [8, 1], "registration": "node_both"}, "expected 2 whole numbers, at least 2"),
         (
             {"boundary_values": [0.0, 1.0]},
@@ -483,12 +448,9 @@ def test_an_output_without_a_known_value_is_left_alone():
         ),
     ],
 )
-def test_what_cannot_be_a_reference_or_a_boundary_is_refused(options, message):
+def test_references_and_boundaries_that_cannot_be_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         MANO(1, 1, **(SMALL | options))
-
-
-def test_overlapping_windows_have_no_reference():
     with pytest.raises(InputError, match=r"reference_shape=\(8, 8\) with stride=1 and window=2: windows of"):
         MultipoleAttention(4, 2, window=2, stride=1, reference_shape=(8, 8))
 
@@ -542,7 +504,7 @@ def test_memory_does_not_grow_with_the_points_of_a_finer_grid(monkeypatch):
     assert peak_bytes(model, torch.zeros(1, 1, 512, 512)) > 8 * beside[512]
 
 
-def test_gradients_are_of_all_points_at_once(monkeypatch):
+def test_gradients_are_computed_of_all_points_at_once(monkeypatch):
     """Tiles are for inference: where gradients are recorded, nothing is written into an output."""
     model = build((6, 6))
     x = draw(1, 1, 14, 13).requires_grad_()
@@ -567,41 +529,15 @@ def test_tiles_are_mapped_over_samples_like_all_points_at_once(monkeypatch):
 # From the store to the report
 
 
-@pytest.fixture(scope="module")
-def store_on(tmp_path_factory):
-    stores = {}
-
-    def make(kind):
-        if kind not in stores:
-            grids = [kind.grid(shape) for shape in (kind.shape, kind.refined(2))]
-            path = tmp_path_factory.mktemp("every") / "waves.zarr"
-            stores[kind] = store_of(
-                path,
-                grids,
-                (Variable("a", "input"), Variable("u", "output")),
-                smooth,
-                {"train": 8, "test": 3},
-                ends=None,
-            )
-        return stores[kind]
-
-    return make
-
-
 @SOME
-def test_a_store_is_trained_on_and_judged(kind, store_on, tmp_path):
+def test_a_store_is_trained_on_and_judged(kind, tmp_path):
     """The error that is reported at each resolution is that of the loaded run, worked out by hand."""
-    store = store_on(kind)
-    train_model(
-        store,
-        tmp_path / "run",
-        resolution=kind.shape,
-        options={"hidden_channels": 4, "n_layers": 1, "n_heads": 2, "window": 2},
-        epochs=3,
-        batch_size=4,
-        learning_rate=3e-3,
-        progress=False,
-    )
+    grids, variables = [kind.grid(shape) for shape in (kind.shape, kind.refined(2))], [Variable("a", "input")]
+    variables.append(Variable("u", "output"))
+    store = store_of(tmp_path / "waves.zarr", grids, variables, smooth, {"train": 8, "test": 3}, ends=None)
+    small = {"hidden_channels": 4, "n_layers": 1, "n_heads": 2, "window": 2}
+    options = {"epochs": 3, "batch_size": 4, "learning_rate": 3e-3, "progress": False}
+    train_model(store, tmp_path / "run", resolution=kind.shape, options=small, **options)
     run = load_run(tmp_path / "run")
     assert run.history[-1]["training_error"] < run.history[0]["training_error"]
     assert (run.options["registration"], tuple(run.options["periodic"])) == (kind.registration, kind.periodic)
@@ -629,30 +565,3 @@ def relative(found, expected, grid):
         for field in (found - expected, expected)
     ]
     return norms[0] / norms[1]
-
-
-@SOME
-def test_neuraloperators_trainer_takes_the_fields_as_they_come(kind, store_on):
-    """Two resolutions in one epoch; its loss at each is that of the fields in their units."""
-    store = store_on(kind)
-    shapes = [grid.shape for grid in store.grids.values()]
-    loaders = field_loaders(store, train=shapes, test=shapes, batch_size=[4, 2], seed=0)
-    model = MANO(1, 1, n_dim=len(kind.shape), reference_shape=kind.shape, **SMALL, **kind.options)
-    trainer = Trainer(model=model, n_epochs=1, data_processor=loaders.processor, verbose=False)
-    optimizer, loss = AdamW(model.parameters(), lr=1e-3), LpLoss(d=len(kind.shape))
-    before = [parameter.clone() for parameter in model.parameters()]
-    trainer.train(
-        train_loader=loaders.train,
-        test_loaders={},
-        optimizer=optimizer,
-        scheduler=torch.optim.lr_scheduler.ConstantLR(optimizer),
-        training_loss=loss,
-    )
-    assert all((a != b).any() for a, b in zip(model.parameters(), before, strict=True))
-    run = SimpleNamespace(model=model, processor=loaders.processor)
-    for key in store.grids:
-        rows = store.layout.rows(key, "test")
-        a, u = (torch.as_tensor(store.read(key, name, rows)).float()[:, None] for name in "au")
-        miss, size = ((field.flatten(1)).norm(dim=1) for field in (predicted(run, a) - u, u))
-        told = trainer.evaluate({"l2": loss}, loaders.test[store.grids[key].shape], key)
-        assert float(told[f"{key}_l2"]) == pytest.approx((miss / size).mean().item(), rel=1e-4)

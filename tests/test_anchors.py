@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from mano_op.grid import Axis
 from mano_op.layers.anchors import anchoring
-from mano_op.resample import resample
 
 KINDS = [("node", False), ("node", True), ("cell", False), ("cell", True), ("node_both", False)]
 STEPS = ["lift", "smooth", "anchors", "interpolate", "settle"]
@@ -78,15 +77,6 @@ def test_averages_match_their_formula(kind, n):
     for step, axis in (("smooth", place.working.axes[0]), ("anchors", place.reference.axes[0])):
         found = getattr(place, step)(field(values))[0, 0].numpy()
         assert np.allclose(found, [average(place, values, at) for at in axis.points], rtol=1e-12)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_averages_on_the_reference_are_the_conservative_mean(kind):
-    """Those that `resample` makes outside the model."""
-    registration, periodic = kind
-    place = anchoring((21, 16), (8, 6), registration, (periodic, periodic))
-    x = torch.randn(2, 1, 21, 16, dtype=torch.float64)
-    torch.testing.assert_close(place.anchors(x), resample(x, place.source, place.reference, "mean"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -163,12 +153,6 @@ def test_axes_are_finer_or_coarser_each_by_itself():
     alone = anchoring((12,), (6,), "node", (True,))
     expected = alone.anchors(lifted.movedim(2, -1).reshape(-1, 1, 12)).reshape(2, 2, 8, 5, 6).movedim(-1, 2)
     torch.testing.assert_close(place.anchors(lifted), expected)
-
-
-def test_where_grids_share_points_both_averages_agree():
-    x = torch.randn(1, 2, 24, 32, dtype=torch.float64)
-    place = anchoring((24, 32), (8, 16), "node", (False, True))
-    torch.testing.assert_close(place.smooth(x)[..., ::3, ::2], place.anchors(x))
 
 
 # Banded matrices

@@ -1,4 +1,4 @@
-"""The multipole layer against its formula, and its exact symmetries. The published one: `test_published`."""
+"""The multipole layer against its formula. The published one: `test_published`, symmetries: `test_anchored`."""
 
 import copy
 import math
@@ -6,10 +6,7 @@ import math
 import pytest
 import torch
 from einops import rearrange
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from test_window import reference
-from torch.utils.flop_counter import FlopCounterMode
 
 from mano_op.errors import InputError
 from mano_op.layers.attention import PositionBias, SwinPositionBias, WindowAttention
@@ -121,6 +118,7 @@ def test_levels_that_a_grid_is_too_small_for_change_nothing():
     shallow = copy.deepcopy(deep)
     shallow.n_levels, shallow.attention = 3, shallow.attention[:3]
     assert torch.equal(deep(x), shallow(x))
+    assert deep(x[:0]).shape == x[:0].shape
 
 
 @pytest.mark.parametrize(
@@ -156,63 +154,15 @@ def test_a_point_sees_its_window_and_halo_and_with_levels_everything(n_levels, s
     assert (x.grad[0] != 0).any(0).nonzero().flatten().tolist() == list(seen)
 
 
-@settings(max_examples=10)
-@given(st.permutations(range(4)), st.tuples(st.integers(1, 9), st.integers(1, 9)))
-def test_samples_do_not_meet(order, shape):
-    layer, x = operator(), draw(4, 4, *shape)
-    assert_same(layer(x[order]), layer(x)[order])
-    assert_same(layer(x[:1]), layer(x)[:1])
-    assert layer(x[:0]).shape == x[:0].shape
-
-
-# Symmetries. All that acts point by point commutes with any permutation of the points, so a permutation of
-# the grid commutes with the layer if it maps windows to windows and cells to cells, and leaves the position
-# bias and the stencils unchanged, as linear interpolation is.
-
-
-@pytest.mark.parametrize("sampling", ["stencil", "avg_pool"])
-@pytest.mark.parametrize("shape", [(12, 12), (9, 4)])
-def test_transposition_commutes_with_a_symmetric_bias(shape, sampling):
-    """Windows and cells are cubes with one corner at point 0: exchanging axes exchanges them."""
-    layer, x = MultipoleAttention(4, 2, **SMALL, sampling=sampling).double(), draw(2, 4, *shape)
-    assert (layer(x.mT) - layer(x).mT).abs().max() > 1e-4  # the bias tells the axes apart, until ...
-    for part in layer.attention:
-        part.bias.fc1.weight.data[:, 1] = part.bias.fc1.weight.data[:, 0]
-    assert_same(layer(x.mT), layer(x).mT)
-
-
-@pytest.mark.parametrize("n_dim", [1, 2])
-def test_reflection_commutes_where_windows_end_with_the_grid(n_dim):
-    """On every level: with w r^(L-1) cells times a whole number."""
-    options = {"n_dim": n_dim, "registration": "cell", "position_bias": False}
-    layer, x = MultipoleAttention(4, 2, **SMALL, **options).double(), draw(2, 4, *[24, 12][:n_dim])
-    for dim in range(2, n_dim + 2):
-        assert_same(layer(x.flip(dim)), layer(x).flip(dim))
-
-
-def test_periodic_shift_by_the_coarsest_window_commutes():
-    """w r^(L-1) points are w r^(L-1-l) on level l: whole windows and whole cells on all of them."""
-    layer, x = operator(periodic=[True, False]), draw(2, 4, 24, 7)
-    assert_same(layer(x.roll(12, 2)), layer(x).roll(12, 2))
-    for points, axis in ((6, 2), (1, 3)):
-        assert (layer(x.roll(points, axis)) - layer(x).roll(points, axis)).abs().max() > 1e-2
-
-
-# Costs and precision
+# Precision
 
 
 @pytest.mark.parametrize("published", [False, True])
-def test_flops_are_linear_in_the_points_and_precision_is_that_of_the_type(published):
+def test_precision_is_that_of_the_type(published):
     """Single precision is as good as its numbers; so is bfloat16, with 8 bits."""
     layer = (
         MultipoleAttention.published(8, 2, **PUBLISHED) if published else MultipoleAttention(8, 2, **SMALL)
     )
-    flops = []
-    for n in (64, 128):
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            layer(torch.zeros(1, 8, n, n))
-        flops.append(counter.get_total_flops())
-    assert flops[1] / flops[0] == pytest.approx(4, rel=0.03)
     x = draw(2, 8, 13, 10)
     exact = copy.deepcopy(layer).double()(x)
     single = layer(x.float())

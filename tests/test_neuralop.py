@@ -254,40 +254,6 @@ def test_averaged_model():
     assert torch.equal(loaded(x), averaged.module(x)) and not torch.equal(loaded(x), first(x))
 
 
-def test_inside_another_module():
-    def nest(seed):
-        return torch.nn.Sequential(torch.nn.Conv2d(2, 1, 1), build(seed=seed))
-
-    model, other = nest(0), nest(1)
-    other.load_state_dict(model.state_dict())  # strict: no key too many, none missing
-    x = torch.randn(1, 2, 5, 6)
-    assert torch.equal(other(x), model(x))
-
-
-def test_one_optimizer_for_two_models():
-    """It trains each as one of its own would, and still does after new values were loaded into them."""
-
-    def descend(optimizer, *models):
-        optimizer.zero_grad()
-        sum(model(sample["x"]).square().sum() for model in models).backward()
-        optimizer.step()
-
-    sample = next(iter(loader(2, (6, 6))))
-    together, apart = ([build(arch) for arch in MODELS] for _ in range(2))
-    shared = torch.optim.SGD([{"params": model.parameters()} for model in together], lr=1e-4)
-    own = [torch.optim.SGD(model.parameters(), lr=1e-4) for model in apart]
-    for _ in range(2):
-        before = copy.deepcopy(together)
-        descend(shared, *together)
-        for optimizer, *models, start in zip(own, together, apart, before, strict=True):
-            descend(optimizer, models[1])
-            assert_same_parameters(*models)
-            moved = [a != b for a, b in zip(models[0].parameters(), start.parameters(), strict=True)]
-            assert all(where.any() for where in moved)
-            for model in models:  # for the second round
-                model.load_state_dict(build(model._name, seed=5).state_dict())
-
-
 def descend_in_parallel():
     for arch in MODELS:
         given = {"reference_shape": (8, 8)} if arch == "mano" else {}
