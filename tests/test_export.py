@@ -154,7 +154,7 @@ def test_results_are_repeated_bit_for_bit(form, deterministic):
 
 
 @pytest.mark.parametrize("form", [lambda model: model, TraceableMANO])
-@pytest.mark.parametrize("grid", [(16, 16), (19, 33)])
+@pytest.mark.parametrize("grid", [(16, 16), (19, 23)])
 def test_outputs_in_bfloat16_keep_two_digits(form, grid):
     """As `MANO` starts: of an output near 1 within 3 %, where one rounding is 0.4 %."""
     torch.manual_seed(0)
@@ -176,19 +176,15 @@ def test_outputs_in_bfloat16_keep_two_digits(form, grid):
 
 def fno():
     torch.manual_seed(0)
-    return build_model(
-        "fno", {"in_channels": 1, "out_channels": 1, "n_modes": (4, 4), "hidden_channels": 8, "n_layers": 1}
-    ).eval()
+    options = {"in_channels": 1, "out_channels": 1, "n_modes": (4, 4), "hidden_channels": 8, "n_layers": 1}
+    return build_model("fno", options).eval()
 
 
 def run_of(model):
     """A run in which an input has a logarithm."""
-    permeability = {"mean": 0.5, "std": 1.5, "transform": "log"}
-    processor = FieldProcessor(
-        {"permeability": permeability}, {"pressure": {"mean": 2.0, "std": 10.0}}
-    ).eval()
-    training = {"units": {"permeability": "m2", "pressure": None}}
-    return Run(model, processor, "mano", {}, training)
+    inputs = {"permeability": {"mean": 0.5, "std": 1.5, "transform": "log"}}
+    processor = FieldProcessor(inputs, {"pressure": {"mean": 2.0, "std": 10.0}}).eval()
+    return Run(model, processor, "mano", {}, {"units": {"permeability": "m2", "pressure": None}})
 
 
 def in_units(run, x):
@@ -200,9 +196,7 @@ def test_a_program_has_the_normalisation_in_it(tmp_path):
     model = build((6,), n_layers=1, registration="cell", periodic=True).float().train()
     run, path = run_of(model), tmp_path / "new" / "mano.pt2"
     errors = export_program(run, path)
-    assert model.training and all(
-        p.requires_grad for p in model.parameters()
-    )  # nothing of the caller's changed
+    assert model.training and all(p.requires_grad for p in model.parameters())  # the caller's is as it was
     assert list(errors) == [(1, 1, 6), (2, 1, 12), (3, 1, 9)]
     assert max(errors.values()) < 1e-5
     assert [file.name for file in path.parent.iterdir()] == ["mano.pt2"]
@@ -220,7 +214,7 @@ def test_a_program_has_the_normalisation_in_it(tmp_path):
 
 
 def test_an_onnx_file_is_for_all_sizes(tmp_path):
-    model = build((6, 5), n_layers=1, boundary_values=[0.25], **MIXED).float()
+    model = build((6, 5), n_layers=1, n_levels=2, boundary_values=[0.25], **MIXED).float()
     path = tmp_path / "mano.onnx"
     path.write_text("old")
     errors = export_onnx(model, path, overwrite=True)
@@ -265,6 +259,10 @@ def anchored():
     return MANO(1, 1, hidden_channels=8, n_layers=1, n_heads=2, reference_shape=(8, 8))
 
 
+def half():
+    return anchored().bfloat16()
+
+
 @pytest.mark.parametrize(
     ("function", "make", "path", "options", "message"),
     [
@@ -281,13 +279,7 @@ def anchored():
         ),
         (export_onnx, lambda: MANO(1, 1), "a.onnx", {}, "no reference grid yet"),
         (export_program, anchored, "a.pt2", {"shape": (8, 8)}, r"shape=\(8, 8\), but .* all sizes"),
-        (
-            export_program,
-            lambda: anchored().bfloat16(),
-            "a.pt2",
-            {},
-            r"torch.bfloat16, expected .*\.float\(\)",
-        ),
+        (export_program, half, "a.pt2", {}, r"torch.bfloat16, expected .*\.float\(\)"),
         (export_program, fno, "a.pt2", {}, "of a FNO is for one grid only, and there is no shape"),
         (export_program, fno, "a.pt2", {"shape": (8, 0)}, r"shape\[1\]=0, expected a whole number"),
         (export_onnx, fno, "a.onnx", {"shape": (8, 8)}, "FNO has complex parameters, for which ONNX has no"),

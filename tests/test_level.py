@@ -182,14 +182,6 @@ def test_parts_with_a_hook_are_called_once(name):
     assert len(calls) == 2
 
 
-def test_a_replaced_projection_is_called():
-    """The weights are not taken from beneath it."""
-    module, [x] = drawn(qv_bias=True), fields((5, 6))
-    expected = module(x)
-    module.qkv = torch.nn.Sequential(module.qkv, torch.nn.Identity())
-    torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-4)
-
-
 def test_a_bias_of_other_heads_is_refused():
     module = drawn()
     module.bias = attention.PositionBias(n_heads=1, n_dim=2)

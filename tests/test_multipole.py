@@ -1,4 +1,4 @@
-"""The multipole layer against its formula. The published one: `test_published`, symmetries: `test_anchored`."""
+"""The multipole layer against its formula. Its symmetries: `test_anchored`; the published one: `test_golden`."""
 
 import copy
 import math
@@ -42,32 +42,41 @@ def assert_same(found, expected, rtol=1e-10):
 # Its parts
 
 
+WINDOWS = {"window": 3, "stride": 2, "halo": 1}
+COSINE = {"scores": "cosine", "position_bias": "swin", "qv_bias": True, "norm": False}
+
+
 @pytest.mark.parametrize("periodic", [False, True])
 @pytest.mark.parametrize("shape", [(13,), (5, 7), (4, 3, 2)])
-@pytest.mark.parametrize("cosine", [False, True])
-def test_window_attention_matches_its_formula(shape, periodic, cosine):
+@pytest.mark.parametrize(
+    ("n_heads", "windows", "made"),
+    [
+        (2, WINDOWS, {}),
+        (2, WINDOWS | {"stride": 3, "halo": 0, "shift": 2}, COSINE),
+        (2, WINDOWS | {"halo": 0}, {"double_norm": True, "position_bias": False}),
+        (1, WINDOWS | {"halo": 0}, {"double_norm": True, "position_bias": False}),  # without a map at the end
+    ],
+    ids=["operator", "swin", "published", "published, one head"],
+)
+def test_window_attention_matches_its_formula(shape, periodic, n_heads, windows, made):
     n_dim, x = len(shape), draw(2, 4, *shape).requires_grad_()
-    options = {"window": 3, "stride": 2, "halo": 1, "periodic": [periodic] * n_dim}
-    made = {}
-    if cosine:
-        options |= {"stride": 3, "shift": 2, "halo": 0}
-        made = {"scores": "cosine", "position_bias": "swin", "qv_bias": True, "norm": False}
-    part = randomise(WindowAttention(4, 2, head_dim=3, n_dim=n_dim, **options, **made))
-    tokens = rearrange(x, "b c ... -> b ... c")
-    if not cosine:
-        tokens = torch.nn.functional.layer_norm(tokens, [4], part.norm1.weight, part.norm1.bias)
-    biases = (part.q_bias, 0, part.v_bias) if cosine else (0, 0, 0)
+    options = windows | {"periodic": [periodic] * n_dim}
+    head_dim = 3 if n_heads > 1 else 4
+    part = randomise(WindowAttention(4, n_heads, head_dim=head_dim, n_dim=n_dim, **options, **made))
+    tokens = part.norm2(part.norm1(rearrange(x, "b c ... -> b ... c")))
+    biases = (part.q_bias, 0, part.v_bias) if made == COSINE else (0, 0, 0)
     q, k, v = (
-        (tokens @ w.T + bias).unflatten(-1, (2, 3)).movedim(-2, 1)
+        (tokens @ w.T + bias).unflatten(-1, (n_heads, head_dim)).movedim(-2, 1)
         for w, bias in zip(part.qkv.weight.chunk(3), biases, strict=True)
     )
-    if cosine:
+    if made == COSINE:
         part.logit_scale.data = torch.tensor([1.3, 5.0], dtype=torch.float64)  # the second is cut at log 100
         factor = torch.stack([part.logit_scale[0].exp(), torch.tensor(100.0, dtype=torch.float64)])
         q, k = (t / t.norm(dim=-1, keepdim=True) for t in (q, k))
         q = q * 3**0.5 * factor.view(2, *[1] * (n_dim + 1))  # the reference divides by the root
     heads = reference(q, k, v, **options, bias=part.bias).movedim(1, -2).flatten(-2)
-    expected, found = (heads @ part.out.weight.T + part.out.bias).movedim(-1, 1), part(x)
+    out = heads if n_heads == 1 else heads @ part.out.weight.T + part.out.bias
+    expected, found = out.movedim(-1, 1), part(x)
     assert_same(found, expected)
     for one, other in zip(gradients(part, found, x), gradients(part, expected, x), strict=True):
         assert_same(one, other)
@@ -95,6 +104,28 @@ def test_levels_are_added_on_the_way_up(shape, level_weights):
     factors = {"factorial": [1 / 2, 1.0]}.get(level_weights) or layer.scale.view(2, 4, *[1] * len(shape))
     y1 = o1 + factors[1] * layer.up[1](o2, x1.shape[2:])
     assert_same(layer(x0), o0 + factors[0] * layer.up[0](y1, shape))
+
+
+@pytest.mark.parametrize("sampling", ["conv", "avg_pool"])
+@pytest.mark.parametrize(
+    ("shape", "window", "stride", "rate", "n_levels"),
+    [((16, 8), 4, 2, 2, 3), ((7, 5), 2, 1, 2, 2), ((10, 13), 4, 3, 3, 2), ((3, 2), 5, 4, 2, 1)],
+)
+def test_published_levels_share_their_parts_and_are_as_many_as_fit(
+    shape, window, stride, rate, n_levels, sampling
+):
+    """floor(log_r n) of the shorter side; also where windows and cells are cut."""
+    options = {"window": window, "stride": stride, "rate": rate, "sampling": sampling}
+    layer, levels = randomise(MultipoleAttention.published(4, 2, **options)), [draw(2, 4, *shape)]
+    [attention], [down], [up] = layer.attention, layer.down, layer.up
+    for _ in range(n_levels - 1):
+        levels.append(down(levels[-1]))
+    out = attention(levels[-1])
+    for i in range(n_levels - 1):
+        finer = levels[-2 - i]
+        out = attention(finer) + 1 / (i + 1) * up(out, finer.shape[2:])
+    assert_same(layer(levels[0]), out)
+    assert attention.halo == 0 and attention.bias is None and isinstance(attention.norm2, torch.nn.LayerNorm)
 
 
 def test_shared_levels_match_equal_ones_and_their_gradient_is_the_sum():

@@ -202,7 +202,7 @@ class Config(dict):
 
 @pytest.mark.parametrize("arch", MODELS)
 @pytest.mark.parametrize(("patching", "in_channels"), [({}, 1), ({"patching": {"levels": 2}}, 3)])
-def test_get_model(arch, patching, in_channels):
+def test_get_model_builds_what_the_class_does(arch, patching, in_channels):
     assert arch in available_models()
     options = SMALL | {"out_channels": 2}
     config = Config({"model_arch": arch.upper(), "data_channels": 1} | options, **patching)
@@ -238,7 +238,7 @@ def test_copies_are_equal_and_apart(duplicate, arch):
     assert torch.equal(model(x), expected) and not torch.equal(twin(x), expected)
 
 
-def test_averaged_model():
+def test_averaged_models_load_from_their_state_dicts():
     """An exponential moving average, 0.9 of the old and 0.1 of the new, through a state dict."""
     first, second = build(seed=0), build(seed=1)
     averaged = AveragedModel(first, multi_avg_fn=get_ema_multi_avg_fn(0.9))
