@@ -1,4 +1,4 @@
-"""The multipole layer against its formula. Its symmetries: `test_anchored`; the published one: `test_golden`."""
+"""The multipole layer against its formula. Its symmetries: `test_anchored`; as published: `test_golden`."""
 
 import copy
 import math
