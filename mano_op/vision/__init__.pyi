@@ -4,7 +4,6 @@ from .baselines import SwinClassifier as SwinClassifier
 from .baselines import ViTClassifier as ViTClassifier
 from .classifier import MANOClassifier as MANOClassifier
 from .evaluate import evaluate_classifier as evaluate_classifier
-from .fit import train_classifier as train_classifier
 from .images import open_images as open_images
-from .runs import load_classifier as load_classifier
 from .swin import from_swin_v2 as from_swin_v2
+from .training import train_classifier as train_classifier
