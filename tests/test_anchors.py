@@ -1,14 +1,11 @@
 """The steps between a reference grid and other grids, against their formulas and rates."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mano_op.grid import Axis
 from mano_op.layers.anchors import anchoring
 
 KINDS = [("node", False), ("node", True), ("cell", False), ("cell", True), ("node_both", False)]
@@ -77,68 +74,6 @@ def test_averages_match_their_formula(kind, n):
     for step, axis in (("smooth", place.working.axes[0]), ("anchors", place.reference.axes[0])):
         found = getattr(place, step)(field(values))[0, 0].numpy()
         assert np.allclose(found, [average(place, values, at) for at in axis.points], rtol=1e-12)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_averages_tend_to_the_integral_at_second_order(kind):
-    """Of sin(2 pi x) or, on an axis with ends, sin(2 x + 1), against the same average of a very fine grid."""
-
-    def f(x):
-        return np.sin(2 * np.pi * x) if kind[1] else np.sin(2 * x + 1)
-
-    factors = (8, 16, 32, 1024)
-    results = []
-    for factor in factors:
-        n = 7 * factor + 1 if kind[0] == "node_both" else 8 * factor
-        place = line(n, 8, kind)
-        results.append(place.anchors(field(f(place.working.axes[0].points)))[0, 0].numpy())
-    errors = [np.abs(found - results[-1]).max() for found in results[:-1]]
-    assert errors[0] < 0.02
-    assert all(3.6 < coarse / fine < 4.4 for coarse, fine in pairwise(errors))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_interpolation_is_exact_for_cubics_between_the_points(kind):
-    registration, periodic = kind
-    reference, n = Axis("x", 9, registration=registration, periodic=periodic), 37
-    place = anchoring((n,), (9,), registration, (periodic,))
-    at = reference.positions(place.working.axes[0])
-    inside = (at >= 1) & (at <= 7)
-
-    def cubic(p):
-        return 1 + p - 0.3 * p**2 + 0.05 * p**3
-
-    found = place.interpolate(field(cubic(np.arange(9.0))))[0, 0].numpy()
-    assert inside.sum() > 20
-    assert np.allclose(found[inside], cubic(at[inside]), rtol=1e-12)
-    shared = np.isin(at, np.arange(9))
-    assert np.allclose(found[shared], cubic(at[shared]), rtol=1e-12)
-
-
-@pytest.mark.parametrize("registration", ["node", "cell"])
-def test_interpolation_of_waves_is_of_fourth_order(registration):
-    errors = []
-    for reference in (16, 32, 64):
-        place = anchoring((3 * reference,), (reference,), registration, (True,))
-        [here], [there] = place.reference, place.working
-        found = place.interpolate(field(np.sin(2 * np.pi * here.points)))[0, 0].numpy()
-        errors.append(np.abs(found - np.sin(2 * np.pi * there.points)).max())
-    assert 14 < errors[0] / errors[1] < 18 and 14 < errors[1] / errors[2] < 18
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_coarse_inputs_are_lifted_and_settled_again(kind):
-    place = line(5, 9 if kind[0] == "node_both" else 10, kind)
-    [source], [working] = place.source, place.working
-    assert working == place.reference.axes[0]
-    x = field(np.random.default_rng(0).normal(size=5))
-    lifted = place.lift(x)
-    if kind[0] != "cell":  # the points of the source are among those of the reference
-        assert torch.equal(lifted[..., ::2], x)
-        assert torch.allclose(place.settle(lifted), x, rtol=1e-14)
-    elif not kind[1]:
-        expected = np.interp(working.points, source.points, x[0, 0].numpy())
-        assert np.allclose(lifted[0, 0].numpy(), expected, rtol=1e-12)
 
 
 def test_axes_are_finer_or_coarser_each_by_itself():
