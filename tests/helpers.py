@@ -95,7 +95,7 @@ def assert_gradients(module: torch.nn.Module, x: torch.Tensor, step: float = 1e-
             g.norm() * along[name].norm() for name, g in zip(given, gradients, strict=True) if name in along
         )
         torch.testing.assert_close(
-            (ends[0] - ends[1]) / (2 * step), slope, rtol=0, atol=float(1e-6 * scale + 1e-9)
+            (ends[0] - ends[1]) / (2 * step), slope, rtol=0, atol=float(1e-8 * (1 + scale))
         )
 
 
