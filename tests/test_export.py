@@ -286,7 +286,7 @@ def half():
         (export_program, nn.Identity, "a.pt2", {"shape": (8,)}, "the Identity does not say its in_channels"),
     ],
 )
-def test_what_cannot_be_exported_is_refused_before_any_work(
+def test_models_and_paths_that_cannot_be_used_are_refused_before_any_work(
     function, make, path, options, message, tmp_path, monkeypatch
 ):
     def work(*given, **options):

@@ -21,7 +21,7 @@ class Of(nn.Module):
         return self.function(x)
 
 
-def test_what_lives_at_once_is_counted():
+def test_memory_of_what_lives_at_once_is_counted():
     x = torch.zeros(1000)  # 4000 bytes, not counted
 
     def three(x):

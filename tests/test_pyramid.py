@@ -222,30 +222,6 @@ def test_a_cut_cell_is_the_mean_of_the_points_it_has(rate):
         assert_same(restrict(x), torch.cat(columns, -1))
 
 
-@pytest.mark.parametrize("sampling", ["stencil", "conv", "avg_pool"])
-@pytest.mark.parametrize(
-    ("shape", "rate", "registration", "periodic"),
-    [
-        ((1,), 2, "node", True),
-        ((5,), 3, "node_both", False),
-        ((3, 2), 2, "cell", True),
-        ((2, 3, 2), 2, "node", False),
-    ],
-)
-def test_gradients_of_both_steps_are_those_of_differences(shape, rate, registration, periodic, sampling):
-    n_dim = len(shape)
-    for step, size, options in ((Restrict, shape, ()), (Prolong, coarse(shape, rate), (shape,))):
-        module = build(
-            step, 2, n_dim, rate=rate, sampling=sampling, registration=registration, periodic=periodic
-        )
-        weights = dict(module.named_parameters())
-
-        def call(x, *values, module=module, names=tuple(weights), options=options):
-            return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x, *options))
-
-        assert torch.autograd.gradcheck(call, (draw(1, 2, *size).requires_grad_(), *weights.values()))
-
-
 @pytest.mark.parametrize("sampling", ["stencil", "conv"])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_half_precision_in_three_dimensions_is_that_of_single_precision(sampling, autocast):

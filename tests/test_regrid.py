@@ -86,7 +86,7 @@ def test_equal_grids_leave_the_field_alone():
     assert regrid(x, grid((5, 6)), grid((5, 6))) is x
 
 
-def test_gradients():
+def test_gradients_of_regridding_are_those_of_differences():
     x = torch.randn(1, 2, 6, 5, dtype=torch.float64, requires_grad=True)
     here, there = grid((6, 5), periodic=[True, False]), grid((4, 9), periodic=[True, False])
     assert torch.autograd.gradcheck(lambda x: regrid(x, here, there), x)

@@ -390,7 +390,7 @@ def test_huge_scores_give_finite_means_of_values(case, name):
 @pytest.mark.parametrize("options", [{"window": 3}, {"window": 2, "stride": 1}])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("which", [0, 1, 2])
-def test_what_is_not_finite_shows_in_its_windows_alone(which, bad, options):
+def test_nan_and_infinity_show_in_their_windows_alone(which, bad, options):
     inputs = drawn((8, 8), batch=1, heads=1, biased=False)
     inputs[which][0, 0, 3, 3, 0] = bad
     found = results("compiled", inputs, **options)[0].isfinite()
