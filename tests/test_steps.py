@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import wave_store
+from mano_op.train.steps import Steps
 from neuralop import LpLoss, Trainer
 from torch import nn
 
@@ -19,7 +20,6 @@ from mano_op.runs import Run
 from mano_op.train import train_model
 from mano_op.train.optimizer import optimizer_and_schedule
 from mano_op.train.precision import autocast_to, check_precision
-from mano_op.train.steps import Steps
 
 SMALL = {"hidden_channels": 8, "n_layers": 1, "n_heads": 2, "n_levels": 2}
 
