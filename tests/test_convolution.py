@@ -278,6 +278,7 @@ def test_equal_options_are_one_class():
     assert MultipoleConv.with_options(periodic=(True, False)).with_options(n_heads=2) is conv
     assert MultipoleConv.with_options(n_heads=4, periodic=[True, False]).with_options(n_heads=2) is conv
     assert conv.with_options() is conv and MultipoleConv.with_options() is MultipoleConv
+    assert repr(MultipoleConv) == "<class 'mano_op.layers.convolution.MultipoleConv'>"
     others = [{"periodic": [True, False]}, {"n_heads": 2, "periodic": [1, 0]}, {"n_heads": 2}]
     assert conv not in [MultipoleConv.with_options(**options) for options in others]
 
