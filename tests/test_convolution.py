@@ -529,12 +529,12 @@ def test_training_state_of_a_host_is_read_if_its_classes_are_trusted(tmp_path):
 
 
 def descend_in_parallel():
-    for host in (fno, uno, codano):
+    for host in (uno, codano):
         model = host(CONV.with_options(n_levels=3))
         model(torch.zeros(2, 1, 8, 8))
         fix_references(model)
         model = DistributedDataParallel(model)
-        for shape in [(8, 8), (4, 4), (2, 4), (9, 5), (16, 16)]:
+        for shape in [(8, 8), (2, 4), (9, 5), (16, 16)]:
             model(x=torch.randn(2, 1, *shape)).square().sum().backward()
 
 
