@@ -278,6 +278,7 @@ def test_equal_options_are_one_class():
     assert MultipoleConv.with_options(periodic=(True, False)).with_options(n_heads=2) is conv
     assert MultipoleConv.with_options(n_heads=4, periodic=[True, False]).with_options(n_heads=2) is conv
     assert conv.with_options() is conv and MultipoleConv.with_options() is MultipoleConv
+    assert repr(MultipoleConv) == "<class 'mano_op.layers.convolution.MultipoleConv'>"
     others = [{"periodic": [True, False]}, {"n_heads": 2, "periodic": [1, 0]}, {"n_heads": 2}]
     assert conv not in [MultipoleConv.with_options(**options) for options in others]
 
@@ -528,12 +529,12 @@ def test_training_state_of_a_host_is_read_if_its_classes_are_trusted(tmp_path):
 
 
 def descend_in_parallel():
-    for host in (fno, uno, codano):
+    for host in (uno, codano):
         model = host(CONV.with_options(n_levels=3))
         model(torch.zeros(2, 1, 8, 8))
         fix_references(model)
         model = DistributedDataParallel(model)
-        for shape in [(8, 8), (4, 4), (2, 4), (9, 5), (16, 16)]:
+        for shape in [(8, 8), (2, 4), (9, 5), (16, 16)]:
             model(x=torch.randn(2, 1, *shape)).square().sum().backward()
 
 

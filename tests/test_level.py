@@ -182,8 +182,17 @@ def test_parts_with_a_hook_are_called_once(name):
     assert len(calls) == 2
 
 
-def test_a_bias_of_other_heads_is_refused():
+def test_parameters_that_do_not_fit_are_torchs_error():
+    module, [x] = drawn(), fields((5, 6))
+    module.out.bias = torch.nn.Parameter(torch.zeros(3))
+    with pytest.raises(RuntimeError):
+        module(x)
+
+
+def test_queries_without_positions_and_a_bias_of_other_heads_are_refused():
     module = drawn()
+    with pytest.raises(InputError, match="queries without queries_at: say where they are, counted in keys"):
+        module(*fields((5, 6), 2))
     module.bias = attention.PositionBias(n_heads=1, n_dim=2)
     with pytest.raises(
         InputError, match="bias gives 1 scores for each offset, expected one for each of 2 heads"

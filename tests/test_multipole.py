@@ -7,6 +7,7 @@ import pytest
 import torch
 from einops import rearrange
 from test_window import reference
+from torch.utils.flop_counter import FlopCounterMode
 
 from mano_op.errors import InputError
 from mano_op.layers.attention import PositionBias, SwinPositionBias, WindowAttention
@@ -137,6 +138,8 @@ def test_shared_levels_match_equal_ones_and_their_gradient_is_the_sum():
     own.scale.data, x = shared.scale.data, draw(2, 4, 9, 7)
     outs = own(x), shared(x)
     assert_same(*outs)
+    with FlopCounterMode(display=False):  # a mode that looks on, for which nothing is remembered
+        assert_same(shared(x), outs[0])
     for out in outs:
         out.square().sum().backward()
     for name in names:

@@ -79,6 +79,15 @@ def test_rows_of_any_number_of_channels_leave_their_neighbours_alone(
     torch.testing.assert_close(grad.double(), slope * dz, rtol=2e-6, atol=1e-6)
 
 
+def test_fields_that_do_not_fit_are_refused_before_memory_is_read():
+    z = torch.zeros(4, 5)
+    for options in ({"bias": torch.zeros(7)}, {"bias": torch.zeros(5), "out": torch.zeros(4, 6)}):
+        with pytest.raises(
+            ValueError, match=r"torch.float32 of shape \(.*\) for torch.float32 of shape \(4, 5\)"
+        ):
+            gelu(z, **options)
+
+
 # Stencils
 
 

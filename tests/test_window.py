@@ -196,6 +196,11 @@ SPECIAL = [
 ]
 
 
+def options_of(case):
+    shape, *options = case
+    return shape, dict(zip(("window", "stride", "halo", "shift", "periodic"), options, strict=True))
+
+
 @st.composite
 def cases(draw):
     """A grid in 1, 2 or 3 dimensions, and windows that need not fit it."""
@@ -213,6 +218,15 @@ def every_special_case(test):
     return test
 
 
+def assert_every_implementation(inputs, options, n_threads, scores):
+    """With so many threads, and scores in a chunk."""
+    expected = expected_of(inputs, **options)
+    for name, (_, _, within) in IMPLEMENTATIONS.items():
+        with threads(n_threads), patch.object(chunks, "_SCORES", scores):
+            found = results(name, inputs, **options)
+        assert_near(found, expected, within, name)
+
+
 @every_special_case
 @given(
     cases(),
@@ -223,14 +237,9 @@ def every_special_case(test):
 )
 def test_every_implementation_is_the_definition(case, biased, head_dim, n_threads, scores):
     """In values and gradients, with any threads and chunks."""
-    shape, *rest, periodic = case
-    options = dict(zip(("window", "stride", "halo", "shift"), rest, strict=True), periodic=periodic)
+    shape, options = options_of(case)
     inputs = drawn(shape, head_dim=head_dim, biased=biased)
-    expected = expected_of(inputs, **options)
-    for name, (_, _, within) in IMPLEMENTATIONS.items():
-        with threads(n_threads), patch.object(chunks, "_SCORES", scores):
-            found = results(name, inputs, **options)
-        assert_near(found, expected, within, name)
+    assert_every_implementation(inputs, options, n_threads, scores)
 
 
 @st.composite
@@ -250,11 +259,7 @@ def placed(draw):
 def test_queries_between_keys_get_their_share_of_the_windows_on_both_sides(case, scores, n_threads):
     shape, options = case
     inputs = drawn(shape, [len(at) for at in options["queries_at"]])
-    expected = expected_of(inputs, **options)
-    for name, (_, _, within) in IMPLEMENTATIONS.items():
-        with threads(n_threads), patch.object(chunks, "_SCORES", scores):
-            found = results(name, inputs, **options)
-        assert_near(found, expected, within, name)
+    assert_every_implementation(inputs, options, n_threads, scores)
 
 
 @given(placed(), st.data())
@@ -379,9 +384,9 @@ def test_gradients_have_gradients(options, shape, biased):
 @EVERY
 @pytest.mark.parametrize("case", SPECIAL)
 def test_huge_scores_give_finite_means_of_values(case, name):
-    shape, window, stride, halo, _, periodic = case
+    shape, options = options_of(case)
     inputs = drawn(shape, biased=False, size=100.0)
-    out, *gradients = results(name, inputs, window=window, stride=stride, halo=halo, periodic=periodic)
+    out, *gradients = results(name, inputs, **options)
     assert all(t.isfinite().all() for t in (out, *gradients))
     assert out.abs().max() <= inputs[2].abs().max() + 1e-4
 
@@ -514,8 +519,7 @@ def test_torchs_own_kernel_gives_the_same(most_heads, monkeypatch):
     """Other devices than a CPU use it, in parts where it cannot take all windows and heads at once."""
     monkeypatch.setattr(whole, "_softmax_attention", partial(whole._kernel_attention, most_heads=most_heads))
     for case in SPECIAL[4:]:
-        shape, window, stride, halo, shift, periodic = case
-        options = {"window": window, "stride": stride, "halo": halo, "shift": shift, "periodic": periodic}
+        shape, options = options_of(case)
         inputs = drawn(shape)
         found, expected = (results(name, inputs, **options) for name in ("of whole tensors", "in chunks"))
         assert_near(found, expected, 1e-11)
@@ -524,8 +528,7 @@ def test_torchs_own_kernel_gives_the_same(most_heads, monkeypatch):
 @needs_cuda
 @pytest.mark.parametrize("case", SPECIAL)
 def test_cuda_gives_what_the_cpu_gives(case):
-    shape, window, stride, halo, shift, periodic = case
-    options = {"window": window, "stride": stride, "halo": halo, "shift": shift, "periodic": periodic}
+    shape, options = options_of(case)
     inputs = drawn(shape)
     found = differentiated(partial(attend, **options), [t.cuda() for t in inputs])
     assert_near([t.cpu() for t in found], results("in chunks", inputs, **options), 1e-10)
