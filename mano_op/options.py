@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from numbers import Integral, Real
@@ -74,6 +74,8 @@ def _message(errors: Sequence[Any], values: Mapping[str, Any]) -> str:
     cause = errors[0].get("ctx", {}).get("error")
     if isinstance(cause, InputError):
         return str(cause)
+    if not errors[0]["loc"]:  # raised by __post_init__
+        return f"{dict(values)}: {errors[0]['msg']}"
     name = errors[0]["loc"][0]
     if name not in values:
         return f"{name} is missing: give {name}="
@@ -94,7 +96,7 @@ def _whole(at_least: int, value: Any, info: Any) -> int:
 
 
 def _number(fits: Callable[[float], bool], expected: str, value: Any, info: Any) -> float:
-    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if not (number and fits(value)):
         raise InputError(f"{info.field_name}={value!r}, expected {expected}")
     return float(value)

@@ -23,18 +23,18 @@ FIELDS = ("permeability", "pressure")
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def reference(tmp_path_factory):
     """A store made without interruption."""
-    return generate_darcy(tmp_path_factory.mktemp("whole") / "darcy.zarr", [8, (16, 24)], seed=3, **QUICK)
+    return generate_darcy(tmp_path_factory.mktemp("reference") / "darcy.zarr", [8, (16, 24)], seed=3, **QUICK)
 
 
 @contextmanager
 def tampered(tamper):
-    """Let ``tamper(number of the call, seed, index, fields)`` have its way with every sample."""
+    """Pass every sample through ``tamper(number of the call, seed, index, fields)``."""
     sample, calls = Darcy.sample, itertools.count()
 
-    def patched(self, seed, index, *given):
-        return tamper(next(calls), seed, index, sample(self, seed, index, *given))
+    def patched(self, seed, index, *args):
+        return tamper(next(calls), seed, index, sample(self, seed, index, *args))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Darcy, "sample", patched)
@@ -42,7 +42,7 @@ def tampered(tamper):
 
 
 def power_cut(after):
-    """Nothing is computed any more after so many samples."""
+    """Raise an error after so many samples."""
 
     def tamper(call, seed, index, fields):
         if call >= after:
@@ -52,43 +52,43 @@ def power_cut(after):
     return tampered(tamper)
 
 
-def test_holds_the_samples_of_the_problem(whole):
+def test_store_holds_the_samples_of_the_problem(reference):
     grids = [Grid.uniform((8, 8)), Grid.uniform((16, 24))]
     numbered = [("train", i) for i in range(7)] + [("test", i) for i in range(3)]
     samples = [PROBLEM.sample(split_seed(3, split), i, grids) for split, i in numbered]
     for grid in grids:
         for name in FIELDS:
             expected = np.stack([sample[grid][name] for sample in samples]).astype(np.float32)
-            np.testing.assert_array_equal(whole.read(grid, name), expected)
-    assert whole.splits == {"train": 7, "test": 3}
-    np.testing.assert_array_equal(whole.dataset(8)["split"], [split for split, _ in numbered])
-    assert np.unique(whole.read(8, "permeability")[:, 0, 0]).size == 10  # ten different samples
+            np.testing.assert_array_equal(reference.read(grid, name), expected)
+    assert reference.splits == {"train": 7, "test": 3}
+    np.testing.assert_array_equal(reference.dataset(8)["split"], [split for split, _ in numbered])
+    assert np.unique(reference.read(8, "permeability")[:, 0, 0]).size == 10  # ten different samples
 
 
-def test_levels_agree_where_they_share_points(whole):
+def test_levels_agree_at_shared_points(reference):
     for name in FIELDS:
-        np.testing.assert_array_equal(whole.read(8, name), whole.read((16, 24), name)[:, ::2, ::3])
-    assert whole.attrs["levels"] == "resampled"
-    assert whole.attrs["boundary_conditions"] == {"y": "dirichlet", "x": "dirichlet"}
+        np.testing.assert_array_equal(reference.read(8, name), reference.read((16, 24), name)[:, ::2, ::3])
+    assert reference.attrs["levels"] == "resampled"
+    assert reference.attrs["boundary_conditions"] == {"y": "dirichlet", "x": "dirichlet"}
 
 
-def test_says_how_it_was_made(whole):
-    provenance = whole.attrs["provenance"]
+def test_provenance_reproduces_the_fields(reference):
+    provenance = reference.attrs["provenance"]
     problem = Darcy(**provenance["options"])
     solver = Grid.uniform(provenance["solver_points"]["r16x24"], registration="node_both")
-    a = problem.permeability(split_seed(provenance["seed"], "test"), 1, solver)
+    a = problem.inputs(split_seed(provenance["seed"], "test"), 1, solver)["permeability"]
     u = solve_darcy(a, solver, problem.forcing)
-    np.testing.assert_array_equal(whole.read(8, "pressure")[8], u[:-1:2, :-1:3][:, :8].astype(np.float32))
+    np.testing.assert_array_equal(reference.read(8, "pressure")[8], u[:-1:2, :-1:3][:, :8].astype(np.float32))
     assert (problem, provenance["problem"]) == (PROBLEM, "darcy")
 
 
-def test_levels_without_common_points_say_that_they_are_independent(tmp_path):
+def test_levels_solved_separately_are_marked_independent(tmp_path):
     store = generate_darcy(tmp_path / "odd.zarr", [12, 37], **QUICK)
     assert store.attrs["levels"] == "independent"
     assert store.attrs["provenance"]["solver_points"] == {"r12": [49, 49], "r37": [38, 38]}
 
 
-def test_solves_on_the_grid_asked_for(tmp_path):
+def test_solver_resolution_sets_the_solver_grid(tmp_path):
     grid = Grid.uniform((8, 8), registration="cell")
     store = generate_darcy(
         tmp_path / "fine.zarr", [8], registration="cell", solver_resolution=48, seed=5, **QUICK
@@ -98,17 +98,19 @@ def test_solves_on_the_grid_asked_for(tmp_path):
     assert not np.allclose(asked, coarser, rtol=1e-4)
 
 
-def test_more_samples_leave_the_first_ones_and_the_other_splits_alone(whole, tmp_path):
+def test_more_samples_leave_the_first_and_other_splits_unchanged(reference, tmp_path):
     options = QUICK | {"samples": {"valid": 1, "test": 4, "train": 9}, "chunk": 5}
     more = generate_darcy(tmp_path / "more.zarr", [8, (16, 24)], seed=3, **options)
-    for split, size in whole.splits.items():
+    for split, size in reference.splits.items():
         for name in FIELDS:
-            old, new = (store.read(8, name, store.layout.rows("r8", split))[:size] for store in (whole, more))
+            old, new = (
+                store.read(8, name, store.layout.rows("r8", split))[:size] for store in (reference, more)
+            )
             np.testing.assert_array_equal(old, new)
 
 
 @pytest.mark.parametrize("number", [0, 5])
-def test_an_interrupted_store_is_refused_and_resumes_bit_for_bit(whole, tmp_path, number):
+def test_interrupted_store_is_refused_and_resumes_bit_for_bit(reference, tmp_path, number):
     path = tmp_path / "darcy.zarr"
     with power_cut(number), pytest.raises(RuntimeError, match="the power went off"):
         generate_darcy(path, [8, (16, 24)], seed=3, **QUICK)
@@ -117,17 +119,17 @@ def test_an_interrupted_store_is_refused_and_resumes_bit_for_bit(whole, tmp_path
     assert len(open_store(path, incomplete=True).pending()) >= 5 - number // 2
 
     generate_darcy(path, [8, (16, 24)], seed=3, resume=True, **QUICK)
-    assert files(path) == files(whole.path)
+    assert files(path) == files(reference.path)
 
 
-def test_finished_chunks_are_not_computed_again(tmp_path, monkeypatch):
+def test_resume_does_not_recompute_finished_chunks(tmp_path, monkeypatch):
     path = tmp_path / "darcy.zarr"
     with dask.config.set(num_workers=1), power_cut(5), pytest.raises(RuntimeError):
         generate_darcy(path, [8], **QUICK)
     assert len(open_store(path, incomplete=True).pending()) == 3
     computed = []
     sample = Darcy.sample
-    monkeypatch.setattr(Darcy, "sample", lambda *given: computed.append(given[2]) or sample(*given))
+    monkeypatch.setattr(Darcy, "sample", lambda *args: computed.append(args[2]) or sample(*args))
     generate_darcy(path, [8], resume=True, **QUICK)
     assert len(computed) == 6
     generate_darcy(path, [8], resume=True, **QUICK)  # complete already: nothing to do
@@ -142,7 +144,7 @@ generate_darcy(sys.argv[1], [16, 32], progress=False, **{SLOW})
 """
 
 
-def test_a_killed_process_leaves_a_store_that_resumes_bit_for_bit(tmp_path):
+def test_store_of_a_killed_process_resumes_bit_for_bit(tmp_path):
     path = tmp_path / "killed.zarr"
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(path)])
     try:
@@ -159,14 +161,14 @@ def test_a_killed_process_leaves_a_store_that_resumes_bit_for_bit(tmp_path):
     assert 0 < len(open_store(path, incomplete=True).pending()) < 40
 
     resumed = generate_darcy(path, [16, 32], progress=False, resume=True, **SLOW)
-    whole = generate_darcy(tmp_path / "whole.zarr", [16, 32], progress=False, **SLOW)
-    left, expected = files(resumed.path), files(whole.path)
+    reference = generate_darcy(tmp_path / "reference.zarr", [16, 32], progress=False, **SLOW)
+    left, expected = files(resumed.path), files(reference.path)
     assert {name: left[name] for name in expected} == expected
 
 
-def test_resume_starts_a_store_that_is_not_there(whole, tmp_path):
+def test_resume_starts_a_missing_store(reference, tmp_path):
     store = generate_darcy(tmp_path / "new.zarr", [8, (16, 24)], seed=3, resume=True, **QUICK)
-    assert files(store.path) == files(whole.path)
+    assert files(store.path) == files(reference.path)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +184,7 @@ def test_resume_starts_a_store_that_is_not_there(whole, tmp_path):
     ],
 )
 @pytest.mark.parametrize("complete", [True, False])
-def test_refuses_to_resume_with_other_options(tmp_path, resolutions, changed, message, complete):
+def test_resume_with_other_options_is_refused(tmp_path, resolutions, changed, message, complete):
     path = tmp_path / "darcy.zarr"
     if complete:
         generate_darcy(path, [8], **QUICK)
@@ -195,7 +197,7 @@ def test_refuses_to_resume_with_other_options(tmp_path, resolutions, changed, me
     assert before and files(tmp_path) == before
 
 
-def test_a_store_that_exists_is_left_alone_unless_told(whole, tmp_path):
+def test_existing_store_is_kept_without_overwrite(reference, tmp_path):
     path = tmp_path / "darcy.zarr"
     generate_darcy(path, [8], **QUICK)
     before = files(path)
@@ -207,7 +209,7 @@ def test_a_store_that_exists_is_left_alone_unless_told(whole, tmp_path):
         generate_darcy(path, [8], resume=True, overwrite=True, **QUICK)
     assert files(path) == before
     generate_darcy(path, [8, (16, 24)], seed=3, overwrite=True, **QUICK)
-    assert files(path) == files(whole.path)
+    assert files(path) == files(reference.path)
 
 
 @pytest.mark.parametrize(
@@ -223,13 +225,13 @@ def test_a_store_that_exists_is_left_alone_unless_told(whole, tmp_path):
         ([8], {"chunk": 0}, "chunk=0"),
     ],
 )
-def test_refuses_before_there_is_a_store(tmp_path, resolutions, options, message):
+def test_bad_arguments_are_refused_before_a_store_is_created(tmp_path, resolutions, options, message):
     with pytest.raises(InputError, match=message):
         generate_darcy(tmp_path / "darcy.zarr", resolutions, **(QUICK | options))
     assert not any(tmp_path.iterdir())
 
 
-def test_an_interrupted_replacement_leaves_the_old_store_and_resumes(whole, tmp_path):
+def test_interrupted_overwrite_keeps_the_old_store_and_resumes(reference, tmp_path):
     path = tmp_path / "darcy.zarr"
     generate_darcy(path, [8], **QUICK)
     before = files(path)
@@ -239,10 +241,10 @@ def test_an_interrupted_replacement_leaves_the_old_store_and_resumes(whole, tmp_
     with pytest.raises(InputError, match="begun and not finished; pass resume=True"):
         generate_darcy(path, [8, (16, 24)], seed=3, **QUICK)
     generate_darcy(path, [8, (16, 24)], seed=3, resume=True, **QUICK)
-    assert files(path) == files(whole.path)
+    assert files(path) == files(reference.path)
 
 
-def test_a_field_that_is_not_finite_is_an_error_with_its_name(tmp_path):
+def test_nan_in_a_field_is_an_error_that_names_it(tmp_path):
     def spoil(call, seed, index, fields):
         if (seed, index) == (split_seed(0, "train"), 4):
             for values in fields.values():
@@ -255,17 +257,17 @@ def test_a_field_that_is_not_finite_is_an_error_with_its_name(tmp_path):
         open_store(tmp_path / "darcy.zarr")
 
 
-def test_never_more_samples_in_work_than_threads(tmp_path, monkeypatch):
+def test_as_many_samples_are_computed_at_once_as_threads(tmp_path, monkeypatch):
     at_work, most, lock, sample = 0, 0, threading.Lock(), Darcy.sample
 
-    def counted(*given):
+    def counted(*args):
         nonlocal at_work, most
         with lock:
             at_work += 1
             most = max(most, at_work)
         time.sleep(0.005)
         try:
-            return sample(*given)
+            return sample(*args)
         finally:
             with lock:
                 at_work -= 1
@@ -276,10 +278,10 @@ def test_never_more_samples_in_work_than_threads(tmp_path, monkeypatch):
     assert most == 3
 
 
-def test_a_cluster_gives_the_same_store(whole, tmp_path):
+def test_cluster_writes_the_same_store(reference, tmp_path):
     path = tmp_path / "darcy.zarr"
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         with power_cut(3), pytest.raises(RuntimeError, match="the power went off"):
@@ -287,15 +289,15 @@ def test_a_cluster_gives_the_same_store(whole, tmp_path):
         with pytest.raises(InputError, match="partial store"):
             open_store(path)
         generate_darcy(path, [8, (16, 24)], seed=3, client=client, resume=True, **QUICK)
-    assert files(path) == files(whole.path)
+    assert files(path) == files(reference.path)
 
 
-def test_the_statistics_are_taken_side_by_side(tmp_path, monkeypatch):
+def test_statistics_are_computed_in_parallel(tmp_path, monkeypatch):
     threads, read = set(), FieldStore.read
     monkeypatch.setattr(
         FieldStore,
         "read",
-        lambda *given: (threads.add(threading.get_ident()), time.sleep(0.01), read(*given))[2],
+        lambda *args: (threads.add(threading.get_ident()), time.sleep(0.01), read(*args))[2],
     )
     options = QUICK | {"samples": {"train": 24}, "chunk": 1}
     with dask.config.set(num_workers=3):
@@ -315,9 +317,9 @@ def test_progress_counts_samples_on_stderr(tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_samples_are_made_in_their_order(tmp_path, monkeypatch):
+def test_samples_are_computed_in_order(tmp_path, monkeypatch):
     order, write = [], FieldStore.write
-    monkeypatch.setattr(FieldStore, "write", lambda *given: (order.append(given[1].start), write(*given)))
+    monkeypatch.setattr(FieldStore, "write", lambda *args: (order.append(args[1].start), write(*args)))
     options = QUICK | {"samples": {"train": 120}, "chunk": 1}
     with dask.config.set(num_workers=1):
         generate_darcy(tmp_path / "darcy.zarr", [8], **options)

@@ -35,7 +35,7 @@ from neuralop.losses.equation_losses import PoissonInteriorLoss
 from mano_op import MANO, Grid
 from mano_op.data.loaders import field_loaders
 from mano_op.grid import REGISTRATIONS, Axis
-from mano_op.problems.burgers import solve_burgers
+from mano_op.problems.burgers import Burgers
 from mano_op.problems.generate import generate_fields
 from mano_op.problems.poisson import Poisson
 from mano_op.transfer.metrics import relative_l2
@@ -167,9 +167,8 @@ def test_burgers_equation_is_learnt_from_its_residual_alone():
         grid = Grid((Axis("t", n, 0.0, final * n / (n - 1)), Axis("x", 2 * n, periodic=True)))
         circle = Grid(grid.axes[1:])
         starts = [initial_of(circle.points[0], k) for k in range(4)]
-        truth = [
-            solve_burgers(u, circle, viscosity=VISCOSITY, final_time=final, n_steps=n - 1) for u in starts
-        ]
+        burgers = Burgers(viscosity=VISCOSITY, final_time=final, n_steps=n - 1)
+        truth = [burgers.solve(u, circle) for u in starts]
         truth = torch.from_numpy(np.stack(truth)).float()[:, None]
         return grid, truth[:, :, :1].expand_as(truth), truth
 

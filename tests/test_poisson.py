@@ -6,12 +6,9 @@ from helpers import rates
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mano_op.errors import InputError
 from mano_op.grid import REGISTRATIONS, Axis, Grid
 from mano_op.problems.darcy import solve_darcy
-from mano_op.problems.poisson import Poisson, solve_poisson
-from mano_op.problems.random_field import GaussianRandomField
-from mano_op.problems.solver_grid import solver_grids
+from mano_op.problems.poisson import solve_poisson
 
 DOMAIN = [(0.0, 1.0), (-1.0, 0.5), (2.0, 2.75)]
 axes = st.builds(
@@ -38,7 +35,7 @@ def boxes(registrations, shape):
 
 
 @given(grids, st.integers(0, 2**32 - 1))
-def test_is_darcy_flow_through_a_uniform_medium(grid, seed):
+def test_solution_is_darcy_flow_through_a_uniform_medium(grid, seed):
     f = np.random.default_rng(seed).standard_normal(grid.shape)
     expected = solve_darcy(np.ones(grid.shape), grid, f)
     np.testing.assert_allclose(
@@ -73,7 +70,7 @@ def test_products_of_sines_are_eigenvectors(n_dim, registration):
         ("cell", "node", "node_both"),
     ],
 )
-def test_solution_that_is_no_product_converges_with_second_order(registrations):
+def test_manufactured_solution_converges_with_second_order(registrations):
     """u = b exp(g), b a product of parabolas that vanish at the ends, g a product of the coordinates."""
     n_dim, errors = len(registrations), []
     for n in (16, 32, 64):
@@ -93,7 +90,7 @@ def test_solution_that_is_no_product_converges_with_second_order(registrations):
     assert errors[-1] < 5e-3
 
 
-def test_known_value_in_the_middle_of_a_cube():
+def test_solution_in_the_middle_of_a_cube_is_the_series():
     # The triple sine series of -laplace u = 1 on the unit cube, at its centre.
     n = np.arange(1, 200, 2)
     sign = (-1.0) ** ((n - 1) // 2) / n
@@ -105,76 +102,9 @@ def test_known_value_in_the_middle_of_a_cube():
     assert errors[-1] < 2e-3 * series
 
 
-def test_grids_without_interior_points_are_all_boundary():
+def test_boundary_points_are_zero_on_the_smallest_grids():
     assert np.array_equal(solve_poisson(np.ones((1, 5)), Grid.uniform((1, 5))), np.zeros((1, 5)))
     one_cell = Grid.uniform((1,), registration="cell")  # two faces half a cell away: u = h^2 / 4
     assert solve_poisson(np.ones(1), one_cell) == pytest.approx(0.25, abs=1e-15)
     one_point = Grid.uniform((3,), registration="node_both")
     np.testing.assert_allclose(solve_poisson(np.ones(3), one_point), [0, 1 / 8, 0], rtol=1e-15)
-
-
-def test_levels_are_samplings_of_one_solution():
-    problem = Poisson(n_modes=8)
-    node, coarse_node = Grid.uniform((12, 8, 16)), Grid.uniform((6, 4, 8))
-    cell = Grid.uniform((6, 4, 8), registration="cell")
-    closed = Grid.uniform((13, 9, 17), registration="node_both")
-    fields = problem.sample(1, 5, [coarse_node, node, cell, closed])
-    f, u = fields[closed]["source"], fields[closed]["potential"]
-    random_field = GaussianRandomField(tau=3.0, alpha=3.0, n_modes=8)
-    np.testing.assert_array_equal(f, random_field.sample(1, 5, closed))
-    np.testing.assert_array_equal(u, solve_poisson(f, closed))
-    for grid, common in (
-        (node, np.s_[:-1, :-1, :-1]),
-        (coarse_node, np.s_[:-1:2, :-1:2, :-1:2]),
-        (cell, np.s_[1::2, 1::2, 1::2]),
-    ):
-        np.testing.assert_array_equal(fields[grid]["source"], f[common])
-        np.testing.assert_array_equal(fields[grid]["potential"], u[common])
-
-
-def test_coarse_levels_are_closer_to_the_truth_than_coarse_solutions():
-    problem, coarse, fine = Poisson(), Grid.uniform((8,) * 3), Grid.uniform((32,) * 3)
-    truth = problem.sample(0, 0, [coarse], solver_resolution=128)[coarse]["potential"]
-    together = problem.sample(0, 0, [coarse, fine])[coarse]["potential"]
-    alone = problem.sample(0, 0, [coarse])[coarse]["potential"]
-    errors = [np.linalg.norm(u - truth) / np.linalg.norm(truth) for u in (alone, together)]
-    assert errors[1] < 0.004
-    assert errors[1] < errors[0] / 10  # a quarter of the spacing: 16 times less
-
-
-def test_levels_without_common_points_are_each_solved_as_finely():
-    problem, levels = Poisson(n_dim=2, n_modes=16), [Grid.uniform((n, n)) for n in (12, 37)]
-    fields = problem.sample(0, 0, levels)
-    for grid, solver in solver_grids(levels).items():
-        alone = problem.sample(0, 0, [solver])[solver]["potential"]
-        step = (solver.shape[0] - 1) // grid.shape[0]
-        np.testing.assert_array_equal(fields[grid]["potential"], alone[:-1:step, :-1:step])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"n_dim": 0}, "n_dim=0"),
-        ({"n_dim": 4}, "n_dim=4; expected 1, 2 or 3"),
-        ({"tau": -1.0}, r"tau=-1\.0"),
-        ({"alpha": 1.5}, r"alpha=1\.5 in 3 dimensions"),
-        ({"n_modes": 1}, "n_modes=1"),
-    ],
-)
-def test_refuses_options_out_of_range(options, message):
-    with pytest.raises(InputError, match=message):
-        Poisson(**options)
-
-
-def test_refuses_what_does_not_fit():
-    grid = Grid.uniform((4, 6))
-    with pytest.raises(InputError, match=r"source of shape \(6, 4\), expected \(4, 6\)"):
-        solve_poisson(np.ones((6, 4)), grid)
-    with pytest.raises(InputError, match=r"source\[0, 1\] = inf; expected finite"):
-        solve_poisson(np.where(np.arange(24).reshape(4, 6) == 1, np.inf, 0.0), grid)
-    with pytest.raises(InputError, match="axis 'x' is periodic"):
-        solve_poisson(np.ones((4, 6)), Grid.uniform((4, 6), periodic=[False, True]))
-    with pytest.raises(InputError, match="has 2 axes; pass one with n_dim=3"):
-        Poisson().sample(0, 0, [grid])
-    with pytest.raises(InputError, match="seed=-1"):
-        Poisson(n_dim=2).check(-1, [grid])

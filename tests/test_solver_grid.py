@@ -1,11 +1,13 @@
+"""Grids to solve on: those that contain the points of the levels, and those of spectral methods."""
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mano_op.errors import InputError
-from mano_op.grid import Grid
-from mano_op.problems.solver_grid import MAX_REFINEMENT, injection, refuse_periodic, solver_grids
+from mano_op.grid import Axis, Grid
+from mano_op.problems.solver_grid import MAX_REFINEMENT, injection, solver_grids, spectral_grids
 
 DOMAIN = [(-1.0, 2.0), (0.0, 0.7)]
 grids = st.builds(
@@ -13,21 +15,18 @@ grids = st.builds(
     st.tuples(st.integers(2, 30), st.integers(2, 30)),
     st.sampled_from(["node", "node_both", "cell"]),
 )
-
-
-def intervals(grid):
-    return [n - 1 for n in grid.shape]
+shapes = st.tuples(st.integers(1, 90), st.integers(1, 90))
 
 
 @given(st.lists(grids, min_size=1, max_size=4))
-def test_every_point_of_a_level_is_a_point_of_its_solver_grid(levels):
+def test_solver_grid_contains_every_point_of_its_level(levels):
     solvers = solver_grids(levels)
     assert set(solvers) == set(levels)
     finest = [min(spacing) for spacing in zip(*(grid.spacing for grid in levels), strict=True)]
     for grid, solver in solvers.items():
         assert {axis.registration for axis in solver} == {"node_both"}
-        for there, fine, axis in zip(injection(grid, solver), solver, grid, strict=True):
-            np.testing.assert_allclose(fine.points[there], axis.points, rtol=0, atol=1e-12)
+        for points, fine, axis in zip(injection(grid, solver), solver, grid, strict=True):
+            np.testing.assert_allclose(fine.points[points], axis.points, rtol=0, atol=1e-12)
         assert all(h <= limit * (1 + 1e-12) for h, limit in zip(solver.spacing, finest, strict=True))
         # A cell grid's own solver grid has half its spacing, and sharing costs MAX_REFINEMENT at most.
         assert all(2 * MAX_REFINEMENT * h >= limit for h, limit in zip(solver.spacing, finest, strict=True))
@@ -47,21 +46,53 @@ def test_every_point_of_a_level_is_a_point_of_its_solver_grid(levels):
         ("cell", (16,), 64, {64}),
     ],
 )
-def test_solver_resolution(registration, sizes, resolution, expected):
-    levels = [Grid.uniform((n, n), registration=registration) for n in sizes]
-    solvers = solver_grids(levels, resolution)
-    assert {n for solver in solvers.values() for n in intervals(solver)} == expected
+def test_intervals_of_solver_grids_are_the_fewest_or_those_asked_for(
+    registration, sizes, resolution, expected
+):
+    solvers = solver_grids([Grid.uniform((n, n), registration=registration) for n in sizes], resolution)
+    assert {n - 1 for solver in solvers.values() for n in solver.shape} == expected
 
 
-def test_refuses_what_no_solver_grid_can_hold():
-    grid = Grid.uniform((16, 16))
-    with pytest.raises(InputError, match="no grids"):
-        solver_grids([])
-    with pytest.raises(InputError, match="different domains"):
-        solver_grids([grid, Grid.uniform((16, 16), domain=DOMAIN)])
-    with pytest.raises(InputError, match="different domains"):
-        solver_grids([grid, Grid.uniform((16,))])
-    with pytest.raises(InputError, match=r"resolution of 40 does not hold.*multiple of 48"):
-        solver_grids([grid, Grid.uniform((24, 24))], 40)
-    with pytest.raises(InputError, match="axis 'x' is periodic"):
-        refuse_periodic(Grid.uniform((8, 8), periodic=[False, True]))
+@given(st.lists(shapes, min_size=1, max_size=4), st.integers(1, 64), st.booleans())
+def test_spectral_grid_is_shared_and_no_coarser_than_the_levels(shapes, at_least, periodic):
+    levels = [Grid.uniform(shape, domain=DOMAIN, periodic=periodic) for shape in shapes]
+    solvers = spectral_grids(levels, None, at_least=at_least, periodic=periodic)
+    assert set(solvers) == set(levels)
+    (solver,) = set(solvers.values())
+    finest = max(at_least, *(n for shape in shapes for n in shape))
+    n, kind = finest + finest % 2, "node" if periodic else "cell"
+    axes = [Axis(name, n, *ends, kind, periodic) for name, ends in zip("yx", DOMAIN, strict=True)]
+    assert solver == Grid(tuple(axes))
+
+
+def test_spectral_grid_may_be_coarser_than_a_level():
+    grid = Grid.uniform((80,), periodic=True)
+    assert spectral_grids([grid], 32, at_least=32, periodic=True)[grid] == Grid.uniform((32,), periodic=True)
+
+
+ENDS, WRAPS = Grid.uniform((16, 16)), Grid.uniform((16, 16), periodic=True)
+MIXED = Grid.uniform((16, 16), periodic=[False, True])
+
+
+@pytest.mark.parametrize(
+    ("grids", "resolution", "periodic", "message"),
+    [
+        ([], None, None, "no grids"),
+        ([ENDS, Grid.uniform((16, 16), domain=DOMAIN)], None, None, "different domains"),
+        ([ENDS, Grid.uniform((16,))], None, None, "different domains"),
+        ([ENDS, Grid.uniform((24, 24))], 40, None, r"resolution of 40 does not hold.*multiple of 48"),
+        ([ENDS, MIXED], None, None, "axis 'x' is periodic, but the problem has a boundary"),
+        ([WRAPS, Grid.uniform((16, 16), periodic=True, domain=DOMAIN)], None, True, "different domains"),
+        ([WRAPS, ENDS], None, True, "axis 'y' is not periodic, but the fields wrap"),
+        ([MIXED], None, False, "axis 'x' is periodic, but the problem has a boundary"),
+        ([WRAPS], 6, True, "solver resolution of 6; expected an even number"),
+        ([WRAPS], 31, True, "solver resolution of 31; expected an even number"),
+        ([WRAPS], 8.0, True, r"solver_resolution=8\.0"),
+    ],
+)
+def test_levels_and_resolutions_that_do_not_fit_are_refused(grids, resolution, periodic, message):
+    with pytest.raises(InputError, match=message):
+        if periodic is None:
+            solver_grids(grids, resolution)
+        else:
+            spectral_grids(grids, resolution, at_least=8, periodic=periodic)

@@ -1,4 +1,4 @@
-"""Problems that make fields: random inputs that are functions, solvers on any grid, data sets of both."""
+"""Problems with random inputs and their solvers on any grid, and data sets made from them."""
 
 from mano_op.problems.burgers import Burgers as Burgers
 from mano_op.problems.darcy import Darcy as Darcy

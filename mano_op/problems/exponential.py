@@ -1,7 +1,6 @@
 r"""Time stepping for :math:`v' = \Lambda v + N(v)` with a diagonal linear part, which is solved exactly.
 
-The one integrator of the time-dependent problems: in a spectral basis diffusion is diagonal, and
-however stiff it is, it puts no limit on the step.
+In a spectral basis diffusion is diagonal: however stiff it is, it puts no limit on the step.
 """
 
 from __future__ import annotations
@@ -46,16 +45,16 @@ def integrate(
     linear : array_like
         The diagonal of :math:`\Lambda`, real, of a shape that broadcasts to that of `initial`.
     nonlinear : callable
-        N. It gets an array like `initial` and returns a new one.
+        N, from an array like `initial` to a new one.
     final_time, n_steps
-        v is wanted at `output_times` (final_time, n_steps).
+        See `output_times`.
     time_step : float
-        The longest h. Between two outputs are as few equal steps as that allows.
+        The longest h. Outputs are as few equal steps apart as it allows.
 
     Returns
     -------
     numpy.ndarray
-        Shape ``(n_steps + 1, *initial.shape)``, the initial values first.
+        v at the output times, shape ``(n_steps + 1, *initial.shape)``.
 
     Raises
     ------
@@ -78,29 +77,29 @@ def integrate(
     times = output_times(final_time, n_steps)
     check_finite_number(zero=False, time_step=time_step)
     interval = final_time / n_steps
-    substeps = math.ceil(interval / time_step * (1 - 1e-12))  # not one more where it divides but for rounding
+    substeps = math.ceil(interval / time_step * (1 - 1e-12))  # no extra step where rounding alone asks for it
     h = interval / substeps
     weights = _weights(np.asarray(linear, dtype=np.float64), h)
-    found = np.empty((len(times), *initial.shape), dtype=initial.dtype)
-    found[0] = v = initial
+    states = np.empty((len(times), *initial.shape), dtype=initial.dtype)
+    states[0] = v = initial
     for i, time in enumerate(times[1:], start=1):
-        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused below
+        with np.errstate(over="ignore", invalid="ignore"):  # refused below
             for _ in range(substeps):
-                v = _step(v, nonlinear, *weights)
+                v = _step(v, nonlinear, weights)
         if not np.isfinite(v).all():
             raise InputError(
-                f"the solution is no longer finite at time {time:g}, with steps of {h:g}: too long for so "
-                "fast a solution; pass a shorter time_step"
+                f"the solution is no longer finite at time {time:g}, with steps of {h:g}: "
+                "pass a shorter time_step"
             )
-        found[i] = v
-    return found
+        states[i] = v
+    return states
 
 
 def phi(z: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    r"""The functions :math:`\varphi_m(z) = \frac{1}{(m-1)!} \int_0^1 e^{(1-s) z} s^{m-1} ds` for m = 1, 2, 3.
+    r"""Evaluate :math:`\varphi_m(z) = \frac{1}{(m-1)!} \int_0^1 e^{(1-s) z} s^{m-1} ds` for m = 1, 2, 3.
 
     From the power series :math:`\sum_j z^j / (j + m)!` where \|z\| < 1, and elsewhere from :math:`\varphi_0 =
-    e^z`, :math:`\varphi_{m+1} = (\varphi_m - 1/m!) / z`, which would cancel nearer to 0.
+    e^z`, :math:`\varphi_{m+1} = (\varphi_m - 1/m!) / z`, which loses digits nearer to 0.
 
     Examples
     --------
@@ -121,12 +120,12 @@ def phi(z: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray
 
 
 def output_times(final_time: float, n_steps: int) -> tuple[float, ...]:
-    """The ``n_steps + 1`` times from 0 to `final_time` at equal distances.
+    """Divide the time from 0 to `final_time` into `n_steps` equal intervals; their ``n_steps + 1`` ends.
 
     Raises
     ------
     InputError
-        If the final time is not positive and finite, or the number of steps no positive whole number.
+        If the final time is not positive and finite, or the number of steps no positive integer.
 
     Examples
     --------
@@ -150,20 +149,12 @@ def _weights(linear: NDArray[np.float64], h: float) -> tuple[NDArray[np.float64]
     )
 
 
-def _step(
-    v: State,
-    nonlinear: Callable[[State], State],
-    whole: Any,
-    half: Any,
-    stage: Any,
-    first: Any,
-    middle: Any,
-    last: Any,
-) -> State:
+def _step(v: State, nonlinear: Callable[[State], State], weights: tuple[Any, ...]) -> State:
+    full, half, stage, first, middle, last = weights
     n_v = nonlinear(v)
-    carried = half * v
-    a = carried + stage * n_v
+    decayed = half * v
+    a = decayed + stage * n_v
     n_a = nonlinear(a)
-    n_b = nonlinear(carried + stage * n_a)
+    n_b = nonlinear(decayed + stage * n_a)
     n_c = nonlinear(half * a + stage * (2 * n_b - n_v))
-    return whole * v + first * n_v + middle * (n_a + n_b) + last * n_c
+    return full * v + first * n_v + middle * (n_a + n_b) + last * n_c

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 def generate_fields(
     path: str | Path,
     problem: Problem,
-    resolutions: Sequence[int | tuple[int, ...]],
+    resolutions: Sequence[int | Sequence[int]],
     *,
     samples: Mapping[str, int] | None = None,
     seed: int = 0,
-    registration: Registration | None = None,
+    registration: Registration = "node",
     solver_resolution: int | None = None,
     client: Client | None = None,
     chunk: int = 50,
@@ -38,8 +38,8 @@ def generate_fields(
 ) -> FieldStore:
     """Make a store of a problem's fields, the same samples at every resolution.
 
-    Sample i of split s is ``problem.sample(split_seed(seed, s), i, grids, solver_resolution)``. So
-    it is the same however many samples are asked for, and more of one split leave the others as they are.
+    Sample i of split s is ``problem.sample(split_seed(seed, s), i, grids, solver_resolution)``, whatever the
+    sizes of the splits: more samples leave the first ones as they are.
 
     Parameters
     ----------
@@ -52,33 +52,32 @@ def generate_fields(
         Size of each split; ``{"train": 1000, "test": 50}`` if not given.
     seed : int
     registration : {"node", "node_both", "cell"}
-        "node" if not given.
     solver_resolution : int, optional
-        Intervals along each axis on which to solve; what is taken if not given, and how accurate that is,
-        the problem says. Stores that are to be compared with each other should share it.
+        Intervals or points of the solver grid along each axis. Default and accuracy: see the problem's notes.
+        Stores to be compared should share it.
     client : distributed.Client, optional
-        Where to compute. If not given, in threads of this process, one a core or as many as
-        ``dask.config.set(num_workers=...)`` says; the solvers let other threads run meanwhile.
+        Dask cluster to compute on. If not given, threads of this process: one for each core, or
+        ``dask.config.set(num_workers=...)``.
     chunk : int
-        Samples to a task and to a chunk of the store. A worker holds this many, in float64.
+        Samples of a task and of a chunk of the store. A worker holds as many in float64.
     progress : bool
-        Whether to show a progress bar on stderr.
+        Show a progress bar on stderr.
     resume : bool
-        Go on with an interrupted store at `path`, which must have been started with the same
-        options; chunks that are finished stay as they are. Starts one if there is none.
+        Continue an interrupted store at `path`, which must have been started with the same options;
+        finished chunks stay as they are. Starts a store if there is none.
     overwrite : bool
-        Replace a store that lies at `path`, once the new one is finished.
+        Replace the store at `path`, once the new one is finished.
 
     Returns
     -------
     FieldStore
-        Complete. If the work is interrupted, the store is left partial, and `open_store` says so.
+        Complete. An interrupted call leaves a partial store, which `open_store` refuses.
 
     Raises
     ------
     InputError
-        If an option is out of its range, `path` exists and neither `resume` nor `overwrite` is
-        given, a store to resume was started with other options, or another process is writing it.
+        If an option is out of its range, `path` exists without `resume` or `overwrite`, a store to resume
+        was started with other options, or another process is writing it.
 
     Examples
     --------
@@ -89,9 +88,10 @@ def generate_fields(
     >>> bool((coarse == fine[:, ::2, ::2]).all())
     True
     """
-    grids = [problem_grid(problem, n, registration or "node") for n in resolutions]
+    grids = [problem_grid(problem, n, registration) for n in resolutions]
     solvers = problem.solvers(grids, solver_resolution)
-    problem.check(split_seed(seed, "train"), grids)  # what it refuses, it refuses before there is a store
+    for grid in grids:
+        problem.inputs(split_seed(seed, "train"), 0, grid)  # refuses bad arguments before there is a store
     plan = {
         "grids": grids,
         "variables": problem.variables,
@@ -125,12 +125,12 @@ def generate_fields(
 
 def generate_darcy(
     path: str | Path,
-    resolutions: Sequence[int | tuple[int, ...]],
+    resolutions: Sequence[int | Sequence[int]],
     *,
     problem: Darcy | None = None,
     **options: Any,
 ) -> FieldStore:
-    """Make a store of Darcy fields: `generate_fields` with ``Darcy()``, if no other is given.
+    """Make a store of Darcy fields: `generate_fields` with ``Darcy()`` by default.
 
     Examples
     --------
@@ -143,12 +143,11 @@ def generate_darcy(
     return generate_fields(path, Darcy() if problem is None else problem, resolutions, **options)
 
 
-def problem_grid(problem: Problem, resolution: int | tuple[int, ...], registration: Registration) -> Grid:
-    """The grid of a problem's domain with that many points along each axis."""
-    alike = isinstance(resolution, int | np.integer)
-    shape = (resolution,) * problem.n_dim if alike else tuple(resolution)  # type: ignore[arg-type]
+def problem_grid(problem: Problem, resolution: int | Sequence[int], registration: Registration) -> Grid:
+    """Grid of a problem's domain with `resolution` points along each axis."""
+    shape = tuple(resolution) if isinstance(resolution, Sequence) else (resolution,) * problem.n_dim
     return Grid.uniform(
-        shape,  # type: ignore[arg-type]
+        shape,
         domain=[problem.domain] * len(shape),
         registration=registration,
         periodic=problem.boundary_condition == "periodic",
@@ -156,10 +155,7 @@ def problem_grid(problem: Problem, resolution: int | tuple[int, ...], registrati
 
 
 def split_seed(seed: int, split: str) -> tuple[int, ...]:
-    """The seed of the samples of one split.
-
-    Each split has a stream of its own, so a test set stays what it is, and apart from the training
-    set, when more training samples are asked for.
+    """Seed of the samples of one split, whose random numbers are independent of the other splits'.
 
     Examples
     --------
@@ -177,7 +173,7 @@ def _write_chunk(
     store: FieldStore,
     samples: slice,
 ) -> int:
-    """Compute and write the samples of one chunk; returns how many they are."""
+    """Compute and write the samples of one chunk; return their number."""
     n = samples.stop - samples.start
     keys = {grid: store.key(grid) for grid in grids}
     chunk = {
@@ -197,7 +193,7 @@ def _write_chunk(
 
 
 def _numbers(splits: Mapping[str, int], samples: slice) -> Iterator[tuple[str, int]]:
-    """Split and number within the split of each of the samples of a store."""
+    """Split, and number within the split, of each of some samples of a store."""
     first = 0
     for split, size in splits.items():
         for i in range(max(samples.start - first, 0), min(samples.stop - first, size)):

@@ -1,75 +1,226 @@
-"""What a problem is, to those that make data sets of it."""
+"""Problems: a random input and the solution that follows from it, sampled on any grids."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import fields
+from importlib.metadata import version
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from pydantic import Field
 
 from mano_op.data.layout import Variable
+from mano_op.errors import InputError
 from mano_op.grid import Grid
+from mano_op.problems.exponential import output_times
+from mano_op.problems.random_field import GaussianRandomField, PeriodicRandomField, RandomField, Seed
+from mano_op.problems.series import evaluate_series
+from mano_op.problems.solver_grid import check_periodic, injection, solver_grids, spectral_grids
+
+Fields = dict[str, NDArray[np.float64]]
+Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
-class Problem(Protocol):
+class Problem(ABC):
     """A random input and the solution that follows from it, both functions: the same on every grid.
 
-    Problems are frozen dataclasses of their options.
+    Subclasses are frozen dataclasses of their options (see `mano_op.options`), which include those of the
+    random field.
 
     Attributes
     ----------
     name, title : str
-        For provenance, and for people.
-    solver : str
-        How it is solved, for provenance.
+        In the provenance of a store, and for people.
+    method : str
+        Numerical method, for the provenance.
     n_dim : int
-        Number of spatial dimensions, where a resolution is one number.
+        Spatial dimensions of a resolution that is one number.
     domain : (float, float)
         Ends of every axis.
     boundary_condition : str
-        Of every axis; "periodic" makes them wrap.
+        Of every axis; "periodic" for axes that wrap.
     variables : tuple of Variable
-    times : tuple of float
-        When the variables that vary in time are known, 0 first; empty where none does.
+        Inputs first.
+    field_type : type of RandomField
+        Law of the inputs.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     name: ClassVar[str]
     title: ClassVar[str]
-    domain: ClassVar[tuple[float, float]]
+    method: ClassVar[str]
+    n_dim: ClassVar[int]
+    domain: ClassVar[tuple[float, float]] = (0.0, 1.0)
     boundary_condition: ClassVar[str]
     variables: ClassVar[tuple[Variable, ...]]
-
-    @property
-    def n_dim(self) -> int:
-        """Number of spatial dimensions."""
-        ...
-
-    @property
-    def solver(self) -> str:
-        """How it is solved."""
-        ...
+    field_type: ClassVar[type[RandomField]] = GaussianRandomField
 
     @property
     def times(self) -> tuple[float, ...]:
-        """When the variables that vary in time are known."""
-        ...
+        """Output times of the variables that vary in time, 0 first; empty if none does."""
+        return ()
 
-    def check(self, seed: int | Sequence[int], grids: Sequence[Grid]) -> None:
-        """Raise `InputError` if no sample of that seed can be had on these grids."""
-        ...
+    @property
+    def solver(self) -> str:
+        """Library and numerical method of the solver."""
+        return f"scipy {version('scipy')}: {self.method}"
 
-    def solvers(self, grids: Iterable[Grid], resolution: int | None = None) -> Mapping[Grid, Grid]:
-        """The grid on which to solve for each of `grids`."""
-        ...
+    @property
+    def random_field(self) -> RandomField:
+        """Law of the inputs, with the options of the problem."""
+        return self.field_type(
+            **{option.name: getattr(self, option.name) for option in fields(self.field_type)}
+        )
+
+    def inputs(self, seed: Seed, index: int, grid: Grid) -> Fields:
+        """Draw the input variables of sample `index` at the points of `grid`, by name.
+
+        Parameters
+        ----------
+        seed : int or sequence of int
+        index : int
+            Number of the sample, from 0.
+        grid : Grid
+
+        Raises
+        ------
+        InputError
+            If the seed, the index or the grid cannot be used.
+        """
+        return {self.variables[0].name: self.random_field.sample(seed, index, grid)}
+
+    @abstractmethod
+    def solve(self, inputs: ArrayLike, /, grid: Grid) -> NDArray[np.float64]:
+        """Solve for the output variables.
+
+        Parameters
+        ----------
+        inputs : array_like
+            The input variable at the points of the grid, shape ``grid.shape``; several in one array of shape
+            ``(input, *grid.shape)``.
+        grid : Grid
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape ``([time,] [output,] *grid.shape)``: a dimension for time where outputs vary in time, and
+            one for the outputs where there are several.
+        """
+
+    @abstractmethod
+    def solvers(self, grids: Iterable[Grid], resolution: int | None = None) -> dict[Grid, Grid]:
+        """Choose the grid to solve on for each of `grids`: by `solver_grids` or `spectral_grids`."""
+
+    @abstractmethod
+    def sample(
+        self, seed: Seed, index: int, grids: Iterable[Grid], solver_resolution: int | None = None
+    ) -> dict[Grid, Fields]:
+        """Draw sample `index`, solve, and evaluate all variables on each of `grids`.
+
+        Parameters
+        ----------
+        seed : int or sequence of int
+        index : int
+            Number of the sample, from 0. It is determined by `seed` and `index` alone.
+        grids : iterable of Grid
+            Of any shapes and registrations, over one domain; periodic if the boundary condition is.
+        solver_resolution : int, optional
+            Resolution of the solver grid.
+
+        Returns
+        -------
+        dict of Grid to dict of str to numpy.ndarray
+            By grid and variable, float64. Time is the first dimension of variables that vary in time.
+
+        Raises
+        ------
+        InputError
+            If the seed, the index, a grid or the resolution cannot be used.
+        """
+
+
+class BoundaryValueProblem(Problem):
+    """A steady problem with zero values on the boundary, solved on grids that contain the levels' points."""
+
+    boundary_condition = "dirichlet"
+
+    def solvers(self, grids: Iterable[Grid], resolution: int | None = None) -> dict[Grid, Grid]:
+        """Choose a grid to solve on that contains the points of each level; see `solver_grids`."""
+        return solver_grids(grids, resolution)
 
     def sample(
-        self,
-        seed: int | Sequence[int],
-        index: int,
-        grids: Iterable[Grid],
-        solver_resolution: int | None = None,
-    ) -> Mapping[Grid, Mapping[str, NDArray[np.float64]]]:
-        """The fields of sample `index` on each of `grids`, alone determined by `seed` and `index`."""
-        ...
+        self, seed: Seed, index: int, grids: Iterable[Grid], solver_resolution: int | None = None
+    ) -> dict[Grid, Fields]:
+        """Solve, and read all variables off at the points of each grid; see `Problem.sample`."""
+        solvers = self.solvers(grids, solver_resolution)
+        solutions: dict[Grid, Fields] = {}
+        for solver in dict.fromkeys(solvers.values()):
+            inputs = self.inputs(seed, index, solver)
+            (field,) = inputs.values()
+            solutions[solver] = inputs | {self.variables[-1].name: self.solve(field, solver)}
+        return {
+            grid: {
+                name: np.ascontiguousarray(field[injection(grid, solver)])
+                for name, field in solutions[solver].items()
+            }
+            for grid, solver in solvers.items()
+        }
+
+
+class InitialValueProblem(Problem):
+    """A problem in time whose solution is one spectral series for all levels."""
+
+    final_time: float
+    n_steps: int
+
+    def __post_init__(self) -> None:
+        low, high = self.domain
+        self.random_field.amplitudes([high - low] * self.n_dim)
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """Output times: 0 and the ends of `n_steps` equal intervals up to `final_time`."""
+        return output_times(self.final_time, self.n_steps)
+
+    def sample(
+        self, seed: Seed, index: int, grids: Iterable[Grid], solver_resolution: int | None = None
+    ) -> dict[Grid, Fields]:
+        """Solve once, and evaluate the series at the points of each grid; see `Problem.sample`."""
+        solvers = self.solvers(grids, solver_resolution)
+        solver = next(iter(solvers.values()))
+        outputs = [variable.name for variable in self.variables if variable.role == "output"]
+        initial = list(self.inputs(seed, index, solver).values())
+        states = self.solve(np.stack(initial) if len(initial) > 1 else initial[0], solver)
+        states = states.reshape(len(states), len(outputs), *solver.shape)
+        samples = {}
+        for grid in solvers:
+            inputs = self.inputs(seed, index, grid)
+            values = evaluate_series(states, solver, grid).swapaxes(0, 1)
+            values[:, 0] = list(inputs.values())  # equal up to rounding
+            samples[grid] = inputs | dict(zip(outputs, map(np.ascontiguousarray, values), strict=True))
+        return samples
+
+
+class PeriodicProblem(InitialValueProblem):
+    """One field that wraps, with quadratic products: exact on over 3 points a wavenumber (the "2/3 rule")."""
+
+    n_modes: int
+
+    method = "Fourier-Galerkin, exponential Runge-Kutta of order 4"
+    boundary_condition = "periodic"
+    field_type = PeriodicRandomField
+
+    def solvers(self, grids: Iterable[Grid], resolution: int | None = None) -> dict[Grid, Grid]:
+        """Choose one periodic grid to solve on for all of `grids`; see `spectral_grids`."""
+        solvers = spectral_grids(grids, resolution, at_least=3 * self.n_modes + 1, periodic=True)
+        self.check_grid(next(iter(solvers)))
+        return solvers
+
+    def check_grid(self, grid: Grid) -> None:
+        """Raise `InputError` if the grid has another number of axes, or one that is not periodic."""
+        check_periodic(True, grid)
+        if grid.n_dim != self.n_dim:
+            raise InputError(f"the grid {grid} has {grid.n_dim} axes; {self.title} needs {self.n_dim}")

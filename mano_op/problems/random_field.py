@@ -1,25 +1,126 @@
-r"""Gaussian random fields that are functions, not arrays: one draw, evaluated on any grid.
+r"""Gaussian random fields that are functions: one draw, evaluated on any grid.
 
-A coefficient that is drawn point by point on each grid is another function on each of them, and
-nothing can be said about resolution transfer. Here a draw is a finite cosine series with a number
-of modes of its own, so that every grid samples the same function.
+Values drawn point by point belong to a different function on each grid, and say nothing about
+resolution transfer. A draw here is a finite series with its own number of modes, sampled by every grid.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from mano_op.errors import InputError
+from mano_op.errors import InputError, check_whole
 from mano_op.grid import Axis, Grid
-from mano_op.problems.draws import normal_coefficients
+from mano_op.options import Count, Positive, options
+from mano_op.problems.solver_grid import check_periodic
+
+Seed = int | Sequence[int]
+
+# Cosines along each axis. The first is the constant, which is left out.
+Modes = Annotated[Count, Field(ge=2)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class GaussianRandomField:
+class RandomField(ABC):
+    """A Karhunen-Loève series with independent normal coefficients; subclasses choose the basis."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    tau: float
+    alpha: float
+    n_modes: int
+    periodic: ClassVar[bool]
+
+    def amplitudes(self, lengths: Sequence[float]) -> NDArray[np.float64]:
+        r"""Standard deviations :math:`\sigma_k` of the modes on a box with sides `lengths`, an axis for each.
+
+        Raises
+        ------
+        InputError
+            If ``alpha <= d / 2``: the variance then grows without bound as modes are added.
+
+        Examples
+        --------
+        >>> sigma = GaussianRandomField(tau=3.0, alpha=2.0, n_modes=4).amplitudes([1.0, 1.0])
+        >>> float(sigma[0, 0]), bool(np.isclose(sigma[1, 2], 3 / (5 * np.pi**2 + 9)))
+        (0.0, True)
+        """
+        n_dim = len(lengths)
+        if self.alpha <= n_dim / 2:
+            raise InputError(
+                f"alpha={self.alpha} in {n_dim} dimensions; expected alpha > {n_dim / 2:g}: "
+                "rougher fields have no value at a point"
+            )
+        laplacian = np.zeros(())
+        for length in lengths:
+            laplacian = np.add.outer(laplacian, (self._angles() / length) ** 2)
+        sigma = self._factor(n_dim) * (laplacian + self.tau**2) ** (-self.alpha / 2)
+        sigma.flat[0] = 0.0
+        return sigma
+
+    def coefficients(self, seed: Seed, index: int, lengths: Sequence[float]) -> NDArray[np.float64]:
+        r"""Coefficients :math:`\sigma_k \xi_k` of draw `index`, of the shape of `amplitudes`.
+
+        They depend on `seed` and `index` alone, not on the number or the order of draws.
+
+        Parameters
+        ----------
+        seed : int or sequence of int
+            Entropy of a `numpy.random.SeedSequence`: not negative.
+        index : int
+            Number of the draw, from 0.
+        lengths : sequence of float
+            Sides of the box.
+        """
+        sigma = self.amplitudes(lengths)
+        return sigma * normal_coefficients(seed, index, len(sigma), sigma.ndim)
+
+    def sample(self, seed: Seed, index: int, grid: Grid) -> NDArray[np.float64]:
+        """Evaluate draw `index` at the points of `grid`, whose domain is the box.
+
+        Parameters
+        ----------
+        seed, index
+            As in `coefficients`.
+        grid : Grid
+            Any shape and registration; periodic along every axis or along none, as the basis is.
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape ``grid.shape``, float64.
+
+        Raises
+        ------
+        InputError
+            If an axis is periodic and the basis is not, or the reverse, or ``alpha <= grid.n_dim / 2``.
+        """
+        check_periodic(self.periodic, grid)
+        field = self.coefficients(seed, index, [axis.length for axis in grid])
+        for axis in grid:  # each pass sums over the first index and appends the points as the last one
+            # einsum and not a matrix product: BLAS rounds differently with another number of threads.
+            field = np.einsum("k...,kn->...n", field, self._basis(axis))
+        return field
+
+    @abstractmethod
+    def _angles(self) -> NDArray[np.float64]:
+        """Angular wavenumbers of the basis times the length of an axis."""
+
+    @abstractmethod
+    def _factor(self, n_dim: int) -> float:
+        """Factor of the amplitudes."""
+
+    @abstractmethod
+    def _basis(self, axis: Axis) -> NDArray[np.float64]:
+        """Orthonormal functions at the points of an axis, shape ``(m, n)``."""
+
+
+@options
+class GaussianRandomField(RandomField):
     r"""The Gaussian measure with covariance :math:`(-\Delta + \tau^2)^{-\alpha}` and Neumann conditions.
 
     On the box :math:`\prod_j [a_j, a_j + L_j]` of a grid, a draw is the Karhunen-Loève series
@@ -43,13 +144,13 @@ class GaussianRandomField:
         Smoothness: as modes are added, draws lie in the Sobolev space :math:`H^s` for every
         :math:`s < \alpha - d/2`, which must be positive.
     n_modes : int
-        Modes along each axis, whatever the grid. More modes add detail to the *same* function: the
-        first ones keep their coefficients.
+        Modes along each axis, at least 2, whatever the grid. More modes add detail to the *same*
+        function: the first ones keep their coefficients.
 
     Raises
     ------
     InputError
-        If a parameter is out of its range.
+        If an option is out of its range.
 
     References
     ----------
@@ -58,7 +159,7 @@ class GaussianRandomField:
 
     Examples
     --------
-    The 16-point grid sees what the 32-point grid sees, at every other point:
+    The 16-point grid samples the function of the 32-point grid at every other point:
 
     >>> random_field = GaussianRandomField()
     >>> coarse = random_field.sample(0, 7, Grid.uniform((16, 16)))
@@ -67,102 +168,107 @@ class GaussianRandomField:
     True
     """
 
-    tau: float = 3.0
-    alpha: float = 2.0
-    n_modes: int = 128
+    tau: Positive = 3.0
+    alpha: Positive = 2.0
+    n_modes: Modes = 128
 
-    def __post_init__(self) -> None:
-        if not (np.isfinite(self.tau) and self.tau > 0):
-            raise InputError(f"tau={self.tau}; expected a positive inverse correlation length, such as 3.0")
-        if not (np.isfinite(self.alpha) and self.alpha > 0):
-            raise InputError(f"alpha={self.alpha}; expected a positive exponent, such as 2.0")
-        if not isinstance(self.n_modes, int) or self.n_modes < 2:
-            raise InputError(
-                f"n_modes={self.n_modes!r}; expected a whole number of at least 2, as the first mode is "
-                "the constant, which is left out"
-            )
+    periodic: ClassVar[bool] = False
 
-    def amplitudes(self, lengths: Sequence[float]) -> NDArray[np.float64]:
-        r"""The standard deviations :math:`\sigma_k` on a box with sides `lengths`, shape ``(n_modes,) * d``.
+    def _angles(self) -> NDArray[np.float64]:
+        return np.asarray(np.pi * np.arange(self.n_modes))
 
-        Raises
-        ------
-        InputError
-            If ``alpha <= d / 2``: the series then has no finite variance as modes are added.
+    def _factor(self, n_dim: int) -> float:
+        return float(self.tau ** (self.alpha - n_dim / 2))
 
-        Examples
-        --------
-        >>> sigma = GaussianRandomField(tau=3.0, alpha=2.0, n_modes=4).amplitudes([1.0, 1.0])
-        >>> float(sigma[0, 0]), bool(np.isclose(sigma[1, 2], 3 / (5 * np.pi**2 + 9)))
-        (0.0, True)
-        """
-        n_dim = len(lengths)
-        if self.alpha <= n_dim / 2:
-            raise InputError(
-                f"alpha={self.alpha} in {n_dim} dimensions; expected alpha > {n_dim / 2:g}: "
-                "rougher fields have no value at a point"
-            )
-        laplacian = np.zeros(())
-        for length in lengths:
-            laplacian = np.add.outer(laplacian, (np.pi * np.arange(self.n_modes) / length) ** 2)
-        sigma = self.tau ** (self.alpha - n_dim / 2) * (laplacian + self.tau**2) ** (-self.alpha / 2)
-        sigma.flat[0] = 0.0
-        return sigma
-
-    def coefficients(
-        self, seed: int | Sequence[int], index: int, lengths: Sequence[float]
-    ) -> NDArray[np.float64]:
-        r"""The coefficients :math:`\sigma_k \xi_k` of draw number `index`, shape ``(n_modes,) * d``.
-
-        They depend on `seed` and `index` alone, not on how many draws are made or in which order.
-
-        Parameters
-        ----------
-        seed : int or sequence of int
-            Entropy of a `numpy.random.SeedSequence`, so not negative.
-        index : int
-            Number of the draw, from 0.
-        lengths : sequence of float
-            Sides of the box.
-        """
-        sigma = self.amplitudes(lengths)
-        return sigma * normal_coefficients(seed, index, self.n_modes, sigma.ndim)
-
-    def sample(self, seed: int | Sequence[int], index: int, grid: Grid) -> NDArray[np.float64]:
-        """Draw number `index`, evaluated at the points of `grid`; the box is the grid's domain.
-
-        Parameters
-        ----------
-        seed, index
-            As in `coefficients`.
-        grid : Grid
-            Any registration, any shape, not periodic.
-
-        Returns
-        -------
-        numpy.ndarray
-            Shape ``grid.shape``, float64.
-
-        Raises
-        ------
-        InputError
-            If an axis of the grid is periodic, or ``alpha <= grid.n_dim / 2``.
-        """
-        for axis in grid:
-            if axis.periodic:
-                raise InputError(
-                    f"axis {axis.name!r} is periodic, but this random field has zero slope at its ends "
-                    "and does not wrap: pass a grid with periodic=False"
-                )
-        field = self.coefficients(seed, index, [axis.length for axis in grid])
-        for axis in grid:  # each pass sums over the first index and appends the points as the last one
-            # einsum and not a matrix product: BLAS rounds differently with another number of threads.
-            field = np.einsum("k...,kn->...n", field, _cosines(axis, self.n_modes))
-        return field
+    def _basis(self, axis: Axis) -> NDArray[np.float64]:
+        modes = np.arange(self.n_modes)[:, np.newaxis]
+        norm = np.where(modes == 0, 1.0, np.sqrt(2.0)) / np.sqrt(axis.length)
+        return np.asarray(norm * np.cos(np.pi * modes * ((axis.points - axis.start) / axis.length)))
 
 
-def _cosines(axis: Axis, n_modes: int) -> NDArray[np.float64]:
-    """The orthonormal cosines of the axis' interval at its points, shape ``(n_modes, n)``."""
-    modes = np.arange(n_modes)[:, np.newaxis]
-    norm = np.where(modes == 0, 1.0, np.sqrt(2.0)) / np.sqrt(axis.length)
-    return norm * np.cos(np.pi * modes * ((axis.points - axis.start) / axis.length))
+@options
+class PeriodicRandomField(RandomField):
+    r"""The Gaussian measure :math:`N(0, s^2 (-\Delta + \tau^2)^{-\alpha})` of periodic fields of mean zero.
+
+    On the box :math:`\prod_j [a_j, a_j + L_j]` of a grid, a draw is the Karhunen-Loève series
+
+    .. math:: u(x) = \sum_{0 \ne m \in \{0, \dots, 2n\}^d} \sigma_m\, \xi_m \prod_{j=1}^{d}
+              \varphi_{m_j}(x_j), \qquad \xi_m \sim N(0, 1) \text{ independent},
+
+    in the orthonormal sines and cosines :math:`\varphi_0 = 1/\sqrt{L}`, :math:`\varphi_{2k-1}(x) =
+    \sqrt{2/L} \cos(2\pi k (x - a)/L)`, :math:`\varphi_{2k}(x) = \sqrt{2/L} \sin(2\pi k (x - a)/L)`, with
+
+    .. math:: \sigma_m = s \Big(\sum_j \big(\tfrac{2\pi k_j}{L_j}\big)^2 + \tau^2\Big)^{-\alpha/2},
+              \qquad k_j = \lceil m_j / 2 \rceil.
+
+    Parameters
+    ----------
+    scale : float
+        s, positive.
+    tau, alpha : float
+        As in `GaussianRandomField`.
+    n_modes : int
+        The largest wavenumber k along each axis, whatever the grid.
+
+    Raises
+    ------
+    InputError
+        If an option is out of its range.
+
+    Examples
+    --------
+    >>> random_field = PeriodicRandomField(scale=25.0, tau=5.0, alpha=2.0)
+    >>> coarse = random_field.sample(0, 7, Grid.uniform((16,), periodic=True))
+    >>> fine = random_field.sample(0, 7, Grid.uniform((32,), periodic=True))
+    >>> bool(np.allclose(coarse, fine[::2], rtol=0, atol=1e-12))
+    True
+    """
+
+    scale: Positive = 1.0
+    tau: Positive = 5.0
+    alpha: Positive = 2.0
+    n_modes: Count = 64
+
+    periodic: ClassVar[bool] = True
+
+    def _angles(self) -> NDArray[np.float64]:
+        return np.asarray(2 * np.pi * ((np.arange(2 * self.n_modes + 1) + 1) // 2))
+
+    def _factor(self, n_dim: int) -> float:
+        return self.scale
+
+    def _basis(self, axis: Axis) -> NDArray[np.float64]:
+        k = np.arange(1, self.n_modes + 1)[:, np.newaxis]
+        angle = 2 * np.pi * k * ((axis.points - axis.start) / axis.length)
+        waves = np.empty((2 * self.n_modes + 1, axis.n))
+        waves[0], waves[1::2], waves[2::2] = 1.0, np.sqrt(2.0) * np.cos(angle), np.sqrt(2.0) * np.sin(angle)
+        return np.asarray(waves / np.sqrt(axis.length))
+
+
+def normal_coefficients(seed: Seed, index: int, n_modes: int, n_dim: int) -> NDArray[np.float64]:
+    """Draw independent standard normal coefficients of a series, shape ``(n_modes,) * n_dim``.
+
+    More modes leave the first ones as they are: numbers are dealt in the order of a mode's largest index
+    along any axis, which more modes only extend.
+
+    Examples
+    --------
+    >>> few, many = (normal_coefficients(0, 3, n, 2) for n in (4, 9))
+    >>> bool((few == many[:4, :4]).all())
+    True
+    """
+    entropy = list(seed) if isinstance(seed, Sequence) else [seed]
+    if not entropy or any(not isinstance(word, int | np.integer) or word < 0 for word in entropy):
+        raise InputError(f"seed={seed!r}; expected a whole number from 0 on, or several of them")
+    check_whole(at_least=0, index=index)
+    sequence = np.random.SeedSequence([int(word) for word in entropy], spawn_key=(int(index),))
+    xi = np.empty(n_modes**n_dim)
+    xi[_shells(n_modes, n_dim)] = np.random.default_rng(sequence).standard_normal(xi.size)
+    return xi.reshape((n_modes,) * n_dim)
+
+
+@lru_cache(maxsize=8)
+def _shells(n_modes: int, n_dim: int) -> NDArray[np.intp]:
+    """Flat positions of the modes in the order of max_j k_j."""
+    shell = np.indices((n_modes,) * n_dim).max(axis=0)
+    return np.argsort(shell, axis=None, kind="stable")

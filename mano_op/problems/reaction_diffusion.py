@@ -1,14 +1,8 @@
-r"""Species that diffuse and react in a box with closed walls: :math:`u_t = D \Delta u + R(u)`.
-
-A problem in time that does not wrap, with its initial fields drawn as functions and solved once, so that
-every resolution is a sampling of one and the same solution.
-"""
+r"""Diffusion and reaction of species in a box with closed walls: :math:`u_t = D \Delta u + R(u)`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
 from typing import ClassVar
 
 import numpy as np
@@ -18,10 +12,11 @@ from scipy import fft
 from mano_op.data.layout import Variable
 from mano_op.errors import InputError, check_finite_number, check_whole
 from mano_op.grid import Grid
-from mano_op.problems.cosine import evaluate_cosines
-from mano_op.problems.exponential import integrate, output_times
-from mano_op.problems.random_field import GaussianRandomField
-from mano_op.problems.spectral_grid import expect_periodic, spectral_grids
+from mano_op.options import Count, NonNegative, Positive, options
+from mano_op.problems.exponential import integrate
+from mano_op.problems.problem import Fields, Finite, InitialValueProblem
+from mano_op.problems.random_field import Modes, Seed
+from mano_op.problems.solver_grid import check_periodic, field_values, spectral_grids
 
 
 def solve_reaction_diffusion(
@@ -42,23 +37,22 @@ def solve_reaction_diffusion(
     Parameters
     ----------
     initial : array_like
-        The species at time 0, shape ``(species, *grid.shape)``. Cosines of n/2 half waves or more are
-        dropped.
+        u at time 0, shape ``(species, *grid.shape)``. Cosines of n/2 half waves or more are dropped.
     grid : Grid
         ``cell``, any shape and box, not periodic.
     diffusivities : sequence of float
         :math:`D_s`, one for each species, not negative.
     reaction : callable
-        R. It gets an array like `initial` and returns a new one.
+        R, from an array like `initial` to a new one.
     final_time, n_steps
-        u is returned at `output_times` (final_time, n_steps).
+        See `output_times`.
     time_step : float
-        The longest step. It has to resolve the reaction alone.
+        The longest step, short enough for the reaction alone.
 
     Returns
     -------
     numpy.ndarray
-        Shape ``(n_steps + 1, species, *grid.shape)``, float64.
+        u at the output times, shape ``(n_steps + 1, species, *grid.shape)``, float64.
 
     Raises
     ------
@@ -68,7 +62,7 @@ def solve_reaction_diffusion(
 
     Examples
     --------
-    Nothing reacts, and a half wave decays:
+    Without a reaction a half wave decays:
 
     >>> grid = Grid.uniform((8,), registration="cell")
     >>> wave = np.cos(np.pi * grid.points[0])
@@ -77,17 +71,10 @@ def solve_reaction_diffusion(
     >>> bool(np.allclose(u[-1, 0], np.exp(-0.1 * np.pi**2) * wave))
     True
     """
-    u = np.asarray(initial, dtype=np.float64)
-    expect_periodic(False, grid)
+    check_periodic(False, grid)
     if any(axis.registration != "cell" for axis in grid):
         raise InputError(f"the grid is {grid}; expected registration='cell', as the transform takes it")
-    if u.shape != (len(diffusivities), *grid.shape):
-        raise InputError(
-            f"initial of shape {u.shape}, expected {(len(diffusivities), *grid.shape)}: one field for each "
-            f"of {len(diffusivities)} diffusivities"
-        )
-    if not np.isfinite(u).all():
-        raise InputError("the initial fields have values that are not finite; expected none")
+    u = field_values("initial", initial, (len(diffusivities), *grid.shape))
     check_finite_number(zero=True, **{f"diffusivities[{i}]": d for i, d in enumerate(diffusivities)})
     axes = tuple(range(1, u.ndim))
     laplacian, kept = np.zeros(()), np.ones((), dtype=bool)
@@ -111,16 +98,16 @@ def solve_reaction_diffusion(
     return np.asarray(fft.idctn(states, axes=tuple(range(2, states.ndim)), norm="ortho"))
 
 
-@dataclass(frozen=True, kw_only=True)
-class FitzHughNagumo:
+@options
+class FitzHughNagumo(InitialValueProblem):
     r"""An activator and an inhibitor in a closed box: the map from both at time 0 to both at later times.
 
     The diffusion-reaction problem of PDEBench [1]_: on :math:`(-1, 1)^2` an activator u and an inhibitor v,
 
     .. math:: u_t = D_u \Delta u + u - u^3 - k - v, \qquad v_t = D_v \Delta v + u - v.
 
-    Its initial values are independent noise at every point of one grid, which is no function. Here u and v
-    start as two draws of a smooth random field, of unit variance as well.
+    PDEBench starts from independent noise at the points of one grid, which is not a function. Here u and v
+    start as two draws of a smooth random field of the same variance, 1.
 
     Parameters
     ----------
@@ -129,9 +116,9 @@ class FitzHughNagumo:
     k : float
     final_time : float
     n_steps : int
-        Output times after the first, which is 0, at equal distances.
+        Output times after the first, which is 0, at equal intervals.
     scale : float
-        Factor of the random fields, positive; with the default options it makes their variance 1.
+        Factor of the random fields, positive; the default gives variance 1.
     tau, alpha, n_modes
         Of the `GaussianRandomField`.
     time_step : float, optional
@@ -144,10 +131,9 @@ class FitzHughNagumo:
 
     Notes
     -----
-    It is solved on one grid of cells for all levels, see `spectral_grids`, of 128 along each axis, or as many
-    as the initial fields' modes need, or as the finest level has, or as ``solver_resolution`` says; and
-    evaluated as a cosine series at the points of each level. Against 224 cells and steps of 0.005, 128 cells
-    with the default step leave relative L2 errors below 1e-4; 64 cells leave 0.5 %.
+    Solved on one grid of cells for all levels, see `spectral_grids`, of 128 along each axis, or as many as
+    the initial modes need, or as the finest level has, or of ``solver_resolution``. Against 224 cells and
+    steps of 0.005, relative L2 errors are 1e-4 for 128 cells with the default step, and 0.5 % for 64 cells.
 
     References
     ----------
@@ -164,19 +150,20 @@ class FitzHughNagumo:
     True
     """
 
-    activator_diffusivity: float = 1e-3
-    inhibitor_diffusivity: float = 5e-3
-    k: float = 5e-3
-    final_time: float = 5.0
-    n_steps: int = 10
-    scale: float = 4.4
-    tau: float = 5.0
-    alpha: float = 3.0
-    n_modes: int = 32
-    time_step: float | None = None
+    activator_diffusivity: NonNegative = 1e-3
+    inhibitor_diffusivity: NonNegative = 5e-3
+    k: Finite = 5e-3
+    final_time: Positive = 5.0
+    n_steps: Count = 10
+    scale: Positive = 4.4
+    tau: Positive = 5.0
+    alpha: Positive = 3.0
+    n_modes: Modes = 32
+    time_step: Positive | None = None
 
     name: ClassVar[str] = "fitzhugh_nagumo"
     title: ClassVar[str] = "FitzHugh-Nagumo reaction and diffusion"
+    method: ClassVar[str] = "cosine-Galerkin, exponential Runge-Kutta of order 4"
     n_dim: ClassVar[int] = 2
     domain: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     boundary_condition: ClassVar[str] = "neumann"
@@ -187,102 +174,36 @@ class FitzHughNagumo:
         Variable("inhibitor", "output", long_name="inhibitor", time=True),
     )
 
-    def __post_init__(self) -> None:
-        check_finite_number(
-            zero=True,
-            activator_diffusivity=self.activator_diffusivity,
-            inhibitor_diffusivity=self.inhibitor_diffusivity,
-        )
-        check_finite_number(zero=False, scale=self.scale)
-        if self.time_step is not None:
-            check_finite_number(zero=False, time_step=self.time_step)
-        if not np.isfinite(self.k):
-            raise InputError(f"k={self.k}; expected a finite number")
-        output_times(self.final_time, self.n_steps)
-        self._random_field().amplitudes([2.0, 2.0])
-
-    @property
-    def times(self) -> tuple[float, ...]:
-        """When the species are known."""
-        return output_times(self.final_time, self.n_steps)
-
-    @property
-    def solver(self) -> str:
-        """How it is solved."""
-        return f"scipy {version('scipy')}: cosine-Galerkin, exponential Runge-Kutta of order 4"
-
-    def check(self, seed: int | Sequence[int], grids: Sequence[Grid]) -> None:
-        """Raise `InputError` if no sample of that seed can be had on these grids."""
-        for grid in self.solvers(grids):
-            self.initial(seed, 0, grid)
+    def inputs(self, seed: Seed, index: int, grid: Grid) -> Fields:
+        """Draw activator and inhibitor of sample `index` at time 0 at the points of `grid`, by name."""
+        check_whole(at_least=0, index=index)
+        draws = [self.random_field.sample(seed, number, grid) for number in (2 * index, 2 * index + 1)]
+        return {
+            f"initial_{name}": self.scale * u
+            for name, u in zip(("activator", "inhibitor"), draws, strict=True)
+        }
 
     def solvers(self, grids: Iterable[Grid], resolution: int | None = None) -> dict[Grid, Grid]:
-        """The grid on which to solve for each of `grids`; see `spectral_grids`."""
-        levels = tuple(grids)
-        needed = 2 * self.n_modes
+        """Choose one grid of cells for all of `grids`, at least 128 by default; see `spectral_grids`."""
+        levels, fewest = tuple(grids), 2 * self.n_modes
         if resolution is None:
-            resolution = max(128, needed, *(n + n % 2 for grid in levels for n in grid.shape))
-        return spectral_grids(levels, resolution, at_least=needed, periodic=False)
-
-    def initial(self, seed: int | Sequence[int], index: int, grid: Grid) -> NDArray[np.float64]:
-        """Activator and inhibitor of sample `index` at time 0, shape ``(2, *grid.shape)``."""
-        check_whole(at_least=0, index=index)
-        draws = (self._random_field().sample(seed, number, grid) for number in (2 * index, 2 * index + 1))
-        return self.scale * np.stack(list(draws))
+            resolution = max(128, fewest, *(n + n % 2 for grid in levels for n in grid.shape))
+        return spectral_grids(levels, resolution, at_least=fewest, periodic=False)
 
     def reaction(self, species: NDArray[np.float64]) -> NDArray[np.float64]:
-        """How fast the two species change where they do not diffuse."""
+        """Rates of change of both species, shape ``(2, ...)``, by the reaction alone."""
         u, v = species
         return np.stack([u - u**3 - self.k - v, u - v])
 
-    def sample(
-        self,
-        seed: int | Sequence[int],
-        index: int,
-        grids: Iterable[Grid],
-        solver_resolution: int | None = None,
-    ) -> dict[Grid, dict[str, NDArray[np.float64]]]:
-        """Both species of sample `index` on each of `grids`, at time 0 and at all times.
-
-        Parameters
-        ----------
-        seed : int or sequence of int
-        index : int
-            Number of the sample, from 0. With `seed` it determines the sample, alone.
-        grids : iterable of Grid
-            Any registration, not periodic.
-        solver_resolution : int, optional
-            Cells along each axis of the grid on which it is solved, see `spectral_grids`.
-
-        Returns
-        -------
-        dict
-            ``{grid: {"initial_activator": u at time 0, ..., "activator": u at all times, ...}}``, time first.
-        """
-        solvers = self.solvers(grids, solver_resolution)
-        solver = next(iter(solvers.values()))
-        start = self.initial(seed, index, solver)
-        states = solve_reaction_diffusion(
-            start,
-            solver,
+    def solve(self, initial: ArrayLike, grid: Grid) -> NDArray[np.float64]:
+        """Solve for both species, shape ``(n_steps + 1, 2, *grid.shape)``; see `solve_reaction_diffusion`."""
+        activator, _ = np.asarray(initial)
+        return solve_reaction_diffusion(
+            initial,
+            grid,
             diffusivities=(self.activator_diffusivity, self.inhibitor_diffusivity),
             reaction=self.reaction,
             final_time=self.final_time,
             n_steps=self.n_steps,
-            time_step=self.time_step or min(0.02, 1 / (2 * np.abs(start[0]).max() ** 2)),
+            time_step=self.time_step or min(0.02, 1 / (2 * np.abs(activator).max() ** 2)),
         )
-        fields = {}
-        for grid in solvers:
-            initial = self.initial(seed, index, grid)
-            species = evaluate_cosines(states, solver, grid)
-            species[0] = initial  # which it is but for rounding
-            fields[grid] = {
-                "initial_activator": initial[0],
-                "initial_inhibitor": initial[1],
-                "activator": np.ascontiguousarray(species[:, 0]),
-                "inhibitor": np.ascontiguousarray(species[:, 1]),
-            }
-        return fields
-
-    def _random_field(self) -> GaussianRandomField:
-        return GaussianRandomField(tau=self.tau, alpha=self.alpha, n_modes=self.n_modes)
