@@ -96,7 +96,8 @@ def _whole(at_least: int, value: Any, info: Any) -> int:
 
 
 def _number(fits: Callable[[float], bool], expected: str, value: Any, info: Any) -> float:
-    number = isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    number = real and -sys.float_info.max <= value <= sys.float_info.max
     if not (number and fits(value)):
         raise InputError(f"{info.field_name}={value!r}, expected {expected}")
     return float(value)

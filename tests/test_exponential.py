@@ -7,7 +7,7 @@ from helpers import rates
 from scipy.integrate import solve_ivp
 
 from mano_op.errors import InputError
-from mano_op.problems.exponential import integrate, output_times, phi
+from mano_op.problems.exponential import integrate, phi
 
 
 @pytest.mark.parametrize("z", [0.0, -1e-12, -1e-4, -0.1, -0.999, -1.0, -1.5, -7.0, -30.0, 0.5, 3.0])
@@ -16,14 +16,14 @@ def test_phi_is_its_power_series(z):
     np.testing.assert_allclose(phi(z), [float(value) for value in exact], rtol=2e-15)
 
 
-def test_phi_far_from_zero():
+def test_phi_is_exact_far_from_zero():
     for z in (-1e3, -1e6):  # where exp(z) is 0
         exact = [-1 / z, -(1 + 1 / z) / z, -(1 / 2 + (1 + 1 / z) / z) / z]
         np.testing.assert_allclose(phi(z), exact, rtol=1e-15)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.complex128])
-def test_linear_part_and_constants_are_exact_however_stiff(dtype):
+def test_stiff_linear_part_and_constants_are_exact(dtype):
     decay, source = np.array([0.0, -0.3, -50.0, -1e5]), np.array([1.0, 2.0, -3.0, 4.0]).astype(dtype)
     initial = np.array([1.0, -1.0, 2.0, 0.5], dtype=dtype)
     if dtype == np.complex128:
@@ -39,7 +39,7 @@ def pendulum(v):
 
 
 @pytest.mark.parametrize("linear", [0.0, np.array([-0.5, -4.0])])
-def test_fourth_order_in_time(linear):
+def test_error_is_of_fourth_order(linear):
     initial = np.array([1.0, 0.5])
     exact = solve_ivp(lambda t, v: linear * v + pendulum(v), (0, 2), initial, rtol=1e-13, atol=1e-14).y[:, -1]
     errors = [
@@ -50,8 +50,7 @@ def test_fourth_order_in_time(linear):
     assert errors[-1] < 1e-7
 
 
-def test_outputs_do_not_disturb_each_other():
-    """Steps are as few and equal as the longest allows, and those of three outputs hold those of one."""
+def test_steps_between_outputs_are_as_few_and_equal_as_allowed():
     options = {"initial": np.array([1.0, 0.5]), "linear": -1.0, "nonlinear": pendulum, "final_time": 1.5}
     calls = []
     many = integrate(
@@ -67,7 +66,7 @@ def test_outputs_do_not_disturb_each_other():
     assert len(calls) == 4 * 5 * 3  # 1.5 / 5 / 0.1 is 3 but for rounding
 
 
-def test_refuses_a_step_with_which_the_solution_blows_up():
+def test_step_that_blows_up_is_refused():
     with pytest.raises(
         InputError, match=r"no longer finite at time 2, with steps of 0\.5: .*shorter time_step"
     ):
@@ -84,15 +83,8 @@ def test_refuses_a_step_with_which_the_solution_blows_up():
         ({"time_step": float("nan")}, "time_step=nan"),
     ],
 )
-def test_refuses_options_out_of_range(options, message):
+def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         integrate(
             np.zeros(2), 0.0, np.zeros_like, **{"final_time": 1.0, "n_steps": 2, "time_step": 0.1} | options
         )
-
-
-def test_output_times_are_the_fractions_of_the_last():
-    times = output_times(0.7, 7)
-    assert times[0] == 0.0
-    assert times[-1] == 0.7
-    np.testing.assert_allclose(np.diff(times), 0.1, rtol=1e-14)

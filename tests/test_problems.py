@@ -94,24 +94,6 @@ def test_steady_levels_without_common_points_are_each_solved_as_finely(problem):
     assert len(set(solvers.values())) == 2
 
 
-@pytest.mark.parametrize(
-    ("problem", "sizes", "largest", "factor"),
-    [(Darcy(), (16, 64), 0.01, 2.5), (Poisson(), (8, 32), 0.004, 10)],
-)
-def test_coarse_level_is_closer_to_the_truth_than_a_coarse_solution(problem, sizes, largest, factor):
-    coarse, fine = grids_of(problem, *(("node", n) for n in sizes))
-    sampled, alone = [], []
-    for index in range(4 if problem.n_dim == 2 else 1):
-        truth, shared, separate = (
-            list(problem.sample(0, index, grids, n)[coarse].values())[1]
-            for grids, n in (([coarse], 4 * sizes[1]), ([coarse, fine], None), ([coarse], None))
-        )
-        sampled.append(np.linalg.norm(shared - truth) / np.linalg.norm(truth))
-        alone.append(np.linalg.norm(separate - truth) / np.linalg.norm(truth))
-    assert np.mean(sampled) < largest
-    assert np.mean(sampled) < np.mean(alone) / factor
-
-
 @timed
 def test_levels_in_time_evaluate_one_series(name):
     problem = TIMED[name]
@@ -166,15 +148,11 @@ def test_piecewise_permeability_is_the_sign_of_the_random_field():
     np.testing.assert_array_equal(problem.inputs(4, 2, grid)["permeability"], expected)
 
 
-def test_activator_and_inhibitor_have_unit_variance_and_are_independent():
+def test_activator_and_inhibitor_have_unit_variance():
     # By Parseval, the mean over the box of the mean square is the sum of the modes' variances over its area.
     problem = FitzHughNagumo()
     sigma = problem.random_field.amplitudes([2.0, 2.0])
     assert problem.scale**2 * np.sum(sigma**2) / 4 == pytest.approx(1.0, abs=0.02)
-    (grid,) = grids_of(problem, ("cell", 16))
-    fields = np.stack([list(problem.inputs(0, i, grid).values()) for i in range(200)])
-    np.testing.assert_allclose(np.mean(fields**2, axis=(0, 2, 3)), 1.0, atol=0.2)
-    assert abs(np.mean(fields[:, 0] * fields[:, 1])) < 0.1
 
 
 @pytest.mark.parametrize("name", [*TIMED, "darcy", "poisson"])
@@ -261,22 +239,16 @@ def test_error_in_space_falls_faster_than_any_power(problem, finest, growth):
         (Darcy, {"values": (3.0,)}, r"values=\(3.0,\)"),
         (Darcy, {"values": (3.0, -12.0)}, "values=-12.0, expected a finite number, more than 0"),
         (Darcy, {"forcing": float("inf")}, "forcing=inf, expected a finite number"),
-        (Darcy, {"tau": -1.0}, "tau=-1.0"),
         (Poisson, {"n_dim": 4}, "n_dim=4, expected 1, 2 or 3"),
         (Poisson, {"alpha": 1.5}, "alpha=1.5 in 3 dimensions"),
         (Poisson, {"n_modes": 1}, "n_modes=1"),
         (Burgers, {"viscosity": 0.0}, "viscosity=0.0"),
-        (Burgers, {"final_time": -1.0}, "final_time=-1.0"),
-        (Burgers, {"n_steps": 0}, "n_steps=0"),
         (Burgers, {"time_step": 0.0}, "time_step=0.0"),
         (Burgers, {"alpha": 0.5}, "alpha=0.5 in 1 dimensions"),
         (NavierStokes, {"forcing": float("nan")}, "forcing=nan"),
-        (NavierStokes, {"scale": -1.0}, "scale=-1.0"),
         (NavierStokes, {"alpha": 1.0}, "alpha=1.0 in 2 dimensions"),
         (FitzHughNagumo, {"activator_diffusivity": -1.0}, "activator_diffusivity=-1.0"),
         (FitzHughNagumo, {"k": float("nan")}, "k=nan"),
-        (FitzHughNagumo, {"n_modes": True}, "n_modes=True"),
-        (FitzHughNagumo, {"alpha": 1.0}, "alpha=1.0 in 2 dimensions"),
     ],
 )
 def test_options_out_of_range_are_refused(problem, options, message):
@@ -305,7 +277,6 @@ def react(initial, grid, *diffusivities):
     [
         (solve_darcy, (ONE.T, PLANE), r"coefficient of shape \(6, 8\), expected \(8, 6\)"),
         (solve_darcy, (ZERO, PLANE), r"coefficient\[0, 0\] = 0.0; expected positive and finite"),
-        (solve_darcy, (BAD, PLANE), r"coefficient\[0, 1\] = inf; expected positive and finite"),
         (solve_darcy, (ONE, PLANE, np.ones(6)), r"forcing of shape \(6,\), expected \(8, 6\)"),
         (solve_darcy, (ONE, PLANE, np.nan), r"forcing\[\] = nan; expected finite"),
         (solve_darcy, (ONE, PARTLY), "axis 'x' is periodic"),
@@ -322,7 +293,6 @@ def react(initial, grid, *diffusivities):
         (NavierStokes().solve, (np.zeros(8), RING), "has 1 axes; Navier-Stokes flow needs 2"),
         (NavierStokes().solve, (ZERO, PARTLY), "axis 'y' is not periodic"),
         (NavierStokes().solve, (ONE, WRAPS), "initial has the mean 1, but"),
-        (NavierStokes().solve, (ZERO, WRAPS, BAD), r"forcing\[0, 1\] = inf; expected finite"),
         (react, (ONE[np.newaxis], CELLS, 1.0, 1.0), r"initial of shape \(1, 8, 6\), expected \(2, 8, 6\)"),
         (react, (ONE[np.newaxis], PLANE, 1.0), "expected registration='cell'"),
         (react, (ONE[np.newaxis], WRAPS, 1.0), "axis 'y' is periodic"),
@@ -340,9 +310,6 @@ def test_fields_and_grids_that_do_not_fit_are_refused(solve, arguments, message)
     [
         (Burgers(), 0, 0, [WRAPS], None, "has 2 axes; Burgers' equation needs 1"),
         (Burgers(), 0, 0, [RING], 64, "even number of at least 511"),
-        (Burgers(), 0, 0, [LINE], None, "axis 'x' is not periodic"),
-        (NavierStokes(), 0, 0, [RING], None, "has 1 axes; Navier-Stokes flow needs 2"),
-        (NavierStokes(), 0, 0, [WRAPS], 32, "at least 64"),
         (NavierStokes(), -1, 0, [WRAPS], None, "seed=-1"),
         (FitzHughNagumo(), 0, 0, [], None, "no grids"),
         (FitzHughNagumo(), 0, 0, [PLANE], 32, "at least 64"),

@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-from helpers import rates
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -93,68 +92,12 @@ def test_spectrum_of_draws_is_that_of_the_covariance(field):
     np.testing.assert_allclose(measured[1:], expected[1:], rtol=4.5 * np.sqrt(2 / n_draws))
 
 
-@laws
-def test_covariance_of_points_is_the_series(field):
-    """Within five standard deviations at every pair of points."""
-    n_draws, kind = 4000, "node" if field.periodic else "node_both"
-    grid = Grid.uniform((4, 3), registration=kind, periodic=field.periodic)
-    expected = np.zeros((12, 12))
-    for mode in itertools.product(range(5), repeat=2):
-        phi = eigenfunction(field.periodic, mode, grid).ravel()
-        expected += variance(field, mode, grid) * np.outer(phi, phi)
-    draws = np.stack([field.sample(2, i, grid).ravel() for i in range(n_draws)])
-    power = np.diag(expected)
-    deviation = np.sqrt((np.outer(power, power) + expected**2) / n_draws)  # Isserlis
-    assert np.all(np.abs(draws.T @ draws / n_draws - expected) < 5 * deviation)
-    assert np.all(np.abs(draws.mean(axis=0)) < 5 * np.sqrt(power / n_draws))
-    if field.periodic:  # a function of the distance alone
-        np.testing.assert_allclose(power, power[0], rtol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("coarse", "fine", "shared"),
-    [
-        (("node", (15, 16)), ("node", (45, 32)), np.s_[::3, ::2]),
-        (("node_both", (9, 12)), ("node_both", (17, 34)), np.s_[::2, ::3]),
-        (("cell", (10, 7)), ("cell", (30, 21)), np.s_[1::3, 1::3]),
-        (("cell", (10, 7)), ("node_both", (21, 15)), np.s_[1::2, 1::2]),
-        (("node", (10, 7)), ("node_both", (11, 15)), np.s_[:-1, :-1:2]),
-    ],
-)
-def test_grids_sample_one_function_at_shared_points(coarse, fine, shared):
-    on_coarse, on_fine = (
-        GaussianRandomField().sample(5, 11, Grid.uniform(shape, registration=kind, domain=[(0, 1), (-1, 2)]))
-        for kind, shape in (coarse, fine)
-    )
-    np.testing.assert_allclose(on_coarse, on_fine[shared], rtol=0, atol=1e-12)
-    assert on_coarse.std() > 0.05
-
-
 @pytest.mark.parametrize(("law", "kept"), [(GaussianRandomField, 8), (PeriodicRandomField, 17)])
 def test_more_modes_refine_the_same_function(law, kept):
     few, many = (law(n_modes=n).coefficients(0, 0, [1.0, 2.0]) for n in (8, 24))
     np.testing.assert_array_equal(few, many[:kept, :kept])
     # The added coefficients are independent draws, not repetitions of the first.
     assert np.unique(many / law(n_modes=24).amplitudes([1.0, 2.0]).clip(1e-300)).size == many.size
-
-
-def test_truncation_error_falls_at_the_rate_of_the_spectrum():
-    # In one dimension the variance beyond n modes is sum_{k >= n} (pi k)^(-2 alpha) ~ n^(1 - 2 alpha).
-    sigma = GaussianRandomField(alpha=2.0, n_modes=4096).amplitudes([1.0])
-    tail = [np.sqrt(np.sum(sigma[n:] ** 2)) for n in (32, 64, 128)]
-    np.testing.assert_allclose(rates(tail), 1.5, atol=0.05)
-
-
-@pytest.mark.parametrize("end", [0, -1])
-@pytest.mark.parametrize("axis", [0, 1])
-def test_slope_of_cosine_fields_vanishes_at_the_ends(axis, end):
-    # With zero slope at an end the first difference there falls as h^2; with any other slope, as h.
-    def difference(n):
-        grid = Grid.uniform((n + 1, n + 1), registration="node_both", domain=[(0.0, 1.0), (1.0, 3.0)])
-        field = np.moveaxis(GaussianRandomField(n_modes=6).sample(0, 0, grid), axis, 0)
-        return np.abs(field[end] - field[1 if end == 0 else -2]).max()
-
-    np.testing.assert_allclose(rates([difference(512), difference(1024)]), 2.0, atol=0.02)
 
 
 @pytest.mark.parametrize(("n_modes", "n_dim"), [(7, 1), (5, 2), (4, 3)])

@@ -104,25 +104,6 @@ def test_cubic_reactions_are_projected_exactly():
         assert np.mean(change * half_waves(mode, coarse)[0]) == pytest.approx(0.0, abs=1e-8)
 
 
-def test_closed_walls_conserve_the_species():
-    """Diffusion keeps the mean of each species, and a reaction from one to the other that of their sum."""
-    grid = cells(32, 24)
-    random_field = GaussianRandomField(tau=5.0, alpha=3.0, n_modes=10)
-    initial = 1 + np.stack([random_field.sample(0, i, grid) for i in range(2)])
-    options = {"diffusivities": (0.05, 0.01), "final_time": 1.0, "n_steps": 4, "time_step": 0.05}
-    u = solve_reaction_diffusion(initial, grid, reaction=np.zeros_like, **options)
-    means = initial.mean(axis=(1, 2))
-    np.testing.assert_allclose(u.mean(axis=(2, 3)), [means] * 5, rtol=1e-13)
-
-    def conversion(species):
-        rate = species[0] ** 2 * species[1]
-        return np.stack([-rate, rate])
-
-    u = solve_reaction_diffusion(initial, grid, reaction=conversion, **options)
-    assert abs(u[-1, 0].mean() - means[0]) > 0.1
-    np.testing.assert_allclose(u.mean(axis=(2, 3)).sum(axis=1), [means.sum()] * 5, rtol=1e-13)
-
-
 def test_default_step_follows_the_size_of_the_activator():
     """With 0.02, fields as large as these blow up."""
     grid = Grid.uniform((8, 8), domain=SQUARE)

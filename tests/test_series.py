@@ -69,16 +69,6 @@ def test_series_is_that_of_the_discrete_transform(periodic, data, seed):
     np.testing.assert_allclose(evaluate_series(values, source, grid), expected, rtol=0, atol=1e-13)
 
 
-def test_highest_wave_of_an_even_number_of_nodes_is_the_cosine():
-    source, cells = (Grid.uniform((4,), registration=kind, periodic=True) for kind in ("node", "cell"))
-    signs = np.array([1.0, -1.0, 1.0, -1.0])
-    np.testing.assert_allclose(evaluate_series(signs, source, cells), np.zeros(4), rtol=0, atol=1e-15)
-    (x,) = (fine := Grid.uniform((16,), periodic=True)).points
-    np.testing.assert_allclose(
-        evaluate_series(signs, source, fine), np.cos(4 * np.pi * x), rtol=0, atol=1e-15
-    )
-
-
 @both
 def test_many_points_keep_their_accuracy(periodic):
     kind = "node" if periodic else "cell"

@@ -120,12 +120,7 @@ def phi(z: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray
 
 
 def output_times(final_time: float, n_steps: int) -> tuple[float, ...]:
-    """Divide the time from 0 to `final_time` into `n_steps` equal intervals; their ``n_steps + 1`` ends.
-
-    Raises
-    ------
-    InputError
-        If the final time is not positive and finite, or the number of steps no positive integer.
+    """Divide the time from 0 to `final_time` into `n_steps` equal intervals: their ``n_steps + 1`` ends.
 
     Examples
     --------

@@ -20,7 +20,9 @@ from mano_op.problems.random_field import GaussianRandomField, PeriodicRandomFie
 from mano_op.problems.series import evaluate_series
 from mano_op.problems.solver_grid import check_periodic, injection, solver_grids, spectral_grids
 
-Fields = dict[str, NDArray[np.float64]]
+Array = NDArray[np.float64]
+Fields = dict[str, Array]
+Solution = tuple[Grid, Fields, Array]  # solver grid, inputs and outputs on it
 Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
@@ -71,25 +73,11 @@ class Problem(ABC):
     @property
     def random_field(self) -> RandomField:
         """Law of the inputs, with the options of the problem."""
-        return self.field_type(
-            **{option.name: getattr(self, option.name) for option in fields(self.field_type)}
-        )
+        names = [option.name for option in fields(self.field_type)]
+        return self.field_type(**{name: getattr(self, name) for name in names})
 
     def inputs(self, seed: Seed, index: int, grid: Grid) -> Fields:
-        """Draw the input variables of sample `index` at the points of `grid`, by name.
-
-        Parameters
-        ----------
-        seed : int or sequence of int
-        index : int
-            Number of the sample, from 0.
-        grid : Grid
-
-        Raises
-        ------
-        InputError
-            If the seed, the index or the grid cannot be used.
-        """
+        """Draw the input variables of sample `index` at the points of `grid`, by name; see `sample`."""
         return {self.variables[0].name: self.random_field.sample(seed, index, grid)}
 
     @abstractmethod
@@ -114,7 +102,6 @@ class Problem(ABC):
     def solvers(self, grids: Iterable[Grid], resolution: int | None = None) -> dict[Grid, Grid]:
         """Choose the grid to solve on for each of `grids`: by `solver_grids` or `spectral_grids`."""
 
-    @abstractmethod
     def sample(
         self, seed: Seed, index: int, grids: Iterable[Grid], solver_resolution: int | None = None
     ) -> dict[Grid, Fields]:
@@ -140,6 +127,18 @@ class Problem(ABC):
         InputError
             If the seed, the index, a grid or the resolution cannot be used.
         """
+        solvers = self.solvers(grids, solver_resolution)
+        solutions = {}
+        for solver in dict.fromkeys(solvers.values()):
+            inputs = self.inputs(seed, index, solver)
+            values = list(inputs.values())
+            outputs = self.solve(values[0] if len(values) == 1 else np.stack(values), solver)
+            solutions[solver] = solver, inputs, outputs
+        return {grid: self._restrict(solutions[solvers[grid]], grid, seed, index) for grid in solvers}
+
+    @abstractmethod
+    def _restrict(self, solution: Solution, grid: Grid, seed: Seed, index: int) -> Fields:
+        """Evaluate the variables of a solved sample at the points of `grid`."""
 
 
 class BoundaryValueProblem(Problem):
@@ -151,23 +150,11 @@ class BoundaryValueProblem(Problem):
         """Choose a grid to solve on that contains the points of each level; see `solver_grids`."""
         return solver_grids(grids, resolution)
 
-    def sample(
-        self, seed: Seed, index: int, grids: Iterable[Grid], solver_resolution: int | None = None
-    ) -> dict[Grid, Fields]:
-        """Solve, and read all variables off at the points of each grid; see `Problem.sample`."""
-        solvers = self.solvers(grids, solver_resolution)
-        solutions: dict[Grid, Fields] = {}
-        for solver in dict.fromkeys(solvers.values()):
-            inputs = self.inputs(seed, index, solver)
-            (field,) = inputs.values()
-            solutions[solver] = inputs | {self.variables[-1].name: self.solve(field, solver)}
-        return {
-            grid: {
-                name: np.ascontiguousarray(field[injection(grid, solver)])
-                for name, field in solutions[solver].items()
-            }
-            for grid, solver in solvers.items()
-        }
+    def _restrict(self, solution: Solution, grid: Grid, seed: Seed, index: int) -> Fields:
+        solver, inputs, outputs = solution
+        points = injection(grid, solver)
+        fields = inputs | {self.variables[-1].name: outputs}
+        return {name: np.ascontiguousarray(field[points]) for name, field in fields.items()}
 
 
 class InitialValueProblem(Problem):
@@ -185,23 +172,14 @@ class InitialValueProblem(Problem):
         """Output times: 0 and the ends of `n_steps` equal intervals up to `final_time`."""
         return output_times(self.final_time, self.n_steps)
 
-    def sample(
-        self, seed: Seed, index: int, grids: Iterable[Grid], solver_resolution: int | None = None
-    ) -> dict[Grid, Fields]:
-        """Solve once, and evaluate the series at the points of each grid; see `Problem.sample`."""
-        solvers = self.solvers(grids, solver_resolution)
-        solver = next(iter(solvers.values()))
-        outputs = [variable.name for variable in self.variables if variable.role == "output"]
-        initial = list(self.inputs(seed, index, solver).values())
-        states = self.solve(np.stack(initial) if len(initial) > 1 else initial[0], solver)
-        states = states.reshape(len(states), len(outputs), *solver.shape)
-        samples = {}
-        for grid in solvers:
-            inputs = self.inputs(seed, index, grid)
-            values = evaluate_series(states, solver, grid).swapaxes(0, 1)
-            values[:, 0] = list(inputs.values())  # equal up to rounding
-            samples[grid] = inputs | dict(zip(outputs, map(np.ascontiguousarray, values), strict=True))
-        return samples
+    def _restrict(self, solution: Solution, grid: Grid, seed: Seed, index: int) -> Fields:
+        solver, _, outputs = solution
+        initial = self.inputs(seed, index, grid)
+        states = outputs.reshape(len(outputs), len(initial), *solver.shape)
+        values = evaluate_series(states, solver, grid).swapaxes(0, 1)
+        values[:, 0] = list(initial.values())  # equal up to rounding
+        names = [variable.name for variable in self.variables if variable.role == "output"]
+        return initial | dict(zip(names, map(np.ascontiguousarray, values), strict=True))
 
 
 class PeriodicProblem(InitialValueProblem):

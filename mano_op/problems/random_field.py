@@ -65,16 +65,7 @@ class RandomField(ABC):
     def coefficients(self, seed: Seed, index: int, lengths: Sequence[float]) -> NDArray[np.float64]:
         r"""Coefficients :math:`\sigma_k \xi_k` of draw `index`, of the shape of `amplitudes`.
 
-        They depend on `seed` and `index` alone, not on the number or the order of draws.
-
-        Parameters
-        ----------
-        seed : int or sequence of int
-            Entropy of a `numpy.random.SeedSequence`: not negative.
-        index : int
-            Number of the draw, from 0.
-        lengths : sequence of float
-            Sides of the box.
+        They depend on `seed` and `index` alone, not on the number or the order of draws; see `sample`.
         """
         sigma = self.amplitudes(lengths)
         return sigma * normal_coefficients(seed, index, len(sigma), sigma.ndim)
@@ -84,8 +75,10 @@ class RandomField(ABC):
 
         Parameters
         ----------
-        seed, index
-            As in `coefficients`.
+        seed : int or sequence of int
+            Entropy of a `numpy.random.SeedSequence`: not negative.
+        index : int
+            Number of the draw, from 0.
         grid : Grid
             Any shape and registration; periodic along every axis or along none, as the basis is.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,18 +24,18 @@ MAX_REFINEMENT = 4
 def solver_grids(grids: Iterable[Grid], resolution: int | None = None) -> dict[Grid, Grid]:
     """Choose for each of `grids` a grid to solve on that contains its points; one for all, if possible.
 
-    A solver grid has points on both ends of every axis, so that the coefficient is known up to the
-    boundary. The solution is read off at the points of a level and never interpolated.
+    A solver grid has points on both ends of every axis: the coefficient is known up to the boundary. The
+    solution is read off at the points of a level and never interpolated.
 
     Parameters
     ----------
     grids : iterable of Grid
         Over one domain, not periodic.
     resolution : int, optional
-        Intervals of the solver grid along each axis. If not given, the fewest that hold all of the
-        grids (64 for ``node`` grids of 16, 32 and 64 points, 128 for ``cell`` grids). Where that is
-        over 4 times finer than the finest grid needs, as for 60 and 61 points, each grid gets a
-        solver grid of its own, at least as fine as the finest grid.
+        Intervals of the solver grid along each axis. If not given, the fewest that hold all grids (64 for
+        ``node`` grids of 16, 32 and 64 points, 128 for ``cell`` grids). Where they are over 4 times finer
+        than the finest grid needs, as for 60 and 61 points, each grid gets its own solver grid, at least as
+        fine as the finest grid.
 
     Returns
     -------
@@ -117,10 +118,8 @@ def spectral_grids(
             "the initial fields have modes for: ask for more points, or for fewer n_modes"
         )
     kind: Registration = "node" if periodic else "cell"
-    solver = Grid(
-        tuple(Axis(axis.name, resolution, axis.start, axis.stop, kind, periodic) for axis in levels[0])
-    )
-    return dict.fromkeys(levels, solver)
+    axes = (replace(axis, n=resolution, registration=kind) for axis in levels[0])
+    return dict.fromkeys(levels, Grid(tuple(axes)))
 
 
 def injection(grid: Grid, solver: Grid) -> tuple[slice, ...]:
@@ -152,13 +151,7 @@ def check_periodic(periodic: bool, grid: Grid) -> None:
 def field_values(
     name: str, values: ArrayLike, shape: tuple[int, ...], *, positive: bool = False
 ) -> NDArray[np.float64]:
-    """The values of a field as float64.
-
-    Raises
-    ------
-    InputError
-        If they have another shape, or are not finite, or not positive where they should be.
-    """
+    """Convert a field to float64; `InputError` if its shape differs or a value is not finite and positive."""
     field = np.asarray(values, dtype=np.float64)
     if field.shape != shape:
         raise InputError(
@@ -194,9 +187,5 @@ def _intervals(axis: Axis) -> int:
 
 def _closed(grid: Grid, intervals: list[int]) -> Grid:
     """The grid over the same domain with points on both ends of the intervals."""
-    return Grid(
-        tuple(
-            Axis(axis.name, n + 1, axis.start, axis.stop, "node_both")
-            for axis, n in zip(grid, intervals, strict=True)
-        )
-    )
+    axes = zip(grid, intervals, strict=True)
+    return Grid(tuple(replace(axis, n=n + 1, registration="node_both") for axis, n in axes))
