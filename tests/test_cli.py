@@ -214,7 +214,7 @@ def test_info_of_a_partial_store(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("generate darcy {new}", "generate darcy: give the --resolutions"),
         (
             "generate darcy {new} --resolutions 8 --option coefficient=smooth",
-            "coefficient='smooth' is none of",
+            "coefficient='smooth', expected 'piecewise' or 'lognormal'",
         ),
         ("coarsen {store} {new} --resolutions 4 --method stride", "method 'stride' for permeability"),
         (
@@ -223,7 +223,7 @@ def test_info_of_a_partial_store(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ),
         ("coarsen {store} {new} --resolutions 32 --method mean", "r32 is not coarser than r16"),
         ("generate darcy {new} --resolutions 8 --chunk 0", "chunk=0, expected a whole number, at least 1"),
-        ("generate darcy {new} --resolutions 8 --seed -1", "seed=-1; expected a whole number, at least 0"),
+        ("generate darcy {new} --resolutions 8 --seed -1", "seed=-1, expected a whole number, at least 0"),
         (
             "coarsen {store} {new} --resolutions 4 --method pressure=mean pressure=injection",
             "pressure=mean pressure=injection: expected one method, or VARIABLE=METHOD",

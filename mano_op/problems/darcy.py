@@ -17,26 +17,21 @@ from mano_op.problems.problem import BoundaryValueProblem, Fields, Finite
 from mano_op.problems.random_field import Modes, Seed
 from mano_op.problems.solver_grid import check_periodic, field_values, interior
 
-Coefficient = Literal["piecewise", "lognormal"]
-
 
 def solve_darcy(coefficient: ArrayLike, grid: Grid, forcing: ArrayLike = 1.0) -> NDArray[np.float64]:
     r"""Solve :math:`-\nabla \cdot (a \nabla u) = f` with u = 0 on the whole boundary.
 
-    Finite volumes of second order, one around each point. With neighbours i and j a distance h
-    apart, the flux between them is :math:`\bar a_{ij} (u_i - u_j) / h`, where :math:`\bar a_{ij} =
-    2 a_i a_j / (a_i + a_j)` is the harmonic mean, which is exact when a jumps half way between
-    them. The symmetric sparse system is factorised directly.
+    Finite volumes of second order, one around each point. The flux between neighbours i and j at a distance h
+    is :math:`\bar a_{ij} (u_i - u_j) / h`, the harmonic mean :math:`\bar a_{ij} = 2 a_i a_j / (a_i + a_j)`
+    exact if a jumps half way between them. The symmetric sparse system is factorised directly.
 
     Parameters
     ----------
     coefficient : array_like
         a at the points of the grid, shape ``grid.shape``, positive.
     grid : Grid
-        Any registration, any shape and box, not periodic. Points on the boundary get u = 0. For
-        ``cell`` the boundary is half a cell away from the outer points. For ``node`` it is at the
-        missing right end, a whole spacing from the last point, and a is continued to it by its
-        last value.
+        Any registration, shape and box, not periodic. The boundary is half a cell away from the outer points
+        of ``cell``; a spacing beyond the last point of ``node``, with the last value of a up to it.
     forcing : array_like
         f, a number or an array of shape ``grid.shape``. Its values on the boundary are not used.
 
@@ -48,8 +43,8 @@ def solve_darcy(coefficient: ArrayLike, grid: Grid, forcing: ArrayLike = 1.0) ->
     Raises
     ------
     InputError
-        If a shape does not fit, the coefficient is not positive and finite everywhere, the forcing
-        is not finite, or an axis is periodic.
+        If a shape does not fit, the coefficient is not positive and finite, the forcing is not finite, or an
+        axis is periodic.
 
     Examples
     --------
@@ -93,11 +88,6 @@ class Darcy(BoundaryValueProblem):
         Of the `GaussianRandomField`.
     forcing : float
         f, the same everywhere.
-
-    Raises
-    ------
-    InputError
-        If an option is out of its range.
 
     Notes
     -----

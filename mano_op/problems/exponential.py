@@ -1,7 +1,4 @@
-r"""Time stepping for :math:`v' = \Lambda v + N(v)` with a diagonal linear part, which is solved exactly.
-
-In a spectral basis diffusion is diagonal: however stiff it is, it puts no limit on the step.
-"""
+r"""Time stepping for :math:`v' = \Lambda v + N(v)` with a diagonal linear part, which is solved exactly."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ def integrate(
 ) -> State:
     r"""Solve :math:`v' = \Lambda v + N(v)` with the exponential Runge-Kutta method of order four [1]_.
 
-    With step h, :math:`z = h \Lambda` and the functions of `phi`, one step is
+    With a step h, :math:`z = h \Lambda` and the functions of `phi`, one step is
 
     .. math:: a &= e^{z/2} v + \tfrac h2 \varphi_1(\tfrac z2) N(v), \\
               b &= e^{z/2} v + \tfrac h2 \varphi_1(\tfrac z2) N(a), \\
@@ -36,20 +33,20 @@ def integrate(
               v_+ &= e^z v + h (\varphi_1 - 3 \varphi_2 + 4 \varphi_3) N(v)
                    + h (2 \varphi_2 - 4 \varphi_3) (N(a) + N(b)) + h (4 \varphi_3 - \varphi_2) N(c).
 
-    It is exact where N is constant.
+    Exact for constant N. Outputs are as few equal steps apart as `time_step` allows.
 
     Parameters
     ----------
     initial : numpy.ndarray
         v at time 0, real or complex.
     linear : array_like
-        The diagonal of :math:`\Lambda`, real, of a shape that broadcasts to that of `initial`.
+        The diagonal of :math:`\Lambda`, real.
     nonlinear : callable
         N, from an array like `initial` to a new one.
     final_time, n_steps
         See `output_times`.
     time_step : float
-        The longest h. Outputs are as few equal steps apart as it allows.
+        The longest h.
 
     Returns
     -------
@@ -68,8 +65,7 @@ def integrate(
 
     Examples
     --------
-    The logistic equation v' = v - v^2 from 1/2, which tends to 1:
-
+    >>> # The logistic equation v' = v - v^2 from 1/2, which tends to 1.
     >>> v = integrate(np.array([0.5]), 1.0, lambda v: -(v**2), final_time=2.0, n_steps=2, time_step=0.01)
     >>> bool(np.allclose(v[:, 0], 1 / (1 + np.exp([0.0, -1.0, -2.0])), rtol=0, atol=1e-9))
     True

@@ -38,8 +38,8 @@ def generate_fields(
 ) -> FieldStore:
     """Make a store of a problem's fields, the same samples at every resolution.
 
-    Sample i of split s is ``problem.sample(split_seed(seed, s), i, grids, solver_resolution)``, whatever the
-    sizes of the splits: more samples leave the first ones as they are.
+    Sample i of split s is ``problem.sample(split_seed(seed, s), i, grids, solver_resolution)``: more samples
+    keep the first ones.
 
     Parameters
     ----------
@@ -109,12 +109,11 @@ def generate_fields(
         "solver": problem.solver,
         "solver_points": {group_name(grid.shape): solver.shape for grid, solver in solvers.items()},
     }
-    write = partial(_write_chunk, problem, seed, grids, solver_resolution)
     return write_store(
         path,
         plan,
         provenance,
-        write,
+        partial(_write_chunk, problem, seed, grids, solver_resolution),
         title=problem.title,
         client=client,
         progress=progress,
@@ -176,11 +175,9 @@ def _write_chunk(
     """Compute and write the samples of one chunk; return their number."""
     n = samples.stop - samples.start
     keys = {grid: store.key(grid) for grid in grids}
+    shape, variables = store.layout.shape, store.variables
     chunk = {
-        grid: {
-            variable.name: np.empty((n, *store.layout.shape(keys[grid], variable)))
-            for variable in store.variables
-        }
+        grid: {variable.name: np.empty((n, *shape(keys[grid], variable))) for variable in variables}
         for grid in grids
     }
     for row, (split, i) in enumerate(_numbers(store.splits, samples)):
@@ -193,7 +190,7 @@ def _write_chunk(
 
 
 def _numbers(splits: Mapping[str, int], samples: slice) -> Iterator[tuple[str, int]]:
-    """Split, and number within the split, of each of some samples of a store."""
+    """Split and number within the split of each of some samples."""
     first = 0
     for split, size in splits.items():
         for i in range(max(samples.start - first, 0), min(samples.stop - first, size)):

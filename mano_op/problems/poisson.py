@@ -29,9 +29,8 @@ def solve_poisson(source: ArrayLike, grid: Grid) -> NDArray[np.float64]:
     source : array_like
         f at the points of the grid, shape ``grid.shape``. Its values on the boundary are not used.
     grid : Grid
-        Any registration, any shape and box, not periodic. Points on the boundary get u = 0. For
-        ``cell`` the boundary is half a cell away from the outer points, for ``node`` it is at the
-        missing right end, a whole spacing from the last point.
+        Any registration, shape and box, not periodic. The boundary is half a cell away from the outer points
+        of ``cell``; a spacing beyond the last point of ``node``.
 
     Returns
     -------
@@ -80,11 +79,6 @@ class Poisson(BoundaryValueProblem):
         Spatial dimensions of a resolution that is one number; grids say their own.
     tau, alpha, n_modes
         Of the `GaussianRandomField` f, which needs ``alpha > n_dim / 2``.
-
-    Raises
-    ------
-    InputError
-        If an option is out of its range.
 
     Notes
     -----

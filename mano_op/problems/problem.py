@@ -29,15 +29,13 @@ Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 class Problem(ABC):
     """A random input and the solution that follows from it, both functions: the same on every grid.
 
-    Subclasses are frozen dataclasses of their options (see `mano_op.options`), which include those of the
-    random field.
+    Subclasses are frozen dataclasses of their options, among them those of the random field. An option out of
+    its range raises `InputError`; see `mano_op.options`.
 
     Attributes
     ----------
-    name, title : str
-        In the provenance of a store, and for people.
-    method : str
-        Numerical method, for the provenance.
+    name, title, method : str
+        In the provenance of a store: of the problem, for people, of the solver.
     n_dim : int
         Spatial dimensions of a resolution that is one number.
     domain : (float, float)
@@ -46,8 +44,6 @@ class Problem(ABC):
         Of every axis; "periodic" for axes that wrap.
     variables : tuple of Variable
         Inputs first.
-    field_type : type of RandomField
-        Law of the inputs.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -58,7 +54,7 @@ class Problem(ABC):
     domain: ClassVar[tuple[float, float]] = (0.0, 1.0)
     boundary_condition: ClassVar[str]
     variables: ClassVar[tuple[Variable, ...]]
-    field_type: ClassVar[type[RandomField]] = GaussianRandomField
+    field_type: ClassVar[type[RandomField]] = GaussianRandomField  # the law of the inputs
 
     @property
     def times(self) -> tuple[float, ...]:
@@ -73,8 +69,7 @@ class Problem(ABC):
     @property
     def random_field(self) -> RandomField:
         """Law of the inputs, with the options of the problem."""
-        names = [option.name for option in fields(self.field_type)]
-        return self.field_type(**{name: getattr(self, name) for name in names})
+        return self.field_type(**{law.name: getattr(self, law.name) for law in fields(self.field_type)})
 
     def inputs(self, seed: Seed, index: int, grid: Grid) -> Fields:
         """Draw the input variables of sample `index` at the points of `grid`, by name; see `sample`."""
@@ -183,7 +178,12 @@ class InitialValueProblem(Problem):
 
 
 class PeriodicProblem(InitialValueProblem):
-    """One field that wraps, with quadratic products: exact on over 3 points a wavenumber (the "2/3 rule")."""
+    """One field that wraps, from a `PeriodicRandomField`, with a quadratic nonlinearity.
+
+    Solved on one periodic grid for all levels, see `spectral_grids`: of over 3 ``n_modes`` points along each
+    axis, for which products of the initial field are exact (the "2/3 rule"), as many as the finest level has,
+    or ``solver_resolution``.
+    """
 
     n_modes: int
 

@@ -1,8 +1,4 @@
-r"""Gaussian random fields that are functions: one draw, evaluated on any grid.
-
-Values drawn point by point belong to a different function on each grid, and say nothing about
-resolution transfer. A draw here is a finite series with its own number of modes, sampled by every grid.
-"""
+r"""Gaussian random fields that are functions: one draw, evaluated on any grid."""
 
 from __future__ import annotations
 
@@ -126,8 +122,8 @@ class GaussianRandomField(RandomField):
               \Big(\sum_j \big(\tfrac{\pi k_j}{L_j}\big)^2 + \tau^2\Big)^{-\alpha/2},
               \qquad c_0 = 1,\ c_{k > 0} = \sqrt{2}.
 
-    In two dimensions the power of :math:`\tau` and the missing constant mode are those of the data of
-    Li et al. [1]_; the power keeps the variance at a point about the same for every :math:`\tau`.
+    In two dimensions it is the field of Li et al. [1]_; the power of :math:`\tau` keeps the variance at a
+    point about the same for every :math:`\tau`.
 
     Parameters
     ----------
@@ -140,15 +136,10 @@ class GaussianRandomField(RandomField):
         Modes along each axis, at least 2, whatever the grid. More modes add detail to the *same*
         function: the first ones keep their coefficients.
 
-    Raises
-    ------
-    InputError
-        If an option is out of its range.
-
     References
     ----------
-    .. [1] Li, Kovachki, Azizzadenesheli, Liu, Bhattacharya, Stuart, Anandkumar, "Fourier Neural
-       Operator for Parametric Partial Differential Equations", ICLR 2021, arXiv:2010.08895, A.3.2.
+    .. [1] Li et al., "Fourier Neural Operator for Parametric Partial Differential Equations",
+       ICLR 2021, arXiv:2010.08895, A.3.2.
 
     Examples
     --------
@@ -203,11 +194,6 @@ class PeriodicRandomField(RandomField):
     n_modes : int
         The largest wavenumber k along each axis, whatever the grid.
 
-    Raises
-    ------
-    InputError
-        If an option is out of its range.
-
     Examples
     --------
     >>> random_field = PeriodicRandomField(scale=25.0, tau=5.0, alpha=2.0)
@@ -241,8 +227,7 @@ class PeriodicRandomField(RandomField):
 def normal_coefficients(seed: Seed, index: int, n_modes: int, n_dim: int) -> NDArray[np.float64]:
     """Draw independent standard normal coefficients of a series, shape ``(n_modes,) * n_dim``.
 
-    More modes leave the first ones as they are: numbers are dealt in the order of a mode's largest index
-    along any axis, which more modes only extend.
+    They are dealt in the order of a mode's largest index along any axis: more modes keep the first ones.
 
     Examples
     --------

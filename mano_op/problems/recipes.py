@@ -105,10 +105,8 @@ def read_recipe(path: str | Path) -> Recipe:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(
-            f"{path} is neither a problem ({', '.join(PROBLEMS)}) nor a file; give one of them"
-            f"{did_you_mean(str(path), PROBLEMS)}"
-        )
+        known, hint = ", ".join(PROBLEMS), did_you_mean(str(path), PROBLEMS)
+        raise InputError(f"{path} is neither a problem ({known}) nor a file; give one of them{hint}")
     try:
         return Recipe(**tomllib.loads(path.read_text()))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -142,9 +140,10 @@ def problem_of(name: str, options: Mapping[str, Any]) -> Problem:
         with np.errstate(over="raise", divide="raise", invalid="raise"):
             problem: Problem = PROBLEMS[name](**options)
     except (ArithmeticError, MemoryError) as error:
-        defaults = {option.name: option.default for option in fields(PROBLEMS[name])}
+        known = fields(PROBLEMS[name])
+        defaults = ", ".join(f"{option.name}={option.default}" for option in known if option.name in options)
         raise InputError(
             f"{name} with {dict(options)} cannot be computed ({error}); expected values nearer to the "
-            f"defaults: {', '.join(f'{option}={defaults[option]}' for option in options)}"
+            f"defaults: {defaults}"
         ) from error
     return problem

@@ -1,8 +1,4 @@
-r"""Evaluation of a spectral solution at the points of any grid.
-
-A spectral solver returns values of a finite series. Evaluated at other points, on a grid of any size and
-registration, the series is the same function, and nothing is interpolated.
-"""
+r"""Evaluation of a spectral solution at the points of any grid."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Grids to solve on, chosen so that all levels of a data set sample one solution.
 
-A coarse level that is solved on its own carries its own discretisation error, and a model that is
-judged against it is charged with the difference of two solvers. Levels sampled from one fine
-solution share a single, smaller error.
+A coarse level solved on its own has its own discretisation error, and a model judged against it is charged
+with the difference of two solvers. Levels sampled from one fine solution share a smaller error.
 """
 
 from __future__ import annotations
@@ -75,16 +74,14 @@ def spectral_grids(
 ) -> dict[Grid, Grid]:
     """Choose the one grid on which a spectral method solves for all of `grids`.
 
-    A spectral solution is a series with a value everywhere: the solver grid need not hold the points of the
-    levels, and levels of any sizes share it.
+    A spectral solution has a value everywhere: the solver grid need not contain the points of the levels.
 
     Parameters
     ----------
     grids : iterable of Grid
         Over one domain.
     resolution : int, optional
-        Points along each axis, an even number. If not given, the smallest that is neither below `at_least`
-        nor below any level's.
+        Points along each axis, an even number; if not given, the fewest that the others and `at_least` allow.
     at_least : int
         The fewest that hold the initial fields.
     periodic : bool
