@@ -1,4 +1,4 @@
-"""What is known of a field at the ends of its domain: the kind of condition, and the values."""
+"""Boundary conditions and known boundary values of a field."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Boundary = float | Mapping[str, float | tuple[End, End]]
 
 
 def ends_by_axis(grid: Grid, boundary: Boundary | None) -> dict[str, tuple[End, End]]:
-    """Known boundary values, one pair for each axis that has any: at its start and at its stop.
+    """Normalise known boundary values to a pair (at start, at stop) for each axis that has any.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def ends_by_axis(grid: Grid, boundary: Boundary | None) -> dict[str, tuple[End, 
     Raises
     ------
     InputError
-        If an axis is not there or wraps, or a value is no finite number.
+        If an axis is unknown or periodic, or a value is not a finite number.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What a model costs: parameters and floating point operations, counted."""
+"""Parameters and floating point operations of a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _aten = torch.ops.aten
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Real numbers to be learned; a complex parameter is two of them.
+    """Count the trained real numbers; a complex parameter is two of them.
 
     Examples
     --------
@@ -25,13 +25,12 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_flops(model: nn.Module, x: Tensor) -> int:
-    r"""Floating point operations of one forward pass.
+    r"""Count the floating point operations of one forward pass.
 
-    Counted are matrix products and convolutions (a multiplication and an addition each), complex ones as
-    the four real products that they are, and Fourier transforms of :math:`N` points as
-    :math:`5 N \log_2 N`, half of it between real and complex. torch's own counter, on which this builds,
-    counts a complex product as a real one and a Fourier transform as nothing. What acts on single values
-    (activations, normalisation, softmax) is not counted, for any model.
+    Matrix products and convolutions are a multiplication and an addition each, complex ones four real
+    products; a Fourier transform of :math:`N` points is :math:`5 N \log_2 N`, half of it between real and
+    complex. (torch's own counter takes a complex product for a real one and leaves out Fourier transforms.)
+    Pointwise operations (activations, normalisation, softmax) are not counted.
 
     Parameters
     ----------
@@ -61,14 +60,14 @@ def count_flops(model: nn.Module, x: Tensor) -> int:
 
 
 def _raw(formula: Callable[..., int]) -> Callable[..., int]:
-    """Mark a formula that wants the tensors themselves: torch's counter gives others the shapes only."""
+    """Mark a formula of tensors; torch's counter passes only shapes to others."""
     formula._get_raw = True  # type: ignore[attr-defined]
     return formula
 
 
 @_raw
 def _product(a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> int:
-    """Of ``a @ b``, in batches or not."""
+    """Operations of ``a @ b``, with or without batches."""
     return 2 * a.numel() * b.shape[-1] * (4 if a.is_complex() else 1)
 
 
@@ -79,14 +78,14 @@ def _added_product(bias: Tensor, a: Tensor, b: Tensor, *args: Any, **kwargs: Any
 
 @_raw
 def _attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> int:
-    """Of scores of all queries with all keys, and of what they take of the values."""
+    """Operations of the products of queries with keys, and of scores with values."""
     return 2 * q[..., 0].numel() * k.shape[-2] * (q.shape[-1] + v.shape[-1])
 
 
 def _fourier(real: bool) -> Callable[..., int]:
     @_raw
     def formula(x: Tensor, dim: list[int], *args: Any, out_val: Tensor, **kwargs: Any) -> int:
-        # One of the two has all the points, the other only the half of the spectrum that is not redundant.
+        # The larger has all points, the other the half of the spectrum that is not redundant.
         points = max(x.numel(), out_val.numel())
         lines = math.prod(max(x.shape[d], out_val.shape[d]) for d in dim)
         return int(5 * points * math.log2(max(lines, 1)) / (2 if real else 1))

@@ -1,4 +1,4 @@
-"""How much memory a forward pass or a training step takes at its fullest, beside what was there before."""
+"""Peak memory of a forward pass or a training step."""
 
 from __future__ import annotations
 
@@ -13,20 +13,18 @@ from torch.utils._pytree import tree_leaves
 
 
 def peak_bytes(model: nn.Module, x: Tensor) -> int:
-    """The most bytes that the tensors of one forward pass hold at a time, without those there before.
-
-    They are found as by `peak_bytes_of`.
+    """Measure the peak memory of the tensors made in one forward pass, in bytes; see `peak_bytes_of`.
 
     Parameters
     ----------
     model : nn.Module
         Runs in evaluation mode, without gradients.
     x : Tensor
-        An input, ``(batch, in_channels, *grid)``, where the model is.
+        An input, ``(batch, in_channels, *grid)``, on the device of the model.
 
     Examples
     --------
-    Two hidden fields of 4 channels live at once, and the second as long as the output is made:
+    Two hidden fields of 4 channels live at once:
 
     >>> x = torch.zeros(1, 1, 8, 8)
     >>> peak_bytes(nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU()), x) == 2 * 4 * 8 * 8 * 4
@@ -42,23 +40,21 @@ def peak_bytes(model: nn.Module, x: Tensor) -> int:
 
 
 def peak_bytes_of(run: Callable[[], Any], device: str | torch.device = "cpu") -> int:
-    """The most bytes that tensors made by a function hold at a time, without those there before.
+    """Measure the peak memory of the tensors made by a function, in bytes.
 
-    On a GPU it is what the allocator says. On a CPU, which has no such allocator, it is counted: every
-    tensor that an operation returns, from then until it is freed, in the backward pass too. What operations
-    need within themselves, such as the workspace of a Fourier transform, is not seen there.
+    On a GPU the allocator reports it. On a CPU the tensors that operations return are counted until they are
+    freed, in the backward pass too; the workspace of an operation, such as a Fourier transform, is not.
 
     Parameters
     ----------
     run : callable
         Called once, without arguments.
     device : str or torch.device
-        Where it computes.
+        Device it computes on.
 
     Examples
     --------
-    A training step keeps the hidden field for the backward pass, which needs no more at a time than its
-    gradient and the masked one:
+    A training step keeps the hidden field for the backward pass:
 
     >>> x, weight = torch.ones(1000), torch.ones(1000, requires_grad=True)
     >>> peak_bytes_of(lambda: (x * weight).relu().sum().backward()) >= 2 * 4 * 1000
@@ -86,7 +82,7 @@ def _counted(run: Callable[[], Any]) -> int:
 class _Live(TorchDispatchMode):
     """Counts the storages that operations return, until they are freed."""
 
-    only_tensors = True  # so the compiled library is used, as it is when nothing is counted
+    only_tensors = True  # the compiled library stays in use
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,12 +90,12 @@ class _Live(TorchDispatchMode):
         self._sizes: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # What an operation is given was there before, or is counted; its output may be a view of it.
-        given = {id(leaf.untyped_storage()) for leaf in _tensors((args, kwargs))}
+        # Inputs existed before or are counted already; the output may be a view of them.
+        inputs = {id(leaf.untyped_storage()) for leaf in _tensors((args, kwargs))}
         out = func(*args, **(kwargs or {}))
         for leaf in _tensors(out):
             storage = leaf.untyped_storage()
-            if id(storage) not in given and id(storage) not in self._sizes:
+            if id(storage) not in inputs and id(storage) not in self._sizes:
                 self._note(storage)
         return out
 

@@ -1,8 +1,7 @@
-r"""From one grid to another: the only place outside the model where resolution changes.
+r"""Resampling from one grid to another, by linear operators along each axis.
 
-A change of resolution is a pair of grids, never a factor: where the points lie matters as much as
-how many there are. Each method is a linear operator along one axis, and a field of several
-dimensions is resampled axis by axis.
+A change of resolution is a pair of grids, never a factor: the positions of points matter as much as their
+number.
 """
 
 from __future__ import annotations
@@ -23,21 +22,21 @@ from mano_op.grid import Axis, Grid
 def resample(
     field: torch.Tensor, source: Grid, target: Grid, method: str, *, boundary: Boundary | None = None
 ) -> torch.Tensor:
-    r"""The values on `target` of a field known on `source`.
+    r"""Resample a field from grid `source` to grid `target`.
 
     Along each axis :math:`v_j = \sum_i M_{ji} u_i`, with :math:`x_i` the points of the source,
     :math:`y_j` those of the target, and M of one of these kinds:
 
     ``injection``
         :math:`v_j = u_i` where :math:`y_j = x_i`. Exact; every target point must be a source point.
-        What the points left out know is lost, and scales finer than the target's spacing alias.
+        Scales finer than the target's spacing alias.
     ``nearest``
-        :math:`v_j = u_i` with :math:`x_i` closest to :math:`y_j`, the one on the left of two equally
-        close. For piecewise constant coefficients; exact for constants, first order elsewhere.
+        :math:`v_j = u_i` with :math:`x_i` closest to :math:`y_j`, the left of two equally close ones. For
+        piecewise constant coefficients; exact for constants, first order elsewhere.
     ``linear``
-        The line through the two source points around :math:`y_j`, or through the outermost two if it
-        lies beyond them, as the last target point of a refined ``node`` axis does. Exact for linear
-        fields between any two registrations; second order; aliases when it coarsens.
+        The line through the two source points around :math:`y_j`, or through the outermost two if it lies
+        beyond them, as the last target point of a refined ``node`` axis does. Exact for linear fields; second
+        order; aliases when it coarsens.
     ``cubic``
         The cubic spline through the source points (not-a-knot; periodic if the axis is). Exact for
         cubics; fourth order; aliases when it coarsens. Three, two or one points on an axis that does
@@ -46,19 +45,17 @@ def resample(
         :math:`M_{ji} = \frac{1}{n} \sum_{|k| \le m/2} c_k \cos(2 \pi k (y_j - x_i) / L)`, with n source
         points, m the smaller of the two numbers of points, L the period and :math:`c_k = 1`: the
         trigonometric interpolant without the modes that the target cannot carry. Exact for
-        :math:`|k| < m/2`; periodic axes only. The source cannot tell its own Nyquist modes
-        :math:`\pm n/2` apart, so each gets half (:math:`c_{\pm n/2} = 1/2`). The target's, if finer
-        ones go, keep :math:`c_{\pm m/2} = 1`: the target sees their even part about its points, and a
-        field that is refined and coarsened again returns unchanged.
+        :math:`|k| < m/2`; periodic axes only. The source cannot tell its Nyquist modes :math:`\pm n/2` apart,
+        so each gets half (:math:`c_{\pm n/2} = 1/2`). Those of a coarser target keep :math:`c_{\pm m/2} = 1`:
+        a field that is refined and coarsened again returns unchanged.
     ``mean``
         :math:`v_j = \sum_i u_i |\omega_i \cap \Omega_j| / |\Omega_j|`, with :math:`\omega_i`,
-        :math:`\Omega_j` the control volumes (`Axis.bounds`). Exact for constants, and it keeps
-        :math:`\sum_i |\omega_i| u_i`, the integral. A ``node`` axis coarsened by 2 is the mean with
-        weights 1/4, 1/2, 1/4; at an end the volume lies on one side of the point, and so does the mean.
-        Scales finer than the target's spacing are damped instead of aliased.
+        :math:`\Omega_j` the control volumes (`Axis.bounds`). Exact for constants; keeps the integral
+        :math:`\sum_i |\omega_i| u_i`. A ``node`` axis coarsened by 2 has the weights 1/4, 1/2, 1/4, one-sided
+        at an end. Scales finer than the target's spacing are damped instead of aliased.
 
-    An axis that is the same in both grids is left alone, so a grid whose axes need different methods
-    is reached through a grid in between.
+    An axis that both grids share keeps its values: axes that need different methods are resampled one after
+    the other, through an intermediate grid.
 
     Parameters
     ----------
@@ -69,11 +66,10 @@ def resample(
         Grids with the same names, domain and periodicity.
     method : {"injection", "nearest", "linear", "cubic", "spectral", "mean"}
     boundary : float or dict, optional
-        Known values at the ends of axes that do not wrap, for "linear" and "cubic": one number for
-        all of them, or by name of the axis a number or a pair ``(at start, at stop)`` with None for
-        an end that is not known. They join the source as points of their own, except where it has a
-        point at that end already; that point's value counts. Where faces with different values
-        meet, the edge between them has no one value, and the axis resampled last decides.
+        Known values at the ends of axes that do not wrap, for "linear" and "cubic": one number for all of
+        them, or by name of the axis a number or a pair ``(at start, at stop)`` with None for an unknown end.
+        They are further source points, unless the source has a point at that end, whose value counts. Where
+        faces with different values meet, the axis resampled last decides.
 
     Returns
     -------
@@ -122,7 +118,7 @@ def resample(
 
 
 def _append(field: torch.Tensor, known: tuple[End, End]) -> torch.Tensor:
-    """The field with its known end values as further points of the last axis."""
+    """Append known end values as further points of the last axis."""
     for value, widths in zip(known, ((1, 0), (0, 1)), strict=True):
         if value is not None:
             field = torch.nn.functional.pad(field, widths, value=float(value))
@@ -130,7 +126,7 @@ def _append(field: torch.Tensor, known: tuple[End, End]) -> torch.Tensor:
 
 
 def _apply(operator: NDArray[np.generic], field: torch.Tensor) -> torch.Tensor:
-    """An operator of `_operator` along the last axis."""
+    """Apply an operator of `_operator` along the last axis."""
     if operator.ndim == 1:
         return field.index_select(-1, torch.tensor(operator, device=field.device))
     return field @ torch.tensor(operator, dtype=field.dtype, device=field.device).T
@@ -138,10 +134,10 @@ def _apply(operator: NDArray[np.generic], field: torch.Tensor) -> torch.Tensor:
 
 @lru_cache(maxsize=256)
 def _operator(source: Axis, target: Axis, method: str, ends: tuple[bool, bool]) -> NDArray[np.generic]:
-    """The matrix of a method, shape ``(target.n, source.n + sum(ends))``.
+    """Matrix of a method, shape ``(target.n, source.n + sum(ends))``.
 
-    If each of its rows picks one point, the indices of those points instead, shape ``(target.n,)``:
-    picking is exact in every dtype, and a NaN elsewhere on the line does not spread.
+    If each row selects one point, the indices of those points instead, shape ``(target.n,)``: selection is
+    exact in every dtype, and a NaN elsewhere on the line does not spread.
     """
     matrix = _METHODS[method](source, target, ends)
     if np.isin(matrix, (0, 1)).all():
@@ -162,20 +158,20 @@ def nests(source: Grid, target: Grid) -> bool:
 
 
 def _shared(source: Axis, target: Axis) -> NDArray[np.bool_]:
-    """Which points of the target are points of the source."""
+    """Mask of the target points that are source points."""
     return np.isin(source.positions(target), np.arange(source.n))
 
 
 def _injection(source: Axis, target: Axis, ends: tuple[bool, bool]) -> NDArray[np.float64]:
-    at, found = source.positions(target), _shared(source, target)
-    if not found.all():
+    shared = _shared(source, target)
+    if not shared.all():
         raise InputError(
             f"axis {source.name!r}: {source.n} {source.registration} points have none at "
-            f"{target.points[~found][0]:g}, where the {target.n} {target.registration} points need one, so "
+            f"{target.points[~shared][0]:g}, where the {target.n} {target.registration} points need one, so "
             f"'injection' has nothing to copy. Use {'spectral' if source.periodic else 'cubic'!r} for a "
             "smooth field, 'mean' or 'nearest' for a coefficient, or a target whose points are nested"
         )
-    return np.eye(source.n)[at.astype(int)]
+    return np.eye(source.n)[source.positions(target).astype(int)]
 
 
 def _nearest(source: Axis, target: Axis, ends: tuple[bool, bool]) -> NDArray[np.float64]:
@@ -213,7 +209,7 @@ def _mean(source: Axis, target: Axis, ends: tuple[bool, bool]) -> NDArray[np.flo
     return source.averages(*target.bounds.T)
 
 
-# The third argument says at which ends a known value joins the source's points; splines alone use it.
+# The third argument: whether a known value is appended at either end. Splines alone use it.
 _METHODS: dict[str, Callable[[Axis, Axis, tuple[bool, bool]], NDArray[np.float64]]] = {
     "injection": _injection,
     "nearest": _nearest,
@@ -252,18 +248,13 @@ def _check_grids(source: Grid, target: Grid) -> None:
 
 
 def _known_ends(source: Grid, method: str, boundary: Boundary | None) -> list[tuple[End, End]]:
-    """The values to append at the two ends of each axis, None where there are none to append."""
+    """Values to append at the two ends of each axis; None for no value."""
     given = ends_by_axis(source, boundary)
     if given and method not in ("linear", "cubic"):
         raise InputError(f"boundary={boundary} with method={method!r}: only 'linear' and 'cubic' can use it")
     known = []
     for axis in source:
         left, right = given.get(axis.name, (None, None))
-        # A point that lies at an end already counts, not what is said of that end.
-        known.append(
-            (
-                left if axis.registration == "cell" else None,
-                right if axis.registration != "node_both" else None,
-            )
-        )
+        start = left if axis.registration == "cell" else None  # a source point at an end counts instead
+        known.append((start, right if axis.registration != "node_both" else None))
     return known

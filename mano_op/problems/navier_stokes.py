@@ -128,11 +128,8 @@ class NavierStokes(PeriodicProblem):
         """
         self.check_grid(grid)
         if forcing is None:
-            angle = (
-                2
-                * np.pi
-                * sum((x - axis.start) / axis.length for x, axis in zip(grid.mesh, grid, strict=True))
-            )
+            turns = sum((x - axis.start) / axis.length for x, axis in zip(grid.mesh, grid, strict=True))
+            angle = 2 * np.pi * turns
             forcing = self.forcing * (np.sin(angle) + np.cos(angle))
         spectrum, source = _spectrum("initial", initial, grid), _spectrum("forcing", forcing, grid)
         kappa_y, kappa_x, kept = _wavenumbers(grid)
