@@ -1,4 +1,4 @@
-"""What is said of the ends of a domain, in every form in which it may be said."""
+"""Forms of known boundary values."""
 
 import numpy as np
 import pytest
@@ -22,11 +22,11 @@ BOX = Grid.uniform((4, 8))
         ({}, {}),
     ],
 )
-def test_every_form_gives_a_pair_for_each_axis(boundary, ends):
+def test_boundary_values_become_a_pair_for_each_axis(boundary, ends):
     assert ends_by_axis(BOX, boundary) == ends
 
 
-def test_one_number_is_for_the_axes_that_have_ends():
+def test_boundary_number_skips_periodic_axes():
     assert ends_by_axis(CHANNEL, 3.0) == {"y": (3.0, 3.0)}
 
 
@@ -42,6 +42,6 @@ def test_one_number_is_for_the_axes_that_have_ends():
         (BOX, True, "axis 'y' expects a finite number, or a pair"),
     ],
 )
-def test_what_makes_no_sense_is_refused(grid, boundary, message):
+def test_values_that_do_not_fit_the_grid_are_refused(grid, boundary, message):
     with pytest.raises(InputError, match=message):
         ends_by_axis(grid, boundary)

@@ -11,20 +11,20 @@ from mano_op import MANO, MultipoleAttention
 from mano_op.cost import count_flops, count_parameters
 
 
-def test_a_complex_parameter_is_two_numbers() -> None:
+def test_complex_parameter_counts_twice() -> None:
     module = nn.Module()
     module.register_parameter("w", nn.Parameter(torch.zeros(3, 5, dtype=torch.cfloat)))
     assert count_parameters(module) == 30
 
 
-def test_parameters_that_are_not_trained_do_not_count() -> None:
+def test_untrained_parameters_do_not_count() -> None:
     module = nn.Linear(4, 3)
     module.bias.requires_grad_(False)
     assert count_parameters(module) == 12
 
 
 @pytest.mark.parametrize("n", [8, 12, 16])
-def test_fno_by_hand(n: int) -> None:
+def test_fno_matches_hand_count(n: int) -> None:
     """The FNO of the benchmark, part by part: it has 340,833 parameters, as neuraloperator prints."""
     width, modes, layers = 32, 8, 4
     model = FNO(n_modes=(modes, modes), hidden_channels=width, in_channels=1, out_channels=1)
@@ -44,7 +44,7 @@ def test_fno_by_hand(n: int) -> None:
     assert count_parameters(model) == 340_833
 
 
-def test_multipole_attention_by_hand() -> None:
+def test_multipole_attention_matches_hand_count() -> None:
     """One level, window as large as the grid: four linear maps, and two products of all with all."""
     points, channels = 36, 8
     layer = MultipoleAttention(channels, 2, window=6, halo=0, n_levels=1, position_bias=False)
@@ -53,7 +53,7 @@ def test_multipole_attention_by_hand() -> None:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_kernel_of_attention_counts_as_its_products(masked: bool) -> None:
+def test_attention_kernel_counts_as_its_products(masked: bool) -> None:
     """Scores of 5 queries with 7 keys of 4 channels, and of 6 of values; masked ones are computed."""
 
     class Attention(nn.Module):
@@ -65,7 +65,7 @@ def test_the_kernel_of_attention_counts_as_its_products(masked: bool) -> None:
     assert count_flops(Attention(), torch.zeros(1)) == 2 * 3 * 2 * 5 * 7 * (4 + 6)
 
 
-def test_batches_add_up_and_the_model_is_left_as_it_was() -> None:
+def test_cost_is_proportional_to_the_batch() -> None:
     model = MANO(1, 1, hidden_channels=8, n_layers=1, n_heads=2, n_levels=2).train()
     one, five = (count_flops(model, torch.zeros(size, 1, 16, 16)) for size in (1, 5))
     # The position bias is evaluated once for a batch, whatever its size.
@@ -75,7 +75,7 @@ def test_batches_add_up_and_the_model_is_left_as_it_was() -> None:
     assert model.training
 
 
-def test_the_mode_is_restored_when_the_model_fails() -> None:
+def test_training_mode_is_restored_after_an_error() -> None:
     class Failing(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             raise RuntimeError("no")

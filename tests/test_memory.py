@@ -21,7 +21,7 @@ class Of(nn.Module):
         return self.function(x)
 
 
-def test_memory_of_what_lives_at_once_is_counted():
+def test_peak_counts_tensors_that_live_at_once():
     x = torch.zeros(1000)  # 4000 bytes, not counted
 
     def three(x):
@@ -37,13 +37,13 @@ def test_memory_of_what_lives_at_once_is_counted():
     assert peak_bytes(Of(lambda x: x), x) == 0
 
 
-def test_views_and_writing_in_place_take_nothing():
+def test_views_and_in_place_operations_take_no_memory():
     x = torch.zeros(30, 40)
     assert peak_bytes(Of(lambda x: x.T[3:].reshape(37, 1, 30)), x) == 0
     assert peak_bytes(Of(lambda x: (x + 1).mul_(2).relu_().T[1:]), x) == 4 * 1200
 
 
-def test_a_model_twice_as_large_takes_twice_as_much_and_nothing_is_held():
+def test_peak_is_proportional_to_the_points_and_released():
     model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.GELU(), nn.Conv2d(8, 1, 3, padding=1)).train()
     small, large, again = (peak_bytes(model, torch.zeros(1, 1, n, n)) for n in (16, 32, 16))
     assert large == 4 * small == 4 * again
@@ -52,7 +52,7 @@ def test_a_model_twice_as_large_takes_twice_as_much_and_nothing_is_held():
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_a_training_step_is_counted_with_what_it_keeps():
+def test_peak_of_a_training_step_includes_saved_tensors():
     weight = torch.ones(1000, requires_grad=True)
 
     def step():
@@ -81,7 +81,7 @@ def test_counting_ends_when_the_function_fails():
 
 
 @pytest.mark.skipif(library() is None, reason="there is no compiled library")
-def test_the_compiled_library_is_used_while_memory_is_counted(monkeypatch):
+def test_compiled_library_is_used_while_memory_is_counted(monkeypatch):
     """Its tensors are counted: the result, and of the scores of each query their maximum and their sum."""
     tokens = torch.zeros(1, 1, 16, 16, 8, requires_grad=True)
     of_result, of_statistics = tokens.nbytes, 2 * 16 * 16 * 4
