@@ -1,8 +1,8 @@
-r"""Where the points of a field are: the only place that knows.
+r"""Grids: positions of the points of a field.
 
-Every coordinate, spacing and quadrature weight in this package comes from a `Grid`. Three
-registrations are in use among the data sets of the field, and half a cell of confusion between
-them costs ten per cent of error on a Darcy solution, so a grid always says which one it has:
+Every coordinate, spacing and quadrature weight in this package comes from a `Grid`. The data sets of the field
+use three registrations; taking one for another costs ten per cent of error on a Darcy solution. A grid names
+its own:
 
 =============  ==================================  ========================================
 registration   points of an axis on [a, b]         spacing h
@@ -38,22 +38,22 @@ class Axis:
     Parameters
     ----------
     name : str
-        What the direction is called, "x" or "latitude".
+        Name of the direction, such as "x" or "latitude".
     n : int
         Number of points.
     start, stop : float
         Ends a and b of the domain, in the units of the coordinate. A ``node`` axis has no point
         at b, a ``cell`` axis none at either end; the domain is the interval all the same.
     registration : {"node", "node_both", "cell"}
-        Where the points lie in it; see the module's table.
+        Positions of the points; see the module's table.
     periodic : bool
-        Whether b is the same place as a.
+        Whether b coincides with a.
 
     Raises
     ------
     InputError
-        If `n` is too small, the interval is empty, the registration has another name, or a
-        periodic axis has both ends, and so one place twice.
+        If `n` is too small, the interval is empty, the registration is unknown, or a periodic axis has both
+        ends, and so one point twice.
 
     Examples
     --------
@@ -96,35 +96,35 @@ class Axis:
 
     @property
     def length(self) -> float:
-        """The length of the domain, b - a."""
+        """Length of the domain, b - a."""
         return self.stop - self.start
 
     @property
     def intervals(self) -> int:
-        """How many times the spacing fits into the domain."""
+        """Number of spacings in the domain."""
         return self.n - 1 if self.registration == "node_both" else self.n
 
     @property
     def spacing(self) -> float:
-        """The distance h between neighbouring points."""
+        """Distance h between neighbouring points."""
         return self.length / self.intervals
 
     @property
     def offset(self) -> float:
-        """How far the first point lies from `start`, as a fraction of the spacing: 0 or 1/2."""
+        """Distance of the first point from `start`, in spacings: 0 or 1/2."""
         return 0.5 if self.registration == "cell" else 0.0
 
     @cached_property
     def points(self) -> NDArray[np.float64]:
-        """The coordinates of the points, shape ``(n,)``."""
+        """Coordinates of the points, shape ``(n,)``."""
         return self.start + self.spacing * (np.arange(self.n, dtype=np.float64) + self.offset)
 
     @cached_property
     def bounds(self) -> NDArray[np.float64]:
-        """The interval each point stands for, shape ``(n, 2)``: half way to its neighbours.
+        """Control volume of each point, shape ``(n, 2)``: half way to its neighbours.
 
-        On an axis that does not wrap, the first and the last interval reach the ends of the domain,
-        so that the intervals always cover it once. A periodic ``node`` axis starts half a cell before a.
+        They cover the domain once. On an axis that does not wrap, the outer two reach its ends; a periodic
+        ``node`` axis starts half a cell before a.
         """
         half = self.spacing / 2
         bounds = np.stack([self.points - half, self.points + half], axis=1)
@@ -155,10 +155,10 @@ class Axis:
         return weights
 
     def positions(self, other: Axis) -> NDArray[np.float64]:
-        """Where the points of another axis lie, counted in points of this one, shape ``(other.n,)``.
+        """Positions of another axis' points in spacings of this one, shape ``(other.n,)``.
 
-        Whole and half positions are exact: rounding must not turn a point of both axes into two, or
-        decide which of two points is the nearer.
+        Whole and half positions are exact: rounding must not split a shared point, or decide which of two
+        points is nearer.
 
         Examples
         --------
@@ -177,11 +177,10 @@ class Axis:
         right: NDArray[np.float64],
         among: NDArray[np.int64] | None = None,
     ) -> NDArray[np.float64]:
-        """The weights of the points in the mean over each interval [left, right], ``(intervals, n)``.
+        """Weights of the points in the mean over each interval [left, right], ``(intervals, n)``.
 
-        Each point counts by the part of its control volume (`bounds`) that lies in the interval, on a
-        periodic axis also across its ends. With `among` only the columns of these points are made, which have
-        to be all that count.
+        A point's weight is the part of its control volume (`bounds`) in the interval, on a periodic axis also
+        across its ends. `among` selects the columns, which must hold all nonzero weights.
 
         Examples
         --------
@@ -198,7 +197,7 @@ class Axis:
         return averages
 
     def refine(self, factor: int = 2) -> Axis:
-        """The axis whose spacing is `factor` times smaller, over the same domain."""
+        """Divide the spacing by `factor`, over the same domain."""
         if factor < 1:
             raise InputError(f"axis {self.name!r}: refine by {factor}; expected a factor of at least 1")
         if self.registration == "node_both":
@@ -206,7 +205,7 @@ class Axis:
         return replace(self, n=self.n * factor)
 
     def coarsen(self, factor: int = 2) -> Axis:
-        """The axis whose spacing is `factor` times larger; the inverse of `refine`."""
+        """Multiply the spacing by `factor`; the inverse of `refine`."""
         if factor < 1 or self.intervals % factor:
             raise InputError(
                 f"axis {self.name!r}: {self.intervals} intervals cannot be coarsened by {factor}; "
@@ -217,7 +216,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Grid:
-    """The points of a field: one `Axis` for each of its spatial dimensions, in their order.
+    """Points of a field: one `Axis` for each spatial dimension.
 
     A `Grid` is a value: it is hashable, and two with equal axes are equal.
 
@@ -254,7 +253,7 @@ class Grid:
         periodic: bool | Sequence[bool] = False,
         names: Sequence[str] | None = None,
     ) -> Grid:
-        """A grid with one registration for all its axes.
+        """Make a grid with one registration for all its axes.
 
         Parameters
         ----------
@@ -324,11 +323,11 @@ class Grid:
         return weights
 
     def refine(self, factor: int = 2) -> Grid:
-        """The grid whose spacing is `factor` times smaller along each axis."""
+        """Divide the spacing by `factor` along each axis."""
         return Grid(tuple(axis.refine(factor) for axis in self.axes))
 
     def coarsen(self, factor: int = 2) -> Grid:
-        """The grid whose spacing is `factor` times larger along each axis."""
+        """Multiply the spacing by `factor` along each axis."""
         return Grid(tuple(axis.coarsen(factor) for axis in self.axes))
 
     def __str__(self) -> str:

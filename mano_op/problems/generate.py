@@ -76,8 +76,8 @@ def generate_fields(
     Raises
     ------
     InputError
-        If an option is out of its range, `path` exists without `resume` or `overwrite`, a store to resume
-        was started with other options, or another process is writing it.
+        If an option is out of its range, `path` exists without `resume` or `overwrite`, a store to resume was
+        started with other options, or another process is writing it.
 
     Examples
     --------

@@ -112,8 +112,7 @@ class NavierStokes(PeriodicProblem):
         Raises
         ------
         InputError
-            If the grid or a shape does not fit, a field is not finite or has another mean, or the step is
-            too long.
+            If the grid or a shape does not fit, a field is not finite or has a mean, or the step is too long.
 
         Examples
         --------

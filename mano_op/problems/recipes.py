@@ -58,13 +58,8 @@ class Recipe:
     ----------
     problem : str
         A name in `PROBLEMS`.
-    resolutions : sequence of int or of sequence of int
-    samples : mapping of str to int
-        Size of each split.
-    seed : int
-    registration : {"node", "node_both", "cell"}
-    solver_resolution : int, optional
-        These as in `generate_fields`.
+    resolutions, samples, seed, registration, solver_resolution
+        As in `generate_fields`.
     options : mapping
         Of the problem.
 
