@@ -1,8 +1,8 @@
 r"""Grids: positions of the points of a field.
 
-Every coordinate, spacing and quadrature weight in this package comes from a `Grid`. The data sets of the field
-use three registrations; taking one for another costs ten per cent of error on a Darcy solution. A grid names
-its own:
+Every coordinate, spacing and quadrature weight in this package comes from a `Grid`. The field's data sets use
+three registrations; taking one for another costs ten per cent of error on a Darcy solution. A grid names its
+own:
 
 =============  ==================================  ========================================
 registration   points of an axis on [a, b]         spacing h

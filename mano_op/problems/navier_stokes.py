@@ -112,7 +112,7 @@ class NavierStokes(PeriodicProblem):
         Raises
         ------
         InputError
-            If the grid or a shape does not fit, a field is not finite or has a mean, or the step is too long.
+            If the grid or a shape does not fit, a mean is not zero, a value not finite, or the step too long.
 
         Examples
         --------
