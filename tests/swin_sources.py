@@ -1,4 +1,4 @@
-"""Weights of Swin-V2 in the layouts in which they are published, and what the real classes make of them.
+"""Random weights of Swin-V2 in the published layouts, and logits and features of the classes they belong to.
 
 timm and torchvision lie beside the environment, in a folder that ``make`` fills: PyPI's torchvision is built
 for CUDA, and its library does not load beside a torch for CPUs. They run in a process of their own, which
@@ -11,7 +11,6 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,9 @@ from torch import Tensor, nn
 BESIDE = Path(sys.prefix) / "beside"
 LAYOUTS = ("timm", "torchvision", "transformers")
 
-# The smallest that has all parts; one of four stages; Swin-V2-T as published.
+# The smallest with all parts; one of four stages; Swin-V2-T as published.
 SMALL: dict[str, Any] = {"embed_dim": 16, "depths": (2, 2), "n_heads": (2, 4), "window": 4, "image_size": 32}
-DEEP: dict[str, Any] = {
-    "embed_dim": 16,
-    "depths": (2, 1, 2, 1),
-    "n_heads": (1, 2, 4, 8),
-    "window": 4,
-    "image_size": 128,
-}
+DEEP: dict[str, Any] = SMALL | {"depths": (2, 1, 2, 1), "n_heads": (1, 2, 4, 8), "image_size": 128}
 TINY: dict[str, Any] = {
     "embed_dim": 96,
     "depths": (2, 2, 6, 2),
@@ -46,20 +39,10 @@ TINY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class SwinSource:
-    """A state dict and what the class it belongs to makes of some images, in evaluation mode.
+    """A state dict, some images, and the logits and last features of them in evaluation mode.
 
-    Attributes
-    ----------
-    state : dict of str to Tensor
-        In single precision, as published; torchvision's has buffers too. It is shared: do not write to it.
-    images : Tensor
-        Single precision, ``(batch, 3, *input_size)``.
-    logits, features : Tensor
-        Of double precision: ``(batch, n_classes)``, and the last stage's after the last norm,
-        ``(batch, channels, h, w)``. The tables of offsets are those of single precision, as the classes make
-        them.
-    logits_single, features_single : Tensor
-        The same in single precision.
+    `state`, `images` and `logits_single` are in single precision, `logits` and `features` in double, with
+    tables of offsets in single precision, as the classes make them. Do not write to them: they are shared.
     """
 
     state: dict[str, Tensor]
@@ -67,81 +50,47 @@ class SwinSource:
     logits: Tensor
     features: Tensor
     logits_single: Tensor
-    features_single: Tensor
 
 
-def swin_state(
-    layout: str,
-    *,
-    embed_dim: int = 16,
-    depths: Sequence[int] = (2, 2),
-    n_heads: Sequence[int] = (2, 4),
-    window: int = 4,
-    pretrained_window: Sequence[int] = (0, 0),
-    image_size: int = 32,
-    input_size: Sequence[int] | None = None,
-    patch_size: int = 4,
-    n_classes: int = 10,
-    batch: int = 2,
-    seed: int = 0,
-) -> SwinSource:
+def swin_state(layout: str, *, pretrained_window: tuple[int, ...] = (), **config: Any) -> SwinSource:
     """A Swin-V2 of "timm", "torchvision" or "transformers" with random values in every parameter.
 
-    Norms, biases and position MLPs are far from where they start; scales of scores are around 10, every third
-    above the 100 at which they are cut. The images have `input_size`, if they are not those that the model is
-    built for; timm refuses that. What is made is kept for other tests of the process.
+    Norms, biases and position MLPs are far from their initial values; logit scales are around 10, every third
+    above the maximum of 100. Results are cached.
     """
     if layout != "transformers" and not BESIDE.is_dir():
         pytest.skip(f"there is no {BESIDE} with timm and torchvision: make installs it")
-    options = {
-        "layout": layout,
-        "embed_dim": embed_dim,
-        "depths": list(depths),
-        "n_heads": list(n_heads),
-        "window": window,
-        "pretrained_window": list(pretrained_window) if any(pretrained_window) else [0] * len(depths),
-        "image_size": image_size,
-        "input_size": list(input_size or (image_size, image_size)),
-        "patch_size": patch_size,
-        "n_classes": n_classes,
-        "batch": batch,
-        "seed": seed,
-    }
-    return _made(json.dumps(options))
+    options = {"layout": layout, "n_classes": 10, "batch": 2, **SMALL, **config}
+    options["pretrained_window"] = pretrained_window or [0] * len(options["depths"])
+    return _source(json.dumps(options))
 
 
 @functools.lru_cache(maxsize=8)
-def _made(options: str) -> SwinSource:
+def _source(options: str) -> SwinSource:
     if json.loads(options)["layout"] == "transformers":
         with torch.random.fork_rng():
-            return _of(_results(json.loads(options)))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "swin.safetensors"
-        found = subprocess.run(
-            [sys.executable, __file__, options, str(path)], capture_output=True, text=True, timeout=300
-        )
-        if found.returncode:
-            raise RuntimeError(f"{options} failed:\n{found.stderr}")
-        return _of(load_file(path))
-
-
-def _of(tensors: dict[str, Tensor]) -> SwinSource:
+            tensors = _results(json.loads(options))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, __file__, options, f"{folder}/swin.safetensors"]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+            tensors = load_file(f"{folder}/swin.safetensors")
     state = {name.removeprefix("state "): t for name, t in tensors.items() if name.startswith("state ")}
     return SwinSource(state, **{name: t for name, t in tensors.items() if not name.startswith("state ")})
 
 
 def _results(options: dict[str, Any]) -> dict[str, Tensor]:
-    """All that a `SwinSource` holds, under names that a file can have."""
-    model = _MODELS[options["layout"]](options).eval()
-    torch.manual_seed(options["seed"])
+    """Fields of a `SwinSource` under names that a file can have."""
+    build, outputs = _LAYOUTS[options["layout"]]
+    model = build(options).eval()
+    torch.manual_seed(0)
     randomise(model)
-    images = torch.randn(options["batch"], 3, *options["input_size"])
-    found = {f"state {name}": t.clone() for name, t in model.state_dict().items()} | {"images": images}
-    for end, dtype in (("_single", torch.float32), ("", torch.float64)):
-        with torch.no_grad():
-            logits, features = _OUTPUTS[options["layout"]](model.to(dtype), images.to(dtype))
-        found |= {f"logits{end}": logits, f"features{end}": features.contiguous()}
-    return found
+    images = torch.randn(options["batch"], 3, options["image_size"], options["image_size"])
+    results = {f"state {name}": t.clone() for name, t in model.state_dict().items()} | {"images": images}
+    with torch.no_grad():
+        results["logits_single"], _ = outputs(model, images)
+        results["logits"], features = outputs(model.double(), images.double())
+    return results | {"features": features.contiguous()}
 
 
 def randomise(model: nn.Module) -> None:
@@ -170,7 +119,7 @@ def _timm(options: dict[str, Any]) -> nn.Module:
 
     return SwinTransformerV2(
         img_size=options["image_size"],
-        patch_size=options["patch_size"],
+        patch_size=4,
         num_classes=options["n_classes"],
         embed_dim=options["embed_dim"],
         depths=options["depths"],
@@ -185,7 +134,7 @@ def _torchvision(options: dict[str, Any]) -> nn.Module:
     from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
 
     return SwinTransformer(
-        patch_size=[options["patch_size"]] * 2,
+        patch_size=[4, 4],
         embed_dim=options["embed_dim"],
         depths=options["depths"],
         num_heads=options["n_heads"],
@@ -202,7 +151,7 @@ def _transformers(options: dict[str, Any]) -> nn.Module:
     return Swinv2ForImageClassification(
         Swinv2Config(
             image_size=options["image_size"],
-            patch_size=options["patch_size"],
+            patch_size=4,
             embed_dim=options["embed_dim"],
             depths=options["depths"],
             num_heads=options["n_heads"],
@@ -226,11 +175,10 @@ def _transformers_outputs(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     return model(images).logits, model.swinv2.layernorm(last.movedim(1, -1)).movedim(-1, 1)
 
 
-_MODELS = {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers}
-_OUTPUTS = {
-    "timm": _timm_outputs,
-    "torchvision": _torchvision_outputs,
-    "transformers": _transformers_outputs,
+_LAYOUTS: dict[str, tuple[Any, Any]] = {
+    "timm": (_timm, _timm_outputs),
+    "torchvision": (_torchvision, _torchvision_outputs),
+    "transformers": (_transformers, _transformers_outputs),
 }
 
 

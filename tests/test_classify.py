@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
@@ -25,9 +26,9 @@ from mano_op.registry import build_model, model_class
 from mano_op.runs import Run, load_run, save_run, write_evaluation
 from mano_op.vision.evaluate import evaluate_classifier
 from mano_op.vision.images import Images, open_images, stratified
-from mano_op.vision.judge import Judged, judge, wilson
+from mano_op.vision.metrics import ClassMetrics, class_metrics
 from mano_op.vision.processor import ImageProcessor
-from mano_op.vision.resize import resized
+from mano_op.vision.resize import Resized
 from mano_op.vision.training import cross_entropy, train_classifier
 
 
@@ -118,23 +119,22 @@ def test_the_numbers_of_some_logits_by_hand() -> None:
     batch = {"x": logits[:, :, None, None], "y": torch.tensor([0, 2, 1, 0])}
     processor = ImageProcessor([0.0] * 3, [1.0] * 3, n_classes=3, smoothing=0.5)
     model = nn.Flatten().train()
-    judged = judge(model, processor.train(), [batch])
+    metrics = class_metrics(model, processor.train(), [batch])
     assert model.training and processor.training
     # Right; second; of two equal ones the first is the answer; no answer at all.
-    assert judged.ranks.tolist() == [0, 1, 1, 3]
-    assert (judged.accuracy(), judged.accuracy(top=2), judged.accuracy(top=3)) == (0.25, 0.75, 0.75)
+    assert metrics.ranks.tolist() == [0, 1, 1, 3]
+    assert (metrics.accuracy(), metrics.accuracy(top=2), metrics.accuracy(top=3)) == (0.25, 0.75, 0.75)
     exact = [np.log(1 + np.exp(-1) + np.exp(-2)), 2 + np.log(1 + np.exp(-3) + np.exp(-2))]
-    np.testing.assert_allclose(judged.losses[:2], exact, rtol=1e-12)
-    assert judged.by_class("abc") == {"a": 0.5, "b": 0.0, "c": 0.0}
-    assert Judged(judged.labels[:2], judged.ranks[:2], judged.losses[:2]).cross_entropy == pytest.approx(
-        sum(exact) / 2
-    )
-    with pytest.raises(InputError, match="no images to judge"):
-        judge(nn.Flatten(), processor, [])
+    np.testing.assert_allclose(metrics.losses[:2], exact, rtol=1e-12)
+    assert metrics.accuracy_by_class("abc") == {"a": 0.5, "b": 0.0, "c": 0.0}
+    two = ClassMetrics(metrics.labels[:2], metrics.ranks[:2], metrics.losses[:2])
+    assert two.cross_entropy == pytest.approx(sum(exact) / 2)
+    with pytest.raises(InputError, match="no images to evaluate"):
+        class_metrics(nn.Flatten(), processor, [])
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3).eval()).train()
     model[1].eval()
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
-        judge(model, processor.train(), [batch])
+        class_metrics(model, processor.train(), [batch])
     assert model.training and not model[1].training and processor.training
 
 
@@ -146,8 +146,9 @@ def test_intervals_are_those_of_the_literature() -> None:
         (0, 20, 0.0, 0.1611),
         (1, 29, 0.0061, 0.1718),
     ):
-        assert wilson(right, n) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
-    assert wilson(20, 20)[1] == 1.0
+        ranks = torch.arange(n).ge(right).long()
+        found = ClassMetrics(torch.zeros_like(ranks), ranks, ranks.double()).accuracy_interval()
+        assert found == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
 
 
 def test_the_loss_is_torchs_summed() -> None:
@@ -406,7 +407,7 @@ def test_training_that_diverges_keeps_nothing(images: Images, tmp_path: Path) ->
         ({"label_smoothing": 1.0}, "^label_smoothing=1.0, expected less than 1: give 0.1"),
         ({"label_smoothing": float("nan")}, "^label_smoothing=nan, expected a finite number, 0 or more"),
         ({"augmentation": {"flip": True}}, "flip=True for digits, but a mirrored 2 is no 2: leave it out"),
-        ({"augmentation": {"turn": True}}, "there is no augmentation 'turn'"),
+        ({"augmentation": {"turn": True}}, "there is no option turn=True of Augmentation"),
         ({"freeze": "head"}, "freeze='head', expected one of none, backbone"),
         ({"validate": "train"}, "validate='train', which is trained on"),
         ({"validate": "valid"}, "digits has no split 'valid'; it has train, test"),
@@ -656,13 +657,13 @@ def test_other_sizes_stand_beside_what_they_have_to_be_compared_with(kept: Path,
     ]
     for row in found.rows:
         split = images["test"].at(row.size)
-        batch = batch_of(split if row.how == "direct" else resized(split, 8))
+        batch = batch_of(split if row.how == "direct" else Resized(split, 8))
         with torch.no_grad():
             logits = run.model(run.processor.preprocess(batch)["x"])
         right = logits.argmax(1) == batch["y"]
         assert row.images == len(right) == 36
         assert row.accuracy == pytest.approx(right.double().mean().item())
-        assert row.interval == wilson(int(right.sum()), 36)
+        assert row.interval == tuple(binomtest(int(right.sum()), 36).proportion_ci(0.95, "wilson"))
         first = logits.topk(5).indices == batch["y"][:, None]
         assert row.top5 == pytest.approx(first.any(1).double().mean().item())
         assert row.cross_entropy == pytest.approx(F.cross_entropy(logits, batch["y"]).item(), rel=1e-5)
@@ -671,7 +672,7 @@ def test_other_sizes_stand_beside_what_they_have_to_be_compared_with(kept: Path,
             assert row.by_class[name] == (pytest.approx(of.mean().item()) if len(of) else None)
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["rows"][2]["how"] == "resized"
     assert found.row(16, "resized") is found.rows[2]
-    with pytest.raises(InputError, match=r"32x32 direct was not judged; there are 8x8 direct, 16x16"):
+    with pytest.raises(InputError, match=r"32x32 direct was not evaluated; there are 8x8 direct, 16x16"):
         found.row(32)
 
 
@@ -688,14 +689,14 @@ def test_what_cannot_be_judged(kept: Path, images: Images, tmp_path: Path) -> No
     again = Images(
         "digits", images.splits, images.classes, 1, (8, 8), {**images.origin, "split": {"seed": 1}}
     )
-    with pytest.raises(InputError, match="images that it was trained on may be among these: open it as then"):
+    with pytest.raises(InputError, match="may be among these: open it with the same parts and seed"):
         evaluate_classifier(run, again)
     flat = train(images, tmp_path / "flat", arch="test_flat", epochs=1)
     with pytest.raises(InputError, match=r"test_flat cannot take images of 16x16 .*: leave that size out"):
         evaluate_classifier(flat, images, sizes=[16])
     with torch.no_grad():
         flat.model.head.bias.fill_(float("nan"))
-    with pytest.raises(InputError, match="logits that are no finite numbers of images of 8x8"):
+    with pytest.raises(InputError, match="logits that are not finite for images of 8x8"):
         evaluate_classifier(flat, images)
     assert "trained on these images" in evaluate_classifier(run, images, split="train").table()
 
@@ -726,7 +727,7 @@ def test_a_part_that_was_drawn_is_not_drawn_anew_of_a_folder_that_was_changed(tm
             with pytest.raises(
                 InputError,
                 match=rf"pets holds other images than .* \(digest \w{{8}}, then \w{{8}}\), and its split "
-                rf"'{split}' is drawn .* restore what was there, or give images with a split 'test' of their",
+                rf"'{split}' is drawn .* restore the images, or give images with a split 'test' of their",
             ):
                 evaluate_classifier(run, images, split=split)
     (tmp_path / "pets" / "a" / "10.png").unlink()
@@ -889,7 +890,7 @@ def test_a_card_that_cannot_be_read_is_met_before_judging(
         card.mkdir()
     else:
         card.write_bytes(content)
-    monkeypatch.setattr("mano_op.vision.evaluate.judge", None)
+    monkeypatch.setattr("mano_op.vision.evaluate.class_metrics", None)
     command = ["classify", "eval", str(tmp_path / "run"), "digits", "--card", "--quiet"]
     assert main(command) == 2
     assert f"{card} is no text in UTF-8" in capsys.readouterr().err

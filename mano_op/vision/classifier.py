@@ -22,10 +22,9 @@ from mano_op.layers.pyramid import covering_levels
 from mano_op.models.block import Block, Mlp, width
 from mano_op.models.coordinates import grid_points, with_coordinates
 from mano_op.models.data_model import DataModel
-from mano_op.vision.block import SwinBlock
 from mano_op.vision.options import check_shares, check_stages, of_stages
-from mano_op.vision.patches import PatchEmbedding, PatchMerging
-from mano_op.vision.resize import size_of
+from mano_op.vision.resize import height_width
+from mano_op.vision.stages import PatchEmbedding, PatchMerging, SwinBlock
 
 # Pixels, of all images, that are done at a time where no gradient is recorded.
 _TILE = 2**14
@@ -157,7 +156,7 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         super().__init__()
         check_whole(in_channels=in_channels, n_classes=n_classes, patch_size=patch_size, embed_dim=embed_dim)
         check_whole(window=window)
-        size = size_of(image_size)
+        size = height_width(image_size)
         depths, n_heads = check_stages(embed_dim, depths, n_heads)
         for name, flag in (("shifted", shifted), ("anchored", anchored), ("checkpointed", checkpointed)):
             if not isinstance(flag, bool):

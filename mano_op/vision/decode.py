@@ -1,11 +1,12 @@
-"""Files of images to tensors, as data: what a damaged or hostile one leads to is an error that names it."""
+"""Decode image files safely: a damaged or hostile file raises an error that names it."""
 
 from __future__ import annotations
 
+import importlib
 import io
-import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,117 +16,117 @@ from torch import Tensor
 
 from mano_op.errors import InputError
 
-# Those that Pillow decodes itself; for EPS it would call Ghostscript.
+# Formats that Pillow decodes itself; for EPS it would call Ghostscript.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
-_DEEP = ("I", "F")  # how Pillow's modes of more than 8 bits a channel begin
+_DEEP = ("I", "F")  # first letters of Pillow's modes of more than 8 bits per channel
+
+# A file, or a row of ``datasets.Image(decode=False)``.
+Encoded = Path | Mapping[str, Any]
 
 
-def channels_in(source: Path | bytes, name: str) -> int:
-    """1 for an image that is grey, 3 for one in colour, by its header."""
-    return _with_image(source, name, lambda image: 1 if _is_grey(image) else 3)
+def channels_of(image: Encoded, name: str) -> int:
+    """Channels that the header of an image announces: 1 for grey, 3 for colour."""
+    with _opened(image, name) as opened:
+        return 1 if _is_grey(opened) else 3
 
 
-def decoded(source: Path | bytes, name: str, channels: int, given: bool = True) -> Tensor:
-    """An image, float32 of shape ``(channels, height, width)`` in [0, 1].
+def decode(image: Encoded, name: str, channels: int, convert: bool = True) -> Tensor:
+    """Decode an image to float32 of shape ``(channels, height, width)`` in [0, 1].
 
     Parameters
     ----------
-    source : path or bytes
+    image : path or mapping
+        A file, or a row of ``datasets.Image(decode=False)``: its "bytes", or the "path" of a file.
     name : str
-        What to call it in a message.
+        Names the image in messages.
     channels : {1, 3}
-    given : bool
-        Whether the number of channels was asked for: one in colour may then become grey.
+    convert : bool
+        Whether colour may become grey.
 
     Raises
     ------
     InputError
-        If it is no image, cut short, too large to be safe, of more than 8 bits a channel, or in colour where
-        nobody asked for grey.
+        If the image is damaged, too large to be safe, of more than 8 bits per channel, in colour although
+        `channels` is 1 and `convert` False, or not on this machine.
 
     Examples
     --------
-    >>> decoded(b"P2 3 1 255 0 51 255", "three", 1)  # the plainest format: a grey image in words
+    >>> decode({"bytes": b"P2 3 1 255 0 51 255"}, "three", 1)  # PGM, the plainest format
     tensor([[[0.0000, 0.2000, 1.0000]]])
-    >>> decoded(b"P2 3 1 255 0 51", "three", 1)  # doctest: +ELLIPSIS
+    >>> decode({"bytes": b"P2 3 1 255 0 51"}, "three", 1)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    mano_op.errors.InputError: three cannot be read as an image (...): if it was cut short, copy it again, or
+    mano_op.errors.InputError: three cannot be read as an image (...): copy it again if it was cut short, or
     leave it out
     """
-
-    def read(image: Any) -> Tensor:
-        from PIL import Image, ImageOps
-
-        if image.mode.startswith(_DEEP):
+    with _opened(image, name) as opened:
+        if opened.mode.startswith(_DEEP):
             raise InputError(
-                f"{name} has the mode {image.mode}, more than 8 bits a channel: save it with 8, since where "
-                "its white is cannot be known"
+                f"{name} has the mode {opened.mode}, more than 8 bits per channel, whose white is unknown: "
+                "save it with 8 bits"
             )
-        if channels == 1 and not given and not _is_grey(image):
+        if channels == 1 and not convert and not _is_grey(opened):
             raise InputError(
                 f"{name} is in colour, the first training image is grey: give in_channels=3, or "
-                "in_channels=1 to make all of them grey"
+                "in_channels=1 to convert all images to grey"
             )
-        image = ImageOps.exif_transpose(image)
-        if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        values = np.array(image.convert("L" if channels == 1 else "RGB"))
-        x = torch.from_numpy(values).float() / 255
-        return x[None] if channels == 1 else x.permute(2, 0, 1).contiguous()
-
-    return _with_image(source, name, read)
+        opened = require("PIL.ImageOps").exif_transpose(opened)
+        if "transparency" in opened.info or opened.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+            opened = opened.convert("RGBA")
+            white = require("PIL.Image").new("RGBA", opened.size, "white")
+            white.alpha_composite(opened)
+            opened = white
+        pixels = np.array(opened.convert("L" if channels == 1 else "RGB"))
+    x = torch.from_numpy(pixels).float() / 255
+    return x[None] if channels == 1 else x.permute(2, 0, 1).contiguous()
 
 
 def _is_grey(image: Any) -> bool:
     return image.mode in ("1", "L", "LA", "La") or image.mode.startswith(_DEEP)
 
 
-def _with_image(source: Path | bytes, name: str, use: Callable[[Any], Any]) -> Any:
-    """What a function makes of an opened image; whatever a damaged one leads to names it."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise missing("Pillow", error) from error
-    opened = io.BytesIO(source) if isinstance(source, bytes) else source
+@contextmanager
+def _opened(image: Encoded, name: str) -> Iterator[Any]:
+    """Open an image with Pillow; every error of it, until it is closed, becomes an `InputError`."""
+    pillow = require("PIL.Image")
+    file: Any = image
+    if isinstance(image, Mapping):
+        content, path = image.get("bytes"), image.get("path")
+        if content is None and (not path or "://" in path):
+            raise InputError(
+                f"{name} is {path or 'missing'}, and nothing is fetched: save the data set with its images"
+            )
+        file = path if content is None else io.BytesIO(content)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, which is not used
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(opened, formats=_FORMATS) as image:
-                return use(image)
+            warnings.simplefilter("ignore")  # about odd metadata, which is not used
+            warnings.simplefilter("error", pillow.DecompressionBombWarning)
+            with pillow.open(file, formats=_FORMATS) as opened:
+                yield opened
     except InputError:
         raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+    except (pillow.DecompressionBombWarning, pillow.DecompressionBombError) as error:
         raise InputError(
             f"{name} is too large to be read safely ({error}): make it smaller, or leave it out"
         ) from error
-    except (
-        ArithmeticError,
-        AttributeError,
-        EOFError,
-        LookupError,
-        MemoryError,
-        OSError,
-        RuntimeError,
-        SyntaxError,  # which Pillow raises of a broken PNG
-        TypeError,
-        ValueError,
-        struct.error,
-    ) as error:
+    except Exception as error:  # for a damaged file Pillow raises almost anything
         raise InputError(
-            f"{name} cannot be read as an image ({type(error).__name__}: {error}): if it was cut short, copy "
-            "it again, or leave it out"
+            f"{name} cannot be read as an image ({type(error).__name__}: {error}): copy it again if it was "
+            "cut short, or leave it out"
         ) from error
 
 
-def missing(what: str, error: Exception) -> InputError:
-    """What to say of a package that images need, and that is not installed.
+def require(module: str) -> Any:
+    """Import a module of the extra ``vision``.
 
     Examples
     --------
-    >>> missing("Pillow", ImportError("no module named PIL"))
-    InputError("Pillow is not installed (no module named PIL): pip install 'mano_op[vision]'")
+    >>> require("colour_science")
+    Traceback (most recent call last):
+    ...
+    mano_op.errors.InputError: colour_science is not installed: pip install 'mano_op[vision]'
     """
-    return InputError(f"{what} is not installed ({error}): pip install 'mano_op[vision]'")
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise InputError(f"{error.name} is not installed: pip install 'mano_op[vision]'") from error

@@ -1,4 +1,4 @@
-"""How often a classifier is right, at the size of its training and at others."""
+"""Accuracy of a classifier, at the size of its training and at others."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ from tqdm import tqdm
 from mano_op.errors import InputError, check_whole
 from mano_op.runs import Run
 from mano_op.train.precision import check_device
-from mano_op.vision.images import Images, open_images_as
-from mano_op.vision.judge import judge, wilson
-from mano_op.vision.loaders import image_loader
-from mano_op.vision.resize import Size, resized, size_of
+from mano_op.vision.images import Images, image_loader, open_images
+from mano_op.vision.metrics import class_metrics
+from mano_op.vision.resize import Resized, Size, height_width
 
-_FIVE = 5
 _USED = {
     "training": " It was trained on these images.",
     "validation": " Its parameters were chosen on these images.",
@@ -29,25 +27,25 @@ _USED = {
 
 @dataclass(frozen=True)
 class SizeResult:
-    """The numbers of one split at one size.
+    """Metrics of one split at one size.
 
     Attributes
     ----------
     size : (int, int)
-        Of the images that are given.
+        Height and width of the images.
     how : {"direct", "resized"}
-        Whether the model saw them as they are, or brought to the size of its training first.
+        Whether the model got the images themselves, or resized to the size of its training.
     images : int
     accuracy : float
-        The part of them whose class had the highest logit.
+        Fraction of images whose class had the highest logit.
     interval : (float, float)
-        Of the accuracy, 95 %; see `mano_op.vision.judge.wilson`.
+        95 % interval of the accuracy; see `mano_op.vision.metrics.ClassMetrics.accuracy_interval`.
     top5 : float, optional
-        The part whose class was among the five highest, where there are more than five classes.
+        Fraction of images whose class was among the five highest, for more than five classes.
     cross_entropy : float
         Mean, in nats.
     by_class : dict of str to float
-        The accuracy on each class; None where there is no image of it.
+        Accuracy on each class; None for a class without images.
     """
 
     size: tuple[int, int]
@@ -62,7 +60,7 @@ class SizeResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A classifier judged on a split, at the size of its training and perhaps others.
+    """Metrics of a classifier on a split, at the size of its training and perhaps others.
 
     Attributes
     ----------
@@ -70,9 +68,9 @@ class Evaluation:
     source, split : str
     trained_at : (int, int)
     rows : tuple of SizeResult
-        That at the size of the training first; of any other size "direct" and then "resized".
+        The size of the training first; for every other size "direct" and then "resized".
     used : {"training", "validation"}, optional
-        For what these images were used before: the model was trained on them, or its parameters chosen.
+        What these images were used for before: to train the model, or to choose its parameters.
     """
 
     arch: str
@@ -83,27 +81,27 @@ class Evaluation:
     used: str | None = None
 
     def row(self, size: Size | None = None, how: str = "direct") -> SizeResult:
-        """The numbers at a size; at that of the training if none is given.
+        """Metrics at a size, by default that of the training.
 
         Raises
         ------
         InputError
-            If that was not judged.
+            If the classifier was not evaluated there.
         """
-        asked = self.trained_at if size is None else size_of(size)
+        wanted = self.trained_at if size is None else height_width(size)
         for row in self.rows:
-            if (row.size, row.how) == (asked, how):
+            if (row.size, row.how) == (wanted, how):
                 return row
-        there = ", ".join(f"{_shown(row.size)} {row.how}" for row in self.rows)
-        raise InputError(f"{_shown(asked)} {how} was not judged; there are {there}: name one of these")
+        known = ", ".join(f"{_by(row.size)} {row.how}" for row in self.rows)
+        raise InputError(f"{_by(wanted)} {how} was not evaluated; there are {known}: name one of these")
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it in JSON types."""
+        """All fields as JSON types."""
         rows = [{**asdict(row), "size": list(row.size), "interval": list(row.interval)} for row in self.rows]
         return {**asdict(self), "trained_at": list(self.trained_at), "rows": rows}
 
     def table(self) -> str:
-        """For people, in Markdown.
+        """Format the rows as a Markdown table.
 
         Examples
         --------
@@ -118,13 +116,12 @@ class Evaluation:
         """
         five = any(row.top5 is not None for row in self.rows)
         cells = [["size", "images are", "accuracy", *["in first 5"] * five, "cross-entropy"]]
-        home = _shown(self.trained_at)
         for row in self.rows:
-            how = f"resized to {home}" if row.how == "resized" else "as they are"
+            how = f"resized to {_by(self.trained_at)}" if row.how == "resized" else "as they are"
             low, high = row.interval
             cells.append(
                 [
-                    _shown(row.size),
+                    _by(row.size),
                     "as trained" if row.size == self.trained_at else how,
                     f"{100 * row.accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
                     *[f"{100 * (row.top5 or 0):.1f}"] * five,
@@ -155,35 +152,34 @@ def evaluate_classifier(
     num_workers: int = 0,
     progress: bool = False,
 ) -> Evaluation:
-    """Judge a classifier on a split, at the size of its training and at others.
+    """Evaluate a classifier on a split, at the size of its training and at others.
 
-    At another size the images are made anew of what the source has (`ImageSplit.at`), and the answer to them
-    stands beside two that no claim of transfer may ignore: that to the same images resized to the size of the
-    training first, and that at the size of the training.
+    At another size images are made anew from the source (`ImageSplit.at`). Beside the accuracy on them stand
+    the two that it has to beat: on the same images resized to the size of the training, and at that size.
 
     Parameters
     ----------
     run : Run
     images : str, path or Images
-        A source, which is opened with the size, the channels and the splits of the training, but for those
-        that it has of its own; or one that is opened.
+        A source, opened with the size, channels and splits of the training, but for splits that it has
+        itself; or opened images.
     split : str
     sizes : sequence of int or (int, int), optional
-        Others than that of the training.
+        Sizes beside that of the training.
     device : str
     batch_size : int
-        Numbers do not depend on it, but for rounding.
+        Affects nothing but rounding.
     num_workers : int
-        Processes that read images.
+        Processes that decode images.
     progress : bool
         Whether to show a bar.
 
     Raises
     ------
     InputError
-        If there is no such split, or its images are of other classes or channels than the run's, or were
-        split otherwise, or drawn from a source that is not as it was, so that it may have been trained on
-        them; or if the model cannot take a size.
+        If there is no such split; if the images have other classes or channels than the run, or may contain
+        images of its training, since they were split otherwise or the source has changed; or if the model
+        cannot take a size.
 
     Examples
     --------
@@ -199,106 +195,101 @@ def evaluate_classifier(
     ...         return self.head(x.mean((2, 3)))
     >>> run = train_classifier("digits", f"{tempfile.mkdtemp()}/run", arch="doctest_mean", epochs=1,
     ...                        progress=False)
-    >>> found = evaluate_classifier(run, "digits", sizes=[16])
-    >>> [(row.size, row.how, row.images) for row in found.rows]
+    >>> evaluation = evaluate_classifier(run, "digits", sizes=[16])
+    >>> [(row.size, row.how, row.images) for row in evaluation.rows]
     [((8, 8), 'direct', 359), ((16, 16), 'direct', 359), ((16, 16), 'resized', 359)]
     """
     check_whole(batch_size=batch_size)
     check_whole(at_least=0, num_workers=num_workers)
     check_device(device)
     home = run.image_size
-    others = [size for size in dict.fromkeys(size_of(one) for one in sizes or ()) if size != home]
     if not isinstance(images, Images):
-        images = open_images_as(
-            images,
-            run.training.get("images"),
-            image_size=home,
-            in_channels=run.processor.channels,
-        )
+        origin = run.training.get("images")
+        like = origin if isinstance(origin, dict) else None
+        images = open_images(images, image_size=home, in_channels=run.processor.channels, like=like)
     _check_fits(run, images, split)
-    there = images[split].at(home)
-    asked: list[tuple[tuple[int, int], str, Dataset[dict[str, Tensor]]]] = [(home, "direct", there)]
-    for size in others:
-        given = there.at(size)
-        asked += [(size, "direct", given), (size, "resized", resized(given, home))]
+    at_home = images[split].at(home)
+    cases: list[tuple[tuple[int, int], str, Dataset[dict[str, Tensor]]]] = [(home, "direct", at_home)]
+    for size in dict.fromkeys(map(height_width, sizes or ())):
+        if size != home:
+            other = at_home.at(size)
+            cases += [(size, "direct", other), (size, "resized", Resized(other, home))]
     rows = []
     model = run.model.to(device)
     try:
-        for size, how, data in asked:
+        for size, how, data in cases:
             batches = image_loader(data, batch_size, num_workers=num_workers)
-            shown = tqdm(batches, desc=f"{_shown(size)} {how}", unit="batch", disable=not progress)
-            rows.append(_judged(run, shown, size, how, device))
+            bar = tqdm(batches, desc=f"{_by(size)} {how}", unit="batch", disable=not progress)
+            rows.append(_result(run, bar, size, how, device))
     finally:
         model.cpu()
         run.processor.to("cpu")
     return Evaluation(run.arch, images.source, split, home, tuple(rows), _used(run, images, split))
 
 
-def _judged(run: Run, batches: Any, size: tuple[int, int], how: str, device: str) -> SizeResult:
+def _result(run: Run, batches: Any, size: tuple[int, int], how: str, device: str) -> SizeResult:
     try:
-        found = judge(run.model, run.processor, batches, device)
+        metrics = class_metrics(run.model, run.processor, batches, device)
     except InputError:
         raise
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
-            f"{run.arch} cannot take images of {_shown(size)} ({type(error).__name__}: {error}): leave that "
+            f"{run.arch} cannot take images of {_by(size)} ({type(error).__name__}: {error}): leave that "
             "size out"
         ) from error
-    if not math.isfinite(found.cross_entropy):
+    if not math.isfinite(metrics.cross_entropy):
         raise InputError(
-            f"{run.arch} makes logits that are no finite numbers of images of {_shown(size)}: leave that "
-            "size out, or train again"
+            f"{run.arch} has logits that are not finite for images of {_by(size)}: leave that size out, or "
+            "train again"
         )
     return SizeResult(
         size=size,
         how=how,
-        images=len(found),
-        accuracy=found.accuracy(),
-        interval=wilson(found.right(), len(found)),
-        top5=found.accuracy(top=_FIVE) if len(run.classes) > _FIVE else None,
-        cross_entropy=found.cross_entropy,
-        by_class=found.by_class(run.classes),
+        images=len(metrics),
+        accuracy=metrics.accuracy(),
+        interval=metrics.accuracy_interval(),
+        top5=metrics.accuracy(top=5) if len(run.classes) > 5 else None,
+        cross_entropy=metrics.cross_entropy,
+        by_class=metrics.accuracy_by_class(run.classes),
     )
 
 
 def _check_fits(run: Run, images: Images, split: str) -> None:
+    """Refuse images of other classes or channels, and a split that may contain images of the training."""
     if images.classes != run.classes:
-        theirs, mine = images.classes, run.classes
-        n = next((i for i in range(min(len(theirs), len(mine))) if theirs[i] != mine[i]), None)
-        what = f"{len(theirs)}" if n is None else f"{theirs[n]!r} as class {n}"
-        expected = f"{len(mine)}" if n is None else f"{mine[n]!r}"
+        pairs = enumerate(zip(images.classes, run.classes, strict=False))
+        label, pair = next(((label, pair) for label, pair in pairs if pair[0] != pair[1]), (None, ()))
+        theirs, ours = (len(images.classes), len(run.classes)) if label is None else map(repr, pair)
         raise InputError(
-            f"{images.source} has the classes {what}, the run was trained with {expected}: give images of "
-            "the same classes, under the same names"
+            f"{images.source} has the classes {theirs}{'' if label is None else f' as class {label}'}, the "
+            f"run was trained with {ours}: give images of the same classes, under the same names"
         )
     if images.channels != run.processor.channels:
         raise InputError(
             f"{images.source} was opened with {images.channels} channels, the run was trained with "
             f"{run.processor.channels}: open it with in_channels={run.processor.channels}"
         )
-    origin = run.training.get("images")
+    origin, drawn = run.training.get("images"), images.origin["split"]
     if not isinstance(origin, dict) or origin.get("kind") != images.origin["kind"]:
         return
-    if origin.get("digest") != images.origin["digest"]:
-        drawn = images.origin["split"]
-        # Each image more or less changes which are drawn.
-        if split in images.splits and (split in drawn or (split == "train" and drawn)):
+    if origin.get("digest") == images.origin["digest"]:
+        if origin.get("split") != drawn:
             raise InputError(
-                f"{images.source} holds other images than the run was trained on (digest "
-                f"{images.origin['digest']:.8}, then {origin.get('digest')!s:.8}), and its split {split!r} "
-                "is drawn from them, so images that it was trained on may be in it: restore what was there, "
-                "or give images with a split 'test' of their own"
+                f"{images.source} was split by {drawn}, for the training by {origin.get('split')}, so images "
+                "that it was trained on may be among these: open it with the same parts and seed"
             )
-        return
-    if origin.get("split") != images.origin["split"]:
+    # With another set of images other ones are drawn.
+    elif split in images.splits and (split in drawn or (split == "train" and drawn)):
         raise InputError(
-            f"{images.source} was split by {images.origin['split']}, for the training by "
-            f"{origin.get('split')}, so images that it was trained on may be among these: open it as then"
+            f"{images.source} holds other images than the run was trained on (digest "
+            f"{images.origin['digest']:.8}, then {origin.get('digest')!s:.8}), and its split {split!r} is "
+            "drawn from them, so images that it was trained on may be in it: restore the images, or give "
+            "images with a split 'test' of their own"
         )
 
 
 def _used(run: Run, images: Images, split: str) -> str | None:
-    """For what these images were used in the training."""
+    """Former use of the images in the training of the run."""
     if run.training.get("images") != images.origin:
         return None
     if split == "train":
@@ -306,5 +297,5 @@ def _used(run: Run, images: Images, split: str) -> str | None:
     return "validation" if run.training.get("validate") == split else None
 
 
-def _shown(size: tuple[int, int]) -> str:
+def _by(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"

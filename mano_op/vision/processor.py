@@ -1,4 +1,4 @@
-"""Between images and labels and what a classifier and its loss take."""
+"""Normalise images, and turn labels into targets of the cross-entropy."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from torch import Tensor, nn
 from mano_op.errors import InputError
 from mano_op.vision.images import ImageSplit
 
-# Of the images of ImageNet, in [0, 1], red, green and blue, by which published models were trained.
+# Statistics of ImageNet in [0, 1], red, green and blue, with which published models were trained.
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-_BLOCK = 32  # images whose sums are taken together
+_BLOCK = 32  # images summed at a time
 
 
 class ImageProcessor(nn.Module):
-    r"""Normalise images, and make targets of labels, by the protocol of neuraloperator's data processors.
+    r"""Normalise images, and turn labels into targets: a data processor of neuraloperator.
 
     Each channel c has one mean and one standard deviation,
 
     .. math:: \hat x_c = (x_c - \mu_c) / \sigma_c,
 
-    where a channel that is constant is only shifted. A label k becomes the target that the cross-entropy is
-    taken with, in training smoothed by :math:`\epsilon` over the K classes,
+    and a constant channel is only shifted. A label k becomes the target of the cross-entropy, smoothed in
+    training by :math:`\epsilon` over the K classes,
 
     .. math:: t_j = (1 - \epsilon) \delta_{jk} + \epsilon / K,
 
-    of shape ``(batch, 1, K)``. Targets that are shares already are smoothed alike. In evaluation nothing is
-    smoothed. What the model makes, logits of shape ``(batch, K)``, is left as it is.
+    of shape ``(batch, 1, K)``. Probabilities are smoothed alike. Nothing is smoothed in evaluation. Logits,
+    ``(batch, K)``, are not changed.
 
     Parameters
     ----------
     mean, std : sequence of float
-        Of each channel.
+        One value per channel.
     n_classes : int
     smoothing : float
         :math:`\epsilon`.
@@ -72,41 +72,41 @@ class ImageProcessor(nn.Module):
         if not 0 <= _numbers("smoothing", [smoothing])[0] < 1:
             raise InputError(f"smoothing={smoothing!r}, expected 0 or more and less than 1: give 0.1, say")
         self.n_classes, self.smoothing = n_classes, float(smoothing)
-        self._given = means, stds  # in double precision, as they are written down
+        self._exact = means, stds  # in double precision, for `to_dict`
         self.register_buffer("mean", torch.tensor(means, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(stds, dtype=torch.float32))
 
     @property
     def channels(self) -> int:
-        """How many an image has."""
+        """Number of channels."""
         return len(self.mean)
 
     @property
     def device(self) -> torch.device:
-        """Where samples are moved to."""
+        """Device that samples are moved to."""
         return self.mean.device
 
     def preprocess(self, data_dict: Mapping[str, Any], batched: bool = True) -> dict[str, Any]:
-        """A batch as the model and the loss take it; the caller's dictionary is not changed.
+        """Normalise a batch and make its targets; the given dictionary is not changed.
 
         Parameters
         ----------
         data_dict : mapping
-            ``x`` of shape ``(batch, channels, height, width)`` in [0, 1]; ``y``, if there is one, labels of
-            shape ``(batch,)``, or shares ``(batch, 1, n_classes)``.
+            ``x`` of shape ``(batch, channels, height, width)`` in [0, 1]; optionally ``y``, labels of shape
+            ``(batch,)`` or probabilities ``(batch, 1, n_classes)``.
         batched : bool
-            Whether there is the dimension of the batch.
+            Whether there is a batch dimension.
 
         Raises
         ------
         InputError
-            If images have other channels or are no floating numbers, or labels are none of the classes.
+            If images have other channels or are not floating, or a label is outside the classes.
         """
         data = {
             key: value.to(self.device) if isinstance(value, Tensor) else value
             for key, value in data_dict.items()
         }
-        data["x"] = self._normal(data["x"], batched)
+        data["x"] = self._normalise(data["x"], batched)
         if "y" in data:
             data["y"] = self._target(data["y"] if batched else torch.as_tensor(data["y"])[None])
             data["y"] = data["y"] if batched else data["y"][0]
@@ -115,7 +115,7 @@ class ImageProcessor(nn.Module):
     def postprocess(
         self, output: Tensor, data_dict: dict[str, Any], step: int | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
-        """The logits as they are."""
+        """Return the logits unchanged."""
         return output, data_dict
 
     def wrap(self, model: nn.Module) -> ImageProcessor:
@@ -124,7 +124,7 @@ class ImageProcessor(nn.Module):
         return self
 
     def forward(self, **data_dict: Any) -> tuple[Tensor, dict[str, Any]]:
-        """Normalise and call the wrapped model with the images alone.
+        """Normalise images and call the wrapped model with them.
 
         Examples
         --------
@@ -137,7 +137,7 @@ class ImageProcessor(nn.Module):
         data = self.preprocess(data_dict)
         return self.model(data["x"]), data
 
-    def _normal(self, x: Tensor, batched: bool) -> Tensor:
+    def _normalise(self, x: Tensor, batched: bool) -> Tensor:
         if x.ndim != (4 if batched else 3) or x.shape[-3] != self.channels or not x.is_floating_point():
             raise InputError(
                 f"images of shape {tuple(x.shape)} and {x.dtype} with batched={batched}, expected "
@@ -151,31 +151,25 @@ class ImageProcessor(nn.Module):
         n = self.n_classes
         if y.is_floating_point():
             if y.ndim != 3 or tuple(y.shape[1:]) != (1, n):
-                raise InputError(f"shares of shape {tuple(y.shape)}, expected (batch, 1, {n})")
-            shares = y
+                raise InputError(f"probabilities of shape {tuple(y.shape)}, expected (batch, 1, {n})")
         else:
             if y.ndim != 1 or (len(y) and not 0 <= int(y.min()) <= int(y.max()) < n):
                 raise InputError(
                     f"labels of shape {tuple(y.shape)} from {y.min()} to {y.max()}, expected (batch,) from 0 "
-                    f"to {n - 1}: open the images with the classes that the processor is of"
+                    f"to {n - 1}: open the images with the classes of the processor"
                 )
-            shares = F.one_hot(y.long(), n)[:, None].to(self.mean.dtype)
+            y = F.one_hot(y.long(), n)[:, None].to(self.mean.dtype)
         smoothing = self.smoothing if self.training else 0.0
-        return (1 - smoothing) * shares + smoothing / n if smoothing else shares
+        return (1 - smoothing) * y + smoothing / n if smoothing else y
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it in JSON types; `from_dict` makes an equal one."""
-        means, stds = self._given
-        return {
-            "mean": list(means),
-            "std": list(stds),
-            "n_classes": self.n_classes,
-            "smoothing": self.smoothing,
-        }
+        """Constructor arguments as JSON types."""
+        means, stds = self._exact
+        return {"mean": means, "std": stds, "n_classes": self.n_classes, "smoothing": self.smoothing}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> ImageProcessor:
-        """The processor that `to_dict` wrote down.
+        """Build the processor that `to_dict` describes.
 
         Examples
         --------
@@ -187,12 +181,13 @@ class ImageProcessor(nn.Module):
 
 
 def _numbers(name: str, values: object) -> list[float]:
-    fits = isinstance(values, Sequence) and all(
-        isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in values
+    finite = isinstance(values, Sequence) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        for value in values
     )
-    if not fits:
+    if not finite:
         raise InputError(f"{name}={values!r}, expected finite numbers")
-    return [float(one) for one in values]  # type: ignore[attr-defined]
+    return [float(value) for value in values]  # type: ignore[attr-defined]
 
 
 def moments(split: ImageSplit) -> dict[str, list[float]]:
@@ -200,27 +195,31 @@ def moments(split: ImageSplit) -> dict[str, list[float]]:
 
     .. math:: \mu_c = \langle x_c \rangle, \qquad \sigma_c^2 = \langle (x_c - \mu_c)^2 \rangle
 
-    Sums are of double precision, and deviations taken from the mean of a first block, so that nothing
-    cancels.
+    Sums are in double precision, of deviations from the mean of a first block, so that nothing cancels.
+
+    Raises
+    ------
+    InputError
+        If the split has no images.
 
     Examples
     --------
     >>> from mano_op.vision.images import open_images
-    >>> found = moments(open_images("digits")["train"])
-    >>> round(found["mean"][0], 2), round(found["std"][0], 2)
+    >>> statistics = moments(open_images("digits")["train"])
+    >>> round(statistics["mean"][0], 2), round(statistics["std"][0], 2)
     (0.31, 0.38)
     """
-    about: Tensor | None = None
+    if not len(split):
+        raise InputError("a split without images has no mean: give it some")
+    shift: Tensor | None = None
     total = square = torch.zeros(split.channels, dtype=torch.float64)
     n = 0
     for start in range(0, len(split), _BLOCK):
         block = range(start, min(start + _BLOCK, len(split)))
         x = torch.stack([split[i]["x"] for i in block]).double().transpose(0, 1).flatten(1)
-        about = x.mean(1) if about is None else about
-        x = x - about[:, None]
+        shift = x.mean(1) if shift is None else shift
+        x = x - shift[:, None]
         total, square, n = total + x.sum(1), square + x.square().sum(1), n + x.shape[1]
-    if about is None:
-        raise InputError("a split without images has no mean: give it some")
     mean = total / n
     std = (square / n - mean.square()).clamp(min=0).sqrt()
-    return {"mean": (about + mean).tolist(), "std": std.tolist()}
+    return {"mean": (shift + mean).tolist(), "std": std.tolist()}  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Images at another size: how their pixels lie, what is between them, and what is cut off."""
+"""Resize images: bilinear with antialiasing, pixels as cells, proportions kept by cropping."""
 
 from __future__ import annotations
 
@@ -13,67 +13,63 @@ from torch.utils.data import Dataset
 from mano_op.errors import InputError, check_whole
 
 Size = int | Sequence[int]
-_MOST_SIDE = 2**14
+_LARGEST_SIDE = 2**14
 
 
-class _Resized(Dataset[dict[str, Tensor]]):
-    def __init__(self, dataset: Dataset[dict[str, Tensor]], size: tuple[int, int]) -> None:
-        self._dataset, self._size = dataset, size
+class Resized(Dataset[dict[str, Tensor]]):
+    """Samples of a data set with each image interpolated to another size; see `resize`.
+
+    `mano_op.vision.images.ImageSplit.at` goes back to the source instead.
+
+    Examples
+    --------
+    >>> from mano_op.vision.images import open_images
+    >>> fine = open_images("digits")["test"].at(16)
+    >>> tuple(Resized(fine, 8)[0]["x"].shape)
+    (1, 8, 8)
+    """
+
+    def __init__(self, dataset: Dataset[dict[str, Tensor]], image_size: Size) -> None:
+        self._dataset, self._size = dataset, height_width(image_size)
 
     def __len__(self) -> int:
         return len(self._dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         sample = self._dataset[index]
-        return {**sample, "x": interpolated(sample["x"], self._size)}
+        return {**sample, "x": resize(sample["x"], self._size)}
 
 
-def resized(dataset: Dataset[dict[str, Tensor]], size: Size) -> Dataset[dict[str, Tensor]]:
-    """The samples of a data set with each image interpolated to another size, whatever its shape becomes.
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Interpolate images ``(..., channels, height, width)`` to another size: bilinear, with antialiasing.
 
-    Where `mano_op.vision.images.ImageSplit.at` goes back to the source, this knows nothing but the images
-    that it is given; see `interpolated`.
-
-    Examples
-    --------
-    >>> from mano_op.vision.images import open_images
-    >>> fine = open_images("digits")["test"].at(16)
-    >>> tuple(resized(fine, 8)[0]["x"].shape)
-    (1, 8, 8)
-    """
-    return _Resized(dataset, size_of(size))
-
-
-def interpolated(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images ``(..., channels, height, width)`` at another size: bilinear, with antialiasing.
-
-    Pixels are cells: the corners of the image stay where they are, and values lie in the middle of pixels
-    (``align_corners=False``). When an image becomes smaller, the bilinear kernel is as wide as the new
-    pixels, so all old ones count. Values stay between those that there were.
+    Pixels are cells: the corners of the image stay, and values lie at the centres of pixels
+    (``align_corners=False``). In a smaller image the kernel is as wide as the new pixels, so that every old
+    pixel counts. Values stay in the range of the old values.
 
     Examples
     --------
     >>> import torch
-    >>> interpolated(torch.tensor([[[0.0, 1.0]]]), (1, 4))
+    >>> resize(torch.tensor([[[0.0, 1.0]]]), (1, 4))
     tensor([[[0.0000, 0.2500, 0.7500, 1.0000]]])
     """
     if tuple(x.shape[-2:]) == size:
         return x
     batch = x.reshape(-1, *x.shape[-3:])
-    found = F.interpolate(batch, size, mode="bilinear", align_corners=False, antialias=True)
-    return found.reshape(*x.shape[:-2], *size)
+    resized = F.interpolate(batch, size, mode="bilinear", align_corners=False, antialias=True)
+    return resized.reshape(*x.shape[:-2], *size)
 
 
-def fitted(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """An image ``(channels, height, width)`` brought to a size without being stretched.
+def resize_and_crop(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring an image ``(channels, height, width)`` to a size without stretching it.
 
-    It is resized (`interpolated`) to the smallest size of its own proportions that covers the new one, so for
-    a square its shorter side is the side of the square, and of that the middle is taken.
+    The image is resized (`resize`) to the smallest size of its own proportions that covers the new one, and
+    the middle is kept.
 
     Examples
     --------
     >>> import torch
-    >>> fitted(torch.tensor([[[9.0, 1.0, 2.0, 9.0], [9.0, 3.0, 4.0, 9.0]]]), (2, 2))
+    >>> resize_and_crop(torch.tensor([[[9.0, 1.0, 2.0, 9.0], [9.0, 3.0, 4.0, 9.0]]]), (2, 2))
     tensor([[[1., 2.],
              [3., 4.]]])
     """
@@ -81,36 +77,36 @@ def fitted(x: Tensor, size: tuple[int, int]) -> Tensor:
     if (height, width) == size:
         return x
     scale = max(size[0] / height, size[1] / width)
-    # Of a long strip nearly all is cut off, and need not be made larger before that.
-    for dim, (there, wanted) in enumerate(((height, size[0]), (width, size[1])), start=-2):
-        most = 4 * math.ceil(wanted / scale)
-        if there > most:
-            x = x.narrow(dim, (there - most) // 2, most)
+    # Nearly all of a long strip is cropped: crop most of it before it is enlarged.
+    for dim, (side, target) in enumerate(((height, size[0]), (width, size[1])), start=-2):
+        enough = 4 * math.ceil(target / scale)
+        if side > enough:
+            x = x.narrow(dim, (side - enough) // 2, enough)
     height, width = x.shape[-2:]
     covering = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
-    x = interpolated(x, covering)
+    x = resize(x, covering)
     top, left = (covering[0] - size[0]) // 2, (covering[1] - size[1]) // 2
     return x[..., top : top + size[0], left : left + size[1]].contiguous()
 
 
-def size_of(image_size: Size) -> tuple[int, int]:
-    """Height and width, from one number for both or one for each.
+def height_width(image_size: Size) -> tuple[int, int]:
+    """Height and width, from one side for both or from a pair.
 
     Raises
     ------
     InputError
-        If it is neither.
+        If `image_size` is neither, or larger than 16384.
 
     Examples
     --------
-    >>> size_of(8), size_of([8, 12])
+    >>> height_width(8), height_width([8, 12])
     ((8, 8), (8, 12))
     """
     sides: list[Any] = list(image_size) if isinstance(image_size, list | tuple) else [image_size, image_size]
     if len(sides) != 2:
         raise InputError(f"image_size={image_size!r}, expected a side or (height, width): give 32, say")
-    for side in sides:
-        check_whole(image_size=side)
-        if side > _MOST_SIDE:
-            raise InputError(f"image_size={image_size!r}, expected at most {_MOST_SIDE} pixels a side")
+    check_whole(**{"image_size": sides[0]})
+    check_whole(**{"image_size": sides[1]})
+    if max(sides) > _LARGEST_SIDE:
+        raise InputError(f"image_size={image_size!r}, expected at most {_LARGEST_SIDE} pixels a side")
     return int(sides[0]), int(sides[1])

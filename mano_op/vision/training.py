@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,13 @@ from mano_op.train.loop import train
 from mano_op.train.optimizer import optimizer_and_schedule
 from mano_op.train.options import ImageOptions
 from mano_op.train.task import Task, check_output, model_options
-from mano_op.vision.augment import Augmentation
+from mano_op.vision.augment import augmentation, check_augmentation
 from mano_op.vision.baselines import SwinClassifier as SwinClassifier
 from mano_op.vision.baselines import ViTClassifier as ViTClassifier
 from mano_op.vision.classifier import MANOClassifier as MANOClassifier
-from mano_op.vision.head import freeze_backbone, only_head
-from mano_op.vision.images import DIGITS, Images, ImageSplit, open_images, stratified
-from mano_op.vision.judge import judge
-from mano_op.vision.loaders import image_loader
+from mano_op.vision.images import DIGITS, Images, ImageSplit, image_loader, open_images, stratified
+from mano_op.vision.linear_probe import freeze_backbone, only_head
+from mano_op.vision.metrics import class_metrics
 from mano_op.vision.processor import IMAGENET, ImageProcessor, moments
 from mano_op.weights import parameters_of
 
@@ -149,9 +147,8 @@ class ImageTask(Task):
         elif training.image_size is not None:
             raise InputError("image_size for images that are opened already: give it to open_images")
         self.images = images
-        augmentation = Augmentation.from_options(asdict(training.augmentation))
-        augmentation.check(images.image_size, has_hand=images.has_hand)
-        self._augment = augmentation.bound(len(images.classes), self.augmentation_rng)
+        check_augmentation(training.augmentation, images.image_size, flippable=images.flippable)
+        self._augment = augmentation(training.augmentation, len(images.classes), self.augmentation_rng)
         self._train, self._tested = _parts(images, training.validate, training.seed)
         self.validated = self._tested is not None
         self._start = None if training.start is None else _Start(training.start, arch)
@@ -242,7 +239,7 @@ class ImageTask(Task):
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Return the mean cross-entropy with the labels, and the accuracy."""
-        metrics = judge(model, self.processor, self._tests or (), self.device)
+        metrics = class_metrics(model, self.processor, self._tests or (), self.device)
         return {"validation_error": metrics.cross_entropy, "validation_accuracy": metrics.accuracy()}
 
     def describe(self) -> dict[str, Any]:
