@@ -18,8 +18,7 @@ from mano_op.memory import peak_bytes_of
 from mano_op.models.block import Mlp
 from mano_op.registry import build_model
 from mano_op.vision import MANOClassifier
-from mano_op.vision.block import SwinBlock
-from mano_op.vision.patches import PatchEmbedding, PatchMerging
+from mano_op.vision.stages import PatchEmbedding, PatchMerging, SwinBlock
 
 SMALL = {"image_size": 32, "embed_dim": 8, "depths": [2, 2], "n_heads": [1, 2], "window": 4, "patch_size": 2}
 

@@ -681,7 +681,7 @@ def test_what_cannot_be_judged(kept: Path, images: Images, tmp_path: Path) -> No
     with pytest.raises(InputError, match="has no split 'validation'; it has train, test"):
         evaluate_classifier(run, images, split="validation")
     other = Images("other", images.splits, ("zero", *images.classes[1:]), 1, (8, 8), images.origin)
-    with pytest.raises(InputError, match=r"other has the classes 'zero' as class 0, .* trained with '0'"):
+    with pytest.raises(InputError, match=r"other has 'zero' as class 0, .* trained with '0'"):
         evaluate_classifier(run, other)
     colour = open_images("digits", in_channels=3)
     with pytest.raises(InputError, match="opened with 3 channels, the run was trained with 1"):

@@ -119,8 +119,8 @@ def test_unusable_options_are_refused(arch, options, words):
 @pytest.mark.parametrize(
     ("image_size", "shape", "words"),
     [
-        (16, (1, 3, 16, 18), "multiples of it"),
-        ((8, 24), (1, 3, 16, 24), "build the model with a square image_size"),
+        (16, (1, 3, 16, 18), "multiples of patch_size"),
+        ((8, 24), (1, 3, 16, 24), "of image_size itself if it is not square"),
         (16, (1, 1, 16, 16), "your data's in_channels"),
     ],
 )

@@ -38,15 +38,10 @@ class ViTClassifier(DataModel, name="ViT_classifier"):
     attention : {"sdpa", "eager"}
         torch's kernel, which keeps no scores, or scores as a matrix. Outputs are the same.
 
-    Attributes
-    ----------
-    backbone : transformers.ViTModel
-    head : nn.Linear
-        Maps the normalised class token to logits.
-
     Notes
     -----
-    transformers checks the options; `mano_op.registry.build_model` turns its errors into `InputError`.
+    `backbone` is transformers' ``ViTModel``; `head` maps its normalised class token to logits. transformers
+    checks the options; `mano_op.registry.build_model` turns its errors into `InputError`.
 
     References
     ----------
@@ -114,17 +109,11 @@ class ViTClassifier(DataModel, name="ViT_classifier"):
         """
         self._check_field(x, "height, width", self.head.weight.dtype)
         size, p = tuple(x.shape[2:]), self.patch_size
-        if any(n % p for n in size):
-            raise InputError(
-                f"images of {size[0]} x {size[1]} are not tiled by patches of patch_size={p}: give images "
-                "whose sides are multiples of it"
-            )
         other = size != self.image_size
-        if other and self.image_size[0] != self.image_size[1]:
+        if any(n % p for n in size) or (other and self.image_size[0] != self.image_size[1]):
             raise InputError(
-                f"images of {size[0]} x {size[1]} for image_size={self.image_size}, whose positions are not "
-                "interpolated since it is not square: give images of that size, or build the model with a "
-                "square image_size"
+                f"images of {size[0]} x {size[1]} for image_size={self.image_size} and patch_size={p}: give "
+                "images whose sides are multiples of patch_size, or of image_size itself if it is not square"
             )
         tokens = self.backbone(x, interpolate_pos_encoding=other).last_hidden_state
         logits: Tensor = self.head(tokens[:, 0])
@@ -164,14 +153,9 @@ class SwinClassifier(DataModel, name="Swin_classifier"):
     drop_path : float
         Stochastic depth of the last block; it grows linearly from 0 in the first.
 
-    Attributes
-    ----------
-    backbone : transformers.Swinv2Model
-    head : nn.Linear
-        Maps the mean of the last stage's normalised features to logits.
-
     Notes
     -----
+    `backbone` is transformers' ``Swinv2Model``; `head` maps the mean of its normalised features to logits.
     Each block starts as the identity, its norms at 0, as in the authors' code and timm, not in transformers.
     transformers checks the options; `mano_op.registry.build_model` turns its errors into `InputError`.
 

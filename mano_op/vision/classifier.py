@@ -22,7 +22,7 @@ from mano_op.layers.pyramid import covering_levels
 from mano_op.models.block import Block, Mlp, width
 from mano_op.models.coordinates import grid_points, with_coordinates
 from mano_op.models.data_model import DataModel
-from mano_op.vision.options import check_shares, check_stages, of_stages
+from mano_op.vision.options import check_shares, check_stages
 from mano_op.vision.resize import height_width
 from mano_op.vision.stages import PatchEmbedding, PatchMerging, SwinBlock
 
@@ -33,7 +33,7 @@ _CELLS: tuple[Literal["cell"], tuple[bool, bool]] = ("cell", (False, False))
 
 
 class MANOClassifier(DataModel, name="MANO_classifier"):
-    r"""An image's class: patches, stages of blocks with multipole attention, the mean over the image, a head.
+    r"""Image classifier: patches, stages of blocks with multipole attention, mean over the image, head.
 
     .. math::
 
@@ -42,12 +42,11 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         z_{s+1} = \mathrm{LN}(M_s\, z_s), \qquad
         \text{logits} = H\, \overline{\mathrm{LN}(z_S)}
 
-    with the patches' embedding P, and M, which merges 2 x 2 points into one of twice the features. The
-    defaults are the shape of Swin-V2-Tiny [1]_, with `mano_op.layers.multipole.MultipoleAttention` in place
-    of Swin's window attention, as in [2]_: within windows it is the same, and what lies beyond them comes
-    through coarser levels, so that every block sees the whole image.
-    `mano_op.vision.swin.from_swin_v2` starts from Swin's weights. `MANOClassifier.plain` is the network of
-    `mano_op.MANO`, which keeps the resolution of the image.
+    with the patch embedding P and M, which merges 2 x 2 points into one of twice the features. The defaults
+    are the shape of Swin-V2-Tiny [1]_, with `mano_op.layers.multipole.MultipoleAttention` in place of Swin's
+    window attention, as in [2]_. Within windows the two are the same; coarser levels show every block the
+    rest of the image. `mano_op.vision.swin.from_swin_v2` starts from Swin's weights. `MANOClassifier.plain`
+    is the network of `mano_op.MANO`, which keeps the resolution of the image.
 
     Parameters
     ----------
@@ -58,8 +57,7 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
     Other Parameters
     ----------------
     image_size : int or sequence of int
-        Pixels along the sides, height and width, of the images that the levels are laid out for. Others are
-        taken too.
+        Height and width, in pixels, that levels are chosen for. Images may have other sizes.
     patch_size : int
         Pixels along each side of a patch.
     embed_dim : int
@@ -67,51 +65,50 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
     depths, n_heads : sequence of int
         Blocks and attention heads of each stage.
     window, halo : int
-        Points along each side of an attention window, and beyond it that its queries see too; of the stage's
-        grid, and the level's.
+        Points along each side of an attention window, and seen beyond it, on the grids of stage and level.
     n_levels : int or sequence of int, optional
-        Levels of the attention, in each stage. If not given, so many that a window of the coarsest covers an
-        image of `image_size`. 1 is Swin.
+        Levels of the attention in each stage; by default as many as it takes for a window of the coarsest to
+        cover an image of `image_size`. 1 is Swin.
     shifted : bool
-        Whether the windows of every other block are shifted by half of one, as Swin's.
+        Whether every other block shifts its windows by half a window, as in Swin.
     blocks : {"swin", "operator"}
-        "swin": cosine attention, Swin's position bias, one attention for all levels, LayerNorms on what is
-        added (`SwinBlock`). "operator": those of `MANO`; dot products, an attention for each level,
-        LayerNorms on what is taken in (`mano_op.models.block.Block`).
+        "swin": cosine attention, Swin's position bias, one attention for all levels, post-norm
+        (`mano_op.vision.stages.SwinBlock`). "operator": dot products, an attention for each level, pre-norm,
+        as in `MANO` (`mano_op.models.block.Block`).
     mlp_ratio : float
         Hidden width of the MLPs over their features.
     bias_window : int or sequence of int, optional
-        Points that the position bias of "swin" blocks counts offsets in, one number or one for each stage,
-        where weights were trained with smaller windows; `window`, cut to the stage, for 0 or if not given.
+        Window that the position bias of "swin" blocks counts offsets in, one for all stages or for each, if
+        weights were trained with smaller windows. By default, or if 0, `window` cut to the stage.
     drop_path : float
         Stochastic depth of the last block, in [0, 1); it grows linearly from the first block, which has none.
         Of "swin" blocks.
     positional_embedding : {"grid", None}
         "grid" appends the coordinates of the pixels, scaled to [0, 1], to the image's channels.
     anchored : bool
-        Whether the network belongs to `image_size`, as that of `MANO` to its reference: an image of more
-        pixels is averaged to it, goes through the network there, and its own pixels attend to what they
-        find; one of fewer is interpolated. Of patches of one pixel and a single stage.
+        Whether `image_size` is the network's reference grid, as in `MANO`: a finer image is averaged to it,
+        goes through the network there, and its own pixels attend to the sources there; a coarser one is
+        interpolated. Requires patches of one pixel and a single stage.
     checkpointed : bool
-        Whether blocks are computed again in the backward pass (`torch.utils.checkpoint`), for a half to a
-        third of the memory of large images. Not of images that an anchored network meets in another size.
+        Whether blocks are recomputed in the backward pass (`torch.utils.checkpoint`), for a half to a third
+        of the memory of large images. Not for images of another size in an anchored network.
 
     Attributes
     ----------
     feature_channels, feature_strides : tuple of int
-        Of the fields that `forward_features` returns: their channels, and the pixels from one point to the
-        next.
+        Channels of the fields that `forward_features` returns, and their pixels from one point to the next.
 
     Notes
     -----
-    Sizes: any. Patches that the image's end cuts are filled up, and windows that it cuts have fewer keys; no
-    padding enters a softmax. Swin pads with zeros there, and attends to them, so with its weights the two
-    agree where the points of each stage are a multiple of the window, at other sizes they do not. Of a square
-    `image_size` they may be fewer than one too, as timm and transformers have it; torchvision pads then.
+    Images may have any size. Patches that the image's end cuts are completed, and windows that it cuts have
+    fewer keys; no padding enters a softmax. Swin pads with zeros there and attends to them. So with its
+    weights the two agree where the points of each stage are a multiple of the window, at other sizes they do
+    not. A stage of a square `image_size` may also have fewer points than a window, as in timm and
+    transformers.
 
-    A larger image has more patches, not larger ones: without `anchored`, lengths are counted in pixels.
-    Images of one scene at several resolutions are better resized to the one of the training first, which
-    `mano_op.vision.evaluate` does beside.
+    A larger image has more patches, not larger ones: without `anchored`, lengths count in pixels. Images of
+    one scene at other resolutions are better resized to that of the training first; `mano_op.vision.evaluate`
+    reports both.
 
     References
     ----------
@@ -180,7 +177,9 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         self.feature_channels = tuple(embed_dim * 2**i for i in range(len(depths)))
         self.feature_strides = tuple(patch_size * 2**i for i in range(len(depths)))
         grids = [tuple(-(-n // stride) for n in size) for stride in self.feature_strides]
-        levels = _levels(n_levels, grids, window)
+        if n_levels is None:
+            n_levels = [covering_levels(grid, window) for grid in grids]
+        levels = _per_stage("n_levels", n_levels, len(grids))
         counted = _bias_windows(bias_window, grids, window, blocks)
 
         coordinates = 0 if positional_embedding is None else 2
@@ -347,37 +346,30 @@ def _attention(
 def _bias_windows(
     bias_window: int | Sequence[int] | None, grids: Sequence[tuple[int, ...]], window: int, blocks: str
 ) -> list[tuple[int, ...]]:
-    """The window, along each side, that the position bias of each stage counts in."""
+    """The window of each stage, along each side, that the position bias counts offsets in."""
     if bias_window is not None and blocks != "swin":
         raise InputError(f"bias_window={bias_window!r} with blocks={blocks!r}, which have none: leave it out")
-    sizes = list(bias_window) if isinstance(bias_window, Sequence) else [bias_window or 0] * len(grids)
-    if len(sizes) != len(grids):
-        raise InputError(
-            f"bias_window={bias_window!r}, expected one number, or one for each of {len(grids)} stages"
-        )
-    check_whole(at_least=0, **{f"bias_window[{i}]": size for i, size in enumerate(sizes)})
-    # Swin cuts the window to the stage, and counts offsets in that.
+    sizes = _per_stage("bias_window", bias_window or 0, len(grids), at_least=0)
+    # Swin cuts the window to the stage, and counts offsets in the cut window.
     return [
         (size,) * len(grid) if size else tuple(min(window, n) for n in grid)
         for size, grid in zip(sizes, grids, strict=True)
     ]
 
 
-def _levels(n_levels: int | Sequence[int] | None, grids: Sequence[tuple[int, ...]], window: int) -> list[int]:
-    """The levels of each stage."""
-    if n_levels is None:
-        return [covering_levels(grid, window) for grid in grids]
-    found = of_stages("n_levels", n_levels if isinstance(n_levels, Sequence) else [n_levels] * len(grids))
-    if len(found) != len(grids):
-        raise InputError(
-            f"n_levels={n_levels!r}, expected one number, or one for each of {len(grids)} stages"
-        )
-    return found
+def _per_stage(name: str, value: int | Sequence[int], n_stages: int, *, at_least: int = 1) -> list[int]:
+    """A whole number for each stage, from one for all or a sequence."""
+    values = list(value) if isinstance(value, Sequence) else [value] * n_stages
+    if len(values) != n_stages:
+        raise InputError(f"{name}={value!r}, expected one number, or one for each of {n_stages} stages")
+    for number in values:
+        check_whole(at_least, **{name: number})
+    return values
 
 
-def _drop_paths(most: float, n: int, blocks: str) -> list[float]:
+def _drop_paths(largest: float, n: int, blocks: str) -> list[float]:
     """The stochastic depth of each block."""
-    check_shares(drop_path=most)
-    if most and blocks != "swin":
-        raise InputError(f"drop_path={most} with blocks={blocks!r}, which have none: leave it out")
-    return [most * i / max(1, n - 1) for i in range(n)]
+    check_shares(drop_path=largest)
+    if largest and blocks != "swin":
+        raise InputError(f"drop_path={largest} with blocks={blocks!r}, which have none: leave it out")
+    return [largest * i / max(1, n - 1) for i in range(n)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,7 @@ def evaluate_classifier(
             rows.append(_result(run, bar, size, how, device))
     finally:
         model.cpu()
-        run.processor.to("cpu")
+        run.processor.cpu()
     return Evaluation(run.arch, images.source, split, home, tuple(rows), _used(run, images, split))
 
 
@@ -257,12 +258,11 @@ def _result(run: Run, batches: Any, size: tuple[int, int], how: str, device: str
 def _check_fits(run: Run, images: Images, split: str) -> None:
     """Refuse images of other classes or channels, and a split that may contain images of the training."""
     if images.classes != run.classes:
-        pairs = enumerate(zip(images.classes, run.classes, strict=False))
-        label, pair = next(((label, pair) for label, pair in pairs if pair[0] != pair[1]), (None, ()))
-        theirs, ours = (len(images.classes), len(run.classes)) if label is None else map(repr, pair)
+        pairs = enumerate(zip_longest(images.classes, run.classes))
+        label, (theirs, ours) = next((label, pair) for label, pair in pairs if pair[0] != pair[1])
         raise InputError(
-            f"{images.source} has the classes {theirs}{'' if label is None else f' as class {label}'}, the "
-            f"run was trained with {ours}: give images of the same classes, under the same names"
+            f"{images.source} has {theirs!r} as class {label}, the run was trained with {ours!r}: give "
+            "images of the same classes, under the same names"
         )
     if images.channels != run.processor.channels:
         raise InputError(

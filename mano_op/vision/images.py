@@ -203,18 +203,16 @@ def open_images(
     (('0', '1', '2'), 1, (8, 8))
     """
     columns = {"image_column": image_column, "label_column": label_column}
-    columns = {name: column for name, column in columns.items() if column is not None}
-    kind, stored, digest, whole = _read(source, columns)
+    kind, stored, digest, whole = _read(source, {name: c for name, c in columns.items() if c is not None})
     parts: dict[str, Any] = {"test": test, "validation": validation}
     if like is not None:
         drawn = like.get("split")
         drawn = drawn if isinstance(drawn, dict) else {}
         parts = {split: None if split in stored else drawn.get(split) for split in parts}
         seed = drawn.get("seed", 0)
-    if in_channels not in (None, 1, 3) or isinstance(in_channels, bool):
+    if in_channels not in (None, 1, 3):
         raise InputError(f"in_channels={in_channels!r}, expected 1 for grey or 3 for colour")
     check_whole(at_least=0, seed=seed)
-    check_part(**parts)
     if image_size is None and kind != DIGITS:
         raise InputError(f"{source} has images of any size: give a common one, image_size=32, say")
     size = height_width(8 if image_size is None else image_size)
@@ -232,6 +230,8 @@ def open_images(
     for stream, (name, part) in enumerate(parts.items()):
         if part is None:
             continue
+        if not isinstance(part, int | float) or not 0 < part < 1:
+            raise InputError(f"{name}={part!r}, expected a part, between 0 and 1: give 0.1, say")
         if name in splits:
             raise InputError(f"{name}={part}, but {source} has a split {name!r}: leave it out")
         train = splits["train"]
@@ -243,22 +243,6 @@ def open_images(
     splits = {name: splits[name] for name in dict.fromkeys([*order, *splits])}
     origin = {"kind": kind, "digest": digest, "split": drawn}
     return Images(str(source), splits, train.classes, channels, size, origin)
-
-
-def check_part(**parts: object) -> None:
-    """Raise `InputError` unless each part is None or a number between 0 and 1.
-
-    Examples
-    --------
-    >>> check_part(validation=1.5)
-    Traceback (most recent call last):
-    ...
-    mano_op.errors.InputError: validation=1.5, expected a part, between 0 and 1: give 0.1, say
-    """
-    for name, part in parts.items():
-        number = isinstance(part, int | float) and not isinstance(part, bool)
-        if part is not None and not (number and 0 < part < 1):  # type: ignore[operator]
-            raise InputError(f"{name}={part!r}, expected a part, between 0 and 1: give 0.1, say")
 
 
 def stratified(

@@ -15,7 +15,6 @@ from mano_op.vision.images import ImageSplit
 
 # Statistics of ImageNet in [0, 1], red, green and blue, with which published models were trained.
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-_BLOCK = 32  # images summed at a time
 
 
 class ImageProcessor(nn.Module):
@@ -81,11 +80,6 @@ class ImageProcessor(nn.Module):
         """Number of channels."""
         return len(self.mean)
 
-    @property
-    def device(self) -> torch.device:
-        """Device that samples are moved to."""
-        return self.mean.device
-
     def preprocess(self, data_dict: Mapping[str, Any], batched: bool = True) -> dict[str, Any]:
         """Normalise a batch and make its targets; the given dictionary is not changed.
 
@@ -103,13 +97,13 @@ class ImageProcessor(nn.Module):
             If images have other channels or are not floating, or a label is outside the classes.
         """
         data = {
-            key: value.to(self.device) if isinstance(value, Tensor) else value
+            key: value.to(self.mean.device) if isinstance(value, Tensor) else value
             for key, value in data_dict.items()
         }
         data["x"] = self._normalise(data["x"], batched)
         if "y" in data:
-            data["y"] = self._target(data["y"] if batched else torch.as_tensor(data["y"])[None])
-            data["y"] = data["y"] if batched else data["y"][0]
+            y = data["y"] if batched else torch.as_tensor(data["y"])[None]
+            data["y"] = self._target(y) if batched else self._target(y)[0]
         return data
 
     def postprocess(
@@ -195,12 +189,7 @@ def moments(split: ImageSplit) -> dict[str, list[float]]:
 
     .. math:: \mu_c = \langle x_c \rangle, \qquad \sigma_c^2 = \langle (x_c - \mu_c)^2 \rangle
 
-    Sums are in double precision, of deviations from the mean of a first block, so that nothing cancels.
-
-    Raises
-    ------
-    InputError
-        If the split has no images.
+    Sums are in double precision, of deviations from the mean of the first image, so that nothing cancels.
 
     Examples
     --------
@@ -209,17 +198,11 @@ def moments(split: ImageSplit) -> dict[str, list[float]]:
     >>> round(statistics["mean"][0], 2), round(statistics["std"][0], 2)
     (0.31, 0.38)
     """
-    if not len(split):
-        raise InputError("a split without images has no mean: give it some")
-    shift: Tensor | None = None
+    shift = split[0]["x"].double().mean((1, 2))
     total = square = torch.zeros(split.channels, dtype=torch.float64)
-    n = 0
-    for start in range(0, len(split), _BLOCK):
-        block = range(start, min(start + _BLOCK, len(split)))
-        x = torch.stack([split[i]["x"] for i in block]).double().transpose(0, 1).flatten(1)
-        shift = x.mean(1) if shift is None else shift
-        x = x - shift[:, None]
-        total, square, n = total + x.sum(1), square + x.square().sum(1), n + x.shape[1]
-    mean = total / n
-    std = (square / n - mean.square()).clamp(min=0).sqrt()
-    return {"mean": (shift + mean).tolist(), "std": std.tolist()}  # type: ignore[operator]
+    for i in range(len(split)):
+        x = split[i]["x"].double().flatten(1) - shift[:, None]
+        total, square = total + x.mean(1), square + x.square().mean(1)
+    mean = total / len(split)
+    std = (square / len(split) - mean.square()).clamp(min=0).sqrt()
+    return {"mean": (shift + mean).tolist(), "std": std.tolist()}

@@ -106,12 +106,10 @@ def from_swin_v2(
     named = _renamed(weights)
     head = named.get("head.weight")
     if n_classes is None:
-        if head is None:
-            raise InputError("these weights have no head, and n_classes is None: give the number of classes")
-        if head.ndim != 2:
+        if head is None or head.ndim != 2:
             raise InputError(
-                f"the head's weight has the shape {tuple(head.shape)}, expected (classes, channels): give "
-                "n_classes for a new head"
+                "these weights have no head of shape (classes, channels), and n_classes is None: give the "
+                "number of classes"
             )
         n_classes = len(head)
     if head is None or head.shape[:1] != (n_classes,):
@@ -202,15 +200,11 @@ def _renamed(weights: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights under the names of a `MANOClassifier`."""
     weights = {name: t for name, t in weights.items() if not name.endswith(_NO_WEIGHTS)}
     for name, t in weights.items():
-        if not isinstance(t, Tensor):
+        if not isinstance(t, Tensor) or not t.is_floating_point() or t.is_meta:
+            kind = f"{t.dtype} on {t.device}" if isinstance(t, Tensor) else type(t).__name__
             raise InputError(
-                f"the state dict has entries that are no tensors, {name} is of {type(t).__name__}: give the "
-                "one of the model itself"
-            )
-        if not t.is_floating_point() or t.is_meta:
-            raise InputError(
-                f"{name} is of {t.dtype} on {t.device}, expected numbers of a floating type: give the "
-                "weights as they were trained"
+                f"{name} is of {kind}, expected a tensor of floating numbers: give the state dict of the "
+                "model itself, as it was trained"
             )
     marks = [(name, mark) for mark in _MARKS for name in weights if f".{name}".endswith(f".{mark}")]
     if not marks:
@@ -255,19 +249,17 @@ def _joined(named: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _renumbered(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Stages and mergings numbered 0, 1, ...: timm's mergings start at 1, torchvision's stages are odd."""
+    """Number stages and mergings 0, 1, ...: timm's mergings start at 1, torchvision's stages are odd."""
+    matches = {name: re.fullmatch(r"(stages|merging)\.(\d+)\.(.+)", name) for name in named}
     numbers = {
-        part: sorted({int(name.split(".")[1]) for name in named if name.startswith(f"{part}.")})
-        for part in ("stages", "merging")
+        match[1]: sorted({int(m[2]) for m in matches.values() if m and m[1] == match[1]})
+        for match in matches.values()
+        if match
     }
-
-    def renumbered(name: str) -> str:
-        part, *rest = name.split(".")
-        if part in numbers:
-            rest[0] = str(numbers[part].index(int(rest[0])))
-        return ".".join([part, *rest])
-
-    return {renumbered(name): t for name, t in named.items()}
+    return {
+        f"{match[1]}.{numbers[match[1]].index(int(match[2]))}.{match[3]}" if match else name: named[name]
+        for name, match in matches.items()
+    }
 
 
 def _options(
@@ -279,18 +271,16 @@ def _options(
 ) -> dict[str, Any]:
     """Options of the `MANOClassifier` that follow from the weights and the windows."""
 
-    def shape(name: str) -> tuple[int, ...]:
-        if name not in named:
-            raise InputError(f"{_NO_SWIN}: no {name}")
-        return tuple(named[name].shape)
+    def shape(name: str, n_dim: int) -> tuple[int, ...]:
+        shape = tuple(named[name].shape) if name in named else None
+        if shape is None or len(shape) != n_dim or 0 in shape:
+            raise InputError(f"{_NO_SWIN}: {name} has the shape {shape}, expected {n_dim} axes")
+        return shape
 
-    blocks = {tuple(map(int, name.split(".")[1:3])) for name in named if name.startswith("stages.")}
-    depths = [len({j for i, j in blocks if i == stage}) for stage in sorted({i for i, _ in blocks})]
-    project, hidden = shape("patches.project.weight"), shape("stages.0.0.mlp.fc1.weight")
-    if len(project) != 4 or project[2] != project[3]:
-        raise InputError(f"the patches' weight has the shape {project}, expected (channels, in, p, p)")
-    if len(hidden) != 2 or 0 in hidden:
-        raise InputError(f"an MLP's first weight has the shape {hidden}, expected (hidden, channels)")
+    blocks = {match[0] for name in named if (match := re.match(r"stages\.\d+\.\d+\.", name))}
+    stages = [block.split(".")[1] for block in blocks]
+    depths = [stages.count(str(i)) for i in range(len(set(stages)))]
+    project, hidden = shape("patches.project.weight", 4), shape("stages.0.0.mlp.fc1.weight", 2)
     side, bias_window = _windows(weights, window, pretrained_window, len(depths))
     cut = {
         min(side, *(-(-n // (project[2] * 2**i)) for n in height_width(image_size)))
@@ -307,7 +297,7 @@ def _options(
         "patch_size": project[2],
         "embed_dim": project[0],
         "depths": depths,
-        "n_heads": [shape(f"stages.{i}.0.{_ATTENTION}.logit_scale")[0] for i in range(len(depths))],
+        "n_heads": [shape(f"stages.{i}.0.{_ATTENTION}.logit_scale", 1)[0] for i in range(len(depths))],
         "window": side,
         "bias_window": bias_window if any(bias_window) else None,
         "mlp_ratio": hidden[0] / hidden[1],
@@ -335,16 +325,12 @@ def _windows(
         # A model of neuraloperator's registry.
         side, bias = options["window"], options.get("bias_window") or 0
         counted = list(bias) if isinstance(bias, Sequence) else [bias] * n_stages
-    elif window is None:
+    elif window is None or given is None:
         raise InputError(
-            "window=None, and these weights do not say how large their windows are: give the number after "
-            "'window' in the name of the model, window=8"
-        )
-    elif given is None:
-        raise InputError(
-            "pretrained_window=None, and these weights do not say whether their windows were enlarged after "
-            "training: give pretrained_window=0 if they were not, as in 'window8', or those of the training "
-            "for each stage, pretrained_window=(12, 12, 12, 6) for 'window12to16'"
+            f"window={window} and pretrained_window={pretrained}, and these weights do not say their "
+            "windows: give the number after 'window' in the name of the model, window=8, and "
+            "pretrained_window=0, or, if windows were enlarged after training, those of each stage in "
+            "training, (12, 12, 12, 6) for 'window12to16'"
         )
     else:
         side, counted = window, given
