@@ -1,4 +1,4 @@
-"""Swin-V2's weights, in each published layout, as the start of a MANO: its logits, features and gradients."""
+"""Start of a MANO from Swin-V2's weights in each published layout: logits, features, gradients, refusals."""
 
 import copy
 
@@ -24,7 +24,7 @@ def started(layout, config=SMALL, **options):
 @pytest.mark.parametrize("n_levels", [1, None, 2])
 @pytest.mark.parametrize("config", [SMALL, DEEP], ids=["small", "deep"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_it_begins_as_swin(layout, config, n_levels):
+def test_start_has_swins_logits_and_features(layout, config, n_levels):
     source, model = started(layout, config, n_levels=n_levels)
     with torch.no_grad():
         logits, features = model(source.images.double()), model.forward_features(source.images.double())
@@ -34,7 +34,7 @@ def test_it_begins_as_swin(layout, config, n_levels):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_published_shape_in_single_precision(layout):
+def test_start_has_swins_logits_at_the_published_shape(layout):
     source = swin_state(layout, **TINY)
     model = from_swin_v2(source.state, window=8, pretrained_window=0).eval()
     with torch.no_grad():
@@ -49,7 +49,7 @@ def of_layers(model):
     return [module for module in model.modules() if isinstance(module, MultipoleAttention)]
 
 
-def test_coarser_levels_start_at_nothing_and_are_learned():
+def test_coarser_levels_start_at_zero_and_learn():
     _, model = started("transformers", DEEP)
     images = torch.randn(2, 3, 128, 128, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     before = model(images)
@@ -68,7 +68,7 @@ def test_coarser_levels_start_at_nothing_and_are_learned():
         assert (layer.scale.grad != 0).all() and (layer.down[0].weight.grad != 0).all()
 
 
-def test_gradients_are_swins():
+def test_start_has_swins_gradients():
     from transformers import Swinv2Config, Swinv2ForImageClassification
 
     source, model = started("transformers", n_levels=1)
@@ -107,7 +107,7 @@ def equal(one, other):
 
 @pytest.mark.parametrize("prefix", ["module.", "model.backbone."])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_what_stands_before_the_names_is_left_out(layout, prefix):
+def test_prefixes_of_names_are_removed(layout, prefix):
     source, _ = started(layout)
     state = {prefix + name: t for name, t in source.state.items()}
     assert equal(
@@ -116,7 +116,7 @@ def test_what_stands_before_the_names_is_left_out(layout, prefix):
     )
 
 
-def test_the_authors_own_layout():
+def test_layout_of_the_authors_is_read():
     """timm's, but that a stage's merging stands at its end."""
     source, _ = started("timm", DEEP)
 
@@ -132,7 +132,7 @@ def test_the_authors_own_layout():
     )
 
 
-def test_weights_come_from_files(tmp_path):
+def test_weights_are_read_from_files(tmp_path):
     source, _ = started("timm")
     expected = from_swin_v2(source.state, window=4, pretrained_window=0)
     write_weights(tmp_path / "swin.safetensors", source.state)
@@ -141,7 +141,7 @@ def test_weights_come_from_files(tmp_path):
         assert equal(from_swin_v2(tmp_path / name, window=4, pretrained_window=0), expected)
 
 
-def test_a_file_of_code_is_not_run(tmp_path):
+def test_pickled_code_is_refused(tmp_path):
     class Code:
         def __reduce__(self):
             return print, ("run",)
@@ -151,7 +151,7 @@ def test_a_file_of_code_is_not_run(tmp_path):
         from_swin_v2(tmp_path / "swin.pth", window=4, pretrained_window=0)
 
 
-def test_a_new_head_for_other_classes():
+def test_other_numbers_of_classes_get_a_new_head():
     source, _ = started("timm")
     torch.manual_seed(0)
     model = from_swin_v2(source.state, window=4, pretrained_window=0, n_classes=7)
@@ -164,13 +164,13 @@ def test_a_new_head_for_other_classes():
         from_swin_v2(backbone, window=4, pretrained_window=0)
 
 
-def test_the_head_stays_where_the_classes_are_as_many():
+def test_equal_number_of_classes_keeps_the_head():
     source, _ = started("timm")
     model = from_swin_v2(source.state, window=4, pretrained_window=0, n_classes=10)
     assert torch.equal(model.head.weight, source.state["head.fc.weight"])
 
 
-def test_the_weights_given_are_not_changed():
+def test_given_weights_stay_unchanged():
     source, _ = started("torchvision")
     before = copy.deepcopy(source.state)
     model = from_swin_v2(source.state)
@@ -202,7 +202,7 @@ def test_the_weights_given_are_not_changed():
         ),
     ],
 )
-def test_other_weights_are_refused(change, message):
+def test_unsuitable_weights_are_refused(change, message):
     source, _ = started("timm")
     state = dict(source.state)
     change(state)
@@ -211,14 +211,14 @@ def test_other_weights_are_refused(change, message):
 
 
 @pytest.mark.parametrize("layout", ["timm", "transformers"])
-def test_stages_that_a_window_covers(layout):
+def test_windows_are_cut_to_small_stages(layout):
     """Their position bias is counted in the window as it is cut."""
     source, model = started(layout, {**SMALL, "image_size": 16})  # 4 and 2 points a side
     with torch.no_grad():
         torch.testing.assert_close(model(source.images.double()), source.logits, rtol=1e-5, atol=1e-6)
 
 
-def test_it_begins_as_a_classifier_of_the_registry():
+def test_start_from_the_registrys_swin():
     swin = SwinClassifier(3, 5, image_size=32, embed_dim=16, depths=[2, 2], n_heads=[2, 4], window=4)
     randomise(swin)
     model, images = from_swin_v2(swin.state_dict(), image_size=32), torch.randn(2, 3, 32, 32)
@@ -227,14 +227,14 @@ def test_it_begins_as_a_classifier_of_the_registry():
         from_swin_v2(swin.state_dict(), window=9, pretrained_window=0)
 
 
-def test_what_is_no_swin_is_refused():
+def test_other_state_dicts_are_refused():
     with pytest.raises(InputError, match="weights=Linear, expected a state dict or a file"):
         from_swin_v2(torch.nn.Linear(1, 1), window=4, pretrained_window=0)
     with pytest.raises(InputError, match=r"a state dict with bias, weight, \.\.\. is in no known layout"):
         from_swin_v2({"weight": torch.zeros(1), "bias": torch.zeros(1)}, window=8, pretrained_window=0)
 
 
-def test_windows_are_known_or_asked_for():
+def test_windows_come_from_tables_or_arguments():
     source, _ = started("timm")
     with pytest.raises(InputError, match=r"window=None .*do not say their windows: .* window=8"):
         from_swin_v2(source.state)
@@ -253,7 +253,7 @@ def test_windows_are_known_or_asked_for():
 
 @pytest.mark.parametrize("pretrained", [(4, 4), (6, 6), (6, 3), (6, 0)])
 @pytest.mark.parametrize("layout", ["timm", "transformers"])
-def test_enlarged_windows_count_offsets_in_those_of_the_training(layout, pretrained):
+def test_enlarged_windows_count_offsets_of_the_training(layout, pretrained):
     source = swin_state(layout, window=8, image_size=64, pretrained_window=pretrained)
     model = from_swin_v2(source.state, window=8, pretrained_window=pretrained, image_size=64).double().eval()
     with torch.no_grad():
@@ -266,34 +266,23 @@ def test_enlarged_windows_count_offsets_in_those_of_the_training(layout, pretrai
 
 
 @pytest.mark.parametrize("layout", ["timm", "transformers"])
-def test_windows_of_the_training_are_asked_for_where_weights_do_not_say_them(layout):
+def test_pretrained_windows_are_required_and_checked(layout):
     source, _ = started(layout)
     with pytest.raises(
         InputError, match=r"pretrained_window=None, and these weights .* pretrained_window=0, or"
     ):
         from_swin_v2(source.state, window=4)
-    with pytest.raises(
-        InputError, match=r"pretrained_window=\(6,\), expected one for each of 2 stages, or 0"
-    ):
-        from_swin_v2(source.state, window=4, pretrained_window=(6,))
+    for pretrained in ((6,), 6):
+        with pytest.raises(
+            InputError, match=r"pretrained_window=.*, expected one for each of 2 stages, or 0"
+        ):
+            from_swin_v2(source.state, window=4, pretrained_window=pretrained)
     for window, pretrained, message in ((4.0, 0, "window=4.0"), (4, (6.5, 3), "pretrained_window=6.5")):
         with pytest.raises(InputError, match=f"^{message}, expected a whole number"):
             from_swin_v2(source.state, window=window, pretrained_window=pretrained)
 
 
-def test_one_number_is_for_stages_of_equal_windows():
-    """Of "window12to16" the training's images cut the last window to 6 points, which 12 does not say."""
-    source = swin_state("transformers", window=8, image_size=64, pretrained_window=(6, 6))
-    model = from_swin_v2(source.state, window=8, pretrained_window=6, image_size=64).double().eval()
-    with torch.no_grad():
-        torch.testing.assert_close(model(source.images.double()), source.logits, rtol=1e-5, atol=1e-6)
-    with pytest.raises(
-        InputError, match=r"pretrained_window=6 for stages with windows of 8, 4 points: .* one for each stage"
-    ):
-        from_swin_v2(source.state, window=8, pretrained_window=6, image_size=32)
-
-
-def test_a_saved_model_counts_offsets_in_windows_of_the_training_too(tmp_path):
+def test_saved_model_keeps_the_windows_of_the_training(tmp_path):
     source = swin_state("transformers", window=8, image_size=64, pretrained_window=(6, 3))
     model = from_swin_v2(source.state, window=8, pretrained_window=(6, 3), image_size=64)
     model.save_pretrained(tmp_path)
@@ -302,7 +291,7 @@ def test_a_saved_model_counts_offsets_in_windows_of_the_training_too(tmp_path):
         torch.testing.assert_close(loaded(source.images.double()), source.logits, rtol=1e-5, atol=1e-6)
 
 
-def test_tables_of_offsets_say_the_windows_of_the_training():
+def test_tables_of_offsets_give_the_windows_of_the_training():
     """Those of timm's and the authors' files, with the offsets of each window of the training."""
     source = swin_state("timm", window=8, image_size=64, pretrained_window=(6, 3))
     offsets = torch.arange(-7.0, 8.0)

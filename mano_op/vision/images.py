@@ -115,10 +115,9 @@ class Images:
     channels : int
     image_size : (int, int)
     origin : dict
-        Fingerprint: the kind of source, a digest, and the parts that were split off. The digest covers the
-        names and sizes of a folder's files; labels and metadata of a saved data set, with its fingerprint;
-        and all pixels of digits. A file replaced by another one of equal size is not noticed. The path does
-        not count, so a folder may be moved.
+        Fingerprint: kind of source, digest, and the parts that were split off. The digest covers names and
+        sizes of a folder's files, labels and metadata of a saved data set, all pixels of digits. The path
+        does not count, so a folder may be moved; a file replaced by one of equal size is not noticed.
     """
 
     source: str
@@ -250,20 +249,7 @@ def stratified(
 ) -> NDArray[np.bool_]:
     """Mask of a random part with the same share of every class, and at least one sample in and out.
 
-    Parameters
-    ----------
-    labels : array of int
-    part : float
-    seed : int
-    classes : sequence of str
-        Names of the classes, for the message.
-    stream : int
-        Masks of different streams are independent.
-
-    Raises
-    ------
-    InputError
-        If a class has a single sample.
+    Masks of different streams are independent. A class with a single sample raises `InputError`.
 
     Examples
     --------
@@ -287,17 +273,9 @@ def stratified(
 def image_loader(
     data: Dataset[dict[str, Tensor]], batch_size: int, *, num_workers: int = 0, seed: int | None = None
 ) -> DataLoader[dict[str, Tensor]]:
-    """Batches of images and labels.
+    """Batches of images and labels: `batch_size` of them for each process that trains.
 
-    Parameters
-    ----------
-    data : Dataset
-    batch_size : int
-        Images in a batch, of each process that trains with others.
-    num_workers : int
-        Processes that decode images, kept between epochs. Batches do not depend on their number.
-    seed : int, optional
-        Seed that shuffles the images, anew in each epoch; without one they come in order.
+    A seed shuffles them, anew in each epoch. They do not depend on `num_workers`, the processes that decode.
 
     Examples
     --------

@@ -27,11 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mano_op.errors import InputError, check_whole, listed
+from mano_op.errors import InputError, check_whole
 from mano_op.files import read_tensors
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.vision.classifier import MANOClassifier
-from mano_op.vision.resize import height_width
 from mano_op.weights import read_weights
 
 # Buffers, zeros, and options of neuraloperator's models.
@@ -59,10 +58,10 @@ def from_swin_v2(
     window : int, optional
         Points along each side of its windows: the number after "window" in the name of the model. Not needed
         for weights with tables of offsets, such as torchvision's.
-    pretrained_window : int or sequence of int, optional
-        Windows of the training, one for each stage, if they were enlarged afterwards: ``(12, 12, 12, 6)`` for
-        "window12to16" and "window12to24"; 0 if they were not. The position bias counts offsets in them. One
-        number is for stages of equal windows. Not needed for weights with tables of offsets.
+    pretrained_window : sequence of int or 0, optional
+        Windows of each stage in training, in which the position bias counts offsets, if they were enlarged
+        afterwards: ``(12, 12, 12, 6)`` for "window12to16" and "window12to24"; 0 if they were not. Not needed
+        for weights with tables of offsets.
     image_size : int or sequence of int
         Pixels along the sides of the images that levels are chosen for.
     n_levels : int or sequence of int, optional
@@ -116,7 +115,7 @@ def from_swin_v2(
         named = {name: t for name, t in named.items() if not name.startswith("head.")}
         head = None
     model = MANOClassifier(
-        **_options(named, weights, window, pretrained_window, image_size),
+        **_options(named, weights, window, pretrained_window),
         n_classes=n_classes,
         image_size=image_size,
         n_levels=n_levels,
@@ -267,7 +266,6 @@ def _options(
     weights: Mapping[str, Any],
     window: int | None,
     pretrained_window: int | Sequence[int] | None,
-    image_size: int | Sequence[int],
 ) -> dict[str, Any]:
     """Options of the `MANOClassifier` that follow from the weights and the windows."""
 
@@ -282,16 +280,6 @@ def _options(
     depths = [stages.count(str(i)) for i in range(len(set(stages)))]
     project, hidden = shape("patches.project.weight", 4), shape("stages.0.0.mlp.fc1.weight", 2)
     side, bias_window = _windows(weights, window, pretrained_window, len(depths))
-    cut = {
-        min(side, *(-(-n // (project[2] * 2**i)) for n in height_width(image_size)))
-        for i in range(len(depths))
-    }
-    if pretrained_window and not isinstance(pretrained_window, Sequence) and len(cut) > 1:
-        raise InputError(
-            f"pretrained_window={pretrained_window!r} for stages with windows of "
-            f"{listed(sorted(cut, reverse=True))} points: images of the training cut its windows too, so "
-            "give one for each stage, as (12, 12, 12, 6) is for 'window12to16'"
-        )
     return {
         "in_channels": project[1],
         "patch_size": project[2],
@@ -308,15 +296,16 @@ def _windows(
     weights: Mapping[str, Any], window: int | None, pretrained: int | Sequence[int] | None, n_stages: int
 ) -> tuple[int, list[int]]:
     """The window, and for each stage the window that its position bias counts in, or 0."""
-    given = None
-    if pretrained is not None:
-        given = list(pretrained) if isinstance(pretrained, Sequence) else [pretrained] * n_stages
+    given = None if pretrained is None else [0] * n_stages if pretrained == 0 else pretrained
+    if given is not None:
+        if not isinstance(given, Sequence) or len(given) != n_stages:
+            raise InputError(
+                f"pretrained_window={pretrained!r}, expected one for each of {n_stages} stages, or 0: give "
+                "(12, 12, 12, 6), say, for 'window12to16'"
+            )
         for size in given:
             check_whole(at_least=0, pretrained_window=size)
-        if len(given) != n_stages:
-            raise InputError(
-                f"pretrained_window={pretrained!r}, expected one for each of {n_stages} stages, or 0"
-            )
+        given = list(given)
     tables = {name: t for name, t in weights.items() if name.endswith("relative_coords_table")}
     options = weights.get("_metadata")
     if tables:
