@@ -37,16 +37,10 @@ class SizeResult:
     how : {"direct", "resized"}
         Whether the model got the images themselves, or resized to the size of its training.
     images : int
-    accuracy : float
-        Fraction of images whose class had the highest logit.
-    interval : (float, float)
-        95 % interval of the accuracy; see `mano_op.vision.metrics.ClassMetrics.accuracy_interval`.
+    accuracy, interval, cross_entropy, by_class
+        See `mano_op.vision.metrics.ClassMetrics`.
     top5 : float, optional
-        Fraction of images whose class was among the five highest, for more than five classes.
-    cross_entropy : float
-        Mean, in nats.
-    by_class : dict of str to float
-        Accuracy on each class; None for a class without images.
+        Fraction of images whose class was among the five highest logits, for more than five classes.
     """
 
     size: tuple[int, int]
@@ -82,13 +76,7 @@ class Evaluation:
     used: str | None = None
 
     def row(self, size: Size | None = None, how: str = "direct") -> SizeResult:
-        """Metrics at a size, by default that of the training.
-
-        Raises
-        ------
-        InputError
-            If the classifier was not evaluated there.
-        """
+        """Metrics at a size, by default that of the training; `InputError` for a size without metrics."""
         wanted = self.trained_at if size is None else height_width(size)
         for row in self.rows:
             if (row.size, row.how) == (wanted, how):
