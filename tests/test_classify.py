@@ -114,7 +114,7 @@ def batch_of(split: Any) -> dict[str, torch.Tensor]:
 # The numbers.
 
 
-def test_the_numbers_of_some_logits_by_hand() -> None:
+def test_metrics_of_logits_by_hand() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [1.0, 1.0, 0.0], [0.0, float("nan"), 0.0]])
     batch = {"x": logits[:, :, None, None], "y": torch.tensor([0, 2, 1, 0])}
     processor = ImageProcessor([0.0] * 3, [1.0] * 3, n_classes=3, smoothing=0.5)
@@ -136,19 +136,6 @@ def test_the_numbers_of_some_logits_by_hand() -> None:
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         class_metrics(model, processor.train(), [batch])
     assert model.training and not model[1].training and processor.training
-
-
-def test_intervals_are_those_of_the_literature() -> None:
-    """Newcombe, Statistics in Medicine 17 (1998), table I, method 3, rounded there to four digits."""
-    for right, n, low, high in (
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ):
-        ranks = torch.arange(n).ge(right).long()
-        found = ClassMetrics(torch.zeros_like(ranks), ranks, ranks.double()).accuracy_interval()
-        assert found == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
 
 
 def test_the_loss_is_torchs_summed() -> None:
@@ -642,10 +629,10 @@ def test_damaged_files_are_refused(kept: Path, tmp_path: Path) -> None:
     load_run(folder, task="images")
 
 
-# Judging.
+# Evaluation.
 
 
-def test_other_sizes_stand_beside_what_they_have_to_be_compared_with(kept: Path, images: Images) -> None:
+def test_evaluation_matches_logits_at_every_size(kept: Path, images: Images) -> None:
     run = load_run(kept, task="images")
     found = evaluate_classifier(run, images, sizes=[8, 16, (6, 10)], batch_size=7)
     assert [(row.size, row.how) for row in found.rows] == [
@@ -676,7 +663,7 @@ def test_other_sizes_stand_beside_what_they_have_to_be_compared_with(kept: Path,
         found.row(32)
 
 
-def test_what_cannot_be_judged(kept: Path, images: Images, tmp_path: Path) -> None:
+def test_unsuitable_evaluations_are_refused(kept: Path, images: Images, tmp_path: Path) -> None:
     run = load_run(kept, task="images")
     with pytest.raises(InputError, match="has no split 'validation'; it has train, test"):
         evaluate_classifier(run, images, split="validation")
@@ -712,8 +699,8 @@ def noise(folder: Path, n: int, start: int = 0) -> None:
             )
 
 
-def test_a_part_that_was_drawn_is_not_drawn_anew_of_a_folder_that_was_changed(tmp_path: Path) -> None:
-    """One image more, and most of the images that would be judged on had been trained on."""
+def test_changed_folder_is_not_split_anew(tmp_path: Path) -> None:
+    """With one more image, another test split would contain images of the training."""
     noise(tmp_path / "pets", 10)
     first = open_images(tmp_path / "pets", image_size=8)
     run = train(first, tmp_path / "run", epochs=1)
@@ -735,8 +722,8 @@ def test_a_part_that_was_drawn_is_not_drawn_anew_of_a_folder_that_was_changed(tm
     assert evaluate_classifier(run, tmp_path / "pets").row().images == 4
 
 
-def test_a_source_with_a_split_of_its_own_is_judged_by_that(tmp_path: Path) -> None:
-    """Though splits of the training were drawn; and only of its images it is said what they were used for."""
+def test_own_test_split_of_a_source_is_used(tmp_path: Path) -> None:
+    """Instead of the parts of the training; their use is reported for images of the training only."""
     noise(tmp_path / "pets", 10)
     noise(tmp_path / "new" / "train", 4, start=20)
     noise(tmp_path / "new" / "test", 3, start=30)
@@ -760,7 +747,7 @@ def test_a_source_with_a_split_of_its_own_is_judged_by_that(tmp_path: Path) -> N
         assert ("It was trained on these images." in found.table()) == bool(used)
 
 
-def test_what_the_parameters_were_chosen_on_is_said(images: Images, tmp_path: Path) -> None:
+def test_use_of_images_in_training_is_reported(images: Images, tmp_path: Path) -> None:
     chosen = train(images, tmp_path / "chosen", epochs=2, validate="test")
     found = evaluate_classifier(load_run(tmp_path / "chosen", task="images"), images)
     assert found.table().endswith(" in nats. Its parameters were chosen on these images.")

@@ -20,8 +20,8 @@ from mano_op.errors import InputError
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 _DEEP = ("I", "F")  # first letters of Pillow's modes of more than 8 bits per channel
 
-# A file, or a row of ``datasets.Image(decode=False)``.
-Encoded = Path | Mapping[str, Any]
+# A file, or a row of ``datasets.Image(decode=False)``, which may be missing.
+Encoded = Path | Mapping[str, Any] | None
 
 
 def channels_of(image: Encoded, name: str) -> int:
@@ -90,8 +90,9 @@ def _opened(image: Encoded, name: str) -> Iterator[Any]:
     """Open an image with Pillow; every error of it, until it is closed, becomes an `InputError`."""
     pillow = require("PIL.Image")
     file: Any = image
-    if isinstance(image, Mapping):
-        content, path = image.get("bytes"), image.get("path")
+    if not isinstance(image, Path):
+        stored = image or {}
+        content, path = stored.get("bytes"), stored.get("path")
         if content is None and (not path or "://" in path):
             raise InputError(
                 f"{name} is {path or 'missing'}, and nothing is fetched: save the data set with its images"
