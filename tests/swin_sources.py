@@ -117,16 +117,10 @@ def _timm(options: dict[str, Any]) -> nn.Module:
     _declare_operators()
     from timm.models.swin_transformer_v2 import SwinTransformerV2
 
-    return SwinTransformerV2(
-        img_size=options["image_size"],
-        patch_size=4,
-        num_classes=options["n_classes"],
-        embed_dim=options["embed_dim"],
-        depths=options["depths"],
-        num_heads=options["n_heads"],
-        window_size=options["window"],
-        pretrained_window_sizes=options["pretrained_window"],
-    )
+    names = {"img_size": "image_size", "num_classes": "n_classes", "window_size": "window"}
+    names |= {"embed_dim": "embed_dim", "depths": "depths", "num_heads": "n_heads"}
+    names |= {"pretrained_window_sizes": "pretrained_window"}
+    return SwinTransformerV2(patch_size=4, **{theirs: options[ours] for theirs, ours in names.items()})
 
 
 def _torchvision(options: dict[str, Any]) -> nn.Module:
@@ -148,18 +142,11 @@ def _torchvision(options: dict[str, Any]) -> nn.Module:
 def _transformers(options: dict[str, Any]) -> nn.Module:
     from transformers import Swinv2Config, Swinv2ForImageClassification
 
-    return Swinv2ForImageClassification(
-        Swinv2Config(
-            image_size=options["image_size"],
-            patch_size=4,
-            embed_dim=options["embed_dim"],
-            depths=options["depths"],
-            num_heads=options["n_heads"],
-            window_size=options["window"],
-            pretrained_window_sizes=options["pretrained_window"],
-            num_labels=options["n_classes"],
-        )
-    )
+    names = {"image_size": "image_size", "num_labels": "n_classes", "window_size": "window"}
+    names |= {"embed_dim": "embed_dim", "depths": "depths", "num_heads": "n_heads"}
+    names |= {"pretrained_window_sizes": "pretrained_window"}
+    config = Swinv2Config(patch_size=4, **{theirs: options[ours] for theirs, ours in names.items()})
+    return Swinv2ForImageClassification(config)
 
 
 def _timm_outputs(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:

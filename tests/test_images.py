@@ -21,7 +21,7 @@ from mano_op.vision.augment import augmentation, check_augmentation
 from mano_op.vision.decode import decode
 from mano_op.vision.images import image_loader, open_images, stratified
 from mano_op.vision.processor import IMAGENET, ImageProcessor, moments
-from mano_op.vision.resize import Resized, resize, resize_and_crop
+from mano_op.vision.resize import resize, resize_and_crop
 
 COLOURS = {"blue": (10, 20, 200), "red": (200, 30, 40)}
 
@@ -192,7 +192,7 @@ def test_resize_is_a_triangle_filter() -> None:
     assert fine.min() >= x.min() and fine.max() <= x.max()
 
 
-def test_at_reads_the_source_anew_and_resized_does_not(tmp_path: Path) -> None:
+def test_at_reads_the_source_anew_before_resizing(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (16, 16), dtype=np.uint8)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -202,9 +202,9 @@ def test_at_reads_the_source_anew_and_resized_does_not(tmp_path: Path) -> None:
     exact = torch.from_numpy(pixels).float()[None] / 255
     assert torch.equal(split.at(16)[0]["x"], exact)
     assert torch.equal(split[0]["x"], resize(exact, (4, 4)))
-    resized = Resized(split, (16, 12))
-    assert torch.equal(resized[0]["x"], resize(resize(exact, (4, 4)), (16, 12)))
-    assert resized[1]["y"] == split.labels[1] and len(resized) == len(split)
+    resized = split.at(8, resized_to=(16, 12))
+    assert torch.equal(resized[0]["x"], resize(resize(exact, (8, 8)), (16, 12)))
+    assert torch.equal(resized.at(16)[0]["x"], exact)
 
 
 def test_origin_is_of_the_files_not_of_their_folder(folder: Path, tmp_path: Path) -> None:

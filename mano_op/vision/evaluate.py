@@ -9,8 +9,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from mano_op.errors import InputError, check_whole
@@ -18,7 +16,7 @@ from mano_op.runs import Run
 from mano_op.train.precision import check_device
 from mano_op.vision.images import Images, image_loader, open_images
 from mano_op.vision.metrics import class_metrics
-from mano_op.vision.resize import Resized, Size, height_width
+from mano_op.vision.resize import Size, height_width
 
 _USED = {
     "training": " It was trained on these images.",
@@ -197,17 +195,16 @@ def evaluate_classifier(
         like = origin if isinstance(origin, dict) else None
         images = open_images(images, image_size=home, in_channels=run.processor.channels, like=like)
     _check_fits(run, images, split)
-    at_home = images[split].at(home)
-    cases: list[tuple[tuple[int, int], str, Dataset[dict[str, Tensor]]]] = [(home, "direct", at_home)]
+    data = images[split]
+    cases = [(home, "direct", data.at(home))]
     for size in dict.fromkeys(map(height_width, sizes or ())):
         if size != home:
-            other = at_home.at(size)
-            cases += [(size, "direct", other), (size, "resized", Resized(other, home))]
+            cases += [(size, "direct", data.at(size)), (size, "resized", data.at(size, resized_to=home))]
     rows = []
     model = run.model.to(device)
     try:
-        for size, how, data in cases:
-            batches = image_loader(data, batch_size, num_workers=num_workers)
+        for size, how, case in cases:
+            batches = image_loader(case, batch_size, num_workers=num_workers)
             bar = tqdm(batches, desc=f"{_by(size)} {how}", unit="batch", disable=not progress)
             rows.append(_result(run, bar, size, how, device))
     finally:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from mano_op.data.sampler import ResolutionBatchSampler
 from mano_op.errors import InputError, check_whole, did_you_mean
 from mano_op.vision.decode import channels_of, decode, require
-from mano_op.vision.resize import Size, height_width, resize_and_crop
+from mano_op.vision.resize import Size, height_width, resize, resize_and_crop
 
 DIGITS = "digits"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
@@ -50,6 +50,8 @@ class ImageSplit(Dataset[dict[str, Tensor]]):
         Whether images in colour may become grey.
     image_size : (int, int)
         Height and width that all images are brought to by `resize_and_crop`.
+    resized_to : (int, int), optional
+        Height and width that they are then interpolated to, by `resize`.
     rows : array of int, optional
         Positions in `images` of those that belong to the split, one for each label; all by default.
 
@@ -68,6 +70,7 @@ class ImageSplit(Dataset[dict[str, Tensor]]):
     channels: int = 1
     convert: bool = False
     image_size: tuple[int, int] = (8, 8)
+    resized_to: tuple[int, int] | None = None
     rows: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
@@ -82,7 +85,8 @@ class ImageSplit(Dataset[dict[str, Tensor]]):
         else:
             name = str(x) if isinstance(x, Path) else f"image {row} of {self.name}"
             x = decode(x, name, self.channels, self.convert)
-        return {"x": resize_and_crop(x, self.image_size), "y": y}
+        x = resize_and_crop(x, self.image_size)
+        return {"x": resize(x, self.resized_to or self.image_size), "y": y}
 
     def subset(self, rows: Sequence[int] | NDArray[np.int64]) -> ImageSplit:
         """Images at some positions of this split."""
@@ -90,8 +94,10 @@ class ImageSplit(Dataset[dict[str, Tensor]]):
         labels = self.labels[torch.from_numpy(chosen)]
         return replace(self, labels=labels, rows=chosen if self.rows is None else self.rows[chosen])
 
-    def at(self, image_size: Size) -> ImageSplit:
+    def at(self, image_size: Size, *, resized_to: tuple[int, int] | None = None) -> ImageSplit:
         """The same images at another size, made from the source: finer where the source is.
+
+        With `resized_to` they are then interpolated to that size, and lose what it does not resolve.
 
         Examples
         --------
@@ -99,7 +105,7 @@ class ImageSplit(Dataset[dict[str, Tensor]]):
         >>> tuple(split.at(16)[0]["x"].shape)
         (1, 16, 16)
         """
-        return replace(self, image_size=height_width(image_size))
+        return replace(self, image_size=height_width(image_size), resized_to=resized_to)
 
 
 @dataclass(frozen=True)

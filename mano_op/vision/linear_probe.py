@@ -41,8 +41,8 @@ def freeze_backbone(model: nn.Module, arch: str) -> None:
 def only_head(model: nn.Module) -> Iterator[None]:
     """Keep all of a model but its ``head`` in evaluation mode, whatever mode it is put into.
 
-    The Trainer puts the whole model into training mode at the start of each epoch, but a frozen backbone must
-    neither draw random numbers nor update statistics.
+    Training puts the whole model into training mode, but a frozen backbone must neither draw random numbers
+    nor update statistics.
 
     Examples
     --------

@@ -8,36 +8,11 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from mano_op.errors import InputError, check_whole
 
 Size = int | Sequence[int]
 _LARGEST_SIDE = 2**14
-
-
-class Resized(Dataset[dict[str, Tensor]]):
-    """Samples of a data set with each image interpolated to another size; see `resize`.
-
-    `mano_op.vision.images.ImageSplit.at` goes back to the source instead.
-
-    Examples
-    --------
-    >>> from mano_op.vision.images import open_images
-    >>> fine = open_images("digits")["test"].at(16)
-    >>> tuple(Resized(fine, 8)[0]["x"].shape)
-    (1, 8, 8)
-    """
-
-    def __init__(self, dataset: Dataset[dict[str, Tensor]], image_size: Size) -> None:
-        self._dataset, self._size = dataset, height_width(image_size)
-
-    def __len__(self) -> int:
-        return len(self._dataset)  # type: ignore[arg-type]
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        sample = self._dataset[index]
-        return {**sample, "x": resize(sample["x"], self._size)}
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
