@@ -227,7 +227,7 @@ def open_images(
     if channels is None:
         first = train.images[0]
         channels = 1 if isinstance(first, Tensor) else channels_of(first, f"the first image of {train.name}")
-    how = {"channels": channels, "convert": in_channels is not None, "image_size": size}
+    how: dict[str, Any] = {"channels": channels, "convert": in_channels is not None, "image_size": size}
     splits = {name: replace(split, **how) for name, split in stored.items()}
     if whole and parts["test"] is None:
         parts["test"] = _TEST_PART
@@ -424,7 +424,7 @@ def _column(data: Any, argument: str, columns: Mapping[str, str], feature: Any, 
     """The column of a feature type: the one that was named, or the only one."""
     kind = feature.__name__
     fit = [column for column, value in data.features.items() if isinstance(value, feature)]
-    column = columns.get(argument, fit[0] if len(fit) == 1 else None)
+    column = columns.get(argument, fit[0] if len(fit) == 1 else "")
     if column in fit:
         return column
     if argument in columns:
