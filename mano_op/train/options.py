@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, StrictBool
 
 from mano_op.data.mixed import Mixed
 from mano_op.errors import InputError
@@ -112,7 +112,7 @@ class TrainOptions:
     patience: Count | None = None
     log: Annotated[Any, BeforeValidator(check_log)] = ()
     checkpoint_every: Whole = 1
-    progress: bool = True
+    progress: StrictBool = True
 
     # No number of a training follows from these, so a training goes on with others.
     UNRECORDED: ClassVar[tuple[str, ...]] = ("device", "log", "checkpoint_every", "progress", "num_workers")
@@ -192,7 +192,7 @@ class Augmentation:
 
     crop: Annotated[Positive, AfterValidator(_part)] = 1.0
     shift: Whole = 0
-    flip: bool = False
+    flip: StrictBool = False
     mixup: NonNegative = 0.0
 
 
