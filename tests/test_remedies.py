@@ -189,17 +189,20 @@ def assert_holds(store, *, samples=range(4), steps=None, levels=None):
             np.testing.assert_allclose(stored + variable.reference, expected, rtol=1e-5, atol=1e-5)
 
 
+PLAIN = {
+    "inputs": ["a"],
+    "outputs": ["u"],
+    "splits": SPLITS,
+    "registration": "cell",
+    "boundary_conditions": {"x": "open"},
+    "domain": {"x": (0.0, 1.0)},
+    "progress": False,
+}
+
+
 def write(folder, fields=None, *, kept=None, steps=None, levels=None, name="a.zarr", **changes):
     """`write_fields`, of waves that the store then has: `kept` samples, at `steps`."""
-    options = {
-        "inputs": ["a"],
-        "outputs": ["u"],
-        "splits": SPLITS,
-        "registration": "cell",
-        "boundary_conditions": {"x": "open"},
-        "domain": {"x": (0.0, 1.0)},
-        "progress": False,
-    } | changes
+    options = PLAIN | changes
     fields = {8: flow()} if fields is None else fields
     store = write_fields(folder / name, fields, **{k: v for k, v in options.items() if v is not None})
     assert_holds(store, samples=range(4) if kept is None else kept, steps=steps, levels=levels)
@@ -224,7 +227,6 @@ cases(
         },
     ),
     inputs_as_a_word=({"inputs": "a"}, "expected a list of names", option("inputs", "list of names:")),
-    outputs_as_a_word=({"outputs": "u"}, "expected a list", option("outputs", "list of names:")),
     an_array_for_a_data_set=(
         {"fields": {8: flow(steps=STEPS)["u"]}, "inputs": []},
         "expected a Dataset",
@@ -233,12 +235,6 @@ cases(
             "inputs": [],
             "steps": STEPS,
         },
-    ),
-    no_fields=({"fields": {}}, "expected a data set and names of its variables", {}),
-    a_variable_by_another_name=(
-        {"inputs": ["b"]},
-        "no variable 'b'",
-        lambda said, broken: {"inputs": quoted(said, "the data set has ")[:1]},
     ),
     runs_for_samples=(
         {"fields": {8: flow().rename(sample="run")}},
@@ -262,33 +258,18 @@ cases(
     ),
     a_point_without_a_place=(
         {"fields": {8: flow().assign_coords(x=[*flow()["x"].values[:7], np.nan])}},
-        "NaN or an infinity",
+        "expected finite numbers",
         data("data.isel", to=7, domain={"x": (0.0, 0.875)}, levels=["r7"]),
-    ),
-    a_place_to_assign=(
-        {"fields": {8: flow().assign_coords(x=[*flow()["x"].values[:7], np.nan])}},
-        "assign that point its place",
-        {"levels": ["r8"]},
-    ),
-    points_in_another_order=(
-        {"fields": {8: flow().isel(x=[1, 0, *range(2, 8)])}},
-        "does not increase",
-        data("data.sortby", levels=["r8"]),
     ),
     points_twice=(
         {"fields": {8: flow().isel(x=[0, 0, *range(1, 8)])}},
-        "does not increase",
+        "and each once",
         data("data.drop_duplicates", levels=["r8"]),
     ),
     boundary_values_of_another_variable=(
         {"boundary_values": {"pressure": 0.0}},
         "boundary_values of pressure",
-        lambda said, broken: {"boundary_values": {quoted(said, "expected some of")[1]: 0.0}},
-    ),
-    units_that_differ=(
-        {"fields": {8: flow(), 16: metres(flow(16))}},
-        "make them agree",
-        {"fields": {8: flow(), 16: flow(16)}, "levels": ["r8", "r16"]},
+        lambda said, broken: {"boundary_values": {said.split(", ")[-1]: 0.0}},
     ),
 )
 
@@ -315,18 +296,7 @@ def a_path_for_a_data_set(folder):
 def write_beginning(folder, **changes):
     data = flow(steps=STEPS)
     first = {8: data.assign(a=data["u"].isel(time=0, drop=True))}
-    store = write_fields(
-        folder / "a.zarr",
-        first,
-        inputs=["a"],
-        outputs=["u"],
-        splits=SPLITS,
-        registration="cell",
-        boundary_conditions={"x": "open"},
-        domain={"x": (0.0, 1.0)},
-        progress=False,
-        **changes,
-    )
+    store = write_fields(folder / "a.zarr", first, **PLAIN, **changes)
     for name in ("a", "u"):
         np.testing.assert_array_equal(store.read(8, name), first[8][name].values.astype(np.float32))
     assert {v.name: v.initial_of for v in store.variables if v.initial_of} == changes["initial"]
@@ -400,11 +370,6 @@ cases(
         "sample 1 has no label",
         data("data.drop_vars"),
     ),
-    a_label_to_assign=(
-        {"fields": {8: flow(labels=[0.5, np.nan, 2.5, 3.5])}},
-        "assign one",
-        {"fields": {8: flow(labels=[0.5, 1.5, 2.5, 3.5])}},
-    ),
     labels_that_differ=(
         {"fields": {8: flow(labels=list("abcd")), 16: flow(16, labels=list("abce"))}},
         "which no sample at 8 is",
@@ -438,11 +403,6 @@ cases(
         "a time is missing",
         data("data.isel", steps=STEPS[:2]),
     ),
-    a_time_to_assign=(
-        {"fields": {8: at([0.0, np.nan, 1.0])}},
-        "or assign it",
-        {"fields": {8: at([0.0, 0.5, 1.0])}, "steps": STEPS},
-    ),
     dates_in_words=(
         {"fields": {8: at(["2000-01-01", "2000-01-02", "2000-01-03"])}},
         "convert dates in words",
@@ -464,10 +424,7 @@ cases(
     units_that_are_no_dates=(
         {"fields": {8: at(("time", [0.0, 1.0, 2.0], {"units": "days since then"}))}},
         "correct the attribute units",
-        {
-            "fields": {8: at(("time", [0.0, 1.0, 2.0], {"units": "days since 2000-01-01"}))},
-            "steps": STEPS,
-        },
+        {"fields": {8: at(("time", [0.0, 1.0, 2.0], {"units": "days since 2000-01-01"}))}, "steps": STEPS},
     ),
 )
 
@@ -530,57 +487,25 @@ def points_that_are_not_uniform(folder):
     message = refused(write, folder, {65: stretched()}, part="interpolate to a uniform grid first", **domain)
     uniform = code(message, "data.interp", data=stretched())
     assert "and give its registration and domain" in message
-    store = write_fields(
-        folder / "a.zarr",
-        {65: uniform},
-        inputs=["a"],
-        outputs=["u"],
-        splits=SPLITS,
-        boundary_conditions={"x": "open"},
-        progress=False,
-        **domain,
-    )
+    store = write_fields(folder / "a.zarr", {65: uniform}, **PLAIN | domain)
     expected = wave("output", np.arange(4.0)[:, None], store.grids["r65"].points[0])
     np.testing.assert_allclose(store.read(65, "u"), expected, atol=1e-2)
 
 
 cases(
     write,
-    a_registration_for_one_axis=(
-        {"registration": {"y": "cell"}},
-        "or one for each of x",
-        {"registration": {"x": "cell"}},
-    ),
-    axes_with_attributes_that_differ=(
-        {"fields": {8: flow(), 16: flow(16).assign_coords(x=("x", flow(16)["x"].values, {"units": "m"}))}},
-        "make the attributes agree",
-        {"fields": {8: flow(), 16: flow(16)}, "levels": ["r8", "r16"]},
-    ),
     points_that_are_rounded=(
         {"fields": nearly(np.round(flow()["x"].values, 2)), "domain": None},
         "so its ends are known no better",
         {"fields": nearly(np.round(flow()["x"].values, 2)), "domain": {"x": (0.0, 1.0)}},
     ),
-    no_domain=(
-        {"domain": None},
-        "If it is, give domain=",
-        option("domain", "give "),
-    ),
+    no_domain=({"domain": None}, "If it is, give domain=", option("domain", "give ")),
     a_single_point=(
         {"fields": {1: flow(1)}, "domain": None},
         "from which no domain follows: give `domain`",
         {"fields": {1: flow(1)}, "domain": {"x": (0.0, 1.0)}, "levels": ["r1"]},
     ),
-    a_domain_of_another_axis=(
-        {"domain": {"y": (0.0, 1.0)}},
-        "expected the ends of ['x']",
-        lambda said, broken: {"domain": {quoted(said, "the ends of")[0]: (0.0, 1.0)}},
-    ),
-    another_registration=(
-        {"registration": "node"},
-        "would fit",
-        option("registration", ": "),
-    ),
+    another_registration=({"registration": "node"}, "would fit", option("registration", ": ")),
     another_domain=(
         {"fields": {8: flow(stop=2.0)}},
         "in registration 'cell' these points lie on",
@@ -605,17 +530,7 @@ def the_domain_of_rounded_points(folder):
     x = np.round(flow(6, stop=0.1)["x"].values, 3)
     fields = {6: flow(6, stop=0.1).assign_coords(x=x)}
     message = refused(write, folder, fields, domain=None, part="or what the data's authors say, for all axes")
-    store = write_fields(
-        folder / "a.zarr",
-        fields,
-        inputs=["a"],
-        outputs=["u"],
-        splits=SPLITS,
-        registration="cell",
-        boundary_conditions={"x": "open"},
-        progress=False,
-        **option("domain")(message),
-    )
+    store = write_fields(folder / "a.zarr", fields, **PLAIN | option("domain")(message))
     np.testing.assert_allclose(store.grids["r6"].points[0], x, atol=1e-3)
     np.testing.assert_array_equal(store.read(6, "u"), fields[6]["u"].values.astype(np.float32))
 
@@ -686,11 +601,6 @@ cases(
         "that does not begin with '__'",
         data("data.rename", inputs=["field"]),
     ),
-    a_name_with_a_slash=(
-        {"fields": {8: flow().rename(a="a/b")}, "inputs": ["a/b"]},
-        "without '/'",
-        data("data.rename", inputs=["field"]),
-    ),
     a_name_that_says_a_time=(
         {"fields": {8: flow().rename(u="u@+1")}, "outputs": ["u@+1"]},
         "as labels of channels do",
@@ -699,27 +609,11 @@ cases(
 )
 cases(
     create,
-    a_reference_that_is_no_number=(
-        {"variables": [A, {**U, "reference": np.nan}]},
-        "expected a finite number",
-        {},
-    ),
-    another_role=(
-        {"variables": [A, {**U, "role": "target"}]},
-        "expected 'input' or 'output'",
-        {"variables": [A, {**U, "role": "output"}]},
-    ),
-    no_grids=({"grids": []}, "a store has at least one level", {"grids": [CELLS]}),
-    no_condition=({"boundary_conditions": {}}, "expected one for each axis", {}),
+    no_grids=({"grids": []}, "give each once", {"grids": [CELLS]}),
     a_condition_that_the_grid_denies=(
         {"grids": [RING]},
         "they must say the same",
         {"grids": [RING], "boundary_conditions": {"x": "periodic"}},
-    ),
-    another_condition=(
-        {"boundary_conditions": {"x": "closed"}},
-        "expected one of periodic, dirichlet",
-        {"boundary_conditions": {"x": "wall"}},
     ),
     other_levels=(
         {"levels": "sampled"},
@@ -728,35 +622,18 @@ cases(
     ),
     coordinates_of_another_axis=(
         {"coordinates": {"y": {"units": "m"}}},
-        "expected some of ['x']",
-        lambda said, broken: {"coordinates": {quoted(said, "expected some of ")[0]: {"units": "m"}}},
-    ),
-    other_attributes_of_a_coordinate=(
-        {"coordinates": {"x": {"unit": "m"}}},
-        "expected some of units, long_name",
-        lambda said, broken: {"coordinates": {"x": {first_of(said, "expected some of "): "m"}}},
+        "expected some of x",
+        lambda said, broken: {"coordinates": {first_of(said, "expected some of "): {"units": "m"}}},
     ),
     an_axis_on_a_sphere=(
         {"coordinates": {"x": {"units": "degrees_north"}}},
         "which the store will say",
         option("as_plane", "pass ", coordinates={"x": {"units": "degrees_north"}}),
     ),
-    an_axis_that_was_projected=(
-        {"coordinates": {"x": {"units": "degrees_north"}}},
-        "Project the fields onto a plane first",
-        {"coordinates": {"x": {"units": "m"}}},
-    ),
     a_name_that_is_taken=(
         {"variables": [{**A, "name": "x"}, U]},
         "give each another, and none of bnds, sample",
         {"variables": [A, U]},
-    ),
-    meanings_of_another_level=(
-        {"variables": [A, {**U, "cell_methods": {"r16": "area: mean"}}]},
-        "or one for each of r8",
-        lambda said, broken: {
-            "variables": [A, {**U, "cell_methods": {first_of(said, "one for each of "): "area: mean"}}]
-        },
     ),
     an_end_of_an_axis_that_wraps=(
         {
@@ -767,26 +644,9 @@ cases(
         "so leave it out",
         {"grids": [RING], "boundary_conditions": {"x": "periodic"}},
     ),
-    no_output=({"variables": [A]}, "no output among the variables", {"variables": [A, U]}),
-    no_input=({"variables": [U]}, "only outputs that vary in time need none", {"variables": [A, U]}),
-    outputs_in_time_need_no_input=(
-        {"variables": [U]},
-        "only outputs that vary in time need none",
-        {"variables": [{**U, "time": True}], "times": (0.0, 1.0, 2.0), "steps": STEPS},
-    ),
-    an_output_as_an_initial_field=(
-        {"variables": [A, {**U, "initial_of": "u"}]},
-        "leave initial_of out",
-        {"variables": [A, U]},
-    ),
-    an_initial_field_of_what_is_steady=(
-        {"variables": [{**A, "initial_of": "u"}, U]},
-        "there is none, so leave it out",
-        {"variables": [A, U]},
-    ),
     an_initial_field_of_another_variable=(
         {**MOVING, "variables": [{**A, "initial_of": "v"}, {**U, "time": True}]},
-        "expected an output that varies in time: u",
+        "an output that varies in time: u",
         {**MOVING, "variables": [{**A, "initial_of": "u"}, {**U, "time": True}], "steps": STEPS},
     ),
     times_of_what_does_not_vary=(
@@ -798,16 +658,6 @@ cases(
             "steps": STEPS,
         },
     ),
-    times_that_are_not_finite=(
-        {**MOVING, "times": (0.0, np.inf, 1.0)},
-        "expected finite numbers: assign them",
-        {**MOVING, "steps": STEPS},
-    ),
-    splits_that_a_level_cannot_hold=(
-        {**TWO, "held": {COARSE: ["valid"]}},
-        "expected some of ['train', 'test']",
-        lambda said, broken: {**TWO, "held": {COARSE: quoted(said, "expected some of ")[1:]}},
-    ),
     chunks_across_splits=(
         {**TWO, "held": {COARSE: ["test"]}, "chunk": 2},
         "expected a divisor of 3",
@@ -818,48 +668,21 @@ cases(
         "leave it out, or give a level that holds it",
         {"held": {CELLS: ["train"]}, "splits": {"train": 3}, "kept": range(3)},
     ),
-    a_level_for_a_split=(
-        {"held": {CELLS: ["train"]}},
-        "or give a level that holds it",
-        {**TWO, "held": {CELLS: ["train"]}},
-    ),
-    a_level_made_from_itself=(
-        {**TWO, "derived": {COARSE: (COARSE, "injection")}},
-        "expected another of ['r4', 'r8']",
-        {**TWO, "derived": {COARSE: (CELLS, "injection")}},
-    ),
     levels_made_from_one_another=(
         {**TWO, "levels": "unknown", "derived": {COARSE: (CELLS, "injection")}},
-        "expected 'resampled'",
-        lambda said, broken: {**broken, "levels": first_of(said, "; expected ").strip("'")},
+        "and levels='resampled'",
+        lambda said, broken: broken | option("levels", "and ")(said),
     ),
     a_grid_twice=({"grids": [CELLS, CELLS]}, "give each once", {"grids": [CELLS]}),
     a_grid_that_is_held_alone=(
         {"held": {COARSE: ["test"]}},
-        "add it there",
+        "add it to the grids",
         {**TWO, "held": {COARSE: ["test"]}},
-    ),
-    a_grid_that_is_held_and_left_out=({"held": {COARSE: ["test"]}}, "or leave it out", {}),
-    a_grid_that_is_derived_alone=(
-        {"derived": {COARSE: (CELLS, "injection")}, "levels": "resampled"},
-        "add it there",
-        {**TWO, "derived": {COARSE: (CELLS, "injection")}},
     ),
     splits_in_a_list=(
         {"splits": [3, 1]},
         "such as {'train': 100, 'test': 10}",
         {"splits": {"train": 3, "test": 1}},
-    ),
-    no_splits=({"splits": {}}, "no splits: give the number of samples of each", {}),
-    a_split_without_a_name=(
-        {"splits": {0: 4}},
-        "expected a name, such as 'train'",
-        lambda said, broken: {"splits": {first_of(said, "such as '"): 4}},
-    ),
-    a_split_without_samples=(
-        {"splits": {"train": 4, "test": 0}},
-        "at least 1, or no such split",
-        {"splits": {"train": 4}},
     ),
 )
 
@@ -870,16 +693,6 @@ def levels_on_two_domains(folder):
     refused(create, folder, grids=[CELLS, other], part="put them into two stores")
     create(folder)
     create(folder, name="c.zarr", grids=[other])
-
-
-@case
-def times_in_another_order(folder):
-    data = at([0.0, 1.0, 2.0])
-    message = refused(write, folder, {8: data.isel(time=[1, 0, 2])}, part="expected times that increase")
-    write(folder, {8: code(message, "data.sortby", data=data.isel(time=[1, 0, 2]))}, steps=STEPS)
-    twice = data.isel(time=[0, 1, 1, 2])
-    message = refused(write, folder, {8: twice}, name="b.zarr", part="and each once")
-    write(folder, {8: code(message, "data.drop_duplicates", data=twice)}, steps=STEPS, name="b.zarr")
 
 
 @case
@@ -921,8 +734,10 @@ def a_store_at_an_address(folder):
 
 @case
 def a_store_that_is_not_there(folder):
-    message = refused(open_store, folder / "a.zarr", part="make it with `mano-op generate`, `write_fields`")
-    assert "an importer" in message
+    message = refused(
+        open_store, folder / "a.zarr", part="make a store with `mano-op generate`, `write_fields`"
+    )
+    assert "`mano-op import`" in message
     write(folder)
     assert_holds(open_store(folder / "a.zarr"))
 
@@ -1003,7 +818,7 @@ def relabelled(change):
     def of_a_store(folder):
         store = create(folder, **MOVING, **TWO, steps=STEPS)
         change(zarr.open_group(store.path, mode="r+"))
-        message = refused(open_store, store.path, part="It was not laid out to the end, or was changed since")
+        message = refused(open_store, store.path, part="it was not laid out to the end, or was changed since")
         create(folder, **MOVING, **TWO, steps=STEPS, **option("overwrite", "anew with ")(message))
 
     return of_a_store
@@ -1090,7 +905,9 @@ def a_store_that_is_there(folder):
     message = refused(write, folder, chunk=1, part="was begun and not finished")
     write(folder, chunk=1, name="b.zarr")
     write(folder, chunk=1, **option("resume")(message))
-    message = refused(write, folder, {8: flow(samples=range(1, 5))}, part="exists; pass resume=True")
+    message = refused(
+        write, folder, {8: flow(samples=range(1, 5))}, part="exists; give another path, resume=True"
+    )
     write(folder, {8: flow(samples=range(1, 5))}, kept=range(1, 5), **option("overwrite")(message))
 
 
@@ -1131,14 +948,6 @@ def another_resolution(folder):
 
 
 @case
-def another_variable(folder):
-    store = create(folder)
-    message = refused(store.read, 8, "v", part="it has a, u")
-    for name in message.partition("it has ")[2].split(", "):
-        assert store.read(8, name).shape == (4, 8)
-
-
-@case
 def a_chunk_that_is_damaged(folder):
     store = create(folder)
     chunk = next(file for file in (store.path / "r8/u/c/2").rglob("*") if file.is_file())
@@ -1154,20 +963,6 @@ def a_chunk_that_is_damaged(folder):
 
 
 @case
-def a_store_to_write_that_is_no_path(folder):
-    memory = zarr.storage.MemoryStore()
-    fill(begin(folder))
-    for file in (folder / "b.zarr.partial").rglob("*"):
-        if file.is_file():
-            name, content = str(file.relative_to(folder / "b.zarr.partial")), file.read_bytes()
-            memory._store_dict[name] = zarr.core.buffer.cpu.Buffer.from_bytes(content)
-    store = open_store(memory, incomplete=True)
-    chunk = {8: waves(store, "r8", slice(0, 1))}
-    refused(store.write, slice(0, 1), chunk, part="stores are written to a file system")
-    create(folder, name="c.zarr")
-
-
-@case
 def samples_that_are_no_chunk(folder):
     store = begin(folder)
     message = refused(
@@ -1177,21 +972,6 @@ def samples_that_are_no_chunk(folder):
         store.write(samples, {8: waves(store, "r8", samples)})
     store.finish()
     assert_holds(store)
-
-
-@case
-def times_that_are_no_chunk(folder):
-    store = begin(folder, **MOVING, chunk_times=2)
-    fields = {8: waves(store, "r8", slice(0, 1))}
-    message = refused(
-        store.write, slice(0, 1), fields, slice(0, 1), part="expected one of `layout.time_chunks`"
-    )
-    for samples in store.pending():
-        for times in code(message, "layout.time_chunks", layout=store.layout):
-            fields = waves(store, "r8", samples, STEPS[times])
-            store.write(samples, {8: fields if not times.start else {"u": fields["u"]}}, times)
-    store.finish()
-    assert_holds(store, steps=STEPS)
 
 
 @case
@@ -1243,29 +1023,14 @@ def variation_that_float32_loses(folder):
         write, folder, fields, part="Write its difference from a constant, which the store keeps"
     )
     (reference,) = option("reference")(message).values()
-    store = write_fields(
-        folder / "a.zarr",
-        fields,
-        inputs=["a"],
-        outputs=["u"],
-        splits=SPLITS,
-        registration="cell",
-        boundary_conditions={"x": "open"},
-        domain={"x": (0.0, 1.0)},
-        reference=reference,
-        progress=False,
-    )
+    store = write_fields(folder / "a.zarr", fields, reference=reference, **PLAIN)
     kept = store.read(8, "u").astype(float) + store.variables[1].reference
     np.testing.assert_allclose(kept, fields[8]["u"], rtol=0, atol=1e-4)
 
 
 cases(
     write,
-    a_reference_that_hides_all=(
-        {"reference": {"u": 1e30}},
-        "leave reference out",
-        {},
-    ),
+    a_reference_that_hides_all=({"reference": {"u": 1e30}}, "leave reference out", {}),
     a_reference_near_the_mean=(
         {"reference": {"u": 1e30}},
         "expected a constant near the variable's mean",
@@ -1299,22 +1064,10 @@ def a_store_in_its_place_to_discard(folder):
 def fields_at_other_levels(folder):
     store = begin(folder, **TWO)
     fields = waves(store, "r8", slice(0, 1))
-    message = refused(store.write, slice(0, 1), {8: fields}, part="give these levels")
-    levels = re.search(r"held by (.*): give", message)[1].split(", ")
+    message = refused(store.write, slice(0, 1), {8: fields}, part="give these")
+    levels = quoted(message, "expected ")
     for samples in store.pending():
         store.write(samples, {key: waves(store, key, samples) for key in levels})
-    store.finish()
-    assert_holds(store)
-
-
-@case
-def fields_of_other_variables(folder):
-    store = begin(folder)
-    fields = waves(store, "r8", slice(0, 1))
-    message = refused(store.write, slice(0, 1), {8: {"u": fields["u"]}}, part="expected ['a', 'u']: give")
-    for samples in store.pending():
-        fields = waves(store, "r8", samples)
-        store.write(samples, {8: {name: fields[name] for name in quoted(message, "expected ")}})
     store.finish()
     assert_holds(store)
 
@@ -1324,8 +1077,8 @@ def values_of_another_shape(folder):
     store = begin(folder)
     fields = waves(store, "r8", slice(0, 1))
     wrong = {"a": fields["a"], "u": fields["u"][0]}
-    message = refused(store.write, slice(0, 1), {8: wrong}, part="expected real numbers of shape (1, 8)")
-    shape = ast.literal_eval(message.rpartition("of shape ")[2])
+    message = refused(store.write, slice(0, 1), {8: wrong}, part="expected (1, 8)")
+    shape = ast.literal_eval(re.search(r"expected (\(.*?\))", message)[1])
     store.write(slice(0, 1), {8: {"a": fields["a"], "u": wrong["u"].reshape(shape)}})
     fill(store).finish()
     assert_holds(store)
@@ -1369,17 +1122,7 @@ cases(
         "expected one for each of a, u",
         {"method": {"a": "mean", "u": "mean"}},
     ),
-    another_method=(
-        {"method": "average"},
-        "expected one of mean, lowpass",
-        lambda said, broken: {"method": first_of(said, "expected one of ")},
-    ),
-    a_resolution_of_two_axes=(
-        {"resolutions": [(3, 3)]},
-        "expected one number, or one for each",
-        {"resolutions": [(3,)]},
-    ),
-    a_level_that_is_finer=({"resolutions": [12]}, "expected fewer points", {"resolutions": [6]}),
+    a_level_that_is_finer=({"resolutions": [12]}, "and fewer points", {"resolutions": [6]}),
     lowpass_between_ends=(
         {"method": "lowpass"},
         "use 'mean'",
@@ -1389,11 +1132,6 @@ cases(
         {"method": "injection", "resolutions": [4]},
         "use 'mean', or a",
         lambda said, broken: {"method": first_of(said, "; use '"), "resolutions": [4]},
-    ),
-    injection_where_points_are_shared=(
-        {"method": "injection", "resolutions": [4]},
-        "or a resolution whose points are among those of the fine one",
-        {"method": "injection", "resolutions": [3]},
     ),
 )
 
@@ -1425,11 +1163,7 @@ DRIVEN = {"variables": [{**A, "time": True}, {**U, "time": True}], "times": (0.0
 cases(
     predict,
     time_steps_of_what_is_steady=({"time_steps": (1, 1)}, "leave them out", {}),
-    neither_a_window_nor_times=(
-        {**MOVING},
-        "so expected one of them",
-        {"time_steps": (1, 1)},
-    ),
+    neither_a_window_nor_times=({**MOVING}, "so expected one of them", {"time_steps": (1, 1)}),
     both_a_window_and_times=({**MOVING, "time_steps": (1, 1), "at": [1.0]}, "or at=[times]", {"at": [1.0]}),
     times_from_inputs_that_vary=(
         {**DRIVEN, "at": [1.0]},
@@ -1621,17 +1355,11 @@ cases(
         "expected 0 to 0",
         lambda said, broken: {**broken, "rank": int(said.split()[-1])},
     ),
-    no_sizes=({"sizes": []}, "expected the number of samples of at least one resolution", {"sizes": [3]}),
     ratios_of_other_resolutions=({"ratios": [1.0]}, "expected one for each", {"ratios": [1.0, 1.0]}),
     batches_that_are_never_full=(
         {"batch_size": 4, "drop_last": True},
         "give smaller batches",
         {"batch_size": 3, "drop_last": True},
-    ),
-    batches_that_are_not_full=(
-        {"batch_size": 4, "drop_last": True},
-        "or drop_last=False",
-        option("drop_last", "or ", batch_size=4),
     ),
     ratios_of_nothing=({"ratios": [0.0, 0.0]}, "expected at least one above 0", {"ratios": [0.5, 0.5]}),
 )
@@ -1655,14 +1383,6 @@ def process(folder, inputs=None, outputs=None, x=None, batched=True):
 
 cases(
     process,
-    another_transform=(
-        {"inputs": {"a": {**UNIT, "transform": "ln"}}},
-        "expected some of log, asinh",
-        lambda said, broken: {
-            role: {name: {**UNIT, "transform": first_of(said, "expected some of ")}}
-            for role, name in (("inputs", "a"), ("outputs", "u"))
-        },
-    ),
     statistics_that_are_not_finite=(
         {"inputs": {"a": {"mean": np.nan, "std": 1.0}}},
         "expected finite means and std of at least 0",
@@ -1670,7 +1390,7 @@ cases(
     ),
     a_sample_without_a_batch=(
         {"x": torch.ones(1, 3, 8)[0]},
-        "expected 1: a",
+        "expected 1, for each step of a rollout: a",
         {"x": torch.ones(1, 3, 8)[0][None, :1]},
     ),
 )
@@ -1684,37 +1404,6 @@ def no_split_to_take_statistics_of(folder):
     assert message.endswith("take the processor of the store that the model is trained on")
     processor = FieldProcessor.from_store(trained)
     assert processor.in_mean.item() == pytest.approx(trained.read(8, "a")[:3].mean(), rel=1e-5)
-
-
-def rolled(processor, steps, *, data=None):
-    """What a rollout of the identity has for outputs."""
-    data = {"x": torch.rand(2, 2, 8), "y": torch.rand(2, 2, 8)} if data is None else data
-    outputs = []
-    for step in steps:
-        sample = processor.preprocess(data, step=step)
-        output, _ = processor.postprocess(sample["x"][:, 1:], sample, step=step)
-        outputs.append(output)
-        torch.testing.assert_close(output, data["x"][:, 1:])
-    return outputs
-
-
-@case
-def steps_that_begin_later(folder):
-    processor = FieldProcessor(*STEP).eval()
-    refused(rolled, processor, [1], part="without a step 0; a rollout begins there")
-    assert len(rolled(processor, [0, 1])) == 2
-
-
-@case
-def truth_of_half_a_step(folder):
-    two = ({"u@+0": UNIT, "v@+0": UNIT}, {"u@+1": UNIT, "v@+1": UNIT})
-    data = {"x": torch.rand(2, 2, 8), "y": torch.rand(2, 3, 8)}
-    message = refused(
-        FieldProcessor(*two).eval().preprocess, data, step=0, part="expected the channels ['u@+1', 'v@+1']"
-    )
-    data["y"] = torch.rand(2, 2 * len(quoted(message, "the channels ")), 8)
-    processor = FieldProcessor(*two).eval()
-    assert torch.equal(processor.preprocess(data, step=0)["y"], data["y"][:, :2])
 
 
 @case
@@ -1762,11 +1451,6 @@ def transform(folder, transforms):
 
 cases(
     transform,
-    a_transform_of_another_variable=(
-        {"transforms": {"pressure": "asinh"}},
-        "expected some of a, u",
-        lambda said, broken: {"transforms": {first_of(said, "expected some of "): "asinh"}},
-    ),
     a_transform_by_another_name=(
         {"transforms": {"u": "arcsinh"}},
         "did you mean 'asinh'?",
@@ -1777,7 +1461,6 @@ cases(
         "or use 'asinh'",
         lambda said, broken: {"transforms": {"u": re.search(r"use '(\w+)'", said)[1]}},
     ),
-    a_logarithm_to_leave_out=({"transforms": {"u": "log"}}, "leave it out", {"transforms": {}}),
 )
 
 
@@ -1813,12 +1496,6 @@ def spoilt():
 cases(
     cut,
     patches_larger_than_fields=({"length": 16}, "no larger than the fields", {"length": 8}),
-    a_patch_without_outputs=({"outputs": ()}, "expected one input and one output at least", {}),
-    variables_of_other_dimensions=(
-        {"fields": flow().assign(a=flow()["a"].isel(x=0, drop=True))},
-        "expected the same for all",
-        {"fields": flow()},
-    ),
     patches_of_two_samples=(
         {"samples": 2},
         "input_dims={'sample': 1, ...}",
@@ -1830,12 +1507,7 @@ cases(
         "with mano_op.Axis",
         lambda said, broken: {
             "fields": code(
-                said,
-                "data.assign_coords",
-                data=broken["fields"],
-                start=0.0,
-                stop=1.0,
-                registration="cell",
+                said, "data.assign_coords", data=broken["fields"], start=0.0, stop=1.0, registration="cell"
             )
         },
     ),
@@ -1845,22 +1517,6 @@ cases(
         lambda said, broken: {"fields": code(said, "data.assign_coords", data=broken["fields"])},
     ),
 )
-
-
-@case
-def patches_in_a_fork(folder):
-    create(folder)
-    fields = open_store(folder / "b.zarr").dataset(8)
-    data = PatchDataset([fields.isel(sample=[0])], inputs=["a"], outputs=["u"])
-    data._process += 1
-    message = refused(data.__getitem__, 0, part="load the data set first, or use DataLoader(")
-    loaded = PatchDataset([fields.load().isel(sample=[0])], inputs=["a"], outputs=["u"])
-    loaded._process += 1
-    np.testing.assert_array_equal(loaded[0]["y"], fields["u"][:1])
-    method = re.search(r"multiprocessing_context='(\w+)'", message)[1]
-    data._process -= 1
-    (batch,) = DataLoader(data, 1, num_workers=1, multiprocessing_context=method)
-    np.testing.assert_array_equal(batch["y"][0], fields["u"][:1])
 
 
 class TheWell:
@@ -1891,13 +1547,11 @@ def well_samples(folder, given=None, **options):
 
 cases(
     well_samples,
-    another_data_set=({"given": [1, 2]}, "expected a the_well.data.WellDataset", {}),
     a_data_set_that_normalises=(
         {"use_normalization": True},
         "make it with use_normalization=False",
         option("use_normalization", "make it with "),
     ),
-    a_data_set_on_a_sphere=({"grid_type": "spherical"}, "Project the fields onto a plane first", {}),
 )
 
 
@@ -1905,15 +1559,6 @@ cases(
 def a_data_set_without_conditions(folder):
     message = refused(lambda: well_samples(folder).periodic, part="the data set returns no boundary")
     assert well_samples(folder, **option("boundary_return_type")(message)).periodic == (True,)
-
-
-@case
-def statistics_of_other_components(folder):
-    statistics = {"mean": {"u": [1.0, 2.0]}, "std": {"u": 3.0}}
-    message = refused(well_samples(folder).processor, statistics, part="expected 1")
-    statistics["mean"]["u"] = statistics["mean"]["u"][: int(message.split()[-1])]
-    processor = well_samples(folder).processor(statistics)
-    assert (processor.out_mean.item(), processor.out_std.item()) == (1.0, 3.0)
 
 
 # Violations.
@@ -2231,11 +1876,7 @@ TWO_FILES = {"train": ["first.hdf5"], "test": ["last.hdf5"]}
 def tensor(samples):
     """The layout of PDEBench with a tensor."""
     fields = flow(samples=samples, steps=STEPS)
-    return {
-        "tensor": fields["u"].values,
-        "x-coordinate": fields["x"].values,
-        "t-coordinate": np.arange(4.0),
-    }
+    return {"tensor": fields["u"].values, "x-coordinate": fields["x"].values, "t-coordinate": np.arange(4.0)}
 
 
 def darcy(samples):
@@ -2274,7 +1915,6 @@ def import_pde(folder, first=None, last=None, *, layout=tensor, files=None, name
 
 cases(
     import_pde,
-    files_that_are_no_mapping=({"files": ["first.hdf5"]}, "such as {'train': ['a.hdf5']}", {}),
     a_file_twice=(
         {"files": {"train": ["first.hdf5", "first.hdf5"], "test": ["last.hdf5"]}},
         "twice among the files; expected each once",
@@ -2285,15 +1925,10 @@ cases(
         "give the path of a file to import",
         {},
     ),
-    no_times_in_a_file=({"first": {"t-coordinate": None}}, "has no data set 't-coordinate'", {}),
-    a_tensor_of_words=(
-        {"first": {"tensor": np.full((3, 3, 8), b"a")}},
-        "write the file anew with such",
-        {},
-    ),
+    a_tensor_of_words=({"first": {"tensor": np.full((3, 3, 8), b"a")}}, "write it anew with such", {}),
     times_of_each_sample=(
         {"first": {"t-coordinate": np.zeros((3, 4))}},
-        "expected one dimension and at least one value",
+        "others go into stores of their own",
         {},
     ),
     no_fields_in_a_file=(
@@ -2305,11 +1940,6 @@ cases(
         {"layout": darcy, "first": {"tensor": np.zeros((3, 2, 8))}},
         "expected 'tensor' of one time, and no other field",
         {"layout": darcy},
-    ),
-    a_tensor_of_other_points=(
-        {"first": {"tensor": np.zeros((3, 3, 9))}},
-        "Arrange the file so, with a data set for each component",
-        {},
     ),
     names_for_fields_that_have_names=(
         {
@@ -2330,34 +1960,10 @@ cases(
         "or a group for each sample, with 'data' and 'grid'",
         {"layout": groups},
     ),
-    a_group_without_coordinates=(
-        {"layout": groups, "first": {"0000/grid/x": None, "0000/grid/t": None}},
-        "has no group 'grid' with coordinates; expected one",
-        {"layout": groups},
-    ),
-    samples_of_other_shapes=(
-        {"layout": groups, "first": {"0001/data": np.zeros((3, 9, 1))}},
-        "and channels, in all samples",
-        {"layout": groups},
-    ),
-    samples_without_channels=(
-        {
-            "layout": groups,
-            "first": {f"000{i}/data": np.zeros((3, 8, 0)) for i in range(3)},
-        },
-        "expected one channel at least",
-        {"layout": groups},
-    ),
-    too_many_times=({"first": {"t-coordinate": np.arange(9.0)}}, "expected as many, or one more", {}),
     a_field_called_as_a_dimension=(
         {"variables": ("time",)},
         "expected another name: rename it in the files",
         {"variables": ("u",)},
-    ),
-    files_of_other_times=(
-        {"last": {"t-coordinate": np.arange(4.0) + 1}},
-        "import files of other grids or times into two stores",
-        {},
     ),
 )
 
@@ -2376,61 +1982,6 @@ def arrays_for_write_fields(folder):
         fields = xr.Dataset({"u": u}, {"x": file["x-coordinate"][:], "time": file["t-coordinate"][:3]})
     fields = {8: fields.transpose("sample", "time", "x")}
     write(folder, fields, inputs=[], splits={"train": 3}, kept=range(3), steps=STEPS)
-
-
-@case
-def a_file_that_is_no_hdf5(folder):
-    import_pde(folder)
-    whole = (folder / "first.hdf5").read_bytes()
-    (folder / "first.hdf5").write_bytes(whole[:99])
-    about = {"boundary_conditions": {"x": "periodic"}, "domain": {"x": (0.0, 1.0)}, "progress": False}
-    files = placed(folder, TWO_FILES)
-    refused(import_pdebench, folder / "b.zarr", files, part="is no HDF5 file, or is damaged", **about)
-    (folder / "first.hdf5").write_bytes(whole)
-    assert_holds(import_pdebench(folder / "b.zarr", files, **about), steps=STEPS)
-
-
-def import_apart(folder, last, part):
-    """A file that does not go into one store with the first goes into one of its own."""
-    refused(import_pde, folder, last=last, part=part)
-    for file, samples in (("first", range(3)), ("last", [3])):
-        store = import_pdebench(
-            folder / f"{file}.zarr",
-            {"train": [folder / f"{file}.hdf5"]},
-            boundary_conditions={"x": "periodic"},
-            domain={"x": (0.0, 1.0)},
-            progress=False,
-        )
-        assert_holds(store, samples=samples, steps=STEPS)
-
-
-@case
-def files_of_other_fields(folder):
-    last = {"Vx": tensor([3])["tensor"], "tensor": None}
-    import_apart(folder, last, "import files of other fields into two stores")
-
-
-@case
-def files_of_other_grids(folder):
-    fine = flow(16, [3], STEPS)
-    last = {"tensor": fine["u"].values, "x-coordinate": fine["x"].values}
-    import_apart(folder, last, "import files of other grids or times into two stores")
-
-
-@case
-def files_of_other_coordinates(folder):
-    steady = {"tensor": np.zeros((1, 3, 8, 8)), "y-coordinate": flow()["x"].values}
-    refused(import_pde, folder, {}, steady, part="import files of other grids into two stores")
-    for file, axes in (("first", "x"), ("last", "xy")):
-        store = import_pdebench(
-            folder / f"{file}.zarr",
-            {"train": [folder / f"{file}.hdf5"]},
-            boundary_conditions=dict.fromkeys(axes, "periodic"),
-            domain=dict.fromkeys(axes, (0.0, 1.0)),
-            progress=False,
-        )
-        with h5py.File(folder / f"{file}.hdf5") as content:
-            np.testing.assert_array_equal(store.read(8, "u"), content["tensor"][:].astype(np.float32))
 
 
 def well_file(samples):
@@ -2471,47 +2022,18 @@ def all_of(part):
 
 cases(
     import_well,
-    no_number_of_samples=({"first": {"@n_trajectories": None}}, "expected a file in The Well's format", {}),
-    half_a_sample=({"first": {"@n_trajectories": 2.5}}, "expected a whole number, at least 1", {}),
     flags_that_are_neither=(
         {"first": {"t0_fields/a@time_varying": 2}},
         "expected True or False, 1 times",
         {},
     ),
-    fields_that_are_no_group=(
-        {"first": {**all_of("t0_fields"), "t0_fields": np.zeros(3)}},
-        "'t0_fields' is no group; expected a file in The Well's format",
-        {},
-    ),
-    a_file_on_a_sphere=(
-        {"first": {"@grid_type": "spherical"}},
-        "expected 'cartesian'",
-        lambda said, broken: {"first": {"@grid_type": re.search(r"expected '(\w+)'", said)[1]}},
-    ),
-    no_dimensions=({"first": all_of("dimensions")}, "has no group 'dimensions'", {}),
     more_axes_than_names=({"first": {"@n_spatial_dims": 2}}, "expected as many names, each once", {}),
-    a_field_of_another_shape=(
-        {"first": {"t0_fields/a": np.zeros((3, 9))}},
-        "make them agree",
-        {},
-    ),
     a_file_without_fields=(
         {"first": {**all_of("t0_fields"), "t0_fields": dict}},
         "has no fields in t0_fields",
         {},
     ),
-    another_kind_of_end=(
-        {"first": {"boundary_conditions/x@bc_type": "FREE"}},
-        "expected PERIODIC, WALL or OPEN",
-        lambda said, broken: {
-            "first": {"boundary_conditions/x@bc_type": first_of(said, "expected ")},
-        },
-    ),
-    no_kinds_of_ends=(
-        {"first": all_of("boundary_conditions")},
-        "with bc_type and associated_dims",
-        {},
-    ),
+    no_kinds_of_ends=({"first": all_of("boundary_conditions")}, "with bc_type and associated_dims", {}),
 )
 
 
@@ -2541,62 +2063,12 @@ def a_field_like_a_component(folder):
         np.testing.assert_array_equal(store.read(8, name), u.astype(np.float32))
 
 
-def two_wells(folder, last, part):
-    refused(import_well, folder, last=last, part=part)
-    for file in ("first", "last"):
-        store = import_the_well(
-            folder / f"{file}.zarr",
-            {"train": [folder / f"{file}.hdf5"]},
-            registration="cell",
-            domain={"x": (0.0, 1.0)},
-            progress=False,
-        )
-        with h5py.File(folder / f"{file}.hdf5") as content:
-            for name in store.outputs:
-                np.testing.assert_array_equal(
-                    store.read(8, name), content[f"t0_fields/{name}"][:].astype(np.float32)
-                )
-
-
-@case
-def wells_of_other_fields(folder):
-    last = {name: None for name in well_file([3]) if name.startswith("t0_fields/a")}
-    two_wells(folder, last, "import them into two stores")
-
-
-@case
-def wells_of_other_ends(folder):
-    last = {"boundary_conditions/x@bc_type": "WALL"}
-    two_wells(folder, last, "has other boundary conditions")
-
-
-def burgers(samples):
-    fields = flow(samples=samples, registration="node")
-    return {"a": fields["a"].values, "u": fields["u"].values}
-
-
-def turning(samples):
-    """Vorticity at some times, on a square."""
-    sample = np.asarray(samples, dtype=float)[:, None, None]
-    y, x = np.meshgrid(np.arange(8) / 8, np.arange(8) / 8, indexing="ij")
-    a = sample + np.sin(2 * np.pi * x) + np.cos(2 * np.pi * y)
-    t = np.arange(1.0, 4.0)
-    return {"a": a, "u": a[..., None] * t, "t": t[None]}
-
-
-def import_mat(folder, first=None, last=None, *, kind="burgers", layout=None, files=None):
-    """Import two MATLAB files, of three samples and of one, with changes to their content."""
-    layout = layout or {"navier_stokes": turning}.get(kind, burgers)
-    content = [layout(range(3)) | (first or {}), layout([3]) | (last or {})]
-    for name, arrays in zip(("first.mat", "last.mat"), content, strict=True):
-        scipy.io.savemat(folder / name, {key: value for key, value in arrays.items() if value is not None})
+def import_mat(folder, layout):
+    """Import two MATLAB files, of three samples and of one."""
+    for name, samples in (("first", range(3)), ("last", [3])):
+        scipy.io.savemat(folder / f"{name}.mat", layout(samples))
     files = placed(folder, {"train": ["first.mat"], "test": ["last.mat"]})
-    store = import_fno_mat(folder / "m.zarr", files, kind=kind, progress=False)
-    if kind == "burgers":
-        assert_holds(store)
-    else:
-        u = np.concatenate([arrays["u"] for arrays in content])
-        np.testing.assert_array_equal(store.read(8, "vorticity"), np.moveaxis(u, -1, 1).astype(np.float32))
+    assert_holds(import_fno_mat(folder / "m.zarr", files, kind="burgers", progress=False))
 
 
 def closed(samples):
@@ -2606,23 +2078,6 @@ def closed(samples):
 
 cases(
     import_mat,
-    another_kind=(
-        {"kind": "burger"},
-        "expected one of burgers",
-        lambda said, broken: {"kind": first_of(said, "expected one of ")},
-    ),
-    a_sparse_array=(
-        {"first": {"u": scipy.sparse.csr_array(burgers(range(3))["u"])}},
-        "not sparse: save it as one",
-        {},
-    ),
-    no_array_in_a_file=({"first": {"u": None}}, "has no u", {}),
-    arrays_of_other_shapes=({"first": {"u": np.zeros((3, 9))}}, "axes after the samples", {}),
-    times_in_a_table=(
-        {"kind": "navier_stokes", "first": {"u": np.zeros((3, 8, 8, 4)), "t": np.arange(4.0).reshape(2, 2)}},
-        "expected a row or a column of times",
-        {"kind": "navier_stokes"},
-    ),
     both_ends_of_an_axis_that_wraps=(
         {"layout": closed},
         "leave the last ones out",
@@ -2635,44 +2090,13 @@ cases(
 )
 
 
-@case
-def a_file_that_is_no_matlab(folder):
-    import_mat(folder)
-    whole = (folder / "first.mat").read_bytes()
-    (folder / "first.mat").write_bytes(b"text")
-    files = placed(folder, {"train": ["first.mat"], "test": ["last.mat"]})
-    about = {"kind": "burgers", "progress": False}
-    refused(import_fno_mat, folder / "b.zarr", files, part="is no MATLAB file that can be read", **about)
-    (folder / "first.mat").write_bytes(whole)
-    assert_holds(import_fno_mat(folder / "b.zarr", files, **about))
-
-
-@case
-def matlab_files_of_other_grids(folder):
-    fine = {name: flow(16, [3], registration="node")[name].values for name in ("a", "u")}
-    refused(import_mat, folder, last=fine, part="import files of other grids into two stores")
-    for name, samples in (("first", range(3)), ("last", [3])):
-        files = placed(folder, {"train": [f"{name}.mat"]})
-        store = import_fno_mat(folder / f"{name}.zarr", files, kind="burgers", progress=False)
-        assert_holds(store, samples=samples)
-
-
 def import_waves(folder, given=None, *, parts=None, name="n.zarr", steps=None, **options):
     """Import NetCDF files of the waves, of the first three samples and of the last one."""
     for i, part in enumerate([flow(samples=range(3)), flow(samples=[3])] if parts is None else parts):
         part.to_netcdf(folder / f"{i}.nc", engine="scipy")
     files = {8: ["0.nc", "1.nc"]} if given is None else given
     files = placed(folder, files)
-    about = {
-        "inputs": ["a"],
-        "outputs": ["u"],
-        "splits": SPLITS,
-        "registration": "cell",
-        "domain": {"x": (0.0, 1.0)},
-        "boundary_conditions": {"x": "open"},
-        "progress": False,
-    }
-    store = import_netcdf(folder / name, files, **about | options)
+    store = import_netcdf(folder / name, files, **PLAIN | options)
     assert_holds(store, steps=steps)
 
 
@@ -2689,15 +2113,11 @@ HOURS = [flow(samples=some, steps=STEPS).rename(time="hour") for some in (range(
 
 cases(
     import_waves,
-    files_of_no_resolution=({"given": "0.nc"}, "such as {64: ['runs.nc']}", {}),
-    a_resolution_without_files=({"given": {8: []}}, "expected at least one", {}),
     samples_by_another_name=(
         {"parts": RUNS},
-        "no 'sample': give sample=",
+        "no dimension 'sample'; it has run, x; give sample=",
         {"parts": RUNS, "sample": "run"},
     ),
-    a_netcdf_file_twice=({"given": {8: ["0.nc", "0.nc", "1.nc"]}}, "twice among the files", {}),
-    a_netcdf_file_that_is_not_there=({"given": {8: ["2.nc"]}}, "give the path of a file to import", {}),
     a_file_as_zarr=({"engine": "zarr"}, "leave engine out", {}),
     the_labels_of_another_file=(
         {"parts": labelled_parts(0.0, 1.0, 2.0, 0.0)},
@@ -2709,46 +2129,7 @@ cases(
         "or rename it in the files",
         {"parts": HOURS, "time": "hour", "steps": STEPS},
     ),
-    other_variables=(
-        {"parts": [flow(samples=range(3)), flow(samples=[3]).drop_vars("a")]},
-        "make them agree, or import them into two stores",
-        {},
-    ),
-    other_points=(
-        {"parts": [flow(samples=range(3)), flow(9, [3])]},
-        "9 points along x",
-        {},
-    ),
-    a_coordinate_of_the_last_file=(
-        {"parts": [flow(samples=range(3)), flow(samples=[3], labels=[3.0])]},
-        "has none; make them agree",
-        {},
-    ),
-    a_coordinate_of_the_first_file=(
-        {"parts": [flow(samples=range(3), labels=[0.0, 1.0, 2.0]), flow(samples=[3])]},
-        "has one; make them agree",
-        {"parts": labelled_parts(0.0, 1.0, 2.0, 3.0)},
-    ),
-    other_dimensions=(
-        {"parts": [flow(samples=range(3)), flow(samples=[3]).transpose("x", "sample")]},
-        "has the dimensions ('x', 'sample')",
-        {},
-    ),
-    other_units=(
-        {"parts": [flow(samples=range(3)), metres(flow(samples=[3]))]},
-        "units='m'",
-        {},
-    ),
-    values_of_another_type=(
-        {"parts": [flow(samples=range(3)), dates_for_values(flow(samples=[3]))]},
-        "expected variables of the same types and dimensions in all of them: make them agree",
-        {},
-    ),
-    points_elsewhere=(
-        {"parts": [flow(samples=range(3)), flow(samples=[3], stop=2.0)]},
-        "expected one grid",
-        {},
-    ),
+    other_units=({"parts": [flow(samples=range(3)), metres(flow(samples=[3]))]}, "units of u = 'm'", {}),
 )
 
 
@@ -2757,17 +2138,8 @@ def files_of_other_grids_in_two_stores(folder):
     parts = [flow(samples=range(3)), flow(16, [3])]
     refused(import_waves, folder, parts=parts, part="or import them into two stores")
     for i, (n, samples) in enumerate(((8, range(3)), (16, [3]))):
-        store = import_netcdf(
-            folder / f"{i}.zarr",
-            {n: folder / f"{i}.nc"},
-            inputs=["a"],
-            outputs=["u"],
-            splits={"train": len(samples)},
-            registration="cell",
-            domain={"x": (0.0, 1.0)},
-            boundary_conditions={"x": "open"},
-            progress=False,
-        )
+        about = PLAIN | {"splits": {"train": len(samples)}}
+        store = import_netcdf(folder / f"{i}.zarr", {n: folder / f"{i}.nc"}, **about)
         assert_holds(store, samples=samples)
 
 
@@ -2781,7 +2153,7 @@ def a_file_that_xarray_cannot_open(folder):
 
 @case
 def a_folder_of_files(folder):
-    refused(import_waves, folder, {8: folder}, part="is a folder, and no zarr store; give the files in it")
+    refused(import_waves, folder, {8: folder}, part="give the files in it")
     import_waves(folder, {8: sorted(folder.glob("*.nc"))})
 
 
@@ -2831,30 +2203,12 @@ def import_pt(folder, change=None, *, layout=darcy_tensors, given=None, name="t.
 
 cases(
     import_pt,
-    another_problem=(
-        {"problem": "burgers"},
-        "expected one of darcy",
-        lambda said, broken: {"problem": first_of(said, "expected one of ")},
-    ),
-    no_files_of_a_split=({"given": {}}, "such as {'train': [(16, 'darcy_train_16.pt')]}", {}),
-    files_without_resolutions=({"given": {"train": "train8.pt"}}, "[(16, 'darcy_train_16.pt')]", {}),
     two_files_of_a_resolution=(
         {"given": {"train": [(8, "a.pt"), (8, "b.pt")]}},
-        "expected one file for each of its resolutions",
+        "one file for each of a split's resolutions",
         {},
     ),
-    no_tensor_y=({"change": {"y": None}}, "expected a dictionary with the tensors 'x' and 'y'", {}),
-    a_tensor_of_another_shape=(
-        {"change": {"y": torch.zeros(3, 9, 9)}},
-        "expected a tensor (samples, 8, 8)",
-        {},
-    ),
-    a_complex_tensor=(
-        {"change": {"y": torch.zeros(3, 8, 8, dtype=torch.complex64)}},
-        "expected real numbers, stored densely",
-        {},
-    ),
-    tensors_of_other_lengths=({"change": {"y": torch.zeros(2, 8, 8)}}, "expected as many of both", {}),
+    a_tensor_of_another_shape=({"change": {"y": torch.zeros(3, 9, 9)}}, "expected (3, 8, 8)", {}),
     a_forcing_for_a_permeability=(
         {"layout": forced},
         "give problem='navier_stokes'",
@@ -2864,11 +2218,6 @@ cases(
         {"problem": "navier_stokes"},
         "expected problem='darcy'",
         option("problem", "expected "),
-    ),
-    splits_of_other_samples=(
-        {"change": darcy_tensors(range(2), 8)},
-        "expected one number",
-        {},
     ),
     levels_that_were_solved_for_apart=(
         {"change": {"y": darcy_tensors(range(3), 8)["y"] + 1}},

@@ -101,18 +101,18 @@ def channels_of(
     fixed = [
         variable.name for variable in layout.variables if variable.role == "output" and not variable.time
     ]
-    if not varying:
-        if time_steps is not None or at is not None:
-            raise InputError(
-                f"time_steps={time_steps}, at={at}, but nothing in the store varies in time: leave them out"
-            )
-        return Channels(steady, tuple(Channel(name, None, name) for name in fixed), range(1))
-    if (time_steps is None) == (at is None):
-        raise InputError(
-            f"time_steps={time_steps}, at={at}; fields vary in time ({len(layout.times)} times from "
-            f"{layout.times[0]:g} to {layout.times[-1]:g}), so expected one of them: time_steps=(steps_in, "
-            "steps_out) to step on from known times, or at=[times] to predict from the steady inputs"
+    given = sum(option is not None for option in (time_steps, at))
+    if given != bool(varying):
+        remedy = (
+            f"fields vary in time ({len(layout.times)} times from {layout.times[0]:g} to "
+            f"{layout.times[-1]:g}), so expected one of them: time_steps=(steps_in, steps_out) to step on "
+            "from known times, or at=[times] to predict from the steady inputs"
+            if varying
+            else "nothing in the store varies in time: leave them out"
         )
+        raise InputError(f"time_steps={time_steps}, at={at}; {remedy}")
+    if not varying:
+        return Channels(steady, tuple(Channel(name, None, name) for name in fixed), range(1))
     if fixed or not predicted:
         raise InputError(
             f"outputs {', '.join(fixed) or 'none'} do not vary in time while {varying[0].name} does; "

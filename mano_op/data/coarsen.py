@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mano_op.data.guards import check_each, check_one_of
 from mano_op.data.jobs import write_store
 from mano_op.data.layout import AVERAGE, Resolution, Variable, group_name
 from mano_op.data.schema import path_of
@@ -155,26 +156,21 @@ def coarsened(
 def _methods(source: FieldStore, method: Coarsening | Mapping[str, Coarsening]) -> dict[str, Coarsening]:
     names = [variable.name for variable in source.variables]
     chosen = dict(method) if isinstance(method, Mapping) else dict.fromkeys(names, method)
-    if sorted(chosen) != sorted(names):
-        raise InputError(f"method={method}; expected one for each of {', '.join(names)}")
+    check_each("method", chosen, names)
     for name, how in chosen.items():
-        if how not in get_args(Coarsening):
-            raise InputError(f"method {how!r} for {name}; expected one of {', '.join(get_args(Coarsening))}")
+        check_one_of(f"method for {name}", how, get_args(Coarsening))
     return {name: chosen[name] for name in names}
 
 
 def _coarser(fine: Grid, resolution: int | tuple[int, ...]) -> Grid:
     shape = tuple(resolution) if isinstance(resolution, Sequence) else (resolution,) * fine.n_dim
-    if len(shape) != fine.n_dim:
+    fits = len(shape) == fine.n_dim and all(n <= axis.n for n, axis in zip(shape, fine, strict=True))
+    if not fits or shape == fine.shape:
         raise InputError(
-            f"resolution {resolution} for {fine.n_dim} axes; expected one number, or one for each"
+            f"resolution {resolution} from {fine.shape}; expected one number, or one for each of "
+            f"{fine.n_dim} axes, and fewer points"
         )
-    grid = Grid(tuple(replace(axis, n=n) for axis, n in zip(fine, shape, strict=True)))
-    if any(n > axis.n for n, axis in zip(shape, fine, strict=True)) or grid == fine:
-        raise InputError(
-            f"{group_name(shape)} is not coarser than {group_name(fine.shape)}; expected fewer points"
-        )
-    return grid
+    return Grid(tuple(replace(axis, n=n) for axis, n in zip(fine, shape, strict=True)))
 
 
 def _check_possible(fine: Grid, coarse: Grid, name: str, method: Coarsening) -> None:

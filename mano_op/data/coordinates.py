@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from mano_op.data.guards import check_each, check_has, check_one_of, check_same
 from mano_op.data.layout import COORDINATE_ATTRIBUTES
 from mano_op.data.rounded import TOLERANCE, coarse_unit, deviation, scatter_by_rounding
 from mano_op.errors import InputError
@@ -31,15 +32,12 @@ def registrations_of(registration: Registration | Registrations, axes: Sequence[
     >>> registrations_of({"y": "cell"}, ["y", "x"])
     Traceback (most recent call last):
     ...
-    mano_op.errors.InputError: registration={'y': 'cell'}; expected one word, or one for each of y, x: node,
-    node_both or cell
+    mano_op.errors.InputError: registration={'y': 'cell'}; expected one word, or one for each of y, x
     """
     each = dict(registration) if isinstance(registration, Mapping) else dict.fromkeys(axes, registration)
-    if sorted(each) != sorted(axes) or not all(one in REGISTRATIONS for one in each.values()):
-        raise InputError(
-            f"registration={registration!r}; expected one word, or one for each of {', '.join(axes)}: "
-            f"{', '.join(REGISTRATIONS[:-1])} or {REGISTRATIONS[-1]}"
-        )
+    check_each("registration", each, axes, "one word, or ")
+    for word in each.values():
+        check_one_of("registration", word, REGISTRATIONS)
     return each
 
 
@@ -51,13 +49,8 @@ def coordinates_of(fields: Mapping[Any, xr.Dataset], axes: Sequence[str]) -> dic
         for resolution, data in fields.items():
             given = {"units": "1", "long_name": axis, **data[axis].attrs}
             told[resolution] = {about: str(given[about]) for about in COORDINATE_ATTRIBUTES if about in given}
-        first, *others = told.values()
-        if any(other != first for other in others):
-            raise InputError(
-                f"axis {axis!r} has other attributes at one resolution than at another: {told}; convert the "
-                "coordinates to one unit and make the attributes agree"
-            )
-        found[axis] = first
+        check_same(f"axis {axis!r}: attributes", told)
+        found[axis] = next(iter(told.values()))
     return found
 
 
@@ -132,8 +125,7 @@ def grid_of(
     """The grid that a data set is on, if its coordinates say that it is the one declared."""
     made = []
     for name in axes:
-        if name not in domain:
-            raise InputError(f"domain={dict(domain)} has no axis {name!r}; expected the ends of {list(axes)}")
+        check_has("domain", "axis", [name], domain)
         points = data[name].values.astype(np.float64)
         axis = Axis(name, len(points), *domain[name], registration[name], periodic.get(name, False))
         tolerance = TOLERANCE * axis.spacing + scatter_by_rounding(data[name].values)

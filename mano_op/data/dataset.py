@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, default_collate
 
 from mano_op.data.channels import Channel, channels_of
 from mano_op.data.chunk_cache import ChunkCache
+from mano_op.data.guards import check_not_forked
 from mano_op.data.layout import Resolution, Variable
 from mano_op.data.store import FieldStore, opened
 from mano_op.errors import InputError
@@ -253,11 +254,7 @@ class FieldDataset(Dataset[Sample]):
         """Fields that hold what is wanted, where in them its rows are, and which time is their first."""
         if self._cache is not None:
             return self._cache, rows, 0
-        if os.getpid() != self._process:
-            raise InputError(
-                "this process was forked from the one that made the data set, and reading a store here can "
-                "hang: use `field_loaders`, or DataLoader(..., multiprocessing_context='forkserver')"
-            )
+        check_not_forked(self._process, os.getpid(), "a store", "use `field_loaders`")
         distinct, index = np.unique(rows, return_inverse=True)
         distinct = distinct + self._rows.start
         layout = self.store.layout

@@ -24,6 +24,13 @@ from mano_op.data.coordinates import (
     grid_of,
     registrations_of,
 )
+from mano_op.data.guards import (
+    check_ends_differ,
+    check_has,
+    check_increasing,
+    check_same,
+    check_some_of,
+)
 from mano_op.data.jobs import check_sendable, write_store
 from mano_op.data.layout import Levels, Variable, check_splits, group_name
 from mano_op.data.samples import splits_held
@@ -219,16 +226,12 @@ def _times_to_a_chunk(grid: Grid, n_times: int, chunk: int) -> int:
     return n_times if field_bytes * n_times <= 8 * TARGET_BYTES else max(1, TARGET_BYTES // field_bytes)
 
 
-def _check_given(
-    fields: Mapping[_Shape, xr.Dataset],
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    splits: Mapping[str, int],
-) -> None:
+def _check_given(fields: Any, inputs: Sequence[str], outputs: Sequence[str], splits: Any) -> None:
     """Refuse what is of another kind than a data set for each resolution, names, and sizes of splits."""
-    if isinstance(fields, xr.Dataset) or not isinstance(fields, Mapping):
+    if not isinstance(fields, Mapping) or isinstance(fields, xr.Dataset) or not fields:
         raise InputError(
-            f"fields is a {type(fields).__name__}; expected a data set for each resolution: {{64: data}}, say"
+            f"fields is {'empty' if fields == {} else f'a {type(fields).__name__}'}; expected a data set for "
+            "each resolution: {64: data}, say"
         )
     for what, given in (("inputs", inputs), ("outputs", outputs)):
         if isinstance(given, str):
@@ -342,17 +345,9 @@ def _varies(values: NDArray[Any]) -> bool:
 def _check_ends(store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray[Any]]]) -> None:
     """Refuse an axis that wraps whose last point is its first one again, by the values there."""
     for grid, variables in fields.items():
-        for i, axis in enumerate(grid):
-            if not axis.periodic or axis.n < 3:
-                continue
-            ends = [np.take(values, [0, -1], axis=i - grid.n_dim) for values in variables.values()]
-            lines = [np.moveaxis(pair, i - grid.n_dim, 0) for pair in ends]
-            if all(np.array_equal(*pair) for pair in lines) and any(map(_varies, lines)):
-                raise InputError(
-                    f"{store.key(grid)}: all fields are the same at the last point of {axis.name} as at the "
-                    "first, but an axis that wraps has each point once: drop the last, "
-                    f"`data.isel({{{axis.name!r}: slice(None, -1)}})`"
-                )
+        wrapping = {axis.name: i - grid.n_dim for i, axis in enumerate(grid) if axis.periodic}
+        remedy = "drop the last, `data.isel({{{name!r}: slice(None, -1)}})`"
+        check_ends_differ(store.key(grid), list(variables.values()), wrapping, remedy)
 
 
 def _check_initial(store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray[Any]]]) -> None:
@@ -394,16 +389,11 @@ def _check_variables(
     fields: Mapping[_Shape, xr.Dataset], names: Sequence[str]
 ) -> tuple[tuple[str, ...], frozenset[str]]:
     """The spatial dimensions, which all variables share, and the variables that have times too."""
-    if not fields or not names:
-        raise InputError("fields, inputs or outputs is empty; expected a data set and names of its variables")
     found: set[tuple[str, ...]] = set()
     varying: dict[str, set[bool]] = {name: set() for name in names}
     for resolution, data in fields.items():
         for name in names:
-            if name not in data.data_vars:
-                raise InputError(
-                    f"{resolution}: no variable {name!r}; the data set has {list(data.data_vars)}"
-                )
+            check_has(f"the data set at {resolution}", "variable", [name], data.data_vars)
             dimensions = tuple(map(str, data[name].dims))
             varying[name].add(dimensions[1:2] == ("time",))
             found.add(dimensions)
@@ -429,16 +419,7 @@ def _check_variables(
                     f"{resolution}: the coordinate of axis {axis!r} is {what}; expected numbers: "
                     f"`data.assign_coords({{{axis!r}: ...}})`, {data.sizes[axis]} that increase"
                 )
-            if not np.isfinite(data[axis]).all():
-                raise InputError(
-                    f"{resolution}: {axis} has a NaN or an infinity: assign that point its place, or leave "
-                    f"it out, `data.isel({{{axis!r}: np.isfinite(data[{axis!r}])}})`"
-                )
-            if not (np.diff(data[axis]) > 0).all():
-                raise InputError(
-                    f"{resolution}: {axis} does not increase; use `data.sortby({axis!r})`, and where a point "
-                    f"is there twice `data.drop_duplicates({axis!r})`"
-                )
+            check_increasing(axis, data[axis].values, f"{resolution}: ")
     return axes, frozenset(name for name in names if True in varying[name])
 
 
@@ -455,10 +436,7 @@ def _variables(
     """What the attributes say of each variable: at every resolution the same, but for cell_methods."""
     given = {"boundary_values": boundary_values, "reference": reference, "initial": initial or {}}
     for option, about in given.items():
-        if unknown := set(about) - {*inputs, *outputs}:
-            raise InputError(
-                f"{option} of {', '.join(sorted(unknown))}; expected some of {[*inputs, *outputs]}"
-            )
+        check_some_of(f"{option} of", about, [*inputs, *outputs])
     levels = {group_name([data.sizes[axis] for axis in axes]): data for data in fields.values()}
     variables = []
     for role, names in (("input", inputs), ("output", outputs)):
@@ -467,8 +445,7 @@ def _variables(
                 {about: str(data[name].attrs.get(about, missing)) for about, missing in _ATTRIBUTES.items()}
                 for data in fields.values()
             ]
-            if any(other != told[0] for other in told):
-                raise InputError(f"{name}: attributes differ between resolutions: {told}; make them agree")
+            check_same(f"{name}: attributes", dict(zip(fields, told, strict=True)))
             variables.append(
                 Variable(
                     name,

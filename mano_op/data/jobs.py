@@ -17,8 +17,9 @@ from dask.system import CPU_COUNT
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from mano_op.data.guards import refusing
 from mano_op.data.layout import Layout
-from mano_op.data.schema import partial_path, path_of
+from mano_op.data.schema import make_folder, partial_path, path_of, refuse_present
 from mano_op.data.store import FieldStore, create_store, open_store
 from mano_op.errors import InputError
 
@@ -40,8 +41,8 @@ def only_writer(path: str | Path) -> Iterator[Path]:
     """
     path = path_of(path)
     file = path.with_name(path.name + ".lock")
+    make_folder(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(file, timeout=0)
         lock.acquire()
     except Timeout as error:
@@ -49,8 +50,6 @@ def only_writer(path: str | Path) -> Iterator[Path]:
             f"{path} is being written by another process, which holds {file}: wait for it, or give "
             "another path"
         ) from error
-    except OSError as error:
-        raise InputError(f"there can be no {path} ({error}): give a path in a folder") from error
     try:
         yield path
     finally:
@@ -170,13 +169,12 @@ def check_sendable(what: str, source: object) -> None:
     """Refuse what the workers of a cluster cannot be sent, such as tasks that hold a lock."""
     from distributed.protocol.pickle import dumps
 
-    try:
+    remedy = (
+        "leave out client=, or give what each of them can open, as "
+        "`xarray.open_dataset(file, chunks={})` does"
+    )
+    with refusing(f"{what} cannot be sent to the workers of client", remedy, Exception):
         dumps(source)
-    except Exception as error:  # whatever an object says that cannot be pickled
-        raise InputError(
-            f"{what} cannot be sent to the workers of client ({error}); leave out client=, or give what each "
-            "of them can open, as `xarray.open_dataset(file, chunks={})` does"
-        ) from error
 
 
 def _start(
@@ -191,14 +189,10 @@ def _start(
     """The store to go on with: a new one, or the one at `path` if it was started in the same way."""
     if resume and overwrite:
         raise InputError("resume=True and overwrite=True: pass one of them, to go on or to start anew")
-    begun = partial_path(path).exists()
-    if overwrite or not (begun or path.exists()):
+    if overwrite or not (partial_path(path).exists() or path.exists()):
         return create_store(path, **plan, title=title, provenance=provenance, overwrite=overwrite)
     if not resume:
-        raise InputError(
-            f"{path} {'was begun and not finished' if begun else 'exists'}; pass resume=True to go on "
-            "with it, overwrite=True to replace it, or another path"
-        )
+        refuse_present(path, "resume=True to go on with it, ")
     store = open_store(path, incomplete=True)
     asked = _summary(Layout.plan(**plan), json.loads(json.dumps(provenance)))
     there = _summary(store.layout, {name: store.attrs["provenance"].get(name) for name in provenance})

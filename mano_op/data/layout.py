@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Integral, Real
+from numbers import Real
 from typing import Literal, get_args
 
 import numpy as np
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from mano_op.boundary import Boundary, BoundaryCondition, ends_by_axis
 from mano_op.data.chunking import cuts
-from mano_op.errors import InputError, check_whole, listed
+from mano_op.data.guards import check_each, check_has, check_increasing, check_one_of, check_some_of, refusing
+from mano_op.errors import InputError, check_whole
 from mano_op.grid import Axis, Grid
 from mano_op.labels import variable_of, varies_in_time
 
@@ -96,8 +97,7 @@ class Variable:
                 f"variable {self.name!r}: reference={self.reference!r}; expected a finite number"
             )
         object.__setattr__(self, "reference", float(self.reference))  # of numpy's types too, for JSON
-        if self.role not in ("input", "output"):
-            raise InputError(f"variable {self.name!r}: role={self.role!r}, expected 'input' or 'output'")
+        check_one_of(f"variable {self.name!r}: role", self.role, ("input", "output"))
         if not self.long_name:
             object.__setattr__(self, "long_name", self.name)
         if isinstance(self.boundary_value, Mapping):  # pairs become lists in JSON
@@ -178,8 +178,6 @@ class Layout:
         self._check_derived()
 
     def _check_grids(self) -> None:
-        if not self.grids:
-            raise InputError("no grids: a store has at least one level")
         first = next(iter(self.grids.values()))
         for key, grid in self.grids.items():
             if _domain(grid) != _domain(first):
@@ -187,34 +185,22 @@ class Layout:
                     f"the levels of a store cover one domain in one registration, but {key} has ({grid}) and "
                     f"another ({first}): put them into two stores"
                 )
-        if sorted(self.boundary_conditions) != sorted(first.names):
-            raise InputError(
-                f"boundary_conditions={self.boundary_conditions}; expected one for each axis: {first.names}"
-            )
+        check_each("boundary_conditions", self.boundary_conditions, first.names)
         for axis in first:
             if axis.periodic != (self.boundary_conditions[axis.name] == "periodic"):
                 raise InputError(
                     f"axis {axis.name!r}: periodic={axis.periodic} in the grids, but "
                     f"boundary_conditions={self.boundary_conditions[axis.name]!r}: they must say the same"
                 )
-            if self.boundary_conditions[axis.name] not in get_args(BoundaryCondition):
-                raise InputError(
-                    f"boundary condition {self.boundary_conditions[axis.name]!r} of axis {axis.name!r}; "
-                    f"expected one of {', '.join(get_args(BoundaryCondition))}"
-                )
-        if self.levels not in get_args(Levels):
-            raise InputError(f"levels={self.levels!r}; expected one of {', '.join(get_args(Levels))}")
+            condition = self.boundary_conditions[axis.name]
+            check_one_of(f"boundary condition of axis {axis.name!r}", condition, get_args(BoundaryCondition))
+        check_one_of("levels", self.levels, get_args(Levels))
 
     def _check_coordinates(self) -> None:
         names = next(iter(self.grids.values())).names
-        if not set(self.coordinates) <= set(names):
-            raise InputError(f"coordinates of {list(self.coordinates)}; expected some of {list(names)}")
+        check_some_of("coordinates of", self.coordinates, names)
         for name, about in self.coordinates.items():
-            if unknown := set(about) - set(COORDINATE_ATTRIBUTES):
-                raise InputError(
-                    f"coordinate {name!r}: attributes {sorted(unknown)}; expected some of "
-                    f"{', '.join(COORDINATE_ATTRIBUTES)}"
-                )
+            check_some_of(f"coordinate {name!r}: attributes", about, COORDINATE_ATTRIBUTES)
             axis = next(axis for axis in next(iter(self.grids.values())) if axis.name == name)
             sign = None if self.as_plane else _sign_of_a_sphere(axis, about)
             if sign is not None:
@@ -237,21 +223,18 @@ class Layout:
                 )
         for variable in self.variables:
             given = variable.cell_methods
-            if not isinstance(given, str) and set(given) != set(self.grids):
-                raise InputError(
-                    f"variable {variable.name!r}: cell_methods={given}; expected one for all levels, or one "
-                    f"for each of {', '.join(self.grids)}"
-                )
-            try:
+            if not isinstance(given, str):
+                where = f"variable {variable.name!r}: cell_methods"
+                check_each(where, given, list(self.grids), "one for all resolutions, or ")
+            with refusing(f"variable {variable.name!r}", "see `Variable`", InputError):
                 ends_by_axis(next(iter(self.grids.values())), variable.boundary_value)
-            except InputError as error:
-                raise InputError(f"variable {variable.name!r}: {error}") from error
         self._check_initial()
-        if not self.named("output"):
-            raise InputError(f"no output among the variables {names}; expected at least one")
-        if not self.named("input") and not any(variable.time for variable in self.variables):
+        moving = any(variable.time for variable in self.variables)
+        if not self.named("output") or not (self.named("input") or moving):
+            role = "input" if self.named("output") else "output"
             raise InputError(
-                f"no input among the variables {names}; only outputs that vary in time need none"
+                f"no {role} among the variables {names}; expected at least one output, and one input: only "
+                "outputs that vary in time need none"
             )
 
     def _check_initial(self) -> None:
@@ -261,15 +244,12 @@ class Layout:
         for variable in self.variables:
             if not variable.initial_of:
                 continue
-            if variable.time or variable.role != "input":
+            outputs = evolving if not variable.time and variable.role == "input" else []
+            if variable.initial_of not in outputs:
                 raise InputError(
-                    f"variable {variable.name!r}: initial_of={variable.initial_of!r}, but it is no steady "
-                    "input; leave initial_of out"
-                )
-            if variable.initial_of not in evolving:
-                raise InputError(
-                    f"variable {variable.name!r}: initial_of={variable.initial_of!r}; expected an output "
-                    f"that varies in time: {', '.join(evolving) or 'there is none, so leave it out'}"
+                    f"variable {variable.name!r}: initial_of={variable.initial_of!r}; expected, of a steady "
+                    "input, an output that varies in time: "
+                    f"{', '.join(outputs) or 'there is none, so leave initial_of out'}"
                 )
 
     def _check_times(self) -> None:
@@ -279,21 +259,11 @@ class Layout:
                 f"{len(self.times)} times, and variables that vary in time: {varying or 'none'}; expected "
                 "times exactly where a variable varies (Variable(..., time=True))"
             )
-        if not np.isfinite(self.times).all():
-            raise InputError(f"times={listed(self.times)}; expected finite numbers: assign them")
-        steps = np.diff(self.times)
-        if (steps <= 0).any():
-            first = int(np.argmax(steps <= 0))
-            raise InputError(
-                f"times {first} and {first + 1} are {self.times[first]:.9g} and {self.times[first + 1]:.9g}; "
-                "expected times that increase: `data.sortby('time')`, and each once: "
-                "`data.drop_duplicates('time')`"
-            )
+        check_increasing("time", np.asarray(self.times, dtype=np.float64))
 
     def _check_splits(self) -> None:
         for key, held in self.held.items():
-            if not held or not set(held) <= set(self.splits):
-                raise InputError(f"level {key} holds {list(held)}; expected some of {list(self.splits)}")
+            check_some_of(f"{key} holds", held or ["nothing"], self.splits)
             for cut in cuts(self.splits, held):
                 if cut % self.chunk:
                     raise InputError(
@@ -309,12 +279,10 @@ class Layout:
 
     def _check_derived(self) -> None:
         for key, (source, _) in self.derived.items():
-            if source == key:
-                raise InputError(f"derived: level {key} from itself; expected another of {list(self.grids)}")
-            if self.levels != "resampled":
+            if source == key or self.levels != "resampled":
                 raise InputError(
-                    f"derived: level {key} from {source}, but levels={self.levels!r}; expected 'resampled', "
-                    "as levels are that are made from one another"
+                    f"derived: {key} from {source}, with levels={self.levels!r}; expected another of "
+                    f"{list(self.grids)}, and levels='resampled' for those that are made from one another"
                 )
 
     @classmethod
@@ -340,21 +308,14 @@ class Layout:
         check_whole(chunk=chunk, **({} if chunk_times is None else {"chunk_times": chunk_times}))
         ordered = sorted(grids, key=lambda grid: (math.prod(grid.shape), grid.shape))
         keyed = {group_name(grid.shape): grid for grid in ordered}
-        if len(keyed) != len(ordered):
+        if len(keyed) != len(ordered) or not ordered:
             raise InputError(
-                f"two grids of one shape among {[grid.shape for grid in ordered]}; give each once"
+                f"grids of the shapes {[grid.shape for grid in ordered]}; expected some: give each once"
             )
-        chosen, about = held or {}, dict(coordinates or {})
-        if not set(chosen) <= set(ordered):
-            raise InputError(
-                "held: names a grid that is not among the grids of the store; add it there, or leave it out"
-            )
-        made = dict(derived or {})
-        if not {*made, *(source for source, _ in made.values())} <= set(ordered):
-            raise InputError(
-                "derived: names a grid that is not among the grids of the store; add it there, or leave it "
-                "out"
-            )
+        chosen, about, made = held or {}, dict(coordinates or {}), dict(derived or {})
+        named = {"held": [*chosen], "derived": [*made, *(source for source, _ in made.values())]}
+        for option, some in named.items():
+            check_some_of(f"{option}: grids", some, ordered, "; add it to the grids, or leave it out")
         return cls(
             grids=keyed,
             variables=tuple(_simplest(variable, keyed) for variable in variables),
@@ -421,11 +382,8 @@ class Layout:
 
     def rows(self, key: str, split: str) -> slice:
         """The rows of a level in which a split lies."""
-        if split not in self.held[key]:
-            raise InputError(
-                f"{key} has no split {split!r}; it has {', '.join(self.held[key])}"
-                + (f", while {split!r} is at {', '.join(self._with(split))}" if self._with(split) else "")
-            )
+        elsewhere = f", while {split!r} is at {', '.join(self._with(split))}" if self._with(split) else ""
+        check_has(key, "split", [split], self.held[key], elsewhere)
         start = 0
         for name in self.splits:
             if name == split:
@@ -444,16 +402,13 @@ class Layout:
 
 def _check_name(name: object) -> None:
     """Refuse what zarr cannot store an array under, and what a label of a channel would be taken for."""
-    if not isinstance(name, str) or not name or name in (".", "..") or name.startswith("__"):
+    fits = isinstance(name, str) and name not in ("", ".", "..") and not name.startswith("__")
+    if not fits or "/" in name or not name.isprintable() or len(name.encode()) > 200:  # type: ignore
         raise InputError(
-            f"variable {name!r}: expected a name that does not begin with '__', nor '.' or '..': "
-            f"`data.rename({{{name!r}: 'field'}})`"
+            f"variable {name!r}: expected a name of printable characters without '/', of at most 200 bytes, "
+            f"that does not begin with '__', nor '.' or '..': `data.rename({{{name!r}: 'field'}})`"
         )
-    if "/" in name or not name.isprintable() or len(name.encode()) > 200:
-        raise InputError(
-            f"variable {name!r}: expected a name of printable characters without '/', of at most 200 bytes: "
-            f"`data.rename({{{name!r}: 'field'}})`"
-        )
+    assert isinstance(name, str)
     if varies_in_time(name):
         raise InputError(
             f"variable {name!r}: its end says a time, as labels of channels do: "
@@ -491,19 +446,15 @@ def _domain(grid: Grid) -> list[tuple[object, ...]]:
 
 def check_splits(splits: Mapping[str, int]) -> None:
     """Refuse splits without samples, sizes that are no whole numbers, and a plan without splits."""
-    if not isinstance(splits, Mapping):
+    named = (
+        isinstance(splits, Mapping) and splits and all(isinstance(split, str) and split for split in splits)
+    )
+    if not named:
         raise InputError(
-            f"splits={splits!r}; expected the number of samples of each, such as {{'train': 100, 'test': 10}}"
+            f"splits={splits!r}; expected the number of samples of each by its name, such as {{'train': 100, "
+            "'test': 10}"
         )
-    if not splits:
-        raise InputError("no splits: give the number of samples of each, such as {'train': 100, 'test': 10}")
-    for split, size in splits.items():
-        if not isinstance(split, str) or not split:
-            raise InputError(f"a split named {split!r}; expected a name, such as 'train'")
-        if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
-            raise InputError(
-                f"split {split!r} has {size!r} samples; expected a whole number, at least 1, or no such split"
-            )
+    check_whole(**{f"samples of split {split!r}": size for split, size in splits.items()})
 
 
 def group_name(shape: Sequence[int]) -> str:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from mano_op.data.channels import channels_of
 from mano_op.data.dataset import FieldDataset, MixedDataset, Sample, SomeSamples, collate
+from mano_op.data.guards import check_one_of
 from mano_op.data.layout import Resolution
 from mano_op.data.mixed import Mixed
 from mano_op.data.processor import FieldProcessor
@@ -302,7 +303,8 @@ def _start_method(asked: str | None) -> str:
     there = [
         method for method in ("forkserver", "spawn") if method in multiprocessing.get_all_start_methods()
     ]
-    if asked is not None and asked not in there:
-        reason = " (a fork of a process that has used zarr, dask or CUDA may hang)" if asked == "fork" else ""
-        raise InputError(f"start_method={asked!r}{reason}; expected one of {', '.join(there)}")
+    if asked is not None:
+        check_one_of(
+            "a fork of a process that has used zarr, dask or CUDA may hang: start_method", asked, there
+        )
     return asked or there[0]

@@ -12,6 +12,7 @@ import xarray as xr
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mano_op.data.guards import check_not_forked
 from mano_op.errors import InputError
 
 
@@ -101,11 +102,8 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"patch {index}; there are {len(self)}")
-        if not self._in_memory and os.getpid() != self._process:
-            raise InputError(
-                "this process was forked from the one that made the data set, and reading a patch here can "
-                "hang: load the data set first, or use DataLoader(..., multiprocessing_context='forkserver')"
-            )
+        if not self._in_memory:
+            check_not_forked(self._process, os.getpid(), "a patch", "load the data set first")
         patch = self.batches[index % len(self)].isel({self._sample: 0}).load()
         for name in (*self.inputs, *self.outputs):
             if not np.isfinite(patch[name]).all():

@@ -10,6 +10,7 @@ from neuralop.data.transforms.data_processors import DataProcessor
 from torch import Tensor, nn
 
 from mano_op.data.channels import Channels, channels_of
+from mano_op.data.guards import check_some_of
 from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
 from mano_op.labels import variable_of, varies_in_time
@@ -76,10 +77,7 @@ class FieldProcessor(DataProcessor):
         for role, statistics in (("in", inputs), ("out", outputs)):
             mean = torch.tensor([float(one["mean"]) for one in statistics.values()])
             std = torch.tensor([float(one["std"]) for one in statistics.values()])
-            if not set(self._transforms[role]) <= {None, *_FORWARD}:
-                raise InputError(
-                    f"transforms {self._transforms[role]}; expected some of {', '.join(_FORWARD)}"
-                )
+            check_some_of("transforms", filter(None, self._transforms[role]), _FORWARD)
             if not (mean.isfinite().all() and std.isfinite().all() and (std >= 0).all()):
                 raise InputError(f"statistics {statistics}: expected finite means and std of at least 0")
             self.register_buffer(f"{role}_mean", mean)
@@ -183,13 +181,9 @@ class FieldProcessor(DataProcessor):
         if step == 0:
             self.check_rollout()
             if data_dict["y"].shape[1] % n:
-                raise InputError(
-                    f"y of shape {tuple(data_dict['y'].shape)}; expected the channels {list(self.outputs)} "
-                    "for each step"
-                )
+                self._check_channels("out", data_dict["y"], batched=True)
             self._known, self._ahead = (data_dict[name].to(self.device) for name in ("x", "y"))
-        if self._known is None or self._ahead is None:
-            raise InputError(f"step={step} without a step 0; a rollout begins there")
+        assert self._known is not None and self._ahead is not None, "a rollout begins at step 0"
         if step * n >= self._ahead.shape[1]:
             return None
         return {**data_dict, "x": self._known, "y": self._ahead[:, step * n : (step + 1) * n]}
@@ -310,7 +304,7 @@ class FieldProcessor(DataProcessor):
         if channels != len(names):
             raise InputError(
                 f"{'x' if role == 'in' else 'y'} of shape {tuple(field.shape)} with batched={batched} has "
-                f"{channels} channels; expected {len(names)}: {', '.join(names)}"
+                f"{channels} channels; expected {len(names)}, for each step of a rollout: {', '.join(names)}"
             )
 
     def _statistics(self, role: str, n_dim: int) -> tuple[Tensor, Tensor]:

@@ -86,15 +86,15 @@ class ResolutionBatchSampler(Sampler[list[int]]):
         num_replicas: int | None = None,
         rank: int | None = None,
     ) -> None:
-        if not sizes:
-            raise InputError("sizes=[]; expected the number of samples of at least one resolution")
         check_whole(**{f"sizes[{i}]": size for i, size in enumerate(sizes)})
         batch_sizes = list(batch_size) if isinstance(batch_size, Sequence) else [batch_size] * len(sizes)
         check_whole(**{f"batch_size[{i}]": size for i, size in enumerate(batch_sizes)})
         check_whole(seed=seed, at_least=0)
         for what, given in (("batch_size", batch_sizes), ("ratios", ratios)):
-            if given is not None and len(given) != len(sizes):
-                raise InputError(f"{what}={given} for {len(sizes)} resolutions; expected one for each")
+            if given is not None and len(given) != max(1, len(sizes)):
+                raise InputError(
+                    f"{what}={given} for {len(sizes)} resolutions; expected one for each, and at least one"
+                )
         num_replicas, rank = ranks(num_replicas, rank)
         self.sizes, self.batch_sizes = [int(size) for size in sizes], batch_sizes
         self.drawn = self.sizes if ratios is None else _drawn(self.sizes, ratios)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from mano_op.data.guards import refusing
 from mano_op.data.layout import COORDINATE_ATTRIBUTES, Layout, Variable
 from mano_op.data.precision import Rounding
 from mano_op.errors import InputError
@@ -70,36 +71,37 @@ def place_of(path: str | Path) -> Path | str:
     return path if isinstance(path, str) and "://" in path else Path(path).absolute()
 
 
-def path_of(path: str | Path) -> Path:
+def path_of(path: str | Path | Store) -> Path:
     """A full path on the file system, where a store can be written; of a symbolic link, what it names."""
-    place = place_of(path)
-    if isinstance(place, str):
+    place = path if isinstance(path, Store) else place_of(path)
+    if not isinstance(place, Path):
         raise InputError(
             f"{path}: a store is written to a file system; write it there, and copy it when finished"
         )
     return target_of(place)
 
 
+def make_folder(path: Path) -> None:
+    """Make the folder that a store is to be in."""
+    with refusing(f"there can be no {path}", "give a path in a folder", OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def open_root(path: Path | str | Store, storage_options: Mapping[str, Any] | None = None) -> zarr.Group:
     """The root of the store at `path`, for reading, if it is one that we can read."""
-    if isinstance(path, Path) and not path.exists():
+    other = _other_content(path) if isinstance(path, Path) else None
+    if other is None:
+        options = None if storage_options is None else dict(storage_options)
+        remedy = "give the path of a store; if it is one, its zarr.json is damaged, restore that"
+        # ImportError where fsspec lacks what speaks to an address.
+        with refusing(f"{path} is no zarr store of format 3", remedy, *DAMAGED, ImportError):
+            root = zarr.open_group(path, mode="r", zarr_format=3, storage_options=options)
+        if (given := root.attrs.get("format")) != FORMAT:
+            other = f"is a zarr store, but not one of fields (attribute format={given!r})"
+    if other is not None:
         raise InputError(
-            f"{path} does not exist; make it with `mano-op generate`, `write_fields` or an importer"
-        )
-    if isinstance(path, Path) and (other := _other_content(path)):
-        raise InputError(f"{path} is no zarr store of format 3, but {other}: {_TO_A_STORE}")
-    options = None if storage_options is None else dict(storage_options)
-    try:
-        root = zarr.open_group(path, mode="r", zarr_format=3, storage_options=options)
-    except (*DAMAGED, ImportError) as error:  # the last where fsspec lacks what speaks to that address
-        raise InputError(
-            f"{path} is no zarr store of format 3: {type(error).__name__}: {error}. Give the path of a "
-            "store; if it is one, its zarr.json is damaged, restore that"
-        ) from error
-    if root.attrs.get("format") != FORMAT:
-        raise InputError(
-            f"{path} is a zarr store, but not one of fields: attribute format={root.attrs.get('format')!r}, "
-            f"expected {FORMAT!r}. `write_fields` makes one from xarray data sets"
+            f"{path} {other}; make a store with `mano-op generate`, `write_fields` makes one from xarray "
+            "data sets, and `mano-op import` from files"
         )
     if root.attrs.get("format_version") != FORMAT_VERSION:
         raise InputError(
@@ -109,19 +111,18 @@ def open_root(path: Path | str | Store, storage_options: Mapping[str, Any] | Non
     return root
 
 
-_TO_A_STORE = "`write_fields` makes one from xarray data sets, and `mano-op import` from files"
-
-
 def _other_content(path: Path) -> str | None:
-    """What a path names that is no group of zarr's format 3, where it shows; None where it does not."""
+    """What is at a path that is no group of zarr's format 3, where it shows; None where it does not."""
+    if not path.exists():
+        return "does not exist"
     if path.is_file():
-        return "a file"
+        return "is a file, no zarr store of format 3"
     if (path / "zarr.json").exists():
         return None
     for name, what in ((".zgroup", "a group"), (".zmetadata", "a group"), (".zarray", "an array")):
         if (path / name).exists():
-            return f"{what} of zarr format 2"
-    return "a folder without a zarr.json"
+            return f"is {what} of zarr format 2, no zarr store of format 3"
+    return "is a folder without a zarr.json, no zarr store of format 3"
 
 
 def partial_path(path: Path) -> Path:
@@ -138,13 +139,19 @@ def clear(path: Path, overwrite: bool) -> None:
         if not there.exists():
             continue
         if not overwrite:
-            what = "exists" if there == path else f"was begun and not finished ({there} is there)"
-            raise InputError(
-                f"{path} {what}; give another path, or overwrite=True to replace the store there"
-            )
+            refuse_present(path)
         _check_is_store(there)
     if partial_path(path).exists():
         shutil.rmtree(partial_path(path))
+
+
+def refuse_present(path: Path, resume: str = "") -> None:
+    """Refuse to write where a store is, or was begun."""
+    begun = partial_path(path)
+    what = f"was begun and not finished ({begun} is there)" if begun.exists() else "exists"
+    raise InputError(
+        f"{path} {what}; give another path, {resume}or overwrite=True to replace the store there"
+    )
 
 
 def put_in_place(path: Path) -> None:
@@ -201,10 +208,8 @@ def root_attributes(layout: Layout, title: str, provenance: Mapping[str, Any]) -
         "multiscales": {"layout": multiscales(layout)},
         "provenance": {"versions": versions, **provenance},
     }
-    try:
+    with refusing(f"provenance={provenance}", "expected only what JSON can hold", TypeError, ValueError):
         json.dumps(attributes, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"provenance={provenance}: {error}; expected only what JSON can hold") from error
     return attributes
 
 
@@ -317,27 +322,23 @@ def _spatial(grid: Grid) -> dict[str, Any]:
 
 def read_layout(root: zarr.Group) -> Layout:
     """Read the plan of a store back, and check that it describes the arrays that are there."""
-    try:
+    remedy = "it was not laid out to the end, or was changed since: make it anew with overwrite=True"
+    with refusing(f"{root.store_path}: the labels of the store do not fit together", remedy, *DAMAGED):
         layout = _read_layout(root)
         for key, grid in layout.grids.items():
             for variable in layout.variables:
                 shape = array(root, f"{key}/{variable.name}").shape
                 expected = (len(layout.samples(key)), *layout.shape(key, variable))
                 if shape != expected:
-                    raise InputError(f"{key}/{variable.name} has shape {shape}, its labels say {expected}")
+                    raise ValueError(f"{key}/{variable.name} has shape {shape}, its labels say {expected}")
             if layout.times and not np.array_equal(values_of(root, f"{key}/time"), layout.times):
-                raise InputError(f"{key}/time differs from the times of another level")
+                raise ValueError(f"{key}/time differs from the times of another resolution")
             for axis in grid:
                 points = values_of(root, f"{key}/{axis.name}")
                 if not np.allclose(points, axis.points, rtol=0, atol=1e-6 * axis.spacing):
-                    raise InputError(
+                    raise ValueError(
                         f"{key}/{axis.name} is not where a {axis.registration} axis has its points"
                     )
-    except DAMAGED as error:
-        raise InputError(
-            f"{root.store_path}: the labels of the store do not fit together ({error}). It was not laid out "
-            "to the end, or was changed since: make it anew with overwrite=True"
-        ) from error
     return layout
 
 
@@ -388,16 +389,15 @@ def _read_layout(root: zarr.Group) -> Layout:
 def read_statistics(root: zarr.Group) -> dict[str, dict[str, float]]:
     """Mean and standard deviation of each variable, as the root has them; empty where it has none."""
     told: Any = root.attrs.get("statistics", {})
-    try:
+    what = f"{root.store_path}: attribute statistics={told!r:.80}"
+    remedy = (
+        "expected a mean and a std for each variable, under 'variables': restore the store or make it anew"
+    )
+    with refusing(what, remedy, *DAMAGED):
         return {
             name: {what: float(about[what]) for what in ("mean", "std")}
             for name, about in told.get("variables", {}).items()
         }
-    except DAMAGED as error:
-        raise InputError(
-            f"{root.store_path}: attribute statistics={told!r:.80}; expected a mean and a std for each "
-            "variable, under 'variables': restore the store or make it anew"
-        ) from error
 
 
 def read_coordinate(root: zarr.Group, key: str, name: str) -> dict[str, str]:

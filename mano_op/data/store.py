@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from zarr.abc.store import Store
 from zarr.errors import ZarrUserWarning
 
+from mano_op.data.guards import check_has, refusing
 from mano_op.data.layout import Layout, Levels, Resolution, Variable
 from mano_op.data.moments import Moments
 from mano_op.data.precision import LARGEST_LOSS, SMALLEST, Rounding
@@ -34,6 +35,7 @@ from mano_op.data.schema import (
     array,
     clear,
     lay_out,
+    make_folder,
     open_root,
     partial_path,
     path_of,
@@ -158,10 +160,7 @@ def create_store(
     attributes = root_attributes(layout, title, provenance)
     path = path_of(path)
     clear(path, overwrite)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"there can be no {path} ({error}): give a path in a folder") from error
+    make_folder(path)
     lay_out(partial_path(path), layout, attributes)
     return FieldStore(path, partial_path(path))
 
@@ -343,8 +342,7 @@ class FieldStore:
             reads as NaN.
         """
         key = self.key(resolution)
-        if name not in (known := [*self.inputs, *self.outputs]):
-            raise InputError(f"{self.path} has no variable {name!r}; it has {', '.join(known)}")
+        check_has(self.path, "variable", [name], [*self.inputs, *self.outputs])
         try:
             values = values_of(self._root, f"{key}/{name}", rows, times)
         except DAMAGED as error:
@@ -406,15 +404,14 @@ class FieldStore:
             If a level or variable is missing or unknown, a shape is wrong, a value is not finite in
             float32, or another store was begun in this one's place. Nothing is written then.
         """
-        if not isinstance(self._location, Path):
-            raise InputError(f"{self.path} is no path; stores are written to a file system")
-        if samples not in self.layout.chunks:
-            raise InputError(f"samples={samples} is no chunk of {self.path}; expected one of `pending()`")
+        path_of(self._location)
         every = self.layout.time_chunks
-        if times is not None and times not in every:
-            raise InputError(
-                f"times={times} is no chunk of {self.path}; expected one of `layout.time_chunks`"
-            )
+        for name, span, chunks, known in (
+            ("samples", samples, self.layout.chunks, "pending()"),
+            ("times", every[0] if times is None else times, every, "layout.time_chunks"),
+        ):
+            if span not in chunks:
+                raise InputError(f"{name}={span} is no chunk of {self.path}; expected one of `{known}`")
         span = slice(0, every[-1].stop) if times is None else times
         given = {self.key(resolution): variables for resolution, variables in fields.items()}
         arrays = accept(self.layout, samples, given, span)
@@ -441,12 +438,9 @@ class FieldStore:
 
     def _to_write(self) -> zarr.Group:
         """The root, to be changed, if what lies there is still the store that this one was opened as."""
-        try:
+        what = f"{self._location} is gone, or is no store any more"
+        with refusing(what, "open the store again", *DAMAGED):
             root = zarr.open_group(self._location, mode="r+")
-        except DAMAGED as error:
-            raise InputError(
-                f"{self._location} is gone, or is no store any more ({error}); open the store again"
-            ) from error
         if root.attrs.get(TOKEN) != self._token:
             raise InputError(
                 f"{self.path} was begun anew since it was opened here, so this would be written into another "

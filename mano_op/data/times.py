@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from mano_op.data.guards import refusing
 from mano_op.data.rounded import agree, tolerance_between, unit_in_the_last_place
 from mano_op.errors import InputError
 
@@ -238,9 +239,6 @@ def _check_calendar(where: object, times: xr.Variable) -> None:
 
 def _decoded(where: object, times: xr.Variable) -> xr.Variable:
     """Dates of numbers with units such as "hours since 2000-01-01"."""
-    try:
+    what = f"{where}: times in {times.attrs['units']!r} are no dates"
+    with refusing(what, "correct the attribute units", OverflowError, ValueError):
         return xr.conventions.decode_cf_variable("time", times)
-    except (OverflowError, ValueError) as error:
-        raise InputError(
-            f"{where}: times in {times.attrs['units']!r} are no dates ({error}); correct the attribute units"
-        ) from error

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from mano_op.errors import InputError, did_you_mean
+from mano_op.data.guards import check_one_of, check_some_of
+from mano_op.errors import InputError
 
 Array = NDArray[np.float64]
 
@@ -19,13 +20,8 @@ POSITIVE = frozenset({"log"})
 def check_transforms(transforms: Mapping[str, str], variables: tuple[str, ...]) -> None:
     """Refuse transforms that there are not, and of variables that there are not."""
     for variable, name in transforms.items():
-        if variable not in variables:
-            raise InputError(f"a transform of {variable!r}; expected some of {', '.join(variables)}")
-        if name not in TRANSFORMS:
-            raise InputError(
-                f"transform {name!r} of {variable}; expected one of {', '.join(TRANSFORMS)}"
-                f"{did_you_mean(name, TRANSFORMS)}"
-            )
+        check_some_of("a transform of", [variable], variables)
+        check_one_of(f"transform of {variable}", name, TRANSFORMS)
 
 
 def transformed(values: NDArray[np.float32], name: str | None, where: str) -> Array:

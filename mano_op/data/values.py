@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mano_op.data.guards import check_real, check_shape
 from mano_op.data.layout import Layout
 from mano_op.data.precision import Rounding
 from mano_op.errors import InputError
@@ -63,29 +64,27 @@ def accept(
     """
     rows = {key: layout.rows_of(key, samples) for key in layout.grids}
     expected = sorted(key for key in layout.grids if rows[key].start < rows[key].stop)
-    if sorted(fields) != expected:
-        raise InputError(
-            f"fields at {sorted(fields)}; samples {samples.start} to {samples.stop - 1} are held by "
-            f"{', '.join(expected)}: give these levels"
-        )
+    _check_given(f"samples {samples.start} to {samples.stop - 1}: resolutions", fields, expected)
     written = [variable for variable in layout.variables if variable.time or not times.start]
     names = [variable.name for variable in written]
     accepted = {}
     for key, variables in fields.items():
-        if sorted(variables) != sorted(names):
-            raise InputError(f"{key}: variables {sorted(variables)}; expected {sorted(names)}: give these")
+        _check_given(f"{key}: variables", variables, sorted(names))
         numbers = layout.samples(key)[rows[key]]
         for variable in written:
             where = f"{key}/{variable.name}"
             shape = (len(numbers), *layout.shape(key, variable, times))
             values = np.asarray(variables[variable.name])
-            if values.shape != shape or values.dtype.kind not in "biuf":
-                raise InputError(
-                    f"{where}: {values.dtype} of shape {values.shape}; expected real numbers of shape {shape}"
-                )
+            check_real(where, values.dtype)
+            check_shape(where, values.shape, shape, "the samples, times where it varies, and points")
             check_finite(values, numbers, where)
             accepted[key, variable.name] = _rounded(values, numbers, where)
     return accepted
+
+
+def _check_given(what: str, given: Iterable[str], expected: list[str]) -> None:
+    if sorted(given) != expected:
+        raise InputError(f"{what} {sorted(given)}; expected {expected}: give these")
 
 
 def _rounded(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,24 +13,27 @@ import dask.array as da
 import h5py
 import numpy as np
 import scipy.io
-import xarray as xr
 from numpy.typing import NDArray
 
-from mano_op.data.fields import write_fields
-from mano_op.data.importers.lazy import (
-    Files,
+from mano_op.data.guards import (
     check_ends_differ,
+    check_has,
+    check_one_of,
+    check_real,
+    check_shape,
+    refusing,
+)
+from mano_op.data.importers.lazy import (
+    REPEATED,
+    Files,
+    Part,
     dataset,
-    in_order,
-    joined,
     lazy,
     open_hdf5,
-    same,
-    sizes,
-    stamps,
+    paths_of,
+    write_parts,
 )
 from mano_op.data.store import FieldStore
-from mano_op.errors import InputError
 from mano_op.grid import Axis, Registration
 
 
@@ -89,48 +93,22 @@ def import_fno_mat(
     .. [1] Li et al., "Fourier Neural Operator for Parametric Partial Differential Equations", ICLR 2021,
        arXiv:2010.08895.
     """
-    if kind not in _KINDS:
-        raise InputError(f"kind={kind!r}; expected one of {', '.join(_KINDS)}")
-    known, paths = _KINDS[kind], in_order(files)
+    check_one_of("kind", kind, _KINDS)
+    known, paths = _KINDS[kind], paths_of(files, "{'train': ['a.mat']}")
+    inputs, outputs = ([name] for name in known.names.values())
+    options.setdefault("initial", {inputs[0]: outputs[0]} if known.varying else None)
+    options.setdefault("title", f"{kind.replace('_', ' ').capitalize()}, Li et al.")
     with ExitStack() as stack:
-        read = {file: _read(stack, file, known) for file in paths}
-        first = read[paths[0]]
-        for file, arrays in read.items():
-            _check(file, arrays, first, known)
-        shape = first[next(iter(known.names))].shape[1:]
-        coordinates: dict[str, Any] = {
-            name: Axis(name, n, registration=known.registration).points
-            for name, n in zip(known.axes, shape, strict=True)
-        }
-        if known.varying:
-            coordinates["time"] = same("t", [(file, np.ravel(arrays["t"])) for file, arrays in read.items()])
-        counts = {file: arrays[next(iter(known.names))].shape[0] for file, arrays in read.items()}
-        splits = sizes(files, counts)
-        data = {}
-        for name, variable in known.names.items():
-            values, dims = joined([lazy(arrays[name]) for arrays in read.values()]), ("sample", *known.axes)
-            if name in known.varying:
-                values, dims = da.moveaxis(values, -1, 1), ("sample", "time", *known.axes)
-            data[variable] = (dims, values)
-        inputs, outputs = ([name] for name in known.names.values())
-        options.setdefault("initial", {inputs[0]: outputs[0]} if known.varying else None)
-        options.setdefault("title", f"{kind.replace('_', ' ').capitalize()}, Li et al.")
-        return write_fields(
+        return write_parts(
             path,
-            {shape: xr.Dataset(data, coordinates)},
+            paths,
+            {file: _part(file, _read(stack, file, known), known) for file in chain(*paths.values())},
             inputs=inputs,
-            outputs=outputs,
-            splits=splits,
             registration=known.registration,
             domain={name: (0.0, 1.0) for name in known.axes},
             boundary_conditions=dict.fromkeys(known.axes, known.condition),
             boundary_values={} if known.ends is None else {outputs[0]: known.ends},
-            provenance={
-                "source": "Li et al.",
-                "kind": kind,
-                "files": [file.name for file in paths],
-                "files_as_read": stamps(paths),
-            },
+            provenance={"source": "Li et al.", "kind": kind},
             **options,
         )
 
@@ -140,26 +118,19 @@ def _read(stack: ExitStack, path: Path, known: _Kind) -> dict[str, Any]:
     wanted = [*known.names, *(["t"] if known.varying else [])]
     if h5py.is_hdf5(path):
         file = open_hdf5(stack, path)
-        _check_names(path, wanted, list(file))
+        check_has(path, "array", wanted, file)
         # MATLAB's first index varies fastest, so HDF5 has the dimensions the other way round.
         return {name: _Turned(dataset(file, name)) for name in known.names} | {
             name: np.asarray(dataset(file, name)) for name in wanted if name not in known.names
         }
-    try:
+    what = f"{path} is no MATLAB file that can be read"
+    with refusing(what, "restore it, or give another", Exception):  # whatever scipy meets damage with
         listed = [name for name, _, _ in scipy.io.whosmat(path)]
         content = scipy.io.loadmat(path, variable_names=wanted)
-    except Exception as error:  # whatever scipy meets damage with
-        raise InputError(
-            f"{path} is no MATLAB file that can be read ({error}); restore it, or give another"
-        ) from error
-    _check_names(path, wanted, listed)
+    check_has(path, "array", wanted, listed)
     for name in wanted:
-        if not isinstance(content[name], np.ndarray) or content[name].dtype.kind not in "biuf":
-            kind = getattr(content[name], "dtype", "of no type")
-            raise InputError(
-                f"{path}, {name}: a {type(content[name]).__name__}, {kind}; expected an array of real "
-                "numbers, not sparse: save it as one"
-            )
+        array = content[name]
+        check_real(f"{path}, {name}", array.dtype if isinstance(array, np.ndarray) else type(array).__name__)
     return {name: content[name] for name in wanted}
 
 
@@ -178,28 +149,35 @@ class _Turned:
         return np.asarray(self._array[index[::-1]]).T
 
 
-def _check_names(path: Path, wanted: list[str], there: list[str]) -> None:
-    if missing := [name for name in wanted if name not in there]:
-        raise InputError(f"{path} has no {', '.join(missing)}; it has {', '.join(there) or 'nothing'}")
-
-
-def _check(path: Path, arrays: dict[str, Any], first: dict[str, Any], known: _Kind) -> None:
-    """Refuse arrays whose shapes do not fit the kind, each other or the first file's."""
+def _part(path: Path, arrays: dict[str, Any], known: _Kind) -> Part:
+    """The fields and coordinates of a file, if shapes fit the kind and each other."""
     shape = arrays[next(iter(known.names))].shape
-    for name in known.names:
-        expected = (*shape, np.asarray(arrays["t"]).size) if name in known.varying else shape
-        if arrays[name].shape != expected or len(shape) != 1 + len(known.axes) or not math.prod(expected):
-            raise InputError(
-                f"{path}, {name}: shape {arrays[name].shape}, expected {expected} with "
-                f"{len(known.axes)} axes after the samples, none of them empty"
-            )
-    if known.varying and np.asarray(arrays["t"]).size not in np.shape(arrays["t"]):
-        raise InputError(f"{path}, t: shape {np.shape(arrays['t'])}; expected a row or a column of times")
-    if shape[1:] != first[next(iter(known.names))].shape[1:]:
-        raise InputError(
-            f"{path} has {shape[1:]} points, the first file has another number; import files of other grids "
-            "into two stores"
+    times = np.ravel(arrays["t"]) if known.varying else np.empty(0)
+    fields = {}
+    for name, variable in known.names.items():
+        varies = name in known.varying
+        expected = (*shape, times.size) if varies else shape
+        if len(shape) != 1 + len(known.axes) or not math.prod(expected):
+            expected = (1,) * (1 + len(known.axes) + varies)
+        remedy = f"the samples, {' and '.join(known.axes)}, and times where it varies, none of them empty"
+        check_shape(f"{path}, {name}", arrays[name].shape, expected, remedy)
+        values = lazy(arrays[name])
+        fields[variable] = (
+            (("sample", "time", *known.axes), da.moveaxis(values, -1, 1))
+            if varies
+            else (("sample", *known.axes), values)
         )
+    if known.varying and times.size not in np.shape(arrays["t"]):
+        check_shape(f"{path}, t", np.shape(arrays["t"]), (1, times.size), "a row or a column of times")
     if known.registration == "node":
-        steady = [lazy(arrays[name])[:4].compute() for name in known.names if name not in known.varying]
-        check_ends_differ(path, steady, known.axes)
+        check_ends_differ(
+            path,
+            [lazy(arrays[name])[:4].compute() for name in known.names if name not in known.varying],
+            {name: i - len(known.axes) for i, name in enumerate(known.axes)},
+            REPEATED,
+        )
+    points = {
+        name: Axis(name, n, registration=known.registration).points
+        for name, n in zip(known.axes, shape[1:], strict=True)
+    }
+    return Part(fields, points | ({"time": times} if known.varying else {}))

@@ -1,4 +1,4 @@
-"""Arrays of several files, concatenated, and read in pieces while the store is written."""
+"""Files opened, compared and concatenated, and read in pieces while the store is written."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,30 +17,95 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from mano_op.data.fields import write_fields
+from mano_op.data.guards import check_alike, check_has, check_real, check_shape, refusing
 from mano_op.data.rounded import agree
+from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
 
 PIECE_BYTES = 2**23  # of an array of a file, read in one
 Files = Mapping[str, Sequence[str | Path]]
+# What to do about arrays with both ends of an axis that wraps; see `check_ends_differ`.
+REPEATED = "leave the last ones out, `array.take(range({n}), {dim})`"
 
 
-def in_order(files: Files) -> list[Path]:
-    """All files, split after split, if each is there."""
-    if (
-        not isinstance(files, Mapping)
-        or not files
-        or not all(
-            isinstance(given, Sequence) and given and not isinstance(given, str) for given in files.values()
-        )
-    ):
-        raise InputError(f"files={files!r}; expected those of a split, such as {{'train': ['a.hdf5']}}")
-    paths = [Path(file) for given in files.values() for file in given]
+@dataclass(frozen=True)
+class Part:
+    """The content of a file.
+
+    Parameters
+    ----------
+    fields : mapping of str to (tuple of str, array)
+        The dimensions of each variable, and its values.
+    coordinates : mapping of str to ndarray
+        The axes in the order of the dimensions, and "time".
+    about : mapping, optional
+        What else has to be the same in all files.
+    """
+
+    fields: Mapping[str, tuple[tuple[str, ...], da.Array]]
+    coordinates: Mapping[str, NDArray[Any]]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+def paths_of(files: Mapping[Any, Any], example: str) -> dict[Any, list[Path]]:
+    """The files of each split or resolution, each file there and named once."""
+    several = {
+        key: [Path(file) for file in ([given] if isinstance(given, str | Path) else given)]
+        for key, given in (files.items() if isinstance(files, Mapping) else ())
+    }
+    if not several or not all(several.values()):
+        raise InputError(f"files={files!r}; expected at least one for each, such as {example}")
+    paths = [path for given in several.values() for path in given]
     if twice := {str(path) for path in paths if paths.count(path) > 1}:
         raise InputError(f"{', '.join(sorted(twice))} twice among the files; expected each once")
     for path in paths:
-        if not path.is_file():
+        if not path.exists():
             raise InputError(f"{path} does not exist; give the path of a file to import")
-    return paths
+    return several
+
+
+def write_parts(
+    path: str | Path,
+    files: Mapping[str, Sequence[Path]],
+    parts: Mapping[Path, Part],
+    *,
+    inputs: Sequence[str],
+    provenance: Mapping[str, Any],
+    **options: Any,
+) -> FieldStore:
+    """Write the content of files, split after split, to a store, if all have the same fields on one grid."""
+    first, expected = next(iter(parts.items()))
+    for file, part in parts.items():
+        dims = {name: dims for name, (dims, _) in part.fields.items()}
+        check_alike(file, first, "fields", dims, {name: dims for name, (dims, _) in expected.fields.items()})
+        check_alike(file, first, "coordinates", list(part.coordinates), list(expected.coordinates))
+        for what, value in part.about.items():
+            check_alike(file, first, what, value, expected.about[what])
+    coordinates = {
+        name: same(name, [(file, part.coordinates[name]) for file, part in parts.items()])
+        for name in expected.coordinates
+    }
+    data = {
+        name: (dims, da.concatenate([part.fields[name][1] for part in parts.values()], axis=0))
+        for name, (dims, _) in expected.fields.items()
+    }
+    if taken := sorted(set(data) & {"sample", *coordinates}):
+        raise InputError(
+            f"{first}: a field is called {taken[0]!r}, as a dimension is; expected another name: rename it "
+            "in the files"
+        )
+    counts = {file: len(next(iter(part.fields.values()))[1]) for file, part in parts.items()}
+    shape = tuple(len(points) for name, points in coordinates.items() if name != "time")
+    return write_fields(
+        path,
+        {shape: xr.Dataset(data, coordinates)},
+        inputs=inputs,
+        outputs=[name for name in data if name not in inputs],
+        splits={split: sum(counts[file] for file in given) for split, given in files.items()},
+        provenance={**provenance, "files": [file.name for file in parts], "files_as_read": stamps(parts)},
+        **options,
+    )
 
 
 def stamps(files: Iterable[str | Path]) -> list[str]:
@@ -63,53 +129,33 @@ def _utc(seconds: float) -> str:
 
 def open_hdf5(stack: ExitStack, path: Path) -> h5py.File:
     """An HDF5 file, open for as long as the stack is."""
-    try:
+    with refusing(f"{path} is no HDF5 file, or is damaged", "restore it, or give another", OSError):
         return stack.enter_context(h5py.File(path, "r"))
-    except OSError as error:
-        raise InputError(
-            f"{path} is no HDF5 file, or is damaged ({error}); restore it, or give another"
-        ) from error
 
 
 def dataset(file: h5py.File | h5py.Group, name: str) -> h5py.Dataset:
     """A data set of numbers in a file, by its name."""
-    node = file.get(name)
-    if not isinstance(node, h5py.Dataset):
-        raise InputError(f"{place(file)} has no data set {name!r}; it has {', '.join(file) or 'none'}")
-    if node.dtype.kind not in "biuf" or node.shape is None:
-        what = "empty" if node.shape is None else node.dtype
-        raise InputError(f"{place(node)}: {what}; expected real numbers: write the file anew with such")
+    check_has(place(file), "data set", [name], [key for key in file if _is_dataset(file.get(key))])
+    node = file[name]
+    check_real(place(node), "nothing" if node.shape is None else node.dtype)
     return node
+
+
+def _is_dataset(node: object) -> bool:
+    return isinstance(node, h5py.Dataset)
 
 
 def coordinate(file: h5py.File | h5py.Group, name: str) -> NDArray[Any]:
     """Points or times in a file: all of a data set of one dimension."""
     node = dataset(file, name)
-    if node.ndim != 1 or not len(node):
-        raise InputError(
-            f"{place(node)}: shape {node.shape}; expected one dimension and at least one value: coordinates "
-            "and times are the same for all samples, others go into stores of their own"
-        )
+    remedy = "coordinates and times are the same for all samples, others go into stores of their own"
+    check_shape(place(node), node.shape, (max(1, node.size),), remedy)
     return np.asarray(node[:])
 
 
 def place(node: h5py.Group | h5py.Dataset) -> str:
     """The file, and where in it."""
     return node.file.filename + ("" if node.name == "/" else f", {node.name.removeprefix('/')}")
-
-
-def labelled(
-    path: Path,
-    fields: Mapping[str, tuple[tuple[str, ...], da.Array]],
-    coordinates: Mapping[str, NDArray[Any]],
-) -> xr.Dataset:
-    """Fields with their dimensions and coordinates, if none is called as one of these."""
-    if taken := sorted(set(fields) & {"sample", *coordinates}):
-        raise InputError(
-            f"{path}: a field is called {taken[0]!r}, as a dimension is; expected another name: rename it in "
-            "the files"
-        )
-    return xr.Dataset(dict(fields), dict(coordinates))
 
 
 def lazy(array: Any) -> da.Array:
@@ -147,70 +193,12 @@ def piece_of(shape: Sequence[int], own: Sequence[int], itemsize: int) -> tuple[i
     return tuple(piece)
 
 
-def check_ends_differ(path: str | Path, fields: Sequence[NDArray[Any]], axes: Sequence[str]) -> None:
-    """Refuse fields on an axis that wraps whose last points repeat the first ones: both ends are in.
-
-    Parameters
-    ----------
-    path : path
-        Of the file, for the message.
-    fields : sequence of ndarray, shape (samples, ...)
-        Some samples of each variable.
-    axes : sequence of str
-    """
-    if any((values == np.rint(values)).all() for values in fields):
-        return  # a constant, or of so few values that some are equal by chance
-    for i, name in enumerate(axes, start=1):
-        n = fields[0].shape[i]
-        ends = (
-            [[values.take(k, i).astype(np.float64) for k in (0, 1, -1)] for values in fields] if n > 3 else []
-        )
-        if ends and all(_is_repeated(*lines) for lines in ends):
-            raise InputError(
-                f"{path}: along {name} the last of {n} points repeats the first, so both ends are in; "
-                "expected points at i/n of an axis that wraps: leave the last ones out, "
-                f"`array.take(range({n - 1}), {i})`"
-            )
-
-
-def _is_repeated(first: NDArray[Any], second: NDArray[Any], last: NDArray[Any]) -> bool:
-    """Whether the last values are the first ones in every sample, and the second are not."""
-    step = np.abs(second - first).reshape(len(first), -1).max(axis=1)
-    gap = np.abs(last - first).reshape(len(first), -1).max(axis=1)
-    return bool((step > 0).all() and (gap <= 1e-6 * step).all())
-
-
-def joined(arrays: Sequence[da.Array]) -> da.Array:
-    """Arrays one after another along their first dimension."""
-    return da.concatenate(list(arrays), axis=0)
-
-
-def same(what: str, found: Sequence[tuple[object, NDArray[Any]]]) -> NDArray[np.float64]:
-    """Coordinates that all files have to agree on, as far as they are rounded, those of the first.
-
-    Parameters
-    ----------
-    what : str
-        They are, for messages.
-    found : sequence of (object, ndarray)
-        Each file and its coordinates, of one dimension.
-    """
-    (first, expected), *others = found
-    for path, values in others:
-        if values.shape != expected.shape:
-            raise InputError(
-                f"{path}: {what} has the shape {values.shape}, in {first} {expected.shape}; import files of "
-                "other grids or times into two stores"
-            )
+def same(what: str, given: Sequence[tuple[object, NDArray[Any]]]) -> NDArray[np.float64]:
+    """The coordinates of the first file, if those of all others agree, as far as they are rounded."""
+    (first, expected), *others = given
+    for file, values in others:
+        check_alike(file, first, f"shape of {what}", values.shape, expected.shape)
         if not (alike := agree(values, expected)).all():
             i = int(np.argmin(alike))
-            raise InputError(
-                f"{path}: {what} {i} is {values[i]:.9g}, in {first} {expected[i]:.9g}; import files of other "
-                "grids or times into two stores"
-            )
+            check_alike(file, first, f"{what} {i}", float(values[i]), float(expected[i]))
     return np.asarray(expected, dtype=np.float64)
-
-
-def sizes(files: Files, counts: Mapping[Path, int]) -> dict[str, int]:
-    """The number of samples of each split."""
-    return {split: sum(counts[Path(file)] for file in given) for split, given in files.items()}

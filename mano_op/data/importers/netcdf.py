@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,8 @@ import xarray as xr
 
 from mano_op.data.coordinates import Shape
 from mano_op.data.fields import write_fields
-from mano_op.data.importers.lazy import piece_of, stamps
+from mano_op.data.guards import check_alike, check_has, refusing
+from mano_op.data.importers.lazy import paths_of, piece_of, stamps
 from mano_op.data.rounded import agree
 from mano_op.data.samples import check_distinct
 from mano_op.data.source import chunk_in_file
@@ -78,67 +80,48 @@ def import_netcdf(
     >>> store.read(4, "u")[0]
     array([6., 4., 2., 0.], dtype=float32)
     """
-    if isinstance(files, str | Path) or not isinstance(files, Mapping) or not files:
-        raise InputError(f"files={files!r}; expected those of each resolution, such as {{64: ['runs.nc']}}")
-    for resolution, given in files.items():
-        if not _several(given):
-            raise InputError(f"files={files!r}: none for {resolution}; expected at least one")
+    paths = paths_of(files, "{64: ['runs.nc']}")
     with ExitStack() as stack:
-        opened = {resolution: _open(stack, given, sample, engine) for resolution, given in files.items()}
-
+        opened = {resolution: _open(stack, given, sample, engine) for resolution, given in paths.items()}
         fields = {
             resolution: _joined(resolution, parts, sample, time, relabel)
             for resolution, parts in opened.items()
         }
-        every = [file for given in files.values() for file in _several(given)]
-        about = {"files": [Path(file).name for file in every], "files_as_read": stamps(every)}
+        every = list(chain(*paths.values()))
+        about = {"files": [file.name for file in every], "files_as_read": stamps(every)}
         options.setdefault("provenance", about)
         return write_fields(path, fields, **options)
 
 
-def _several(given: str | Path | Sequence[str | Path]) -> list[str | Path]:
-    return [given] if isinstance(given, str | Path) else list(given)
-
-
-def _open(
-    stack: ExitStack, given: str | Path | Sequence[str | Path], sample: str, engine: str | None
-) -> dict[str, xr.Dataset]:
+def _open(stack: ExitStack, files: Sequence[Path], sample: str, engine: str | None) -> dict[str, xr.Dataset]:
     """The files of one resolution, each as a data set that is read when it is asked for."""
     parts: dict[str, xr.Dataset] = {}
-    for file in _several(given):
-        _check_path(Path(file), engine)
-        try:
+    for file in files:
+        _check_engine(file, engine)
+        remedy = (
+            "NetCDF 4 needs pip install 'mano_op[netcdf]', and other formats the engine that xarray names"
+        )
+        with refusing(f"{file} cannot be opened", remedy, OSError, ValueError, ImportError):
             # Without dask, whose pieces would be those of the file; and nothing is kept that was read.
             part = stack.enter_context(xr.open_dataset(file, engine=engine, chunks=None, cache=False))
-        except (OSError, ValueError, ImportError) as error:
-            raise InputError(
-                f"{file} cannot be opened ({error}); NetCDF 4 needs pip install 'mano_op[netcdf]', and other "
-                "formats the engine that xarray names"
-            ) from error
-        if sample not in part.dims:
-            raise InputError(
-                f"{file} has the dimensions {', '.join(map(str, part.dims))}, no {sample!r}: give sample="
-            )
-        if str(file) in parts:
-            raise InputError(f"{file} twice among the files; expected each once")
+        check_has(file, "dimension", [sample], part.dims, "; give sample=")
         parts[str(file)] = part
     for file in list(parts)[1:]:
         _check_alike(parts, file, sample)
     return parts
 
 
-def _check_path(path: Path, engine: str | None) -> None:
-    """Refuse a path where nothing is, and a folder that is not said to be a zarr store, or is none."""
-    if not path.exists():
-        raise InputError(f"{path} does not exist; give the path of a file to import")
+def _check_engine(path: Path, engine: str | None) -> None:
+    """Refuse a folder that is not said to be a zarr store, or is none, and a file that is said to be one."""
+    zarr = any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata"))
+    if zarr == (engine == "zarr") and zarr == path.is_dir():
+        return
+    what, remedy = ("a file", "leave engine out")
     if path.is_dir():
-        marks = [name for name in ("zarr.json", ".zgroup", ".zmetadata") if (path / name).exists()]
-        if not marks:
-            raise InputError(f"{path} is a folder, and no zarr store; give the files in it")
-        if engine != "zarr":
-            raise InputError(f"{path} is a zarr store, and engine={engine!r}; give engine='zarr'")
-    elif engine == "zarr":
-        raise InputError(f"{path} is a file, and engine='zarr' opens folders; leave engine out")
+        what, remedy = "a folder, and no zarr store", "give the files in it"
+    if zarr:
+        what, remedy = "a zarr store", "give engine='zarr'"
+    raise InputError(f"{path} is {what}, and engine={engine!r}; {remedy}")
 
 
 def _joined(
@@ -151,19 +134,11 @@ def _joined(
         labels = [(name, pd.Index(np.atleast_1d(part[sample].values))) for name, part in parts.items()]
         remedy = "leave one out, or pass relabel=True if each file counts its own samples"
         check_distinct(f"{resolution}, {sample}", labels, remedy)
-    try:
-        data = (
-            xr.concat(
-                pieced, sample, data_vars="minimal", coords="minimal", compat="override", join="override"
-            )
-            if len(pieced) > 1
-            else pieced[0]
-        )
-    except (ValueError, TypeError, KeyError, NotImplementedError) as error:
-        raise InputError(
-            f"{', '.join(parts)} cannot be put one after another along {sample!r} ({error}); expected "
-            "variables of the same types and dimensions in all of them: make them agree"
-        ) from error
+    what = f"{', '.join(parts)} cannot be put one after another along {sample!r}"
+    remedy = "expected variables of the same types and dimensions in all of them: make them agree"
+    alike = {"data_vars": "minimal", "coords": "minimal", "compat": "override", "join": "override"}
+    with refusing(what, remedy, ValueError, TypeError, KeyError, NotImplementedError):
+        data = xr.concat(pieced, sample, **alike) if len(pieced) > 1 else pieced[0]
     if labelled and relabel:
         data = data.drop_vars(sample)
     renamed = {
@@ -198,37 +173,32 @@ def _check_alike(parts: Mapping[str, xr.Dataset], file: str, sample: str) -> Non
     """Refuse a file that does not continue the first: other variables, labels, sizes or coordinates."""
     first, one = next(iter(parts)), parts[file]
     expected = parts[first]
-    remedy = "make them agree, or import them into two stores"
-    if set(one.data_vars) != set(expected.data_vars):
-        raise InputError(
-            f"{file} has the variables {', '.join(map(str, one.data_vars))}, {first} has "
-            f"{', '.join(map(str, expected.data_vars))}; {remedy}"
-        )
+    check_alike(
+        file, first, "variables", sorted(map(str, one.data_vars)), sorted(map(str, expected.data_vars))
+    )
     for dim, size in expected.sizes.items():
-        if dim != sample and one.sizes.get(dim) != size:
-            raise InputError(
-                f"{file} has {one.sizes.get(dim)} points along {dim}, {first} has {size}; {remedy}"
-            )
-    if unknown := [name for name in one.coords if name in expected.dims and name not in expected.variables]:
-        raise InputError(f"{file} has the coordinate {unknown[0]}, {first} has none; {remedy}")
+        if dim != sample:
+            check_alike(file, first, f"points along {dim}", one.sizes.get(dim), size)
+    known = {*expected.coords, *expected.dims}
+    check_alike(
+        file,
+        first,
+        "coordinates",
+        sorted(str(name) for name in one.coords if name in known),
+        sorted(map(str, expected.coords)),
+    )
     for name in expected.variables:
-        if name not in one.variables:
-            raise InputError(f"{file} has no coordinate {name}, {first} has one; {remedy}")
         ours, theirs = one.variables[name], expected.variables[name]
-        if ours.dims != theirs.dims:
-            raise InputError(
-                f"{file}: {name} has the dimensions {ours.dims}, in {first} {theirs.dims}; {remedy}"
-            )
+        check_alike(file, first, f"dimensions of {name}", ours.dims, theirs.dims)
         for label in ("units", "long_name", "standard_name", "cell_methods"):
-            found, wanted = (variable.attrs.get(label) for variable in (ours, theirs))
-            if found != wanted:
-                raise InputError(f"{file}: {name} has {label}={found!r}, in {first} {wanted!r}; {remedy}")
-        if sample not in ours.dims and (where := _difference(ours, theirs)):
-            raise InputError(f"{file}: {name} is {where} in {first}; expected one grid, {remedy}")
+            found, wanted = (repr(variable.attrs.get(label)) for variable in (ours, theirs))
+            check_alike(file, first, f"{label} of {name}", found, wanted)
+        if sample not in ours.dims and (pair := _difference(ours, theirs)):
+            check_alike(file, first, f"{name}", *pair)
 
 
-def _difference(one: xr.Variable, other: xr.Variable) -> str | None:
-    """Two values in which variables of equal shapes differ; None where they do not, as they are rounded."""
+def _difference(one: xr.Variable, other: xr.Variable) -> tuple[object, object] | None:
+    """The first two values that differ by more than rounding, of variables of equal shapes."""
     ours, theirs = one.values, other.values
     if one.dtype.kind in "mM" and other.dtype.kind in "mM" and one.ndim == 1:
         seconds, others = Times.of("", one), Times.of("", other)
@@ -242,4 +212,4 @@ def _difference(one: xr.Variable, other: xr.Variable) -> str | None:
     if np.all(same):
         return None
     i = np.unravel_index(int(np.argmin(same)), np.shape(same))
-    return f"{ours[i]} where it is {theirs[i]}"
+    return ours[i], theirs[i]

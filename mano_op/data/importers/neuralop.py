@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 
 from mano_op.boundary import BoundaryCondition
 from mano_op.data.chunking import chunk_for
-from mano_op.data.importers.lazy import check_ends_differ, stamps
+from mano_op.data.guards import (
+    check_ends_differ,
+    check_has,
+    check_one_of,
+    check_real,
+    check_same,
+    check_shape,
+)
+from mano_op.data.importers.lazy import REPEATED, stamps
 from mano_op.data.jobs import write_store
 from mano_op.data.layout import Levels, Variable
 from mano_op.data.store import FieldStore
@@ -129,22 +137,9 @@ def import_neuralop_pt(
     >>> store.splits, store.grids["r4"] == Grid.uniform((4, 4))
     ({'train': 2}, True)
     """
-    if problem is not None and problem not in _KINDS:
-        raise InputError(f"problem={problem!r}; expected one of {', '.join(_KINDS)}")
-    if not files:
-        raise InputError("no files: give those of a split, such as {'train': [(16, 'darcy_train_16.pt')]}")
-    for split, given in files.items():
-        if isinstance(given, str | Path) or not all(
-            isinstance(pair, Sequence) and len(pair) == 2 for pair in given
-        ):
-            raise InputError(
-                f"split {split!r}: {given!r}; expected pairs of a resolution and a file, such as "
-                "[(16, 'darcy_train_16.pt')]"
-            )
-        for n, _ in given:
-            check_whole(resolution=n)
-        if len({n for n, _ in given}) != len(given) or not given:
-            raise InputError(f"split {split!r}: {given}; expected one file for each of its resolutions")
+    if problem is not None:
+        check_one_of("problem", problem, _KINDS)
+    _check_pairs(files)
     loaded = {split: {n: _load_pt(Path(file), n) for n, file in given} for split, given in files.items()}
     problem = _problem_of(files, loaded, problem)
     kind = _KINDS[problem]
@@ -189,6 +184,21 @@ def import_neuralop_pt(
     )
 
 
+def _check_pairs(files: Mapping[str, Sequence[tuple[int, str | Path]]]) -> None:
+    """Refuse what is not one file for each resolution of a split."""
+    for given in files.values() if isinstance(files, Mapping) and files else [()]:
+        pairs = not isinstance(given, str | Path) and all(
+            isinstance(pair, Sequence) and len(pair) == 2 for pair in given
+        )
+        if not pairs or not given or len({n for n, _ in given}) != len(given):
+            raise InputError(
+                f"files={files!r}; expected pairs of a resolution and a file, one file for each of a split's "
+                "resolutions, such as {'train': [(16, 'darcy_train_16.pt')]}"
+            )
+        for n, _ in given:
+            check_whole(resolution=n)
+
+
 def _write_chunk(fields: Mapping[Grid, Mapping[str, NDArray[Any]]], store: FieldStore, samples: slice) -> int:
     """Write the samples of a chunk at every level that holds any; returns how many they are."""
     rows = {grid: store.layout.rows_of(key, samples) for key, grid in store.layout.grids.items()}
@@ -205,22 +215,13 @@ def _write_chunk(fields: Mapping[Grid, Mapping[str, NDArray[Any]]], store: Field
 
 def _load_pt(file: Path, n: int) -> dict[str, NDArray[Any]]:
     data = read_tensors(file)
-    if not {"x", "y"} <= set(data):
-        raise InputError(f"{file} holds {_summary(data)}; expected a dictionary with the tensors 'x' and 'y'")
+    check_has(file, "tensor", ("x", "y"), [name for name in data if isinstance(data[name], torch.Tensor)])
     for name in ("x", "y"):
-        if not isinstance(data[name], torch.Tensor) or data[name].shape[1:] != (n, n):
-            raise InputError(
-                f"{file}: {name!r} is {_summary(data[name])}; expected a tensor (samples, {n}, {n})"
-            )
-        if data[name].is_complex() or data[name].layout != torch.strided or data[name].is_quantized:
-            raise InputError(
-                f"{file}: {name!r} is of {data[name].dtype}; expected real numbers, stored densely"
-            )
-    if len(data["x"]) != len(data["y"]):
-        raise InputError(
-            f"{file} has {len(data['x'])} samples of 'x' and {len(data['y'])} of 'y'; expected as many of "
-            "both"
-        )
+        tensor, samples = data[name], data["x"].shape[:1]
+        remedy = "the samples, as many of both, and the points of the resolution"
+        check_shape(f"{file}, {name!r}", tensor.shape, (*samples, n, n), remedy)
+        dense = tensor.layout == torch.strided and not (tensor.is_complex() or tensor.is_quantized)
+        check_real(f"{file}, {name!r}", np.dtype(float) if dense else tensor.dtype)
     fields = {name: data[name].detach().double().numpy() for name in ("x", "y")}
     for name, values in fields.items():
         check_finite(values, np.arange(len(values)), f"{file}, {name}")
@@ -251,7 +252,7 @@ def _problem_of(
                 )
             y = loaded[split][n]["y"]
             if asked == "navier_stokes":
-                check_ends_differ(file, [x[:4], y[:4]], ("y", "x"))
+                check_ends_differ(file, [x[:4], y[:4]], {"y": -2, "x": -1}, REPEATED)
             elif y.any() and not (y[:, -1].any() or y[:, :, -1].any()):
                 raise InputError(
                     f"{file}: 'y' is 0 at the last points along both axes, so both ends are in; expected "
@@ -261,19 +262,10 @@ def _problem_of(
     return asked or "darcy"
 
 
-def _summary(data: object) -> str:
-    if isinstance(data, torch.Tensor):
-        return f"a tensor of shape {tuple(data.shape)}"
-    return (
-        f"a dictionary of {sorted(map(str, data))}" if isinstance(data, dict) else f"a {type(data).__name__}"
-    )
-
-
 def _check_split(split: str, by_size: Mapping[int, Mapping[str, NDArray[Any]]], levels: Levels) -> int:
     """The number of samples of a split, if all its resolutions hold the same ones."""
     counts = {n: len(fields["y"]) for n, fields in by_size.items()}
-    if len(set(counts.values())) > 1:
-        raise InputError(f"split {split!r} has {counts} samples at its resolutions; expected one number")
+    check_same(f"split {split!r}: numbers of samples", counts)
     finest = max(by_size)
     for n, fields in by_size.items():
         if levels != "resampled":

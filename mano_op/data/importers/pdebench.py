@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,18 @@ import dask.array as da
 import h5py
 from numpy.typing import NDArray
 
-from mano_op.data.fields import write_fields
+from mano_op.data.guards import check_has, check_shape
 from mano_op.data.importers.lazy import (
     Files,
+    Part,
     coordinate,
     dataset,
-    in_order,
-    joined,
-    labelled,
     lazy,
     open_hdf5,
+    paths_of,
     place,
     same,
-    sizes,
-    stamps,
+    write_parts,
 )
 from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
@@ -98,58 +97,28 @@ def import_pdebench(
     >>> store.outputs, len(store.layout.times), store.grids["r8"].axes[0].registration
     (('u',), 3, 'cell')
     """
-    paths = in_order(files)
+    paths = paths_of(files, "{'train': ['a.hdf5']}")
     with ExitStack() as stack:
-        opened = {file: open_hdf5(stack, file) for file in paths}
-        read = {file: _read(file, root, tuple(variables)) for file, root in opened.items()}
-        first = read[paths[0]]
-        for file, (fields, _) in read.items():
-            if list(fields) != list(first[0]):
-                raise InputError(
-                    f"{file} has {', '.join(fields)}, {paths[0]} has {', '.join(first[0])}; import files of "
-                    "other fields into two stores"
-                )
-        for file, (_, points) in read.items():
-            if list(points) != list(first[1]):
-                raise InputError(
-                    f"{file} has the coordinates {', '.join(points)}, {paths[0]} has {', '.join(first[1])}; "
-                    "import files of other grids into two stores"
-                )
-        coordinates = {
-            name: same(f"coordinate {name}", [(file, points[name]) for file, (_, points) in read.items()])
-            for name in first[1]
+        parts = {
+            file: _read(file, open_hdf5(stack, file), tuple(variables)) for file in chain(*paths.values())
         }
-        spatial = [name for name in _AXES if name in coordinates]
-        steady = "time" not in coordinates
-        dims = ("sample", *([] if steady else ["time"]), *spatial)
-        data = {name: (dims, joined([fields[name] for fields, _ in read.values()])) for name in first[0]}
-        inputs = [name for name in data if name == "nu" and steady]
-        shape = tuple(len(coordinates[name]) for name in spatial)
-        return write_fields(
+        first = next(iter(parts.values()))
+        return write_parts(
             path,
-            {shape: labelled(paths[0], data, coordinates)},
-            inputs=inputs,
-            outputs=[name for name in data if name not in inputs],
-            splits=sizes(
-                files, {file: len(next(iter(fields.values()))) for file, (fields, _) in read.items()}
-            ),
+            paths,
+            parts,
+            inputs=[name for name in first.fields if name == "nu" and "time" not in first.coordinates],
             registration="cell",
             domain=domain,
             boundary_conditions=boundary_conditions,
             title=title,
-            provenance={
-                "source": "PDEBench",
-                "files": [file.name for file in paths],
-                "files_as_read": stamps(paths),
-            },
+            provenance={"source": "PDEBench"},
             **options,
         )
 
 
-def _read(
-    path: Path, file: h5py.File, variables: tuple[str, ...]
-) -> tuple[dict[str, da.Array], dict[str, NDArray[Any]]]:
-    """The fields of a file, samples first, in pieces as `lazy` has them, and its coordinates."""
+def _read(path: Path, file: h5py.File, variables: tuple[str, ...]) -> Part:
+    """The fields of a file, in pieces as `lazy` has them, and its coordinates."""
     axes = [axis for axis in _AXES if f"{axis}-coordinate" in file]
     if not axes:
         return _groups(path, file, variables)
@@ -171,46 +140,47 @@ def _read(
                 "no other field"
             )
         n = len(arrays["nu"])
-        _check_shape(arrays["nu"], (n, *points), axes)
-        _check_shape(arrays["tensor"], (n, 1, *points), axes)
+        check_shape(place(arrays["nu"]), arrays["nu"].shape, (n, *points), _ARRANGE)
+        check_shape(place(arrays["tensor"]), arrays["tensor"].shape, (n, 1, *points), _ARRANGE)
         (name,) = _names(path, variables, ("u",))
-        return {"nu": lazy(arrays["nu"]), name: lazy(arrays["tensor"])[:, 0]}, coordinates
+        return _part({"nu": lazy(arrays["nu"]), name: lazy(arrays["tensor"])[:, 0]}, coordinates)
     n, steps = next(iter(arrays.values())).shape[:2]
     for array in arrays.values():
-        _check_shape(array, (n, steps, *points), axes)
+        check_shape(place(array), array.shape, (n, steps, *points), _ARRANGE)
     given = ("u",) if list(arrays) == ["tensor"] else tuple(arrays)
-    if variables and list(arrays) != ["tensor"]:
-        raise InputError(
-            f"variables={variables}, but {path} has names of its own: {', '.join(arrays)}; leave them out"
-        )
-    fields = dict(zip(_names(path, variables, given), map(lazy, arrays.values()), strict=True))
-    return fields, {**coordinates, "time": _times(path, coordinate(file, "t-coordinate"), steps)}
+    names = _names(path, variables, given, named=list(arrays) != ["tensor"])
+    fields = dict(zip(names, map(lazy, arrays.values()), strict=True))
+    return _part(fields, {**coordinates, "time": _times(path, coordinate(file, "t-coordinate"), steps)})
 
 
-def _check_shape(array: h5py.Dataset, expected: tuple[int, ...], axes: Sequence[str]) -> None:
-    """Refuse an array that has not the samples, the times and the points of the first one and the axes."""
-    if array.shape != expected:
-        leading = ("samples", "times")[: len(expected) - len(axes)]
-        raise InputError(
-            f"{place(array)}: shape {array.shape}; expected {expected}, by the first field and the "
-            f"coordinates: {', '.join([*leading, *axes])}. Arrange the file so, with a data set for each "
-            "component, or give its arrays to `mano_op.write_fields`"
-        )
+_ARRANGE = (
+    "the samples and times of the first field, and the points of the coordinates. Arrange the file so, with "
+    "a data set for each component, or give its arrays to `mano_op.write_fields`"
+)
 
 
-def _names(path: Path, asked: tuple[str, ...], plain: tuple[str, ...]) -> tuple[str, ...]:
-    """What variables that have no names in a file are called."""
+def _part(fields: Mapping[str, da.Array], coordinates: Mapping[str, NDArray[Any]]) -> Part:
+    spatial = [name for name in _AXES if name in coordinates]
+    dims = ("sample", *(["time"] if "time" in coordinates else []), *spatial)
+    return Part({name: (dims, values) for name, values in fields.items()}, coordinates)
+
+
+def _names(
+    path: Path, asked: tuple[str, ...], plain: tuple[str, ...], *, named: bool = False
+) -> tuple[str, ...]:
+    """The names of variables that have none in a file, or those that the file has."""
     names = asked or plain
-    if len(names) != len(plain) or len(set(names)) != len(names):
-        raise InputError(
-            f"variables={names} for {len(plain)} channels in {path}; expected one name for each, each once"
+    if (asked and named) or len(names) != len(plain) or len(set(names)) != len(names):
+        what = (
+            f"{', '.join(plain)}, which have names: leave them out"
+            if named
+            else "one name for each, each once"
         )
+        raise InputError(f"variables={names} for {len(plain)} channels in {path}; expected {what}")
     return names
 
 
-def _groups(
-    path: Path, file: h5py.File, variables: tuple[str, ...]
-) -> tuple[dict[str, da.Array], dict[str, NDArray[Any]]]:
+def _groups(path: Path, file: h5py.File, variables: tuple[str, ...]) -> Part:
     """The layout with a group for each sample."""
     groups = [node for name in sorted(file) if isinstance(node := file.get(name), h5py.Group)]
     if not any("data" in group for group in groups):
@@ -225,34 +195,33 @@ def _groups(
         )
     samples = [dataset(group, "data") for group in groups]
     grids = [group.get("grid") for group in groups]
-    for group, grid in zip(groups, grids, strict=True):
-        if not isinstance(grid, h5py.Group):
-            raise InputError(f"{place(group)} has no group 'grid' with coordinates; expected one")
+    for group in groups:
+        nodes = [name for name in group if isinstance(group.get(name), h5py.Group)]
+        check_has(place(group), "group of coordinates", ["grid"], nodes)
     axes = [axis for axis in _AXES if axis in grids[0]]
     coordinates = {
         name: same(f"coordinate {name}", [(place(grid), coordinate(grid, name)) for grid in grids])
         for name in [*axes, "t"]
     }
     first, points = samples[0].shape, tuple(len(coordinates[axis]) for axis in axes)
+    expected = (first[0] or 1, *points, max(1, first[-1]))
     for sample in samples:
-        if sample.shape != first or sample.shape[1:-1] != points or not axes:
-            raise InputError(
-                f"{place(sample)}: shape {sample.shape}; expected times, {points} points along "
-                f"{', '.join(axes) or 'axes, of which none is in grid'}, and channels, in all samples"
-            )
+        check_shape(
+            place(sample),
+            sample.shape,
+            expected if axes else (),
+            f"times, points along {', '.join(axes) or 'axes, of which none is in grid'}, and one channel at "
+            "least, in all samples",
+        )
     plain = ("u",) if first[-1] == 1 else tuple(f"u{i}" for i in range(first[-1]))
     names = _names(path, variables, plain)
     stacked = da.stack([da.from_array(sample, chunks=sample.shape) for sample in samples])
     fields = {name: stacked[..., i] for i, name in enumerate(names)}
-    if not fields:
-        raise InputError(
-            f"{place(samples[0])}: shape {first}; expected one channel at least, the last dimension"
-        )
     times = _times(path, coordinates.pop("t"), first[0])
-    return fields, {**coordinates, "time": times}
+    return _part(fields, {**coordinates, "time": times})
 
 
 def _times(path: Path, times: NDArray[Any], steps: int) -> NDArray[Any]:
     if not steps or not 0 <= len(times) - steps <= 1:
-        raise InputError(f"{path}: {len(times)} times for fields of {steps}; expected as many, or one more")
+        check_shape(f"{path}, times", times.shape, (steps or 1,), "as many as the fields have, or one more")
     return times[:steps]

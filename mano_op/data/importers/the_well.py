@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +12,20 @@ import h5py
 import numpy as np
 
 from mano_op.data.coordinates import Registrations
-from mano_op.data.fields import write_fields
+from mano_op.data.guards import check_has, check_one_of, check_shape
 from mano_op.data.importers.lazy import (
     Files,
+    Part,
     coordinate,
     dataset,
-    in_order,
-    joined,
-    labelled,
     lazy,
     open_hdf5,
+    paths_of,
     place,
-    same,
-    sizes,
-    stamps,
+    write_parts,
 )
 from mano_op.data.store import FieldStore
-from mano_op.errors import InputError
+from mano_op.errors import InputError, check_whole
 from mano_op.grid import Registration
 
 
@@ -75,69 +72,50 @@ def import_the_well(
     .. [1] Ohana et al., "The Well: a Large-Scale Collection of Diverse Physics Simulations for Machine
        Learning", NeurIPS 2024, arXiv:2412.00568; https://polymathic-ai.org/the_well/data_format/.
     """
-    paths = in_order(files)
+    paths = paths_of(files, "{'train': ['a.hdf5']}")
     with ExitStack() as stack:
-        opened = {file: open_hdf5(stack, file) for file in paths}
-        axes = {file: _axes(file, root) for file, root in opened.items()}
-        read = {file: _fields(file, root, axes[file]) for file, root in opened.items()}
-        conditions = _conditions(opened[paths[0]], axes[paths[0]])
-        varies = {file: {name: flag for name, (flag, _) in fields.items()} for file, fields in read.items()}
-        for file, root in opened.items():
-            if (axes[file], varies[file]) != (axes[paths[0]], varies[paths[0]]):
-                raise InputError(
-                    f"{file} has other axes or fields than {paths[0]}; import them into two stores"
-                )
-            if _conditions(root, axes[file]) != conditions:
-                raise InputError(f"{file} has other boundary conditions than {paths[0]}: {conditions}")
-        spatial = axes[paths[0]]
-        coordinates = {
-            name: same(name, [(file, coordinate(root["dimensions"], name)) for file, root in opened.items()])
-            for name in (*spatial, "time")
-        }
-        shape = tuple(len(coordinates[name]) for name in spatial)
-        counts = {file: _whole(root, "n_trajectories") for file, root in opened.items()}
-        splits = sizes(files, counts)
-        data = {
-            name: (
-                ("sample", *(["time"] if flag else []), *spatial),
-                joined([read[file][name][1] for file in paths]),
-            )
-            for name, flag in varies[paths[0]].items()
-        }
-        varying = [name for name in data if varies[paths[0]][name]]
-        if not varying:
-            coordinates.pop("time")
-        options.setdefault("title", _text(opened[paths[0]].attrs.get("dataset_name", "The Well")))
-        return write_fields(
+        opened = {file: open_hdf5(stack, file) for file in chain(*paths.values())}
+        parts = {file: _part(file, root) for file, root in opened.items()}
+        file, first = next(iter(parts.items()))
+        options.setdefault("title", _text(opened[file].attrs.get("dataset_name", "The Well")))
+        return write_parts(
             path,
-            {shape: labelled(paths[0], data, coordinates)},
-            inputs=[name for name in data if name not in varying],
-            outputs=varying,
-            splits=splits,
+            paths,
+            parts,
+            inputs=[name for name, (dims, _) in first.fields.items() if "time" not in dims],
             registration=registration,
             domain=domain,
-            boundary_conditions=conditions,
+            boundary_conditions=first.about["boundary conditions"],
             provenance={
                 "source": "The Well",
-                "files": [file.name for file in paths],
-                "files_as_read": stamps(paths),
                 "scalars": {file.name: _scalars(root) for file, root in opened.items()},
             },
             **options,
         )
 
 
+def _part(path: Path, root: h5py.File) -> Part:
+    axes = _axes(path, root)
+    varying = _fields(path, root, axes)
+    fields = {
+        name: (("sample", *(["time"] if flag else []), *axes), values)
+        for name, (flag, values) in varying.items()
+    }
+    names = (*axes, *(["time"] if any(flag for flag, _ in varying.values()) else []))
+    coordinates = {name: coordinate(root["dimensions"], name) for name in names}
+    return Part(fields, coordinates, {"boundary conditions": _conditions(root, axes)})
+
+
 def _attribute(node: h5py.Group | h5py.Dataset, name: str) -> Any:
-    if name not in node.attrs:
-        raise InputError(f"{place(node)} has no attribute {name!r}; expected a file in The Well's format")
+    check_has(place(node), "attribute of The Well's format", [name], node.attrs)
     return node.attrs[name]
 
 
 def _whole(node: h5py.Group, name: str) -> int:
     """A number of samples or axes, of an attribute."""
     value = np.asarray(_attribute(node, name))
-    if value.size != 1 or value.dtype.kind not in "iu" or value.item() < 1:
-        raise InputError(f"{place(node)}: attribute {name}={value}; expected a whole number, at least 1")
+    whole = value.size == 1 and value.dtype.kind in "iu"
+    check_whole(**{f"{place(node)}: attribute {name}": value.item() if whole else value.tolist()})
     return int(value.item())
 
 
@@ -149,24 +127,19 @@ def _flags(node: h5py.Dataset, name: str, n: int) -> list[bool]:
     return [bool(flag) for flag in value]
 
 
-def _group(root: h5py.Group, name: str) -> h5py.Group | None:
+def _group(root: h5py.Group, name: str, *, needed: bool = False) -> h5py.Group | None:
     """A group of a file, if it is there."""
     node = root.get(name)
-    if name in root and not isinstance(node, h5py.Group):
-        raise InputError(f"{place(root)}: {name!r} is no group; expected a file in The Well's format")
+    if needed or name in root:
+        groups = [key for key in root if isinstance(root.get(key), h5py.Group)]
+        check_has(place(root), "group of The Well's format", [name], groups)
     return node
 
 
 def _axes(path: Path, root: h5py.File) -> tuple[str, ...]:
     _whole(root, "n_trajectories")
-    kind = _text(_attribute(root, "grid_type"))
-    if kind != "cartesian":
-        raise InputError(
-            f"{path}: grid_type={kind!r}; expected 'cartesian', the only one that stores can hold"
-        )
-    dimensions = _group(root, "dimensions")
-    if dimensions is None:
-        raise InputError(f"{path} has no group 'dimensions'; expected a file in The Well's format")
+    check_one_of(f"{path}: grid_type", _text(_attribute(root, "grid_type")), ["cartesian"])
+    dimensions = _group(root, "dimensions", needed=True)
     axes = tuple(_text(name) for name in np.ravel(_attribute(dimensions, "spatial_dims")))
     if len(set(axes)) != _whole(root, "n_spatial_dims") or len(set(axes)) != len(axes):
         raise InputError(
@@ -212,11 +185,8 @@ def _fields(path: Path, root: h5py.File, axes: tuple[str, ...]) -> dict[str, tup
                 for sizes in (kept, [k if varies else 1 for k, varies in zip(points, along, strict=True)])
                 for components in ((len(axes),) * order, *([(len(axes) ** order,)] if order > 1 else []))
             ]
-            if node.shape not in shapes:
-                raise InputError(
-                    f"{place(node)}: shape {node.shape}, its attributes and the dimensions say {shapes[0]}; "
-                    "make them agree"
-                )
+            fitting = node.shape if node.shape in shapes else shapes[0]
+            check_shape(place(node), node.shape, fitting, "make it, its attributes and the dimensions agree")
             values = lazy(node).reshape((*leading, *kept, *([len(axes) ** order] if order else [])))
             values = _repeated(values, n, flags, along, points, order > 0)
             for i, component in enumerate(product(axes, repeat=order)):
@@ -259,8 +229,7 @@ def _conditions(root: h5py.File, axes: tuple[str, ...]) -> dict[str, str]:
     group = _group(root, "boundary_conditions") or {}
     for part in (node for name in group if (node := _group(group, name)) is not None):
         kind = _text(_attribute(part, "bc_type")).lower()
-        if kind not in ("periodic", "wall", "open"):
-            raise InputError(f"{place(part)}: bc_type={kind!r}; expected PERIODIC, WALL or OPEN")
+        check_one_of(f"{place(part)}: bc_type", kind.upper(), ["PERIODIC", "WALL", "OPEN"])
         for name in np.ravel(_attribute(part, "associated_dims")):
             kinds.setdefault(_text(name), set()).add(kind)
     unknown = [name for name in axes if not kinds[name]]

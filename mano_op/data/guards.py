@@ -1,0 +1,186 @@
+"""Checks that several parts of `mano_op.data` share, each with its one message."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mano_op.errors import InputError, did_you_mean, listed
+
+
+def check_one_of(name: str, value: object, choices: Iterable[str]) -> None:
+    """Refuse a value that is none of some words.
+
+    Examples
+    --------
+    >>> check_one_of("levels", "sampled", ["resampled", "unknown"])
+    Traceback (most recent call last):
+    ...
+    mano_op.errors.InputError: levels='sampled'; expected one of resampled, unknown; did you mean 'resampled'?
+    """
+    words = list(choices)
+    if value not in words:
+        raise InputError(
+            f"{name}={value!r}; expected one of {', '.join(words)}{did_you_mean(str(value), words)}"
+        )
+
+
+def check_some_of(what: str, given: Iterable[object], known: Iterable[object], remedy: str = "") -> None:
+    """Refuse names that are not known.
+
+    Examples
+    --------
+    >>> check_some_of("boundary_values of", ["pressure"], ["a", "u"])
+    Traceback (most recent call last):
+    ...
+    mano_op.errors.InputError: boundary_values of pressure; expected some of a, u
+    """
+    there = list(known)
+    if unknown := [str(name) for name in given if name not in there]:
+        expected = ", ".join(map(str, there)) or "nothing"
+        raise InputError(f"{what} {', '.join(unknown)}; expected some of {expected}{remedy}")
+
+
+def check_each(name: str, given: Mapping[str, Any], keys: Sequence[str], alone: str = "") -> None:
+    """Refuse a mapping that has not one value for each of some keys.
+
+    Examples
+    --------
+    >>> check_each("method", {"a": "mean"}, ["a", "u"])
+    Traceback (most recent call last):
+    ...
+    mano_op.errors.InputError: method={'a': 'mean'}; expected one for each of a, u
+    """
+    if sorted(given) != sorted(keys):
+        raise InputError(f"{name}={dict(given)}; expected {alone}one for each of {', '.join(keys)}")
+
+
+def check_has(
+    where: object, kind: str, names: Iterable[str], there: Iterable[object], remedy: str = ""
+) -> None:
+    """Refuse names of what is not there.
+
+    Examples
+    --------
+    >>> check_has("darcy.zarr", "variable", ["v"], ["a", "u"])
+    Traceback (most recent call last):
+    ...
+    mano_op.errors.InputError: darcy.zarr has no variable 'v'; it has a, u
+    """
+    known = list(there)
+    if missing := [name for name in names if name not in known]:
+        raise InputError(
+            f"{where} has no {kind} {missing[0]!r}; it has {', '.join(map(str, known)) or 'none'}{remedy}"
+        )
+
+
+def check_shape(where: object, shape: Sequence[int], expected: Sequence[int], remedy: str) -> None:
+    """Refuse an array of another shape."""
+    if tuple(shape) != tuple(expected):
+        raise InputError(f"{where}: shape {tuple(shape)}; expected {tuple(expected)}: {remedy}")
+
+
+def check_real(where: object, dtype: Any) -> None:
+    """Refuse an array of anything but real numbers."""
+    if getattr(dtype, "kind", "") not in "biuf" or not hasattr(dtype, "kind"):
+        raise InputError(
+            f"{where}: of {dtype}; expected real numbers, stored densely: write it anew with such"
+        )
+
+
+@contextmanager
+def refusing(what: str, remedy: str, *errors: type[BaseException]) -> Iterator[None]:
+    """Make errors of what cannot be used an `InputError` that says what to do.
+
+    Examples
+    --------
+    >>> with refusing("there can be no /a/b", "give a path in a folder", OSError):
+    ...     raise OSError("read-only")
+    Traceback (most recent call last):
+    ...
+    mano_op.errors.InputError: there can be no /a/b (OSError: read-only); give a path in a folder
+    """
+    try:
+        yield
+    except errors as error:
+        text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        raise InputError(f"{what} ({text}); {remedy}") from error
+
+
+def check_increasing(name: str, values: NDArray[Any], where: str = "") -> None:
+    """Refuse points or times that are not finite or do not increase."""
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"{where}{name}={listed(values.tolist())}; expected finite numbers: assign another, or "
+            f"leave it out, `data.isel({{{name!r}: np.isfinite(data[{name!r}])}})`"
+        )
+    falls = np.diff(values) <= 0
+    if falls.any():
+        i = int(np.argmax(falls))
+        raise InputError(
+            f"{where}{name} {i} and {i + 1} are {values[i]:.9g} and {values[i + 1]:.9g}; expected values "
+            f"that increase: `data.sortby({name!r})`, and each once: `data.drop_duplicates({name!r})`"
+        )
+
+
+def check_ends_differ(
+    where: object, fields: Sequence[NDArray[Any]], axes: Mapping[str, int], remedy: str
+) -> None:
+    """Refuse fields on an axis that wraps whose last points repeat the first ones.
+
+    Parameters
+    ----------
+    where : object
+        Of the fields, for the message.
+    fields : sequence of ndarray
+        Some samples of each variable, samples first.
+    axes : mapping of str to int
+        Of the axes that wrap, the dimension, counted from the last one.
+    remedy : str
+        With places for the name, the number of points without the last, and the dimension.
+    """
+    # A field of whole numbers, such as a permeability of 0 or 1, may repeat by chance.
+    varied = [not (values == np.rint(values)).all() for values in fields]
+    for name, dim in axes.items():
+        n = fields[0].shape[dim]
+        if n < 3:
+            continue
+        ends = [[values.take(k, dim).astype(np.float64) for k in (0, 1, -1)] for values in fields]
+        steps, gaps = (
+            [np.abs(lines[k] - lines[0]).reshape(len(lines[0]), -1).max(axis=1) for lines in ends]
+            for k in (1, 2)
+        )
+        repeated = all((gap <= 1e-6 * step).all() for gap, step in zip(gaps, steps, strict=True))
+        if repeated and any((step > 0).all() and own for step, own in zip(steps, varied, strict=True)):
+            raise InputError(
+                f"{where}: along {name} the last of {n} points repeats the first in all fields, but an axis "
+                f"that wraps has each point once: {remedy.format(name=name, n=n - 1, dim=dim)}"
+            )
+
+
+def check_same(what: str, told: Mapping[Any, object]) -> None:
+    """Refuse resolutions that say different things."""
+    first, *others = told.values()
+    if any(other != first for other in others):
+        raise InputError(f"{what} differ between resolutions: {dict(told)}; make them agree")
+
+
+def check_alike(file: object, first: object, what: str, ours: object, theirs: object) -> None:
+    """Refuse a file that has something else than the first one."""
+    if ours != theirs:
+        raise InputError(
+            f"{file}: {what} = {ours}, in {first} {theirs}; make them agree, or import them into two stores"
+        )
+
+
+def check_not_forked(process: int, current: int, what: str, remedy: str) -> None:
+    """Refuse to read in a process that was forked from the one whose threads read."""
+    if process != current:
+        raise InputError(
+            f"this process was forked from the one that made the data set, and reading {what} here can hang: "
+            f"{remedy}, or use DataLoader(..., multiprocessing_context='forkserver')"
+        )
