@@ -303,6 +303,14 @@ def write_beginning(folder, **changes):
 
 
 cases(
+    write,
+    units_that_differ=(
+        {"fields": {8: flow(), 16: metres(flow(16))}},
+        "make them agree",
+        {"fields": {8: flow(), 16: flow(16)}, "levels": ["r8", "r16"]},
+    ),
+)
+cases(
     write_beginning,
     an_initial_field=({}, "so that a step is not given where the field began", option("initial")),
     a_parameter_like_the_first_time=({}, "if it is a parameter", option("initial", "or ")),
@@ -609,6 +617,12 @@ cases(
 )
 cases(
     create,
+    a_reference_that_is_no_number=(
+        {"variables": [A, {**U, "reference": np.nan}]},
+        "expected a finite number",
+        {},
+    ),
+    no_input=({"variables": [U]}, "only outputs that vary in time need none", {"variables": [A, U]}),
     no_grids=({"grids": []}, "give each once", {"grids": [CELLS]}),
     a_condition_that_the_grid_denies=(
         {"grids": [RING]},
@@ -1495,6 +1509,12 @@ def spoilt():
 
 cases(
     cut,
+    a_patch_without_outputs=({"outputs": ()}, "expected one input and one output at least", {}),
+    variables_of_other_dimensions=(
+        {"fields": flow().assign(a=flow()["a"].isel(x=0, drop=True))},
+        "expected the same for all",
+        {},
+    ),
     patches_larger_than_fields=({"length": 16}, "no larger than the fields", {"length": 8}),
     patches_of_two_samples=(
         {"samples": 2},
@@ -1547,12 +1567,22 @@ def well_samples(folder, given=None, **options):
 
 cases(
     well_samples,
+    another_data_set=({"given": [1, 2]}, "expected a the_well.data.WellDataset", {}),
+    a_data_set_on_a_sphere=({"grid_type": "spherical"}, "Project the fields onto a plane first", {}),
     a_data_set_that_normalises=(
         {"use_normalization": True},
         "make it with use_normalization=False",
         option("use_normalization", "make it with "),
     ),
 )
+
+
+@case
+def statistics_of_other_components(folder):
+    statistics = {"mean": {"u": [1.0, 2.0]}, "std": {"u": 3.0}}
+    message = refused(well_samples(folder).processor, statistics, part="expected 1")
+    statistics["mean"]["u"] = statistics["mean"]["u"][: int(message.split()[-1])]
+    assert well_samples(folder).processor(statistics).out_mean.item() == 1.0
 
 
 @case
@@ -1915,6 +1945,7 @@ def import_pde(folder, first=None, last=None, *, layout=tensor, files=None, name
 
 cases(
     import_pde,
+    files_that_are_no_mapping=({"files": ["first.hdf5"]}, "such as {'train': ['a.hdf5']}", {}),
     a_file_twice=(
         {"files": {"train": ["first.hdf5", "first.hdf5"], "test": ["last.hdf5"]}},
         "twice among the files; expected each once",
