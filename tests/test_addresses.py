@@ -84,7 +84,7 @@ def test_a_store_is_read_through_any_reader_of_zarr(local, other_reader):
     options = {"train": 6, "test": [12], "batch_size": 2, "reading": Reading(cache_bytes=0)}
     here, there = (next(iter(field_loaders(one, **options).train)) for one in (local, store))
     torch.testing.assert_close(here["x"], there["x"], rtol=0, atol=0)
-    with pytest.raises(InputError, match="is no path"):
+    with pytest.raises(InputError, match="a store is written to a file system"):
         store.write(slice(0, 2), {})
     with pytest.raises(InputError, match="is in its place"):
         store.discard()
@@ -130,7 +130,7 @@ def test_what_is_not_to_be_had_at_an_address_is_said(local, tmp_path):
         )
     copy = shutil.copytree(local.path, tmp_path / "copy.zarr")
     store = FieldStore(f"file://{copy}")
-    with pytest.raises(InputError, match="is no path; stores are written to a file system"):
+    with pytest.raises(InputError, match="a store is written to a file system"):
         store.write(slice(0, 2), {})
 
 

@@ -174,11 +174,13 @@ def test_levels_that_were_solved_for_derive_from_none(tmp_path):
         "chunk": 1,
     }
     grids = [FINE.coarsen(2), FINE]
-    with pytest.raises(InputError, match="r6x12 from r12x24, but levels='independent'; expected 'resampled'"):
+    with pytest.raises(
+        InputError, match=r"r6x12 from r12x24, with levels='independent'; .*levels='resampled'"
+    ):
         Layout.plan(grids, **options, levels="independent", derived={grids[0]: (FINE, "average")})
-    with pytest.raises(InputError, match="level r12x24 from itself"):
+    with pytest.raises(InputError, match="derived: r12x24 from r12x24"):
         Layout.plan(grids, **options, levels="resampled", derived={FINE: (FINE, "average")})
-    with pytest.raises(InputError, match="derived: names a grid that is not among"):
+    with pytest.raises(InputError, match=r"derived: grids .*add it to the grids"):
         Layout.plan([FINE], **options, levels="resampled", derived={FINE: (grids[0], "average")})
 
 
@@ -287,7 +289,7 @@ def test_an_interruption_is_gone_on_with(source, tmp_path, monkeypatch, cluster)
     [
         ([(5, 7)], {"method": "injection"}, r"a from r12x24 to r5x7 by 'injection': they do not share"),
         ([(6, 8)], {"method": "lowpass"}, "by 'lowpass': expected axes that all wrap; use 'mean'"),
-        ([(6, 8)], {"method": "stride"}, "method 'stride' for a; expected one of mean, lowpass, injection"),
+        ([(6, 8)], {"method": "stride"}, "method for a='stride'; expected one of mean, lowpass, injection"),
         ([(6, 8)], {"method": {"a": "mean"}}, "expected one for each of a, b, u"),
         ([(12, 25)], {}, "r12x25 is not coarser than r12x24"),
         ([(12, 24)], {}, "r12x24 is not coarser than r12x24"),

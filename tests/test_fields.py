@@ -216,7 +216,7 @@ def test_boundary_values_are_kept_and_belong_to_variables(tmp_path):
     values = {"u": {"y": (1.0, 0.0)}, "a": 2.0}
     store = write(tmp_path / "a.zarr", {(6, 4): labelled(NODES)}, boundary_values=values)
     assert {v.name: v.boundary_value for v in open_store(store.path).variables} == {**values, "b": None}
-    with pytest.raises(InputError, match=r"boundary_values of v; expected some of \['b', 'a', 'u'\]"):
+    with pytest.raises(InputError, match="boundary_values of v; expected some of b, a, u"):
         write(tmp_path / "b.zarr", {(6, 4): labelled(NODES)}, boundary_values={"v": 0.0})
 
 
@@ -271,12 +271,16 @@ def stretched(data):
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (lambda d: d.rename(u="v"), {}, r"no variable 'u'; the data set has \['a', 'b', 'v'\]"),
+        (lambda d: d.rename(u="v"), {}, "has no variable 'u'; it has a, b, v"),
         (lambda d: d.rename(sample="batch"), {}, r"dimensions .*'batch'.*expected \('sample', ...\)"),
         (lambda d: d.assign(u=d.u.transpose("sample", "x", "y")), {}, "the same axes for all"),
         (lambda d: d.drop_vars("x"), {}, "the coordinate of axis 'x' is missing"),
-        (lambda d: d.isel(x=slice(None, None, -1)), {}, r"x does not increase; use `data.sortby\('x'\)`"),
-        (lambda d: d.assign_coords(x=[0, 1, np.nan, 3]), {}, "x has a NaN"),
+        (
+            lambda d: d.isel(x=slice(None, None, -1)),
+            {},
+            r"expected values that increase: `data.sortby\('x'\)`",
+        ),
+        (lambda d: d.assign_coords(x=[0, 1, np.nan, 3]), {}, "x=.*expected finite numbers"),
         (stretched, {}, "the spacing is not uniform"),
         (lambda d: d, {"domain": {"y": (0.0, 1.0)}}, "no axis 'x'"),
         (
@@ -288,9 +292,9 @@ def stretched(data):
         (lambda d: d.isel(sample=slice(0, 4)), {}, "4 samples are not whole splits"),
         (lambda d: d.assign_coords(sample=np.arange(8)[::-1]), {}, "not whole splits"),
         (lambda d: d.assign_coords(split=("sample", ["test"] * 8)), {}, "'split' says otherwise"),
-        (lambda d: d, {"inputs": [], "outputs": []}, "is empty"),
+        (lambda d: d, {"inputs": [], "outputs": []}, "no output"),
         (lambda d: d, {"inputs": "a"}, r"inputs='a'; expected a list of names: inputs=\['a'\]"),
-        (lambda d: d, {"splits": {"train": 8.0}}, "split 'train' has 8.0 samples; expected a whole number"),
+        (lambda d: d, {"splits": {"train": 8.0}}, "samples of split 'train'=8.0, expected a whole number"),
         (stretched, {"domain": None}, "the spacing is not uniform"),
         (
             lambda d: d,
@@ -477,9 +481,9 @@ def test_coordinates_in_two_units_are_refused(tmp_path):
         (6, 4): about_x(labelled(NODES), units="km"),
         (12, 8): about_x(labelled(NODES.refine()), units="m"),
     }
-    with pytest.raises(InputError, match=r"axis 'x' has other attributes .*'km'.*'m'.*one unit"):
+    with pytest.raises(InputError, match=r"axis 'x': attributes differ .*'km'.*'m'.*agree"):
         write(tmp_path / "a.zarr", fields)
-    with pytest.raises(InputError, match=r"axis 'x' has other attributes .*'km'.*'1'.*one unit"):
+    with pytest.raises(InputError, match=r"axis 'x': attributes differ .*'km'.*'1'.*agree"):
         write(tmp_path / "a.zarr", {**fields, (12, 8): labelled(NODES.refine())})
     assert not any(tmp_path.iterdir())
 
@@ -583,7 +587,7 @@ def test_an_axis_that_wraps_with_both_ends_in_is_refused_and_its_remedy_is_right
         "boundary_conditions": {"x": "periodic"},
         "domain": None,
     }
-    with pytest.raises(InputError, match="same at the last point of x as at the first") as caught:
+    with pytest.raises(InputError, match=r"along x the last of 1. points repeats the first") as caught:
         write(tmp_path / "a.zarr", {17: data}, **options)
     store = write(tmp_path / "a.zarr", {16: eval(str(caught.value).split("`")[1], {"data": data})}, **options)
     assert store.grids["r16"] == Grid.uniform((16,), periodic=True)
@@ -621,5 +625,5 @@ def test_fields_of_yes_and_no_are_checked_like_numbers(tmp_path):
     both["a"], both["u"] = (both[name].copy() for name in ("a", "u"))
     for name in ("a", "u"):
         both[name][:, -1] = both[name][:, 0]
-    with pytest.raises(InputError, match="same at the last point of x as at the first"):
+    with pytest.raises(InputError, match=r"along x the last of 1. points repeats the first"):
         write(tmp_path / "b.zarr", {16: both}, **options)

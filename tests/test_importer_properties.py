@@ -528,15 +528,15 @@ ROW = {"x-coordinate": CENTRES["x"], "t-coordinate": TIMES}
         (ROW | {"tensor": values(0, 1, 2, 3, 4)}, r"tensor: shape \(1, 2, 3, 4\); expected \(1, 2, 4\)"),
         (
             ROW | {"tensor": values(0, 2, 3, 4, 1)},
-            r"tensor: shape .* expected \(2, 3, 4\).* samples, times, x",
+            r"tensor: shape .* expected \(2, 3, 4\).* samples and times",
         ),
         (
             ROW | {"tensor": values(0, 2, 3, 4), "t-coordinate": np.tile(TIMES, (2, 1))},
-            r"t-coordinate: shape \(2, 4\); expected one dimension",
+            r"t-coordinate: shape \(2, 4\); expected \(8,\)",
         ),
         (
             pde_groups(0) | {"0001/grid/t": TIMES[:3] * 2},
-            r"0001/grid: coordinate t 1 is 2, in .*0000/grid 1",
+            r"0001/grid: coordinate t 1 = 2.0, in .*0000/grid 1.0",
         ),
     ],
 )
@@ -585,7 +585,9 @@ def test_flows_of_matlab_files_say_where_they_began_and_agree_in_time(tmp_path, 
     ]
     store = import_fno_mat(tmp_path / "s.zarr", {"train": files[:1]}, kind="navier_stokes", progress=False)
     assert [variable.initial_of for variable in store.variables] == ["vorticity", None]
-    with pytest.raises(InputError, match=r"1\.mat: t 0 is 1\.5, in .*0\.mat 1; import files of other"):
+    with pytest.raises(
+        InputError, match=r"1\.mat: time 0 = 1\.5, in .*0\.mat 1\.0; make them agree, or import"
+    ):
         import_fno_mat(tmp_path / "t.zarr", {"train": files}, kind="navier_stokes", progress=False)
 
 
@@ -593,9 +595,7 @@ def test_neuraloperator_files_with_both_ends_are_refused(tmp_path):
     x = torch.linspace(0, 1, 9, dtype=torch.float64)
     wave = torch.sin(2 * torch.pi * (x[:, None] + 2 * x) + 0.3)[None]
     torch.save({"x": wave, "y": wave**2 + wave}, tmp_path / "ns.pt")
-    with pytest.raises(
-        InputError, match="along y the last of 9 points repeats the first, so both ends are in"
-    ):
+    with pytest.raises(InputError, match="along y the last of 9 points repeats the first"):
         import_neuralop_pt(tmp_path / "s.zarr", {"train": [(9, tmp_path / "ns.pt")]}, problem="navier_stokes")
     bump = (x * (1 - x))[:, None] * (x * (1 - x))
     torch.save({"x": torch.ones(1, 9, 9), "y": bump[None]}, tmp_path / "darcy.pt")
@@ -615,7 +615,7 @@ def test_a_coordinate_that_one_netcdf_file_has_is_not_given_to_others(tmp_path):
         write_netcdf(
             tmp_path / f"{i}.nc", {k: v for k, v in arrays.items() if i or k != "t"}, "scipy", units={}
         )
-    with pytest.raises(InputError, match=r"1\.nc has the coordinate t, .*0\.nc has none; make them agree"):
+    with pytest.raises(InputError, match=r"1\.nc: coordinates = .*'t'.*, in .*0\.nc .*; make them agree"):
         import_netcdf(
             tmp_path / "s.zarr", {(4, 5): [tmp_path / "0.nc", tmp_path / "1.nc"]}, sample="run", time="t"
         )

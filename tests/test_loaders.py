@@ -150,7 +150,7 @@ def test_a_batch_of_two_resolutions_is_refused(store):
         ),
         (
             {"reading": Reading(num_workers=1, start_method="fork")},
-            r"start_method='fork' \(a fork of .* may hang\)",
+            r"a fork of .* may hang: start_method='fork'",
         ),
         ({"test_batch_size": 0}, "test_batch_size=0"),
         ({"time_steps": (1, 1)}, "nothing in the store varies in time"),

@@ -1404,7 +1404,7 @@ cases(
     ),
     a_sample_without_a_batch=(
         {"x": torch.ones(1, 3, 8)[0]},
-        "expected 1, for each step of a rollout: a",
+        "expected 1: a",
         {"x": torch.ones(1, 3, 8)[0][None, :1]},
     ),
 )
@@ -1418,6 +1418,14 @@ def no_split_to_take_statistics_of(folder):
     assert message.endswith("take the processor of the store that the model is trained on")
     processor = FieldProcessor.from_store(trained)
     assert processor.in_mean.item() == pytest.approx(trained.read(8, "a")[:3].mean(), rel=1e-5)
+
+
+@case
+def steps_that_begin_later(folder):
+    processor = FieldProcessor(*STEP).eval()
+    data = {"x": torch.rand(2, 2, 8), "y": torch.rand(2, 2, 8)}
+    refused(processor.preprocess, data, step=1, part="without a step 0; a rollout begins there")
+    assert [processor.preprocess(data, step=step)["y"].shape[1] for step in (0, 1)] == [1, 1]
 
 
 @case

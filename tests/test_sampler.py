@@ -109,7 +109,7 @@ def test_epochs_differ_and_follow_from_the_seed():
 @pytest.mark.parametrize(
     ("sizes", "options", "message"),
     [
-        ([], {}, "at least one resolution"),
+        ([], {}, "and at least one"),
         ([0], {}, r"sizes\[0\]=0, expected a whole number, at least 1"),
         ([4, 4], {"batch_size": [2]}, r"batch_size=\[2\] for 2 resolutions"),
         ([4, 4], {"batch_size": 0}, r"batch_size\[0\]=0"),

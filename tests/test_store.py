@@ -167,10 +167,10 @@ def test_boundary_values_survive(tmp_path, value):
 
 def test_boundary_conditions_and_values_must_make_sense(tmp_path):
     with pytest.raises(
-        InputError, match="condition 'drichlet' of axis 'y'; expected one of periodic, dirichlet"
+        InputError, match="condition of axis 'y'='drichlet'; expected one of periodic, dirichlet"
     ):
         empty(tmp_path / "a.zarr", boundary_conditions={"y": "drichlet", "x": "open"})
-    with pytest.raises(InputError, match=r"variable 'u': boundary=.*which here are y, x"):
+    with pytest.raises(InputError, match=r"variable 'u' \(boundary=.*which here are y, x"):
         empty(
             tmp_path / "a.zarr",
             variables=[Variable("a", "input"), Variable("u", "output", boundary_value={"z": 0.0})],
@@ -228,7 +228,7 @@ def test_times_belong_to_variables_that_vary(tmp_path):
     for changes, message in (
         ({"times": ()}, r"0 times, and variables that vary in time: \['u'\]"),
         ({"variables": WAVES}, "3 times, and variables that vary in time: none"),
-        ({"times": (0.0, 2.0, 2.0)}, "times 1 and 2 are 2 and 2; expected times that increase"),
+        ({"times": (0.0, 2.0, 2.0)}, "time 1 and 2 are 2 and 2; expected values that increase"),
         ({"times": (0.0, np.inf)}, "expected finite numbers"),
         ({"chunk_times": 0}, "chunk_times=0"),
         ({"variables": [*HEAT, Variable("time", "input")]}, "'time': the name is taken"),
@@ -238,16 +238,14 @@ def test_times_belong_to_variables_that_vary(tmp_path):
     store = empty(tmp_path / "heat.zarr", variables=HEAT, times=TIMES, chunk=8)
     fields = {grid: heat(range(8), grid) for grid in (COARSE, FINE)}
     fields[FINE]["u"] = fields[FINE]["u"][:, :2]
-    with pytest.raises(
-        InputError, match=r"shape \(8, 2, 12, 8\); expected real numbers of shape \(8, 3, 12, 8\)"
-    ):
+    with pytest.raises(InputError, match=r"shape \(8, 2, 12, 8\); expected \(8, 3, 12, 8\)"):
         store.write(slice(0, 8), fields)
 
 
 def test_levels_must_have_the_same_times(tmp_path):
     store = heat_store(tmp_path / "heat.zarr")
     zarr.open_group(store.path, mode="r+")["r6x4/time"][1] = 0.75
-    with pytest.raises(InputError, match="differs from the times of another level"):
+    with pytest.raises(InputError, match="differs from the times of another resolution"):
         open_store(store.path)
 
 
@@ -394,15 +392,13 @@ def test_a_value_that_is_not_finite_in_float32_is_named_and_nothing_is_written(t
 def test_fields_that_do_not_fit_the_layout_are_refused(tmp_path):
     store = empty(tmp_path / "waves.zarr", chunk=4)
     good = {grid: waves(range(4), grid) for grid in (COARSE, FINE)}
-    with pytest.raises(
-        InputError, match=r"fields at \['r6x4'\]; samples .* are held by r12x8, r6x4: give these"
-    ):
+    with pytest.raises(InputError, match=r"resolutions \['r6x4'\]; expected \['r12x8', 'r6x4'\]: give these"):
         store.write(slice(0, 4), {COARSE: good[COARSE]})
     with pytest.raises(InputError, match=r"r6x4: variables \['a', 'b'\]; expected \['a', 'b', 'u'\]"):
         store.write(slice(0, 4), {**good, COARSE: {"a": 0.0, "b": 0.0}})
-    with pytest.raises(InputError, match=r"r6x4/u: float64 of shape \(4, 4, 6\); expected .* \(4, 6, 4\)"):
+    with pytest.raises(InputError, match=r"r6x4/u: shape \(4, 4, 6\); expected \(4, 6, 4\)"):
         store.write(slice(0, 4), {**good, COARSE: {**good[COARSE], "u": np.zeros((4, 4, 6))}})
-    with pytest.raises(InputError, match="r6x4/u: complex128"):
+    with pytest.raises(InputError, match="r6x4/u: of complex128"):
         store.write(slice(0, 4), {**good, COARSE: {**good[COARSE], "u": np.zeros((4, 6, 4), complex)}})
     with pytest.raises(InputError, match=r"slice\(1, 5, None\) is no chunk"):
         store.write(slice(1, 5), good)
@@ -471,13 +467,13 @@ def test_a_missing_array_is_an_error(store):
 
 
 def test_what_is_no_store_is_refused(tmp_path):
-    with pytest.raises(InputError, match="does not exist; make it with"):
+    with pytest.raises(InputError, match="does not exist; make a store with"):
         open_store(tmp_path / "none.zarr")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match="is no zarr store"):
+    with pytest.raises(InputError, match="no zarr store of format 3"):
         open_store(tmp_path / "folder")
     zarr.create_group(tmp_path / "other.zarr", attributes={"format": "something else"})
-    with pytest.raises(InputError, match="format='something else', expected 'mano_op fields'"):
+    with pytest.raises(InputError, match=r"not one of fields .attribute format='something else'"):
         open_store(tmp_path / "other.zarr")
 
 
@@ -598,23 +594,23 @@ def test_statistics_of_any_split(kept):
         ({"provenance": {"seed": object()}}, "what JSON can hold"),
         ({"provenance": {"viscosity": np.nan}}, "what JSON can hold"),
         ({"grids": [COARSE, Grid.uniform((8, 8), registration="cell")]}, "one domain in one registration"),
-        ({"grids": [COARSE, COARSE]}, "two grids of one shape"),
-        ({"grids": []}, "at least one level"),
-        ({"boundary_conditions": {"y": "open"}}, "one for each axis"),
+        ({"grids": [COARSE, COARSE]}, "give each once"),
+        ({"grids": []}, "give each once"),
+        ({"boundary_conditions": {"y": "open"}}, "one for each of y, x"),
         ({"boundary_conditions": {"y": "open", "x": "periodic"}}, "must say the same"),
         ({"levels": "coarsened"}, "levels='coarsened'"),
         ({"variables": WAVES[:2]}, "no output"),
         ({"variables": [*WAVES, WAVES[0]]}, "'a': the name is taken"),
         ({"variables": [*WAVES, Variable("y_bnds", "input")]}, "'y_bnds': the name is taken"),
-        ({"splits": {}}, "no splits"),
-        ({"splits": {"train": 0}}, "has 0 samples"),
-        ({"splits": {"train": 2.7}}, "split 'train' has 2.7 samples; expected a whole number"),
-        ({"splits": {"": 2}}, "a split named ''"),
+        ({"splits": {}}, "splits={}"),
+        ({"splits": {"train": 0}}, "'train'=0"),
+        ({"splits": {"train": 2.7}}, "samples of split 'train'=2.7, expected a whole number"),
+        ({"splits": {"": 2}}, "splits={'': 2}"),
         ({"chunk": 0}, "chunk=0"),
         ({"chunk": 2.5}, "chunk=2.5"),
-        ({"held": {FINE: ["validation"]}}, r"holds \['validation'\]"),
+        ({"held": {FINE: ["validation"]}}, "holds validation"),
         ({"held": {FINE: ["train"], COARSE: ["train"]}}, "'test' is held by no level"),
-        ({"held": {FINE.refine(): ["train"]}}, "not among the grids"),
+        ({"held": {FINE.refine(): ["train"]}}, "held: grids .*add it to the grids"),
     ],
 )
 def test_a_plan_that_does_not_hold_together_is_refused_and_replaces_nothing(kept, change, message):
@@ -730,11 +726,11 @@ def test_a_link_to_nothing_becomes_a_store_and_to_other_things_is_refused(tmp_pa
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        ("group", "but a group of zarr format 2"),
-        ("consolidated", "but a group of zarr format 2"),
-        ("array", "but an array of zarr format 2"),
-        ("folder", "but a folder without a zarr.json"),
-        ("file", "but a file"),
+        ("group", "is a group of zarr format 2"),
+        ("consolidated", "is a group of zarr format 2"),
+        ("array", "is an array of zarr format 2"),
+        ("folder", "is a folder without a zarr.json"),
+        ("file", "is a file"),
     ],
 )
 def test_other_contents_are_named_for_what_they_are(tmp_path, content, what):
@@ -749,7 +745,7 @@ def test_other_contents_are_named_for_what_they_are(tmp_path, content, what):
         xr.Dataset({"u": ("x", np.zeros(4))}).to_zarr(
             path, zarr_format=2, consolidated=content == "consolidated"
         )
-    with pytest.raises(InputError, match=f"is no zarr store of format 3, {what}: `write_fields` makes one"):
+    with pytest.raises(InputError, match=f"{what}, no zarr store of format 3; .*`write_fields` makes one"):
         open_store(path)
 
 

@@ -84,8 +84,8 @@ def test_a_processor_is_the_same_after_its_dictionary_and_its_state(store):
 def test_transforms_that_do_not_fit_are_refused(store):
     for transforms, message in (
         ({"u": "log"}, r"r4x5/u: the smallest value is -.*of positive values; leave it out, or use 'asinh'"),
-        ({"u": "logg"}, r"transform 'logg' of u; expected one of log, asinh; did you mean 'log'\?"),
-        ({"v": "log"}, "a transform of 'v'; expected some of k, u"),
+        ({"u": "logg"}, r"transform of u='logg'; expected one of log, asinh; did you mean 'log'\?"),
+        ({"v": "log"}, "a transform of v; expected some of k, u"),
     ):
         with pytest.raises(InputError, match=message):
             field_loaders(store, train=(4, 5), test=[], batch_size=2, transforms=transforms)

@@ -32,10 +32,12 @@ def registrations_of(registration: Registration | Registrations, axes: Sequence[
     >>> registrations_of({"y": "cell"}, ["y", "x"])
     Traceback (most recent call last):
     ...
-    mano_op.errors.InputError: registration={'y': 'cell'}; expected one word, or one for each of y, x
+    mano_op.errors.InputError: registration={'y': 'cell'}; expected one word, or one for each of y, x: node,
+    node_both or cell
     """
     each = dict(registration) if isinstance(registration, Mapping) else dict.fromkeys(axes, registration)
-    check_each("registration", each, axes, "one word, or ")
+    words = f": {', '.join(REGISTRATIONS[:-1])} or {REGISTRATIONS[-1]}"
+    check_each("registration", each, axes, "one word, or ", words)
     for word in each.values():
         check_one_of("registration", word, REGISTRATIONS)
     return each

@@ -45,7 +45,9 @@ def check_some_of(what: str, given: Iterable[object], known: Iterable[object], r
         raise InputError(f"{what} {', '.join(unknown)}; expected some of {expected}{remedy}")
 
 
-def check_each(name: str, given: Mapping[str, Any], keys: Sequence[str], alone: str = "") -> None:
+def check_each(
+    name: str, given: Mapping[str, Any], keys: Sequence[str], alone: str = "", words: str = ""
+) -> None:
     """Refuse a mapping that has not one value for each of some keys.
 
     Examples
@@ -56,7 +58,7 @@ def check_each(name: str, given: Mapping[str, Any], keys: Sequence[str], alone: 
     mano_op.errors.InputError: method={'a': 'mean'}; expected one for each of a, u
     """
     if sorted(given) != sorted(keys):
-        raise InputError(f"{name}={dict(given)}; expected {alone}one for each of {', '.join(keys)}")
+        raise InputError(f"{name}={dict(given)}; expected {alone}one for each of {', '.join(keys)}{words}")
 
 
 def check_has(
@@ -128,7 +130,12 @@ def check_increasing(name: str, values: NDArray[Any], where: str = "") -> None:
 
 
 def check_ends_differ(
-    where: object, fields: Sequence[NDArray[Any]], axes: Mapping[str, int], remedy: str
+    where: object,
+    fields: Sequence[NDArray[Any]],
+    axes: Mapping[str, int],
+    remedy: str,
+    *,
+    whole: bool = False,
 ) -> None:
     """Refuse fields on an axis that wraps whose last points repeat the first ones.
 
@@ -142,20 +149,21 @@ def check_ends_differ(
         Of the axes that wrap, the dimension, counted from the last one.
     remedy : str
         With places for the name, the number of points without the last, and the dimension.
+    whole : bool
+        Count fields of whole numbers too, such as a permeability of 0 or 1, which may repeat by chance.
     """
-    # A field of whole numbers, such as a permeability of 0 or 1, may repeat by chance.
-    varied = [not (values == np.rint(values)).all() for values in fields]
     for name, dim in axes.items():
-        n = fields[0].shape[dim]
-        if n < 3:
+        if (n := fields[0].shape[dim]) < 3:
             continue
-        ends = [[values.take(k, dim).astype(np.float64) for k in (0, 1, -1)] for values in fields]
-        steps, gaps = (
-            [np.abs(lines[k] - lines[0]).reshape(len(lines[0]), -1).max(axis=1) for lines in ends]
-            for k in (1, 2)
-        )
-        repeated = all((gap <= 1e-6 * step).all() for gap, step in zip(gaps, steps, strict=True))
-        if repeated and any((step > 0).all() and own for step, own in zip(steps, varied, strict=True)):
+        repeated, moving = True, False
+        for values in fields:
+            first, second, last = (values.take(k, dim).astype(np.float64) for k in (0, 1, -1))
+            step, gap = (np.abs(x - first).reshape(len(first), -1).max(axis=1) for x in (second, last))
+            repeated &= bool((gap <= 1e-6 * step).all())
+            if whole:
+                moving |= bool((first != first.flat[0]).any())
+            moving |= bool((step > 0).all()) and (whole or bool((values != np.rint(values)).any()))
+        if repeated and moving:
             raise InputError(
                 f"{where}: along {name} the last of {n} points repeats the first in all fields, but an axis "
                 f"that wraps has each point once: {remedy.format(name=name, n=n - 1, dim=dim)}"

@@ -183,7 +183,8 @@ class FieldProcessor(DataProcessor):
             if data_dict["y"].shape[1] % n:
                 self._check_channels("out", data_dict["y"], batched=True)
             self._known, self._ahead = (data_dict[name].to(self.device) for name in ("x", "y"))
-        assert self._known is not None and self._ahead is not None, "a rollout begins at step 0"
+        if self._known is None or self._ahead is None:
+            raise InputError(f"step={step} without a step 0; a rollout begins there")
         if step * n >= self._ahead.shape[1]:
             return None
         return {**data_dict, "x": self._known, "y": self._ahead[:, step * n : (step + 1) * n]}
@@ -304,7 +305,7 @@ class FieldProcessor(DataProcessor):
         if channels != len(names):
             raise InputError(
                 f"{'x' if role == 'in' else 'y'} of shape {tuple(field.shape)} with batched={batched} has "
-                f"{channels} channels; expected {len(names)}, for each step of a rollout: {', '.join(names)}"
+                f"{channels} channels; expected {len(names)}: {', '.join(names)}"
             )
 
     def _statistics(self, role: str, n_dim: int) -> tuple[Tensor, Tensor]:

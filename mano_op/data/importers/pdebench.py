@@ -197,7 +197,7 @@ def _groups(path: Path, file: h5py.File, variables: tuple[str, ...]) -> Part:
     grids = [group.get("grid") for group in groups]
     for group in groups:
         nodes = [name for name in group if isinstance(group.get(name), h5py.Group)]
-        check_has(place(group), "group of coordinates", ["grid"], nodes)
+        check_has(place(group), "group", ["grid"], nodes, ", with coordinates")
     axes = [axis for axis in _AXES if axis in grids[0]]
     coordinates = {
         name: same(f"coordinate {name}", [(place(grid), coordinate(grid, name)) for grid in grids])

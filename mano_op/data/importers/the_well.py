@@ -106,8 +106,11 @@ def _part(path: Path, root: h5py.File) -> Part:
     return Part(fields, coordinates, {"boundary conditions": _conditions(root, axes)})
 
 
+_FORMAT = "; expected a file in The Well's format"
+
+
 def _attribute(node: h5py.Group | h5py.Dataset, name: str) -> Any:
-    check_has(place(node), "attribute of The Well's format", [name], node.attrs)
+    check_has(place(node), "attribute", [name], node.attrs, _FORMAT)
     return node.attrs[name]
 
 
@@ -132,7 +135,7 @@ def _group(root: h5py.Group, name: str, *, needed: bool = False) -> h5py.Group |
     node = root.get(name)
     if needed or name in root:
         groups = [key for key in root if isinstance(root.get(key), h5py.Group)]
-        check_has(place(root), "group of The Well's format", [name], groups)
+        check_has(place(root), "group", [name], groups, _FORMAT)
     return node
 
 
