@@ -919,9 +919,7 @@ def a_store_that_is_there(folder):
     message = refused(write, folder, chunk=1, part="was begun and not finished")
     write(folder, chunk=1, name="b.zarr")
     write(folder, chunk=1, **option("resume")(message))
-    message = refused(
-        write, folder, {8: flow(samples=range(1, 5))}, part="exists; give another path, resume=True"
-    )
+    message = refused(write, folder, {8: flow(samples=range(1, 5))}, part="exists; pass resume=True")
     write(folder, {8: flow(samples=range(1, 5))}, kept=range(1, 5), **option("overwrite")(message))
 
 

@@ -192,7 +192,8 @@ def _start(
     if overwrite or not (partial_path(path).exists() or path.exists()):
         return create_store(path, **plan, title=title, provenance=provenance, overwrite=overwrite)
     if not resume:
-        refuse_present(path, "resume=True to go on with it, ")
+        remedy = "pass resume=True to go on with it, overwrite=True to replace it, or another path"
+        refuse_present(path, remedy)
     store = open_store(path, incomplete=True)
     asked = _summary(Layout.plan(**plan), json.loads(json.dumps(provenance)))
     there = _summary(store.layout, {name: store.attrs["provenance"].get(name) for name in provenance})

@@ -139,19 +139,17 @@ def clear(path: Path, overwrite: bool) -> None:
         if not there.exists():
             continue
         if not overwrite:
-            refuse_present(path)
+            refuse_present(path, "give another path, or overwrite=True to replace the store there")
         _check_is_store(there)
     if partial_path(path).exists():
         shutil.rmtree(partial_path(path))
 
 
-def refuse_present(path: Path, resume: str = "") -> None:
+def refuse_present(path: Path, remedy: str) -> None:
     """Refuse to write where a store is, or was begun."""
     begun = partial_path(path)
     what = f"was begun and not finished ({begun} is there)" if begun.exists() else "exists"
-    raise InputError(
-        f"{path} {what}; give another path, {resume}or overwrite=True to replace the store there"
-    )
+    raise InputError(f"{path} {what}; {remedy}")
 
 
 def put_in_place(path: Path) -> None:
