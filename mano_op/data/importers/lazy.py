@@ -51,10 +51,11 @@ class Part:
 def paths_of(files: Mapping[Any, Any], example: str) -> dict[Any, list[Path]]:
     """The files of each split or resolution, each file there and named once."""
     several = {
-        key: [Path(file) for file in ([given] if isinstance(given, str | Path) else given)]
+        key: [Path(given)] if isinstance(given, str | Path) else [Path(file) for file in given]
         for key, given in (files.items() if isinstance(files, Mapping) else ())
+        if isinstance(given, Sequence | Path)
     }
-    if not several or not all(several.values()):
+    if not several or len(several) < len(files) or not all(several.values()):
         raise InputError(f"files={files!r}; expected at least one for each, such as {example}")
     paths = [path for given in several.values() for path in given]
     if twice := {str(path) for path in paths if paths.count(path) > 1}:

@@ -203,7 +203,7 @@ def _groups(path: Path, file: h5py.File, variables: tuple[str, ...]) -> Part:
         name: same(f"coordinate {name}", [(place(grid), coordinate(grid, name)) for grid in grids])
         for name in [*axes, "t"]
     }
-    first, points = samples[0].shape, tuple(len(coordinates[axis]) for axis in axes)
+    first, points = samples[0].shape or (0,), tuple(len(coordinates[axis]) for axis in axes)
     expected = (first[0] or 1, *points, max(1, first[-1]))
     for sample in samples:
         check_shape(
@@ -223,5 +223,10 @@ def _groups(path: Path, file: h5py.File, variables: tuple[str, ...]) -> Part:
 
 def _times(path: Path, times: NDArray[Any], steps: int) -> NDArray[Any]:
     if not steps or not 0 <= len(times) - steps <= 1:
-        check_shape(f"{path}, times", times.shape, (steps or 1,), "as many as the fields have, or one more")
+        check_shape(
+            f"{path}, times",
+            times.shape,
+            (steps or len(times) + 1,),
+            "as many as the fields have, or one more",
+        )
     return times[:steps]
