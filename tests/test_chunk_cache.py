@@ -140,7 +140,7 @@ def test_a_data_set_knows_its_chunks(store):
 
 
 def test_chunks_of_several_resolutions_are_not_shuffled(store):
-    with pytest.raises(InputError, match="expected 'samples', or 'chunks' for one resolution"):
+    with pytest.raises(InputError, match="expected one resolution, or 'samples'"):
         field_loaders(store, train=Mixed([4]), test=[], batch_size=2, reading=Reading(shuffle="chunks"))
     with pytest.raises(InputError, match="shuffle='none', expected 'samples' or 'chunks'"):
         field_loaders(store, train=4, test=[], batch_size=2, reading=Reading(shuffle="none"))

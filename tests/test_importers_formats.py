@@ -285,7 +285,7 @@ def test_fno_files(tmp_path, version):
 def test_fno_files_that_do_not_fit(tmp_path, version):
     file = save_mat(tmp_path / "a.mat", {"a": values(4, 16), "u": values(4, 8)}, version)
     for kind, message in (
-        ("burgers", r"u: shape \(4, 8\), expected \(4, 16\)"),
+        ("burgers", r"u: shape \(4, 8\); expected \(4, 16\)"),
         ("darcy", "has no array 'coeff'; it has a, u"),
         ("waves", "kind='waves'; expected one of burgers, darcy"),
     ):
@@ -346,7 +346,7 @@ def test_netcdf_files_one_after_another(tmp_path):
     np.testing.assert_array_equal(both.read((6, 8), "q"), np.concatenate([parts[0]["q"], again["q"]]))
     assert both.variables[1].units == "kg kg-1" and both.attrs["provenance"]["files"] == ["0.nc", "2.nc"]
     for changed, message in (
-        ({"sample": "run"}, "no 'run': give sample="),
+        ({"sample": "run"}, "no dimension 'run'; .*; give sample="),
         ({"outputs": ["v"]}, "no variable 'v'"),
         ({"outputs": "q"}, r"outputs='q'; expected a list of names: outputs=\['q'\]"),
         ({"splits": {"train": 6}}, r"5 samples are not whole splits of {'train': 6}"),
