@@ -12,7 +12,6 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -295,19 +294,17 @@ class FieldStore:
         if key is not None:
             return key
         present = ", ".join(f"{key} ({' x '.join(map(str, grid.shape))})" for key, grid in self.grids.items())
-        several = isinstance(resolution, Sequence) and not isinstance(resolution, str)
-        mixed = several and all(self._key(part) for part in resolution)
-        hint = f"; to train on several resolutions, give Mixed({list(resolution)})" if mixed else ""
+        parts = list(resolution) if isinstance(resolution, list | tuple) else []
+        mixed = parts and all(self._key(part) for part in parts)
+        hint = f"; to train on several resolutions, give Mixed({parts})" if mixed else ""
         raise InputError(f"{self.path} has no resolution {resolution}; it has {present}{hint}")
 
     def _key(self, resolution: Resolution) -> str | None:
         for key, grid in self.grids.items():
-            if isinstance(resolution, Integral):
-                same = set(grid.shape) == {resolution}
-            elif isinstance(resolution, str | Grid):
-                same = resolution in (key, grid)
-            else:
+            if isinstance(resolution, Sequence) and not isinstance(resolution, str):
                 same = tuple(resolution) == grid.shape
+            else:
+                same = resolution in (key, grid) or set(grid.shape) == {resolution}
             if same:
                 return key
         return None

@@ -106,8 +106,8 @@ def _open(stack: ExitStack, files: Sequence[Path], sample: str, engine: str | No
             part = stack.enter_context(xr.open_dataset(file, engine=engine, chunks=None, cache=False))
         check_has(file, "dimension", [sample], part.dims, "; give sample=")
         parts[str(file)] = part
-    for file in list(parts)[1:]:
-        _check_alike(parts, file, sample)
+    for name in list(parts)[1:]:
+        _check_alike(parts, name, sample)
     return parts
 
 
@@ -136,9 +136,12 @@ def _joined(
         check_distinct(f"{resolution}, {sample}", labels, remedy)
     what = f"{', '.join(parts)} cannot be put one after another along {sample!r}"
     remedy = "expected variables of the same types and dimensions in all of them: make them agree"
-    alike = {"data_vars": "minimal", "coords": "minimal", "compat": "override", "join": "override"}
     with refusing(what, remedy, ValueError, TypeError, KeyError, NotImplementedError):
-        data = xr.concat(pieced, sample, **alike) if len(pieced) > 1 else pieced[0]
+        data = pieced[0]
+        if len(pieced) > 1:
+            data = xr.concat(
+                pieced, sample, data_vars="minimal", coords="minimal", compat="override", join="override"
+            )
     if labelled and relabel:
         data = data.drop_vars(sample)
     renamed = {
