@@ -228,10 +228,11 @@ def _times_to_a_chunk(grid: Grid, n_times: int, chunk: int) -> int:
 
 def _check_given(fields: Any, inputs: Sequence[str], outputs: Sequence[str], splits: Any) -> None:
     """Refuse what is of another kind than a data set for each resolution, names, and sizes of splits."""
-    if not isinstance(fields, Mapping) or isinstance(fields, xr.Dataset) or not fields:
+    several = isinstance(fields, Mapping) and not isinstance(fields, xr.Dataset)
+    if not several or not fields or not (inputs or outputs):
         raise InputError(
-            f"fields is {'empty' if fields == {} else f'a {type(fields).__name__}'}; expected a data set for "
-            "each resolution: {64: data}, say"
+            f"fields is a {type(fields).__name__}, inputs={inputs}, outputs={outputs}; expected a data set "
+            "for each resolution: {64: data}, say, and names of its variables"
         )
     for what, given in (("inputs", inputs), ("outputs", outputs)):
         if isinstance(given, str):

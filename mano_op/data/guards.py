@@ -152,7 +152,8 @@ def check_ends_differ(
     whole : bool
         Count fields of whole numbers too, such as a permeability of 0 or 1, which may repeat by chance.
     """
-    for name, dim in axes.items():
+    real = all(values.dtype.kind in "biuf" for values in fields)  # others are refused when they are written
+    for name, dim in axes.items() if real else ():
         if (n := fields[0].shape[dim]) < 3:
             continue
         repeated, moving = True, False
