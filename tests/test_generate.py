@@ -215,8 +215,8 @@ def test_existing_store_is_kept_without_overwrite(reference, tmp_path):
         ([8], {"solver_resolution": 12}, "resolution of 12"),
         ([8], {"seed": -1}, "seed="),
         ([(4, 4, 4, 4)], {}, r"alpha=2.0 in 4 dimensions"),
-        ([8], {"samples": {"train": 0}}, "0 samples"),
-        ([8], {"samples": {"train": 2.7}}, "has 2.7 samples; expected a whole number"),
+        ([8], {"samples": {"train": 0}}, "samples of split '.*'=0"),
+        ([8], {"samples": {"train": 2.7}}, "samples of split 'train'=2.7, expected a whole number"),
         ([8], {"chunk": 0}, "chunk=0"),
     ],
 )
