@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -21,28 +21,13 @@ if TYPE_CHECKING:
 BEGIN, END = "<!-- judged: begin -->", "<!-- judged: end -->"
 # What a person asks first; the other entries of the training follow.
 _FIRST = (
-    "title",
-    "resolution",
-    "grid",
-    "samples",
-    "epochs",
-    "batch_size",
-    "loss",
-    "optimizer",
-    "learning_rate",
+    *("title", "resolution", "grid", "samples"),
+    *("epochs", "batch_size", "loss", "optimizer", "learning_rate"),
 )
 # Paths of the machine that trained, and what has a section of its own.
 _ELSEWHERE = (
-    "task",
-    "store",
-    "source",
-    "start",
-    "images",
-    "machine",
-    "classes",
-    "inputs",
-    "outputs",
-    "units",
+    *("task", "store", "source", "start", "images", "machine", "classes", "channels"),
+    *("inputs", "outputs", "units"),
 )
 
 
@@ -69,56 +54,39 @@ def model_card(run: Run) -> str:
     ---
     # mano: a to u
     """
-    training, processor = run.training, run.processor.to_dict()
+    training, processor, images = run.training, run.processor.to_dict(), run.task == "images"
     machine = training.get("machine", {})
-    last = run.history[-1] if run.history else {}
     entries = {name: training[name] for name in (*_FIRST, *training) if name in training}
-    images = run.task == "images"
+    versions = {**machine.get("versions", {}), "on": machine.get("processor")}
     return (
         _environment()
         .get_template("card.md.j2")
         .render(
-            task=run.task,
-            arch=run.arch,
+            run=run,
             tags=[*(["image-classification"] if images else ["neural-operator", "pde"]), run.arch.lower()],
-            maps=f"images to {len(run.classes)} classes"
-            if images
-            else f"{' and '.join(processor['inputs'])} to {' and '.join(processor['outputs'])}",
-            parameters=run.n_parameters,
-            classes=run.classes,
-            n_inputs=0 if images else len(processor["inputs"]),
-            channel_header=["channel", "mean", "standard deviation"]
-            if images
-            else ["channel", "role", "units", "mean", "standard deviation", "after"],
             channels=_image_channels(processor) if images else _field_channels(processor, training),
-            options=run.options,
-            training=[
-                (name, value)
-                for name, value in entries.items()
-                if name not in _ELSEWHERE and value not in (None, [], {}, "")
-            ],
-            versions=[
-                f"{name} {value}"
-                for name, value in [
-                    *machine.get("versions", {}).items(),
-                    ("processor", machine.get("processor")),
-                ]
-                if value
-            ],
-            errors=[
-                (name.replace("_", " "), f"{last[name]:.4g}")
-                for name in last
-                if name.endswith(("error", "accuracy"))
-            ],
+            training=list(_rows({name: entries[name] for name in entries if name not in _ELSEWHERE})),
+            versions=[f"{name} {version}" for name, version in versions.items() if version],
+            errors=[(name.replace("_", " "), value) for name, value in run.errors.items()],
             begin=BEGIN,
             end=END,
         )
     )
 
 
+def _rows(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Return the rows of a table; an entry of several options is a row for each, "best.epoch"."""
+    for name, value in entries.items():
+        nested = isinstance(value, Mapping) and name != "samples"
+        if nested:
+            yield from _rows(value, f"{prefix}{name}.")
+        elif value or name == "seed":
+            yield f"{prefix}{name}", value
+
+
 def _image_channels(processor: Mapping[str, Any]) -> list[list[Any]]:
     rows = zip(processor["mean"], processor["std"], strict=True)
-    return [[i, f"{mean:.4g}", f"{std:.4g}"] for i, (mean, std) in enumerate(rows)]
+    return [[str(i), mean, std] for i, (mean, std) in enumerate(rows)]
 
 
 def _field_channels(processor: Mapping[str, Any], training: Mapping[str, Any]) -> list[list[Any]]:
@@ -128,8 +96,8 @@ def _field_channels(processor: Mapping[str, Any], training: Mapping[str, Any]) -
             label,
             role,
             units.get(variable_of(label), ""),
-            f"{channel['mean']:.4g}",
-            f"{channel['std']:.4g}",
+            channel["mean"],
+            channel["std"],
             channel.get("transform", ""),
         ]
         for role, channels in (("input", processor["inputs"]), ("output", processor["outputs"]))
@@ -168,9 +136,9 @@ def _cell(value: Any) -> str:
     if isinstance(value, Mapping):
         text = ", ".join(f"{name}: {_cell(each)}" for name, each in value.items())
     elif isinstance(value, Sequence) and not isinstance(value, str):
-        text = ", ".join(map(_cell, value))
+        text = ("; " if any(isinstance(each, str) for each in value) else ", ").join(map(_cell, value))
     else:
-        text = str(value).replace("\n", " ")
+        text = f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
     return re.sub(r"(?<!\\)\|", r"\\|", text)
 
 

@@ -48,12 +48,12 @@ def options(cls: type[T]) -> type[T]:
     ...
     mano_op.errors.InputError: there is no option step=3 of Walk; did you mean 'steps'?
     """
-    made: Any = dataclass(cls, frozen=True, kw_only=True, config=_CONFIG)
-    validate = made.__init__
+    checked: Any = dataclass(cls, frozen=True, kw_only=True, config=_CONFIG)
+    validate = checked.__init__
 
     @functools.wraps(validate)
-    def __init__(self: Any, *args: Any, **values: Any) -> None:
-        known = [field.name for field in fields(made)]
+    def __init__(self: Any, **values: Any) -> None:
+        known = [field.name for field in fields(checked)]
         for name in values:
             if name not in known:
                 raise InputError(
@@ -61,12 +61,12 @@ def options(cls: type[T]) -> type[T]:
                     f"{did_you_mean(name, known) or ': it has ' + ', '.join(known)}"
                 )
         try:
-            validate(self, *args, **values)
+            validate(self, **values)
         except ValidationError as error:
             raise InputError(_message(error.errors(), values)) from None
 
-    made.__init__ = __init__
-    return made
+    checked.__init__ = __init__
+    return checked
 
 
 def _message(errors: Sequence[Any], values: Mapping[str, Any]) -> str:
@@ -76,17 +76,20 @@ def _message(errors: Sequence[Any], values: Mapping[str, Any]) -> str:
         return str(cause)
     if not errors[0]["loc"]:  # raised by __post_init__
         return f"{dict(values)}: {errors[0]['msg']}"
-    name = errors[0]["loc"][0]
+    name, should_be = errors[0]["loc"][0], "Input should be "
     if name not in values:
         return f"{name} is missing: give {name}="
     # A value that may be of several types has an error of each.
-    expected = [error["msg"] for error in errors if error["loc"][0] == name]
-    inside = ".".join(
-        str(part) for part in errors[0]["loc"][1:] if errors[0]["type"].startswith("unexpected")
-    )
-    return f"{name}={values[name]!r}: {inside and inside + ', '}{' or '.join(expected)}".replace(
-        ": Input should be", ", expected"
-    ).replace("Input should be ", "")
+    messages = [error["msg"] for error in errors if error["loc"][0] == name]
+    expected = [text.removeprefix(should_be) for text in messages if text.startswith(should_be)]
+    if not expected:
+        return f"{name}={values[name]!r}: {messages[0]}"
+    return f"{name}={values[name]!r}, expected {' or '.join(expected)}"
+
+
+def options_of(cls: type[T]) -> BeforeValidator:
+    """Return a validator for a field whose values are options: a mapping of them makes an instance."""
+    return BeforeValidator(lambda value: cls(**value) if isinstance(value, Mapping) else value)
 
 
 def _whole(at_least: int, value: Any, info: Any) -> int:

@@ -15,6 +15,7 @@ registry can be kept this way, `MANO` and ``FNO`` alike, of fields and of images
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -58,7 +59,8 @@ class Run:
         The model's constructor arguments.
     training : dict
         What it was trained on and how: ``training["task"]`` is "fields" or "images";
-        ``training["resolution"]`` is the key of its resolution, ``training["image_size"]`` its size.
+        ``training["resolution"]`` is the key of its resolution, or of a mixture the options of
+        `mano_op.data.mixed.Mixed`; ``training["image_size"]`` height and width of its images.
     history : list of dict
         An entry for each epoch.
 
@@ -82,29 +84,40 @@ class Run:
     history: list[dict[str, float]] = field(default_factory=list)
 
     def __repr__(self) -> str:
-        images = self.task == "images"
-        inputs, outputs = ([], []) if images else (self.processor.inputs, self.processor.outputs)
-        maps = (
-            f"images to {len(self.classes)} classes"
-            if images
-            else f"{', '.join(inputs)} to {', '.join(outputs)}"
-        )
-        resolution = self.training.get("image_size" if images else "resolution", "?")
-        at = (
-            resolution if isinstance(resolution, str) else ("x" if images else "+").join(map(str, resolution))
-        )
-        epochs = len(self.history) or self.training.get("epochs", "?")
-        last = self.history[-1] if self.history else {}
-        errors = "".join(
-            f", {name.replace('_', ' ')} {last[name]:.3g}" for name in last if name.endswith("error")
-        )
+        at = f", trained at {'+'.join(map(str, self.resolutions))}" if self.resolutions else ""
+        epochs = len(self.history) or self.training.get("epochs", 0)
+        errors = "".join(f", {name.replace('_', ' ')} {error:.3g}" for name, error in self.errors.items())
         model = f"{self.arch} of {self.n_parameters:,} parameters"
-        return f"Run({model}: {maps}, trained at {at} for {epochs} epochs{errors})"
+        return f"Run({model}: {self.title}{at} for {epochs} epoch{'s' * (epochs != 1)}{errors})"
 
     @property
     def task(self) -> str:
         """What it is for: "fields" or "images"."""
         return str(self.training.get("task", "fields"))
+
+    @property
+    def title(self) -> str:
+        """What it maps to what, for people."""
+        if self.task == "images":
+            return f"images to {len(self.classes)} classes"
+        return f"{', '.join(self.processor.inputs)} to {', '.join(self.processor.outputs)}"
+
+    @property
+    def resolutions(self) -> tuple[Any, ...]:
+        """The keys of the resolutions that it was trained at, or the size of its images, "8x8"."""
+        if "image_size" in self.training:
+            return ("x".join(map(str, self.training["image_size"])),)
+        resolution = self.training.get("resolution", [])
+        if isinstance(resolution, Mapping):
+            resolution = resolution["resolutions"]
+        return tuple(resolution) if isinstance(resolution, list) else (resolution,)
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """Its errors and accuracies in training and validation, of the epoch whose parameters it has."""
+        best = self.training.get("best", {}).get("epoch", len(self.history))
+        entry = self.history[best - 1] if self.history else {}
+        return {name: value for name, value in entry.items() if name.endswith(("error", "accuracy"))}
 
     @property
     def times(self) -> dict[str, Any]:

@@ -125,9 +125,9 @@ class FieldTask(Task):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         self.store = store if isinstance(store, FieldStore) else open_store(store)
-        mixed = training.resolution if isinstance(training.resolution, Mixed) else None
-        self._mixed = mixed
         self.keys = _keys(self.store, training.resolution)
+        mixed = training.resolution if isinstance(training.resolution, Mixed) else None
+        self._resolution = Mixed(self.keys, mixed.ratios, mixed.batch_size) if mixed else self.keys[0]
         self.channels = channels_of(self.store.layout, training.time_steps, training.at)
         self._tested = [] if training.validate is None else self._validated_at(training)
         self._grids = {key: self.store.grids[key] for key in dict.fromkeys([*self.keys, *self._tested])}
@@ -138,7 +138,7 @@ class FieldTask(Task):
         validate = training.validate
         loaders = field_loaders(
             self.store,
-            train=Mixed(self.keys, mixed.ratios, mixed.batch_size) if mixed else self.keys[0],
+            train=self._resolution,
             test=self._tested,
             splits=Splits(
                 test=validate if isinstance(validate, str) else "test",
@@ -255,24 +255,18 @@ class FieldTask(Task):
 
     def describe(self) -> dict[str, Any]:
         """Return the store, its resolutions, variables and units, and how many samples are trained on."""
-        training, store, together = self.training, self.store, ranks()[0]
-        grids = {key: str(store.grids[key]) for key in self.keys}
+        training, store, mixed = self.training, self.store, isinstance(self._resolution, Mixed)
+        grids = [str(store.grids[key]) for key in self.keys]
         described: dict[str, Any] = {
             "store": str(store.path),
             "title": store.attrs.get("title", ""),
-            "resolution": self.keys[0],
-            "grid": grids[self.keys[0]],
+            "resolution": self._resolution,
+            "grid": grids if mixed else grids[0],
             "inputs": list(self.channels.inputs),
             "outputs": list(self.channels.outputs),
             "units": {variable.name: variable.units for variable in store.variables},
-            "samples": self._drawn[self.keys[0]],
+            "samples": self._drawn if mixed else self._drawn[self.keys[0]],
         }
-        if (mixed := self._mixed) is not None:
-            described |= {"resolution": self.keys, "grid": list(grids.values()), "samples": self._drawn}
-            described |= {"ratios": mixed.ratios} if mixed.ratios else {}
-            described |= {"batch_size": mixed.batch_size} if mixed.batch_size else {}
-        if together > 1:
-            described["processes"] = together
         if self.validated:
             tested = {key: len(loader.dataset) for key, loader in self._tests.items()}  # type: ignore[arg-type]
             described |= {"validation": {"resolution": self._tested, "samples": tested}}

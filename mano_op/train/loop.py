@@ -139,10 +139,7 @@ def train(task: Task, out: str | Path, *, resume: bool = False, overwrite: bool 
         epochs_done = len(state.history)
         check_all_have(f"the number of epochs behind the checkpoint in {out}", epochs_done, device)
         try:
-            with (
-                task.during(model),
-                opened_logs(options.log if first else [], out, training, epochs_done) as log,
-            ):
+            with opened_logs(options.log if first else [], out, training, epochs_done) as log:
                 _train_epochs(task, state, checkpoint, log)
         except Diverged:
             if first:
@@ -152,7 +149,8 @@ def train(task: Task, out: str | Path, *, resume: bool = False, overwrite: bool 
             model.load_state_dict(dict(state.best.parameters))
             training["best"] = {"epoch": state.best.epoch, "validation_error": state.best.error}
         processor = task.processor.to("cpu").eval()
-        run = Run(model.cpu().eval(), processor, task.arch, task.options, training, state.history)
+        model.cpu().eval().requires_grad_(True)
+        run = Run(model, processor, task.arch, task.options, training, state.history)
         if first:
             save_run(out, run)
             checkpoint.remove()
@@ -197,7 +195,7 @@ def _train_epochs(task: Task, state: Progress, checkpoint: Checkpoint, log: Log)
 def _train_epoch(task: Task, state: Progress, epoch: int, bar: Any) -> dict[str, float]:
     """Train on every batch once, and return the entry of the history."""
     options, start, total, terms = task.training, perf_counter(), 0.0, 0
-    state.model.train()
+    task.set_mode(state.model)
     task.processor.train()
     last = len(task.loader)
     for number, batch in enumerate(task.loader, start=1):

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, StrictBool
 
 from mano_op.data.mixed import Mixed
 from mano_op.errors import InputError
-from mano_op.options import Count, Fraction, NonNegative, Positive, Whole, options
+from mano_op.options import Count, Fraction, NonNegative, Positive, Whole, options, options_of
 from mano_op.train.logging import check_log
 
 
@@ -46,9 +46,14 @@ def _part(value: float) -> float:
     return value
 
 
-def _resolution(value: Any) -> Any:
-    """Return a mixture for the mapping or the list of keys that a run records of one."""
+def _resolution(value: Any, info: Any) -> Any:
+    """Return a mixture for the mapping that a run records of it, or for a list of keys."""
     if isinstance(value, Mapping):
+        if "resolutions" not in value or not set(value) <= {"resolutions", "ratios", "batch_size"}:
+            raise InputError(
+                f"{info.field_name}={value!r}, expected 'resolutions', and where needed 'ratios' and "
+                "'batch_size', as Mixed takes them"
+            )
         return Mixed(**value)
     if isinstance(value, list | tuple) and value and all(isinstance(each, str) for each in value):
         return Mixed(value)
@@ -226,7 +231,7 @@ class ImageOptions(TrainOptions):
     weight_decay: NonNegative = 0.05
     image_size: Count | tuple[Count, Count] | None = None
     label_smoothing: Fraction = 0.0
-    augmentation: Augmentation = Augmentation()
+    augmentation: Annotated[Augmentation, options_of(Augmentation)] = Augmentation()
     normalise: Literal["imagenet"] | Mapping[str, Any] | None = None
     freeze: Literal["none", "backbone"] = "none"
     start: str | Path | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, RandomSampler
 
-from mano_op.data.sampler import ResolutionBatchSampler
+from mano_op.data.sampler import ResolutionBatchSampler, ranks
 from mano_op.errors import InputError
 from mano_op.machine import machine
 from mano_op.options import record
@@ -85,9 +84,9 @@ class Task(ABC):
         """Prepare for the training of a model that is on its device."""
         self.processor.to(self.device)
 
-    def during(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Return what holds while a model is trained."""
-        return nullcontext()
+    def set_mode(self, model: nn.Module) -> None:
+        """Put the model into training mode."""
+        model.train()
 
     @abstractmethod
     def check(self, model: nn.Module) -> None:
@@ -123,12 +122,13 @@ class Task(ABC):
 
     def description(self, model: nn.Module) -> dict[str, Any]:
         """Return all that a run records of its training: the task, the data, the options, the machine."""
-        options = record(self.training, without=self.training.UNRECORDED)
+        processes = ranks()[0]
         return plain(
             {
                 "task": self.kind,
-                **options,
+                **record(self.training, without=self.training.UNRECORDED),
                 **self.describe(),
+                **({"processes": processes} if processes > 1 else {}),
                 "machine": machine(self.device, also=self.packages(model)),
             }
         )

@@ -116,8 +116,7 @@ def _entry(model: str, run: Run, store: FieldStore, name: str) -> Entry:
     training = run.training
     if "resolution" not in training:
         raise InputError(f"{name}: training={training} does not say at which resolution it was trained")
-    asked = training["resolution"]
-    levels = list(asked) if isinstance(asked, list) else [asked]
+    asked, levels = training["resolution"], list(run.resolutions)
     seed = training.get("seed", 0)
     if not levels or not isinstance(seed, int) or isinstance(seed, bool):
         raise InputError(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from torch import nn
 
 from mano_op.errors import InputError
@@ -37,31 +34,18 @@ def freeze_backbone(model: nn.Module, arch: str) -> None:
     head.requires_grad_(True)
 
 
-@contextmanager
-def only_head(model: nn.Module) -> Iterator[None]:
-    """Keep all of a model but its ``head`` in evaluation mode, whatever mode it is put into.
+def train_head(model: nn.Module) -> None:
+    """Put the ``head`` of a model into training mode, and all else into evaluation mode.
 
-    Training puts the whole model into training mode, but a frozen backbone must neither draw random numbers
-    nor update statistics.
+    A frozen backbone then draws no random numbers, and updates no statistics.
 
     Examples
     --------
     >>> model = nn.Module()
     >>> model.head, model.body = nn.Dropout(), nn.Dropout()
-    >>> model.forward = lambda x: (model.head.training, model.body.training)
-    >>> with only_head(model.train()):
-    ...     model(0)
+    >>> train_head(model)
+    >>> model.head.training, model.body.training
     (True, False)
     """
-
-    def evaluate_backbone(module: nn.Module, inputs: object) -> None:
-        head = {id(part) for part in module.head.modules()}  # type: ignore[union-attr]
-        for part in module.modules():
-            if id(part) not in head:
-                part.training = False
-
-    handle = model.register_forward_pre_hook(evaluate_backbone)
-    try:
-        yield
-    finally:
-        handle.remove()
+    model.eval()
+    model.get_submodule("head").train()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from mano_op.errors import InputError
 from mano_op.pretrained import fetched, load_model, weights_digest
 from mano_op.registry import model_class
 from mano_op.runs import RUN, Run, load_run
+from mano_op.train.distributed import sum_numbers
 from mano_op.train.folder import check_out
 from mano_op.train.loop import train
 from mano_op.train.optimizer import optimizer_and_schedule
@@ -31,7 +31,7 @@ from mano_op.vision.baselines import SwinClassifier as SwinClassifier
 from mano_op.vision.baselines import ViTClassifier as ViTClassifier
 from mano_op.vision.classifier import MANOClassifier as MANOClassifier
 from mano_op.vision.images import DIGITS, Images, ImageSplit, image_loader, open_images, stratified
-from mano_op.vision.linear_probe import freeze_backbone, only_head
+from mano_op.vision.linear_probe import freeze_backbone, train_head
 from mano_op.vision.metrics import class_metrics
 from mano_op.vision.processor import IMAGENET, ImageProcessor, moments
 from mano_op.weights import parameters_of
@@ -208,9 +208,12 @@ class ImageTask(Task):
         shape = (2, images.channels, *images.image_size)
         check_output(model, self.arch, self.options, shape, (2, len(images.classes)))
 
-    def during(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Keep a frozen backbone in evaluation mode."""
-        return only_head(model) if self.training.freeze == "backbone" else nullcontext()
+    def set_mode(self, model: nn.Module) -> None:
+        """Put the model into training mode, of a frozen one the head alone."""
+        if self.training.freeze == "backbone":
+            train_head(model)
+        else:
+            model.train()
 
     def optimizer(self, model: nn.Module) -> tuple[Optimizer, LRScheduler]:
         """Return AdamW, which decays matrices alone, and the schedule."""
@@ -238,9 +241,13 @@ class ImageTask(Task):
         return cross_entropy(out, y)
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Return the mean cross-entropy with the labels, and the accuracy."""
-        metrics = class_metrics(model, self.processor, self._tests or (), self.device)
-        return {"validation_error": metrics.cross_entropy, "validation_accuracy": metrics.accuracy()}
+        """Return the mean cross-entropy with the labels, and the accuracy.
+
+        Ranks take the mean of theirs, since layers such as batch normalisation have statistics of each rank.
+        """
+        metrics, together = class_metrics(model, self.processor, self._tests or (), self.device), ranks()[0]
+        error, accuracy = sum_numbers(metrics.cross_entropy, metrics.accuracy(), device=self.device)
+        return {"validation_error": error / together, "validation_accuracy": accuracy / together}
 
     def describe(self) -> dict[str, Any]:
         """Return the source, its classes and sizes, and how many images are trained on."""
