@@ -1,6 +1,7 @@
-"""One thread a worker, property tests that are quick and draw the same examples every time, and a cluster."""
+"""One thread a worker, property tests that are quick and draw the same examples every time, shared data."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -18,3 +19,23 @@ def scheduler() -> Iterator[str]:
 
     with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
         yield cluster.scheduler_address
+
+
+@pytest.fixture(scope="session")
+def fields(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A store of waves at 8 x 8 and 16 x 16 points."""
+    from helpers import wave_store
+    from training import GRIDS
+
+    folder = tmp_path_factory.mktemp("fields")
+    return wave_store(folder / "waves.zarr", GRIDS, {"train": 12, "validation": 5, "test": 4})
+
+
+@pytest.fixture(scope="session")
+def images() -> Any:
+    """A tenth of the digits."""
+    from mano_op.vision.images import Images, open_images
+
+    whole = open_images("digits")
+    splits = {name: split.subset(range(0, len(split), 10)) for name, split in whole.splits.items()}
+    return Images(whole.source, splits, whole.classes, 1, (8, 8), {**whole.origin, "digest": "a tenth"})

@@ -1,270 +1,306 @@
 """Runs: what is written is what is read, and what cannot be read says why."""
 
+import functools
 import json
-import pickle
-from collections.abc import Callable
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from training import FILES, FNO, assert_same_run, train_images
 
 from mano_op import InputError
 from mano_op.data.processor import FieldProcessor
 from mano_op.registry import build_model
 from mano_op.runs import Run, load_run, save_run, write_evaluation
+from mano_op.vision.images import Images
+from mano_op.vision.processor import ImageProcessor
 from mano_op.weights import read_weights, write_weights
 
-PROCESSOR = FieldProcessor({"a": {"mean": 2.0, "std": 3.0}}, {"u": {"mean": -1.0, "std": 0.5}})
-MANO = {"in_channels": 1, "out_channels": 1, "hidden_channels": 8, "n_layers": 1, "n_heads": 2, "n_levels": 2}
-FNO = {"in_channels": 1, "out_channels": 1, "hidden_channels": 8, "n_modes": [4, 4], "n_layers": 1}
-PUBLISHED = {"in_channels": 1, "out_channels": 1, "hidden_channels": 8, "n_layers": 1, "n_heads": 2}
+CHANNELS = {"in_channels": 1, "out_channels": 1}
+MANO = {**CHANNELS, "hidden_channels": 8, "n_layers": 1, "n_heads": 2, "n_levels": 2}
+PUBLISHED = {**CHANNELS, "hidden_channels": 8, "n_layers": 1, "n_heads": 2}
+VIT = {
+    "in_channels": 1,
+    "n_classes": 3,
+    "image_size": 8,
+    "patch_size": 4,
+    "embed_dim": 8,
+    "depth": 1,
+    "n_heads": 2,
+}
+POOLED = {"in_channels": 1, "n_classes": 3}
+CLASSES = ["cat", "dog", "owl"]
 
 
-def make_run(arch: str, options: dict[str, Any]) -> Run:
+def make_run(arch: str = "mano", options: dict[str, Any] = MANO, **training: Any) -> Run:
     torch.manual_seed(0)
-    model = build_model(arch, options)
-    return Run(model, PROCESSOR, arch, options, {"resolution": "r8"}, [{"epoch": 1, "training_error": 0.5}])
+    model = build_model(arch, options).eval()
+    history = [{"epoch": i, "seconds": 1.0, "training_error": 1 / i} for i in (1, 2)]
+    if "n_classes" in options:
+        training = {"task": "images", "image_size": [8, 8], "classes": CLASSES, **training}
+        return Run(model, ImageProcessor([0.5], [0.25], 3, 0.1).eval(), arch, options, training, history)
+    training = {"task": "fields", "resolution": "r8", **training}
+    processor = FieldProcessor({"a": {"mean": 2.0, "std": 3.0}}, {"u": {"mean": -1.0, "std": 0.5}})
+    return Run(model, processor.eval(), arch, options, training, history)
 
 
-@pytest.mark.parametrize(("arch", "options"), [("mano", MANO), ("fno", FNO), ("mano_published", PUBLISHED)])
-def test_a_run_read_back_computes_the_same(arch: str, options: dict[str, Any], tmp_path: Path) -> None:
+@pytest.fixture
+def field_run(tmp_path: Path) -> Path:
+    save_run(tmp_path / "fields", make_run())
+    return tmp_path / "fields"
+
+
+@pytest.fixture
+def image_run(tmp_path: Path) -> Path:
+    save_run(tmp_path / "images", make_run("test_pooled", POOLED))
+    return tmp_path / "images"
+
+
+@pytest.mark.parametrize(
+    ("arch", "options"),
+    [
+        ("mano", MANO),
+        ("fno", {**CHANNELS, **FNO["options"]}),  # type: ignore[dict-item]
+        ("mano_published", PUBLISHED),
+        ("test_pooled", POOLED),
+        ("vit_classifier", VIT),
+    ],
+)
+def test_run_read_back_is_the_same_and_all_of_it_is_data(
+    arch: str, options: dict[str, Any], tmp_path: Path
+) -> None:
     run = make_run(arch, options)
-    save_run(tmp_path / "run", run)
-    found = load_run(tmp_path / "run")
-    x = torch.randn(2, 1, 8, 8)
-    assert torch.equal(found.model(x), run.model.eval()(x))
-    assert not found.model.training
-    assert not found.processor.training
-    assert found.processor.to_dict() == PROCESSOR.to_dict()
-    assert (found.arch, found.options, found.training, found.history) == (
-        arch,
-        options,
-        run.training,
-        run.history,
+    run.save(tmp_path / "run")
+    read = load_run(tmp_path / "run", task=run.task)
+    assert_same_run(read, run)
+    assert (read.classes, read.resolutions, read.n_parameters) == (
+        run.classes,
+        run.resolutions,
+        run.n_parameters,
     )
-    assert found.n_parameters == run.n_parameters
-
-
-def test_the_files_are_data(tmp_path: Path) -> None:
-    """Tensors and JSON: nothing in a run needs unpickling, not even FNO's, whose options are functions."""
-    run = make_run("fno", FNO)
-    save_run(tmp_path, run)
-    names = {"run.json", "config.json", "model.safetensors", "README.md"}
-    assert {path.name for path in tmp_path.iterdir()} == names
-    tensors = read_weights(tmp_path / "model.safetensors")
+    x = torch.rand(2, 1, 8, 8)
+    assert torch.equal(read.predict(x), run.predict(x))
+    assert not read.model.training and not read.processor.training
+    # Nothing needs unpickling, not even FNO's options, which are functions.
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == FILES
+    tensors = read_weights(tmp_path / "run" / "model.safetensors")
     assert all(torch.equal(value, run.model.state_dict()[name]) for name, value in tensors.items())
     for name in ("run.json", "config.json"):
-        json.loads((tmp_path / name).read_text())
+        json.loads((tmp_path / "run" / name).read_text())
 
 
-class Malicious:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (Path("it_ran"),)
+def test_predictions_are_in_physical_units() -> None:
+    """The processor and the model by hand, of arrays and of tensors, in any mode they were left in."""
+    run, x = make_run(), 2 + 3 * np.random.default_rng(0).normal(size=(2, 1, 10, 9))
+    with torch.no_grad():
+        expected = -1 + 0.5 * run.model((torch.from_numpy(x).float() - 2) / 3)
+    run.model.train()
+    run.processor.train()
+    for given in (x, torch.from_numpy(x)):
+        found = run.predict(given)
+        torch.testing.assert_close(found, expected)
+        assert found.dtype == torch.float32 and not found.requires_grad
+    for wrong in (x[:, [0, 0]], x[0]):
+        with pytest.raises(InputError, match=r"expected .*1 channel|a\b"):
+            run.predict(wrong)
 
 
-def save_old_run(folder: Path, run: Run) -> None:
-    """As releases before the parameters were safetensors did."""
-    folder.mkdir(exist_ok=True)
-    description = {
-        "format": "mano_op run",
-        "format_version": 1,
-        "model": {"arch": run.arch, "options": run.options, "parameters": run.n_parameters},
-        "processor": run.processor.to_dict(),
-        "training": run.training,
-        "history": run.history,
-    }
-    (folder / "run.json").write_text(json.dumps(description))
-    torch.save(nn.Module.state_dict(run.model), folder / "parameters.pt")
+def test_predictions_of_images_are_logits() -> None:
+    run, x = make_run("test_pooled", POOLED), np.random.default_rng(0).uniform(size=(2, 1, 12, 8))
+    with torch.no_grad():
+        expected = run.model((torch.from_numpy(x).float() - 0.5) / 0.25)
+    torch.testing.assert_close(run.predict(x), expected)
+    with pytest.raises(InputError, match="expected 1 channels"):
+        run.predict(x[:, [0, 0, 0]])
 
 
-@pytest.mark.parametrize(("arch", "options"), [("mano", MANO), ("fno", FNO)])
-def test_an_old_run_is_read_and_replaced(arch: str, options: dict[str, Any], tmp_path: Path) -> None:
-    run = make_run(arch, options)
-    save_old_run(tmp_path, run)
-    x = torch.randn(2, 1, 8, 8)
-    found = load_run(tmp_path)
-    assert torch.equal(found.model(x), run.model.eval()(x))
-    assert found.processor.to_dict() == PROCESSOR.to_dict()
-    save_run(tmp_path, found)
-    assert not (tmp_path / "parameters.pt").exists()
-    assert torch.equal(load_run(tmp_path).model(x), run.model(x))
+def test_predictions_take_what_else_the_model_takes() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
+            return x * coordinates
 
-
-def test_a_pickle_in_place_of_parameters_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    save_old_run(tmp_path, make_run("mano", MANO))
-    (tmp_path / "parameters.pt").write_bytes(pickle.dumps(Malicious(), protocol=2))
-    with pytest.raises(
-        InputError, match=r"parameters\.pt (holds more than tensors|cannot be read as tensors)"
-    ):
-        load_run(tmp_path)
-    assert not (tmp_path / "it_ran").exists()
-
-
-def test_an_interrupted_write_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("mano_op.files.os.replace", fail)
-    with pytest.raises(KeyboardInterrupt):
-        save_run(tmp_path, make_run("mano", MANO))
-    with pytest.raises(InputError, match=r"holds no run\.json, so it is no finished run"):
-        load_run(tmp_path)
-
-
-def test_an_interrupted_replacement_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not the old description with the new parameters."""
-
-    def fail(*args: Any) -> None:
-        raise KeyboardInterrupt
-
-    save_run(tmp_path, make_run("mano", MANO))
-    monkeypatch.setattr("mano_op.files.os.replace", fail)
-    with pytest.raises(KeyboardInterrupt):
-        save_run(tmp_path, make_run("mano", MANO))
-    with pytest.raises(InputError, match="holds no run"):
-        load_run(tmp_path)
+    run = make_run()
+    scaled = Run(Scaled(), run.processor, "scaled", {}, {}, [])
+    assert scaled.predict(np.full((1, 1, 4), 5.0), coordinates=torch.full((1, 1, 4), 4.0)).unique() == 1.0
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("run", "text"),
+    [
+        (make_run(), "Run(mano of 1,537 parameters: a to u, trained at r8 for 2 epochs, training error 0.5)"),
+        (
+            make_run(resolution={"resolutions": ["r8", "r16"], "ratios": [3, 1]}, best={"epoch": 1}),
+            # The errors of the epoch whose parameters it has.
+            "Run(mano of 1,537 parameters: a to u, trained at r8+r16 for 2 epochs, training error 1)",
+        ),
+        (
+            make_run("test_pooled", POOLED),
+            "Run(test_pooled of 147 parameters: images to 3 classes, trained at 8x8 for 2 epochs, training "
+            "error 0.5)",
+        ),
+    ],
+    ids=["fields", "mixed", "images"],
+)
+def test_run_says_what_it_is(run: Run, text: str) -> None:
+    assert repr(run) == text
+
+
+def test_interrupted_write_is_no_run(field_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is an interrupted replacement: not the old description with the new parameters."""
+
+    def fail(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mano_op.files.os.replace", fail)
+    for folder in (field_run, field_run / "new"):
+        with pytest.raises(KeyboardInterrupt):
+            save_run(folder, make_run())
+        with pytest.raises(InputError, match=r"holds no run\.json, so it is no finished run"):
+            load_run(folder)
+
+
+def test_run_with_infinite_numbers_is_not_written(field_run: Path) -> None:
+    before = {path.name: path.read_bytes() for path in field_run.iterdir()}
+    run = make_run(seconds=float("nan"))
+    for folder in (field_run, field_run.parent / "new"):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            save_run(folder, run)
+    assert {path.name: path.read_bytes() for path in field_run.iterdir()} == before
+    assert not list((field_run.parent / "new").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("task", "entry", "value", "message"),
     [
         (
-            {"format": "something else"},
-            "format 'something else' version 2, expected 'mano_op run' version 1 or 2",
+            "fields",
+            "format",
+            "other",
+            "format 'other' version 3, expected 'mano_op run' version 3: use the rel",
         ),
-        ({"format_version": 9}, "version 9, expected 'mano_op run' version 1 or 2"),
+        ("fields", "format_version", 2, "version 2, expected 'mano_op run' version 3"),
+        ("fields", "processor", None, "'processor' is None"),
+        ("fields", "processor", {"inputs": {"a": {}}, "outputs": {}}, "no description of one"),
+        ("fields", "processor", {"inputs": [], "outputs": 3}, "no description of one"),
+        ("fields", "history", {}, "'history' is {}, expected a list"),
+        ("fields", "training", None, "'training' is None, expected a dict"),
+        ("fields", "training", {}, "is of the task None, expected fields: give a run"),
+        ("fields", "training.task", "images", "is of the task 'images', expected fields"),
+        ("images", "training.task", "sounds", "is of the task 'sounds', expected images"),
+        ("images", "training.classes", None, "an 'image_size' of two whole numbers and 3 'classes'"),
+        ("images", "training.classes", ["cat", "dog"], "two whole numbers and 3 'classes'"),
+        ("images", "training.classes", ["cat", "dog", 7], "two whole numbers and 3 'classes'"),
+        ("images", "training.image_size", [8, -8], "an 'image_size' of two whole numbers"),
+        ("images", "training.image_size", "large", "an 'image_size' of two whole numbers"),
+        ("images", "processor", {}, "'processor' is no description of one"),
+        ("images", "processor.mean", [float("inf")], "is not JSON"),
+        ("images", "processor.std", [-1.0], "std of at least 0"),
+        ("images", "processor.n_classes", "ten", "n_classes='ten'"),
     ],
 )
-def test_other_formats_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    save_run(tmp_path, make_run("mano", MANO))
-    path = tmp_path / "run.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(InputError, match=message):
-        load_run(tmp_path)
-
-
-def without(entry: str) -> Callable[[dict[str, Any]], Any]:
-    return lambda found: {name: value for name, value in found.items() if name != entry}
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda found: [found], "'format' is None, expected a str"),
-        (without("processor"), "'processor' is None"),
-        (without("history"), "'history' is None, expected a list"),
-        (lambda found: found | {"processor": {"inputs": {"a": {}}, "outputs": {}}}, "no description of one"),
-        (lambda found: found | {"processor": {"inputs": [], "outputs": 3}}, "no description of one"),
-    ],
-)
-def test_a_damaged_description_is_refused(damage: Callable[[Any], Any], message: str, tmp_path: Path) -> None:
-    save_run(tmp_path, make_run("mano", MANO))
-    path = tmp_path / "run.json"
-    found = json.loads(path.read_text())
-    del found["sha256"]
-    path.write_text(json.dumps(damage(found)))
-    with pytest.raises(InputError, match=message):
-        load_run(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (without("model"), "'model' is None, expected a dict: restore the file"),
-        (lambda found: found | {"model": {"arch": "mano"}}, "'options' is None"),
-        (lambda found: found | {"model": {"arch": "mano", "options": {}}}, "mano needs more options"),
-    ],
-)
-def test_a_damaged_description_of_an_old_run_is_refused(
-    damage: Callable[[Any], Any], message: str, tmp_path: Path
+def test_damaged_descriptions_are_refused(
+    task: str, entry: str, value: Any, message: str, request: pytest.FixtureRequest
 ) -> None:
-    save_old_run(tmp_path, make_run("mano", MANO))
-    path = tmp_path / "run.json"
-    path.write_text(json.dumps(damage(json.loads(path.read_text()))))
+    folder = request.getfixturevalue({"fields": "field_run", "images": "image_run"}[task])
+    content = json.loads((folder / "run.json").read_text())
+    *parents, name = entry.split(".")
+    functools.reduce(dict.__getitem__, parents, content)[name] = value
+    (folder / "run.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=message):
-        load_run(tmp_path)
+        load_run(folder, task=task)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, -3])
-def test_a_description_cut_short_is_refused(kept: int, tmp_path: Path) -> None:
-    save_run(tmp_path, make_run("mano", MANO))
-    path = tmp_path / "run.json"
+def test_description_cut_short_is_refused(kept: int, field_run: Path) -> None:
+    path = field_run / "run.json"
     path.write_text(path.read_text()[:kept])
     with pytest.raises(InputError, match="is not JSON"):
-        load_run(tmp_path)
+        load_run(field_run)
 
 
-@pytest.mark.parametrize("kept", [0, 10, 1000, -10])
-def test_parameters_cut_short_are_refused(kept: int, tmp_path: Path) -> None:
-    save_old_run(tmp_path, make_run("mano", MANO))
-    path = tmp_path / "parameters.pt"
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(InputError, match=r"parameters\.pt cannot be read as tensors"):
-        load_run(tmp_path)
-
-
-def test_a_run_of_what_is_no_number_is_not_written(tmp_path: Path) -> None:
-    run = make_run("mano", MANO)
-    run.history[0]["training_error"] = float("nan")
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        save_run(tmp_path, run)
-    assert not list(tmp_path.iterdir())
-
-
-def test_parameters_of_another_model_are_refused(tmp_path: Path) -> None:
+def test_damaged_parameters_are_refused(field_run: Path) -> None:
+    weights = field_run / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-40] + bytes([content[-40] ^ 1]) + content[-39:])
+    with pytest.raises(InputError, match="is not as it was written, its sha256"):
+        load_run(field_run)
     wider = build_model("mano", {**MANO, "hidden_channels": 16})
-    save_old_run(tmp_path, make_run("mano", MANO))
-    torch.save(nn.Module.state_dict(wider), tmp_path / "parameters.pt")
+    write_weights(weights, nn.Module.state_dict(wider))
     with pytest.raises(InputError, match=r"are not those of mano with .*'hidden_channels': 8"):
-        load_run(tmp_path)
-    save_run(tmp_path, make_run("mano", MANO))
-    write_weights(tmp_path / "model.safetensors", nn.Module.state_dict(wider))
-    with pytest.raises(
-        InputError, match=r"are not those of mano with .*'hidden_channels': 8.*expected real \(8,\)"
+        load_run(field_run)
+
+
+def test_card_says_what_the_run_is(field_run: Path, image_run: Path) -> None:
+    best, units = {"epoch": 1, "training_error": 1.0}, {"a": "m2", "u": "Pa"}
+    run = make_run(title="Darcy flow", epochs=3, units=units, store="/home/me/x.zarr", best=best, seed=0)
+    save_run(field_run, run)
+    for folder, lines in (
+        (
+            field_run,
+            [
+                "# mano: a to u",
+                f"with {run.n_parameters:,} parameters",
+                "| a | input | m2 | 2 | 3 |  |",
+                "| u | output | Pa | -1 | 0.5 |  |",
+                "| hidden_channels | 8 |",
+                "| title | Darcy flow |",
+                "| epochs | 3 |",
+                "| seed | 0 |",
+                "| training error | 1 |",  # of the epoch whose parameters it has
+                "Not evaluated",
+            ],
+        ),
+        (
+            image_run,
+            [
+                "# test_pooled: images to 3 classes",
+                "cat, dog, owl",
+                "| 0 | 0.5 | 0.25 |",
+                "| training error | 0.5 |",
+            ],
+        ),
     ):
-        load_run(tmp_path)
+        card = (folder / "README.md").read_text()
+        assert card.startswith("---\nlibrary_name: mano_op\n")
+        assert [line for line in lines if line not in card] == []
+        assert max(map(len, card.splitlines())) <= 120
+        assert "/home/me" not in card  # of the machine that trained, nobody else's business
+        # Every row of a table has as many cells as its header.
+        for table in re.findall(r"(?:^\|.*\n)+", card, re.MULTILINE):
+            assert len({row.count(" | ") for row in table.splitlines()}) == 1, table
 
 
-def test_the_card_says_what_the_run_is_and_keeps_what_is_written_into_it(tmp_path: Path) -> None:
-    run = make_run("mano", MANO)
-    run.training.update(title="Darcy flow", epochs=3, units={"a": "m2", "u": "Pa"}, store="/home/me/x.zarr")
-    save_run(tmp_path, run)
-    card = (tmp_path / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: mano_op\n")
-    for line in (
-        "# mano: a to u",
-        f"of {run.n_parameters:,} parameters",
-        "| a | input | m2 | 2 | 3 |  |",
-        "| u | output | Pa | -1 | 0.5 |  |",
-        "| hidden_channels | 8 |",
-        "| title | Darcy flow |",
-        "| epochs | 3 |",
-        "| training error | 0.5 |",
-        "Not judged",
-    ):
-        assert line in card
-    assert "/home/me" not in card  # of the machine that trained, nobody else's business
-
-    (tmp_path / "README.md").write_text(card + "\nWritten by hand.\n")
-    write_evaluation(tmp_path, "| 8 | 3 % |")
-    judged = (tmp_path / "README.md").read_text()
-    assert "| 8 | 3 % |" in judged and "Not judged" not in judged
-    assert judged.endswith("\nWritten by hand.\n") and judged.startswith(card[:100])
-    write_evaluation(tmp_path, "| 8 | 2 % |")
-    assert "3 %" not in (tmp_path / "README.md").read_text()
+@pytest.mark.parametrize("name", ["<!-- judged: begin -->", "<!-- judged: end -->"])
+def test_evaluation_has_one_place_in_the_card(name: str, images: Images, tmp_path: Path) -> None:
+    """What is written by hand stays, and a class may be called anything."""
+    classes = (name, "*b* & `c`\n# d", "golden_retriever", "_e_", *images.classes[4:])
+    named = Images(images.source, images.splits, classes, 1, (8, 8), images.origin)
+    run = train_images(named, tmp_path, epochs=1)
+    path = tmp_path / "README.md"
+    [shown] = [line for line in path.read_text().splitlines() if "golden" in line]
+    escaped = name.replace("<", "&lt;").replace(">", "&gt;")
+    assert shown == rf"{escaped}, \*b\* &amp; \`c\` \# d, golden_retriever, \_e\_, 4, 5, 6, 7, 8, 9"
+    card = path.read_text() + "\nWritten by hand.\n"
+    path.write_text(card)
+    before, rest = card.split("<!-- judged: begin -->")
+    after = rest.split("<!-- judged: end -->")[1]
+    for text in ("| 8 | 3 % |", "| 8 | 2 % |"):
+        write_evaluation(tmp_path, text)
+        assert path.read_text() == f"{before}<!-- judged: begin -->\n{text}\n<!-- judged: end -->{after}"
+    assert load_run(tmp_path, task="images").classes == run.classes == classes
     with pytest.raises(InputError, match=r"holds no run\.json"):
         write_evaluation(tmp_path / "absent", "")
 
 
 def test_unknown_models_and_options_are_refused() -> None:
-    with pytest.raises(InputError, match=r"there is no model 'mono'; neuraloperator knows .*fno.*mano"):
-        build_model("mono", {})
-    with pytest.raises(InputError, match=r"there is no model 'mannno'.*; did you mean 'mano'"):
-        build_model("mannno", {})
-    with pytest.raises(
-        InputError, match=r"fno has no option n_mode; it has n_modes.* did you mean 'n_modes'"
+    for arch, options, message in (
+        ("mono", {}, r"there is no model 'mono'; neuraloperator knows .*fno.*mano"),
+        ("mannno", {}, r"there is no model 'mannno'.*; did you mean 'mano'"),
+        ("fno", {"n_mode": [4, 4]}, r"fno has no option n_mode; it has n_modes.* did you mean 'n_modes'"),
     ):
-        build_model("fno", {"n_mode": [4, 4]})
+        with pytest.raises(InputError, match=message):
+            build_model(arch, options)
