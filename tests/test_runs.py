@@ -104,9 +104,8 @@ def test_predictions_are_in_physical_units() -> None:
         found = run.predict(given)
         torch.testing.assert_close(found, expected)
         assert found.dtype == torch.float32 and not found.requires_grad
-    for wrong in (x[:, [0, 0]], x[0]):
-        with pytest.raises(InputError, match=r"expected .*1 channel|a\b"):
-            run.predict(wrong)
+    with pytest.raises(InputError, match="MESSAGE"):
+        run.predict(x[:, [0, 0]])
 
 
 def test_predictions_of_images_are_logits() -> None:
