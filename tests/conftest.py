@@ -34,8 +34,6 @@ def fields(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="session")
 def images() -> Any:
     """A tenth of the digits."""
-    from mano_op.vision.images import Images, open_images
+    from training import tenth_of_digits
 
-    whole = open_images("digits")
-    splits = {name: split.subset(range(0, len(split), 10)) for name, split in whole.splits.items()}
-    return Images(whole.source, splits, whole.classes, 1, (8, 8), {**whole.origin, "digest": "a tenth"})
+    return tenth_of_digits()

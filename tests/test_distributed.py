@@ -68,7 +68,8 @@ def test_two_ranks_share_every_epoch(tmp_path, options):
     assert [rank.exitcode for rank in ranks] == [0, 0]
     assert told[0] == told[1]
     length, epochs = told[0]
-    levels = options["train"] if isinstance(options["train"], list) else [options["train"]]
+    train = options["train"]
+    levels = train.resolutions if isinstance(train, Mixed) else [train]
     orders = []
     for steps in epochs:
         assert len(steps) == length

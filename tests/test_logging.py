@@ -4,166 +4,101 @@ import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
-from helpers import wave_store
+from training import train_fields as train
 
-from mano_op import Grid, InputError
+from mano_op import InputError
 from mano_op.data.store import FieldStore
 from mano_op.runs import Run
-from mano_op.train import train_model
-
-SMALL = {"hidden_channels": 8, "n_layers": 1, "n_heads": 2, "n_levels": 2}
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> FieldStore:
-    folder = tmp_path_factory.mktemp("logging")
-    return wave_store(folder / "waves.zarr", [Grid.uniform((8, 8))], {"train": 6, "test": 2})
-
-
-def train(store: FieldStore, out: Path, **options: Any) -> Run:
-    settings = {"resolution": 8, "options": SMALL, "epochs": 3, "batch_size": 3, "progress": False}
-    return train_model(store, out, **(settings | options))
-
-
-class Writer:
-    """What of TensorBoard's writer is used."""
-
-    made: list["Writer"]
-
-    def __init__(self, folder: str, purge_step: int) -> None:
-        self.folder, self.purge_step = folder, purge_step
-        self.scalars: list[tuple[str, float, int]] = []
-        self.flushed = self.closed = 0
-        Writer.made.append(self)
-
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        assert not self.closed
-        self.scalars.append((name, value, step))
-
-    def flush(self) -> None:
-        self.flushed += 1
-
-    def close(self) -> None:
-        self.closed += 1
 
 
 @pytest.fixture
-def tensorboard(monkeypatch: pytest.MonkeyPatch) -> type[Writer]:
+def tensorboard(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
+    """The class of TensorBoard's writer."""
     module = ModuleType("torch.utils.tensorboard")
-    module.SummaryWriter = Writer  # type: ignore[attr-defined]
+    writer = module.SummaryWriter = MagicMock()  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    Writer.made = []
-    return Writer
-
-
-class Wandb(ModuleType):
-    """What of Weights & Biases is used."""
-
-    def __init__(self) -> None:
-        super().__init__("wandb")
-        self.run: object = None
-        self.calls: list[tuple[str, Any]] = []
-
-    def init(self, **options: Any) -> None:
-        self.run = options
-        self.calls.append(("init", options))
-
-    def log(self, metrics: dict[str, float]) -> None:
-        assert self.run is not None
-        self.calls.append(("log", metrics))
-
-    def finish(self) -> None:
-        self.run = None
-        self.calls.append(("finish", None))
+    return writer
 
 
 @pytest.fixture
-def wandb(monkeypatch: pytest.MonkeyPatch) -> Wandb:
-    module = Wandb()
+def wandb(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
+    module = MagicMock(run=None)
     monkeypatch.setitem(sys.modules, "wandb", module)
     return module
 
 
-def expected(run: Run) -> list[dict[str, float]]:
-    return [{name: value for name, value in epoch.items() if name != "epoch"} for epoch in run.history]
+def errors(run: Run) -> list[tuple[int, float]]:
+    return [(int(epoch["epoch"]), epoch["training_error"]) for epoch in run.history]
 
 
-def test_a_function_is_told_the_history_and_the_rate(store: FieldStore, tmp_path: Path) -> None:
-    told: list[tuple[int, dict[str, float]]] = []
-    run = train(store, tmp_path, log=lambda *one: told.append(one), validate="test", learning_rate=0.02)
-    assert [epoch for epoch, _ in told] == [1, 2, 3]
-    rates = [metrics["learning_rate"] for _, metrics in told]
+def test_function_gets_the_history_and_the_rate(fields: FieldStore, tmp_path: Path) -> None:
+    calls: list[tuple[int, dict[str, float]]] = []
+    options = {"epochs": 3, "validate": "test", "learning_rate": 0.02}
+    run = train(fields, tmp_path, log=lambda *call: calls.append(call), **options)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         torch.optim.AdamW([torch.zeros(1)]), max_lr=0.02, total_steps=4, pct_start=0.5
     )
-    for rate in rates:
+    for (epoch, numbers), entry in zip(calls, run.history, strict=True):
+        rate = numbers.pop("learning_rate")
         assert rate == pytest.approx(schedule.get_last_lr()[0], rel=1e-12)
+        assert {"epoch": epoch, **numbers} == entry
         schedule.optimizer.step()
         schedule.step()
-    assert [{k: v for k, v in metrics.items() if k != "learning_rate"} for _, metrics in told] == expected(
-        run
-    )
-    assert set(told[0][1]) == {"training_error", "validation_error", "seconds", "learning_rate"}
+    assert set(calls[0][1]) == {"training_error", "validation_error", "seconds"}
 
 
 def test_tensorboard_is_written_beside_the_run(
-    store: FieldStore, tmp_path: Path, tensorboard: type[Writer]
+    fields: FieldStore, tmp_path: Path, tensorboard: MagicMock
 ) -> None:
-    run = train(store, tmp_path / "run", log="tensorboard")
-    [writer] = tensorboard.made
-    assert (writer.folder, writer.purge_step) == (str(tmp_path / "run" / "tensorboard"), 1)
-    assert (writer.flushed, writer.closed) == (3, 1)
-    errors = [(value, step) for name, value, step in writer.scalars if name == "training_error"]
-    assert errors == [(epoch["training_error"], epoch["epoch"]) for epoch in run.history]
+    run = train(fields, tmp_path / "run", log="tensorboard")
+    tensorboard.assert_called_once_with(str(tmp_path / "run" / "tensorboard"), purge_step=1)
+    writer = tensorboard.return_value
+    scalars = [call.args for call in writer.add_scalar.call_args_list]
+    assert [(step, value) for name, value, step in scalars if name == "training_error"] == errors(run)
+    assert (writer.flush.call_count, writer.close.call_count) == (4, 1)
 
 
-def test_what_was_logged_of_epochs_that_are_trained_again_is_taken_back(
-    store: FieldStore, tmp_path: Path, tensorboard: type[Writer]
+def test_epochs_that_are_trained_again_are_logged_once(
+    fields: FieldStore, tmp_path: Path, tensorboard: MagicMock
 ) -> None:
-    def stop(epoch: int, metrics: object) -> None:
+    def stop(epoch: int, numbers: object) -> None:
         if epoch == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(store, tmp_path, log=["tensorboard", stop], checkpoint_every=2)
-    assert tensorboard.made[0].closed == 1
-    train(store, tmp_path, log="tensorboard", resume=True)
-    assert tensorboard.made[1].purge_step == 3
-    assert {step for _, _, step in tensorboard.made[1].scalars} == {3}
+        train(fields, tmp_path, log=["tensorboard", stop], checkpoint_every=2)
+    assert tensorboard.return_value.close.call_count == 1
+    tensorboard.reset_mock()
+    train(fields, tmp_path, log="tensorboard", resume=True)
+    tensorboard.assert_called_once_with(str(tmp_path / "tensorboard"), purge_step=3)
+    assert {call.args[2] for call in tensorboard.return_value.add_scalar.call_args_list} == {3, 4}
 
 
-def test_wandb_gets_a_run_of_its_own(store: FieldStore, tmp_path: Path, wandb: Wandb) -> None:
-    run = train(store, tmp_path / "mine", log="wandb")
-    (begun, options), *logged, (ended, _) = wandb.calls
-    assert (begun, ended) == ("init", "finish")
-    assert options["name"] == "mine"
-    assert options["config"]["epochs"] == 3
-    assert [metrics["epoch"] for _, metrics in logged] == [1, 2, 3]
-    assert [metrics["training_error"] for _, metrics in logged] == [
-        epoch["training_error"] for epoch in run.history
-    ]
-
-
-def test_wandb_goes_to_the_run_that_is_active(store: FieldStore, tmp_path: Path, wandb: Wandb) -> None:
-    wandb.run = "the user's"
-    train(store, tmp_path, log="wandb")
-    assert [name for name, _ in wandb.calls] == ["log"] * 3
-    assert wandb.run == "the user's"
-
-
-def test_several_at_once(store: FieldStore, tmp_path: Path, wandb: Wandb, tensorboard: type[Writer]) -> None:
-    told: list[int] = []
-    train(store, tmp_path, log=["wandb", "tensorboard", lambda epoch, metrics: told.append(epoch)])
-    assert told == [1, 2, 3]
-    assert len(wandb.calls) == 5
-    assert len(tensorboard.made[0].scalars) == 9
+@pytest.mark.parametrize("active", [None, "the user's"])
+def test_wandb_gets_a_run_of_its_own_or_the_active_one(
+    active: str | None, fields: FieldStore, tmp_path: Path, wandb: MagicMock
+) -> None:
+    wandb.run, epochs = active, []
+    log = ["wandb", lambda epoch, numbers: epochs.append(epoch)]
+    run = train(fields, tmp_path / "mine", log=log)
+    logged = [call.args[0] for call in wandb.log.call_args_list]
+    assert [(numbers["epoch"], numbers["training_error"]) for numbers in logged] == errors(run)
+    assert epochs == [1, 2, 3, 4]
+    if active:
+        wandb.init.assert_not_called()
+        wandb.finish.assert_not_called()
+    else:
+        options = wandb.init.call_args.kwargs
+        assert (options["name"], options["config"]["epochs"]) == ("mine", 4)
+        wandb.finish.assert_called_once_with()
 
 
 @pytest.mark.parametrize(
-    ("missing", "log", "message"),
+    ("module", "log", "message"),
     [
         (
             "torch.utils.tensorboard",
@@ -171,21 +106,12 @@ def test_several_at_once(store: FieldStore, tmp_path: Path, wandb: Wandb, tensor
             r"log='tensorboard' needs TensorBoard .*pip install 'mano_op\[tensorboard\]'",
         ),
         ("wandb", "wandb", "log='wandb' needs Weights & Biases .*pip install wandb"),
-        (None, "tensorbord", "log='tensorbord', expected tensorboard, wandb, or a function of the epoch"),
-        (None, 3, "log=3, expected tensorboard, wandb, or a function"),
-        (None, ["paper"], "log='paper', expected"),
     ],
 )
-def test_what_cannot_be_logged_to_is_refused_before_any_work(
-    missing: str | None,
-    log: Any,
-    message: str,
-    store: FieldStore,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_missing_packages_are_met_before_any_work(
+    module: str, log: Any, message: str, fields: FieldStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if missing:
-        monkeypatch.setitem(sys.modules, missing, None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, module, None)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=message):
-        train(store, tmp_path / "run", log=log)
+        train(fields, tmp_path / "run", log=log)
     assert list(tmp_path.iterdir()) == []

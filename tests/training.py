@@ -13,6 +13,7 @@ from mano_op.grid import Grid
 from mano_op.models.data_model import DataModel
 from mano_op.runs import Run
 from mano_op.train import train_model
+from mano_op.vision.images import Images, open_images
 from mano_op.vision.training import train_classifier
 
 GRIDS = [Grid.uniform((n, n), registration="cell") for n in (8, 16)]
@@ -84,6 +85,13 @@ def assert_same_run(one: Run, other: Run) -> None:
     assert {**one.training, "machine": 0} == {**other.training, "machine": 0}
     assert one.processor.to_dict() == other.processor.to_dict()
     assert (one.arch, one.options) == (other.arch, other.options)
+
+
+def tenth_of_digits() -> Images:
+    """Every tenth of scikit-learn's digits, 144 to train on."""
+    whole = open_images("digits")
+    splits = {name: split.subset(range(0, len(split), 10)) for name, split in whole.splits.items()}
+    return Images(whole.source, splits, whole.classes, 1, (8, 8), {**whole.origin, "digest": "a tenth"})
 
 
 def batch_of(split: Any) -> dict[str, torch.Tensor]:
