@@ -47,9 +47,8 @@ class Fields(lightning.LightningDataModule):
         self.path, self.batch_size = path, batch_size
 
     def setup(self, stage=None):
-        self.loaders = field_loaders(
-            self.path, train=list(SIZES), test=SIZES, batch_size=self.batch_size, test_batch_size=3
-        )
+        mixed = Mixed(SIZES, batch_size=self.batch_size)
+        self.loaders = field_loaders(self.path, train=mixed, test=SIZES, test_batch_size=3)
 
     def train_dataloader(self):
         self.loaders.train.batch_sampler.set_epoch(self.trainer.current_epoch)
