@@ -16,9 +16,8 @@ from training import FILES, FNO, GRIDS, SMALL, assert_same_run, interrupt, train
 from mano_op import InputError
 from mano_op.data.mixed import Mixed
 from mano_op.data.store import FieldStore
-from mano_op.files import partial_file, read_tensors
+from mano_op.files import read_tensors
 from mano_op.runs import Run, load_run
-from mano_op.train.checkpoint import differences
 
 TRAIN = {"fields": train_fields, "images": train_images}
 FIELDS = {  # every kind of state that there is
@@ -269,21 +268,9 @@ def test_one_process_trains_in_a_folder(fields: FieldStore, tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_differences_are_found_at_any_depth() -> None:
-    there = {"a": {"b": {}, "c": [1]}, "d": 1, "e": {"f": None}}
-    assert differences(there, there) == []
-    assert differences(there, {"a": {"b": {"x": 1}, "c": [2]}, "d": 1, "e": {}}) == [
-        "a.b is {} there, not not given",
-        "a.c is [1] there, not [2]",
-        "e.f is None there, not not given",
-        "a.b.x is not given there, not 1",
-        "e is not given there, not {}",
-    ]
-
-
 # One process that has imported everything and computed nothing, whose children train and are killed.
 KILLING = """
-import json, os, random, signal, stat, sys, time, traceback
+import json, os, signal, stat, sys, traceback
 import torch
 torch.set_num_threads(1)
 import torch._dynamo  # which the first optimiser of a process would import, in two seconds
@@ -291,7 +278,6 @@ import mano_op.files, mano_op.models.mano
 from mano_op.train import train_model
 
 folder, settings = sys.argv[1], json.loads(sys.argv[2])
-draw = random.Random(0)
 
 
 def start(out, patch=None):
@@ -353,21 +339,7 @@ def ended(child):
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
-told = {"whole": ended(start(f"{folder}/whole")), "random": [], "points": []}
-
-# At moments that are drawn: within some tenths of a second after the next checkpoint, or of the start.
-out, written = f"{folder}/random", f"{folder}/random/checkpoint.pt"
-for attempt in range(int(sys.argv[3])):
-    before, child = os.path.exists(written) and os.stat(written).st_mtime_ns, start(out)
-    deadline = time.monotonic() + 60
-    while draw.random() < 0.997 and time.monotonic() < deadline:
-        time.sleep(0.001)
-        if os.path.exists(written) and os.stat(written).st_mtime_ns != before:
-            break
-    time.sleep(draw.uniform(0, 0.06))
-    os.kill(child, signal.SIGKILL)
-    told["random"].append([ended(child), there(out)])
-told["random"].append([ended(start(out)), there(out)])
+told = {"whole": ended(start(f"{folder}/whole")), "points": []}
 
 # At moments that are chosen: in the first checkpoint, between two, and while the run is written.
 out = f"{folder}/points"
@@ -386,20 +358,15 @@ print(json.dumps(told))
 """
 
 
-@pytest.mark.parametrize("options", [{"epochs": 12}, FIELDS], ids=["adamw", "all"])
-def test_killed_training_is_continued(options: dict[str, Any], tmp_path: Path) -> None:
-    """By SIGKILL, again and again: between steps, in the middle of a checkpoint, while the run is written."""
+def test_killed_training_is_continued(tmp_path: Path) -> None:
+    """By SIGKILL, again and again: in the middle of a checkpoint, between two, while the run is written."""
     wave_store(tmp_path / "waves.zarr", GRIDS, {"train": 12, "test": 4})
-    settings = {"resolution": 8, "options": SMALL, "epochs": 8, "batch_size": 5} | options
-    command = [sys.executable, "-c", KILLING, str(tmp_path), json.dumps(settings), "10"]
+    settings = {"resolution": 8, "options": SMALL, "epochs": 8, "batch_size": 5} | FIELDS
+    command = [sys.executable, "-c", KILLING, str(tmp_path), json.dumps(settings)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["whole"] == 0, done.stderr
-    *killed, last = told["random"]
-    # Some may come when all is done; enough come when there is something to lose.
-    assert sum(code == 9 for code, _ in killed) >= 3, (told, done.stderr)
-    assert last == [0, FILES], (told, done.stderr)
     *killed, last = told["points"]
     assert [code for code, _ in killed] == [9] * 7, (told, done.stderr)
     assert killed[0][1] == ["checkpoint.pt.partial"]
@@ -409,13 +376,4 @@ def test_killed_training_is_continued(options: dict[str, Any], tmp_path: Path) -
     assert last == [0, FILES], (told, done.stderr)
     assert not list(tmp_path.rglob("*.lock"))
     whole = load_run(tmp_path / "whole")
-    for name in ("random", "points"):
-        assert_same_run(load_run(tmp_path / name), whole)
-
-
-def test_half_a_checkpoint_of_a_killed_process_is_removed(
-    fields: FieldStore, whole: Run, tmp_path: Path
-) -> None:
-    partial_file(tmp_path / "checkpoint.pt").write_bytes(b"half")
-    assert_same_run(train_fields(fields, tmp_path), whole)
-    assert sorted(path.name for path in tmp_path.iterdir()) == FILES
+    assert_same_run(load_run(tmp_path / "points"), whole)
