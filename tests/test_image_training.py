@@ -1,7 +1,6 @@
 """Training of classifiers: the loss and its steps, frozen backbones, and models begun from saved ones."""
 
 import shutil
-import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from sklearn.linear_model import LogisticRegression
 from torch import nn
 from training import assert_same_run, batch_of
 from training import train_images as train
@@ -21,7 +19,7 @@ from mano_op.models.data_model import DataModel
 from mano_op.registry import build_model
 from mano_op.runs import Run, load_run
 from mano_op.vision.evaluate import evaluate_classifier
-from mano_op.vision.images import Images, open_images, stratified
+from mano_op.vision.images import Images, stratified
 from mano_op.vision.processor import ImageProcessor
 from mano_op.vision.training import cross_entropy
 
@@ -97,17 +95,6 @@ def test_biases_and_norms_do_not_decay(images: Images, tmp_path: Path) -> None:
     for (name, one), other in zip(still.model.named_parameters(), decayed.model.parameters(), strict=True):
         expected = 0.5 * 1e-2 * start[name] if one.ndim > 1 else torch.zeros_like(one)
         torch.testing.assert_close(one - other, expected, rtol=0, atol=1e-7 if one.ndim > 1 else 0)
-
-
-def test_linear_model_comes_to_what_scikit_learn_comes_to(tmp_path: Path) -> None:
-    images = open_images("digits")
-    run = train(images, tmp_path, arch="test_flat", epochs=15, batch_size=64, weight_decay=0.0)
-    parts = {name: batch_of(split) for name, split in images.splits.items()}
-    x = {name: run.processor.preprocess({"x": part["x"]})["x"].flatten(1) for name, part in parts.items()}
-    rival = LogisticRegression(C=0.1, max_iter=1000).fit(x["train"], parts["train"]["y"])
-    accuracy = (run.predict(parts["test"]["x"]).argmax(1) == parts["test"]["y"]).double().mean().item()
-    assert accuracy > 0.94
-    assert abs(accuracy - rival.score(x["test"], parts["test"]["y"])) < 0.02
 
 
 def test_training_fits_the_images_and_keeps_the_best_epoch(images: Images, tmp_path: Path) -> None:
@@ -192,12 +179,6 @@ def test_start_gives_its_parameters_and_its_normalisation(images: Images, tmp_pa
         train(images, tmp_path / "again", start=tmp_path / "model", resume=True, **still)
 
 
-def test_training_warns_of_nothing(images: Images, tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        train(images, tmp_path, epochs=1, validate=0.2, augmentation={"shift": 1})
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -276,13 +257,3 @@ def test_classifiers_of_the_package_are_trained(
     batch = batch_of(images["test"].at(16))
     accuracy = (read.predict(batch["x"]).argmax(1) == batch["y"]).double().mean().item()
     assert evaluate_classifier(read, images, sizes=[16]).row(16).accuracy == pytest.approx(accuracy)
-
-
-def test_classifier_is_trained_in_half_precision(images: Images, tmp_path: Path) -> None:
-    run = train(images, tmp_path, arch="mano_classifier", options=STAGES, precision="bfloat16", epochs=1)
-    assert all(p.isfinite().all() and p.dtype == torch.float32 for p in run.model.parameters())
-    torch.manual_seed(0)
-    start = dict(build_model("mano_classifier", run.options).named_parameters())
-    learned = [(name, p) for name, p in run.model.named_parameters() if name.endswith("weight")]
-    assert [name for name, parameter in learned if torch.equal(parameter, start[name])] == []
-    assert 0 < run.history[0]["training_error"] < 2 * np.log(10)

@@ -89,17 +89,6 @@ def test_the_class_is_checked(saved):
         PublishedMANO.from_pretrained(saved)
 
 
-def test_interrupted_replacement_is_no_model(copy, monkeypatch):
-    def fail(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("mano_op.files.os.replace", fail)
-    with pytest.raises(KeyboardInterrupt):
-        small().save_pretrained(copy)
-    with pytest.raises(InputError, match=r"holds no config\.json, so no model"):
-        MANO.from_pretrained(copy)
-
-
 @pytest.mark.parametrize(
     ("entries", "message"),
     [

@@ -1,14 +1,15 @@
 """The checkpoint of a training: a training that continues from it comes to the same numbers.
 
-``checkpoint.pt`` lies in the run's folder until the run is whole. It is written in one piece, so it is whole,
-of the last epoch or of the one before. It holds tensors and plain values, and is read without unpickling:
+``checkpoint.pt`` is in the run's folder until the run is complete. It is written in one piece: after an
+interruption it is the checkpoint of the last epoch or of the one before. It holds tensors and plain values,
+and is read without unpickling:
 
 ==================  ===================================================================================
 entry               holds
 ==================  ===================================================================================
 ``format``          "mano_op checkpoint", and ``format_version``
-``asked``           what was asked for, in JSON's types: the model, the training, the data, the versions
-``training``        all that changes; see `Progress`
+``asked``           the model, options, data and versions of the training, in JSON's types
+``training``        the state after an epoch; see `Progress`
 ==================  ===================================================================================
 """
 
@@ -31,13 +32,13 @@ from mano_op.train.task import State
 from mano_op.weights import parameters_of
 
 FORMAT, FORMAT_VERSION = "mano_op checkpoint", 2
-# Packages that a training has to continue with in the same version.
+# Packages that a training continues with in the same version only.
 COMPUTE = ("mano_op", "neuraloperator", "torch")
 
 
 @dataclass
 class Progress:
-    """All that changes from epoch to epoch.
+    """The state of a training, which changes from epoch to epoch.
 
     Attributes
     ----------
@@ -49,7 +50,7 @@ class Progress:
     generators : dict
         Sources of random numbers; see `mano_op.train.task.Task.generators`.
     history : list of dict
-        An entry for each epoch that is over.
+        An entry for each completed epoch.
     """
 
     model: nn.Module
@@ -82,7 +83,7 @@ class Progress:
         self.best.load_state_dict(state["best"])
         self.history[:] = state["history"]
         for name, (_, write) in self.generators.items():
-            if name in state["random"]:  # a training that began on a CPU has nothing of a GPU
+            if name in state["random"]:  # one that began on a CPU has no state of a GPU
                 write(state["random"][name])
 
 
@@ -94,7 +95,8 @@ class Checkpoint:
     folder : path
         Of the run.
     asked : mapping
-        What a training has to have been asked for, in JSON's types, to be gone on with. It may be nested.
+        The model, options, data and versions of the training, in JSON's types. A checkpoint of others is
+        refused. It may be nested.
 
     Examples
     --------
@@ -117,23 +119,23 @@ class Checkpoint:
 
     @property
     def there(self) -> bool:
-        """Whether there is one."""
+        """Whether the file exists."""
         return self.path.exists()
 
     def write(self, training: Mapping[str, Any]) -> None:
-        """Write what a training has come to, in the place of what it had come to before."""
+        """Write the state of the training, in place of the one before."""
         make_folder(self.path.parent)
         content = {"format": FORMAT, "format_version": FORMAT_VERSION, "asked": self._asked}
         write_tensors(self.path, {**content, "training": dict(training)})
 
     def read(self) -> dict[str, Any]:
-        """What the training had come to.
+        """Return the state of the training.
 
         Raises
         ------
         InputError
-            If the file is no checkpoint, of another version, or of a training that was asked for with other
-            arguments, on another store, or with other versions of what computes.
+            If the file is no checkpoint, or one of another format, or of a training with other options, other
+            data or other versions of the packages that compute.
         """
         anew = "pass overwrite=True to start anew"
         content = read_tensors(self.path)
@@ -141,15 +143,15 @@ class Checkpoint:
         if found != (FORMAT, FORMAT_VERSION):
             raise InputError(
                 f"{self.path} has format {found[0]!r} version {found[1]}, expected {FORMAT!r} version "
-                f"{FORMAT_VERSION}: go on with the release of mano_op that wrote it, or {anew}"
+                f"{FORMAT_VERSION}: use the release of mano_op that wrote it, or {anew}"
             )
         asked, training = content.get("asked"), content.get("training")
         if not isinstance(asked, dict) or not isinstance(training, dict):
-            raise InputError(f"{self.path} lacks what was asked for, or what was trained: {anew}")
+            raise InputError(f"{self.path} lacks its 'asked' or its 'training': {anew}")
         different = differences(asked, self._asked)
         if different:
             raise InputError(
-                f"{self.path} is of another training: {'; '.join(different)}. To go on with it, use what "
+                f"{self.path} is of another training: {'; '.join(different)}. To continue it, use what "
                 f"it was begun with, or {anew}"
             )
         return training
@@ -166,13 +168,13 @@ class Checkpoint:
             ) from error
 
     def remove(self) -> None:
-        """Remove it, and what a process that was killed has left of the next one."""
+        """Remove the file, and the part of the next one that a killed process has left."""
         partial_file(self.path).unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
 
 
 def checkpoint_path(folder: str | Path) -> Path:
-    """Where the checkpoint of a run's folder is.
+    """Return the path of the checkpoint of a run's folder.
 
     Examples
     --------
@@ -183,7 +185,7 @@ def checkpoint_path(folder: str | Path) -> Path:
 
 
 def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Which values of two nested mappings differ, and how.
+    """Return the values in which two nested mappings differ, one text for each.
 
     Examples
     --------
@@ -207,7 +209,7 @@ def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def compute_versions(machine: Mapping[str, Any]) -> dict[str, str]:
-    """Return the versions of the packages that compute, without which numbers may differ.
+    """Return the versions of the packages on which the numbers of a training depend.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
-"""Training in several processes, each on a part of every batch: what they add up and agree on.
+"""Training in several processes, each on a part of every batch.
 
-The loss is a sum over samples, so the gradient of a batch is the sum of those of its parts. That sum is
-what is taken here, not the mean that ``DistributedDataParallel`` takes: a step is then that of one process
-with the whole batch, also where its length counts, as in clipping. Parameters that have no gradient in a
-step have none on any rank, since all are at one resolution, and stay without.
+The loss is a sum over samples, so the gradient of a batch is the sum of the gradients of its parts. Gradients
+are summed over the ranks, not averaged as in ``DistributedDataParallel``: a step is then the step of one
+process with the whole batch, also where its length matters, as in clipping. Parameters without a gradient
+have none on any rank, since all ranks are at one resolution.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from mano_op.errors import InputError
 
 
 def join(device: str) -> str:
-    """Be one of the processes that ``torchrun`` started, or that are in a process group already.
+    """Join the process group, if ``torchrun`` has started this process, and return the device.
 
-    The group stays until the process ends: torch can make no second one with the addresses that torchrun
-    keeps.
+    The group stays until the process ends: torch cannot make a second one at torchrun's addresses.
 
     Parameters
     ----------
@@ -67,7 +66,7 @@ def _leave() -> None:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and speaks.
+    """Return whether this process is the one that writes files and messages.
 
     Examples
     --------
@@ -78,7 +77,7 @@ def is_first() -> bool:
 
 
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Add up the gradients of all ranks, in place; alone, nothing happens.
+    """Sum the gradients over all ranks, in place.
 
     Examples
     --------
@@ -93,7 +92,7 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return
-    # One message in place of one for each parameter; complex numbers go as two real ones.
+    # One message in place of one for each parameter; complex numbers are sent as two real ones.
     real = [torch.view_as_real(g.resolve_conj()) if g.is_complex() else g for g in gradients]
     flat = torch.cat([g.reshape(-1) for g in real])
     dist.all_reduce(flat)
@@ -103,7 +102,7 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 def sum_numbers(*numbers: float, device: str = "cpu") -> tuple[float, ...]:
-    """The sums over all ranks, the same on each to the last bit.
+    """Return the sums over all ranks, the same on each to the last bit.
 
     Examples
     --------
@@ -112,7 +111,7 @@ def sum_numbers(*numbers: float, device: str = "cpu") -> tuple[float, ...]:
     """
     if ranks()[0] == 1:
         return numbers
-    # As float64, which a GPU has and Apple's has not; there is no process group there either.
+    # In float64, which Apple's GPUs do not have; there are no process groups on them either.
     values = torch.tensor(numbers, dtype=torch.float64, device=device)
     dist.all_reduce(values)
     return tuple(values.tolist())
@@ -121,8 +120,7 @@ def sum_numbers(*numbers: float, device: str = "cpu") -> tuple[float, ...]:
 def copy_from_first(model: nn.Module) -> None:
     """Give all ranks the parameters and buffers of the first.
 
-    The same seed gives the same ones on machines of one kind; on others they would differ, and nothing
-    would say so.
+    Machines of different kinds may draw different ones by the same seed.
     """
     if ranks()[0] == 1:
         return
@@ -132,25 +130,19 @@ def copy_from_first(model: nn.Module) -> None:
 
 
 def wait_for_all() -> None:
-    """Go on when all ranks have come here, so that what one has written is there for all."""
+    """Wait for all ranks, so that what one has written is there for all."""
     if ranks()[0] > 1:
         dist.barrier()
 
 
 def check_all_have(what: str, number: int, device: str) -> None:
-    """Refuse to go on where ranks have read different things.
-
-    Raises
-    ------
-    InputError
-        On all ranks.
-    """
+    """Refuse to continue, on all ranks, if they have read different numbers."""
     together, rank = ranks()
     if together == 1:
         return
     mine = [0.0] * together
     mine[rank] = float(number)
-    found = [int(one) for one in sum_numbers(*mine, device=device)]
+    found = [int(value) for value in sum_numbers(*mine, device=device)]
     if len(set(found)) > 1:
         raise InputError(
             f"{what} is {found} on ranks 0 to {together - 1}: give a folder that all of them see, with the "

@@ -1,4 +1,4 @@
-"""What a run's folder holds before training: nothing, a finished run, or one that was begun."""
+"""Checks of a run's folder before training: it is empty, or holds a finished run, or a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from mano_op.files import check_folder
 from mano_op.runs import Run
 from mano_op.train.checkpoint import checkpoint_path, differences
 
-# What a run records besides what was asked for: where its data lay, where it ran, how it ended.
+# Entries of a run in which one and the same training may differ: paths, the machine, the outcome.
 UNCOMPARED = ("store", "source", "start", "machine", "best")
 
 
 def check_out(out: str | Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse a folder that cannot be written, or holds something that is not to be gone on with or replaced.
+    """Refuse a folder that cannot be written, or holds what may be neither continued nor replaced.
 
     Examples
     --------
     >>> check_out("run", resume=True, overwrite=True)
     Traceback (most recent call last):
     ...
-    mano_op.errors.InputError: resume=True and overwrite=True: pass one of them, to go on or to start anew
+    mano_op.errors.InputError: resume=True and overwrite=True: pass one of them, to continue or to start anew
     """
     if resume and overwrite:
-        raise InputError("resume=True and overwrite=True: pass one of them, to go on or to start anew")
+        raise InputError("resume=True and overwrite=True: pass one of them, to continue or to start anew")
     folder = check_folder(out)
     if resume or overwrite:
         return
@@ -40,13 +40,7 @@ def check_out(out: str | Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def check_finished(out: str | Path, run: Run, asked: Mapping[str, Any]) -> None:
-    """Refuse the run that a folder holds if it is not what was asked for.
-
-    Raises
-    ------
-    InputError
-        If it is of another model or was trained otherwise.
-    """
+    """Refuse the finished run of a folder if its model, options or data are not those that are asked for."""
     there = {"arch": run.arch, "options": run.options, "processor": run.processor.to_dict(), **run.training}
     different = differences({name: there[name] for name in there if name not in UNCOMPARED}, asked)
     if different:

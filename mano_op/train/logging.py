@@ -1,9 +1,4 @@
-"""Where the numbers of each epoch are sent while a model is trained.
-
-neuraloperator's Trainer can send its own to Weights & Biases, but only while it prints them too, to a run
-that is active already, and what it sends depends on the size of the batches. So what is sent here is the
-history that a run keeps, by one call an epoch.
-"""
+"""Logs of a training: the numbers of each epoch, as the history of the run has them."""
 
 from __future__ import annotations
 
@@ -20,12 +15,12 @@ Log = Callable[[int, Mapping[str, float]], object]
 
 
 def check_log(log: str | Log | Sequence[str | Log] | None) -> list[str | Log]:
-    """What is to be logged to, as a list; what is not installed is refused.
+    """Return the logs as a list.
 
     Raises
     ------
     InputError
-        If a name is not known, what it names is not installed, or something is no function.
+        If a log is neither a known name nor a function, or its package is not installed.
 
     Examples
     --------
@@ -38,14 +33,14 @@ def check_log(log: str | Log | Sequence[str | Log] | None) -> list[str | Log]:
     if log is None:
         return []
     asked = list(log) if isinstance(log, Sequence) and not isinstance(log, str) else [log]
-    for one in asked:
-        if not callable(one) and one not in LOGS:
+    for name in asked:
+        if not callable(name) and name not in LOGS:
             raise InputError(
-                f"log={one!r}, expected {', '.join(LOGS)}, or a function of the epoch and its numbers"
+                f"log={name!r}, expected {', '.join(LOGS)}, or a function of the epoch and its numbers"
             )
-        if one == "tensorboard":
+        if name == "tensorboard":
             _summary_writer()
-        elif one == "wandb":
+        elif name == "wandb":
             _wandb()
     return asked
 
@@ -54,21 +49,20 @@ def check_log(log: str | Log | Sequence[str | Log] | None) -> list[str | Log]:
 def opened_logs(
     logs: Sequence[str | Log], folder: str | Path, settings: Mapping[str, Any], epochs: int
 ) -> Iterator[Log]:
-    """One function that logs to all of some places.
+    """Return a function of the epoch and its numbers that calls all logs, which are closed in the end.
 
     Parameters
     ----------
     logs : sequence of {"tensorboard", "wandb"} or callable
-        As `check_log` gives them. "tensorboard" writes to ``tensorboard/`` in the folder. "wandb" adds to
-        the active run, if there is one, and otherwise begins one under the folder's name, for which its own
-        environment variables hold (``WANDB_PROJECT``, ``WANDB_RUN_ID``, ``WANDB_MODE``, ...).
+        As `check_log` returns them. "tensorboard" writes to ``tensorboard/`` in the folder. "wandb" adds to
+        the active run, or begins one with the name of the folder; its environment variables hold
+        (``WANDB_PROJECT``, ``WANDB_RUN_ID``, ``WANDB_MODE``, ...).
     folder : path
         Of the run.
     settings : mapping
-        What the run was trained with, for those that keep it.
+        The options of the run, for Weights & Biases.
     epochs : int
-        That are over already: what was logged of later ones, by a process that was killed, is taken back
-        where that can be.
+        Completed before. TensorBoard drops what a killed process has logged of later ones.
 
     Examples
     --------
@@ -78,10 +72,10 @@ def opened_logs(
     """
     with ExitStack() as stack:
         places: list[Log] = []
-        for one in logs:
-            if callable(one):
-                places.append(one)
-            elif one == "tensorboard":
+        for name in logs:
+            if callable(name):
+                places.append(name)
+            elif name == "tensorboard":
                 places.append(stack.enter_context(_tensorboard(Path(folder), epochs)))
             else:
                 places.append(stack.enter_context(_weights_and_biases(Path(folder), settings)))

@@ -1,4 +1,4 @@
-"""The training loss: neuraloperator's, told what it has to know of the grid."""
+"""The training loss: neuraloperator's, with the spacings and boundaries of the grid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Muon for the matrices of a network and AdamW for the rest of it, as one optimiser."""
+"""AdamW, or Muon for the matrices of a network and AdamW for the rest, and the schedules of their rates."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ class MuonAdamW(Optimizer):
 
     .. math:: W \leftarrow (1 - \eta \lambda) W - \eta\, U V^T, \qquad U S V^T = \text{momentum},
 
-    so that all directions of its features are learned at one pace; in few epochs it comes further than AdamW
-    does. Biases, norms, position biases, stencils, lifting and projection are AdamW's. Its learning rate is
-    `learning_rate`, that of Muon twice as much.
+    so that all directions of its features are learned at one pace. Biases, norms, position biases, stencils,
+    lifting and projection are AdamW's. AdamW's learning rate is `learning_rate`, Muon's twice as much.
 
     Parameters
     ----------
@@ -81,7 +80,7 @@ class MuonAdamW(Optimizer):
             part.param_groups[0] = group
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of both."""
+        """Take a step of both."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -91,18 +90,18 @@ class MuonAdamW(Optimizer):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of both."""
+        """Return the states of both."""
         return {name: part.state_dict() for name, part in self._parts.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Continue from what `state_dict` returned."""
         for i, (name, part) in enumerate(self._parts.items()):
             part.load_state_dict(state_dict[name])
             self.param_groups[i] = part.param_groups[0]
 
 
 def _split(parameters: Iterable[tuple[str, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-    """The matrices that Muon is for, and the other parameters."""
+    """Return the matrices that Muon is for, and the other parameters."""
     matrices: list[Tensor] = []
     others: list[Tensor] = []
     for name, parameter in parameters:
@@ -113,7 +112,7 @@ def _split(parameters: Iterable[tuple[str, Tensor]]) -> tuple[list[Tensor], list
 
 
 def warm_up_and_cosine(epochs: int, warm_up: float = 0.1) -> Callable[[int], float]:
-    """What the learning rate is multiplied by in each epoch: rising to 1, then falling to 0 as a cosine.
+    """Return the factor of the learning rate in each epoch: it rises to 1, then falls to 0 along a cosine.
 
     Examples
     --------
@@ -141,7 +140,7 @@ def optimizer_and_schedule(
     *,
     matrices_only: bool = False,
 ) -> tuple[Optimizer, LRScheduler]:
-    """An optimiser and its schedule, which is stepped once after every epoch.
+    """Return an optimiser and its schedule, which is stepped once after every epoch.
 
     Parameters
     ----------
@@ -149,7 +148,7 @@ def optimizer_and_schedule(
     model : nn.Module
     learning_rate, weight_decay : float
     epochs : int
-        The rate has fallen to zero after so many.
+        After which the rate has fallen to zero.
     matrices_only : bool
         Of "adamw": whether biases, norms and scales, which have one dimension, are left without decay. Only
         parameters that have gradients are then given to it.
@@ -176,7 +175,7 @@ def optimizer_and_schedule(
 
 
 def _decayed(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices and larger, which are decayed, and the rest, which is not."""
+    """Return two groups of parameters: matrices, which decay, and those of one dimension, which do not."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in learned if p.ndim > 1], "weight_decay": weight_decay},

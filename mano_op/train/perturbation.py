@@ -1,19 +1,17 @@
-r"""Training on inputs that are off, as those of a rollout are: noise, and the model's own steps.
+r"""Perturbed inputs in training, as those of a rollout are: noise, and the model's own steps.
 
-A model that steps a field on in time is trained on true fields, and in a rollout is given its own. They are
-off by what it got wrong before, which it has never seen, and errors may grow from step to step. Both
-remedies of the literature also train the step from :math:`u^k + \varepsilon` to the true :math:`u^{k+1}`, so
-that the model brings back what is off (Brandstetter et al. [1]_, equation 7):
+A model that steps a field in time is trained on true fields, and in a rollout is given its own, with errors
+that it has never seen, which may grow from step to step. Two remedies of the literature also train the step
+from :math:`u^k + \varepsilon` to the true :math:`u^{k+1}` (Brandstetter et al. [1]_, equation 7):
 
 * noise, :math:`\varepsilon \sim N(0, \sigma^2)` at each point (Sanchez-Gonzalez et al. [2]_);
 * the "pushforward trick", :math:`u^k + \varepsilon = A(u^{k-1})`: the model's own step A from the field
-  before, or several, through which no gradient is taken, since they only say where it is off.
+  before, or several, through which no gradient is taken.
 
-Steps from true fields have to stay among those that are learned. Where all come after another one, only
-:math:`A(A(u))` has to be right, and :math:`A(u)` may be anything.
+Steps from true fields stay among those that are learned: otherwise only :math:`A(A(u))` has to be right, and
+:math:`A(u)` may be anything.
 
-It happens in the data processor, which the Trainer of neuraloperator puts into the mode of training and of
-evaluation, and so needs to know nothing of it.
+The data processor perturbs the inputs, in training mode only, so neuraloperator's Trainer can use it too.
 
 References
 ----------
@@ -94,7 +92,7 @@ class PerturbedInputs(nn.Module):
     itself, is added to the normalised inputs that vary in time; others are as exact in a rollout as here.
 
     What is drawn for the n-th sample follows from `seed` and n alone. So it depends neither on the size of
-    the batches, nor on the device, nor on how many processes share a batch, if each has every so-manieth
+    the batches, nor on the device, nor on how many processes share a batch, if each has every n-th
     sample of it, as `mano_op.data.sampler.ResolutionBatchSampler` deals them out.
 
     Parameters

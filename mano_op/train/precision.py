@@ -1,4 +1,4 @@
-"""Where a model is computed, and in which precision: torch's autocast, and a scaler of the loss."""
+"""Device and precision of a training: torch's autocast, and its scaler of the loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that has no numbers here.
+    """Refuse a device that this machine does not have.
 
     Examples
     --------
@@ -34,7 +34,7 @@ def check_precision(precision: str, device: str) -> None:
     if precision == "float32":
         return
     ones, reason = torch.ones(2, 2, device=device), ""
-    with warnings.catch_warnings(record=True) as told:  # torch warns, and goes on in single precision
+    with warnings.catch_warnings(record=True) as caught:  # torch warns, and goes on in single precision
         warnings.simplefilter("always")
         try:
             with torch.autocast(torch.device(device).type, PRECISIONS[precision]):
@@ -42,7 +42,7 @@ def check_precision(precision: str, device: str) -> None:
         except RuntimeError as error:
             done, reason = False, str(error).splitlines()[0]
     if not done:
-        reason = reason or "; ".join(str(one.message).splitlines()[0] for one in told) or "it has no autocast"
+        reason = reason or "; ".join(str(w.message).splitlines()[0] for w in caught) or "it has no autocast"
         raise InputError(
             f"precision={precision!r} cannot be had from torch {torch.__version__} on {device!r} ({reason}): "
             "give precision='float32'"
@@ -62,7 +62,7 @@ def autocast(precision: str, device: str) -> torch.autocast:
 
 
 def scaler_for(precision: str, device: str) -> GradScaler | None:
-    """What keeps gradients in float16 from becoming zero; the other precisions reach far enough without.
+    """Return torch's scaler of the loss for float16, whose gradients would vanish; None for the others.
 
     Examples
     --------

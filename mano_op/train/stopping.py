@@ -1,4 +1,4 @@
-"""The model that had the lowest error on samples that are not trained on, and when to stop."""
+"""The parameters with the lowest validation error, and when to stop."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mano_op.weights import parameters_of
 
 
 class Best:
-    """The parameters with the lowest error so far, kept on the CPU, and whether it pays to go on.
+    """The parameters with the lowest validation error so far, kept on the CPU.
 
     Parameters
     ----------
     patience : int, optional
-        Epochs to go on for without a lower error; all of them if not given.
+        Epochs without a lower error after which training stops; it does not if left out.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class Best:
         self.parameters: dict[str, Tensor] = {}
 
     def see(self, epoch: int, error: float, model: nn.Module) -> None:
-        """Keep the parameters if no epoch before had an error as low."""
+        """Keep the parameters of an epoch if its error is lower than all before."""
         if error < self.error:
             self.epoch, self.error = epoch, error
             self.parameters = {
@@ -48,13 +48,13 @@ class Best:
             }
 
     def enough(self, epoch: int) -> bool:
-        """Whether so many epochs, of which this is the last, have brought nothing."""
+        """Return whether the last `patience` epochs had no lower error."""
         return self._patience is not None and epoch - self.epoch >= self._patience
 
     def state_dict(self) -> dict[str, Any]:
-        """The best so far, as plain values and tensors."""
+        """Return the state as plain values and tensors."""
         return {"epoch": self.epoch, "error": self.error, "parameters": self.parameters}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Continue from what `state_dict` returned."""
         self.epoch, self.error, self.parameters = state["epoch"], state["error"], state["parameters"]

@@ -1,9 +1,8 @@
-r"""Turned and mirrored copies of the training samples, for problems that do not mind.
+r"""Transposed and mirrored training samples, for problems with these symmetries.
 
-A scalar problem that looks the same from all sides, such as Darcy flow in a square with one value on its
-boundary, has as many solutions as its domain has symmetries: with (a, u) also :math:`(a \circ g, u \circ g)`.
-A sample is then seen in another position whenever it comes up. Vectors would have to be turned
-themselves, and are not: this is for scalar fields.
+Darcy flow in a square with one value on its boundary is an example: with (a, u) also
+:math:`(a \circ g, u \circ g)` is a solution, for every symmetry g of the square. Fields have to be scalar:
+the components of vectors are not turned.
 
 Where the points lie decides what a mirror does. ``cell``, ``node_both`` and periodic axes are mapped to
 themselves. On a ``node`` axis with two ends, point i goes to n - i, and the first one to the missing end on
@@ -22,8 +21,6 @@ from mano_op.boundary import Boundary, ends_by_axis
 from mano_op.errors import InputError
 from mano_op.grid import Axis, Grid
 
-SYMMETRIES = ("transpose", "reflect")
-
 
 class Symmetries:
     """Random symmetries of a grid, one for each batch.
@@ -40,8 +37,7 @@ class Symmetries:
     Raises
     ------
     InputError
-        If there is no such symmetry, the grid has none of that kind, or a mirror needs a boundary value that
-        is not known.
+        If the grid has no such symmetry, or a mirror needs a boundary value that is not known.
 
     Examples
     --------
@@ -58,9 +54,6 @@ class Symmetries:
         boundary: Sequence[Boundary | None],
         generator: torch.Generator,
     ) -> None:
-        unknown = [name for name in names if name not in SYMMETRIES]
-        if isinstance(names, str) or unknown:
-            raise InputError(f"symmetries={names!r}, expected a list of some of {', '.join(SYMMETRIES)}")
         self._grid, self._generator, self._reflects = grid, generator, "reflect" in names
         alike = [[_shape(axis) == _shape(other) for other in grid] for axis in grid]
         self._orders = [
@@ -86,7 +79,7 @@ class Symmetries:
             self._first.append([value for value in values if value is not None] if lost else None)
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """A batch, ``(batch, channels, *grid)`` in physical units, seen in another position."""
+        """Return a batch, ``(batch, channels, *grid)``, transposed and mirrored at random."""
         choice = int(torch.randint(len(self._orders), (), generator=self._generator))
         order = self._orders[choice]
         x, y = (t.permute(0, 1, *(2 + i for i in order)) for t in (x, y))
@@ -103,7 +96,7 @@ def _shape(axis: Axis) -> tuple[object, ...]:
 
 
 def _mirrored(field: Tensor, dim: int, axis: Axis, first: Sequence[float] | None) -> Tensor:
-    """A field with one axis turned round; `first` has the channels' values where there was no point."""
+    """Return a field mirrored along an axis; `first` has the channels' values where there was no point."""
     index = torch.arange(axis.n - 1, -1, -1, device=field.device)
     if axis.registration != "node":
         return field.index_select(dim, index)
@@ -121,17 +114,17 @@ def turns_of(
     boundary: Sequence[Boundary | None],
     generator: torch.Generator,
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
-    """What turns the batches of several levels, each by the symmetries of its own; None for no symmetries.
+    """Return a function that turns the batches of several resolutions; None for no symmetries.
 
     Parameters
     ----------
     names : sequence of str
     grids : mapping of str to Grid
-        Of the levels.
+        Of the resolutions.
     boundary : sequence of Boundary or None
         For each output channel.
     generator : torch.Generator
-        Which all of them draw from.
+        From which all of them draw.
 
     Examples
     --------
