@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import sys
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from numbers import Integral, Real
@@ -99,11 +99,13 @@ def _whole(at_least: int, value: Any, info: Any) -> int:
 
 
 def _number(fits: Callable[[float], bool], expected: str, value: Any, info: Any) -> float:
-    real = isinstance(value, Real) and not isinstance(value, bool)
-    number = real and -sys.float_info.max <= value <= sys.float_info.max
-    if not (number and fits(value)):
+    try:
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # of a whole number that no float is near
+        number = math.inf
+    if not (math.isfinite(number) and fits(number)):
         raise InputError(f"{info.field_name}={value!r}, expected {expected}")
-    return float(value)
+    return number
 
 
 def _real(fits: Callable[[float], bool], expected: str) -> BeforeValidator:
