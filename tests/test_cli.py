@@ -556,8 +556,8 @@ def test_runs_of_one_name_are_one_model(
     small = [*SMALL_MANO, "--epochs", "1", "--quiet"]
     mixed = ["--resolution", "8", "16", "--ratios", "0.75", "0.25", "--batch-size", "4", "2"]
     assert main(["train", store, str(tmp_path / "mixed"), *mixed, *small]) == 0
-    training = load_run(tmp_path / "mixed").training
-    assert (training["resolution"], training["samples"]) == (["r8", "r16"], {"r8": 12, "r16": 4})
+    run = load_run(tmp_path / "mixed")
+    assert (run.resolutions, run.training["samples"]) == (("r8", "r16"), {"r8": 12, "r16": 4})
     assert main(["train", store, str(tmp_path / "other"), "--resolution", "8", "--seed", "5", *small]) == 0
     runs = [f"MANO={folder / 'mano'}", f"MANO={tmp_path / 'mixed'}", f"MANO={tmp_path / 'other'}"]
     command = ["transfer", store, *runs, str(folder / "fno"), "--out", str(tmp_path / "report"), "--quiet"]
