@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mano_op import generate_darcy, train_model
 from mano_op.report import write_report
-from mano_op.transfer import evaluate_transfer, save_results, summary
+from mano_op.transfer import Evidence, evaluate_transfer, save_results, summary
 
 folder = tempfile.TemporaryDirectory()
 here = Path(folder.name)
@@ -67,17 +67,20 @@ runs = {
 # %% [markdown]
 # ## The judge
 #
-# `evaluate_transfer` takes any `nn.Module` in a `Run`, and puts beside each direct error
+# `evaluate_transfer` takes runs, and any function from fields to fields as `Trained(function, resolution=16)`.
+# It puts beside each direct error
 #
 # * `dpu_...`: down, predict, up; the input restricted to 16, predicted there, interpolated by a scheme
 #   that knows where the points lie and what the boundary is;
 # * `floor`: the true solution at 16, interpolated in the same way: no coarse prediction can do better;
 # * `mean`: the mean of the training fields: who does not beat it, has learned nothing.
 #
-# What comes back is an xarray data set with a name on every dimension.
+# What comes back is an xarray data set with a name on every dimension. Its runs are selected by model, training
+# resolution and seed.
 
 # %%
-results = evaluate_transfer(runs, store, [16, 24, 48])
+evidence = Evidence()  # the fields that the report shows
+results = evaluate_transfer(runs, store, [16, 24, 48], evidence=evidence)
 mean = results["error"].sel(metric="relative_l2").mean("sample").squeeze("variable", drop=True)
 print(
     mean.sel(
@@ -104,7 +107,8 @@ print(split.sel(train_resolution="r16").mean(["sample", "seed"]).squeeze("variab
 # be kept too, and read again years later.
 
 # %%
-page = write_report(here / "report", results, runs, store, title="What does a finer grid give?")
+judged = summary(results)
+page = write_report(here / "report", results, judged, evidence, title="What does a finer grid give?")
 save_results(results, here / "results.zarr")
 print(
     page.name,
@@ -122,7 +126,7 @@ print(
 # prediction too, which is made of the finer input's means.
 
 # %%
-judged = summary(results).squeeze("variable", drop=True)
+judged = judged.squeeze("variable", drop=True)
 for model in ("MANO", "FNO"):
     cell = judged.sel(model=model, train_resolution="r16", resolution="r48")
     print(f"{model}: {cell['sentence'].item()}")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mano_op.grid import Axis, Grid
 from mano_op.report.style import FAINT, INK, LINES, colours, style
-from mano_op.transfer.verdict import percent
+from mano_op.transfer.sentences import percent
 
 Names = Mapping[str, str]
 
@@ -37,7 +37,7 @@ def sample_panels(
     Parameters
     ----------
     fields : Dataset
-        From `mano_op.report.coarse.with_coarse`.
+        From `mano_op.report.samples.beside_dpu`.
     grid : Grid
         Its points.
     variable : str
