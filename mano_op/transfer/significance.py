@@ -161,7 +161,7 @@ def _numbers(seeds: xr.Dataset, resamples: int, seed: int) -> xr.Dataset:
             )
 
         def skill(e: xr.DataArray) -> xr.DataArray:
-            return -over(best)(e) / e.sel(predictor=best).drop_vars("predictor")
+            return 1 - e.sel(predictor="direct", drop=True) / e.sel(predictor=best).drop_vars("predictor")
 
         def growth(e: xr.DataArray) -> xr.DataArray:
             direct, home = e.sel(predictor="direct", drop=True), seeds["home"].values[0]
