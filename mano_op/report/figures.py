@@ -229,7 +229,7 @@ def transfer_matrix(judged: xr.Dataset, variable: str) -> Figure:
     finite = _percent(part["mean"].sel(predictor="direct"))
     low, high = (np.nanmin(finite), np.nanmax(finite)) if np.isfinite(finite).any() else (1.0, 100.0)
     ends = [float(low), float(high if high > low else 1.1 * low)]
-    norm = LogNorm(*ends)
+    norm = LogNorm(ends[0], ends[1])
     with style(axes_grid=False):
         size = (1.6 + len(models) * (0.85 * len(keys) + 0.6), 1.5 + 0.55 * len(rows))
         figure = Figure(figsize=(max(5.0, size[0]), size[1]), layout="constrained")

@@ -185,25 +185,30 @@ def _runs(results: xr.Dataset, runs: list[JudgedRun]) -> tuple[list[str], list[l
 
 
 def _facts(run: JudgedRun, flops: float) -> dict[str, str]:
-    source, parameters = run.source, count_parameters(run.network)
-    known = isinstance(source, Run)
-    training = source.training if known else {"resolution": run.train_resolution, "seed": run.seed}
-    trained_by = training.get("machine", {})
-    software = {name: trained_by[name] for name in ("python", "platform", "versions") if name in trained_by}
-    facts = {
-        "architecture": source.arch if known else "a function, trained elsewhere",
-        "options": in_words(source.options) if known else "",
+    parameters = count_parameters(run.network)
+    counted = {
         "parameters": f"{parameters:,}" if parameters else "not known",
         "MFLOP for a sample": f"{flops / 1e6:.4g}",
+    }
+    if not isinstance(run.source, Run):
+        known = {"resolution": run.train_resolution, "seed": str(run.seed)}
+        return {"architecture": "a function, trained elsewhere", "options": "", **counted, **known}
+    training, history = run.source.training, run.source.history
+    hardware = training.get("machine", {})
+    software = {name: hardware[name] for name in ("python", "platform", "versions") if name in hardware}
+    facts = {
+        "architecture": run.source.arch,
+        "options": ", ".join(f"{name}={value}" for name, value in run.source.options.items()),
+        **counted,
         **{name.replace("_", " "): in_words(value) for name, value in training.items() if name != "machine"},
-        "trained on device": str(trained_by.get("device", _UNKNOWN)),
-        "trained on processor": str(trained_by.get("processor", _UNKNOWN)),
-        "training threads": str(trained_by.get("threads", _UNKNOWN)),
+        "trained on device": str(hardware.get("device", _UNKNOWN)),
+        "trained on processor": str(hardware.get("processor", _UNKNOWN)),
+        "training threads": str(hardware.get("threads", _UNKNOWN)),
         "training software": in_words(software) or _UNKNOWN,
     }
-    if known and source.history:
-        facts["seconds of training"] = f"{sum(entry['seconds'] for entry in source.history):.3g}"
-        facts["last training loss"] = f"{source.history[-1]['training_error']:.3g} ({_loss(source)})"
+    if history:
+        facts["seconds of training"] = f"{sum(entry['seconds'] for entry in history):.3g}"
+        facts["last training loss"] = f"{history[-1]['training_error']:.3g} ({_loss(run.source)})"
     return facts
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from mano_op.transfer.runs import positions
 from mano_op.transfer.tables import dpu_input
-
-_Labelled = TypeVar("_Labelled", xr.Dataset, xr.DataArray)
 
 
 def beside_dpu(fields: xr.Dataset, judged: xr.Dataset, key: str) -> xr.Dataset:
@@ -49,10 +45,11 @@ def beside_dpu(fields: xr.Dataset, judged: xr.Dataset, key: str) -> xr.Dataset:
     )
 
 
-def _by_label(data: _Labelled, labels: list[str]) -> _Labelled:
-    grid = [name for name in data.dims if name != "run"]
-    plain = data.reset_index("run").drop_vars(set(data.coords) - {"run", *grid}, errors="ignore")
-    return plain.rename(run="model").assign_coords(model=labels)
+def _by_label(data: xr.DataArray, labels: list[str]) -> xr.DataArray:
+    """An array by run as an array by model, with the coordinates of its other dimensions alone."""
+    coords = {name: data[name].values for name in data.dims if name != "run"}
+    dims = ["model" if name == "run" else name for name in data.dims]
+    return xr.DataArray(data.values, coords | {"model": labels}, dims)
 
 
 def sample_errors(results: xr.Dataset, key: str, variable: str, metric: str) -> NDArray[np.float64]:

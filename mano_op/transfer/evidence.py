@@ -96,16 +96,15 @@ def _reserved(data: FieldDataset, coordinates: xr.Coordinates, labels: list[str]
         "prediction": runs | variables,
     }
     axes, shape = data.grid.names, data.grid.shape
-    return xr.Dataset(
-        {
-            name: ((*leading, "sample", *axes), np.empty((*leading.values(), n, *shape), np.float32))
-            for name, leading in sizes.items()
-        },
-        coordinates,
-    ).assign_coords(
-        input_variable=list(data.inputs),
-        predictor=list(KEPT),
-        variable=labels,
-        sample=sample_numbers(data)[:n],
+    arrays = {
+        name: ((*leading, "sample", *axes), np.empty((*leading.values(), n, *shape), np.float32))
+        for name, leading in sizes.items()
+    }
+    labelled = {
+        "input_variable": list(data.inputs),
+        "predictor": list(KEPT),
+        "variable": labels,
+        "sample": sample_numbers(data)[:n],
         **dict(zip(axes, data.grid.points, strict=True)),
-    )
+    }
+    return xr.Dataset(arrays, coordinates).assign_coords(labelled)

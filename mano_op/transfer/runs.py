@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import xarray as xr
@@ -35,9 +35,8 @@ class Trained:
     resolution : int, tuple of int, str or Grid, or a list of them
         Levels of the store: 16, (16, 24), "r16".
     seed : int
-    times : mapping
-        Of fields that vary in time: ``{"window": (1, 1)}`` or ``{"at": [0.5]}``, as
-        `mano_op.data.dataset.FieldDataset` takes them.
+    time_steps, at : optional
+        The times of fields that vary in time, as `mano_op.data.dataset.FieldDataset` takes them.
 
     Examples
     --------
@@ -48,7 +47,14 @@ class Trained:
     function: Callable[[Tensor], Tensor]
     resolution: Resolution | list[Resolution]
     seed: int = 0
-    times: Mapping[str, Any] = field(default_factory=dict)
+    time_steps: Sequence[int] | None = None
+    at: Sequence[float] | None = None
+
+    @property
+    def times(self) -> dict[str, Any]:
+        """The times as `mano_op.data.dataset.FieldDataset` takes them."""
+        given = {"time_steps": self.time_steps, "at": self.at}
+        return {name: list(value) for name, value in given.items() if value is not None}
 
 
 Judgeable = Run | Trained
@@ -108,7 +114,7 @@ def judged_runs(models: Models, store: FieldStore) -> list[JudgedRun]:
             sources[model if len(several) == 1 else f"run {i} of {model}"] = model, source
     if not sources:
         raise InputError("no models to judge; expected at least one run")
-    times = {name: source.times for name, (_, source) in sources.items()}
+    times = {name: {k: list(v) for k, v in source.times.items()} for name, (_, source) in sources.items()}
     if any(value != next(iter(times.values())) for value in times.values()):
         raise InputError(f"models for different times, {times}; judge them one after the other")
     runs = [_judged_run(name, model, source, store) for name, (model, source) in sources.items()]
@@ -185,6 +191,8 @@ class _Function(nn.Module):
 
 def _judged_run(name: str, model: str, source: Judgeable, store: FieldStore) -> JudgedRun:
     if isinstance(source, Run):
+        if source.task != "fields":
+            raise InputError(f"{name} is a run of {source.task}; expected one of fields")
         network, processor, training = source.model, source.processor, source.training
         _check_fields(name, source, store)
     else:

@@ -173,7 +173,7 @@ def _numbers(seeds: xr.Dataset, resamples: int, seed: int) -> xr.Dataset:
             **_with_interval("", mean, draws, lambda e: e),
             "seed_low": by_seed.min("run", skipna=False),
             "seed_high": by_seed.max("run", skipna=False),
-            "non_finite": (~np.isfinite(seeds["error"]) & seeds["defined"]).sum(("run", "sample")),
+            "non_finite": (seeds["defined"] & ~np.isfinite(seeds["error"])).sum(("run", "sample")),
             "best_dpu": best,
             **_with_interval("skill", mean, draws, skill),
             "skill_seed_low": skill(by_seed).min("run", skipna=False),
