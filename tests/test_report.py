@@ -134,11 +134,11 @@ def test_page_is_whole_and_holds_no_code(written):
     assert "http" not in text and "url(" not in text and "@import" not in text
     assert "<script" not in text and "<i>" not in text and "a <b>" not in text
     assert f"<title>{escape(TITLE)}</title>" in text
-    assert re.findall(r'src="([^"]*)"', text) == ["picture"] * 7
-    assert text.count("<figcaption>") == 7
+    assert re.findall(r'src="([^"]*)"', text) == ["picture"] * 8
+    assert text.count("<figcaption>") == 8
     assert len(text) < 30_000 < len(written[1])
     wide = text.count('<div class="wide numbers" tabindex="0">')
-    assert wide == 2 + 7  # the tables of errors and the pictures scroll on a narrow screen, and say so
+    assert wide == 2 + 8  # the tables of errors and the pictures scroll on a narrow screen, and say so
     assert "more to the right: scroll sideways" in text and '<meta name="viewport"' in text
 
 

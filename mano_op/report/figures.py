@@ -102,15 +102,7 @@ def _draw_floors(axes: Axes, n: NDArray[np.float64], part: xr.Dataset) -> float:
 
 
 def error_by_step(judged: xr.Dataset, variable: str) -> Figure:
-    """Mean error against the steps of a rollout, a panel for each resolution.
-
-    Parameters
-    ----------
-    judged : Dataset
-        The summary of a rollout.
-    variable : str
-        Without its step.
-    """
+    """Mean error of a variable, named without its step, against the steps of a rollout, by resolution."""
     steps = steps_of(judged)[variable]
     part = _of_metric(judged).sel(variable=list(steps.values()))
     at = np.array(list(steps))
@@ -182,12 +174,17 @@ def _cumulative(errors: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArr
 
 
 def cost_and_error(judged: xr.Dataset, variable: str) -> Figure:
-    """Operations for a sample against error: direct inference through the resolutions, and DPU."""
+    """Operations for a sample against error: direct inference through the resolutions, and DPU.
+
+    Runs without operations that can be counted are left out.
+    """
     part = _of_metric(judged).sel(variable=variable)
     with style():
         figure = Figure(figsize=(7.2, 4.0), layout="constrained")
         axes = figure.add_subplot()
         for run, colour in _runs(part):
+            if (run["flops"] == 0).any():
+                continue
             flops, error = run["flops"].values / 1e6, _percent(run["mean"].sel(predictor="direct"))
             axes.plot(flops, error, color=colour, marker="o", lw=1.2)
             for x, y, key in zip(flops, error, run["resolution"].values, strict=True):
@@ -203,8 +200,8 @@ def cost_and_error(judged: xr.Dataset, variable: str) -> Figure:
         axes.set_xlabel("floating point operations for a sample, in millions")
         axes.set_ylabel(_named(part))
         axes.set_title("What a prediction costs and how far it is off")
-        parameters = zip(part["label"].values.tolist(), part["parameters"].values.tolist(), strict=True)
-        labels = {label: f"{label}, {_count(number)} parameters" for label, number in parameters}
+        parameters = dict(zip(part["label"].values.tolist(), part["parameters"].values.tolist(), strict=True))
+        labels = {label: f"{label}, {_count(number)} parameters" for label, number in parameters.items()}
         kinds = [
             Line2D([], [], color=INK, marker="o", label="direct, at each resolution"),
             Line2D([], [], color=INK, marker="D", mfc="white", ls="none", label="best DPU there"),
@@ -222,14 +219,12 @@ def transfer_matrix(judged: xr.Dataset, variable: str) -> Figure:
     part = _of_metric(judged).sel(variable=variable)
     keys = part["resolution"].values.tolist()
     models = list(dict.fromkeys(part["model"].values.tolist()))
-    trained = sorted(
-        dict.fromkeys(zip(part["home_points"].values, part["train_resolution"].values, strict=True))
-    )
-    rows = list(dict.fromkeys(resolution for _, resolution in trained))
+    trained = part["train_resolution"].values
+    rows = list(dict.fromkeys(trained[np.argsort(part["home_points"].values, kind="stable")].tolist()))
     finite = _percent(part["mean"].sel(predictor="direct"))
     low, high = (np.nanmin(finite), np.nanmax(finite)) if np.isfinite(finite).any() else (1.0, 100.0)
-    ends = [float(low), float(high if high > low else 1.1 * low)]
-    norm = LogNorm(ends[0], ends[1])
+    high = high if high > low else 1.1 * low
+    norm = LogNorm(low, high)
     with style(axes_grid=False):
         size = (1.6 + len(models) * (0.85 * len(keys) + 0.6), 1.5 + 0.55 * len(rows))
         figure = Figure(figsize=(max(5.0, size[0]), size[1]), layout="constrained")
@@ -261,7 +256,7 @@ def transfer_matrix(judged: xr.Dataset, variable: str) -> Figure:
         panels[0].set_ylabel("trained at")
         bar = figure.colorbar(image, ax=panels.tolist(), pad=0.02)
         bar.minorticks_off()
-        bar.set_ticks(ends, labels=[f"{end:.3g}" for end in ends])
+        bar.set_ticks([low, high], labels=[f"{low:.3g}", f"{high:.3g}"])
         bar.set_label(_named(part), fontsize=8)
         return figure
 

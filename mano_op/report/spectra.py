@@ -28,7 +28,6 @@ def spectra(fields: xr.Dataset, grid: Grid, variable: str, trained: Mapping[str,
     fields : Dataset
         From `mano_op.report.samples.beside_dpu`.
     grid : Grid
-        Its points.
     variable : str
     trained : mapping of str to Grid
         The home grid of each model in `fields`.

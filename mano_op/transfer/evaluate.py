@@ -59,11 +59,10 @@ def evaluate_transfer(
     Parameters
     ----------
     models : mapping of str to Run or Trained, or to a sequence of them
-        By the names to report them under. The runs of a name differ in ``training["resolution"]``, a level's
-        key or a list of them, or in ``training["seed"]``, 0 if not there: a model trained at the target's
-        resolution, one trained on several, and other seeds belong under one name. `Trained` is any function
-        from fields to fields. A model is evaluated where it is, in evaluation mode: to use a GPU, move
-        ``run.model`` and ``run.processor``.
+        By the names to report them under. The runs of a name differ in training resolution or seed: a model
+        trained at the target's resolution, one trained on several, and other seeds belong under one name.
+        `Trained` is any function from fields to fields. A model is evaluated where it is, in evaluation
+        mode: to use a GPU, move ``run.model`` and ``run.processor``.
     store : path or FieldStore
         With the variables that the models were trained on, and their home levels among its own.
     resolutions : sequence of int, tuple of int, str or Grid
@@ -99,9 +98,8 @@ def evaluate_transfer(
     Raises
     ------
     InputError
-        Before any sample is predicted, if a level, split or variable is missing, two runs have the same
-        coordinates, a model cannot predict on one of the grids, or models or store have not the times for
-        the rollout.
+        Before any sample is predicted, if a level, split, variable or time is missing, two runs have the
+        same coordinates, or a model cannot predict on one of the grids.
 
     Examples
     --------
@@ -171,43 +169,22 @@ def _labelled(
     rollout: int,
 ) -> xr.Dataset:
     """The data set of the results, without the names of variables and samples."""
-    by_level = ("run", "resolution")
-    restriction = [
-        ["injection" if nests(grid, run.grid) else "nearest" for grid in grids.values()] for run in runs
-    ]
-    flops = [[rollout * cost[key].flops for key in grids] for cost in costs]
-    peak = [[cost[key].peak_bytes for key in grids] for cost in costs]
-    training = [rollout * cost[run.home].flops for run, cost in zip(runs, costs, strict=True)]
+    parameters = [float(count_parameters(run.network)) or np.nan for run in runs]
+    training = [float(rollout * cost[run.home].flops) for run, cost in zip(runs, costs, strict=True)]
+    flops = [[float(rollout * cost[key].flops) for key in grids] for cost in costs]
+    peak = [[float(cost[key].peak_bytes) for key in grids] for cost in costs]
+    ways = [["injection" if nests(grid, run.grid) else "nearest" for grid in grids.values()] for run in runs]
+    by_level, dims = ("run", "resolution"), ("run", "resolution", "predictor", "metric", "variable", "sample")
     return xr.Dataset(
         {
-            "error": (
-                ("run", "resolution", "predictor", "metric", "variable", "sample"),
-                errors,
-                {"units": "1", "long_name": "error, by its metric"},
-            ),
-            "defined": (("resolution", "predictor", "metric"), _defined(grids)),
-            "parameters": (
-                "run",
-                [float(count_parameters(run.network)) or np.nan for run in runs],
-                {"long_name": "real numbers that were learned"},
-            ),
-            "training_flops": (
-                "run",
-                np.array(training, float),
-                {"long_name": "of one sample on the home grid"},
-            ),
-            "flops": (by_level, np.array(flops, float), {"long_name": "of one sample, directly"}),
-            "peak_bytes": (
-                by_level,
-                np.array(peak, float),
-                {"units": "B", "long_name": "tensors that live at once, one sample, directly"},
-            ),
-            "seconds_per_sample": (
-                by_level,
-                seconds,
-                {"units": "s", "comment": "best of some batches; indicative"},
-            ),
-            "restriction": (by_level, restriction),
+            "error": (dims, errors, {"units": "1", "long_name": "error, by its metric"}),
+            "defined": (dims[1:4], _defined(grids)),
+            "parameters": ("run", parameters, {"long_name": "real numbers that were learned"}),
+            "training_flops": ("run", training, {"long_name": "of one sample on the home grid"}),
+            "flops": (by_level, flops, {"long_name": "of one sample, directly"}),
+            "peak_bytes": (by_level, peak, {"units": "B", "long_name": "tensors of one sample, directly"}),
+            "seconds_per_sample": (by_level, seconds, {"units": "s", "comment": "best of some; indicative"}),
+            "restriction": (by_level, ways),
         },
         run_coordinates([(run.model, run.train_resolution, run.seed) for run in runs]),
     ).assign_coords(

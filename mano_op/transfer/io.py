@@ -55,8 +55,8 @@ def save_results(results: xr.Dataset, path: str | Path, *, overwrite: bool = Fal
         return
     # Written under another name and renamed, so that the path never has half a store.
     beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) / path.name
-    results = _without_index(results)
     try:
+        results = _without_index(results)
         # zarr 3 has strings of any length, and no other kind.
         strings = [name for name, values in results.variables.items() if values.dtype.kind == "U"]
         encoding = {name: {"dtype": np.dtypes.StringDType()} for name in strings}
@@ -82,14 +82,7 @@ def load_results(path: str | Path) -> xr.Dataset:
         raise InputError(f"there is no {path}: save results with `save_results`")
     if path.suffix == ".zarr":
         with xr.open_zarr(path, consolidated=False) as stored:
-            results = stored.load()
-        strings = {
-            name: (values.dims, np.array(values.values.tolist()), values.attrs)
-            for name, values in results.variables.items()
-            if values.dtype.kind == "T"
-        }
-        coords = {name: values for name, values in strings.items() if name in results.coords}
-        return _with_index(results.assign(strings).assign_coords(coords))
+            return _with_index(stored.load())
     with path.open("rb") as file:
         engine = "h5netcdf" if file.read(len(_HDF)) == _HDF else "scipy"
     if engine == "h5netcdf" and find_spec(engine) is None:
@@ -110,25 +103,28 @@ def netcdf_bytes(results: xr.Dataset) -> bytes:
 
 def _without_index(results: xr.Dataset) -> xr.Dataset:
     """Results with the levels of their index as coordinates: files have no index of several levels."""
-    if not _levels(results):
-        return results
-    plain = results.reset_index("run")
-    return plain.assign_coords(
-        {name: plain[name].astype(str) for name in plain.coords if plain[name].dtype == object}
-    )
+    return _with_strings(results.reset_index("run")) if _index_names(results) else results
 
 
 def _with_index(results: xr.Dataset) -> xr.Dataset:
-    names = _levels(results)
+    results, names = _with_strings(results), _index_names(results)
     return results.set_index(run=names) if names else results
 
 
-def _levels(results: xr.Dataset) -> list[str]:
-    return [
-        name
-        for name in ("model", "train_resolution", "seed")
-        if name in results and results[name].dims == ("run",)
-    ]
+def _index_names(results: xr.Dataset) -> list[str]:
+    names = ("model", "train_resolution", "seed")
+    return [name for name in names if name in results and results[name].dims == ("run",)]
+
+
+def _with_strings(results: xr.Dataset) -> xr.Dataset:
+    """Results whose texts, objects of pandas and zarr's strings too, are numpy's fixed-width strings."""
+    texts = {
+        name: (values.dims, values.values.astype(object).astype(str), values.attrs)
+        for name, values in results.variables.items()
+        if values.dtype.kind in "OT"
+    }
+    coords = {name: text for name, text in texts.items() if name in results.coords}
+    return results.assign(texts).assign_coords(coords)
 
 
 def _check_suffix(path: Path) -> None:

@@ -64,29 +64,11 @@ def by_predictor(
     by the quadrature of m. It needs no truth. An operator that is the same on all grids has no mismatch
     beyond the loss of the restriction.
 
-    Parameters
-    ----------
-    run : JudgedRun
-    statistics : mapping
-        Those of the store's training split, by variable; empty if it has none.
-    direct : Tensor
-        The model's own prediction on `grid`.
-    x : Tensor
-        The inputs, on `grid`.
-    exact : Tensor
-        The true outputs, on the training grid.
-    grid : Grid
-    ends : mapping
-        For each output channel, in order, its known boundary values.
-    steps : int
-        Of a rollout. Over the training grid, all steps are taken on the training grid.
-
-    Returns
-    -------
-    predictions : dict of str to Tensor
-        Each of the shape of `direct`.
-    mismatch : Tensor
-        Shape ``(batch, channels)``.
+    `direct` is the model's own prediction on `grid`, `x` the inputs there, `exact` the true outputs on the
+    training grid, and `ends` has the known boundary values of each output channel, in order. `statistics`
+    are those of the store's training split, by variable; empty if it has none. Of a rollout of several
+    `steps`, all are taken on the training grid. The predictions have the shape of `direct`, the mismatch is
+    ``(batch, channels)``.
     """
     trained = run.grid
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,27 +66,13 @@ Models = Mapping[str, Judgeable | Sequence[Judgeable]]
 class JudgedRun:
     """A run, and its coordinates in results.
 
-    Attributes
-    ----------
-    name : str
-        For messages.
-    model : str
-    train_resolution : str
-        The levels it was trained on, coarsest first: "r16", "r16+r32".
-    seed : int
-    home : str
-        The level that most training samples had, the finest if there are several.
-    grid : Grid
-        The grid of the home level.
-    source : Run or Trained
-    network : nn.Module
-    processor : FieldProcessor
-        The identity for a `Trained` function.
+    `home` is the level that most training samples had, the finest of several such, and `grid` is its grid.
+    The processor of a `Trained` function leaves fields in physical units.
     """
 
-    name: str
+    name: str  # for messages
     model: str
-    train_resolution: str
+    train_resolution: str  # its levels, coarsest first: "r16", "r16+r32"
     seed: int
     home: str
     grid: Grid
@@ -118,30 +105,23 @@ def judged_runs(models: Models, store: FieldStore) -> list[JudgedRun]:
     if any(value != next(iter(times.values())) for value in times.values()):
         raise InputError(f"models for different times, {times}; judge them one after the other")
     runs = [_judged_run(name, model, source, store) for name, (model, source) in sources.items()]
-    for i, run in enumerate(runs):
-        for other in runs[:i]:
-            if (other.model, other.train_resolution) != (run.model, run.train_resolution):
-                continue
-            if other.seed == run.seed:
-                where = f"{run.train_resolution} with seed {run.seed}"
-            elif other.home != run.home:
-                where = f"{run.train_resolution}, but most samples were at {other.home} and at {run.home}"
-            else:
-                continue
+    for one, other in itertools.combinations(runs, 2):
+        if (one.model, one.train_resolution) != (other.model, other.train_resolution):
+            continue
+        if one.seed == other.seed or one.home != other.home:
+            homes = f", but most samples were at {one.home} and at {other.home}"
             raise InputError(
-                f"{other.name} and {run.name} were both trained at {where}: judge them under different names"
+                f"{one.name} and {other.name} were both trained at {one.train_resolution}"
+                f"{f' with seed {one.seed}' if one.seed == other.seed else homes}: judge them under "
+                "different names"
             )
-    models_in_order, levels = list(models), list(store.grids)
-    return sorted(
-        runs,
-        key=lambda run: (
-            models_in_order.index(run.model),
-            levels.index(run.home),
-            PLUS in run.train_resolution,
-            run.train_resolution,
-            run.seed,
-        ),
-    )
+    names, levels = list(models), list(store.grids)
+
+    def order(run: JudgedRun) -> tuple[Any, ...]:
+        several = PLUS in run.train_resolution
+        return names.index(run.model), levels.index(run.home), several, run.train_resolution, run.seed
+
+    return sorted(runs, key=order)
 
 
 def run_coordinates(rows: Sequence[tuple[Any, ...]]) -> xr.Coordinates:
@@ -158,10 +138,7 @@ def run_coordinates(rows: Sequence[tuple[Any, ...]]) -> xr.Coordinates:
     array([0, 1])
     """
     names = ("model", "train_resolution", "seed")[: len(rows[0])]
-    trained: dict[str, set[str]] = {}
-    for model, resolution, *_ in rows:
-        trained.setdefault(model, set()).add(resolution)
-    plain = all(len(resolutions) == 1 for resolutions in trained.values())
+    plain = len({row[:2] for row in rows}) == len({row[0] for row in rows})
     labels = [model if plain else f"{model} ({resolution})" for model, resolution, *_ in rows]
     columns = {
         name: ("run", list(column)) for name, column in zip(names, zip(*rows, strict=True), strict=True)

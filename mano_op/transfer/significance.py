@@ -55,8 +55,8 @@ def summary(
 
     Runs that differ in the seed alone are one run of the summary: the error of a sample is the mean over the
     seeds. Intervals are 95 % percentile intervals of a bootstrap over the samples. They say how far the test
-    samples decide a comparison of these very models; only the spread over the seeds, which is beside, says
-    what another seed would do.
+    samples decide a comparison of these very models; only the spread over the seeds says what another seed
+    would do.
 
     Direct inference is compared with the best of the DPU predictors and with the mean field, by the
     bootstrap of the paired differences of their mean errors. Where results have a ``group`` (sample), whole
@@ -155,19 +155,15 @@ def _numbers(seeds: xr.Dataset, resamples: int, seed: int) -> xr.Dataset:
         dpu = mean.sel(predictor=list(DPU))
         best = dpu["predictor"][dpu.fillna(np.inf).argmin("predictor")].drop_vars("predictor")
 
-        def over(rival: Any) -> Callable[[xr.DataArray], xr.DataArray]:
-            return lambda e: (
-                e.sel(predictor="direct", drop=True) - e.sel(predictor=rival).drop_vars("predictor")
-            )
+        def of(e: xr.DataArray, predictor: Any) -> xr.DataArray:
+            return e.sel(predictor=predictor).drop_vars("predictor")
 
         def skill(e: xr.DataArray) -> xr.DataArray:
-            return 1 - e.sel(predictor="direct", drop=True) / e.sel(predictor=best).drop_vars("predictor")
+            return 1 - of(e, "direct") / of(e, best)
 
         def growth(e: xr.DataArray) -> xr.DataArray:
-            direct, home = e.sel(predictor="direct", drop=True), seeds["home"].values[0]
-            if home not in direct["resolution"]:
-                return xr.full_like(direct, np.nan)
-            return direct / direct.sel(resolution=home, drop=True)
+            direct = of(e, "direct")  # NaN where the home level was not judged
+            return direct / direct.reindex(resolution=seeds["home"].values[:1]).isel(resolution=0, drop=True)
 
         numbers = {
             **_with_interval("", mean, draws, lambda e: e),
@@ -179,8 +175,8 @@ def _numbers(seeds: xr.Dataset, resamples: int, seed: int) -> xr.Dataset:
             "skill_seed_low": skill(by_seed).min("run", skipna=False),
             "skill_seed_high": skill(by_seed).max("run", skipna=False),
             **_with_interval("growth", mean, draws, growth),
-            **_with_interval("difference", mean, draws, over(best)),
-            **_with_interval("over_mean", mean, draws, over("mean")),
+            **_with_interval("difference", mean, draws, lambda e: of(e, "direct") - of(e, best)),
+            **_with_interval("over_mean", mean, draws, lambda e: of(e, "direct") - of(e, "mean")),
         }
     costs = ["parameters", "training_flops", "flops", "peak_bytes", "seconds_per_sample"]
     return xr.Dataset(
