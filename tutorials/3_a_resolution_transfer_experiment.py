@@ -67,7 +67,7 @@ runs = {
 # %% [markdown]
 # ## The judge
 #
-# `evaluate_transfer` takes runs, and any function from fields to fields as `Trained(function, resolution=16)`.
+# `evaluate_transfer` takes runs, and any function from fields to fields: `Trained(function, resolution=16)`.
 # It puts beside each direct error
 #
 # * `dpu_...`: down, predict, up; the input restricted to 16, predicted there, interpolated by a scheme
@@ -75,8 +75,8 @@ runs = {
 # * `floor`: the true solution at 16, interpolated in the same way: no coarse prediction can do better;
 # * `mean`: the mean of the training fields: who does not beat it, has learned nothing.
 #
-# What comes back is an xarray data set with a name on every dimension. Its runs are selected by model, training
-# resolution and seed.
+# What comes back is an xarray data set with a name on every dimension. Its runs are selected by model,
+# training resolution and seed.
 
 # %%
 evidence = Evidence()  # the fields that the report shows

@@ -1,4 +1,4 @@
-"""The page of a report: its numbers and pictures, for ``templates/report.html.j2``, which has the prose."""
+"""The page of a report: numbers and pictures for ``templates/report.html.j2``, which has the prose."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def page(title: str, results: xr.Dataset, judged: xr.Dataset, evidence: Evidence
 
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("mano_op.report"),
+        loader=PackageLoader("mano_op"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
