@@ -13,7 +13,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from mano_op import generate_darcy, train_model
+from mano_op import Mixed, generate_darcy, train_model
 from mano_op.report import write_report
 from mano_op.transfer import Evidence, evaluate_transfer, save_results, summary
 
@@ -60,7 +60,7 @@ runs = {
     "MANO": [train_model(store, here / f"mano{s}", resolution=16, seed=s, **mano, **budget) for s in (0, 1)],
     "FNO": [
         *(train_model(store, here / f"fno{s}", resolution=16, seed=s, **fno, **budget) for s in (0, 1)),
-        train_model(store, here / "mixed", resolution=[16, 48], ratios=[0.9, 0.1], **fno, **budget),
+        train_model(store, here / "mixed", resolution=Mixed([16, 48], ratios=[0.9, 0.1]), **fno, **budget),
     ],
 }
 
