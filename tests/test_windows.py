@@ -23,8 +23,8 @@ from mano_op.report.figures import error_by_step
 from mano_op.runs import Run, load_run
 from mano_op.train import train_model
 from mano_op.transfer import Evidence, evaluate_transfer, summary
-from mano_op.transfer.predict import predict
 from mano_op.transfer.io import load_results
+from mano_op.transfer.predict import predict
 
 TIMES = (0.0, 0.5, 1.0, 1.5)
 GRIDS = [Grid.uniform((n,), periodic=True) for n in (8, 12, 16)]
