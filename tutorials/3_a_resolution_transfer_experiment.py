@@ -97,7 +97,8 @@ print(
 
 # %%
 split = results["error"].sel(metric=["spectral_low", "spectral_high"], resolution="r48", predictor="direct")
-print(split.sel(train_resolution="r16").mean(["sample", "seed"]).squeeze("variable", drop=True).to_pandas())
+at_16 = split.sel(train_resolution="r16").mean("sample").squeeze("variable", drop=True)
+print(at_16.groupby("model").mean().to_pandas())
 
 # %% [markdown]
 # ## The report
