@@ -154,10 +154,10 @@ def training_of(setting: str, model: str) -> dict[str, Any]:
 
 def numbers(results: xr.Dataset) -> dict[str, Any]:
     """Errors of each seed, and of their mean with growth, skill and intervals, as JSON has them."""
-    mean = results["error"].mean("sample").isel(train_resolution=0, variable=0)
-    judged = summary(results, metric="relative_l2_points").isel(train_resolution=0, variable=0)
+    mean = results["error"].mean("sample").isel(variable=0)
+    judged = summary(results, metric="relative_l2_points").isel(variable=0)
     found: dict[str, Any] = {"errors": {}, "judged": {}}
-    for model in results["model"].values.tolist():
+    for model in judged["model"].values.tolist():
         for key in results["resolution"].values.tolist():
             at = {"model": model, "resolution": key}
             found["errors"].setdefault(model, {})[key] = {
@@ -167,7 +167,7 @@ def numbers(results: xr.Dataset) -> dict[str, Any]:
                 }
                 for metric in ("relative_l2_points", "relative_l2", "relative_h1", "vrmse")
             }
-            cell = judged.sel(**at)
+            cell = judged.sel(**at).squeeze()
             found["judged"].setdefault(model, {})[key] = {
                 "sentence": str(cell["sentence"].item()),
                 **{
@@ -177,9 +177,9 @@ def numbers(results: xr.Dataset) -> dict[str, Any]:
                 },
             }
     for model in found["errors"]:
-        one = results.sel(model=model).isel(train_resolution=0)
-        found["judged"][model]["parameters"] = int(one["parameters"].max())
-        found["judged"][model]["training_flops"] = float(one["training_flops"].max())
+        run = results.sel(model=model)
+        found["judged"][model]["parameters"] = int(run["parameters"].max())
+        found["judged"][model]["training_flops"] = float(run["training_flops"].max())
     return found
 
 
@@ -202,7 +202,7 @@ def main() -> None:
             for model in args.models
         }
         results = evaluate_transfer(runs, store, SETTINGS[name]["resolutions"], batch_size=10, progress=False)
-        print(table(results))
+        print(table(summary(results)))
         report = {
             "setting": SETTINGS[name],
             "models": {model: {**training_of(name, model), "seeds": args.seeds} for model in args.models},
@@ -214,7 +214,7 @@ def main() -> None:
                 runs, store, SETTINGS[name]["resolutions"], batch_size=10, rollout=steps, progress=False
             )
             shown = shown_steps(results)
-            print(table(shown))
+            print(table(summary(shown)))
             report["rollout"] = {
                 label: numbers(shown.sel(variable=[label])) for label in shown["variable"].values.tolist()
             }

@@ -36,6 +36,8 @@ from .runs import Run as Run
 from .runs import load_run as load_run
 from .runs import save_run as save_run
 from .train import train_model as train_model
+from .transfer import Evidence as Evidence
+from .transfer import Trained as Trained
 from .transfer import evaluate_transfer as evaluate_transfer
 from .transfer import summary as summary
 from .transfer import table as table

@@ -316,7 +316,7 @@ def _transfer(args: argparse.Namespace) -> None:
     from mano_op.files import check_folder
     from mano_op.report import check_report_folder, write_report
     from mano_op.runs import load_run, write_evaluation
-    from mano_op.transfer import evaluate_transfer, table
+    from mano_op.transfer import Evidence, evaluate_transfer, summary, table
     from mano_op.transfer.rollout import shown_steps
 
     store = open_store(args.store)
@@ -324,16 +324,19 @@ def _transfer(args: argparse.Namespace) -> None:
     for name, path in args.runs:
         runs.setdefault(name or path.name, []).append(load_run(path))
     check_report_folder(check_folder(args.out), overwrite=args.overwrite)
+    evidence = Evidence()
     results = evaluate_transfer(
         runs,
         store,
         args.resolutions or list(store.grids),
         split=args.split,
         rollout=args.rollout,
+        evidence=evidence,
         progress=not args.quiet,
     )
-    report = write_report(args.out, results, runs, store, title=args.title, overwrite=args.overwrite)
-    errors = table(shown_steps(results))
+    judged = summary(results)
+    report = write_report(args.out, results, judged, evidence, title=args.title, overwrite=args.overwrite)
+    errors = table(shown_steps(judged))
     if args.cards:
         on = store.attrs.get("title") or store.path
         for _, path in args.runs:

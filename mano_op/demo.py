@@ -10,7 +10,7 @@ from mano_op.files import make_folder
 from mano_op.problems.generate import generate_darcy
 from mano_op.report import write_report
 from mano_op.train import train_model
-from mano_op.transfer import evaluate_transfer, table
+from mano_op.transfer import Evidence, evaluate_transfer, summary, table
 
 RESOLUTIONS = (16, 32, 64)
 SAMPLES = {"train": 800, "test": 100}
@@ -67,6 +67,8 @@ def run_demo(folder: str | Path, *, seed: int = 0, overwrite: bool = False, prog
         )
         for name, model in MODELS.items()
     }
-    results = evaluate_transfer(runs, store, RESOLUTIONS, progress=progress)
-    write_report(folder, results, runs, store, title="MANO and FNO on Darcy flow", overwrite=overwrite)
-    return table(results)
+    evidence = Evidence()
+    results = evaluate_transfer(runs, store, RESOLUTIONS, evidence=evidence, progress=progress)
+    judged = summary(results)
+    write_report(folder, results, judged, evidence, title="MANO and FNO on Darcy flow", overwrite=overwrite)
+    return table(judged)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mano_op.data.store import FieldStore, Variable, create_store
 from mano_op.grid import Grid
+from mano_op.transfer.runs import run_coordinates
 
 
 def on_grid(function: Callable[..., NDArray[np.float64]], grid: Grid) -> torch.Tensor:
@@ -219,57 +220,43 @@ def results_of(
 
     An array of two dimensions has a row for each seed. A name "M @ r16+r32" is the model M, trained there.
     """
-    parts = {}
-    for name, by_key in errors.items():
-        model, _, where = name.partition(" @ ")
-        parts[model, where or trained] = by_key
-    models, wheres = (list(dict.fromkeys(labels)) for labels in zip(*parts, strict=True))
     first = next(iter(errors.values()))
     keys, predictors = list(first), list(first[next(iter(first))])
-    each = np.atleast_2d(first[keys[0]][predictors[0]])
-    seeds, n = each.shape
-    shape = (len(models), len(wheres), seeds)
-    values = np.full((*shape, len(keys), len(predictors), 1, 1, n), np.nan)
-    present, home = np.zeros(shape, dtype=bool), np.full(shape[:2], "", dtype="U9")
-    for (model, where), by_key in parts.items():
-        at = models.index(model), wheres.index(where)
-        present[at], home[at] = True, where.partition("+")[0]
-        for r, key in enumerate(keys):
-            for k, predictor in enumerate(predictors):
-                values[at][:, r, k, 0, 0] = by_key[key][predictor]
-    points = [int(key[1:]) ** 2 for key in keys]
-    run, series = ("model", "train_resolution", "seed"), ("model", "train_resolution")
-    costs = {"flops": 4e3 * np.array(points), "peak_bytes": 40.0 * np.array(points)}
-    costs["seconds_per_sample"] = np.full(len(keys), 1e-3)
-    there = present[..., None]
+    rows, values = [], []
+    for name, by_key in errors.items():
+        model, _, where = name.partition(" @ ")
+        block = np.array([[np.atleast_2d(by_key[key][p]) for p in predictors] for key in keys])
+        for seed in range(block.shape[2]):
+            rows.append((model, where or trained, seed))
+            values.append(block[:, :, seed, None, None])
+    home = [where.partition("+")[0] for _, where, _ in rows]
+    points = np.array([int(key[1:]) ** 2 for key in keys])
+    costs = {
+        "flops": 4e3 * points,
+        "peak_bytes": 40.0 * points,
+        "seconds_per_sample": np.full(len(keys), 1e-3),
+    }
     return xr.Dataset(
         {
-            "error": ((*run, "resolution", "predictor", "metric", "variable", "sample"), values),
-            "present": (run, present),
+            "error": (("run", "resolution", "predictor", "metric", "variable", "sample"), np.array(values)),
             "defined": (
                 ("resolution", "predictor", "metric"),
                 np.ones((len(keys), len(predictors), 1), bool),
             ),
-            "parameters": (run, np.where(present, 1000, 0)),
-            "training_flops": (run, np.where(present, 1e6, np.nan)),
-            **{name: ((*run, "resolution"), np.where(there, cost, np.nan)) for name, cost in costs.items()},
-            "restriction": (
-                (*series, "resolution"),
-                np.where(home[..., None] != "", ["injection"] * len(keys), ""),
-            ),
+            "parameters": ("run", np.full(len(rows), 1000.0)),
+            "training_flops": ("run", np.full(len(rows), 1e6)),
+            **{name: (("run", "resolution"), np.tile(cost, (len(rows), 1))) for name, cost in costs.items()},
+            "restriction": (("run", "resolution"), np.full((len(rows), len(keys)), "injection")),
         },
-        coords={
-            "model": models,
-            "train_resolution": wheres,
-            "seed": np.arange(seeds),
-            "home": (series, home),
-            "home_points": (series, [[int(h[1:] or 0) ** 2 for h in row] for row in home.tolist()]),
-            "resolution": keys,
-            "points": ("resolution", points),
-            "predictor": predictors,
-            "metric": ["relative_l2"],
-            "variable": ["u"],
-            "sample": np.arange(100, 100 + n),
-        },
+        run_coordinates(rows),
         attrs={"title": "Errors", "split": "test", "n_dim": 2, "boundary": "{}"},
+    ).assign_coords(
+        home=("run", home),
+        home_points=("run", [int(key[1:]) ** 2 for key in home]),
+        resolution=keys,
+        points=("resolution", points),
+        predictor=predictors,
+        metric=["relative_l2"],
+        variable=["u"],
+        sample=np.arange(100, 100 + values[0].shape[-1]),
     )

@@ -24,8 +24,8 @@ from mano_op.report.figures import (
 from mano_op.report.spectra import spectra
 from mano_op.report.style import COLOURS, colours, data_uri, log_axis, style
 from mano_op.transfer.predictors import PREDICTORS
-from mano_op.transfer.series import flat
-from mano_op.transfer.verdict import percent, summary
+from mano_op.transfer.sentences import percent
+from mano_op.transfer.significance import summary
 
 RNG = np.random.default_rng(0)
 KEYS = ("r16", "r32", "r64")
@@ -61,7 +61,7 @@ def test_error_by_resolution_draws_direct_and_best_dpu_with_their_intervals(mode
     np.testing.assert_allclose(drawn(axes, colour, "--")[0][:, 1], 100 * np.array(best), rtol=1e-12)
     bands = [band for band in axes.collections if to_hex(band.get_facecolor()[0]) == colour.lower()]
     heights = bands[0].get_paths()[0].get_extents()
-    one = flat(JUDGED).sel(model=model, variable="u", predictor="direct")
+    one = JUDGED.sel(model=model, variable="u", predictor="direct")
     expected_heights = [100 * one["low"].values.min(), 100 * one["high"].values.max()]
     np.testing.assert_allclose([heights.ymin, heights.ymax], expected_heights, rtol=1e-12)
     rings = {line.get_markeredgecolor(): line for line in axes.lines if line.get_markersize() > 10}
@@ -125,7 +125,7 @@ def test_cost_and_error_follows_direct_inference_through_the_resolutions():
     axes = cost_and_error(JUDGED, "u").axes[0]
     line = drawn(axes, COLOURS[1], "-")[0]
     expected = [100 * ERRORS["B"][key]["direct"].mean() for key in KEYS]
-    np.testing.assert_allclose(line, np.column_stack([flat(JUDGED)["flops"][1] / 1e6, expected]), rtol=1e-12)
+    np.testing.assert_allclose(line, np.column_stack([JUDGED["flops"][1] / 1e6, expected]), rtol=1e-12)
     dpu = drawn(axes, COLOURS[1], "None")[0]
     assert dpu[:, 0].tolist() == [1.0, 1.0]  # at the cost of the training grid, for the two other resolutions
     assert [text.get_text() for text in axes.texts] == [*KEYS, *KEYS]
@@ -191,7 +191,7 @@ def test_the_matrix_has_a_place_for_each_way_of_training():
     figure = transfer_matrix(summary(results_of(errors)), "u")
     first, second = figure.axes[:2]
     assert [axes.get_title(loc="left") for axes in (first, second)] == ["A", "B"]
-    assert [label.get_text() for label in first.get_yticklabels()] == ["r16", "r32", "r16+r32"]
+    assert [label.get_text() for label in first.get_yticklabels()] == ["r16", "r16+r32", "r32"]
     for axes, model in ((first, "A"), (second, "B")):
         direct = [100 * ERRORS[model][key]["direct"].mean() for key in KEYS]
         np.testing.assert_allclose(axes.images[0].get_array()[0], direct, rtol=1e-12)

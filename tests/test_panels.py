@@ -8,7 +8,7 @@ from matplotlib.transforms import Bbox
 from mano_op.grid import Grid
 from mano_op.report.panels import sample_panels
 from mano_op.report.style import data_uri
-from mano_op.transfer.verdict import percent
+from mano_op.transfer.sentences import percent
 
 NAMES = {"a": "a", "b": "b [m]", "u": "u [Pa]"}
 

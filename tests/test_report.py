@@ -3,29 +3,24 @@
 import csv
 import json
 import re
-from html import escape, unescape
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
 from helpers import store_of
+from markupsafe import escape
 from torch import nn
 
 from mano_op.data.processor import FieldProcessor
 from mano_op.data.store import Variable
 from mano_op.errors import InputError
 from mano_op.grid import Grid
-from mano_op.report.coarse import with_coarse
-from mano_op.report.page import definitions, figure, heading, html_table, page, paragraph, points
+from mano_op.report.samples import beside_dpu
 from mano_op.report.write import FILES, check_report_folder, write_report
 from mano_op.runs import Run
-from mano_op.transfer.evaluate import evaluate_transfer
-from mano_op.transfer.predict import sample_fields
-from mano_op.transfer.saved import load_results
-from mano_op.transfer.series import flat
+from mano_op.transfer import Evidence, Trained, evaluate_transfer, load_results, summary
 from mano_op.transfer.tables import dpu_input, header, notes, table_rows
-from mano_op.transfer.verdict import summary
 
 TITLE = "<script>alert('1')</script> & more"
 MACHINE = {
@@ -59,8 +54,8 @@ class Off(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def judged_store(tmp_path_factory):
-    """A store, runs and results that no test changes."""
+def evaluation(tmp_path_factory):
+    """Results, summary and evidence that no test changes, of two runs and a function."""
     grids = [Grid.uniform((n, n)) for n in (8, 16)]
     variables = [Variable("a", "input", long_name="a <b>"), Variable("u", "output", units="Pa")]
     path = tmp_path_factory.mktemp("report") / "bumps.zarr"
@@ -78,41 +73,42 @@ def judged_store(tmp_path_factory):
         )
         for name, model in models.items()
     }
-    return store, runs, evaluate_transfer(runs, store, [8, 16], progress=False)
+    evidence = Evidence()
+    models = {**runs, "function": Trained(lambda x: 1.9 * x, resolution=8)}
+    results = evaluate_transfer(models, store, [8, 16], evidence=evidence, progress=False)
+    return results, summary(results), evidence
 
 
 @pytest.fixture(scope="module")
-def written(judged_store, tmp_path_factory):
-    """The report of all that, and its text."""
-    store, runs, results = judged_store
-    path = write_report(tmp_path_factory.mktemp("out") / "new" / "folder", results, runs, store, title=TITLE)
+def written(evaluation, tmp_path_factory):
+    """The path of the report, and its text."""
+    path = write_report(tmp_path_factory.mktemp("out") / "new" / "folder", *evaluation, title=TITLE)
     return path, path.read_text()
 
 
-def test_the_page_has_every_number_of_the_table_and_every_sentence(judged_store, written):
-    judged = summary(judged_store[2])
+def test_page_has_every_number_of_the_table_and_every_sentence(evaluation, written):
+    judged, text = evaluation[1], written[1].replace("&nbsp;", " ")
     for cell in [*header(judged), *(cell for row in table_rows(judged) for cell in row)]:
-        assert f">{escape(cell)}</t" in written[1].replace("&nbsp;", " ")
+        assert f">{escape(cell)}</t" in text
     for sentence, verdict in zip(
         judged["sentence"].values.ravel(), judged["verdict"].values.ravel(), strict=True
     ):
-        kind = verdict.replace(" ", "-")
-        whole = written[1].replace("&nbsp;", " ")
-        assert f'<li class="{kind}">{escape(sentence)}</li>' in whole
+        assert f'<li class="{verdict.replace(" ", "-")}">{escape(sentence)}</li>' in text
     assert {"training", "not finite"} <= set(judged["verdict"].values.ravel())
 
 
-def test_the_page_has_the_budget_of_each_model(written):
+def test_page_has_the_budget_of_each_model(written):
     text = re.sub(r"<[^>]+>", "|", written[1])
     rows = [re.sub(r"\|+", "|", line).strip("|") for line in text.splitlines()]
     flops = f"{2 * 9 * 64 / 1e6:.4g}"
     for row in (
-        "architecture|off|off",
+        "architecture|off|off|a function, trained elsewhere",
         "options|size=0.05|size=0.6",
-        "parameters|10|10",
-        f"MFLOP for a sample|{flops}|{flops}",
+        "parameters|10|10|not known",
+        f"MFLOP for a sample|{flops}|{flops}|0",
+        "resolution|r8|r8|r8",
         "epochs|4|4",
-        "seed|17|17",
+        "seed|17|17|0",
         "seconds of training|6",
         "last training loss|0.125 (relative H1 error of the normalised field)",
         "trained on device|cuda:1|not recorded",
@@ -122,58 +118,44 @@ def test_the_page_has_the_budget_of_each_model(written):
     ):
         assert row in rows
     assert "torch " + torch.__version__ in text
+    assert "of good the relative H1 error of the normalised field, over the training samples" in text
+    assert "training error" not in text
 
 
-def test_failures_are_shown(judged_store, written):
-    judged = summary(judged_store[2])
-    warnings = [note for note in notes(judged) if note.startswith("Warning")]
+def test_failures_are_shown(evaluation, written):
+    warnings = [note for note in notes(evaluation[1]) if note.startswith("Warning")]
     assert warnings == ["Warning: <i>bad</i> at r16, u: 1 of 12 errors of direct are not finite."]
     assert f'<p class="note">{escape(warnings[0])}</p>' in written[1]
     assert "nan (1 not finite)" in written[1]
 
 
-def test_the_page_is_whole_and_holds_no_code(written):
+def test_page_is_whole_and_holds_no_code(written):
     text = re.sub(r'data:image/(png|svg\+xml);base64,[A-Za-z0-9+/=]+"', 'picture"', written[1])
     assert "http" not in text and "url(" not in text and "@import" not in text
     assert "<script" not in text and "<i>" not in text and "a <b>" not in text
     assert f"<title>{escape(TITLE)}</title>" in text
     assert re.findall(r'src="([^"]*)"', text) == ["picture"] * 8
     assert text.count("<figcaption>") == 8
-    assert '<meta name="viewport"' in text
     assert len(text) < 30_000 < len(written[1])
+    wide = text.count('<div class="wide numbers" tabindex="0">')
+    assert wide == 2 + 8  # the tables of errors and the pictures scroll on a narrow screen, and say so
+    assert "more to the right: scroll sideways" in text and '<meta name="viewport"' in text
 
 
-def test_terms_are_said_before_they_are_used(written):
+def test_terms_are_explained_before_they_are_used(written):
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", written[1].partition("<body>")[2]))
     first = text.index("DPU")
     assert text[first:].startswith("DPU (down, predict, up) restricts the input to the grid that a model was")
     assert first < text.index("best DPU") < text.index("How to read this")
-
-
-def test_samples_are_under_the_name_of_their_resolution(written):
-    headings = re.findall(r"<h3>(.*?)</h3>", written[1])
-    assert headings == [
+    assert re.findall(r"<h3>(.*?)</h3>", written[1]) == [
         "By other metrics",
-        "u at r8, 8 \u00d7 8 points (good, &lt;i&gt;bad&lt;/i&gt; trained here)",
+        "u at r8, 8 \u00d7 8 points (good, &lt;i&gt;bad&lt;/i&gt;, function trained here)",
         "u at r16, 16 \u00d7 16 points",
     ]
 
 
-def test_the_training_loss_is_not_taken_for_the_error(written):
-    assert "of good the relative H1 error of the normalised field, over the training samples" in written[1]
-    assert "training error" not in written[1]
-
-
-def test_where_a_narrow_screen_cuts_it_says_so(written):
-    style = written[1].partition("</style>")[0]
-    assert "more to the right: scroll sideways" in style
-    wide = written[1].count('<div class="wide numbers" tabindex="0">')
-    assert wide == 2 + 8  # the tables of errors and the pictures
-    assert "min-width" in style and "position: sticky; left: 0; background: #fff" in style
-
-
 def a_report(folder, grids, outputs, models, trained):
-    """The page, the results and the summary of models that predict all outputs from one input."""
+    """The page, results, summary and evidence of models that predict all outputs from one input."""
     variables = [Variable("a", "input"), *(Variable(name, "output", units="Pa") for name in outputs)]
 
     def fields(samples, grid):
@@ -187,9 +169,11 @@ def a_report(folder, grids, outputs, models, trained):
     runs = {
         name: Run(model, processor, "some", {}, {"resolution": trained}) for name, model in models.items()
     }
-    results = evaluate_transfer(runs, store, list(store.grids), progress=False)
-    text = write_report(folder / "out", results, runs, store, title="Some").read_text()
-    return text, flat(results), flat(summary(results)), runs, store
+    evidence = Evidence()
+    results = evaluate_transfer(runs, store, list(store.grids), evidence=evidence, progress=False)
+    judged = summary(results)
+    text = write_report(folder / "out", results, judged, evidence, title="Some").read_text()
+    return text, results, judged, evidence
 
 
 class Times(nn.Module):
@@ -207,7 +191,7 @@ class Times(nn.Module):
 def test_three_outputs_are_judged_and_shown_one_by_one(tmp_path):
     grids = [Grid.uniform((n, n)) for n in (8, 16)]
     factors = (1.1, 1.2, 1.3)
-    text, _, judged, *_ = a_report(tmp_path, grids, ("u", "v", "w"), {"one": Times(factors)}, "r8")
+    text, _, judged, _ = a_report(tmp_path, grids, ("u", "v", "w"), {"one": Times(factors)}, "r8")
     for name, factor in zip("uvw", factors, strict=True):
         error = f"{100 * (factor - 1):.1f}"
         assert f"one at r16, {name}: " in text
@@ -224,10 +208,10 @@ def test_three_outputs_are_judged_and_shown_one_by_one(tmp_path):
 def test_one_dimension(tmp_path):
     grids = [Grid.uniform((n,)) for n in (8, 16)]
     models = {"exact": Times((1.0,)), "off": Times((1.5,), fine=1.2)}
-    text, _, judged, *_ = a_report(tmp_path, grids, ("u",), models, "r8")
-    direct = judged["mean"].sel(predictor="direct", variable="u")
+    text, _, judged, _ = a_report(tmp_path, grids, ("u",), models, "r8")
+    direct = judged["mean"].sel(predictor="direct", variable="u", metric="relative_l2")
     np.testing.assert_allclose(direct, [[0, 0], [0.5, 0.8]], atol=1e-6)
-    assert judged["verdict"].sel(model="off", resolution="r16").item() == "worse"
+    assert judged["verdict"].sel(model="off", train_resolution="r8", resolution="r16").item() == "worse"
     assert re.findall(r"<h3>(.*?)</h3>", text) == [
         "By other metrics",
         "u at r8, 8 points (exact, off trained here)",
@@ -242,11 +226,11 @@ def test_a_diverged_model_alone_has_a_report(tmp_path, value, shown):
     # Centres of cells, where the fields are not zero.
     grids = [Grid.uniform((n, n), registration="cell") for n in (8, 16)]
     broken = Times((1.1,), fine=float(value))
-    text, _, judged, *_ = a_report(tmp_path, grids, ("u",), {"only": broken}, "r8")
-    at = {"resolution": "r16", "variable": "u", "model": "only"}
-    verdict, sentence = (judged[name].sel(at).item() for name in ("verdict", "sentence"))
+    text, _, judged, _ = a_report(tmp_path, grids, ("u",), {"only": broken}, "r8")
+    cell = judged.sel(resolution="r16", variable="u", metric="relative_l2").isel(run=0)
+    verdict, sentence = cell["verdict"].item(), cell["sentence"].item()
     if shown is None:
-        assert judged["mean"].sel({**at, "predictor": "direct"}).item() == pytest.approx(1.1e30, rel=1e-6)
+        assert cell["mean"].sel(predictor="direct").item() == pytest.approx(1.1e30, rel=1e-6)
         assert verdict == "no better than mean"
         assert "<td>1.10e+31</td></tr>" in text  # the growth
         assert "direct inference (1.10e+32 % [1.10e+32, 1.10e+32]) is worse than predicting the" in sentence
@@ -267,59 +251,56 @@ def test_a_diverged_model_alone_has_a_report(tmp_path, value, shown):
 
 
 @pytest.mark.parametrize("trained", ["r8", "r12", "r16"])
-def test_the_coarse_prediction_that_is_shown_is_the_one_that_was_judged(tmp_path, trained):
+def test_coarse_prediction_shown_is_the_one_judged(tmp_path, trained):
     grids = [Grid.uniform((n, n)) for n in (8, 12, 16)]
     models = {"good": Off(0.05), "bad": Off(0.6)}
-    text, results, judged, runs, store = a_report(tmp_path, grids, ("u",), models, trained)
-    rows = [4, 0, 7]
-    seen = set()
-    for key in store.grids:
-        shown = with_coarse(sample_fields(runs, store, key, rows), judged, runs, store, key)
-        for model in runs:
-            cell = judged.sel(model=model, resolution=key, variable="u")
+    text, results, judged, evidence = a_report(tmp_path, grids, ("u",), models, trained)
+    inputs = set()
+    for key, kept in evidence.fields.items():
+        shown = beside_dpu(kept, judged, key)
+        assert shown["model"].values.tolist() == list(models)
+        for model in models:
+            cell = judged.sel(model=model, train_resolution=trained, resolution=key, metric="relative_l2")
+            cell = cell.squeeze("variable")
             one = shown.sel(model=model, variable="u")
-            weights = store.grids[key].weights
+            weights = evidence.store.grids[key].weights
             error = np.sqrt((weights * (one["dpu"] - one["truth"]).astype(float) ** 2).sum(("y", "x")))
             error /= np.sqrt((weights * one["truth"].astype(float) ** 2).sum(("y", "x")))
             expected = results["error"].sel(
-                model=model, resolution=key, variable="u", predictor=cell["best_dpu"].item()
+                model=model,
+                resolution=key,
+                variable="u",
+                predictor=cell["best_dpu"].item(),
+                metric="relative_l2",
             )
-            np.testing.assert_allclose(error, expected[rows], rtol=1e-4)
-            way = one["dpu_input"].item()
-            assert way == ("" if key == trained else dpu_input(cell))
-            seen.add(way)
-    assert len(seen) > 1
+            np.testing.assert_allclose(error, expected.squeeze(), rtol=1e-4)
+            assert one["dpu_input"].item() == ("" if key == trained else dpu_input(cell))
+            inputs.add(one["dpu_input"].item())
+    assert len(inputs) == len(evidence.fields)
     assert "grids do not nest for good at" in text
     assert "took the input at the nearest point instead" in text
 
 
-def of_results(results):
-    """Which errors there can be, for all runs."""
-    shape = results["error"].shape
-    return np.broadcast_to(results["defined"].values[..., None, None], shape)
-
-
-def test_the_numbers_beside_the_page_are_the_results(judged_store, written):
-    folder, results = written[0].parent, judged_store[2]
+def test_numbers_beside_the_page_are_the_results(evaluation, written):
+    folder, (results, judged, _) = written[0].parent, evaluation
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
     xr.testing.assert_identical(load_results(folder / "results.nc"), results)
     with open(folder / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     values = np.array([float(row["error"]) for row in rows])
-    np.testing.assert_array_equal(values, results["error"].values[of_results(results)].ravel())
+    defined = np.broadcast_to(results["defined"].values[..., None, None], results["error"].shape)
+    np.testing.assert_array_equal(values, results["error"].values[defined])
     content = json.loads((folder / "results.json").read_text())
     sentences = [row["sentence"] for row in content["verdicts"]]
-    assert sentences == summary(results)["sentence"].values.ravel().tolist()
-    assert all(escape(sentence) in written[1].replace("&nbsp;", " ") for sentence in sentences)
+    assert sentences == judged["sentence"].values.ravel().tolist()
 
 
-def test_a_report_is_replaced_only_if_asked(judged_store, written, monkeypatch, tmp_path):
-    store, runs, results = judged_store
+def test_report_is_replaced_only_if_asked_and_only_by_a_whole_one(evaluation, written, monkeypatch, tmp_path):
     folder = written[0].parent
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for refused in (
         lambda: check_report_folder(folder),
-        lambda: write_report(folder, results, runs, store, title="again"),
+        lambda: write_report(folder, *evaluation, title="again"),
     ):
         with pytest.raises(
             InputError, match=r"report\.html, results\.csv, results\.json, results\.nc already"
@@ -327,53 +308,35 @@ def test_a_report_is_replaced_only_if_asked(judged_store, written, monkeypatch, 
             refused()
     check_report_folder(folder, overwrite=True)
     check_report_folder(folder / "nowhere")
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-
-    monkeypatch.setattr("mano_op.report.write._page", lambda title, *rest: title)
-    for title in ("first", "second"):
-        path = write_report(tmp_path, results, runs, store, title=title, overwrite=True)
-        assert path.read_text() == title
-
-
-def test_a_failure_on_the_way_leaves_the_old_report(judged_store, written, monkeypatch):
-    store, runs, results = judged_store
-    folder = written[0].parent
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def fails(*args):
         raise RuntimeError("no picture")
 
-    monkeypatch.setattr("mano_op.report.sections.error_by_resolution", fails)
+    monkeypatch.setattr("mano_op.report.figures.error_by_resolution", fails)
     with pytest.raises(RuntimeError, match="no picture"):
-        write_report(folder, results, runs, store, title="again", overwrite=True)
+        write_report(folder, *evaluation, title="again", overwrite=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-
-
-def test_runs_and_store_must_be_those_of_the_results(judged_store, tmp_path):
-    store, runs, results = judged_store
-    with pytest.raises(InputError, match="results of <i>bad</i>, but runs of good only"):
-        write_report(tmp_path / "a", results, {"good": runs["good"]}, store, title="")
-    other = results.assign_coords(resolution=["r8", "r99"])
-    with pytest.raises(InputError, match=r"results for u at r8, r99, but .* has u at r8, r16"):
-        write_report(tmp_path / "a", other, runs, store, title="")
-    assert not (tmp_path / "a").exists()
+    monkeypatch.setattr("mano_op.report.write.page", lambda title, *rest: title)
+    for title in ("first", "second"):
+        assert write_report(tmp_path, *evaluation, title=title, overwrite=True).read_text() == title
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("change", "message"),
     [
-        heading,
-        paragraph,
-        lambda text: paragraph("", kind=text),
-        lambda text: points([(text, "worse")]),
-        lambda text: definitions({text: text}),
-        lambda text: html_table([text], [[text]]),
-        lambda text: figure("data:,", text),
-        lambda text: page(text, []),
+        (lambda r, j, e: (r, j, Evidence()), "evidence of no evaluation"),
+        (
+            lambda r, j, e: (r.isel(run=[0]), j, e),
+            "results of good at r8, r16, but evidence of good, <i>bad</i>",
+        ),
+        (
+            lambda r, j, e: (r.isel(resolution=[0]), j, e),
+            "but evidence of .* at r8, r16: give the evidence of",
+        ),
+        (lambda r, j, e: (r, j.isel(resolution=[0]), e), r"a summary of .* give summary\(results\)"),
     ],
 )
-def test_whatever_is_given_is_text(make):
-    nasty = """</td><script src="x">'&amp;$title"""
-    made = make(nasty)
-    assert "<script" not in made
-    assert nasty.replace(" ", "-") in unescape(made).replace(" ", "-")
+def test_parts_of_different_evaluations_are_refused(evaluation, tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        write_report(tmp_path / "a", *change(*evaluation), title="")
+    assert not (tmp_path / "a").exists()

@@ -22,9 +22,9 @@ from mano_op.report import write_report
 from mano_op.report.figures import error_by_step
 from mano_op.runs import Run, load_run
 from mano_op.train import train_model
-from mano_op.transfer import evaluate_transfer, summary
-from mano_op.transfer.predict import predict, sample_fields
-from mano_op.transfer.saved import load_results
+from mano_op.transfer import Evidence, evaluate_transfer, summary
+from mano_op.transfer.io import load_results
+from mano_op.transfer.predict import predict
 
 TIMES = (0.0, 0.5, 1.0, 1.5)
 GRIDS = [Grid.uniform((n,), periodic=True) for n in (8, 12, 16)]
@@ -65,7 +65,8 @@ def test_a_run_on_windows_is_judged_on_windows(store, tmp_path):
     assert run.options["in_channels"] == 3 and run.options["out_channels"] == 1
     kept = load_run(tmp_path / "run")
     assert kept.times == {"time_steps": [2, 1]} and kept.processor.inputs == ("u0", "u@-1", "u@+0")
-    results = evaluate_transfer({"M": kept}, store, [8, 16], progress=False)
+    evidence = Evidence()
+    results = evaluate_transfer({"M": kept}, store, [8, 16], evidence=evidence, progress=False)
     assert results["variable"].values.tolist() == ["u@+1"] and results.sizes["sample"] == 8
     fields = drift(range(12, 16), GRIDS[2])
     direct = by_points(results).sel(resolution="r16", predictor="direct")[0]
@@ -77,13 +78,13 @@ def test_a_run_on_windows_is_judged_on_windows(store, tmp_path):
         true = fields["u"][row, start + 2]
         expected = np.linalg.norm(predicted - true) / np.linalg.norm(true)
         assert direct[i] == pytest.approx(expected, rel=1e-4)
-    report = write_report(tmp_path / "report", results, {"M": kept}, store, title="Drift")
+    report = write_report(tmp_path / "report", results, summary(results), evidence, title="Drift")
     assert "u@+1 at r16" in report.read_text()
 
 
 def by_points(results):
     """Of the one run."""
-    return results["error"].sel(metric="relative_l2_points")[0, 0, 0]
+    return results["error"].sel(metric="relative_l2_points")[0]
 
 
 class LastKnown(nn.Module):
@@ -183,17 +184,21 @@ def test_a_rollout_agrees_with_the_trainers(store):
     while (sample := run.processor.eval().preprocess(batch, step=step)) is not None:
         outputs.append(run.processor.postprocess(run.model(sample["x"]), sample, step=step)[0])
         step += 1
-    torch.testing.assert_close(predict(run, batch["x"], steps=2), torch.cat(outputs, dim=1))
-    fields = sample_fields({"M": run}, store, 16, [3, 1], steps=2)
-    assert fields["variable"].values.tolist() == ["u@+1", "u@+2"]
-    np.testing.assert_allclose(fields["prediction"][0, 1, 0], outputs[1][3, 0])
+    predicted = predict(run.model, run.processor, batch["x"], steps=2)
+    torch.testing.assert_close(predicted, torch.cat(outputs, dim=1))
+    evidence = Evidence()
+    evaluate_transfer({"M": run}, store, [16], rollout=2, evidence=evidence, progress=False)
+    assert evidence.fields["r16"]["variable"].values.tolist() == ["u@+1", "u@+2"]
+    direct = evidence.fields["r16"]["prediction"].sel(predictor="direct", variable="u@+2")[0]
+    np.testing.assert_allclose(direct[3], outputs[1][3, 0])
 
 
 def test_a_rollout_is_reported_by_step(store, tmp_path, capsys):
     run = run_of(Decay(), FieldDataset(store, 8, time_steps=(1, 1)).channels, time_steps=[1, 1])
     other = run_of(LastKnown(), FieldDataset(store, 8, time_steps=(1, 1)).channels, time_steps=[1, 1])
     runs = {"Decay": run, "Last": other}
-    results = evaluate_transfer(runs, store, [8, 16], rollout=3, progress=False)
+    evidence = Evidence()
+    results = evaluate_transfer(runs, store, [8, 16], rollout=3, evidence=evidence, progress=False)
     judged = summary(results)
     picture = error_by_step(judged, "u")
     for axes, key in zip(picture.axes, ["r8", "r16"], strict=True):
@@ -204,12 +209,11 @@ def test_a_rollout_is_reported_by_step(store, tmp_path, capsys):
             )
             assert tuple(np.round(100 * errors.mean("sample").squeeze(), 9).values) in drawn
         assert axes.lines[0].get_xdata().tolist() == [1, 2, 3]
-    page = write_report(tmp_path / "report", results, runs, store, title="Drift").read_text()
+    page = write_report(tmp_path / "report", results, judged, evidence, title="Drift").read_text()
     assert "Rollout" in page and "u@+3 at r16" in page
     assert "error of u by step" in page
-    one = write_report(
-        tmp_path / "one", evaluate_transfer(runs, store, [8], progress=False), runs, store, title="Drift"
-    )
+    results = evaluate_transfer(runs, store, [8], evidence=evidence, progress=False)
+    one = write_report(tmp_path / "one", results, summary(results), evidence, title="Drift")
     assert "Rollout" not in one.read_text()
 
     train(store, tmp_path / "run", time_steps=(1, 1))

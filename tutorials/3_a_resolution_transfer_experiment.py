@@ -13,9 +13,9 @@ import json
 import tempfile
 from pathlib import Path
 
-from mano_op import generate_darcy, train_model
+from mano_op import Mixed, generate_darcy, train_model
 from mano_op.report import write_report
-from mano_op.transfer import evaluate_transfer, save_results, summary
+from mano_op.transfer import Evidence, evaluate_transfer, save_results, summary
 
 folder = tempfile.TemporaryDirectory()
 here = Path(folder.name)
@@ -60,24 +60,27 @@ runs = {
     "MANO": [train_model(store, here / f"mano{s}", resolution=16, seed=s, **mano, **budget) for s in (0, 1)],
     "FNO": [
         *(train_model(store, here / f"fno{s}", resolution=16, seed=s, **fno, **budget) for s in (0, 1)),
-        train_model(store, here / "mixed", resolution=[16, 48], ratios=[0.9, 0.1], **fno, **budget),
+        train_model(store, here / "mixed", resolution=Mixed([16, 48], ratios=[0.9, 0.1]), **fno, **budget),
     ],
 }
 
 # %% [markdown]
 # ## The judge
 #
-# `evaluate_transfer` takes any `nn.Module` in a `Run`, and puts beside each direct error
+# `evaluate_transfer` takes runs, and any function from fields to fields: `Trained(function, resolution=16)`.
+# It puts beside each direct error
 #
 # * `dpu_...`: down, predict, up; the input restricted to 16, predicted there, interpolated by a scheme
 #   that knows where the points lie and what the boundary is;
 # * `floor`: the true solution at 16, interpolated in the same way: no coarse prediction can do better;
 # * `mean`: the mean of the training fields: who does not beat it, has learned nothing.
 #
-# What comes back is an xarray data set with a name on every dimension.
+# What comes back is an xarray data set with a name on every dimension. Its runs are selected by model,
+# training resolution and seed.
 
 # %%
-results = evaluate_transfer(runs, store, [16, 24, 48])
+evidence = Evidence()  # the fields that the report shows
+results = evaluate_transfer(runs, store, [16, 24, 48], evidence=evidence)
 mean = results["error"].sel(metric="relative_l2").mean("sample").squeeze("variable", drop=True)
 print(
     mean.sel(
@@ -94,7 +97,8 @@ print(
 
 # %%
 split = results["error"].sel(metric=["spectral_low", "spectral_high"], resolution="r48", predictor="direct")
-print(split.sel(train_resolution="r16").mean(["sample", "seed"]).squeeze("variable", drop=True).to_pandas())
+at_16 = split.sel(train_resolution="r16").mean("sample").squeeze("variable", drop=True)
+print(at_16.groupby("model").mean().to_pandas())
 
 # %% [markdown]
 # ## The report
@@ -104,7 +108,8 @@ print(split.sel(train_resolution="r16").mean(["sample", "seed"]).squeeze("variab
 # be kept too, and read again years later.
 
 # %%
-page = write_report(here / "report", results, runs, store, title="What does a finer grid give?")
+judged = summary(results)
+page = write_report(here / "report", results, judged, evidence, title="What does a finer grid give?")
 save_results(results, here / "results.zarr")
 print(
     page.name,
@@ -122,7 +127,7 @@ print(
 # prediction too, which is made of the finer input's means.
 
 # %%
-judged = summary(results).squeeze("variable", drop=True)
+judged = judged.squeeze("variable", drop=True)
 for model in ("MANO", "FNO"):
     cell = judged.sel(model=model, train_resolution="r16", resolution="r48")
     print(f"{model}: {cell['sentence'].item()}")

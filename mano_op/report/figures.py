@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from mano_op.report.style import FAINT, INK, LINES, colours, log_axis, model_handles, style
 from mano_op.transfer.rollout import steps_of
-from mano_op.transfer.series import flat, trained_on
+from mano_op.transfer.runs import positions, trained_on
+from mano_op.transfer.sentences import percent
+from mano_op.transfer.significance import DPU
 from mano_op.transfer.tables import metric_name
-from mano_op.transfer.verdict import DPU, percent
 
 _NOTE: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "annotation_clip": True}
 
@@ -32,62 +33,63 @@ def error_by_resolution(judged: xr.Dataset, variable: str) -> Figure:
     Parameters
     ----------
     judged : Dataset
-        From `mano_op.transfer.verdict.summary`.
+        From `mano_op.transfer.significance.summary`.
     variable : str
     """
-    part = flat(judged).sel(variable=variable)
+    part = _of_metric(judged).sel(variable=variable)
     n = part["points"].values ** (1 / part.attrs["n_dim"])  # the geometric mean where axes differ
-    shown = colours(part["model"].values.tolist())
     with style():
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
         axes = figure.add_subplot()
-        for model, colour in shown.items():
-            _errors_of(axes, n, part.sel(model=model), colour)
-        floor = _floors(axes, n, part)
-        mean = part["mean"].sel(predictor="mean").isel(model=0)
-        axes.plot(n, _percent(mean), color=FAINT, ls=LINES["mean"])
+        for run, colour in _runs(part):
+            _draw_errors(axes, n, run, colour)
+        floor = _draw_floors(axes, n, part)
+        axes.plot(n, _percent(part["mean"].sel(predictor="mean")[0]), color=FAINT, ls=LINES["mean"])
         log_axis(axes, "x")
         log_axis(axes, "y")
         axes.xaxis.set_major_locator(FixedLocator(n.tolist()))
         axes.xaxis.set_major_formatter(
             FixedFormatter([key.removeprefix("r") for key in part["resolution"].values])
         )
-        bottom = _percent(part["mean"].sel(predictor=["direct", *DPU]))
-        below = bool(np.isfinite(bottom).any()) and floor < np.nanmin(bottom) / 10
+        errors = _percent(part["mean"].sel(predictor=["direct", *DPU]))
+        below = bool(np.isfinite(errors).any()) and floor < np.nanmin(errors) / 10
         if below:
-            axes.set_ylim(bottom=np.nanmin(bottom) / 10)
+            axes.set_ylim(bottom=np.nanmin(errors) / 10)
         axes.set_xlabel("points along an axis")
         axes.set_ylabel(_named(part))
         axes.set_title(f"Error of {variable} by resolution; rings: trained there")
-        named = "floor of DPU" + (", below where not shown" if below else "")
+        floors = "floor of DPU" + (", below where not shown" if below else "")
         lines = [
             Line2D([], [], color=INK, ls=LINES["direct"], marker="o", label="direct"),
             Line2D([], [], color=INK, ls=LINES["best DPU"], marker="D", mfc="white", label="best DPU"),
-            Line2D([], [], color=INK, ls=LINES["floor"], marker=".", label=named),
-            Line2D([], [], color=FAINT, ls=LINES["mean"], label="mean field"),
+            Line2D([], [], color=INK, ls=LINES["floor"], marker=".", label=floors),
+            _line("mean"),
         ]
-        figure.legend(handles=[*model_handles(shown), *lines], loc="outside right upper")
+        figure.legend(handles=[*_models(part), *lines], loc="outside right upper")
         return figure
 
 
-def _errors_of(axes: Axes, n: NDArray[np.float64], one: xr.Dataset, colour: str) -> None:
-    """Direct inference and best DPU of a model, with their intervals."""
-    direct, best = one.sel(predictor="direct"), one.sel(predictor=one["best_dpu"])
+def _draw_errors(axes: Axes, n: NDArray[np.float64], run: xr.Dataset, colour: str) -> None:
+    """Direct inference and best DPU of a run, with their intervals."""
+    direct, best = run.sel(predictor="direct"), run.sel(predictor=run["best_dpu"])
     for name, errors, marker, fill in (("direct", direct, "o", colour), ("best DPU", best, "D", "white")):
         axes.plot(n, _percent(errors["mean"]), color=colour, ls=LINES[name], marker=marker, mfc=fill)
-        low, high = _percent(errors["low"]), _percent(errors["high"])
-        axes.fill_between(n, low, high, color=colour, alpha=0.12, lw=0)
-    trained = np.isin(one["resolution"].values, trained_on(one["train_resolution"].item()))
+        _draw_band(axes, n, errors, colour)
+    trained = np.isin(run["resolution"].values, trained_on(run["train_resolution"].item()))
     ring: dict[str, Any] = {"marker": "o", "ms": 11, "mfc": "none", "mec": colour, "mew": 1.2, "ls": "none"}
     axes.plot(n[trained], _percent(direct["mean"])[trained], **ring)
 
 
-def _floors(axes: Axes, n: NDArray[np.float64], part: xr.Dataset) -> float:
+def _draw_band(axes: Axes, x: NDArray[np.float64], errors: xr.Dataset, colour: str) -> None:
+    axes.fill_between(x, _percent(errors["low"]), _percent(errors["high"]), color=colour, alpha=0.12, lw=0)
+
+
+def _draw_floors(axes: Axes, n: NDArray[np.float64], part: xr.Dataset) -> float:
     """The floor of each training grid; returns the lowest value that is drawn."""
     lowest = np.inf
-    origins, models = np.unique(part["training_resolution"].values, return_index=True)
-    for origin, model in zip(origins, models, strict=True):
-        floor = _percent(part["mean"].sel(predictor="floor").isel(model=int(model)))
+    origins, runs = np.unique(part["home"].values, return_index=True)
+    for origin, run in zip(origins, runs.tolist(), strict=True):
+        floor = _percent(part["mean"].sel(predictor="floor")[run])
         axes.plot(n, floor, color=INK, ls=LINES["floor"], marker=".")
         finite = np.flatnonzero(np.isfinite(floor))
         if len(finite):
@@ -100,68 +102,49 @@ def _floors(axes: Axes, n: NDArray[np.float64], part: xr.Dataset) -> float:
 
 
 def error_by_step(judged: xr.Dataset, variable: str) -> Figure:
-    """Mean error against the steps of a rollout, a panel for each resolution.
-
-    Parameters
-    ----------
-    judged : Dataset
-        The summary of a rollout.
-    variable : str
-        Without its step.
-    """
+    """Mean error of a variable, named without its step, against the steps of a rollout, by resolution."""
     steps = steps_of(judged)[variable]
-    part = flat(judged).sel(variable=list(steps.values()))
+    part = _of_metric(judged).sel(variable=list(steps.values()))
     at = np.array(list(steps))
     keys = part["resolution"].values.tolist()
-    shown = colours(part["model"].values.tolist())
     with style():
         figure = Figure(figsize=(max(5.0, 2.6 * len(keys)), 3.2), layout="constrained")
         panels = figure.subplots(1, len(keys), sharex=True, sharey=True, squeeze=False).ravel()
         for axes, key in zip(panels, keys, strict=True):
-            for model, colour in shown.items():
-                one = part.sel(model=model, resolution=key)
-                direct, best = one.sel(predictor="direct"), one.sel(predictor=one["best_dpu"])
+            there = part.sel(resolution=key)
+            for run, colour in _runs(there):
+                direct, best = run.sel(predictor="direct"), run.sel(predictor=run["best_dpu"])
                 axes.plot(at, _percent(direct["mean"]), color=colour, ls=LINES["direct"])
-                axes.fill_between(
-                    at, _percent(direct["low"]), _percent(direct["high"]), color=colour, alpha=0.12, lw=0
-                )
-                if key != one["training_resolution"].item():
+                _draw_band(axes, at, direct, colour)
+                if key != run["home"].item():
                     axes.plot(at, _percent(best["mean"]), color=colour, ls=LINES["best DPU"])
-            mean = part.sel(resolution=key, predictor="mean")["mean"].isel(model=0)
-            axes.plot(at, _percent(mean), color=FAINT, ls=LINES["mean"])
+            axes.plot(at, _percent(there["mean"].sel(predictor="mean")[0]), color=FAINT, ls=LINES["mean"])
             axes.set_title(key)
             log_axis(axes, "y")
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         figure.supxlabel("steps", fontsize=9)
         panels[0].set_ylabel(_named(part))
-        lines = [
-            Line2D([], [], color=INK, ls=LINES["direct"], label="direct"),
-            Line2D([], [], color=INK, ls=LINES["best DPU"], label="best DPU"),
-            Line2D([], [], color=FAINT, ls=LINES["mean"], label="mean field"),
-        ]
-        handles = [*model_handles(shown), *lines]
+        handles = [*_models(part), _line("direct"), _line("best DPU"), _line("mean")]
         figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
         return figure
 
 
 def error_distributions(results: xr.Dataset, judged: xr.Dataset, variable: str) -> Figure:
     """For each resolution the share of samples with no larger error, directly and by the best DPU."""
-    results, judged = flat(results), flat(judged)
-    keys = judged["resolution"].values.tolist()
-    shown = colours(judged["model"].values.tolist())
-    errors = results["error"].sel(variable=variable)
-    best = judged["best_dpu"].sel(variable=variable)
+    part = _of_metric(judged).sel(variable=variable)
+    errors = results["error"].sel(variable=variable, metric=part["metric"].item())
+    seeds = list(positions(results).values())
+    keys = part["resolution"].values.tolist()
     columns = min(3, len(keys))
     rows = -(-len(keys) // columns)
     with style():
         figure = Figure(figsize=(max(5.0, 2.6 * columns), 2.6 * rows + 0.6), layout="constrained")
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for axes, key in zip(panels, keys, strict=False):
-            for model, colour in shown.items():
-                of = errors.sel(model=model, resolution=key)
-                predictors = {"direct": "direct", "best DPU": best.sel(model=model, resolution=key).item()}
-                for name, predictor in predictors.items():
-                    error, share = _cumulative(of.sel(predictor=predictor).values)
+            for at, (run, colour) in zip(seeds, _runs(part.sel(resolution=key)), strict=True):
+                for name, predictor in (("direct", "direct"), ("best DPU", run["best_dpu"].item())):
+                    each = errors.isel(run=at).sel(resolution=key, predictor=predictor)
+                    error, share = _cumulative(each.values.mean(axis=each.dims.index("run")))
                     axes.step(error, share, where="post", color=colour, ls=LINES[name], lw=1.3)
             axes.set_title(key)
             axes.set_ylim(0, 101)
@@ -169,10 +152,10 @@ def error_distributions(results: xr.Dataset, judged: xr.Dataset, variable: str) 
             log_axis(axes, "x")
             axes.set_visible(place < len(keys))
             axes.tick_params(labelbottom=place + columns >= len(keys))
-        figure.supxlabel(_named(results), fontsize=9)
+        figure.supxlabel(_named(part), fontsize=9)
         figure.supylabel("samples with no larger error in %", fontsize=9)
-        lines = [Line2D([], [], color=INK, ls=LINES[name], label=name) for name in ("direct", "best DPU")]
-        figure.legend(handles=[*model_handles(shown), *lines], loc="outside upper left", ncols=len(shown) + 2)
+        handles = [*_models(part), _line("direct"), _line("best DPU")]
+        figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
         return figure
 
 
@@ -191,22 +174,25 @@ def _cumulative(errors: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArr
 
 
 def cost_and_error(judged: xr.Dataset, variable: str) -> Figure:
-    """Operations for a sample against error: direct inference through the resolutions, and DPU."""
-    part = flat(judged).sel(variable=variable)
-    shown = colours(part["model"].values.tolist())
+    """Operations for a sample against error: direct inference through the resolutions, and DPU.
+
+    Runs without operations that can be counted are left out.
+    """
+    part = _of_metric(judged).sel(variable=variable)
     with style():
         figure = Figure(figsize=(7.2, 4.0), layout="constrained")
         axes = figure.add_subplot()
-        for model, colour in shown.items():
-            one = part.sel(model=model)
-            flops, error = one["flops"].values / 1e6, _percent(one["mean"].sel(predictor="direct"))
+        for run, colour in _runs(part):
+            if (run["flops"] == 0).any():
+                continue
+            flops, error = run["flops"].values / 1e6, _percent(run["mean"].sel(predictor="direct"))
             axes.plot(flops, error, color=colour, marker="o", lw=1.2)
-            for x, y, key in zip(flops, error, one["resolution"].values, strict=True):
+            for x, y, key in zip(flops, error, run["resolution"].values, strict=True):
                 if np.isfinite(y):
                     axes.annotate(key, (x, y), xytext=(0, 7), ha="center", **_NOTE)
-            away = one["resolution"].values != one["training_resolution"].item()
-            dpu = _percent(one["mean"].sel(predictor=one["best_dpu"]))[away]
-            cost = np.full(dpu.shape, one["training_flops"].item() / 1e6)
+            away = run["resolution"].values != run["home"].item()
+            dpu = _percent(run["mean"].sel(predictor=run["best_dpu"]))[away]
+            cost = np.full(dpu.shape, run["training_flops"].item() / 1e6)
             axes.plot(cost, dpu, color=colour, marker="D", mfc="white", ls="none", ms=7, zorder=1)
         log_axis(axes, "x")
         log_axis(axes, "y")
@@ -214,12 +200,13 @@ def cost_and_error(judged: xr.Dataset, variable: str) -> Figure:
         axes.set_xlabel("floating point operations for a sample, in millions")
         axes.set_ylabel(_named(part))
         axes.set_title("What a prediction costs and how far it is off")
-        labels = {m: f"{m}, {_count(part['parameters'].sel(model=m).item())} parameters" for m in shown}
+        parameters = dict(zip(part["label"].values.tolist(), part["parameters"].values.tolist(), strict=True))
+        labels = {label: f"{label}, {_count(number)} parameters" for label, number in parameters.items()}
         kinds = [
             Line2D([], [], color=INK, marker="o", label="direct, at each resolution"),
             Line2D([], [], color=INK, marker="D", mfc="white", ls="none", label="best DPU there"),
         ]
-        handles = [*model_handles(shown, labels), *kinds]
+        handles = [*model_handles(colours(labels), labels), *kinds]
         figure.legend(handles=handles, loc="outside lower left", ncols=2)
         return figure
 
@@ -229,38 +216,39 @@ def transfer_matrix(judged: xr.Dataset, variable: str) -> Figure:
 
     Below each number is that of the best DPU. Training resolutions that a model was not trained at are blank.
     """
-    part = flat(judged).sel(variable=variable)
+    part = _of_metric(judged).sel(variable=variable)
     keys = part["resolution"].values.tolist()
-    models = list(dict.fromkeys(part["name"].values.tolist()))
-    wheres = [where for where in judged["train_resolution"].values.tolist()]
-    direct = part["mean"].sel(predictor="direct").transpose("model", "resolution")
-    finite = _percent(direct)
+    models = list(dict.fromkeys(part["model"].values.tolist()))
+    trained = part["train_resolution"].values
+    rows = list(dict.fromkeys(trained[np.argsort(part["home_points"].values, kind="stable")].tolist()))
+    finite = _percent(part["mean"].sel(predictor="direct"))
     low, high = (np.nanmin(finite), np.nanmax(finite)) if np.isfinite(finite).any() else (1.0, 100.0)
-    ends = [float(low), float(high if high > low else 1.1 * low)]
-    norm = LogNorm(ends[0], ends[1])
+    high = high if high > low else 1.1 * low
+    norm = LogNorm(low, high)
     with style(axes_grid=False):
-        size = (1.6 + len(models) * (0.85 * len(keys) + 0.6), 1.5 + 0.55 * len(wheres))
+        size = (1.6 + len(models) * (0.85 * len(keys) + 0.6), 1.5 + 0.55 * len(rows))
         figure = Figure(figsize=(max(5.0, size[0]), size[1]), layout="constrained")
         panels = figure.subplots(1, len(models), squeeze=False, sharey=True).ravel()
         for axes, model in zip(panels, models, strict=True):
-            shades = np.full((len(wheres), len(keys)), np.nan)
-            for i in np.flatnonzero(part["name"].values == model).tolist():
-                one = part.isel(model=i)
-                row = wheres.index(one["train_resolution"].item())
-                shades[row] = finite[i]
+            shades = np.full((len(rows), len(keys)), np.nan)
+            for i in np.flatnonzero(part["model"].values == model).tolist():
+                run = part.isel(run=i)
+                row = rows.index(run["train_resolution"].item())
+                shades[row] = _percent(run["mean"].sel(predictor="direct"))
                 for column, key in enumerate(keys):
-                    at = one.sel(resolution=key)
-                    best = "" if key == at["training_resolution"].item() else _dpu_below(at)
-                    value = at["mean"].sel(predictor="direct").item()
+                    errors = run["mean"].sel(resolution=key)
+                    value = errors.sel(predictor="direct").item()
+                    text = percent(value)
+                    if key != run["home"].item():
+                        best = run["best_dpu"].sel(resolution=key).item()
+                        text += f"\n({percent(errors.sel(predictor=best).item())})"
                     # The upper half of the shades is light.
                     share = norm(100 * value) if math.isfinite(value) and value > 0 else 1.0
-                    axes.text(
-                        column, row, f"{percent(value)}{best}", ha="center", va="center", fontsize=8,
-                        color="black" if share > 0.5 else "white",
-                    )  # fmt: skip
+                    colour = "black" if share > 0.5 else "white"
+                    axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
             image = axes.imshow(shades, cmap="cividis", norm=norm, aspect="auto")
             axes.set_xticks(range(len(keys)), keys)
-            axes.set_yticks(range(len(wheres)), wheres)
+            axes.set_yticks(range(len(rows)), rows)
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
             axes.set_title(model)
@@ -268,13 +256,9 @@ def transfer_matrix(judged: xr.Dataset, variable: str) -> Figure:
         panels[0].set_ylabel("trained at")
         bar = figure.colorbar(image, ax=panels.tolist(), pad=0.02)
         bar.minorticks_off()
-        bar.set_ticks(ends, labels=[f"{end:.3g}" for end in ends])
+        bar.set_ticks([low, high], labels=[f"{low:.3g}", f"{high:.3g}"])
         bar.set_label(_named(part), fontsize=8)
         return figure
-
-
-def _dpu_below(at: xr.Dataset) -> str:
-    return f"\n({percent(at['mean'].sel(predictor=at['best_dpu'].item()).item())})"
 
 
 def training_history(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
@@ -300,6 +284,26 @@ def training_history(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> 
         return figure
 
 
+def _of_metric(judged: xr.Dataset) -> xr.Dataset:
+    return judged.sel(metric=judged.attrs["metric"])
+
+
+def _runs(part: xr.Dataset) -> Iterator[tuple[xr.Dataset, str]]:
+    """Each run of a summary with its colour."""
+    for i, colour in enumerate(colours(part["label"].values.tolist()).values()):
+        yield part.isel(run=i), colour
+
+
+def _models(part: xr.Dataset) -> list[Line2D]:
+    return model_handles(colours(part["label"].values.tolist()))
+
+
+def _line(name: str) -> Line2D:
+    """The legend entry of a kind of line."""
+    label = {"mean": "mean field"}.get(name, name)
+    return Line2D([], [], color=FAINT if name == "mean" else INK, ls=LINES[name], label=label)
+
+
 def _named(data: xr.Dataset) -> str:
     """The label of an axis of errors."""
     return f"{metric_name(str(data['metric'].item()))} error in %"
@@ -319,6 +323,8 @@ def _count(number: float) -> str:
     >>> _count(512), _count(33217), _count(2.5e6)
     ('512', '33.2 k', '2.5 M')
     """
+    if math.isnan(number):
+        return "unknown"
     for size, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.3g} {name}"

@@ -1,145 +1,264 @@
-"""A page of HTML from plain text: whatever is given is escaped, and nothing is loaded from elsewhere."""
+"""The page of a report: numbers and pictures for ``templates/report.html.j2``, which has the prose."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
-from string import Template
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-:root { color-scheme: light; }
-body { font: 16px/1.55 system-ui, sans-serif; color: #222; background: #fff; margin: 0 auto;
-  max-width: 66rem; padding: 1.5rem 1.1rem 4rem; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .6rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.2rem; margin: 2.6rem 0 .7rem; padding-top: .7rem; border-top: 1px solid #ddd; }
-h3 { font-size: 1rem; margin: 2rem 0 .5rem; }
-p { max-width: 44rem; margin: .6rem 0; }
-p.note { background: #fdf3e7; padding: .4rem .7rem; border-left: 4px solid #E69F00; }
-ul { list-style: none; padding: 0; max-width: 46rem; }
-li { padding: .3rem .7rem; margin: .45rem 0; border-left: 4px solid #bbb; }
-li.improves { border-color: #009E73; }
-li.worse, li.not-finite, li.no-better-than-mean { border-color: #D55E00; }
-.wide { overflow-x: auto; margin: 1rem 0; }
-.wide.numbers::before { display: none; content: "\\2192  more to the right: scroll sideways";
-  position: sticky; left: 0; width: max-content; font-size: .8rem; color: #555; }
-table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .3rem .8rem .3rem 0; vertical-align: top;
-  border-bottom: 1px solid #e8e8e8; }
-th { font-weight: 600; vertical-align: bottom; }
-td { max-width: 26rem; overflow-wrap: break-word; }
-tr > :first-child { min-width: 4rem; }
-figure { margin: 1.4rem 0; }
-figure .wide { margin: 0; }
-figure img { display: block; max-width: 100%; height: auto; }
-figcaption { font-size: .86rem; color: #555; max-width: 44rem; margin-top: .4rem; }
-dt { font-weight: 600; margin-top: .6rem; }
-dd { margin: 0; max-width: 44rem; overflow-wrap: anywhere; }
-@media (max-width: 40rem) {
-  .wide.numbers::before { display: block; }
-  .wide.numbers table, .wide.numbers img { max-width: none; width: 40rem; }
-  .numbers tr > :first-child { position: sticky; left: 0; background: #fff; max-width: 7rem; }
-}
-</style>
-</head>
-<body>
-<h1>$title</h1>
-$body
-</body>
-</html>
-""")
+import xarray as xr
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+
+from mano_op.cost import count_parameters
+from mano_op.data.store import FieldStore
+from mano_op.labels import variable_of
+from mano_op.machine import machine
+from mano_op.report import figures
+from mano_op.report.panels import sample_panels
+from mano_op.report.samples import beside_dpu, best_median_worst, sample_errors
+from mano_op.report.spectra import spectra
+from mano_op.report.style import data_uri
+from mano_op.runs import Run
+from mano_op.transfer.evidence import Evidence
+from mano_op.transfer.rollout import shown_steps, steps_of
+from mano_op.transfer.runs import JudgedRun, positions, trained_on
+from mano_op.transfer.tables import header, metric_header, metric_name, metric_rows, notes, table_rows
+
+_FOR_SPECTRA = 50
+_UNKNOWN = "not recorded"
 
 
-def page(title: str, sections: Iterable[str]) -> str:
-    """A whole page, from a title in plain text and sections in HTML.
+def page(title: str, results: xr.Dataset, judged: xr.Dataset, evidence: Evidence, files: list[str]) -> str:
+    """Render the page. All text is escaped, pictures are part of the page, nothing is loaded from elsewhere.
 
-    Examples
-    --------
-    >>> "<h1>a &lt; b</h1>" in page("a < b", [paragraph("...")])
-    True
+    Parameters
+    ----------
+    title : str
+    results, judged : Dataset
+        Results and their summary.
+    evidence : Evidence
+        Of the same evaluation.
+    files : list of str
+        Names of the files beside the page.
     """
-    return _PAGE.substitute(title=escape(title), body="\n".join(sections))
-
-
-def heading(text: str, level: int = 2) -> str:
-    """A heading, of a section or of a part of one.
-
-    Examples
-    --------
-    >>> heading("Samples"), heading("a < b", 3)
-    ('<h2>Samples</h2>', '<h3>a &lt; b</h3>')
-    """
-    return f"<h{level}>{escape(text)}</h{level}>"
-
-
-def paragraph(text: str, *, kind: str = "") -> str:
-    """A paragraph; `kind` is a class of the style sheet.
-
-    Examples
-    --------
-    >>> paragraph("<script>")
-    '<p>&lt;script&gt;</p>'
-    """
-    return f"<p{_class(kind)}>{escape(text)}</p>"
-
-
-def points(items: Iterable[tuple[str, str]]) -> str:
-    """A list of texts, each with its kind."""
-    return (
-        "<ul>"
-        + "\n".join(f"<li{_class(kind)}>{_unbroken(escape(text))}</li>" for text, kind in items)
-        + "</ul>"
+    every_step, results, judged = judged, shown_steps(results), shown_steps(judged)
+    fields = {key: beside_dpu(kept, judged, key) for key, kept in evidence.fields.items()}
+    finest = judged["resolution"].values.tolist()[-1]
+    return _template().render(
+        title=title,
+        about=judged.attrs,
+        metric=metric_name(judged.attrs["metric"]),
+        store=evidence.store,
+        labels=judged["label"].values.tolist(),
+        resolutions=judged["resolution"].values.tolist(),
+        findings=list(zip(judged["sentence"].values.ravel(), judged["verdict"].values.ravel(), strict=True)),
+        errors=(header(judged), table_rows(judged)),
+        metrics=(metric_header(judged), metric_rows(judged)),
+        notes=notes(judged),
+        pictures=_pictures(results, judged),
+        steps={v: _svg(figures.error_by_step(every_step, v)) for v in steps_of(every_step)},
+        finest=finest,
+        spectra=_spectra(judged, fields[finest], evidence),
+        n_spectra=min(_FOR_SPECTRA, fields[finest].sizes["sample"]),
+        n_kept=fields[finest].sizes["sample"],
+        samples=list(_samples(results, judged, fields, evidence.store)),
+        costs=_costs(judged),
+        runs=_runs(results, evidence.runs),
+        history=_history(judged, evidence.runs),
+        data=_data(evidence.store),
+        known=in_words(json.loads(judged.attrs["boundary"])) or "none",
+        files=files,
     )
 
 
-def definitions(items: Mapping[str, str]) -> str:
-    """A list of terms and what they mean."""
-    return (
-        "<dl>"
-        + "\n".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in items.items())
-        + "</dl>"
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("mano_op"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    environment.filters["unbroken"] = unbroken
+    return environment.get_template("report.html.j2")
 
 
-def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, kind: str = "") -> str:
-    """A table that scrolls sideways where it is too wide.
-
-    One of the kind "numbers" keeps its width, and its first column in sight, on a narrow screen, and says
-    there that it scrolls. An interval of any table keeps to its line.
+def unbroken(text: str) -> Markup:
+    """Escape a text, and keep its intervals, as ``[0.9, 1.1]``, on their lines.
 
     Examples
     --------
-    >>> "<td>1.0 [0.9,&nbsp;1.1]</td>" in html_table(["error"], [["1.0 [0.9, 1.1]"]])
-    True
+    >>> str(unbroken("a < b: 1.0 [0.9, 1.1]"))
+    'a &lt; b: 1.0 [0.9,&nbsp;1.1]'
     """
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    cells = ("".join(f"<td>{_unbroken(escape(cell))}</td>" for cell in row) for row in rows)
-    body = "\n".join(f"<tr>{row}</tr>" for row in cells)
-    return _wide(f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>", kind)
+    return Markup(re.sub(r"\[([-+.e\d]+), ([-+.e\d]+)\]", r"[\1,&nbsp;\2]", str(escape(text))))
 
 
-def figure(uri: str, caption: str) -> str:
-    """A picture, given as a ``data:`` address, with its caption; on a narrow screen it scrolls sideways."""
-    text = escape(caption)
-    picture = _wide(f'<img src="{escape(uri)}" alt="{text}">', "numbers")
-    return f"<figure>{picture}<figcaption>{text}</figcaption></figure>"
+def _svg(figure: Figure) -> str:
+    return data_uri(figure, "svg")
 
 
-def _wide(content: str, kind: str) -> str:
-    """What may scroll sideways, by touch or, once it has the focus, by the arrow keys."""
-    return f'<div class="wide{f" {escape(kind)}" if kind else ""}" tabindex="0">{content}</div>'
+def _pictures(results: xr.Dataset, judged: xr.Dataset) -> dict[str, dict[str, str]]:
+    """The pictures of each variable, by what they show."""
+    countable = bool((judged["flops"] > 0).all("resolution").any())
+    return {
+        variable: {
+            "matrix": _svg(figures.transfer_matrix(judged, variable)),
+            "by_resolution": _svg(figures.error_by_resolution(judged, variable)),
+            "distributions": _svg(figures.error_distributions(results, judged, variable)),
+            "cost": _svg(figures.cost_and_error(judged, variable)) if countable else "",
+        }
+        for variable in judged["variable"].values.tolist()
+    }
 
 
-def _unbroken(text: str) -> str:
-    """Text with its intervals, as ``[0.9, 1.1]``, kept on their lines."""
-    return re.sub(r"\[([-+.e\d]+), ([-+.e\d]+)\]", r"[\1,&nbsp;\2]", text)
+def _spectra(judged: xr.Dataset, fields: xr.Dataset, evidence: Evidence) -> dict[str, str]:
+    grids = evidence.store.grids
+    grid = grids[judged["resolution"].values.tolist()[-1]]
+    some = fields.isel(sample=slice(_FOR_SPECTRA))
+    homes = zip(judged["label"].values.tolist(), judged["home"].values.tolist(), strict=True)
+    trained = {label: grids[home] for label, home in homes}
+    return {v: _svg(spectra(some, grid, v, trained)) for v in judged["variable"].values.tolist()}
 
 
-def _class(kind: str) -> str:
-    return f' class="{escape(kind.replace(" ", "-"))}"' if kind else ""
+def _samples(
+    results: xr.Dataset, judged: xr.Dataset, fields: Mapping[str, xr.Dataset], store: FieldStore
+) -> Iterator[dict[str, Any]]:
+    """For each level and variable a good, a middling and a bad sample."""
+    units = {
+        variable.name: "" if variable.units == "1" else f" [{variable.units}]" for variable in store.variables
+    }
+    for key, kept in fields.items():
+        if key not in judged["resolution"].values:
+            continue
+        here = [
+            label
+            for label, trained in zip(judged["label"].values, judged["train_resolution"].values, strict=True)
+            if key in trained_on(trained)
+        ]
+        channels = [*kept["input_variable"].values.tolist(), *kept["variable"].values.tolist()]
+        names = {channel: channel + units[variable_of(channel)] for channel in channels}
+        for variable in judged["variable"].values.tolist():
+            errors = sample_errors(results, key, variable, judged.attrs["metric"])
+            rows = best_median_worst(errors[:, : kept.sizes["sample"]])
+            captions = [f"{which}, no. {kept['sample'].values[row]}" for which, row in rows.items()]
+            shown = kept.isel(sample=list(rows.values()))
+            yield {
+                "variable": variable,
+                "key": key,
+                "shape": store.grids[key].shape,
+                "trained": here,
+                "picture": data_uri(sample_panels(shown, store.grids[key], variable, captions, names), "png"),
+            }
+
+
+def _costs(judged: xr.Dataset) -> list[list[str]]:
+    """Rows of model, resolution, MFLOP, milliseconds and MiB for a sample."""
+    return [
+        [
+            run["label"].item(),
+            key,
+            f"{cost['flops'].item() / 1e6:.4g}",
+            f"{1e3 * cost['seconds_per_sample'].item():.3g}",
+            f"{cost['peak_bytes'].item() / 2**20:.3g}",
+        ]
+        for run in (judged.isel(run=i) for i in range(judged.sizes["run"]))
+        for key, cost in ((key, run.sel(resolution=key)) for key in judged["resolution"].values.tolist())
+    ]
+
+
+def _runs(results: xr.Dataset, runs: list[JudgedRun]) -> tuple[list[str], list[list[str]]]:
+    """A table with a column for each run: what it is, what it was trained on, for how long."""
+    labels = results["label"].values.tolist()
+    seeded = len(set(labels)) < len(labels)
+    columns = [
+        label + (f", seed {run.seed}" if seeded else "") for label, run in zip(labels, runs, strict=True)
+    ]
+    facts = [
+        _facts(run, flops) for run, flops in zip(runs, results["training_flops"].values.tolist(), strict=True)
+    ]
+    names = dict.fromkeys(name for each in facts for name in each)
+    return ["", *columns], [[name, *(each.get(name, "") for each in facts)] for name in names]
+
+
+def _facts(run: JudgedRun, flops: float) -> dict[str, str]:
+    parameters = count_parameters(run.network)
+    counted = {
+        "parameters": f"{parameters:,}" if parameters else "not known",
+        "MFLOP for a sample": f"{flops / 1e6:.4g}",
+    }
+    if not isinstance(run.source, Run):
+        known = {"resolution": run.train_resolution, "seed": str(run.seed)}
+        return {"architecture": "a function, trained elsewhere", "options": "", **counted, **known}
+    training, history = run.source.training, run.source.history
+    hardware = training.get("machine", {})
+    software = {name: hardware[name] for name in ("python", "platform", "versions") if name in hardware}
+    facts = {
+        "architecture": run.source.arch,
+        "options": ", ".join(f"{name}={value}" for name, value in run.source.options.items()),
+        **counted,
+        **{name.replace("_", " "): in_words(value) for name, value in training.items() if name != "machine"},
+        "trained on device": str(hardware.get("device", _UNKNOWN)),
+        "trained on processor": str(hardware.get("processor", _UNKNOWN)),
+        "training threads": str(hardware.get("threads", _UNKNOWN)),
+        "training software": in_words(software) or _UNKNOWN,
+    }
+    if history:
+        facts["seconds of training"] = f"{sum(entry['seconds'] for entry in history):.3g}"
+        facts["last training loss"] = f"{history[-1]['training_error']:.3g} ({_loss(run.source)})"
+    return facts
+
+
+def _history(judged: xr.Dataset, runs: list[JudgedRun]) -> dict[str, Any]:
+    """The picture of the training losses of the first seeds, and what the losses are; empty without any."""
+    firsts = zip(judged["label"].values.tolist(), positions(judged), strict=True)
+    first = {
+        label: next(run for run in runs if (run.model, run.train_resolution) == pair)
+        for label, pair in firsts
+    }
+    sources = {label: run.source for label, run in first.items() if isinstance(run.source, Run)}
+    if not any(source.history for source in sources.values()):
+        return {}
+    histories = {label: sources[label].history if label in sources else [] for label in first}
+    losses = {label: _loss(source) for label, source in sources.items() if source.history}
+    return {"picture": _svg(figures.training_history(histories)), "losses": losses}
+
+
+def _loss(run: Run) -> str:
+    loss = run.training.get("loss")
+    return f"relative {f'{loss} '.upper() if loss else ''}error of the normalised field"
+
+
+def _data(store: FieldStore) -> tuple[list[list[str]], dict[str, str]]:
+    """The levels of the store, and what is known of it and of this machine."""
+    levels = [
+        [key, str(grid), in_words({split: store.splits[split] for split in store.layout.held[key]})]
+        for key, grid in store.grids.items()
+    ]
+    return levels, {
+        "store": f"{store.attrs['title']} ({store.name})",
+        "fields": f"{', '.join(store.inputs)} to {', '.join(store.outputs)}",
+        "boundary conditions": in_words(store.layout.boundary_conditions),
+        "levels": store.layout.levels,
+        "made by": in_words(store.attrs.get("provenance", {})),
+        "judged on": in_words(machine()),
+    }
+
+
+def in_words(value: Any) -> str:
+    """Nested dictionaries and lists on one line.
+
+    Examples
+    --------
+    >>> in_words({"problem": "darcy", "files": ["a.pt", "b.pt"], "versions": {"numpy": "2.4"}})
+    'problem darcy, files (a.pt, b.pt), versions (numpy 2.4)'
+    """
+    if isinstance(value, Mapping):
+        nested = (f"({in_words(v)})" if isinstance(v, Mapping | list) else str(v) for v in value.values())
+        return ", ".join(f"{key} {text}" for key, text in zip(value, nested, strict=True) if text)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(in_words, value))
+    return str(value)

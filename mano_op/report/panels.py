@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mano_op.grid import Axis, Grid
 from mano_op.report.style import FAINT, INK, LINES, colours, style
-from mano_op.transfer.verdict import percent
+from mano_op.transfer.sentences import percent
 
 Names = Mapping[str, str]
 
@@ -37,15 +37,14 @@ def sample_panels(
     Parameters
     ----------
     fields : Dataset
-        From `mano_op.report.coarse.with_coarse`.
+        From `mano_op.report.samples.beside_dpu`.
     grid : Grid
-        Its points.
     variable : str
         One of the outputs.
     captions : sequence of str
         One for each sample.
     names : mapping of str to str
-        How to label each variable, with its unit.
+        The label of each variable, with its unit.
     """
     fields = fields.sel(variable=variable)
     draw = _lines if grid.n_dim == 1 else _images
@@ -165,30 +164,22 @@ def _lines(part: SubFigure, sample: xr.Dataset, grid: Grid, label: str, names: N
     inputs.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def _draw(
-    axes: Axes,
-    values: NDArray[np.float32],
-    grid: Grid,
-    cmap: str,
-    vmin: float | None = None,
-    vmax: float | None = None,
-) -> AxesImage:
+def _draw(axes: Axes, values: NDArray[np.float32], grid: Grid, cmap: str, *limits: float) -> AxesImage:
     """A field in its place: each value fills the cell about its point."""
     y, x = grid.axes
     axes.set_visible(True)
     image = axes.imshow(
         values,
         cmap=matplotlib.colormaps[cmap].with_extremes(bad="#ff5555"),
-        vmin=vmin,
-        vmax=vmax,
+        clim=limits or None,
         origin="lower",
         extent=(*_edges(x), *_edges(y)),
         aspect="equal" if 0.2 < x.length / y.length < 5 else "auto",
     )
     axes.grid(False)
-    for limits, axis in ((axes.set_xlim, x), (axes.set_ylim, y)):
+    for set_limits, axis in ((axes.set_xlim, x), (axes.set_ylim, y)):
         low, high = _edges(axis)
-        limits(min(low, axis.start), max(high, axis.stop))
+        set_limits(min(low, axis.start), max(high, axis.stop))
     axes.set_xticks([])
     axes.set_yticks([])
     return image

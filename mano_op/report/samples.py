@@ -1,99 +1,62 @@
-"""The samples of a report: which ones are shown, where, and under what heading."""
+"""The samples that a report shows, with the best DPU beside direct inference."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from mano_op.data.store import FieldStore
-from mano_op.labels import variable_of
-from mano_op.report.coarse import with_coarse
-from mano_op.report.page import figure, heading
-from mano_op.report.panels import sample_panels
-from mano_op.report.spectra import spectra
-from mano_op.report.style import data_uri
-from mano_op.runs import Run
-from mano_op.transfer.predict import sample_fields
-from mano_op.transfer.series import flat, trained_on
-
-_FOR_SPECTRA = 50
-_COLOURS = " The fields of a sample have the colours of its truth, and its errors share a scale."
+from mano_op.transfer.runs import positions
+from mano_op.transfer.tables import dpu_input
 
 
-def samples(results: xr.Dataset, judged: xr.Dataset, runs: Mapping[str, Run], store: FieldStore) -> list[str]:
-    """For each variable a good, a middling and a bad sample, at the training resolutions and the finest."""
-    results, judged = flat(results), flat(judged)
-    keys = judged["resolution"].values.tolist()
-    wanted = {*judged["training_resolution"].values.tolist(), keys[-1]}
-    units = {one.name: "" if one.units == "1" else f" [{one.units}]" for one in store.variables}
-    parts = [heading("Samples")]
-    for key in (key for key in keys if key in wanted):
-        grid = store.grids[key]
-        size = " \N{MULTIPLICATION SIGN} ".join(map(str, grid.shape))
-        for variable in judged["variable"].values.tolist():
-            of = results["error"].sel(resolution=key, predictor="direct", variable=variable)
-            rows = best_median_worst(of.transpose("model", "sample").values)
-            fields = _fields(runs, store, key, list(rows.values()), judged)
-            fields = with_coarse(fields, judged, runs, store, key)
-            channels = [*fields["input_variable"].values.tolist(), *fields["variable"].values.tolist()]
-            names = {channel: channel + units[variable_of(channel)] for channel in channels}
-            captions = [f"{which}, no. {of['sample'].values[row]}" for which, row in rows.items()]
-            picture = sample_panels(fields, grid, variable, captions, names)
-            parts += [
-                heading(f"{variable} at {key}, {size} points{_trained_at(judged, key)}", 3),
-                figure(
-                    data_uri(picture, "png"),
-                    f"{variable} at {key}: the samples with the smallest, the median and the largest direct "
-                    "error, averaged over the models. Beside the direct prediction of a model stands that of "
-                    "its best DPU, if it was trained elsewhere, each with its relative L2 error for the "
-                    f"sample.{_COLOURS if grid.n_dim > 1 else ''}",
-                ),
-            ]
-    return parts
+def beside_dpu(fields: xr.Dataset, judged: xr.Dataset, key: str) -> xr.Dataset:
+    """Sample fields with the prediction of each model's best DPU, as it was judged.
 
+    Parameters
+    ----------
+    fields : Dataset
+        Of the level `key`, from `mano_op.transfer.evidence.Evidence`.
+    judged : Dataset
+        From `mano_op.transfer.significance.summary`; says which DPU is the best of a model and variable.
+    key : str
 
-def spectra_of_samples(judged: xr.Dataset, runs: Mapping[str, Run], store: FieldStore) -> list[str]:
-    """For each variable the energies by wavenumber at the finest level, over some samples."""
-    judged = flat(judged)
-    key = judged["resolution"].values.tolist()[-1]
-    rows = list(range(min(judged.attrs["samples"], _FOR_SPECTRA)))
-    fields = with_coarse(_fields(runs, store, key, rows, judged), judged, runs, store, key)
-    homes = judged["training_resolution"].values.tolist()
-    trained = {model: store.grids[home] for model, home in zip(runs, homes, strict=True)}
-    return [
-        heading("Spectra"),
-        *(
-            figure(
-                data_uri(spectra(fields, store.grids[key], variable, trained), "svg"),
-                f"Energy of {variable} at {key} by wavenumber, mean over {len(rows)} samples, without the "
-                "mean of the field: Fourier modes along axes that wrap, cosines along others. Beyond the "
-                "training Nyquist wavenumber nothing was met in training; where the residual has as much "
-                "energy as the truth, the prediction is worth no more than leaving that wavenumber out.",
-            )
-            for variable in judged["variable"].values.tolist()
-        ),
+    Returns
+    -------
+    Dataset
+        ``input``, ``truth``, and by ``model``, labelled as in `judged`, the first seed's ``prediction`` and
+        ``dpu``, and ``dpu_input`` (model, variable), the restriction: "" at the home level, where ``dpu`` is
+        the direct prediction.
+    """
+    cells = judged.sel(resolution=key, metric=judged.attrs["metric"], variable=fields["variable"].values)
+    labels = judged["label"].values.tolist()
+    first = [at[0] for at in positions(fields).values()]
+    prediction = _by_label(fields["prediction"].isel(run=first), labels)
+    best = _by_label(cells["best_dpu"], labels)
+    inputs = [
+        ["" if key == run["home"].item() else dpu_input(run.isel(variable=v)) for v in range(best.shape[1])]
+        for run in (cells.isel(run=i) for i in range(len(labels)))
     ]
+    shown = fields.drop_dims(["run", "predictor"])
+    return shown.assign(
+        prediction=prediction.sel(predictor="direct", drop=True),
+        dpu=prediction.sel(predictor=best).drop_vars("predictor").transpose("model", "variable", ...),
+        dpu_input=(("model", "variable"), inputs),
+    )
 
 
-def _fields(
-    runs: Mapping[str, Run], store: FieldStore, key: str, rows: list[int], judged: xr.Dataset
-) -> xr.Dataset:
-    """Samples with their predictions, of the variables and steps that are shown."""
-    split, steps = judged.attrs["split"], judged.attrs.get("rollout", 1)
-    fields = sample_fields(runs, store, key, rows, split=split, steps=steps)
-    return fields.sel(variable=judged["variable"].values)
+def _by_label(data: xr.DataArray, labels: list[str]) -> xr.DataArray:
+    """An array by run as an array by model, with the coordinates of its other dimensions alone."""
+    coords = {name: data[name].values for name in data.dims if name != "run"}
+    dims = ["model" if name == "run" else name for name in data.dims]
+    return xr.DataArray(data.values, coords | {"model": labels}, dims)
 
 
-def _trained_at(judged: xr.Dataset, key: str) -> str:
-    here = [
-        model
-        for model, where in zip(judged["model"].values, judged["train_resolution"].values, strict=True)
-        if key in trained_on(str(where))
-    ]
-    return f" ({', '.join(here)} trained here)" if here else ""
+def sample_errors(results: xr.Dataset, key: str, variable: str, metric: str) -> NDArray[np.float64]:
+    """Direct errors (model, sample) at a level, means over the seeds."""
+    errors = results["error"].sel(resolution=key, predictor="direct", variable=variable, metric=metric)
+    by_run = errors.transpose("run", "sample").values
+    return np.stack([by_run[at].mean(axis=0) for at in positions(results).values()])
 
 
 def best_median_worst(errors: NDArray[np.float64]) -> dict[str, int]:

@@ -26,9 +26,8 @@ def spectra(fields: xr.Dataset, grid: Grid, variable: str, trained: Mapping[str,
     Parameters
     ----------
     fields : Dataset
-        From `mano_op.report.coarse.with_coarse`.
+        From `mano_op.report.samples.beside_dpu`.
     grid : Grid
-        Its points.
     variable : str
     trained : mapping of str to Grid
         The home grid of each model in `fields`.

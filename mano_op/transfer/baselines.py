@@ -1,4 +1,4 @@
-"""What a prediction on a new grid has to beat: the prediction on the training grid, interpolated."""
+"""Restriction of inputs to the training grid, and interpolation of predictions from there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mano_op.resample import nests, resample
 
 
 def restrict(field: Tensor, source: Grid, target: Grid, method: Literal["injection", "mean"]) -> Tensor:
-    """An input as the training grid would have had it.
+    """Restrict an input to the training grid.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def restrict(field: Tensor, source: Grid, target: Grid, method: Literal["injecti
 
 
 def interpolate(field: Tensor, source: Grid, target: Grid, boundary: Boundary | None = None) -> Tensor:
-    """A smooth field on another grid, as well as its values allow.
+    """Interpolate a smooth field to another grid.
 
     Along each axis: copied where the target's points are among the source's, by the trigonometric
     interpolant where the axis is periodic, and otherwise by the cubic spline through the values and those
@@ -62,12 +62,11 @@ def interpolate(field: Tensor, source: Grid, target: Grid, boundary: Boundary | 
     True
     """
     ends = ends_by_axis(source, boundary)
-    for i, (here, there) in enumerate(zip(source.axes, target.axes, strict=True)):
-        between = Grid((*target.axes[: i + 1], *source.axes[i + 1 :]))
-        method = (
-            "injection" if nests(Grid((here,)), Grid((there,))) else "spectral" if here.periodic else "cubic"
-        )
-        known = {here.name: ends[here.name]} if method == "cubic" and here.name in ends else None
-        field = resample(field, source, between, method, boundary=known)
-        source = between
+    for i, (axis, goal) in enumerate(zip(source.axes, target.axes, strict=True)):
+        step = Grid((*target.axes[: i + 1], *source.axes[i + 1 :]))
+        nested = nests(Grid((axis,)), Grid((goal,)))
+        method = "injection" if nested else "spectral" if axis.periodic else "cubic"
+        known = {axis.name: ends[axis.name]} if method == "cubic" and axis.name in ends else None
+        field = resample(field, source, step, method, boundary=known)
+        source = step
     return field

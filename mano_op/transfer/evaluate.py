@@ -1,9 +1,9 @@
-r"""Errors at other resolutions than the one trained at, beside what no claim of transfer may ignore.
+r"""Evaluate resolution transfer against the baselines that it has to beat.
 
 A model that accepts a finer grid does not yet gain from it: predicting on the training grid and
 interpolating may do as well, and so may the same model trained on the finer grid. So direct inference is
 judged, sample by sample, beside the other predictors of `mano_op.transfer.predictors`, by each of the metrics
-of `mano_op.transfer.metrics`, for every model in every way it was trained, and for each of its seeds.
+of `mano_op.transfer.metrics`, for every run.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -20,24 +19,18 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mano_op.boundary import Boundary
-from mano_op.data.dataset import FieldDataset
+from mano_op.cost import count_parameters
+from mano_op.data.dataset import FieldDataset, collate
 from mano_op.data.store import FieldStore, Resolution, open_store
 from mano_op.errors import InputError, check_whole
 from mano_op.grid import Grid
 from mano_op.resample import nests
-from mano_op.transfer.entries import Entry, Models, entries_of, places
+from mano_op.transfer.evidence import Evidence
 from mano_op.transfer.metrics import METRICS, all_metrics
-from mano_op.transfer.predict import (
-    Cost,
-    cost_on,
-    group_numbers,
-    sample_numbers,
-    timed_predict,
-    times_of,
-)
+from mano_op.transfer.predict import Cost, cost_on, group_numbers, sample_numbers, timed_predict, times_of
 from mano_op.transfer.predictors import PREDICTORS, Ends, by_predictor, exact_outputs, known_ends
+from mano_op.transfer.runs import JudgedRun, Models, judged_runs, run_coordinates
 
-DIMS = ("model", "train_resolution", "seed", "resolution", "predictor", "metric", "variable", "sample")
 _REPEATS = 3
 _OF_THE_TRUTH = ("floor", "mean")  # predictors that are the same for all models of a training grid
 
@@ -51,25 +44,25 @@ def evaluate_transfer(
     batch_size: int = 50,
     rollout: int = 1,
     boundary: Mapping[str, Boundary | None] | None = None,
+    evidence: Evidence | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
-    r"""The errors of models at several resolutions, with those of the baselines.
+    r"""Evaluate models at several resolutions, beside the baselines.
 
     Errors are in physical units. A prediction with a NaN or an infinity has an error that is not finite, and
     is kept.
 
-    A model that was trained on several resolutions is labelled with all of them, "r16+r32". What has to go
-    by way of its training grid goes by way of its home level: the one that most of its training samples had,
-    the finest of several such.
+    A model that was trained on several resolutions is labelled with all of them, "r16+r32". Its training
+    grid is then that of its home level: the one that most of its training samples had, the finest of several
+    such.
 
     Parameters
     ----------
-    models : mapping of str to Run, or to a sequence of Run
-        By the names to report them under. The runs of a name differ in ``training["resolution"]``, a level's
-        key or a list of them, or in ``training["seed"]``, 0 if not there: a model trained at the target's
-        resolution, one trained on several, and other seeds belong under one name. Any ``nn.Module`` will do
-        in a `Run` with a processor and ``training={"resolution": key}``. It is evaluated where it is: to use
-        a GPU, move ``run.model`` and ``run.processor``. Both are put into evaluation mode.
+    models : mapping of str to Run or Trained, or to a sequence of them
+        By the names to report them under. The runs of a name differ in training resolution or seed: a model
+        trained at the target's resolution, one trained on several, and other seeds belong under one name.
+        `Trained` is any function from fields to fields. A model is evaluated where it is, in evaluation
+        mode: to use a GPU, move ``run.model`` and ``run.processor``.
     store : path or FieldStore
         With the variables that the models were trained on, and their home levels among its own.
     resolutions : sequence of int, tuple of int, str or Grid
@@ -78,53 +71,50 @@ def evaluate_transfer(
     batch_size : int
         Samples at a time; memory is for these alone.
     rollout : int
-        Of models that step on in time (trained with ``time_steps=(steps_in, 1)``): how many steps to take,
-        each but the first from the predictions before it. The variables of the results are then those of each
-        step, "vorticity@+1" to "vorticity@+20"; by way of the training grid all steps are taken there.
+        Number of steps, of models trained with ``time_steps=(steps_in, 1)``; each but the first
+        starts from the predictions of the step before. The variables of the results are then those of each
+        step, "vorticity@+1" to "vorticity@+20". DPU takes all steps on the training grid.
     boundary : mapping, optional
         For the interpolation, known values of outputs at the ends of axes, in place of those that the store
         states (`Variable.boundary_value`): ``{"pressure": {"y": (0.0, None)}}``, None for no known value.
+    evidence : Evidence, optional
+        Gets the fields and predictions of some samples, for a report.
     progress : bool
         Whether to show a bar.
 
     Returns
     -------
     Dataset
-        ``error`` with dimensions ``(model, train_resolution, seed, resolution, predictor, metric, variable,
-        sample)``, resolutions coarsest first. What was not given is NaN there, and False in ``present``
-        (model, train_resolution, seed); ``defined`` (resolution, predictor, metric) says which errors there
-        can be. ``group`` (sample) is the store's number of a sample: runs of times of one sample have one
-        group, and are not independent. By model, train_resolution and seed ``parameters`` and
-        ``training_flops``, those of one sample on the home grid, and for each resolution ``flops``,
-        ``peak_bytes`` (`mano_op.memory.peak_bytes`) and ``seconds_per_sample`` of direct inference, the last
-        the best of some batches and indicative only; of a rollout all but the bytes are of all its steps.
-        By model, train_resolution and resolution ``restriction``, "injection" or "nearest": what
-        ``dpu_injection`` did; ``home`` and ``home_points`` say by way of which level.
+        ``error`` (run, resolution, predictor, metric, variable, sample), resolutions coarsest first. ``run``
+        is indexed by ``model``, ``train_resolution`` and ``seed``, so all three can be selected. Along it
+        are ``label``, ``home`` and ``home_points``, the home level; ``parameters``, NaN for a function that
+        has none to count; ``training_flops`` of one sample on the home grid; and by resolution ``flops``,
+        ``peak_bytes`` (`mano_op.memory.peak_bytes`), ``seconds_per_sample`` of direct inference, the best of
+        some batches and indicative only, and ``restriction``, "injection" or "nearest", that of
+        ``dpu_injection``. Of a rollout, operations and seconds are of all steps. ``defined`` (resolution,
+        predictor, metric) says which errors exist. ``group`` (sample) is the store's number of a sample:
+        runs of times of one sample have one group, and are not independent.
 
     Raises
     ------
     InputError
-        Before any sample is predicted, if a level, split or variable is missing, two runs have one place,
-        a model cannot predict on one of the grids, or a rollout is asked for that models or store have not
-        the times for.
+        Before any sample is predicted, if a level, split, variable or time is missing, two runs have the
+        same coordinates, or a model cannot predict on one of the grids.
 
     Examples
     --------
-    A model that knows nothing, and so predicts the training mean; both grids of 4 and 8 points are given:
+    The mean of the training split, as a function that was trained at 4, and judged at 4 and 8:
 
     >>> import tempfile
     >>> import torch
     >>> from mano_op.problems import generate_darcy
-    >>> from mano_op.data.processor import FieldProcessor
-    >>> from mano_op.runs import Run
+    >>> from mano_op.transfer import Trained
     >>> store = generate_darcy(f"{tempfile.mkdtemp()}/darcy.zarr", [4, 8], samples={"train": 4, "test": 3},
     ...     progress=False)
-    >>> class Zero(torch.nn.Module):
-    ...     def forward(self, x):
-    ...         return torch.zeros_like(x)
-    >>> run = Run(Zero(), FieldProcessor.from_store(store), "zero", {}, {"resolution": "r4"})
-    >>> results = evaluate_transfer({"zero": run}, store, [4, 8], progress=False)
-    >>> errors = results["error"].sel(model="zero", train_resolution="r4", seed=0, metric="relative_l2")
+    >>> mean = store.statistics["pressure"]["mean"]
+    >>> constant = Trained(lambda x: torch.full_like(x, mean), resolution=4)
+    >>> results = evaluate_transfer({"constant": constant}, store, [4, 8], progress=False)
+    >>> errors = results["error"].sel(model="constant", train_resolution="r4", seed=0, metric="relative_l2")
     >>> dict(errors.sizes)
     {'resolution': 2, 'predictor': 6, 'variable': 1, 'sample': 3}
     >>> same = np.isclose(errors.sel(predictor="direct"), errors.sel(predictor="mean"))
@@ -133,30 +123,28 @@ def evaluate_transfer(
     """
     store = store if isinstance(store, FieldStore) else open_store(store)
     keys = _levels(store, resolutions, split)
-    grids = {key: store.grids[key] for key in keys}
     check_whole(batch_size=batch_size, rollout=rollout)
-    entries = entries_of(models, store)
+    runs = judged_runs(models, store)
     if rollout > 1:
-        for one in entries:
-            one.run.processor.check_rollout()
-    times = times_of(entries[0].run, rollout)
-    first = FieldDataset(store, keys[0], split, **times, cache_bytes=0)
-    ends = known_ends(store, first.channels, grids[keys[0]], boundary or {})
-    costs = {
-        one.name: {
-            key: cost_on(one.name, one.run, store.grids[key], key) for key in dict.fromkeys([*keys, one.home])
-        }
-        for one in entries
+        for run in runs:
+            run.processor.check_rollout()
+    times = times_of(runs[0].source.times, rollout)
+    data = {
+        key: FieldDataset(store, key, split, **times, cache_bytes=0)
+        for key in dict.fromkeys([*keys, *(run.home for run in runs)])
+        if split in store.layout.held[key]
     }
-    labels = places(entries, store)
-    shape = tuple(len(label) for label in labels)
-    errors = np.full((*shape, len(keys), len(PREDICTORS), len(METRICS), len(ends), len(first)), np.nan)
-    seconds = np.full((*shape, len(keys)), np.nan)
-    for one, found, took in _judge(entries, store, split, times, grids, ends, batch_size, rollout, progress):
-        at = _place(one, labels)
-        errors[at], seconds[at] = found, took
+    first = data[keys[0]]
+    ends = known_ends(store, first.channels, first.grid, boundary or {})
+    costs = [
+        {key: cost_on(run, store.grids[key], key) for key in dict.fromkeys([*keys, run.home])} for run in runs
+    ]
+    if evidence is not None:
+        evidence.begin(runs, store, {key: data[key] for key in keys}, rollout)
+    errors, seconds = _judge(runs, data, keys, ends, batch_size, rollout, evidence, progress)
+    grids = {key: store.grids[key] for key in keys}
     return (
-        _labelled(errors, seconds, entries, labels, costs, store, grids, rollout)
+        _labelled(errors, seconds, runs, costs, grids, rollout)
         .assign_coords(
             variable=list(first.outputs),
             sample=sample_numbers(first),
@@ -166,7 +154,7 @@ def evaluate_transfer(
             title=f"Resolution transfer on {store.attrs['title']}",
             split=split,
             rollout=rollout,
-            n_dim=grids[keys[0]].n_dim,
+            n_dim=first.grid.n_dim,
             boundary=json.dumps(ends),
         )
     )
@@ -175,66 +163,42 @@ def evaluate_transfer(
 def _labelled(
     errors: NDArray[np.float64],
     seconds: NDArray[np.float64],
-    entries: Sequence[Entry],
-    labels: tuple[list[str], list[str], list[int]],
-    costs: Mapping[str, Mapping[str, Cost]],
-    store: FieldStore,
+    runs: Sequence[JudgedRun],
+    costs: Sequence[Mapping[str, Cost]],
     grids: Mapping[str, Grid],
     rollout: int,
 ) -> xr.Dataset:
-    """The data set of the results, all but its variables' and samples' names."""
-    keys, shape = list(grids), errors.shape[:3]
-    present = np.zeros(shape, dtype=bool)
-    parameters = np.zeros(shape, dtype=np.int64)
-    training_flops = np.full(shape, np.nan)
-    flops, peak = np.full((*shape, len(keys)), np.nan), np.full((*shape, len(keys)), np.nan)
-    home, points = np.full(shape[:2], "", dtype=object), np.zeros(shape[:2], dtype=np.int64)
-    restriction = np.full((*shape[:2], len(keys)), "", dtype=object)
-    for one in entries:
-        at, cost = _place(one, labels), costs[one.name]
-        present[at], parameters[at] = True, one.run.n_parameters
-        training_flops[at] = rollout * cost[one.home].flops
-        flops[at] = [rollout * cost[key].flops for key in keys]
-        peak[at] = [cost[key].peak_bytes for key in keys]
-        home[at[:2]], points[at[:2]] = one.home, np.prod(one.grid.shape)
-        restriction[at[:2]] = ["injection" if nests(grids[key], one.grid) else "nearest" for key in keys]
-    run, series = DIMS[:3], DIMS[:2]
+    """The data set of the results, without the names of variables and samples."""
+    parameters = [float(count_parameters(run.network)) or np.nan for run in runs]
+    training = [float(rollout * cost[run.home].flops) for run, cost in zip(runs, costs, strict=True)]
+    flops = [[float(rollout * cost[key].flops) for key in grids] for cost in costs]
+    peak = [[float(cost[key].peak_bytes) for key in grids] for cost in costs]
+    ways = [["injection" if nests(grid, run.grid) else "nearest" for grid in grids.values()] for run in runs]
+    by_level, dims = ("run", "resolution"), ("run", "resolution", "predictor", "metric", "variable", "sample")
     return xr.Dataset(
         {
-            "error": (DIMS, errors, {"units": "1", "long_name": "error, by its metric"}),
-            "present": (run, present, {"long_name": "whether there is such a run"}),
-            "defined": (("resolution", "predictor", "metric"), _defined(grids)),
-            "parameters": (run, parameters, {"long_name": "real numbers that were learned"}),
-            "training_flops": (run, training_flops, {"long_name": "of one sample on the home grid"}),
-            "flops": ((*run, "resolution"), flops, {"long_name": "of one sample, directly"}),
-            "peak_bytes": (
-                (*run, "resolution"),
-                peak,
-                {"units": "B", "long_name": "tensors that live at once, one sample, directly"},
-            ),
-            "seconds_per_sample": (
-                (*run, "resolution"),
-                seconds,
-                {"units": "s", "comment": "best of some batches; indicative"},
-            ),
-            "restriction": ((*series, "resolution"), restriction.astype(str)),
+            "error": (dims, errors, {"units": "1", "long_name": "error, by its metric"}),
+            "defined": (dims[1:4], _defined(grids)),
+            "parameters": ("run", parameters, {"long_name": "real numbers that were learned"}),
+            "training_flops": ("run", training, {"long_name": "of one sample on the home grid"}),
+            "flops": (by_level, flops, {"long_name": "of one sample, directly"}),
+            "peak_bytes": (by_level, peak, {"units": "B", "long_name": "tensors of one sample, directly"}),
+            "seconds_per_sample": (by_level, seconds, {"units": "s", "comment": "best of some; indicative"}),
+            "restriction": (by_level, ways),
         },
-        coords={
-            "model": labels[0],
-            "train_resolution": labels[1],
-            "seed": labels[2],
-            "home": (series, home.astype(str)),
-            "home_points": (series, points),
-            "resolution": keys,
-            "points": ("resolution", [int(np.prod(grid.shape)) for grid in grids.values()]),
-            "predictor": list(PREDICTORS),
-            "metric": list(METRICS),
-        },
+        run_coordinates([(run.model, run.train_resolution, run.seed) for run in runs]),
+    ).assign_coords(
+        home=("run", [run.home for run in runs]),
+        home_points=("run", [int(np.prod(run.grid.shape)) for run in runs]),
+        resolution=list(grids),
+        points=("resolution", [int(np.prod(grid.shape)) for grid in grids.values()]),
+        predictor=list(PREDICTORS),
+        metric=list(METRICS),
     )
 
 
 def _defined(grids: Mapping[str, Grid]) -> NDArray[np.bool_]:
-    """Which errors there can be: by resolution, predictor and metric."""
+    """Whether an error exists, by resolution, predictor and metric."""
     defined = np.ones((len(grids), len(PREDICTORS), len(METRICS)), dtype=bool)
     defined[:, 1:, METRICS.index("mismatch")] = False
     for r, grid in enumerate(grids.values()):
@@ -245,61 +209,59 @@ def _defined(grids: Mapping[str, Grid]) -> NDArray[np.bool_]:
     return defined
 
 
-def _place(one: Entry, labels: tuple[list[str], list[str], list[int]]) -> tuple[int, int, int]:
-    models, trained, seeds = labels
-    return models.index(one.model), trained.index(one.train_resolution), seeds.index(one.seed)
-
-
 def _judge(
-    entries: Sequence[Entry],
-    store: FieldStore,
-    split: str,
-    times: Mapping[str, Any],
-    grids: Mapping[str, Grid],
+    runs: Sequence[JudgedRun],
+    data: Mapping[str, FieldDataset],
+    keys: Sequence[str],
     ends: Ends,
     batch_size: int,
     rollout: int,
+    evidence: Evidence | None,
     progress: bool,
-) -> list[tuple[Entry, NDArray[np.float64], NDArray[np.float64]]]:
-    """Each entry with its errors, as ``error`` has them, and its seconds for a sample at each level."""
-    data = {key: FieldDataset(store, key, split, **times, cache_bytes=0) for key in grids}
-    n_samples = len(data[next(iter(grids))])
-    shape = (len(entries), len(grids), len(PREDICTORS), len(METRICS), len(ends), n_samples)
-    errors = np.full(shape, np.nan)
-    seconds = np.full((len(entries), len(grids)), np.inf)
-    homes = dict.fromkeys(one.grid for one in entries)
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The errors, as in the results, and the seconds for a sample by run and level."""
+    statistics, n_samples = data[keys[0]].store.statistics, len(data[keys[0]])
+    errors = np.full((len(runs), len(keys), len(PREDICTORS), len(METRICS), len(ends), n_samples), np.nan)
+    seconds = np.full((len(runs), len(keys)), np.inf)
+    homes = {run.home: run.grid for run in runs}
+    labels = list(ends)
     batches = -(-n_samples // batch_size)
-    with tqdm(total=len(grids) * batches * len(entries), unit="batch", disable=not progress) as bar:
-        for r, (key, grid) in enumerate(grids.items()):
+    with tqdm(total=len(keys) * batches * len(runs), unit="batch", disable=not progress) as bar:
+        for r, key in enumerate(keys):
+            grid = data[key].grid
             # A batch is read once, for all models.
-            for b, batch in enumerate(DataLoader(data[key], batch_size)):
+            for b, batch in enumerate(DataLoader(data[key], batch_size, collate_fn=collate)):
                 x, y = batch["x"], batch["y"]
-                rows = slice(b * batch_size, b * batch_size + len(y))
-                exact = {home: exact_outputs(data[key], home, y, rows, times, ends) for home in homes}
-                known: dict[tuple[str, Grid, str], NDArray[np.float64]] = {}
-                for m, one in enumerate(entries):
-                    bar.set_description(f"{one.name} at {key}")
-                    direct, best = timed_predict(
-                        one.run, x, _REPEATS if b == 0 and rollout == 1 else 1, rollout
-                    )
+                rows = range(b * batch_size, b * batch_size + len(y))
+                exact = {home: exact_outputs(data, key, home, y, rows, g, ends) for home, g in homes.items()}
+                known: dict[tuple[str, str, str], NDArray[np.float64]] = {}
+                if evidence is not None:
+                    evidence.add_truth(key, rows, x, y, labels)
+                for m, run in enumerate(runs):
+                    bar.set_description(f"{run.name} at {key}")
+                    repeats = _REPEATS if b == 0 and rollout == 1 else 1
+                    direct, best = timed_predict(run, x, repeats, rollout)
                     seconds[m, r] = min(seconds[m, r], best / len(direct))
                     predictions, mismatch = by_predictor(
-                        one.run, store, direct, x, exact[one.grid], grid, one.grid, ends, rollout
+                        run, statistics, direct, x, exact[run.home], grid, ends, rollout
                     )
+                    if evidence is not None:
+                        evidence.add(key, m, rows, predictions, labels)
+                    here = slice(rows.start, rows.stop)
                     for k, predictor in enumerate(PREDICTORS):
                         # The mean is the processor's, and so the model's, where the store has none.
-                        whose = "" if predictor in _OF_THE_TRUTH and store.statistics else one.name
-                        if (predictor, one.grid, whose) not in known:
-                            found = all_metrics(predictions[predictor], y, grid, one.grid)
-                            known[predictor, one.grid, whose] = found.transpose(1, 2).numpy()
-                        errors[m, r, k, :, :, rows] = known[predictor, one.grid, whose]
-                    errors[m, r, 0, METRICS.index("mismatch"), :, rows] = mismatch.T.numpy()
+                        whose = "" if predictor in _OF_THE_TRUTH and statistics else run.name
+                        if (predictor, run.home, whose) not in known:
+                            values = all_metrics(predictions[predictor], y, grid, run.grid)
+                            known[predictor, run.home, whose] = values.transpose(1, 2).numpy()
+                        errors[m, r, k, :, :, here] = known[predictor, run.home, whose]
+                    errors[m, r, 0, METRICS.index("mismatch"), :, here] = mismatch.T.numpy()
                     bar.update()
-    return [(one, errors[m], seconds[m]) for m, one in enumerate(entries)]
+    return errors, seconds
 
 
 def _levels(store: FieldStore, resolutions: Sequence[Resolution], split: str) -> list[str]:
-    """The levels that are asked for, coarsest first, if all of them hold the split."""
+    """The keys of the resolutions, coarsest first; all of them hold the split."""
     asked = {store.key(resolution) for resolution in resolutions}
     keys = [key for key in store.grids if key in asked]
     if not keys:

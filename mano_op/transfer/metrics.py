@@ -1,4 +1,4 @@
-r"""How far a prediction is off: relative errors that mean the same on every grid.
+r"""Relative errors that mean the same on every grid.
 
 A sum over points is an integral only up to the spacing and the ends. Here norms are quadratures with the
 weights of the grid, :math:`\lVert v \rVert^2 = \sum_i w_i v_i^2 \approx \int v^2`, so that a fixed error has
@@ -16,8 +16,7 @@ metric                  is
 ``boundary_band``       ``relative_l2`` within a fixed distance of the ends of axes that do not wrap
 ``spectral_low``,       the parts of e that the training grid can and cannot carry, over
 ``spectral_high``       :math:`\lVert u \rVert`; see `mano_op.transfer.spectral`
-``mismatch``            how far refinement and prediction are from commuting; see
-                        `mano_op.transfer.evaluate`
+``mismatch``            see `mano_op.transfer.predictors.by_predictor`
 ======================  ==============================================================================
 
 Each is one number for each sample and channel, in float64.
@@ -25,7 +24,6 @@ Each is one number for each sample and channel, in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -37,16 +35,9 @@ from mano_op.grid import Axis, Grid
 from mano_op.transfer.spectral import spectral_split
 
 METRICS = (
-    "relative_l2",
-    "relative_l2_points",
-    "vrmse",
-    "linf",
-    "relative_h1",
-    "boundary_band",
-    "spectral_low",
-    "spectral_high",
-    "mismatch",
-)
+    "relative_l2", "relative_l2_points", "vrmse", "linf", "relative_h1", "boundary_band", "spectral_low",
+    "spectral_high", "mismatch",
+)  # fmt: skip
 BAND = 2  # spacings of the training grid
 
 
@@ -155,17 +146,8 @@ def boundary_band(predicted: Tensor, true: Tensor, grid: Grid, trained: Grid) ->
     return _norm(_error(predicted, true), weights) / _norm(true.double(), weights)
 
 
-_OF_A_GRID: dict[str, Callable[[Tensor, Tensor, Grid], Tensor]] = {
-    "relative_l2": relative_l2,
-    "relative_l2_points": relative_l2_points,
-    "vrmse": vrmse,
-    "linf": linf,
-    "relative_h1": relative_h1,
-}
-
-
 def all_metrics(predicted: Tensor, true: Tensor, grid: Grid, trained: Grid) -> Tensor:
-    """Every one of `METRICS`, in that order, along a first dimension; ``mismatch``, of no truth, is NaN.
+    """All `METRICS`, in their order, along a first dimension; ``mismatch``, which has no truth, is NaN.
 
     Parameters
     ----------
@@ -179,11 +161,10 @@ def all_metrics(predicted: Tensor, true: Tensor, grid: Grid, trained: Grid) -> T
     Tensor
         Shape ``(len(METRICS), batch, channels)``.
     """
-    found = {name: metric(predicted, true, grid) for name, metric in _OF_A_GRID.items()}
-    found["boundary_band"] = boundary_band(predicted, true, grid, trained)
-    found["spectral_low"], found["spectral_high"] = spectral_split(predicted, true, grid, trained)
-    found["mismatch"] = torch.full_like(found["relative_l2"], torch.nan)
-    return torch.stack([found[name] for name in METRICS])
+    errors = [metric(predicted, true, grid) for metric in (relative_l2, relative_l2_points, vrmse, linf)]
+    errors += [relative_h1(predicted, true, grid), boundary_band(predicted, true, grid, trained)]
+    errors += spectral_split(predicted, true, grid, trained)
+    return torch.stack([*errors, torch.full_like(errors[0], torch.nan)])
 
 
 def _error(predicted: Tensor, true: Tensor) -> Tensor:
@@ -216,7 +197,7 @@ def _derivative(values: Tensor, axis: Axis, dim: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _band(grid: Grid, trained: Grid) -> NDArray[np.float64]:
-    """The weights of the points in the band: all of them without what is inside along every axis."""
+    """The weights of the points in the band: all weights less those inside along every axis."""
     inside = np.ones(())
     for axis, coarse in zip(grid, trained, strict=True):
         near = np.zeros(axis.n) if axis.periodic else _near_ends(axis, BAND * coarse.spacing)
@@ -226,7 +207,7 @@ def _band(grid: Grid, trained: Grid) -> NDArray[np.float64]:
 
 
 def _near_ends(axis: Axis, width: float) -> NDArray[np.float64]:
-    """How much of the weight of each point lies within a distance of the ends."""
+    """The part of the weight of each point within a distance of the ends."""
     left, right = axis.bounds.T
     # On a domain of less than two widths everything does, and once.
     inner = np.maximum(np.minimum(right, axis.stop - width) - np.maximum(left, axis.start + width), 0)

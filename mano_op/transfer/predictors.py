@@ -1,4 +1,4 @@
-r"""The ways to a prediction on a new grid: directly, by way of the training grid, and knowing less or more.
+r"""Predictors on a new grid: direct inference, the ways over the training grid, the floor and the mean.
 
 =====================  =============================================================================
 predictor              prediction on a grid :math:`n`, by a model trained on the grid :math:`m`
@@ -16,146 +16,133 @@ predictor              prediction on a grid :math:`n`, by a model trained on the
                        the processor's where the store has no such split
 =====================  =============================================================================
 
-How fields are restricted and interpolated is in `mano_op.transfer.baselines`.
+`mano_op.transfer.baselines` restricts and interpolates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mano_op.boundary import Boundary, ends_by_axis
 from mano_op.data.channels import Channels
-from mano_op.data.dataset import FieldDataset
+from mano_op.data.dataset import FieldDataset, collate
 from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 from mano_op.labels import variable_of
 from mano_op.resample import nests
-from mano_op.runs import Run
 from mano_op.transfer.baselines import interpolate, restrict
 from mano_op.transfer.metrics import relative_l2
 from mano_op.transfer.predict import predict
-from mano_op.transfer.verdict import DPU
+from mano_op.transfer.runs import JudgedRun
+from mano_op.transfer.significance import DPU
 
 Ends = Mapping[str, dict[str, tuple[float | None, float | None]]]
 PREDICTORS = ("direct", *DPU, "floor", "mean")
 
 
 def by_predictor(
-    run: Run,
-    store: FieldStore,
+    run: JudgedRun,
+    statistics: Mapping[str, Mapping[str, float]],
     direct: Tensor,
     x: Tensor,
     exact: Tensor,
     grid: Grid,
-    trained: Grid,
     ends: Ends,
     steps: int = 1,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    r"""What each of `PREDICTORS` makes of a batch, and how far the model is from commuting with refinement.
+    r"""The prediction of each of `PREDICTORS` for a batch, and the discretisation mismatch of the model.
 
-    The second is the discretisation mismatch: with :math:`G_n` the model on the grid n, and D taking
-    fields from there to the training grid m, injected where the grids nest and interpolated elsewhere,
+    With :math:`G_n` the model on the grid n, and D the restriction from n to the training grid m, by
+    injection where the grids nest and by interpolation elsewhere, the mismatch is
 
     .. math:: \lVert D\, G_n(a) - G_m(D a) \rVert / \lVert G_m(D a) \rVert
 
-    by the quadrature of m. It needs no truth: an operator that is the same on all grids has none beyond what
-    restriction loses.
+    by the quadrature of m. It needs no truth. An operator that is the same on all grids has no mismatch
+    beyond the loss of the restriction.
 
-    Parameters
-    ----------
-    run : Run
-    store : FieldStore
-        For the means of its training split.
-    direct : Tensor
-        The model's own prediction on `grid`.
-    x : Tensor
-        The inputs, on `grid`.
-    exact : Tensor
-        The true outputs, on `trained`.
-    grid, trained : Grid
-    ends : mapping
-        For each output channel, in order, its known boundary values.
-    steps : int
-        Of a rollout, whose outputs are the channels; by way of the training grid all of its steps are there.
-
-    Returns
-    -------
-    predictions : dict of str to Tensor
-        Each of the shape of `direct`.
-    mismatch : Tensor
-        Shape ``(batch, channels)``.
+    `direct` is the model's own prediction on `grid`, `x` the inputs there, `exact` the true outputs on the
+    training grid, and `ends` has the known boundary values of each output channel, in order. `statistics`
+    are those of the store's training split, by variable; empty if it has none. Of a rollout of several
+    `steps`, all are taken on the training grid. The predictions have the shape of `direct`, the mismatch is
+    ``(batch, channels)``.
     """
+    trained = run.grid
 
-    def coarse(given: Tensor) -> Tensor:
-        # On the training grid nothing is restricted, and the prediction is the one that is there.
-        return direct if given is x else predict(run, given, steps)
+    def coarse(restricted: Tensor) -> Tensor:
+        # On the training grid nothing is restricted: the prediction is the direct one.
+        return direct if restricted is x else predict(run.network, run.processor, restricted, steps)
 
     injected = coarse(restrict(x, grid, trained, "injection"))
-    nested = nests(grid, trained)
-    interpolated = injected if nested else coarse(interpolate(x, grid, trained))
+    interpolated = injected if nests(grid, trained) else coarse(interpolate(x, grid, trained))
     averaged = coarse(restrict(x, grid, trained, "mean"))
 
     def up(outputs: Tensor) -> Tensor:
         return interpolate_outputs(outputs, trained, grid, ends)
 
-    # What the processor makes of zero is its mean, or under a transform what that is the mean of.
-    channels = len(run.processor.outputs)
-    zero, _ = run.processor.postprocess(torch.zeros(1, channels, 1, device=run.processor.device), {})
-    means = torch.tensor(
-        [
-            store.statistics.get(variable_of(label), {"mean": middle})["mean"]  # "@" tells the time
-            for label, middle in zip(ends, zero.flatten().tolist() * steps, strict=True)
-        ]
-    )
     predictions = {
         "direct": direct,
         "dpu_injection": up(injected),
         "dpu_mean": up(averaged),
         "dpu_interpolation": up(interpolated),
         "floor": up(exact),
-        "mean": means.reshape(1, -1, *[1] * grid.n_dim).expand_as(direct),
+        "mean": _means(run, statistics, ends, steps).reshape(1, -1, *[1] * grid.n_dim).expand_as(direct),
     }
     down = interpolate_outputs(direct, grid, trained, ends)
     return predictions, relative_l2(down, interpolated, trained)
 
 
+def _means(run: JudgedRun, statistics: Mapping[str, Mapping[str, float]], ends: Ends, steps: int) -> Tensor:
+    """The mean of each output channel over the training split; the processor's where the store has none."""
+    # In units, zero is the processor's mean, or the inverse transform of the mean.
+    processor = run.processor
+    zero, _ = processor.postprocess(torch.zeros(1, len(processor.outputs), 1, device=processor.device), {})
+    means = zip(ends, zero.flatten().tolist() * steps, strict=True)
+    return torch.tensor([statistics.get(variable_of(label), {"mean": mean})["mean"] for label, mean in means])
+
+
 def exact_outputs(
-    data: FieldDataset, level: Grid, outputs: Tensor, rows: slice, times: Mapping[str, Any], ends: Ends
+    data: Mapping[str, FieldDataset],
+    key: str,
+    home: str,
+    outputs: Tensor,
+    rows: range,
+    grid: Grid,
+    ends: Ends,
 ) -> Tensor:
-    """The true outputs of some samples of a split on another level, from those on the data set's grid."""
-    key = data.store.key(level)
-    if nests(data.grid, level) or data.split not in data.store.layout.held[key]:
-        return interpolate_outputs(outputs, data.grid, level, ends)
-    there = FieldDataset(data.store, key, data.split, **times, cache_bytes=0)
-    return torch.stack([sample["y"] for sample in there.__getitems__(range(rows.start, rows.stop))])
+    """The true outputs of a batch on the level `home`, from `outputs` on the level `key`.
+
+    `data` has the levels that hold the split, `grid` is that of the home level.
+    """
+    if nests(data[key].grid, grid) or home not in data:
+        return interpolate_outputs(outputs, data[key].grid, grid, ends)
+    exact: Tensor = collate(data[home].__getitems__(rows))["y"]
+    return exact
 
 
 def interpolate_outputs(outputs: Tensor, source: Grid, target: Grid, ends: Ends) -> Tensor:
-    """Every output with the boundary values that are known of it; channels are in the order of `ends`."""
-    channels = outputs.split(1, dim=1)
-    known = zip(channels, ends.values(), strict=True)
-    return torch.cat([interpolate(channel, source, target, its) for channel, its in known], dim=1)
+    """Interpolate every output with its known boundary values; channels are in the order of `ends`."""
+    channels = zip(outputs.split(1, dim=1), ends.values(), strict=True)
+    return torch.cat([interpolate(channel, source, target, known) for channel, known in channels], dim=1)
 
 
 def known_ends(
-    store: FieldStore, channels: Channels, grid: Grid, given: Mapping[str, Boundary | None]
+    store: FieldStore, channels: Channels, grid: Grid, boundary: Mapping[str, Boundary | None]
 ) -> Ends:
-    """The known ends of each output channel, as given or as the store has them.
+    """The known boundary values of each output channel: those in `boundary`, else the store's.
 
     Raises
     ------
     InputError
-        If values are given for what is no output.
+        If `boundary` names a variable that is no output.
     """
-    if not set(given) <= set(store.outputs):
+    if not set(boundary) <= set(store.outputs):
         raise InputError(
-            f"boundary={dict(given)}: expected values of outputs, which here are {', '.join(store.outputs)}"
+            f"boundary={dict(boundary)}: expected values of outputs, which here are "
+            f"{', '.join(store.outputs)}"
         )
-    stated = {variable.name: variable.boundary_value for variable in store.variables}
-    known = {**stated, **given}
+    known = {variable.name: variable.boundary_value for variable in store.variables} | dict(boundary)
     return {channel.label: ends_by_axis(grid, known[channel.variable]) for channel in channels.y}

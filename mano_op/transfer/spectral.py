@@ -1,12 +1,12 @@
-r"""Errors and energies by wavenumber, on axes that wrap and axes that do not.
+r"""Errors and energies by wavenumber, on periodic axes and others.
 
 On a periodic axis the modes are the Fourier modes :math:`e^{2 \pi i k (x - a) / L}`, of wavenumber k / L. On
 any other they are the cosines :math:`\cos(\pi k (x - a) / L)`, of wavenumber k / 2L, which need no
 boundary values, and lead to no jump at the ends. Both are made orthonormal in the grid's own quadrature, so
 Parseval's identity holds on every grid, whatever its registration.
 
-The training grid of spacing h carries wavenumbers below its Nyquist wavenumber 1 / 2h: what lies below can be
-had by interpolating a perfect coarse prediction, what lies above can not.
+The training grid of spacing h carries wavenumbers below its Nyquist wavenumber 1 / 2h: a perfect coarse
+prediction, interpolated, has the modes below and not those above.
 """
 
 from __future__ import annotations
@@ -129,10 +129,7 @@ def _along(values: Tensor, dim: int, matrix: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _modes(axis: Axis) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """As many orthonormal modes as points, in columns, with their numbers of half waves, in order.
-
-    They are those of the module, each less what it has of the ones before, times the roots of the weights.
-    """
+    """Orthonormal modes in columns, as many as points, times the roots of the weights; their half waves."""
     if axis.periodic:
         place = (axis.points - axis.points[0]) / axis.length
         k = np.repeat(np.arange(axis.n // 2 + 1), 2)[1 : axis.n + 1]

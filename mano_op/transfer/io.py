@@ -1,4 +1,4 @@
-"""Results in a file, and back: NetCDF, or zarr."""
+"""Write results to NetCDF or zarr, and read them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _HDF = b"\x89HDF"
 
 
 def save_results(results: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
-    """Write results, or a summary of them, as NetCDF, or as zarr if the path ends in ``.zarr``.
+    """Write results, or a summary, as NetCDF, or as zarr if the path ends in ``.zarr``.
 
     NetCDF is version 4, compressed, where h5netcdf is installed (``pip install 'mano_op[netcdf]'``), and 3
-    elsewhere.
+    elsewhere. The index of ``run`` is written as its coordinates, and made again when the file is read.
 
     Parameters
     ----------
@@ -30,12 +30,12 @@ def save_results(results: xr.Dataset, path: str | Path, *, overwrite: bool = Fal
     path : path
         ``results.nc`` or ``results.zarr``.
     overwrite : bool
-        Whether what is there may be replaced.
+        Whether a file at the path may be replaced.
 
     Raises
     ------
     InputError
-        Before anything is written, if the path has another suffix, or is there.
+        Before anything is written, if the path has another suffix, or exists.
 
     Examples
     --------
@@ -53,9 +53,10 @@ def save_results(results: xr.Dataset, path: str | Path, *, overwrite: bool = Fal
     if path.suffix == ".nc":
         write_file(path, netcdf_bytes(results))
         return
-    # Written beside its place, so that what is at its place is whole.
+    # Written under another name and renamed, so that the path never has half a store.
     beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) / path.name
     try:
+        results = _without_index(results)
         # zarr 3 has strings of any length, and no other kind.
         strings = [name for name, values in results.variables.items() if values.dtype.kind == "U"]
         encoding = {name: {"dtype": np.dtypes.StringDType()} for name in strings}
@@ -73,39 +74,57 @@ def load_results(path: str | Path) -> xr.Dataset:
     Raises
     ------
     InputError
-        If there is nothing, the path has another suffix, or the file needs h5netcdf, which is not there.
+        If there is no file, the path has another suffix, or the file needs h5netcdf, which is not installed.
     """
     path = Path(path)
     _check_suffix(path)
     if not path.exists():
         raise InputError(f"there is no {path}: save results with `save_results`")
     if path.suffix == ".zarr":
-        with xr.open_zarr(path, consolidated=False) as found:
-            read = found.load()
-        plain = {
-            name: (values.dims, np.array(values.values.tolist()), values.attrs)
-            for name, values in read.variables.items()
-            if values.dtype.kind == "T"
-        }
-        coords = {name: values for name, values in plain.items() if name in read.coords}
-        return read.assign_coords(coords).assign(
-            {name: values for name, values in plain.items() if name not in coords}
-        )
+        with xr.open_zarr(path, consolidated=False) as stored:
+            return _with_index(stored.load())
     with path.open("rb") as file:
         engine = "h5netcdf" if file.read(len(_HDF)) == _HDF else "scipy"
     if engine == "h5netcdf" and find_spec(engine) is None:
         raise InputError(f"{path} is NetCDF 4, which needs h5netcdf: pip install 'mano_op[netcdf]'")
-    with xr.open_dataset(path, engine=engine) as found:
-        return found.load()
+    with xr.open_dataset(path, engine=engine) as stored:
+        return _with_index(stored.load())
 
 
 def netcdf_bytes(results: xr.Dataset) -> bytes:
     """The content of a NetCDF file: version 4 with h5netcdf, compressed, and 3 without."""
+    results = _without_index(results)
     if find_spec("h5netcdf") is None:
         return bytes(results.to_netcdf(engine="scipy"))
     numbers = [name for name, values in results.data_vars.items() if values.dtype.kind == "f"]
     encoding = {name: {"zlib": True, "complevel": 4} for name in numbers}
     return bytes(results.to_netcdf(engine="h5netcdf", encoding=encoding))
+
+
+def _without_index(results: xr.Dataset) -> xr.Dataset:
+    """Results with the levels of their index as coordinates: files have no index of several levels."""
+    return _with_strings(results.reset_index("run")) if _index_names(results) else results
+
+
+def _with_index(results: xr.Dataset) -> xr.Dataset:
+    results, names = _with_strings(results), _index_names(results)
+    return results.set_index(run=names) if names else results
+
+
+def _index_names(results: xr.Dataset) -> list[str]:
+    names = ("model", "train_resolution", "seed")
+    return [name for name in names if name in results and results[name].dims == ("run",)]
+
+
+def _with_strings(results: xr.Dataset) -> xr.Dataset:
+    """Results whose texts, objects of pandas and zarr's strings too, are numpy's fixed-width strings."""
+    texts = {
+        name: (values.dims, values.values.astype(object).astype(str), values.attrs)
+        for name, values in results.variables.items()
+        if values.dtype.kind in "OT"
+    }
+    coords = {name: text for name, text in texts.items() if name in results.coords}
+    return results.assign(texts).assign_coords(coords)
 
 
 def _check_suffix(path: Path) -> None:

@@ -7,9 +7,9 @@ from helpers import results_of
 
 from mano_op.errors import InputError
 from mano_op.transfer.predictors import PREDICTORS
-from mano_op.transfer.saved import load_results, save_results
+from mano_op.transfer.io import load_results, save_results
 from mano_op.transfer.tables import json_text
-from mano_op.transfer.verdict import summary
+from mano_op.transfer.significance import summary
 
 
 def some():
@@ -28,14 +28,17 @@ def test_results_come_back(name, h5netcdf, tmp_path, monkeypatch):
     if h5netcdf:
         pytest.importorskip("h5netcdf")
     else:
-        monkeypatch.setattr("mano_op.transfer.saved.find_spec", lambda package: None)
+        monkeypatch.setattr("mano_op.transfer.io.find_spec", lambda package: None)
     results = some()
     save_results(results, tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     again = load_results(tmp_path / name)
     xr.testing.assert_identical(again, results)
-    assert again["present"].dtype == bool and not again["present"].all()
-    assert json_text(summary(again)) == json_text(summary(results))
+    assert again.sel(model="M", train_resolution="r16", seed=1)["home"].item() == "r16"
+    judged = summary(results)
+    assert json_text(summary(again)) == json_text(judged)
+    save_results(judged, tmp_path / f"judged_{name}")
+    xr.testing.assert_identical(load_results(tmp_path / f"judged_{name}"), judged)
     with pytest.raises(InputError, match="is there already"):
         save_results(results, tmp_path / name)
     save_results(2 * results[["error"]], tmp_path / name, overwrite=True)
@@ -49,6 +52,6 @@ def test_what_is_no_file_of_results_is_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"there is no .*results.nc"):
         load_results(tmp_path / "results.nc")
     (tmp_path / "results.nc").write_bytes(b"\x89HDF...")
-    monkeypatch.setattr("mano_op.transfer.saved.find_spec", lambda package: None)
+    monkeypatch.setattr("mano_op.transfer.io.find_spec", lambda package: None)
     with pytest.raises(InputError, match=r"needs h5netcdf: pip install 'mano_op\[netcdf\]'"):
         load_results(tmp_path / "results.nc")

@@ -1,0 +1,200 @@
+"""Verdicts and sentences on direct inference, as far as the intervals allow, and numbers in per cent."""
+
+from __future__ import annotations
+
+import math
+
+import xarray as xr
+
+from mano_op.transfer.runs import PLUS
+
+# A percentile interval of fewer samples is far too narrow.
+FEWEST = 10
+# Predictions are in single precision: a difference of this share of an error, or less, is rounding.
+_ROUNDING = 1e-6
+NO_BETTER = "no better than mean"
+
+_INPUT = {
+    "injection": "input at the shared points",
+    "nearest": "input at the nearest points, as the grids do not nest",
+    "dpu_mean": "input averaged",
+    "dpu_interpolation": "input interpolated",
+}
+
+
+def verdict_of(judged: xr.Dataset, run: int, key: str, variable: str) -> tuple[str, str]:
+    """The verdict and the sentence on a run of a summary at one resolution, for one variable."""
+    judged = judged.sel(resolution=key, variable=variable, metric=judged.attrs["metric"])
+    cell, independent = judged.isel(run=run), judged.attrs["independent"]
+    seeds = int(cell["seeds"])
+    who = f"{cell['label'].item()} at {key}"
+    who += f", {variable}" if judged.attrs["n_variables"] > 1 else ""
+    who += f", {seeds} seeds" if seeds > 1 else ""
+    n = judged.attrs["samples"] * seeds
+    if key == cell["home"].item():
+        verdict, finding = _at_home(cell, n, independent)
+        where = "trained" if key == cell["train_resolution"].item() else "trained most"
+        return verdict, f"{who}, where it was {where}: {finding}."
+    verdict, finding = _away(cell, n, independent)
+    beside = [
+        f"; trained on {other['train_resolution'].item()} it has error {_shown(other, 'direct')}"
+        for other in (*trained_there(judged, cell), *trained_on_several(judged, cell))
+    ]
+    return verdict, f"{who}: {finding}{''.join(beside)}."
+
+
+def trained_there(judged: xr.Dataset, cell: xr.Dataset) -> list[xr.Dataset]:
+    """The same model trained at the resolution of a cell alone, if it was and the cell is of another run."""
+    return [other for other in _others(judged, cell) if other["train_resolution"] == cell["resolution"]]
+
+
+def trained_on_several(judged: xr.Dataset, cell: xr.Dataset) -> list[xr.Dataset]:
+    """The same model trained on several levels together, in every way that is not the cell's."""
+    return [other for other in _others(judged, cell) if PLUS in other["train_resolution"].item()]
+
+
+def _others(judged: xr.Dataset, cell: xr.Dataset) -> list[xr.Dataset]:
+    """The other runs of the cell's model, in `judged`, which has the resolution and variable of the cell."""
+    same = (judged["model"] == cell["model"]) & (judged["train_resolution"] != cell["train_resolution"])
+    return [judged.isel(run=i) for i in same.values.nonzero()[0].tolist()]
+
+
+def _at_home(cell: xr.Dataset, n: int, samples: int) -> tuple[str, str]:
+    """Verdict and finding at the home level, where only the mean field is a rival."""
+    if bad := int(cell["non_finite"].sel(predictor="direct")):
+        return "not finite", f"{bad} of {n} errors are not finite"
+    direct, mean = _shown(cell, "direct"), _shown(cell, "mean")
+    if _not_below_mean(cell):
+        return NO_BETTER, f"error {direct}, {_beside_mean(cell, samples)}"
+    if samples >= FEWEST and not _decided(cell, "over_mean", _rounding_of(cell, "mean")):
+        return "training", f"error {direct}; no difference to predicting the mean field ({mean}) can be told"
+    return "training", f"error {direct}"
+
+
+def _away(cell: xr.Dataset, n: int, samples: int) -> tuple[str, str]:
+    """Verdict and finding at another level than home."""
+    best = cell["best_dpu"].item()
+    finer = cell["points"].item() > cell["home_points"].item()
+    rival = "interpolating its own coarse prediction" if finer else "going by way of its training grid"
+    how = _INPUT[best] if best != "dpu_injection" else _INPUT[cell["restriction"].item()]
+    direct, dpu, mean = (_shown(cell, predictor) for predictor in ("direct", best, "mean"))
+    bad = {predictor: int(cell["non_finite"].sel(predictor=predictor)) for predictor in ("direct", best)}
+    if any(bad.values()):
+        return "not finite", (
+            f"errors are not finite in {bad['direct']} of {n} samples of direct inference and in "
+            f"{bad[best]} of {rival}, so there is no comparison"
+        )
+    if _not_below_mean(cell):
+        finding = f"direct inference ({direct}) is {_beside_mean(cell, samples)}"
+        return NO_BETTER, f"{finding}; {rival} has error {dpu} ({how})"
+    if samples < FEWEST:
+        return "few", (
+            f"direct inference has error {direct}, {rival} {dpu} ({how}); {samples} samples are too few to "
+            "tell a difference"
+        )
+    margin = f"the skill is {_skill(cell)}"
+    # More skill is less error.
+    match -_decided(cell, "skill", _ROUNDING), _decided(cell, "over_mean", _rounding_of(cell, "mean")):
+        case -1, -1:
+            return "improves", f"direct inference ({direct}) improves on {rival} ({dpu}, {how}); {margin}"
+        case -1, _:
+            return "undecided", (
+                f"direct inference ({direct}) has a smaller error than {rival} ({dpu}, {how}), but no "
+                f"difference to predicting the mean field ({mean}) can be told; that difference is "
+                f"{_margin(cell, 'over_mean')}"
+            )
+        case 1, _:
+            return "worse", f"direct inference ({direct}) is worse than {rival} ({dpu}, {how}); {margin}"
+    return "undecided", (
+        f"no difference can be told between direct inference ({direct}) and {rival} ({dpu}, {how}); {margin}"
+    )
+
+
+def _not_below_mean(cell: xr.Dataset) -> bool:
+    """Whether the direct error is not below that of the mean field, up to rounding."""
+    return bool(cell["over_mean"] >= -_rounding_of(cell, "mean"))
+
+
+def _beside_mean(cell: xr.Dataset, samples: int) -> str:
+    """The comparison with the mean field of a direct error that is not below that of the mean field."""
+    worse = samples >= FEWEST and _decided(cell, "over_mean", _rounding_of(cell, "mean")) > 0
+    return (
+        f"{'worse' if worse else 'no better'} than predicting the mean field ({_shown(cell, 'mean')}); the "
+        f"difference is {_margin(cell, 'over_mean')}"
+    )
+
+
+def _rounding_of(cell: xr.Dataset, predictor: str) -> float:
+    """The largest difference to the error of a predictor that rounding explains."""
+    return float(_ROUNDING * cell["mean"].sel(predictor=predictor).item())
+
+
+def _decided(cell: xr.Dataset, name: str, rounding: float) -> int:
+    """-1 or 1 where the interval of a number lies below or above zero by more than rounding, else 0."""
+    if cell[f"{name}_high"].item() < -rounding:
+        return -1
+    return int(cell[f"{name}_low"].item() > rounding)
+
+
+def _margin(cell: xr.Dataset, difference: str) -> str:
+    return f"{interval_of(cell, difference, sign=True)} percentage points"
+
+
+def _skill(cell: xr.Dataset) -> str:
+    shown = interval_of(cell, "skill", sign=True).replace(" [", " % [", 1)
+    if int(cell["seeds"]) == 1:
+        return shown
+    least, most = (percent(cell[f"skill_seed_{end}"].item(), sign=True) for end in ("low", "high"))
+    return f"{shown}, from {least} to {most} % over the seeds"
+
+
+def _shown(cell: xr.Dataset, predictor: str) -> str:
+    return interval_of(cell.sel(predictor=predictor)).replace(" [", " % [", 1)
+
+
+def interval_of(cell: xr.Dataset, name: str = "", *, sign: bool = False) -> str:
+    """A number of a summary with its interval, in per cent; the mean error without a name."""
+    names = (name, f"{name}_low", f"{name}_high") if name else ("mean", "low", "high")
+    return with_interval(*(cell[n].item() for n in names), sign=sign)
+
+
+def percent(value: float, decimals: int | None = None, *, sign: bool = False) -> str:
+    """A fraction in per cent, without the sign for it, to three digits or as many decimals as given.
+
+    From a million on it has an exponent: such errors are those of models that have diverged.
+
+    Examples
+    --------
+    >>> percent(0.0931), percent(1.0), percent(0.0931, 1), percent(0.0163, sign=True), percent(float("nan"))
+    ('9.31', '100', '9.3', '+1.63', 'nan')
+    >>> percent(1.1e30)
+    '1.10e+32'
+    """
+    if not math.isfinite(value):
+        return str(float(value))
+    decimals = _decimals(value) if decimals is None else decimals
+    value = round(value, decimals + 2) + 0.0 if abs(value) < 1 else value  # no minus before a zero
+    form = ".2e" if abs(value) >= 1e4 else f".{decimals}f"
+    return f"{100 * value:{'+' if sign else ''}{form}}"
+
+
+def with_interval(value: float, low: float, high: float, *, sign: bool = False) -> str:
+    """A fraction in per cent with its interval, all to the same decimals.
+
+    Examples
+    --------
+    >>> with_interval(0.0931, 0.089, 0.0973)
+    '9.31 [8.90, 9.73]'
+    """
+    decimals = _decimals(value)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return percent(value, decimals, sign=sign)
+    bounds = ", ".join(percent(bound, decimals, sign=sign) for bound in (low, high))
+    return f"{percent(value, decimals, sign=sign)} [{bounds}]"
+
+
+def _decimals(value: float) -> int:
+    """Decimals for three digits, at most four."""
+    if not math.isfinite(value) or value == 0:
+        return 2
+    return min(4, max(0, 2 - math.floor(math.log10(abs(100 * value)))))
