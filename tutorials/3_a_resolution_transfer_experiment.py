@@ -100,7 +100,7 @@ print(split.sel(train_resolution="r16").mean(["sample", "seed"]).squeeze("variab
 # ## The report
 #
 # One HTML file that needs nothing else, with pictures and every number's interval, and the numbers beside
-# it as NetCDF, CSV and JSON. `mano-op transfer` makes the same from folders of runs. The results alone can
+# it as NetCDF, CSV and JSON. `mano-op evaluate fields` makes the same from folders of runs. The results alone can
 # be kept too, and read again years later.
 
 # %%
