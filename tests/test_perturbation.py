@@ -348,7 +348,8 @@ def test_the_command_line_takes_both(
     store: FieldStore, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     small = [word for name, value in SMALL.items() for word in ("--option", f"{name}={value}")]
-    command = ["train", str(store.path), str(tmp_path / "run"), "--resolution", "8", "--epochs", "1", *small]
+    command = ["train", "fields", str(store.path), str(tmp_path / "run"), "--resolution", "8", *small]
+    command += ["--epochs", "1"]
     window = ["--time-steps", "1", "1", "--quiet"]
     assert main([*command, *window, "--noise", "0.01", "--pushforward", "2"]) == 0
     training = json.loads((tmp_path / "run" / "run.json").read_text())["training"]

@@ -190,9 +190,9 @@ def test_the_gradient_is_that_of_the_whole_batch(told: list[dict[str, Any]]) -> 
 
 
 def test_the_command_is_one_training_and_speaks_once(store: FieldStore, tmp_path: Path) -> None:
-    words = f"-m mano_op.cli train fields {store.path} {tmp_path}/two --resolution 8 16 --epochs 2 --validate test"
+    words = f"-m mano_op.cli train fields {store.path} {tmp_path}/two --resolution 8 16 --epochs 2"
     small = [word for name, value in SMALL.items() for word in ("--option", f"{name}={value}")]
-    done = torchrun(*words.split(), "--batch-size", "3", *small, "--quiet")
+    done = torchrun(*words.split(), "--validate", "test", "--batch-size", "3", *small, "--quiet")
     assert done.returncode == 0, done.stdout + done.stderr
     [line] = [line for line in done.stdout.splitlines() if line.strip()]
     options = MIXED | {"epochs": 2, "batch_size": 6, "validate": "test"}

@@ -78,9 +78,7 @@ if TYPE_CHECKING:
     FieldFlags, ImageFlags, AugmentationFlags = FieldOptions, ImageOptions, Augmentation
 else:
     levels = "The resolution of the store to train on, or several, which are mixed: each batch is of one."
-    sizes = (
-        "Samples in a batch, of all processes together that train one model; one number, or one a resolution."
-    )
+    sizes = "Samples in a batch, of each process if several train one model; one number, or one a resolution."
     variables = (
         "Of variables, before they are normalised: permeability=log or asinh; may be given more than once."
     )
