@@ -128,7 +128,7 @@ def images(
         read_card(run)
     if out is not None:
         check_file(out, overwrite=overwrite)
-    reading = {"device": device, "batch_size": batch_size, "num_workers": num_workers}
+    reading: dict[str, Any] = {"device": device, "batch_size": batch_size, "num_workers": num_workers}
     evaluation = evaluate_classifier(
         classifier, source, split=split, sizes=image_size or [], **reading, progress=not quiet
     )

@@ -211,9 +211,14 @@ def netcdf(
     levels: dict[Any, list[Path]] = {}
     for resolution, file in files:
         levels.setdefault(resolution, []).append(file)
-    described = {"inputs": list(inputs), "outputs": list(outputs), "splits": samples, **vars(fields)}
-    axes = {"registration": _by_axis(registration), "boundary_conditions": boundary or {}}
-    read = {"sample": sample, "time": time, "engine": engine, "relabel": relabel}
+    described: dict[str, Any] = {
+        "inputs": list(inputs),
+        "outputs": list(outputs),
+        "splits": samples,
+        **vars(fields),
+    }
+    axes: dict[str, Any] = {"registration": _by_axis(registration), "boundary_conditions": boundary or {}}
+    read: dict[str, Any] = {"sample": sample, "time": time, "engine": engine, "relabel": relabel}
     print(import_netcdf(store, levels, **read, **described, **axes, **writing.choices))
 
 

@@ -77,7 +77,7 @@ def generate(
         raise InputError(f"generate {problem}: give the --resolution")
     else:
         recipe = Recipe(problem=problem, resolutions=resolution, samples={"train": 1000, "test": 50})
-    given = {
+    given: dict[str, Any] = {
         "resolutions": resolution,
         "seed": seed,
         "registration": registration,

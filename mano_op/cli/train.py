@@ -75,7 +75,9 @@ _COMMON: dict[str, Any] = {
 Arch = Annotated[str, Parameter(group=MODEL)]
 Part = Annotated[float | None, Parameter(group=DATA, metavar="PART")]
 if TYPE_CHECKING:
-    FieldFlags, ImageFlags, AugmentationFlags = FieldOptions, ImageOptions, Augmentation
+    FieldFlags = Any
+    ImageFlags = Any
+    AugmentationFlags = Any
 else:
     levels = "The resolution of the store to train on, or several, which are mixed: each batch is of one."
     sizes = "Samples in a batch, of each process if several train one model; one number, or one a resolution."
@@ -103,7 +105,8 @@ else:
     AugmentationFlags = flags(
         Augmentation, mixup=Annotated[float, Parameter(help="Alpha of mixup, arXiv:1710.09412: 0.2.")]
     )
-_IMAGES, _AUGMENTATION = ImageFlags(), AugmentationFlags()
+_IMAGES: Any = ImageFlags()
+_AUGMENTATION: Any = AugmentationFlags()
 
 
 @app.command(name="fields")

@@ -119,6 +119,6 @@ class Writing:
     config: Path | None = None
 
     @property
-    def choices(self) -> dict[str, bool]:
+    def choices(self) -> dict[str, Any]:
         """The arguments of the library's functions."""
         return {"resume": self.resume, "overwrite": self.overwrite, "progress": not self.quiet}
