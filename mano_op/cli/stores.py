@@ -86,20 +86,12 @@ def generate(
         "options": {**recipe.options, **(option or {})},
     }
     recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
+    names = ("samples", "seed", "registration", "solver_resolution")
+    choices = {**{name: getattr(recipe, name) for name in names}, "chunk": chunk, **writing.choices}
+    sizes = [n if isinstance(n, int) else tuple(n) for n in recipe.resolutions]
     with _cluster(scheduler) as client:
-        made = generate_fields(
-            store,
-            problem_of(recipe.problem, recipe.options),
-            [n if isinstance(n, int) else tuple(n) for n in recipe.resolutions],
-            samples=recipe.samples,
-            seed=recipe.seed,
-            registration=recipe.registration,
-            solver_resolution=recipe.solver_resolution,
-            chunk=chunk,
-            client=client,
-            **writing.choices,
-        )
-    print(made)
+        solved = problem_of(recipe.problem, recipe.options)
+        print(generate_fields(store, solved, sizes, client=client, **choices))
 
 
 @app.command

@@ -177,7 +177,7 @@ def train_images(
     Parameters
     ----------
     source : str
-        digits, a folder of images, CLASS/*.png or train/CLASS/*.png, or a data set of Hugging Face on disk.
+        digits, a folder of images, CLASS/NAME.png or train/CLASS/NAME.png, or a data set of Hugging Face on disk.
     run : path
         Folder for the trained model.
     in_channels : int
@@ -201,7 +201,7 @@ def train_images(
     from mano_op.vision.training import train_classifier
 
     check_whole(at_least=0, split_seed=split_seed)
-    choices = vars(training) | {"augmentation": vars(augmentation)}
+    choices: dict[str, Any] = vars(training) | {"augmentation": vars(augmentation)}
     if training.normalise is not None:
         expected = "imagenet, or mean=[...] std=[...]"
         choices["normalise"] = one_or_each(training.normalise, expected)
