@@ -105,7 +105,7 @@ def images(
     Parameters
     ----------
     source : str
-        digits, a folder of images, CLASS/NAME.png or train/CLASS/NAME.png, or a data set of Hugging Face on disk.
+        digits, a folder of images, CLASS/NAME.png or train/CLASS/NAME.png, or a saved data set of datasets.
     run : path
         Made by `mano-op train images`.
     split : str

@@ -177,7 +177,7 @@ def train_images(
     Parameters
     ----------
     source : str
-        digits, a folder of images, CLASS/NAME.png or train/CLASS/NAME.png, or a data set of Hugging Face on disk.
+        digits, a folder of images, CLASS/NAME.png or train/CLASS/NAME.png, or a saved data set of datasets.
     run : path
         Folder for the trained model.
     in_channels : int
