@@ -266,7 +266,10 @@ def test_an_axis_may_have_a_registration_of_its_own(
         ("evaluate fields {store} {mano} --out {new} --split validation", "no split 'validation'"),
         ("generate darci {new} --resolution 8", "neither a problem"),
         ("generate darcy {new}", "generate darcy: give the --resolution"),
-        ("generate darcy {new} --resolution 8 --option coefficient=big", "coefficient='big', expected 'piecewise'"),
+        (
+            "generate darcy {new} --resolution 8 --option coefficient=big",
+            "coefficient='big', expected 'piecewise'",
+        ),
         ("generate darcy {new} --resolution 8 --chunk 0", "chunk=0, expected a whole number"),
         ("generate darcy {new} --resolution 8 --samples train=0 test=0", "no splits"),
         ("generate darcy {new} --resolution 8 --samples train=-3", "split 'train' has -3 samples"),
