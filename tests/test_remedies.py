@@ -751,7 +751,7 @@ def a_store_that_is_not_there(folder):
     message = refused(
         open_store, folder / "a.zarr", part="make a store with `mano-op generate`, `write_fields`"
     )
-    assert "`mano-op import`" in message
+    assert "`mano-op store import`" in message
     write(folder)
     assert_holds(open_store(folder / "a.zarr"))
 
