@@ -34,7 +34,7 @@ from torch.export import Dim, ExportedProgram
 
 from mano_op.data.processor import FieldProcessor
 from mano_op.errors import InputError, check_whole
-from mano_op.files import check_folder, make_folder, write_file
+from mano_op.files import check_file, make_folder, write_file
 from mano_op.grid import Grid
 from mano_op.labels import variable_of
 from mano_op.models.mano import MANO
@@ -89,7 +89,7 @@ def export_onnx(
         session = onnxruntime.InferenceSession("mano.onnx")
         (y,) = session.run(None, {"x": x})
     """
-    place = _check_path(path, overwrite)
+    place = check_file(path, overwrite=overwrite)
     _check_installed()
     task = _task(run, shape)
     if any(parameter.is_complex() for parameter in task.model.parameters()):
@@ -147,7 +147,7 @@ def export_program(
     >>> max(errors.values()) < 1e-5, program(torch.randn(4, 1, 25)).shape
     (True, torch.Size([4, 1, 25]))
     """
-    place = _check_path(path, overwrite)
+    place = check_file(path, overwrite=overwrite)
     task = _task(run, shape)
     buffer = io.BytesIO()
     torch.export.save(task.program(), buffer, extra_files={"mano_op.json": json.dumps(task.metadata)})
@@ -340,16 +340,6 @@ def _refused(what: str) -> Iterator[None]:
         raise InputError(
             f"{what} ({type(reason).__name__}: {' '.join(said.split())[:500]}): use the model in Python"
         ) from error
-
-
-def _check_path(path: str | Path, overwrite: bool) -> Path:
-    path = Path(path)
-    check_folder(path.parent)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, expected the path of a file to write")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} is there already: give another path, or overwrite=True to replace it")
-    return path
 
 
 def _check_installed() -> None:

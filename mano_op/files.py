@@ -43,6 +43,23 @@ def make_folder(folder: str | Path) -> Path:
     return folder
 
 
+def check_file(path: str | Path, *, overwrite: bool) -> Path:
+    """Say whether a file for results can be written, without writing it.
+
+    Raises
+    ------
+    InputError
+        If the path is a folder, or a file that may not be overwritten, or as `check_folder`.
+    """
+    path = Path(path)
+    check_folder(path.parent)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give the path of a file to write, one in it, say")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} is there already: give another path, or overwrite=True to replace it")
+    return path
+
+
 def write_file(path: str | Path, content: str | bytes) -> None:
     """Write a file in one piece: a reader sees the old one or the new one, never half of one.
 

@@ -162,35 +162,26 @@ def test_a_version_in_icechunk_is_the_local_one(local, tmp_path):
 
 
 def test_the_command_line_reads_from_an_address(local, address, tmp_path, capsys):
-    assert main(["info", address]) == 0
-    assert f"({address})" in capsys.readouterr().out
-    assert main(["check", address, "--quiet"]) == 0
-    assert capsys.readouterr().out == f"{address}: as the format asks\n"
-    coarsen = [
-        "coarsen",
-        address,
-        str(tmp_path / "coarse.zarr"),
-        "--resolutions",
-        "3",
-        "--method",
-        "injection",
-    ]
-    assert main([*coarsen, "--quiet"]) == 0
+    def mano_op(words):
+        assert main(words.split()) == 0
+        return capsys.readouterr().out
+
+    assert f"({address})" in mano_op(f"store info {address}")
+    assert mano_op(f"store check {address} --quiet") == f"{address}: as the format asks\n"
+    mano_op(f"store coarsen {address} {tmp_path}/coarse.zarr --resolution 3 --method injection --quiet")
     np.testing.assert_array_equal(
         open_store(tmp_path / "coarse.zarr").read(3, "u"), local.read(12, "u")[:, ::4, ::4]
     )
-    model = ["--model", "fno", "--option", "n_modes=[2,2]", "--option", "hidden_channels=4"]
-    train = ["train", address, str(tmp_path / "fno"), "--resolution", "6", "--epochs", "1", *model]
-    assert main([*train, "--quiet"]) == 0
-    report = str(tmp_path / "report")
-    assert main(["transfer", address, str(tmp_path / "fno"), "--out", report, "--quiet"]) == 0
+    model = "--arch fno --option n_modes=[2,2] --option hidden_channels=4"
+    mano_op(f"train fields {address} {tmp_path}/fno --resolution 6 --epochs 1 {model} --quiet")
+    mano_op(f"evaluate fields {address} {tmp_path}/fno --out {tmp_path}/report --quiet")
     assert (tmp_path / "report" / "results.csv").exists()
 
 
 def test_the_command_line_writes_to_a_file_system(local, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    generate = "generate darcy memory://new.zarr --resolutions 8 --train 2 --test 0"
-    coarsen = f"coarsen {local.path} memory://new.zarr --resolutions 3 --method injection"
+    generate = "generate darcy memory://new.zarr --resolution 8 --samples train=2"
+    coarsen = f"store coarsen {local.path} memory://new.zarr --resolution 3 --method injection"
     for command in (generate, coarsen):
         assert main(command.split()) == 2
         assert "memory://new.zarr: a store is written to a file system" in capsys.readouterr().err

@@ -202,21 +202,14 @@ def test_from_a_folder_of_images_to_a_table(tmp_path: Path, capsys: pytest.Captu
             (tmp_path / "pets" / name).mkdir(parents=True, exist_ok=True)
             pixels = random.integers(low, low + 110, (20, 24, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{i}.png")
-    source, run = str(tmp_path / "pets"), str(tmp_path / "run")
-    command = ["classify", "train", source, "--out", run, "--arch", "test_pooled", "--option", "width=4"]
-    command += ["--image-size", "12", "--test", "0.3", "--split-seed", "2", "--epochs", "12", "--flip"]
-    command += [
-        "--batch-size",
-        "7",
-        "--learning-rate",
-        "0.02",
-        "--validate",
-        "0.2",
-        "--crop",
-        "0.5",
-        "--quiet",
-    ]
-    assert main(command) == 0
+    source, run = tmp_path / "pets", tmp_path / "run"
+    command = (
+        f"train images {source} {run} --arch test_pooled --option width=4 --image-size 12 --test-part 0.3"
+    )
+    command += (
+        " --split-seed 2 --epochs 12 --flip --batch-size 7 --learning-rate 0.02 --validate 0.2 --crop 0.5"
+    )
+    assert main([*command.split(), "--quiet"]) == 0
     said = capsys.readouterr().out
     made = load_run(run, task="images")
     best = made.training["best"]
@@ -224,9 +217,13 @@ def test_from_a_folder_of_images_to_a_table(tmp_path: Path, capsys: pytest.Captu
     assert said.endswith(f"% of epoch {best['epoch']}\n")
     assert made.training["augmentation"] == {"crop": 0.5, "shift": 0, "flip": True, "mixup": 0.0}
     assert made.training["images"]["split"] == {"test": 0.3, "seed": 2}
+    again = f"train images {source} {tmp_path}/again --config {run}/run.json --quiet"
+    assert main(again.split()) == 0
+    same(load_run(tmp_path / "again", task="images"), made)
 
-    judged = ["classify", "eval", run, source, "--sizes", "12", "16x20", "--quiet", "--card"]
-    assert main([*judged, "--json", str(tmp_path / "out" / "numbers.json")]) == 0
+    command = f"evaluate images {source} {run} --image-size 12 16x20 --card --out {tmp_path}/out/numbers.json"
+    capsys.readouterr()
+    assert main([*command.split(), "--quiet"]) == 0
     table = capsys.readouterr().out
     numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
     assert [(row["size"], row["how"], row["images"]) for row in numbers["rows"]] == [
@@ -235,64 +232,55 @@ def test_from_a_folder_of_images_to_a_table(tmp_path: Path, capsys: pytest.Captu
         ([16, 20], "resized", 12),
     ]
     for row, line in zip(numbers["rows"], table.splitlines()[2:], strict=False):
-        assert float(re.findall(r"\| +([\d.]+) \[", line)[0]) == pytest.approx(
-            100 * row["accuracy"], abs=0.05
-        )
+        accuracy = float(re.findall(r"\| +([\d.]+) \[", line)[0])
+        assert accuracy == pytest.approx(100 * row["accuracy"], abs=0.05)
         assert f"{row['cross_entropy']:.4f}" in line
     assert numbers["rows"][0]["accuracy"] == 1.0
     assert "in first 5" not in table  # of two classes
-    assert table.strip() in (tmp_path / "run" / "README.md").read_text()
-    assert main([*judged, "--json", str(tmp_path / "out" / "numbers.json")]) == 2
+    assert table.strip() in (run / "README.md").read_text()
+    assert main(command.split()) == 2
     assert "give another path, or --overwrite to replace it" in capsys.readouterr().err
 
 
 def test_the_command_trains_as_the_function_does(tmp_path: Path) -> None:
-    command = ["classify", "train", "digits", "--out", str(tmp_path / "run"), "--arch", "test_pooled"]
-    command += ["--epochs", "1", "--batch-size", "300", "--shift", "1", "--label-smoothing", "0.1", "--quiet"]
-    command += ["--mixup", "0.2", "--clip", "3", "--accumulate", "2", "--seed", "5", "--weight-decay", "0.01"]
-    assert main(command) == 0
+    digits, flags = "train images digits", "--arch test_pooled --epochs 1 --quiet"
+    command = f"{digits} {tmp_path}/run {flags} --batch-size 300 --shift 1 --label-smoothing 0.1"
+    command += " --mixup 0.2 --clip 3 --accumulate 2 --seed 5 --weight-decay 0.01"
+    assert main(command.split()) == 0
     options = {"augmentation": {"shift": 1, "mixup": 0.2}, "label_smoothing": 0.1, "clip": 3.0, "seed": 5}
     settings = {"epochs": 1, "batch_size": 300, "learning_rate": 1e-3, "weight_decay": 0.01, "accumulate": 2}
     same(load_run(tmp_path / "run", task="images"), train("digits", tmp_path / "same", **options, **settings))
-    frozen = [*command[:4], str(tmp_path / "head"), *command[5:7], "--freeze", "backbone", "--quiet"]
-    assert main([*frozen, "--start", str(tmp_path / "run"), "--epochs", "1"]) == 0
-    first, second = (load_run(tmp_path / name, task="images").model for name in ("run", "head"))
-    assert torch.equal(first.stem.weight, second.stem.weight)
-    assert not torch.equal(first.head.weight, second.head.weight)
+    frozen = f"{digits} {tmp_path}/head {flags} --freeze backbone --start {tmp_path}/run"
+    assert main([*frozen.split(), "--normalise", "mean=[0.5]", "std=[0.5]"]) == 0
+    first, second = (load_run(tmp_path / name, task="images") for name in ("run", "head"))
+    assert torch.equal(first.model.stem.weight, second.model.stem.weight)
+    assert not torch.equal(first.model.head.weight, second.model.head.weight)
+    assert second.processor.to_dict()["mean"] == [0.5]
 
 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("train digit --out {new}", "digit is no folder"),
-        ("train digits --out {new} --arch test_pooled --flip", "flip=True for digits"),
-        ("train digits --out {new} --arch test_pooled --validate valid", "no split 'valid'"),
-        ("train digits --out {kept} --arch test_pooled", "or --overwrite to replace it"),
-        ("train digits --out {new} --arch test_poled", "there is no model 'test_poled'"),
-        ("train digits --out {new} --resume --overwrite", "--resume and --overwrite: pass one"),
-        ("eval {new} digits", "does not exist"),
-        ("eval {kept} digits --split tset", "has no split 'tset'"),
-        ("eval {kept} digits --json {kept}/run.json", "run.json exists"),
-        ("eval {kept} digits --json {kept} --overwrite", "is a folder: give the path of a file"),
-        ("eval foo/bar digits", "foo/bar does not exist: give the folder of a run of `mano-op classify"),
-        (
-            "train digits --out {new} --arch test_pooled --start runs/none",
-            "runs/none does not exist: give the folder of a saved model",
-        ),
-        ("train digits --out {new} --split-seed -1", "split_seed=-1, expected a whole number, at least 0"),
-        ("train digits --out {new} --label-smoothing nan", "label_smoothing=nan, expected a number"),
+        ("train images digit {new}", "digit is no folder"),
+        ("train images digits {new} --arch test_pooled --flip", "flip=True for digits"),
+        ("train images digits {kept} --arch test_pooled", "or --overwrite to replace it"),
+        ("train images digits {new} --arch test_poled", "there is no model 'test_poled'"),
+        ("train images digits {new} --split-seed -1", "split_seed=-1, expected a whole number, at least 0"),
+        ("train images digits {new} --label-smoothing nan", "label_smoothing=nan, expected a"),
+        ("evaluate images digits {new}", '"{new}" does not exist; see `mano-op evaluate images --help`'),
+        ("evaluate images digits {kept} --split tset", "has no split 'tset'"),
+        ("evaluate images digits {kept} --out {kept}/run.json", "run.json is there already"),
+        ("evaluate images digits {kept} --out {kept} --overwrite", "is a folder: give the path of a file"),
     ],
 )
 def test_what_cannot_be_used_is_said_in_one_line(
     command: str, message: str, kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     new = tmp_path / "new"
-    words = command.format(kept=kept, new=new).split()
-    assert main(["classify", *words, "--quiet"]) == 2
+    assert main([*command.format(kept=kept, new=new).split(), "--quiet"]) == 2
     said = capsys.readouterr().err.strip()
-    assert message in said
-    assert said.startswith("mano-op: ")
-    assert "\n" not in said
+    assert message.format(new=new) in said
+    assert said.startswith("mano-op: ") and "\n" not in said
     assert not new.exists()
 
 
@@ -311,13 +299,12 @@ def test_a_card_that_cannot_be_read_is_met_before_judging(
     else:
         card.write_bytes(content)
     monkeypatch.setattr("mano_op.vision.evaluate.class_metrics", None)
-    command = ["classify", "eval", str(tmp_path / "run"), "digits", "--card", "--quiet"]
-    assert main(command) == 2
+    assert main(["evaluate", "images", "digits", str(tmp_path / "run"), "--card", "--quiet"]) == 2
     assert f"{card} is no text in UTF-8" in capsys.readouterr().err
 
 
 def test_options_are_shown_that_classifiers_have(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["classify", "train", "--help"])
-    [option] = re.findall(r"of the model, as JSON: (\w+)=24", " ".join(capsys.readouterr().out.split()))
+    assert main(["train", "images", "--help"]) == 0
+    shown = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
+    [option] = re.findall(r"Of the model, as JSON: (\w+)=24", shown)
     assert option in signature(model_class("mano_classifier")).parameters

@@ -57,7 +57,7 @@ def test_flags_of_the_command_line_replace_values_of_a_recipe(tmp_path):
         '[samples]\ntrain = 3\nhard = 2\n[options]\nn_modes = 16\ncoefficient = "lognormal"\n'
     )
     command = ["generate", str(tmp_path / "small.toml"), str(tmp_path / "new.zarr"), "--quiet"]
-    assert main([*command, "--option", "forcing=2.0", "--test", "1"]) == 0
+    assert main([*command, "--option", "forcing=2.0", "--samples", "test=1"]) == 0
     new = open_store(tmp_path / "new.zarr")
     expected = generate_fields(
         tmp_path / "expected.zarr",

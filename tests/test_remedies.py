@@ -751,7 +751,7 @@ def a_store_that_is_not_there(folder):
     message = refused(
         open_store, folder / "a.zarr", part="make a store with `mano-op generate`, `write_fields`"
     )
-    assert "`mano-op import`" in message
+    assert "`mano-op store import`" in message
     write(folder)
     assert_holds(open_store(folder / "a.zarr"))
 
@@ -759,7 +759,7 @@ def a_store_that_is_not_there(folder):
 @case
 def a_file_for_a_store(folder):
     flow().to_netcdf(folder / "flow.nc", engine="scipy")
-    refused(open_store, folder / "flow.nc", part="`mano-op import` from files")
+    refused(open_store, folder / "flow.nc", part="`mano-op store import` from files")
     import_waves(folder, {8: folder / "flow.nc"})
 
 

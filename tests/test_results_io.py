@@ -6,10 +6,10 @@ import xarray as xr
 from helpers import results_of
 
 from mano_op.errors import InputError
-from mano_op.transfer.predictors import PREDICTORS
 from mano_op.transfer.io import load_results, save_results
-from mano_op.transfer.tables import json_text
+from mano_op.transfer.predictors import PREDICTORS
 from mano_op.transfer.significance import summary
+from mano_op.transfer.tables import json_text
 
 
 def some():

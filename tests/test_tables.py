@@ -9,6 +9,8 @@ from helpers import results_of
 
 from mano_op.transfer.io import load_results, save_results
 from mano_op.transfer.predictors import PREDICTORS
+from mano_op.transfer.sentences import percent
+from mano_op.transfer.significance import bootstrap_means, summary
 from mano_op.transfer.tables import (
     COLUMNS,
     csv_text,
@@ -20,8 +22,6 @@ from mano_op.transfer.tables import (
     to_csv,
     to_json,
 )
-from mano_op.transfer.sentences import percent
-from mano_op.transfer.significance import bootstrap_means, summary
 
 RNG = np.random.default_rng(3)
 N = 12

@@ -210,7 +210,7 @@ def test_gradient_is_that_of_the_whole_batch(told: list[dict[str, Any]]) -> None
 
 
 def test_command_is_one_training_and_speaks_once(folder: Path, tmp_path: Path) -> None:
-    words = f"-m mano_op.cli train {folder}/waves.zarr {tmp_path}/two --resolution 8 16 --epochs 2"
+    words = f"-m mano_op.cli train fields {folder}/waves.zarr {tmp_path}/two --resolution 8 16 --epochs 2"
     small = [word for name, value in SMALL.items() for word in ("--option", f"{name}={value}")]
     said = torchrun(*words.split(), "--validate", "test", "--batch-size", "3", *small, "--quiet")
     [line] = [line for line in said.splitlines() if line.strip()]

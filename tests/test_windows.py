@@ -217,7 +217,8 @@ def test_a_rollout_is_reported_by_step(store, tmp_path, capsys):
     assert "Rollout" not in one.read_text()
 
     train(store, tmp_path / "run", time_steps=(1, 1))
-    command = ["transfer", str(store.path), str(tmp_path / "run"), "--quiet", "--out", str(tmp_path / "out")]
+    command = ["evaluate", "fields", str(store.path), str(tmp_path / "run"), "--quiet"]
+    command += ["--out", str(tmp_path / "out")]
     capsys.readouterr()
     assert main([*command, "--rollout", "3"]) == 0
     assert "u@+3" in capsys.readouterr().out
@@ -257,7 +258,8 @@ def test_what_does_not_fit_the_times_is_refused(store, tmp_path):
 
 def test_the_command_line_trains_on_windows(store, tmp_path, capsys):
     small = [word for name, value in SMALL.items() for word in ("--option", f"{name}={value}")]
-    command = ["train", str(store.path), str(tmp_path / "run"), "--resolution", "8", "--epochs", "1", *small]
+    command = ["train", "fields", str(store.path), str(tmp_path / "run"), "--resolution", "8", *small]
+    command += ["--epochs", "1"]
     assert main([*command, "--time-steps", "2", "1", "--quiet"]) == 0
     description = json.loads((tmp_path / "run" / "run.json").read_text())
     assert description["training"]["time_steps"] == [2, 1]

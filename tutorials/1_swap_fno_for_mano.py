@@ -94,7 +94,7 @@ for name, model in models.items():
 # At the resolution of training both models are far below it, MANO with a tenth of FNO's parameters; attention
 # wants more steps than these minutes allow. At twice that resolution FNO loses much of that, and MANO next to
 # nothing: its windows and levels are lengths, those of the grid it was trained on. Whether predicting there
-# and interpolating does as well, `mano-op transfer` shows beside it.
+# and interpolating does as well, `mano-op evaluate fields` shows beside it.
 
 # %%
 mean_field = {}

@@ -104,8 +104,8 @@ print(at_16.groupby("model").mean().to_pandas())
 # ## The report
 #
 # One HTML file that needs nothing else, with pictures and every number's interval, and the numbers beside
-# it as NetCDF, CSV and JSON. `mano-op transfer` makes the same from folders of runs. The results alone can
-# be kept too, and read again years later.
+# it as NetCDF, CSV and JSON. `mano-op evaluate fields` makes the same from folders of runs. The results alone
+# can be kept too, and read again years later.
 
 # %%
 judged = summary(results)

@@ -73,7 +73,8 @@ rates = {"FNO": 2e-3, "MANO": 1e-2, "MANO, noise": 1e-2}
 # `PerturbedInputs` goes around the data processor, and the Trainer does not know of it. In training it adds
 # noise to the fields that a rollout feeds back, of 0.03 of their standard deviation. With `pushforward=1`
 # (there, and in `field_loaders`) it would let the model take a step of its own first, every other time. In
-# evaluation it does nothing. `train_model(..., noise=0.03)` and `mano-op train --noise 0.03` do the same.
+# evaluation it does nothing. `train_model(..., noise=0.03)` and `mano-op train fields --noise 0.03` do the
+# same.
 
 # %%
 l2loss, h1loss = LpLoss(d=2, p=2), H1Loss(d=2)

@@ -101,7 +101,7 @@ def open_root(path: Path | str | Store, storage_options: Mapping[str, Any] | Non
     if other is not None:
         raise InputError(
             f"{path} {other}; make a store with `mano-op generate`, `write_fields` makes one from xarray "
-            "data sets, and `mano-op import` from files"
+            "data sets, and `mano-op store import` from files"
         )
     if root.attrs.get("format_version") != FORMAT_VERSION:
         raise InputError(

@@ -10,9 +10,6 @@
 =================  ==============================================================
 """
 
-from mano_op.train.fields import FieldTask as FieldTask
-from mano_op.train.fields import train_model as train_model
-from mano_op.train.loop import train as train
-from mano_op.train.options import FieldOptions as FieldOptions
-from mano_op.train.options import ImageOptions as ImageOptions
-from mano_op.train.options import TrainOptions as TrainOptions
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

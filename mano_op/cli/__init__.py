@@ -1,0 +1,104 @@
+"""The command line, ``mano-op``: it parses, calls, and prints; what it calls does the work.
+
+Commands are functions, whose signatures and docstrings are options and help. Their modules, and what these
+import at their top, know neither torch nor xarray: help and mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from mano_op import __version__
+from mano_op.cli.config import configure
+from mano_op.cli.evaluate import app as evaluate
+from mano_op.cli.evaluate import demo, export
+from mano_op.cli.stores import app as store
+from mano_op.cli.stores import generate
+from mano_op.errors import InputError
+
+# What is left behind by a command that is interrupted, by how its words begin.
+_INTERRUPTED = {
+    "demo": "Start again with --overwrite.",
+    "generate": "What is solved is kept: go on with --resume and the same options.",
+    "store coarsen": "What is coarsened is kept: go on with --resume and the same options.",
+    "store import": "What is written is kept: go on with --resume and the same options.",
+    "train": "The last checkpoint is kept, if there is one: go on with --resume and the same options.",
+    "": "What was there before is as it was.",
+}
+
+
+def _default(value: Any) -> str | None:
+    return None if value is None or value is False or value == () else str(value)
+
+
+app = App(
+    name="mano-op",
+    help="Multipole attention neural operators: fields, training, evaluation at other resolutions.",
+    version=f"mano_op {__version__}",
+    help_format="markdown",
+    default_parameter=Parameter(negative=(), consume_multiple=(1, None), show_default=_default),
+    config=configure,
+    exit_on_error=False,
+    print_error=False,
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
+)
+for command in (generate, store, evaluate, export, demo):
+    app.command(command)
+app.command("mano_op.cli.train:app", name="train", help="Train a model on fields, or a classifier on images.")
+app.register_install_completion_command()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns
+    -------
+    int
+        0 if it did what it was asked, 1 if a store that was to be checked is not as it should be, 2 if the
+        words, the input or a file cannot be used, 130 if it was interrupted.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code: int | None = app(words)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `mano-op store info STORE | head`: nobody reads on, which is no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except CycloptsError as error:
+        text, command = " ".join(str(error).split()), " ".join(["mano-op", *(error.command_chain or ())])
+        return _failed(f"{text.rstrip('.')}; see `{command} --help`", 2)
+    except InputError as error:
+        # The library names its arguments; who typed a command knows them as flags.
+        return _failed(_as_flags(str(error)), 2)
+    except OSError as error:  # no permission, no room: what is said needs no traceback
+        where = f"{error.filename}: " if error.filename else ""
+        return _failed(f"{where}{error.strerror or error}; check the path, its permissions and the disk", 2)
+    except KeyboardInterrupt:
+        kept = next(text for start, text in _INTERRUPTED.items() if " ".join(words).startswith(start))
+        return _failed(f"interrupted. {kept}", 130)
+    return code or 0
+
+
+def _as_flags(message: str) -> str:
+    """A message with the arguments of the library as the flags of the commands."""
+    switches = r"\b(overwrite|resume|relabel|as_plane)=True"
+    message = re.sub(switches, lambda found: "--" + found[1].replace("_", "-"), message)
+    message = re.sub(r"\b(problem|engine|sample|time)='(\w+)'", r"--\1 \2", message)
+    # initial={'u0': 'u'}, reference={'p': 101325.0}
+    return re.sub(
+        r"\b(initial|reference)=\{(?:'([^']*)': '?([^'}]*)'?)?\}",
+        lambda found: f"--{found[1]}" + (f" '{found[2]}={found[3]}'" if found[2] else ""),
+        message,
+    )
+
+
+def _failed(message: str, code: int) -> int:
+    print(f"\nmano-op: {message}" if sys.stderr.isatty() else f"mano-op: {message}", file=sys.stderr)
+    return code

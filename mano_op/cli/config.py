@@ -1,0 +1,76 @@
+"""Options from a file: ``--config``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App, ArgumentCollection
+from cyclopts.config import Dict
+
+from mano_op.errors import InputError
+
+# What a run calls otherwise, and options that stand together in a run.
+_NAMES = {"options": "option", "channels": "in_channels"}
+_GROUPS = ("augmentation",)
+
+
+def configure(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Give a command the options of the file that ``--config`` names: those that no word gives.
+
+    Raises
+    ------
+    InputError
+        If the file is no mapping.
+    CycloptsError
+        If a name in the file is no option of the command.
+    """
+    known = {name: argument for argument in arguments for name in argument.names}
+    if "--config" not in known or not known["--config"].tokens:
+        return
+    path = Path(known["--config"].tokens[0].value)
+    content, of_run = _read(path)
+    content = {name: value for name, value in content.items() if value is not None}
+    for group in _GROUPS:
+        content |= content.pop(group, {})
+    words = {}
+    for name, value in content.items():
+        name = _NAMES.get(name, name).replace("_", "-")
+        words[name] = (
+            _words(value, known[f"--{name}"].parameter.n_tokens == 1) if f"--{name}" in known else value
+        )
+    Dict(data=words, source=str(path), allow_unknown=of_run, use_commands_as_keys=False)(
+        app, commands, arguments
+    )
+
+
+def _read(path: Path) -> tuple[dict[str, Any], bool]:
+    """What a file says, and whether it is of a run, which says more than the options."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no YAML ({' '.join(str(error).split())}): correct the file") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds {content!r}, expected names of options and their values, epochs: 30")
+    if not str(content.get("format", "")).startswith("mano_op"):
+        return content, False
+    model = path.with_name("config.json")
+    described = json.loads(model.read_text()) if model.exists() else {}
+    training = content.get("training", {})
+    drawn = training.get("images", {}).get("split", {})  # of images: the parts that were drawn for splits
+    parts = {"test_part": drawn.get("test"), "validation_part": drawn.get("validation")}
+    parts["split_seed"] = drawn.get("seed")
+    return {**training, **parts, "arch": described.get("arch"), "options": described.get("options")}, True
+
+
+def _words(value: Any, single: bool) -> Any:
+    """A value as words of the command line: 16x24 for [16, 24], NAME=VALUE for an entry of a mapping."""
+    if isinstance(value, Mapping):
+        return [f"{name}={v if isinstance(v, str) else json.dumps(v)}" for name, v in value.items()]
+    if isinstance(value, list):
+        return "x".join(map(str, value)) if single else [_words(each, True) for each in value]
+    return value
