@@ -41,7 +41,7 @@ app = App(
     name="mano-op",
     help="Multipole attention neural operators: fields, training, evaluation at other resolutions.",
     version=f"mano_op {__version__}",
-    help_format="markdown",
+    help_format="rst",
     default_parameter=Parameter(negative=(), consume_multiple=(1, None), show_default=_default),
     config=configure,
     exit_on_error=False,
