@@ -37,6 +37,7 @@ from typing import Any
 import xarray as xr
 
 from mano_op.data.importers import import_neuralop_pt
+from mano_op.data.mixed import Mixed
 from mano_op.data.store import FieldStore, open_store
 from mano_op.files import make_folder, write_file
 from mano_op.machine import machine
@@ -80,9 +81,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "coarse": {"train": 16, "resolutions": [16, 32, 64, 128], "samples": {"train": 1000, "test": 100}},
     "mixed": {
         "store": "coarse",
-        "train": [16, 32, 64, 128],
-        "ratios": [0.9, 0.05, 0.03, 0.02],
-        "batch_size": [20, 10, 5, 2],
+        "train": Mixed([16, 32, 64, 128], ratios=[0.9, 0.05, 0.03, 0.02], batch_size=[20, 10, 5, 2]),
         "resolutions": [16, 32, 64, 128],
     },
     "fine": {"train": 64, "resolutions": [16, 32, 64, 128, 256], "samples": {"train": 250, "test": 50}},
@@ -97,13 +96,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "samples": {"train": 40, "test": 10},
     },
 }
-TRAINING = (
-    "ratios",
-    "batch_size",
-    "epochs",
-    "time_steps",
-    "symmetries",
-)  # of a setting, in place of the model's
+TRAINING = ("epochs", "time_steps", "symmetries")  # of a setting, in place of the model's
 FLOW = {"viscosity": 1e-4, "final_time": 10.0, "n_steps": 20}
 
 

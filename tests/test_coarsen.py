@@ -273,7 +273,7 @@ def test_an_interruption_is_gone_on_with(source, tmp_path, monkeypatch, cluster)
         coarsen(source, path, method="injection", resume=True)
     if cluster:
         with (
-            LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as local,
+            LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0") as local,
             Client(local) as client,
         ):
             store = coarsen(source, path, resume=True, client=client)

@@ -479,7 +479,7 @@ def test_runs_have_the_coordinates_model_training_resolution_and_seed(store):
     [
         ({"resolution": ["r8", "r16"]}, "r16"),
         ({"resolution": ["r16", "r8"]}, "r16"),
-        ({"resolution": ["r8", "r16"], "ratios": [0.9, 0.1]}, "r8"),
+        ({"resolution": ["r8", "r16"], "samples": {"r8": 9, "r16": 1}}, "r8"),
         ({"resolution": ["r8", "r12", "r16"], "samples": {"r8": 5, "r12": 9, "r16": 9}}, "r16"),
         ({"resolution": ["r8", "r64"], "samples": {"r8": 5, "r64": 4}}, "r8"),
     ],
@@ -500,7 +500,10 @@ def test_home_is_where_most_samples_were_and_the_finest_of_several(store, traini
     [
         ([run_at(1, "r8"), run_at(2, "r8")], "run 0 of M and run 1 of M were both trained at r8 with seed 0"),
         (
-            [run_at(1, ["r8", "r16"], ratios=[9, 1]), run_at(1, ["r8", "r16"], ratios=[1, 9], seed=1)],
+            [
+                run_at(1, ["r8", "r16"], samples={"r8": 9, "r16": 1}),
+                run_at(1, ["r8", "r16"], samples={"r8": 1, "r16": 9}, seed=1),
+            ],
             r"both trained at r8\+r16, but most samples were at r8 and at r16",
         ),
         (
