@@ -58,7 +58,11 @@ def flags(options: type, **types: Any) -> Any:
     for option in fields(options):
         if hints[option.name] is not None:
             shown = Parameter(group=groups.get(option.name, TRAINING))
-            documented = field(default=option.default, kw_only=True, metadata={"help": texts[option.name]})
+            documented = field(
+                default=option.default,
+                kw_only=True,
+                metadata={"help": " ".join((texts[option.name] or "").split())},
+            )
             flagged.append((option.name, Annotated[hints[option.name], shown], documented))
     made = make_dataclass(options.__name__, flagged, namespace={"__module__": __name__}, frozen=True)
     return Parameter(name="*")(made)
