@@ -160,14 +160,22 @@ class Run:
         Raises
         ------
         InputError
-            If the channels are not those of the model.
+            If the channels are not those of the model, or numbers are complex, or images are no floating
+            numbers.
         """
         parameter = next(iter(self.model.parameters()), None)
         self.processor.to(parameter.device if parameter is not None else "cpu")
         self.model.eval()
         self.processor.eval()
+        x = torch.as_tensor(x)
+        if x.is_complex():
+            raise InputError(
+                f"x of {x.dtype}, expected real numbers: give real and imaginary part as channels"
+            )
+        if x.is_floating_point() or self.task == "fields":  # bytes of images are for the processor to refuse
+            x = x.float()
         with torch.inference_mode():
-            data = self.processor.preprocess({**sample, "x": torch.as_tensor(x, dtype=torch.float32)})
+            data = self.processor.preprocess({**sample, "x": x})
             out, _ = self.processor.postprocess(self.model(data.pop("x"), **data), data)
         return out
 
@@ -230,7 +238,7 @@ def load_run(folder: str | Path, *, revision: str | None = None, task: str | Non
     description = read_description(path, FORMAT, FORMAT_VERSION)
     training, history = entry(path, description, "training", dict), entry(path, description, "history", list)
     kind = training.get("task")
-    if kind not in _TASKS or (task is not None and kind != task):
+    if kind not in list(_TASKS) or (task is not None and kind != task):
         expected = task or " or ".join(_TASKS)
         raise InputError(
             f"{path} is of the task {kind!r}, expected {expected}: give a run of `mano-op train "
@@ -243,7 +251,7 @@ def load_run(folder: str | Path, *, revision: str | None = None, task: str | Non
         processor = getattr(import_module(module), name).from_dict(
             entry(path, description, "processor", dict)
         )
-    except (AttributeError, KeyError, TypeError, RuntimeError, OverflowError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(
             f"{path}: 'processor' is no description of one ({type(error).__name__}: {error}): restore the "
             "file or train again"

@@ -31,10 +31,16 @@ def configure(app: App, commands: tuple[str, ...], arguments: ArgumentCollection
     if "--config" not in known or not known["--config"].tokens:
         return
     path = Path(known["--config"].tokens[0].value)
-    content, of_run = _read(path)
+    content, of_run = _read(path, commands[-1] if commands else "")
     content = {name: value for name, value in content.items() if value is not None}
     for group in _GROUPS:
         content |= content.pop(group, {})
+    for name in ("resolution", "validate_resolution"):
+        if isinstance(mixture := content.get(name), Mapping):
+            content |= {name: mixture.get("resolutions", [])}
+            if name == "resolution":
+                named = {"ratios": mixture.get("ratios"), "batch_size": mixture.get("batch_size")}
+                content |= {key: value for key, value in named.items() if value}
     words = {}
     for name, value in content.items():
         name = _NAMES.get(name, name).replace("_", "-")
@@ -46,7 +52,7 @@ def configure(app: App, commands: tuple[str, ...], arguments: ArgumentCollection
     )
 
 
-def _read(path: Path) -> tuple[dict[str, Any], bool]:
+def _read(path: Path, command: str) -> tuple[dict[str, Any], bool]:
     """What a file says, and whether it is of a run, which says more than the options."""
     import yaml
 
@@ -54,13 +60,19 @@ def _read(path: Path) -> tuple[dict[str, Any], bool]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no YAML ({' '.join(str(error).split())}): correct the file") from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise InputError(f"{path} holds {content!r}, expected names of options and their values, epochs: 30")
+    for group in _GROUPS:
+        if not isinstance(content.get(group, {}), dict):
+            raise InputError(f"{path}: {group} is {content[group]!r}, expected its options, shift: 1, say")
     if not str(content.get("format", "")).startswith("mano_op"):
         return content, False
     model = path.with_name("config.json")
     described = json.loads(model.read_text()) if model.exists() else {}
     training = content.get("training", {})
+    task = training.get("task")
+    if command in ("fields", "images") and task != command:
+        raise InputError(f"{path} is of a run of {task}: give the run.json of a run of {command}")
     drawn = training.get("images", {}).get("split", {})  # of images: the parts that were drawn for splits
     parts = {"test_part": drawn.get("test"), "validation_part": drawn.get("validation")}
     parts["split_seed"] = drawn.get("seed")

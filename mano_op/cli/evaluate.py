@@ -69,7 +69,7 @@ def fields(
     opened = open_store(store)
     loaded: dict[str, list[Any]] = {}
     for name, path in runs:
-        loaded.setdefault(name, []).append(load_run(path))
+        loaded.setdefault(name, []).append(load_run(path, task="fields"))
     check_report_folder(check_folder(out), overwrite=overwrite)
     evidence = Evidence()
     results = evaluate_transfer(
@@ -175,7 +175,7 @@ def export(
     if out.suffix not in written:
         raise InputError(f"--out {out}, expected a name that ends in {' or '.join(written)}")
     shape = (shape,) if isinstance(shape, int) else shape
-    errors = written[out.suffix](load_run(run), out, shape=shape, overwrite=overwrite)
+    errors = written[out.suffix](load_run(run, task="fields"), out, shape=shape, overwrite=overwrite)
     inputs = ", ".join("x".join(map(str, shape)) for shape in errors)
     print(f"{out}: within {max(errors.values()):.1e} of the model, relative, on inputs of {inputs}")
 

@@ -19,6 +19,7 @@ from mano_op.cli.values import (
     literal,
     one_or_each,
     pairs,
+    whole,
     word,
     word_or_pair,
     words,
@@ -58,6 +59,8 @@ def flags(options: type, **types: Any) -> Any:
     for option in fields(options):
         if hints[option.name] is not None:
             shown = Parameter(group=groups.get(option.name, TRAINING))
+            if hints[option.name] in (int, int | None):
+                hints[option.name] = Annotated[hints[option.name], word(whole)]
             documented = field(
                 default=option.default,
                 kw_only=True,

@@ -30,6 +30,14 @@ def size(text: str) -> int | tuple[int, ...]:
     return sizes[0] if len(sizes) == 1 else sizes
 
 
+def whole(text: str) -> int:
+    """A whole number, which 1.5 is not."""
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r}: expected a whole number") from error
+
+
 def literal(text: str) -> Any:
     """A JSON value, or the word itself."""
     try:

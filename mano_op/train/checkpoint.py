@@ -194,7 +194,8 @@ def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]
     """
     have, want = dict(_leaves(there)), dict(_leaves(asked))
     return [
-        f"{name} is {have.get(name, 'not given')} there, not {want.get(name, 'not given')}"
+        f"{name} is {have.get(name, 'not given')} there, "
+        + (f"not {want[name]}" if name in want else "not here")
         for name in {**have, **want}
         if name not in have or name not in want or have[name] != want[name]
     ]

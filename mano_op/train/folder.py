@@ -28,6 +28,8 @@ def check_out(out: str | Path, *, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise InputError("resume=True and overwrite=True: pass one of them, to continue or to start anew")
     folder = check_folder(out)
+    if (folder / "zarr.json").exists():
+        raise InputError(f"{out} is a store: give a folder of its own for the run")
     if resume or overwrite:
         return
     if checkpoint_path(folder).exists():

@@ -74,7 +74,8 @@ def load_results(path: str | Path) -> xr.Dataset:
     Raises
     ------
     InputError
-        If there is no file, the path has another suffix, or the file needs h5netcdf, which is not installed.
+        If there is no file, or one of something else, the path has another suffix, or the file needs
+        h5netcdf, which is not installed.
     """
     path = Path(path)
     _check_suffix(path)
@@ -82,13 +83,19 @@ def load_results(path: str | Path) -> xr.Dataset:
         raise InputError(f"there is no {path}: save results with `save_results`")
     if path.suffix == ".zarr":
         with xr.open_zarr(path, consolidated=False) as stored:
-            return _with_index(stored.load())
+            return _with_index(_checked(path, stored))
     with path.open("rb") as file:
         engine = "h5netcdf" if file.read(len(_HDF)) == _HDF else "scipy"
     if engine == "h5netcdf" and find_spec(engine) is None:
         raise InputError(f"{path} is NetCDF 4, which needs h5netcdf: pip install 'mano_op[netcdf]'")
     with xr.open_dataset(path, engine=engine) as stored:
-        return _with_index(stored.load())
+        return _with_index(_checked(path, stored))
+
+
+def _checked(path: Path, stored: xr.Dataset) -> xr.Dataset:
+    if "error" not in stored:
+        raise InputError(f"{path} holds no results, no variable 'error': save results with `save_results`")
+    return stored.load()
 
 
 def netcdf_bytes(results: xr.Dataset) -> bytes:
