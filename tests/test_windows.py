@@ -49,14 +49,7 @@ def store(tmp_path_factory):
 
 def train(store, folder, **options):
     return train_model(
-        store,
-        folder,
-        resolution=8,
-        options=SMALL,
-        epochs=2,
-        batch_size=8,
-        progress=False,
-        **options,
+        store, folder, resolution=8, options=SMALL, epochs=2, batch_size=8, progress=False, **options
     )
 
 
