@@ -102,9 +102,6 @@ def test_a_field_that_is_not_finite_is_named(tmp_path):
         lazy[2]
 
 
-# --------------------------------------------------------------------------------------- loaders
-
-
 def test_loaders_are_what_was_asked_for(store):
     loaders = field_loaders(store.path, train=6, test=[6, (12, 12)], batch_size=3, test_batch_size=2)
     assert list(loaders.test) == [6, (12, 12)]

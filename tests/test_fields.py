@@ -355,9 +355,6 @@ def test_any_type_and_any_chunks_come_back(
     np.testing.assert_array_equal(some, values[1][rows, 1:3].astype(np.float32))
 
 
-# ------------------------------------------------------------------------------------- coordinates
-
-
 def about_x(data, **attributes):
     data = data.copy()
     data["x"] = data["x"].assign_attrs(attributes)

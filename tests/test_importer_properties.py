@@ -147,8 +147,6 @@ def write_hdf5(path, arrays, attributes=()):
     return path
 
 
-# ----------------------------------------------------------------------------------------- PDEBench
-
 CENTRES = {"x": (np.arange(4) + 0.5) / 4, "y": (np.arange(5) + 0.5) / 5}
 TIMES = np.arange(4.0)
 
@@ -221,9 +219,6 @@ def test_a_pdebench_file_is_imported_as_it_is_or_refused(layout, data):
         assert_axes(store, {axis: files[0][place.format(axis)] for axis in store.layout.coordinates})
         if times := store.layout.times:
             np.testing.assert_array_equal(times, np.asarray(files[0][place.format("t")])[: len(times)])
-
-
-# ---------------------------------------------------------------------------------------- The Well
 
 
 def well_arrays(seed):
@@ -313,8 +308,6 @@ def test_a_file_of_the_well_is_imported_as_it_is_or_refused(data):
             np.testing.assert_array_equal(store.layout.times, files[0]["dimensions/time"])
 
 
-# ------------------------------------------------------------------------------------- MATLAB files
-
 MATLAB = {
     "burgers": lambda seed: {"a": values(10 * seed, 2, 5), "u": values(10 * seed + 1, 2, 5)},
     "darcy": lambda seed: {"coeff": values(10 * seed, 2, 4, 5), "sol": values(10 * seed + 1, 2, 4, 5)},
@@ -361,9 +354,6 @@ def test_a_matlab_file_is_imported_as_it_is_or_refused(kind, version, data):
             expected["vorticity"] = [np.moveaxis(part, -1, 1) for part in expected["vorticity"]]
             np.testing.assert_array_equal(store.layout.times, np.ravel(files[0]["t"]))
         assert_fields(store, {name: expected[name] for name in (*store.inputs, *store.outputs)})
-
-
-# ------------------------------------------------------------------------------------------ NetCDF
 
 
 def labelled(seed):
@@ -438,8 +428,6 @@ def test_a_netcdf_file_is_imported_as_it_is_or_refused(engine, data):
             np.testing.assert_array_equal(store.layout.times, files[0]["t"])
 
 
-# -------------------------------------------------------------------------------------- neuraloperator
-
 TENSORS = [
     torch.float16,
     torch.bfloat16,
@@ -503,9 +491,6 @@ def test_a_file_of_neuraloperator_is_imported_as_it_is_or_refused(problem, data)
             for n in (4, 8):
                 expected = np.concatenate([made[split, n][key].float().numpy() for split in files])
                 np.testing.assert_array_equal(store.read(n, name), expected)
-
-
-# -------------------------------------------------------------------- what a format does not say
 
 
 FLOW = {

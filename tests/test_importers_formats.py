@@ -34,9 +34,6 @@ def right(store):
     return open_store(store.path)
 
 
-# --------------------------------------------------------------------------------------- PDEBench
-
-
 def pdebench(path, fields, grid=CELLS, times=TIMES):
     with h5py.File(path, "w") as file:
         for name, array in fields.items():
@@ -143,9 +140,6 @@ def test_a_nan_in_a_file_names_its_sample_and_keeps_those_before(tmp_path):
     assert 2 in [samples.start for samples in begun.pending()]
 
 
-# --------------------------------------------------------------------------------------- The Well
-
-
 def well(path, n, *, conditions=(("x", "PERIODIC"), ("y", "WALL")), grid_type="cartesian", grid=CELLS):
     made = {
         "pressure": values(n, 4, 6, 8),
@@ -227,9 +221,6 @@ def test_the_well_walls_that_differ_are_mixed(tmp_path):
     assert store.layout.boundary_conditions == {"x": "periodic", "y": "mixed"}
 
 
-# ------------------------------------------------------------------------------------ MATLAB files
-
-
 def save_mat(path, arrays, version):
     if version == 5:
         scipy.io.savemat(path, arrays)
@@ -290,8 +281,6 @@ def test_fno_objects_are_not_fields(tmp_path):
     with pytest.raises(InputError, match="expected real numbers"):
         import_fno_mat(tmp_path / "new.zarr", {"train": [tmp_path / "cell.mat"]}, kind="burgers")
 
-
-# ----------------------------------------------------------------------------------------- NetCDF
 
 LINE = {"boundary_conditions": {"x": "periodic"}, "domain": {"x": (0.0, 1.0)}}
 
@@ -382,9 +371,6 @@ def test_netcdf_files_that_do_not_continue_each_other(tmp_path, change, message)
     with pytest.raises(InputError, match=message):
         import_netcdf(tmp_path / "new.zarr", {4: both}, **options)
     assert not list(tmp_path.glob("new.zarr*"))
-
-
-# ---------------------------------------------------------------------------------- what is read
 
 
 @pytest.mark.parametrize("kind", ["pdebench", "fno_mat"])

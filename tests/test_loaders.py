@@ -61,9 +61,6 @@ def moving_store(tmp_path_factory, request) -> FieldStore:
     return store
 
 
-# ----------------------------------------------------------------------------- several resolutions
-
-
 def test_a_mixed_epoch_has_every_sample_at_every_resolution(store):
     train = field_loaders(store, train=Mixed([(6, 8), (12, 10)], batch_size=[4, 3]), test=[]).train
     for _ in range(2):
@@ -229,9 +226,6 @@ def test_streaming_holds_no_more_than_a_few_chunks(tmp_path):
     assert 4 * 3 * 4 * 32 * 32 < min(peaks) < limit
 
 
-# -------------------------------------------------------------------------------- runs of times
-
-
 @pytest.mark.parametrize("cache_bytes", [0, 2**30])
 @pytest.mark.parametrize(("steps_in", "steps_out"), [(1, 1), (2, 1), (1, 3), (3, 2)])
 def test_windows_are_runs_of_times(moving_store, steps_in, steps_out, cache_bytes):
@@ -290,9 +284,6 @@ def test_the_processor_knows_every_channel(moving_store):
     torch.testing.assert_close(normal["y"], expected, rtol=1e-5, atol=1e-5)
 
 
-# --------------------------------------------------------------------------------------- processes
-
-
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
 @pytest.mark.parametrize("num_workers", [1, 4])
 def test_any_number_of_processes_gives_the_same_mixed_batches(moving_store, num_workers):
@@ -331,9 +322,6 @@ def test_a_forked_process_reads_from_memory_only(store, cache_bytes, said):
     assert here.poll(30) and said in here.recv()
     child.join(30)
     assert child.exitcode == 0
-
-
-# ---------------------------------------------------------------------------------------- rollouts
 
 
 class Decay(torch.nn.Module):

@@ -169,9 +169,6 @@ def test_a_negative_deviation_is_refused():
         FieldProcessor({"a": {"mean": 0.0, "std": -1.0}}, OUTPUTS)
 
 
-# ------------------------------------------------------------------------- with a store and Trainer
-
-
 class Tiny(nn.Module):
     """Takes the whole sample, as neuraloperator's models do."""
 

@@ -141,12 +141,6 @@ def search(pattern, name, of=str, **others):
     return lambda message, broken: broken | {name: of(re.search(pattern, message)[1]), **others}
 
 
-def quoted(message, after):
-    """The list that follows some words in a message."""
-    text = message[message.index(after) + len(after) :]
-    return ast.literal_eval(text[text.index("[") : text.index("]") + 1])
-
-
 def wave(role, sample, x, step=0):
     """The value of a field: what each sample, point and time has alone."""
     values = sample + np.sin(2 * np.pi * x) / 4
@@ -202,9 +196,6 @@ def write(folder, fields=None, *, kept=None, steps=None, levels=None, name="a.za
     return store
 
 
-# Fields.
-
-
 WRAPPED = {"registration": "node", "boundary_conditions": {"x": "periodic"}, "domain": None}
 
 
@@ -215,60 +206,6 @@ def metres(fields):
 
 def scaled(factor):
     return flow().assign(u=factor * flow()["u"])
-
-
-cases(
-    write,
-    (
-        {"fields": flow(64)},
-        "expected a data set for each resolution",
-        search("({.*?})", "fields", lambda fields: eval(fields, {"data": flow(64)})),
-    ),
-    ({"inputs": "a"}, "expected a list of names", option("inputs", "list of names:")),
-    (
-        {"fields": {8: flow(steps=STEPS)["u"]}, "inputs": []},
-        "expected a Dataset",
-        lambda said, broken: {
-            "fields": {8: code(said, "xarray.Dataset", name="u", array=broken["fields"][8])},
-            "inputs": [],
-            "steps": STEPS,
-        },
-    ),
-    (flow().rename(sample="run"), "expected ('sample', ...)", data("data.rename")),
-    (
-        flow().transpose("x", "sample"),
-        "expected ('sample', ...)",
-        data("data.transpose", dots="'sample', 'x'"),
-    ),
-    (
-        {"fields": {8: flow().isel(sample=2)}, "splits": {"train": 1}},
-        "for a single sample",
-        data("data.expand_dims", splits={"train": 1}, kept=[2]),
-    ),
-    (
-        flow().drop_vars("x"),
-        "8 that increase",
-        data("data.assign_coords", dots="Axis('x', 8, registration='cell').points"),
-    ),
-    (
-        flow().assign_coords(x=[*flow()["x"].values[:7], np.nan]),
-        "expected finite numbers",
-        data("data.isel", to=7, domain={"x": (0.0, 0.875)}, levels=["r7"]),
-    ),
-    (flow().isel(x=[0, 0, *range(1, 8)]), "and each once", data("data.drop_duplicates", levels=["r8"])),
-    (scaled(1e-42), "give the variable in a smaller unit", flow()),
-    (scaled(1e40), "give the variable in a larger unit", flow()),
-    (
-        {"fields": {9: flow(9, registration="node_both")}, **WRAPPED},
-        "an axis that wraps has each point once: drop the last",
-        data("data.isel", 9, to=8, levels=["r8"], **WRAPPED),
-    ),
-    (
-        {"boundary_values": {"pressure": 0.0}},
-        "boundary_values of pressure",
-        search(r", (\w+)$", "boundary_values", lambda name: {name: 0.0}),
-    ),
-)
 
 
 def case_a_path_for_a_data_set(folder):
@@ -318,48 +255,7 @@ def case_other_values_than_those_written(folder):
     write(folder, changed, kept=range(1, 5), chunk=1, **option("overwrite")(message))
 
 
-# Samples.
-
-
 ABCD = list("abcd")
-
-cases(
-    write,
-    (
-        {"fields": {8: flow(), 16: metres(flow(16))}},
-        "make them agree",
-        {"fields": {8: flow(), 16: flow(16)}, "levels": ["r8", "r16"]},
-    ),
-    (
-        {"fields": {8: flow(), 16: flow(16, [3])}},
-        "number them from 0 to 3 in the order of the splits",
-        data("data.assign_coords", 16, dots="[3]", levels=["r8", "r16"]),
-    ),
-    (
-        flow().assign_coords(split=("sample", ["test", "train", "train", "train"])),
-        "or leave the coordinate out",
-        data("data.drop_vars"),
-    ),
-    (
-        flow(labels=ABCD).isel(sample=[0, 1, 1, 2, 3]),
-        "expected each sample once",
-        data("data.drop_duplicates"),
-    ),
-    (flow(labels=[0.5, np.nan, 2.5, 3.5]), "sample 1 has no label", data("data.drop_vars")),
-    (
-        {"fields": {8: flow(labels=ABCD), 16: flow(16, labels=list("abce"))}},
-        "which no sample at 8 is",
-        data("data.assign_coords", 16, dots="list('abcd')", levels=["r8", "r16"]),
-    ),
-    (
-        {"fields": {8: flow(labels=ABCD), 16: flow(16, [1, 0, 2, 3], labels=list("bacd"))}},
-        "expected one order at all resolutions",
-        data("fields[16]", 16, levels=["r8", "r16"]),
-    ),
-)
-
-
-# Times.
 
 
 def at(times, n=8):
@@ -369,35 +265,6 @@ def at(times, n=8):
 
 def days(n=8, **attributes):
     return at(("time", [0.0, 1.0, 2.0], attributes), n)
-
-
-cases(
-    write,
-    (at([0.0, 1.0, np.nan]), "a time is missing", data("data.isel", steps=STEPS[:2])),
-    (
-        at(["2000-01-01", "2000-01-02", "2000-01-03"]),
-        "convert dates in words",
-        data("data.assign_coords", steps=STEPS),
-    ),
-    (
-        flow(steps=STEPS).drop_vars("time"),
-        "3 of them",
-        data("data.assign_coords", dots="[0.0, 0.5, 1.0]", steps=STEPS),
-    ),
-    (
-        days(units="days since 2000-01-01", calendar="360_day"),
-        "dates of the calendar '360_day'",
-        lambda said, broken: {
-            "fields": {8: code(said, "data.assign", data=broken["fields"][8], days=[0.0, 1.0, 2.0])},
-            "steps": STEPS,
-        },
-    ),
-    (
-        days(units="days since then"),
-        "correct the attribute units",
-        {"fields": {8: days(units="days since 2000-01-01")}, "steps": STEPS},
-    ),
-)
 
 
 def case_times_that_one_resolution_has(folder):
@@ -431,9 +298,6 @@ cases(
 )
 
 
-# Coordinates.
-
-
 ROUNDED = {8: flow().assign_coords(x=np.round(flow()["x"].values, 2))}
 
 
@@ -455,35 +319,6 @@ def case_points_that_are_not_uniform(folder):
     np.testing.assert_allclose(store.read(65, "u"), expected, atol=1e-2)
 
 
-cases(
-    write,
-    (
-        {"fields": ROUNDED, "domain": None},
-        "so its ends are known no better",
-        {"fields": ROUNDED, "domain": {"x": (0.0, 1.0)}},
-    ),
-    ({"domain": None}, "If it is, give domain=", option("domain", "give ")),
-    (
-        {"fields": {1: flow(1)}, "domain": None},
-        "from which no domain follows: give `domain`",
-        {"fields": {1: flow(1)}, "domain": {"x": (0.0, 1.0)}, "levels": ["r1"]},
-    ),
-    ({"registration": "node"}, "would fit", option("registration", ": ")),
-    (
-        flow(stop=2.0),
-        "in registration 'cell' these points lie on",
-        search(
-            r"points lie on (\[.*?\])", "domain", lambda ends: {"x": tuple(eval(ends))}, registration="cell"
-        ),
-    ),
-    (
-        {"fields": {16: flow()}},
-        "use that as its key",
-        search(r"has shape (\(.*\));", "fields", lambda shape: {ast.literal_eval(shape): flow()}),
-    ),
-)
-
-
 def case_the_domain_of_rounded_points(folder):
     x = np.round(flow(6, stop=0.1)["x"].values, 3)
     fields = {6: flow(6, stop=0.1).assign_coords(x=x)}
@@ -492,8 +327,6 @@ def case_the_domain_of_rounded_points(folder):
     np.testing.assert_allclose(store.grids["r6"].points[0], x, atol=1e-3)
     np.testing.assert_array_equal(store.read(6, "u"), fields[6]["u"].values.astype(np.float32))
 
-
-# Layouts.
 
 CELLS, COARSE = (Grid((Axis("x", n, registration="cell"),)) for n in (8, 4))
 RING = Grid((Axis("x", 8, registration="cell", periodic=True),))
@@ -551,19 +384,6 @@ def create(folder, *, kept=range(4), steps=None, **changes):
     return store
 
 
-cases(
-    write,
-    (
-        {"fields": {8: flow().rename(a="__a")}, "inputs": ["__a"]},
-        "that does not begin with '__'",
-        data("data.rename", inputs=["field"]),
-    ),
-    (
-        {"fields": {8: flow().rename(u="u@+1")}, "outputs": ["u@+1"]},
-        "as labels of channels do",
-        data("data.rename"),
-    ),
-)
 cases(
     create,
     ({"variables": [A, {**U, "reference": np.nan}]}, "expected a finite number"),
@@ -635,9 +455,6 @@ def case_a_split_that_a_level_has_not(folder):
     assert len(FieldDataset(store, 4, split)) == 1
 
 
-# Schema, store and jobs.
-
-
 def values_at(place):
     """All files of a store."""
     return {file: file.read_bytes() for file in place.rglob("*") if file.is_file()}
@@ -665,15 +482,6 @@ def case_a_file_for_a_store(folder):
     flow().to_netcdf(folder / "flow.nc", engine="scipy")
     refused(open_store, folder / "flow.nc", part="`mano-op store import` from files")
     import_waves(folder, {8: folder / "flow.nc"})
-
-
-def case_metadata_that_are_damaged(folder):
-    store = write(folder)
-    kept = (store.path / "zarr.json").read_bytes()
-    (store.path / "zarr.json").write_bytes(kept[:99])
-    refused(open_store, store.path, part="if it is one, its zarr.json is damaged, restore that")
-    (store.path / "zarr.json").write_bytes(kept)
-    assert_holds(open_store(store.path))
 
 
 def case_a_later_version_of_the_format(folder):
@@ -743,20 +551,6 @@ def case_a_zarr_store_of_something_else(folder):
             write(folder, {8: fields}, name=f"{version}.zarr")
 
 
-def change_attributes(path, **attributes):
-    zarr.open_group(path, mode="r+", use_consolidated=False).attrs.update(attributes)
-
-
-def case_statistics_that_say_nothing(folder):
-    store = create(folder)
-    kept = store.attrs["statistics"]
-    change_attributes(store.path, statistics={"variables": {"u": 1.0}})
-    refused(open_store, store.path, part="restore the store or make it anew")
-    change_attributes(store.path, statistics=kept)
-    assert_holds(open_store(store.path))
-    assert check_store(store.path, progress=False) == []
-
-
 def case_a_store_that_another_process_writes(folder):
     lock = FileLock(folder / "a.zarr.lock")
     with lock:
@@ -788,14 +582,10 @@ def case_fields_that_no_worker_can_be_sent(folder):
         write(folder, {8: sent}, name="b.zarr")
 
 
-def case_both_to_resume_and_to_start_anew(folder):
-    interrupted(folder)
-    message = refused(write, folder, chunk=1, resume=True, overwrite=True, part="pass one of them")
-    write(folder, chunk=1, **option("resume")(message))
-
-
 def case_a_store_that_is_there(folder):
     interrupted(folder)
+    refused(open_store, folder / "a.zarr", part="run again what was making it with resume=True")
+    refused(write, folder, chunk=1, resume=True, overwrite=True, part="pass one of them, to go on")
     message = refused(write, folder, chunk=1, part="was begun and not finished")
     write(folder, chunk=1, name="b.zarr")
     write(folder, chunk=1, **option("resume")(message))
@@ -822,42 +612,48 @@ def case_a_partial_store(folder):
     assert_holds(open_store(folder / "b.zarr"))
 
 
-def case_a_partial_store_to_resume(folder):
-    interrupted(folder)
-    message = refused(open_store, folder / "a.zarr", part="run again what was making it")
-    write(folder, chunk=1, **option("resume")(message))
-    assert_holds(open_store(folder / "a.zarr"))
+def case_a_file_of_a_store_that_is_damaged(folder):
+    store = create(folder)
+    kept = values_at(store.path)
+    metadata = store.path / "zarr.json"
+    (chunk,) = (file for file in kept if "r8/u/c/2" in str(file))
+    flipped = kept[chunk][:-1] + bytes([kept[chunk][-1] ^ 1])
+    for file, content, read, part in (
+        (metadata, kept[metadata][:99], open_store, "its zarr.json is damaged, restore that"),
+        (metadata, kept[metadata].replace(b'"mean"', b'"mode"'), open_store, "restore the store or make it"),
+        (chunk, flipped, lambda path: store.read(8, "u"), "the chunk of samples 2 to 2 is damaged"),
+    ):
+        file.write_bytes(content)
+        refused(read, store.path, part=part)
+        file.write_bytes(kept[file])
+        assert_holds(open_store(store.path))
+    chunk.unlink()
+    refused(store.read, 8, "u", part="a chunk of the store is lost or was changed: restore the store")
+    create(folder, overwrite=True)
+
+
+def case_writes_that_do_not_fit(folder):
+    store = begin(folder, **TWO)
+    first, fine = slice(0, 1), waves(store, "r8", slice(0, 1))
+    message = refused(store.write, first, {8: fine}, part="give these")
+    levels = ast.literal_eval(re.search(r"expected (\[.*\]): give", message)[1])
+    fields = {key: waves(store, key, first) for key in levels}
+    wrong = fields | {"r8": fine | {"u": fine["u"][0]}}
+    message = refused(store.write, first, wrong, part="expected (1, 8)")
+    wrong["r8"]["u"] = fine["u"][0].reshape(ast.literal_eval(re.search(r"expected (\(.*?\))", message)[1]))
+    store.write(first, wrong)
+    refused(store.finish, part="write all of them before `finish()`")
+    message = refused(store.write, slice(1, 3), fields, part="expected one of `pending()`")
+    for samples in code(message, "pending()", pending=store.pending):
+        store.write(samples, {key: waves(store, key, samples) for key in levels})
+    store.finish()
+    assert_holds(store)
 
 
 def case_another_resolution(folder):
     store = create(folder)
     message = refused(store.read, 16, "u", part="it has r8 (8)")
     np.testing.assert_array_equal(store.read(re.search(r"it has (\w+)", message)[1], "u"), store.read(8, "u"))
-
-
-def case_a_chunk_that_is_damaged(folder):
-    store = create(folder)
-    chunk = next(file for file in (store.path / "r8/u/c/2").rglob("*") if file.is_file())
-    kept = chunk.read_bytes()
-    chunk.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
-    message = refused(store.read, 8, "u", part="the chunk of samples 2 to 2 is damaged")
-    assert message.endswith("Restore the store or make it anew")
-    chunk.write_bytes(kept)
-    assert_holds(store)
-    chunk.unlink()
-    refused(store.read, 8, "u", part="a chunk of the store is lost or was changed: restore the store")
-    create(folder, overwrite=True)
-
-
-def case_samples_that_are_no_chunk(folder):
-    store = begin(folder)
-    message = refused(
-        store.write, slice(0, 2), {8: waves(store, "r8", slice(0, 2))}, part="expected one of `pending()`"
-    )
-    for samples in code(message, "pending()", pending=store.pending):
-        store.write(samples, {8: waves(store, "r8", samples)})
-    store.finish()
-    assert_holds(store)
 
 
 def case_a_store_that_is_finished(folder):
@@ -890,13 +686,6 @@ def case_a_store_that_was_begun_anew(folder):
     create(folder, name="c.zarr")
 
 
-def case_chunks_that_are_not_written(folder):
-    store = fill(begin(folder), most=3)
-    refused(store.finish, part="write all of them before `finish()`")
-    fill(store).finish()
-    assert_holds(store)
-
-
 def case_variation_that_float32_loses(folder):
     fields = {8: flow()}
     fields[8]["u"] += 1e7
@@ -911,6 +700,144 @@ def case_variation_that_float32_loses(folder):
 
 cases(
     write,
+    (
+        {"fields": flow(64)},
+        "expected a data set for each resolution",
+        search("({.*?})", "fields", lambda fields: eval(fields, {"data": flow(64)})),
+    ),
+    ({"inputs": "a"}, "expected a list of names", option("inputs", "list of names:")),
+    (
+        {"fields": {8: flow(steps=STEPS)["u"]}, "inputs": []},
+        "expected a Dataset",
+        lambda said, broken: {
+            "fields": {8: code(said, "xarray.Dataset", name="u", array=broken["fields"][8])},
+            "inputs": [],
+            "steps": STEPS,
+        },
+    ),
+    (flow().rename(sample="run"), "expected ('sample', ...)", data("data.rename")),
+    (
+        flow().transpose("x", "sample"),
+        "expected ('sample', ...)",
+        data("data.transpose", dots="'sample', 'x'"),
+    ),
+    (
+        {"fields": {8: flow().isel(sample=2)}, "splits": {"train": 1}},
+        "for a single sample",
+        data("data.expand_dims", splits={"train": 1}, kept=[2]),
+    ),
+    (
+        flow().drop_vars("x"),
+        "8 that increase",
+        data("data.assign_coords", dots="Axis('x', 8, registration='cell').points"),
+    ),
+    (
+        flow().assign_coords(x=[*flow()["x"].values[:7], np.nan]),
+        "expected finite numbers",
+        data("data.isel", to=7, domain={"x": (0.0, 0.875)}, levels=["r7"]),
+    ),
+    (flow().isel(x=[0, 0, *range(1, 8)]), "and each once", data("data.drop_duplicates", levels=["r8"])),
+    (scaled(1e-42), "give the variable in a smaller unit", flow()),
+    (scaled(1e40), "give the variable in a larger unit", flow()),
+    (
+        {"fields": {9: flow(9, registration="node_both")}, **WRAPPED},
+        "an axis that wraps has each point once: drop the last",
+        data("data.isel", 9, to=8, levels=["r8"], **WRAPPED),
+    ),
+    (
+        {"boundary_values": {"pressure": 0.0}},
+        "boundary_values of pressure",
+        search(r", (\w+)$", "boundary_values", lambda name: {name: 0.0}),
+    ),
+    (
+        {"fields": {8: flow(), 16: metres(flow(16))}},
+        "make them agree",
+        {"fields": {8: flow(), 16: flow(16)}, "levels": ["r8", "r16"]},
+    ),
+    (
+        {"fields": {8: flow(), 16: flow(16, [3])}},
+        "number them from 0 to 3 in the order of the splits",
+        data("data.assign_coords", 16, dots="[3]", levels=["r8", "r16"]),
+    ),
+    (
+        flow().assign_coords(split=("sample", ["test", "train", "train", "train"])),
+        "or leave the coordinate out",
+        data("data.drop_vars"),
+    ),
+    (
+        flow(labels=ABCD).isel(sample=[0, 1, 1, 2, 3]),
+        "expected each sample once",
+        data("data.drop_duplicates"),
+    ),
+    (flow(labels=[0.5, np.nan, 2.5, 3.5]), "sample 1 has no label", data("data.drop_vars")),
+    (
+        {"fields": {8: flow(labels=ABCD), 16: flow(16, labels=list("abce"))}},
+        "which no sample at 8 is",
+        data("data.assign_coords", 16, dots="list('abcd')", levels=["r8", "r16"]),
+    ),
+    (
+        {"fields": {8: flow(labels=ABCD), 16: flow(16, [1, 0, 2, 3], labels=list("bacd"))}},
+        "expected one order at all resolutions",
+        data("fields[16]", 16, levels=["r8", "r16"]),
+    ),
+    (at([0.0, 1.0, np.nan]), "a time is missing", data("data.isel", steps=STEPS[:2])),
+    (
+        at(["2000-01-01", "2000-01-02", "2000-01-03"]),
+        "convert dates in words",
+        data("data.assign_coords", steps=STEPS),
+    ),
+    (
+        flow(steps=STEPS).drop_vars("time"),
+        "3 of them",
+        data("data.assign_coords", dots="[0.0, 0.5, 1.0]", steps=STEPS),
+    ),
+    (
+        days(units="days since 2000-01-01", calendar="360_day"),
+        "dates of the calendar '360_day'",
+        lambda said, broken: {
+            "fields": {8: code(said, "data.assign", data=broken["fields"][8], days=[0.0, 1.0, 2.0])},
+            "steps": STEPS,
+        },
+    ),
+    (
+        days(units="days since then"),
+        "correct the attribute units",
+        {"fields": {8: days(units="days since 2000-01-01")}, "steps": STEPS},
+    ),
+    (
+        {"fields": ROUNDED, "domain": None},
+        "so its ends are known no better",
+        {"fields": ROUNDED, "domain": {"x": (0.0, 1.0)}},
+    ),
+    ({"domain": None}, "If it is, give domain=", option("domain", "give ")),
+    (
+        {"fields": {1: flow(1)}, "domain": None},
+        "from which no domain follows: give `domain`",
+        {"fields": {1: flow(1)}, "domain": {"x": (0.0, 1.0)}, "levels": ["r1"]},
+    ),
+    ({"registration": "node"}, "would fit", option("registration", ": ")),
+    (
+        flow(stop=2.0),
+        "in registration 'cell' these points lie on",
+        search(
+            r"points lie on (\[.*?\])", "domain", lambda ends: {"x": tuple(eval(ends))}, registration="cell"
+        ),
+    ),
+    (
+        {"fields": {16: flow()}},
+        "use that as its key",
+        search(r"has shape (\(.*\));", "fields", lambda shape: {ast.literal_eval(shape): flow()}),
+    ),
+    (
+        {"fields": {8: flow().rename(a="__a")}, "inputs": ["__a"]},
+        "that does not begin with '__'",
+        data("data.rename", inputs=["field"]),
+    ),
+    (
+        {"fields": {8: flow().rename(u="u@+1")}, "outputs": ["u@+1"]},
+        "as labels of channels do",
+        data("data.rename"),
+    ),
     ({"reference": {"u": 1e30}}, "leave reference out"),
     ({"reference": {"u": 1e30}}, "expected a constant near the variable's mean", {"reference": {"u": 15.0}}),
 )
@@ -922,34 +849,6 @@ def case_a_store_in_its_place_to_discard(folder):
     assert_holds(open_store(store.path))
     shutil.rmtree(store.path)
     create(folder)
-
-
-# Values.
-
-
-def case_fields_at_other_levels(folder):
-    store = begin(folder, **TWO)
-    fields = waves(store, "r8", slice(0, 1))
-    message = refused(store.write, slice(0, 1), {8: fields}, part="give these")
-    levels = quoted(message, "expected ")
-    for samples in store.pending():
-        store.write(samples, {key: waves(store, key, samples) for key in levels})
-    store.finish()
-    assert_holds(store)
-
-
-def case_values_of_another_shape(folder):
-    store = begin(folder)
-    fields = waves(store, "r8", slice(0, 1))
-    wrong = {"a": fields["a"], "u": fields["u"][0]}
-    message = refused(store.write, slice(0, 1), {8: wrong}, part="expected (1, 8)")
-    shape = ast.literal_eval(re.search(r"expected (\(.*?\))", message)[1])
-    store.write(slice(0, 1), {8: {"a": fields["a"], "u": wrong["u"].reshape(shape)}})
-    fill(store).finish()
-    assert_holds(store)
-
-
-# Coarser levels.
 
 
 def coarsen(folder, resolutions=(3,), method="mean", path="coarse.zarr"):
@@ -978,9 +877,6 @@ cases(
     ({"method": "lowpass"}, "use 'mean'", search(r"use '(\w+)", "method")),
     ({"method": "injection", "resolutions": [4]}, "use 'mean', or a", search(r"use '(\w+)", "method")),
 )
-
-
-# Channels, samples and loaders.
 
 
 def predict(folder, *, time_steps=None, at=None, name="b.zarr", **layout):
@@ -1158,8 +1054,6 @@ cases(
 )
 
 
-# Processors and transforms.
-
 UNIT = {"mean": 0.0, "std": 2.0}
 LABELS = ({"a": UNIT}, {"u": UNIT})
 STEP = ({"a": UNIT, "u@+0": UNIT}, {"u@+1": UNIT})
@@ -1254,9 +1148,6 @@ cases(
         search(r"use '(\w+)'", "transforms", lambda name: {"u": name}),
     ),
 )
-
-
-# Patches, and The Well's own samples.
 
 
 def cut(folder, fields=None, *, inputs=("a",), outputs=("u",), length=4, samples=1):
@@ -1357,9 +1248,6 @@ def case_statistics_of_other_components(folder):
 def case_a_data_set_without_conditions(folder):
     message = refused(lambda: well_samples(folder).periodic, part="the data set returns no boundary")
     assert well_samples(folder, **option("boundary_return_type")(message)).periodic == (True,)
-
-
-# Violations.
 
 
 NODES, FEW = (Grid((Axis("x", n),)) for n in (8, 4))
@@ -1606,9 +1494,6 @@ def case_an_input_that_is_the_first_time(folder):
     assert mended.variables[0].initial_of == "u"
     for name, values in kept.items():
         np.testing.assert_array_equal(mended.read(8, name), values)
-
-
-# Importers.
 
 
 def hdf5(path, content):
@@ -1942,9 +1827,6 @@ def case_pressures_at_both_ends(folder):
     options |= option("registration", "with ")(message)
     store = write_fields(folder / "a.zarr", {8: xr.Dataset(fields, {"y": axis, "x": axis})}, **options)
     np.testing.assert_array_equal(store.read(8, "u"), given["y"])
-
-
-# Whether all of them are followed.
 
 
 def raises() -> Iterator[tuple[str, str, range]]:

@@ -66,9 +66,6 @@ def flip(file, position):
     file.write_bytes(content)
 
 
-# ---------------------------------------------------------------------------------------- values
-
-
 def test_every_value_is_read_back_in_float32(kept):
     kept = open_store(kept.path)
     for key, grid in {"r6x4": COARSE, "r12x8": FINE}.items():
@@ -173,8 +170,6 @@ def test_boundary_values_survive(tmp_path, value):
     assert open_store(store.path, incomplete=True).variables[1].boundary_value == value
 
 
-# ------------------------------------------------------------------------------------------ time
-
 HEAT = (Variable("a", "input"), Variable("u", "output", units="K", time=True))
 TIMES = (0.0, 0.5, 2.0)
 
@@ -216,9 +211,6 @@ def test_every_time_counts_in_the_statistics(tmp_path):
     assert store.statistics["u"] == moments(values)
 
 
-# ------------------------------------------------------------------------------------ statistics
-
-
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 def test_statistics_are_over_the_area_of_the_training_split_at_the_finest_level(tmp_path, chunk):
     store = wave_store(tmp_path / "waves.zarr", [COARSE, FINE], SPLITS, chunk=chunk)
@@ -244,9 +236,6 @@ def test_a_store_without_a_training_split_has_no_statistics(tmp_path):
     assert wave_store(tmp_path / "waves.zarr", [COARSE], {"test": 2}).statistics == {}
 
 
-# ------------------------------------------------------------------------- some splits at a level
-
-
 def test_a_level_may_hold_only_some_splits(tmp_path):
     path, splits = tmp_path / "waves.zarr", {"train": 4, "test": 3, "hard": 2}
     wave_store(path, [COARSE, FINE], splits, held={FINE: ["test"]})
@@ -260,9 +249,6 @@ def test_a_level_may_hold_only_some_splits(tmp_path):
     assert store.attrs["statistics"]["level"] == "r6x4"
     with pytest.raises(InputError, match="r12x8 has no split 'train'; it has test, while 'train' is at r6x4"):
         store.layout.rows("r12x8", "train")
-
-
-# --------------------------------------------------------------------------------------- writing
 
 
 def test_chunks_are_written_side_by_side(tmp_path):
@@ -328,9 +314,6 @@ def test_a_value_that_float32_cannot_hold_is_named_and_nothing_is_written(tmp_pa
     assert list(tmp_path.glob("waves.zarr.partial/*/u/c/**/*"))
 
 
-# --------------------------------------------------------------------------------------- damage
-
-
 def test_any_flipped_byte_of_a_chunk_is_an_error(store):
     (chunk,) = (store.path / "r6x4" / "u" / "c" / "1").glob("*/*")
     intact = chunk.read_bytes()
@@ -384,9 +367,6 @@ def test_a_missing_array_is_an_error(store):
     root.update_attributes({})  # drops the copy of all metadata that the root holds
     with pytest.raises(InputError, match=r"do not fit together.*r12x8/a"):
         open_store(store.path)
-
-
-# -------------------------------------------------------------------------------- opening, replacing
 
 
 def test_a_resolution_that_is_missing_lists_those_present(kept):
@@ -554,9 +534,6 @@ def test_a_store_pickles_as_its_path(kept):
     assert isinstance(copy.path, Path)
     np.testing.assert_array_equal(copy.read(FINE, "u"), kept.read(FINE, "u"))
     assert copy.statistics == kept.statistics
-
-
-# ------------------------------------------------------------------------------- a store begun anew
 
 
 def fill(store):
