@@ -469,6 +469,9 @@ def test_days_of_the_civil_calendar_keep_their_units(tmp_path):
     assert write(tmp_path / "a.zarr", {(6, 4): civil}).layout.time_units == "days since 2001-01-01"
 
 
+CIRCLE = {"inputs": ["a"], "splits": {"train": 4}, "boundary_conditions": {"x": "periodic"}}
+
+
 def on_a_circle(n, last):
     x = np.linspace(0, 1, n, endpoint=last)
     u = np.sin(2 * np.pi * (x + 0.1 * np.arange(4)[:, None]))
@@ -481,8 +484,7 @@ def test_coordinates_that_are_rounded_too_coarsely_are_said_to_be_and_not_to_be_
     start = 0.0 if kind == "decimals" else 5_634_000.0
     exact = start + data["x"].values * (1.0 if kind == "decimals" else 38.4)
     rounded = np.round(exact, 2) if kind == "decimals" else exact.astype(np.float32)
-    options = {"inputs": ["a"], "splits": {"train": 4}, "boundary_conditions": {"x": "periodic"}}
-    options["domain"] = {"x": (start, start + (1.0 if kind == "decimals" else 38.4))}
+    options = CIRCLE | {"domain": {"x": (start, start + (1.0 if kind == "decimals" else 38.4))}}
     with pytest.raises(InputError, match=r"these are rounded to .* give the exact ones") as caught:
         write(tmp_path / "a.zarr", {64: data.assign_coords(x=rounded)}, **options)
     assert "interpolate" not in str(caught.value)
@@ -494,12 +496,7 @@ def test_coordinates_that_are_rounded_too_coarsely_are_said_to_be_and_not_to_be_
 def test_fields_of_yes_and_no_are_checked_like_numbers(tmp_path):
     data, u = on_a_circle(16, last=False)
     data["a"] = data["u"] > 0
-    options = {
-        "inputs": ["a"],
-        "splits": {"train": 4},
-        "boundary_conditions": {"x": "periodic"},
-        "domain": None,
-    }
+    options = CIRCLE | {"domain": None}
     store = write(tmp_path / "a.zarr", {16: data}, **options)
     np.testing.assert_array_equal(store.read(16, "a"), (u > 0).astype(np.float32))
     both = data[["a"]].assign(u=data["a"])

@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from helpers import wave_store, waves
+from helpers import store_of, wave_store, waves
 from neuralop import Trainer
 from neuralop.losses import LpLoss
 from torch.utils.data import DataLoader
@@ -17,7 +17,7 @@ from mano_op.data.dataset import FieldDataset, MixedDataset
 from mano_op.data.layout import Variable
 from mano_op.data.loaders import Reading, field_loaders
 from mano_op.data.mixed import Mixed
-from mano_op.data.store import FieldStore, create_store, open_store
+from mano_op.data.store import FieldStore, open_store
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 
@@ -41,24 +41,10 @@ def moving(samples, grid):
 
 @pytest.fixture(scope="module", params=[None, 2])
 def moving_store(tmp_path_factory, request) -> FieldStore:
-    store = create_store(
-        tmp_path_factory.mktemp("stores") / "moving.zarr",
-        [COARSE, FINE],
-        [Variable("force", "input"), Variable("u", "output", time=True)],
-        {"train": 7, "test": 2},
-        title="Moving",
-        provenance={},
-        levels="resampled",
-        boundary_conditions={"y": "open", "x": "open"},
-        chunk=2,
-        times=TIMES,
-        chunk_times=request.param,
-    )
-    for samples in store.pending():
-        numbers = range(samples.start, samples.stop)
-        store.write(samples, {grid: moving(numbers, grid) for grid in (COARSE, FINE)})
-    store.finish()
-    return store
+    variables = [Variable("force", "input"), Variable("u", "output", time=True)]
+    path, splits = tmp_path_factory.mktemp("stores") / "moving.zarr", {"train": 7, "test": 2}
+    options = {"ends": None, "chunk": 2, "times": TIMES, "chunk_times": request.param}
+    return store_of(path, [COARSE, FINE], variables, moving, splits, **options)
 
 
 def test_a_mixed_epoch_has_every_sample_at_every_resolution(store):

@@ -4,6 +4,7 @@ import pickle
 import re
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,11 @@ def empty(path, **changes):
         "chunk": 2,
     }
     return create_store(path, **(options | changes))
+
+
+def fill(store):
+    for samples in store.pending():
+        write_waves(store, samples)
 
 
 def moments(values):
@@ -536,12 +542,6 @@ def test_a_store_pickles_as_its_path(kept):
     assert copy.statistics == kept.statistics
 
 
-def fill(store):
-    for samples in store.pending():
-        numbers = range(samples.start, samples.stop)
-        store.write(samples, {grid: waves(numbers, grid) for grid in store.grids.values()})
-
-
 def test_a_store_that_was_begun_anew_is_not_written_to_by_who_holds_the_old_one(tmp_path):
     old = empty(tmp_path / "waves.zarr", provenance={"seed": 0})
     first = old.pending()[0]
@@ -569,8 +569,7 @@ def test_a_link_is_replaced_by_what_it_names(kept, tmp_path, monkeypatch, relati
     link.symlink_to(Path("far/waves.zarr") if relative else tmp_path / "far" / "waves.zarr")
     store = empty("link.zarr" if relative else link, overwrite=True)
     assert store.path == tmp_path / "far" / "waves.zarr"
-    for samples in store.pending():
-        write_waves(store, samples)
+    fill(store)
     assert link.is_symlink() and open_store(link).splits == SPLITS
     store.finish()
     assert link.is_symlink() and sorted(path.name for path in tmp_path.rglob("*.zarr*")) == [
@@ -598,30 +597,24 @@ def test_a_link_to_nothing_becomes_a_store_and_to_other_things_is_refused(tmp_pa
     assert (tmp_path / "folder" / "thesis.tex").read_text() == "years of work"
 
 
+def version_2(path, consolidated):
+    xr.Dataset({"u": ("x", np.zeros(4))}).to_zarr(path, zarr_format=2, consolidated=consolidated)
+
+
 @pytest.mark.parametrize(
-    ("content", "what"),
+    ("make", "what"),
     [
-        ("group", "is a group of zarr format 2"),
-        ("consolidated", "is a group of zarr format 2"),
-        ("array", "is an array of zarr format 2"),
-        ("folder", "is a folder without a zarr.json"),
-        ("file", "is a file"),
+        (partial(version_2, consolidated=False), "is a group of zarr format 2"),
+        (partial(version_2, consolidated=True), "is a group of zarr format 2"),
+        (partial(zarr.create_array, shape=4, dtype="f4", zarr_format=2), "is an array of zarr format 2"),
+        (Path.mkdir, "is a folder without a zarr.json"),
+        (lambda path: path.write_bytes(b"CDF"), "is a file"),
     ],
 )
-def test_other_contents_are_named_for_what_they_are(tmp_path, content, what):
-    path = tmp_path / "other"
-    if content == "file":
-        path.write_bytes(b"CDF")
-    elif content == "folder":
-        path.mkdir()
-    elif content == "array":
-        zarr.create_array(path, shape=(4,), dtype="f4", zarr_format=2)
-    else:
-        xr.Dataset({"u": ("x", np.zeros(4))}).to_zarr(
-            path, zarr_format=2, consolidated=content == "consolidated"
-        )
+def test_other_contents_are_named_for_what_they_are(tmp_path, make, what):
+    make(tmp_path / "other")
     with pytest.raises(InputError, match=f"{what}, no zarr store of format 3; .*`write_fields` makes one"):
-        open_store(path)
+        open_store(tmp_path / "other")
 
 
 def test_times_are_written_in_pieces_and_the_chunk_counts_with_the_last(tmp_path):
