@@ -35,7 +35,7 @@ def check(store):
     return check_store(store.path, progress=False)
 
 
-def test_stores_that_are_right(kept, tmp_path):
+def test_right_stores_have_no_violations(kept, tmp_path):
     assert check(kept) == []
     options = {"samples": {"train": 3, "test": 2}, "progress": False}
     for registration in ("node", "node_both", "cell"):
@@ -231,7 +231,7 @@ def test_no_flipped_bit_of_the_metadata_is_a_traceback(store):
 
 
 @pytest.mark.parametrize("statistics", [3, None, {"variables": 3}, {"variables": {"u": {"mean": "x"}}}])
-def test_statistics_that_are_none(store, statistics):
+def test_statistics_without_numbers_are_named(store, statistics):
     file = store.path / "zarr.json"
     metadata = json.loads(file.read_text())
     metadata["attributes"]["statistics"] = statistics

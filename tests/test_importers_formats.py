@@ -50,7 +50,7 @@ def import_pde(path, files, **options):
     return import_pdebench(path, files, progress=False, **options)
 
 
-def test_pdebench_one_tensor_and_darcy(tmp_path):
+def test_pdebench_tensors_and_darcy_files_become_their_fields(tmp_path):
     grid = Grid.uniform((16,), registration="cell", domain=[(-1.0, 1.0)])
     tensor = values(5, 4, 16)
     file = pdebench(tmp_path / "advection.hdf5", {"tensor": tensor}, grid)
@@ -69,7 +69,7 @@ def test_pdebench_one_tensor_and_darcy(tmp_path):
     np.testing.assert_array_equal(store.read((6, 8), "u"), solution[:, 0])
 
 
-def test_pdebench_a_group_for_each_sample(tmp_path):
+def test_pdebench_groups_become_samples(tmp_path):
     data = values(3, 4, 6, 8, 2)
     with h5py.File(tmp_path / "reaction.h5", "w") as file:
         for i, sample in enumerate(data):
@@ -91,7 +91,7 @@ def test_pdebench_a_group_for_each_sample(tmp_path):
             import_pde(tmp_path / "s.zarr", files, variables=names)
 
 
-def test_pdebench_files_that_do_not_fit(tmp_path):
+def test_pdebench_files_that_do_not_fit_are_refused(tmp_path):
     good = pdebench(tmp_path / "good.hdf5", {"tensor": values(2, 4, 6, 8)})
     cases = {
         "other.hdf5": ({"density": values(2, 4, 6, 8)}, {}, r"other.hdf5: fields = .*density.*, in .*u"),
@@ -167,7 +167,7 @@ def well(path, n, *, conditions=(("x", "PERIODIC"), ("y", "WALL")), grid_type="c
         ({"conditions": (("x", "PERIODIC"),)}, "says no boundary condition of y"),
     ],
 )
-def test_the_well_files_that_do_not_fit(tmp_path, options, message):
+def test_well_files_that_do_not_fit_are_refused(tmp_path, options, message):
     well(tmp_path / "a.hdf5", 2, **options)
     files = {"train": [tmp_path / "a.hdf5"]}
     with pytest.raises(InputError, match=message):
@@ -175,7 +175,7 @@ def test_the_well_files_that_do_not_fit(tmp_path, options, message):
     assert not (tmp_path / "w.zarr").exists()
 
 
-def test_the_well_walls_that_differ_are_mixed(tmp_path):
+def test_well_walls_that_differ_are_mixed(tmp_path):
     conditions = (("x", "PERIODIC"), ("y", "WALL"), ("y", "OPEN"))
     well(tmp_path / "a.hdf5", 2, conditions=conditions)
     files = {"train": [tmp_path / "a.hdf5"]}
@@ -194,7 +194,7 @@ def save_mat(path, arrays, version):
 
 
 @pytest.mark.parametrize("version", [5, 7.3])
-def test_fno_files(tmp_path, version):
+def test_fno_files_become_their_fields(tmp_path, version):
     arrays = {"a": values(4, 16), "u": values(4, 16)}
     file = save_mat(tmp_path / "burgers.mat", arrays, version)
     store = right(import_fno_mat(tmp_path / "b.zarr", {"train": [file]}, kind="burgers", progress=False))
@@ -223,7 +223,7 @@ def test_fno_files(tmp_path, version):
 
 
 @pytest.mark.parametrize("version", [5, 7.3])
-def test_fno_files_that_do_not_fit(tmp_path, version):
+def test_fno_files_that_do_not_fit_are_refused(tmp_path, version):
     file = save_mat(tmp_path / "a.mat", {"a": values(4, 16), "u": values(4, 8)}, version)
     for kind, message in (
         ("burgers", r"u: shape \(4, 8\); expected \(4, 16\)"),
@@ -270,7 +270,7 @@ def netcdf(path, samples, *, flip=False, engine="scipy"):
     return data
 
 
-def test_netcdf_files_one_after_another(tmp_path):
+def test_netcdf_files_are_concatenated(tmp_path):
     parts = [netcdf(tmp_path / f"{i}.nc", n, flip=i == 1) for i, n in enumerate((3, 2))]
     options = CLIMATE | {"splits": {"train": 3, "test": 2}, "progress": False}
     files = [tmp_path / "0.nc"]
@@ -310,7 +310,7 @@ def test_netcdf_files_one_after_another(tmp_path):
         (lambda data: data.transpose("x", "sample"), "dimensions of a ="),
     ],
 )
-def test_netcdf_files_that_do_not_continue_each_other(tmp_path, change, message):
+def test_netcdf_files_that_do_not_continue_each_other_are_refused(tmp_path, change, message):
     options = LINE | {"inputs": ["a"], "outputs": ["q"], "splits": {"train": 4}, "registration": "cell"}
     for i in range(2):
         dims = ("sample", "x")

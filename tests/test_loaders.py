@@ -248,7 +248,7 @@ def test_windows_need_times_equally_far_apart(moving_store):
             object.__setattr__(layout, "times", TIMES)
 
 
-def test_times_by_themselves(moving_store):
+def test_single_times_are_outputs(moving_store):
     data = FieldDataset(moving_store, (6, 8), "test", at=[0.4, 0.1])
     assert (data.inputs, data.outputs) == (("force",), ("u@t=0.4", "u@t=0.1"))
     fields = moving([7, 8], COARSE)

@@ -34,7 +34,7 @@ def a_sample(batch=3, grid=(5, 4), seed=0):
     return {"x": x, "y": 1e5 + 1e3 * torch.randn((batch, 1, *grid), generator=generator)}
 
 
-def test_it_does_what_neuraloperators_processor_does(processor):
+def test_processor_matches_neuraloperators(processor):
     def normalizer(statistics):
         columns = [torch.tensor([one[what] for one in statistics.values()]) for what in ("mean", "std")]
         return UnitGaussianNormalizer(*(column.view(1, -1, 1, 1) for column in columns), eps=0.0)
@@ -52,7 +52,7 @@ def test_it_does_what_neuraloperators_processor_does(processor):
         )
 
 
-def test_the_formula(processor):
+def test_processor_follows_its_formula(processor):
     sample = a_sample()
     for training in (True, False):
         given = processor.train(training).preprocess(sample)
@@ -102,7 +102,7 @@ def test_the_callers_sample_stays_as_it_was(processor):
     processor.postprocess(given["y"], given)
 
 
-def test_one_sample_without_the_batch(processor):
+def test_a_sample_without_a_batch_matches_the_batch(processor):
     sample = a_sample()
     single = processor.preprocess({name: field[1] for name, field in sample.items()}, batched=False)
     for name, field in processor.preprocess(sample).items():

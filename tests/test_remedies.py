@@ -1772,12 +1772,12 @@ def follow(name, folder):
 
 @pytest.mark.filterwarnings("ignore:Consolidated metadata")
 @pytest.mark.parametrize("name", CASES)
-def test_what_an_error_says_to_do_works(name, tmp_path):
+def test_remedy_of_a_refusal_succeeds(name, tmp_path):
     follow(name, tmp_path / "case")
 
 
 @pytest.mark.filterwarnings("ignore:Consolidated metadata")
-def test_every_error_has_what_it_says_followed(tmp_path):
+def test_every_refusal_has_its_remedy_followed(tmp_path):
     for i, name in enumerate(set(CASES) - DONE):  # those that another process has run
         follow(name, tmp_path / str(i))
     missed = [

@@ -100,7 +100,7 @@ def test_xarray_reads_the_store_with_its_labels(kept):
     np.testing.assert_array_equal(tested["b"], waves([5, 6, 7], FINE)["b"].astype(np.float32))
 
 
-def test_what_the_attributes_say(kept):
+def test_attributes_name_fields_units_and_provenance(kept):
     attributes = xr.open_datatree(kept.path).attrs
     assert attributes == kept.attrs
     assert attributes["Conventions"] == "CF-1.11"
@@ -197,7 +197,7 @@ def heat_store(path, **changes):
 
 
 @pytest.mark.parametrize("chunk_times", [None, 1, 2, 7])
-def test_variables_that_vary_in_time(tmp_path, chunk_times):
+def test_variables_in_time_are_read_back(tmp_path, chunk_times):
     store = open_store(heat_store(tmp_path / "heat.zarr", chunk_times=chunk_times).path)
     assert (store.layout.times, store.layout.time_units) == (TIMES, "s")
     assert [variable.time for variable in store.variables] == [False, True]
@@ -429,7 +429,7 @@ def test_a_begun_store_is_in_nobodys_way_once_it_is_discarded(tmp_path, store):
 
 
 @pytest.mark.parametrize("renames", [0, 1])
-def test_killed_between_complete_and_in_its_place(tmp_path, store, monkeypatch, renames):
+def test_a_store_survives_a_kill_between_two_renames(tmp_path, store, monkeypatch, renames):
     """Where the old store is moved away and the new one is put there, there is a moment between the two."""
     new = empty(store.path, overwrite=True, splits={"train": 2}, chunk=2)
     write_waves(new, slice(0, 2))
@@ -459,7 +459,7 @@ def test_an_unknown_variable_lists_those_present(kept):
         kept.read(FINE, "zz")
 
 
-def test_statistics_of_any_split(kept):
+def test_statistics_are_those_of_the_split_asked_for(kept):
     assert kept.statistics_of("train") == kept.attrs["statistics"]
     values = waves(range(5, 8), FINE)["u"].astype(np.float32)
     assert kept.statistics_of("test")["variables"]["u"] == moments(values)

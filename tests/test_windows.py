@@ -110,7 +110,7 @@ def test_baselines_are_those_of_the_same_times(store, keys):
     np.testing.assert_allclose(errors.sel(predictor="floor"), 0, atol=1e-5)
 
 
-def test_times_by_themselves_are_outputs_of_their_own(store):
+def test_single_times_are_judged_as_outputs_of_their_own(store):
     data = FieldDataset(store, 8, at=[0.5, 1.5])
 
     class Exact(nn.Module):
