@@ -1103,7 +1103,7 @@ cases(
     ({"outputs": ()}, "expected one input and one output at least"),
     ({"fields": flow().assign(a=flow()["a"].isel(x=0, drop=True))}, "expected the same for all"),
     ({"length": 16}, "no larger than the fields", {"length": 8}),
-    ({"samples": 2}, "input_dims={'sample': 1, ...}", search(r"'sample': (\d)", "samples", int)),
+    ({"samples": 2}, "input_dims={'sample': 1, ...}", search(r"dims={'sample': (\d)", "samples", int)),
     ({"fields": spoilt()}, "expected finite values", {"fields": flow()}),
     (
         {"fields": flow().drop_vars("x")},
