@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mano_op.data.coarsen import coarsen_store, coarsened
 from mano_op.data.layout import Layout, Variable
 from mano_op.data.schema import multiscales
-from mano_op.data.store import FieldStore, create_store, open_store
+from mano_op.data.store import FieldStore, open_store
 from mano_op.errors import InputError
 from mano_op.grid import REGISTRATIONS, Axis, Grid
 from mano_op.problems import generate_darcy
@@ -90,11 +90,6 @@ def test_the_level_that_means_are_made_of_stays_as_it_is(source, tmp_path):
         np.testing.assert_array_equal(opened.read("r6x8", variable.name), means)
 
 
-def test_without_the_level_itself_there_are_only_means(source, tmp_path):
-    made = coarsen(source, tmp_path / "means.zarr", keep=False)
-    assert {variable.cell_methods for variable in made.variables} == {"area: mean"}
-
-
 def levels_of(store):
     return zarr.open_group(store.path, mode="r").attrs["multiscales"]["layout"]
 
@@ -104,25 +99,15 @@ def test_a_coarse_level_says_what_it_was_made_from(tmp_path):
     y, x = Axis("y", 12, registration="cell"), Axis("x", 12, 0.0, 3.0)
     fine = wave_store(tmp_path / "fine.zarr", [Grid((y, x))], SPLITS)
     store = coarsen(fine, tmp_path / "both.zarr", [(6, 4), (8, 3)])
+    made = {"derived_from": "r12", "resampling_method": "average"}
     expected = [
         {"asset": "r12"},
-        {
-            "asset": "r6x4",
-            "derived_from": "r12",
-            "resampling_method": "average",
-            "transform": {"scale": [2.0, 3.0], "translation": [0.5, 0.0]},
-        },
-        {
-            "asset": "r8x3",
-            "derived_from": "r12",
-            "resampling_method": "average",
-            "transform": {"scale": [1.5, 4.0], "translation": [0.25, 0.0]},
-        },
+        {"asset": "r6x4", **made, "transform": {"scale": [2.0, 3.0], "translation": [0.5, 0.0]}},
+        {"asset": "r8x3", **made, "transform": {"scale": [1.5, 4.0], "translation": [0.25, 0.0]}},
     ]
     assert sorted(levels_of(store), key=str) == sorted(expected, key=str)
     assert levels_of(store)[0] == {"asset": "r12"}
-    made = ("r12", "average")
-    assert open_store(store.path).layout.derived == {"r6x4": made, "r8x3": made}
+    assert open_store(store.path).layout.derived == dict.fromkeys(["r6x4", "r8x3"], ("r12", "average"))
 
 
 @given(
@@ -161,7 +146,9 @@ def test_methods_in_the_words_of_the_convention(source, tmp_path):
     (mixed,) = said("mixed", method={"u": "mean", "a": "injection", "b": "mean"})
     assert mixed["resampling_method"] == "a: injection, b: average, u: average"
     assert said("alone", method="mean", keep=False) == []
-    assert levels_of(open_store(tmp_path / "alone.zarr")) == [{"asset": "r6x8"}]
+    alone = open_store(tmp_path / "alone.zarr")
+    assert {variable.cell_methods for variable in alone.variables} == {"area: mean"}
+    assert levels_of(alone) == [{"asset": "r6x8"}]
 
 
 def test_levels_that_were_solved_for_derive_from_none(tmp_path):
@@ -174,10 +161,6 @@ def test_levels_that_were_solved_for_derive_from_none(tmp_path):
         "chunk": 1,
     }
     grids = [FINE.coarsen(2), FINE]
-    with pytest.raises(
-        InputError, match=r"r6x12 from r12x24, with levels='independent'; .*levels='resampled'"
-    ):
-        Layout.plan(grids, **options, levels="independent", derived={grids[0]: (FINE, "average")})
     with pytest.raises(InputError, match="derived: r12x24 from r12x24"):
         Layout.plan(grids, **options, levels="resampled", derived={FINE: (FINE, "average")})
     with pytest.raises(InputError, match=r"derived: grids .*add it to the grids"):
@@ -215,24 +198,14 @@ def test_lowpass_keeps_the_modes_that_the_coarse_grid_carries(tmp_path):
 
 def test_each_variable_its_own_way_and_times_are_kept(tmp_path):
     times = (0.0, 1.0, 3.0)
-    store = create_store(
-        tmp_path / "fine.zarr",
-        [FINE],
-        [Variable("a", "input"), Variable("u", "output", time=True)],
-        SPLITS,
-        title="Moving",
-        provenance={"problem": "moving"},
-        levels="unknown",
-        boundary_conditions={"y": "open", "x": "open"},
-        chunk=3,
-        times=times,
-        time_units="s",
-    )
-    for samples in store.pending():
-        fields = waves(range(samples.start, samples.stop), FINE)
-        moving = fields["u"][:, None] * np.array([1.0, 2.0, 3.0]).reshape(1, 3, 1, 1)
-        store.write(samples, {FINE: {"a": fields["a"], "u": moving}})
-    store.finish()
+
+    def moving(samples, grid):
+        fields = waves(samples, grid)
+        return {"a": fields["a"], "u": fields["u"][:, None] * np.array([1.0, 2.0, 3.0])[:, None, None]}
+
+    variables = [Variable("a", "input"), Variable("u", "output", time=True)]
+    options = {"ends": None, "chunk": 3, "times": times, "time_units": "s"}
+    store = store_of(tmp_path / "fine.zarr", [FINE], variables, moving, SPLITS, **options)
     made = coarsen(store, tmp_path / "both.zarr", method={"u": "mean", "a": "injection"})
     assert made.layout.times == times and made.layout.time_units == "s"
     np.testing.assert_array_equal(made.read((6, 8), "a"), store.read(FINE, "a")[:, ::2, ::3])
@@ -287,14 +260,9 @@ def test_an_interruption_is_gone_on_with(source, tmp_path, monkeypatch, cluster)
 @pytest.mark.parametrize(
     ("resolutions", "options", "message"),
     [
-        ([(5, 7)], {"method": "injection"}, r"a from r12x24 to r5x7 by 'injection': they do not share"),
-        ([(6, 8)], {"method": "lowpass"}, "by 'lowpass': expected axes that all wrap; use 'mean'"),
         ([(6, 8)], {"method": "stride"}, "method for a='stride'; expected one of mean, lowpass, injection"),
-        ([(6, 8)], {"method": {"a": "mean"}}, "expected one for each of a, b, u"),
-        ([(12, 25)], {}, r"resolution \(12, 25\) from \(12, 24\); .* fewer points"),
         ([(12, 24)], {}, r"resolution \(12, 24\) from \(12, 24\)"),
         ([(6, 8, 2)], {}, r"resolution \(6, 8, 2\) from .* for each of 2 axes"),
-        ([], {}, "no resolutions"),
         ([6.5], {}, "6.5"),
         ([(6, 8)], {"level": 64}, "no resolution 64"),
     ],
@@ -305,9 +273,3 @@ def test_what_cannot_be_coarsened_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match=message):
         coarsen(source, tmp_path / "new.zarr", resolutions, **options)
     assert not any(tmp_path.iterdir())
-
-
-def test_a_store_is_not_coarsened_into_itself(source):
-    with pytest.raises(InputError, match="is the source itself"):
-        coarsen(source, source.path, overwrite=True)
-    assert open_store(source.path).splits == SPLITS

@@ -82,12 +82,6 @@ def test_a_batch_reads_each_variable_once(store, monkeypatch):
     assert reads == [(name, [1, 3, 6]) for name in ("a", "b", "u")]
 
 
-def test_a_split_is_kept_in_memory_only_within_the_budget(store):
-    size = 4 * 8 * 3 * 6 * 6
-    assert FieldDataset(store, 6, cache_bytes=size).cached
-    assert not FieldDataset(store, 6, cache_bytes=size - 1).cached
-
-
 def test_a_copy_for_another_process_is_a_path(store):
     data = FieldDataset(store, 6)
     content = pickle.dumps(data)
@@ -106,18 +100,6 @@ def test_a_field_that_is_not_finite_is_named(tmp_path):
     assert_same(lazy[1], {name: field[0] for name, field in batch([9], COARSE).items()})
     with pytest.raises(InputError, match="r6/b: sample 10 has a NaN"):
         lazy[2]
-
-
-def test_a_split_or_resolution_that_is_missing_lists_those_present(store):
-    with pytest.raises(InputError, match=r"no resolution 32; it has r6 \(6 x 6\), r12 \(12 x 12\)"):
-        FieldDataset(store, 32)
-    with pytest.raises(InputError, match="r12 has no split 'train'; it has test, while 'train' is at r6"):
-        FieldDataset(store, 12)
-    with pytest.raises(InputError, match="r6 has no split 'validation'; it has train, test"):
-        FieldDataset(store, 6, "validation")
-
-
-# --------------------------------------------------------------------------------------- loaders
 
 
 def test_loaders_are_what_was_asked_for(store):

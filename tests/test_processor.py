@@ -34,7 +34,7 @@ def a_sample(batch=3, grid=(5, 4), seed=0):
     return {"x": x, "y": 1e5 + 1e3 * torch.randn((batch, 1, *grid), generator=generator)}
 
 
-def test_it_does_what_neuraloperators_processor_does(processor):
+def test_processor_matches_neuraloperators(processor):
     def normalizer(statistics):
         columns = [torch.tensor([one[what] for one in statistics.values()]) for what in ("mean", "std")]
         return UnitGaussianNormalizer(*(column.view(1, -1, 1, 1) for column in columns), eps=0.0)
@@ -52,7 +52,7 @@ def test_it_does_what_neuraloperators_processor_does(processor):
         )
 
 
-def test_the_formula(processor):
+def test_processor_follows_its_formula(processor):
     sample = a_sample()
     for training in (True, False):
         given = processor.train(training).preprocess(sample)
@@ -102,7 +102,7 @@ def test_the_callers_sample_stays_as_it_was(processor):
     processor.postprocess(given["y"], given)
 
 
-def test_one_sample_without_the_batch(processor):
+def test_a_sample_without_a_batch_matches_the_batch(processor):
     sample = a_sample()
     single = processor.preprocess({name: field[1] for name, field in sample.items()}, batched=False)
     for name, field in processor.preprocess(sample).items():
@@ -138,8 +138,6 @@ def test_forward_calls_the_model_between_the_two(processor):
     torch.testing.assert_close(data["y"], sample["y"])
     predicted, _ = processor(x=sample["x"], scale=torch.tensor(0.5))
     torch.testing.assert_close(predicted, out, rtol=0, atol=0)
-    with pytest.raises(InputError, match="has no model to call"):
-        FieldProcessor(INPUTS, OUTPUTS)(x=sample["x"])
 
 
 def test_a_wrong_number_of_channels_names_those_expected(processor):
@@ -164,17 +162,11 @@ def test_state_and_dictionary_go_round(processor, tmp_path):
         for name, field in processor.preprocess(a_sample()).items():
             torch.testing.assert_close(other.preprocess(a_sample())[name], field, rtol=0, atol=0)
         assert other.to_dict() == processor.to_dict()
-    with pytest.raises(InputError, match=r"the state is of channels .*'b'.*'c'"):
-        FieldProcessor({"a": unit, "c": unit}, {"u": unit}).load_state_dict(processor.state_dict())
 
 
-@pytest.mark.parametrize("one", [{"mean": float("nan"), "std": 1.0}, {"mean": 0.0, "std": -1.0}])
-def test_statistics_that_make_no_sense_are_refused(one):
+def test_a_negative_deviation_is_refused():
     with pytest.raises(InputError, match="expected finite means and std of at least 0"):
-        FieldProcessor({"a": one}, OUTPUTS)
-
-
-# ------------------------------------------------------------------------- with a store and Trainer
+        FieldProcessor({"a": {"mean": 0.0, "std": -1.0}}, OUTPUTS)
 
 
 class Tiny(nn.Module):
@@ -193,21 +185,13 @@ def test_the_statistics_are_those_of_the_training_split(tmp_path):
     store = wave_store(tmp_path / "waves.zarr", [grid], {"train": 6, "test": 4})
     processor = FieldProcessor.from_store(store)
     assert list(processor.to_dict()["inputs"]) == ["a", "b"]
-    sample = processor.preprocess(
-        {
-            "x": torch.from_numpy(
-                store.dataset(8)[["a", "b"]].isel(sample=slice(0, 6)).to_array().values
-            ).transpose(0, 1)
-        }
-    )
+    fields = store.dataset(8)[["a", "b"]].isel(sample=slice(0, 6)).to_array().values
+    sample = processor.preprocess({"x": torch.from_numpy(fields).transpose(0, 1)})
     weights = torch.from_numpy(grid.weights)
     mean = (sample["x"] * weights).sum((-2, -1)).mean(0)
     torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-6)
     variance = (sample["x"].double().square() * weights).sum((-2, -1)).mean(0)
     torch.testing.assert_close(variance, torch.ones_like(variance), rtol=1e-5, atol=0)
-    tests = wave_store(tmp_path / "tests.zarr", [grid], {"test": 4})
-    with pytest.raises(InputError, match="has no split 'train', so no statistics"):
-        FieldProcessor.from_store(tests)
 
 
 def test_an_epoch_of_neuraloperators_trainer(tmp_path, capsys):

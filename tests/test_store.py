@@ -4,6 +4,7 @@ import pickle
 import re
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,13 +53,23 @@ def empty(path, **changes):
     return create_store(path, **(options | changes))
 
 
+def fill(store):
+    for samples in store.pending():
+        write_waves(store, samples)
+
+
+def moments(values):
+    """The mean and the deviation of values over the area of the finer grid."""
+    weights = np.broadcast_to(FINE.weights, values.shape)
+    mean = np.average(values, weights=weights)
+    std = np.average((values - mean) ** 2, weights=weights) ** 0.5
+    return pytest.approx({"mean": mean, "std": std}, rel=1e-12)
+
+
 def flip(file, position):
     content = bytearray(file.read_bytes())
     content[position] ^= 1
     file.write_bytes(content)
-
-
-# ---------------------------------------------------------------------------------------- values
 
 
 def test_every_value_is_read_back_in_float32(kept):
@@ -89,7 +100,7 @@ def test_xarray_reads_the_store_with_its_labels(kept):
     np.testing.assert_array_equal(tested["b"], waves([5, 6, 7], FINE)["b"].astype(np.float32))
 
 
-def test_what_the_attributes_say(kept):
+def test_attributes_name_fields_units_and_provenance(kept):
     attributes = xr.open_datatree(kept.path).attrs
     assert attributes == kept.attrs
     assert attributes["Conventions"] == "CF-1.11"
@@ -165,21 +176,6 @@ def test_boundary_values_survive(tmp_path, value):
     assert open_store(store.path, incomplete=True).variables[1].boundary_value == value
 
 
-def test_boundary_conditions_and_values_must_make_sense(tmp_path):
-    with pytest.raises(
-        InputError, match="condition of axis 'y'='drichlet'; expected one of periodic, dirichlet"
-    ):
-        empty(tmp_path / "a.zarr", boundary_conditions={"y": "drichlet", "x": "open"})
-    with pytest.raises(InputError, match=r"variable 'u' \(boundary=.*which here are y, x"):
-        empty(
-            tmp_path / "a.zarr",
-            variables=[Variable("a", "input"), Variable("u", "output", boundary_value={"z": 0.0})],
-        )
-    assert not any(tmp_path.iterdir())
-
-
-# ------------------------------------------------------------------------------------------ time
-
 HEAT = (Variable("a", "input"), Variable("u", "output", units="K", time=True))
 TIMES = (0.0, 0.5, 2.0)
 
@@ -201,7 +197,7 @@ def heat_store(path, **changes):
 
 
 @pytest.mark.parametrize("chunk_times", [None, 1, 2, 7])
-def test_variables_that_vary_in_time(tmp_path, chunk_times):
+def test_variables_in_time_are_read_back(tmp_path, chunk_times):
     store = open_store(heat_store(tmp_path / "heat.zarr", chunk_times=chunk_times).path)
     assert (store.layout.times, store.layout.time_units) == (TIMES, "s")
     assert [variable.time for variable in store.variables] == [False, True]
@@ -218,49 +214,14 @@ def test_variables_that_vary_in_time(tmp_path, chunk_times):
 def test_every_time_counts_in_the_statistics(tmp_path):
     store = heat_store(tmp_path / "heat.zarr")
     values = heat(range(5), FINE)["u"].astype(np.float32)
-    weights = np.broadcast_to(FINE.weights, values.shape)
-    mean = np.average(values, weights=weights)
-    std = np.average((values - mean) ** 2, weights=weights) ** 0.5
-    assert store.statistics["u"] == pytest.approx({"mean": mean, "std": std}, rel=1e-12)
-
-
-def test_times_belong_to_variables_that_vary(tmp_path):
-    for changes, message in (
-        ({"times": ()}, r"0 times, and variables that vary in time: \['u'\]"),
-        ({"variables": WAVES}, "3 times, and variables that vary in time: none"),
-        ({"times": (0.0, 2.0, 2.0)}, "time 1 and 2 are 2 and 2; expected values that increase"),
-        ({"times": (0.0, np.inf)}, "expected finite numbers"),
-        ({"chunk_times": 0}, "chunk_times=0"),
-        ({"variables": [*HEAT, Variable("time", "input")]}, "'time': the name is taken"),
-    ):
-        with pytest.raises(InputError, match=message):
-            heat_store(tmp_path / "heat.zarr", **changes)
-    store = empty(tmp_path / "heat.zarr", variables=HEAT, times=TIMES, chunk=8)
-    fields = {grid: heat(range(8), grid) for grid in (COARSE, FINE)}
-    fields[FINE]["u"] = fields[FINE]["u"][:, :2]
-    with pytest.raises(InputError, match=r"shape \(8, 2, 12, 8\); expected \(8, 3, 12, 8\)"):
-        store.write(slice(0, 8), fields)
-
-
-def test_levels_must_have_the_same_times(tmp_path):
-    store = heat_store(tmp_path / "heat.zarr")
-    zarr.open_group(store.path, mode="r+")["r6x4/time"][1] = 0.75
-    with pytest.raises(InputError, match="differs from the times of another resolution"):
-        open_store(store.path)
-
-
-# ------------------------------------------------------------------------------------ statistics
+    assert store.statistics["u"] == moments(values)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 def test_statistics_are_over_the_area_of_the_training_split_at_the_finest_level(tmp_path, chunk):
     store = wave_store(tmp_path / "waves.zarr", [COARSE, FINE], SPLITS, chunk=chunk)
-    weights = np.broadcast_to(FINE.weights, (5, *FINE.shape))
     for name, values in waves(range(5), FINE).items():
-        values = values.astype(np.float32)
-        mean = np.average(values, weights=weights)
-        std = np.average((values - mean) ** 2, weights=weights) ** 0.5
-        assert store.statistics[name] == pytest.approx({"mean": mean, "std": std}, rel=1e-12)
+        assert store.statistics[name] == moments(values.astype(np.float32))
     told = store.attrs["statistics"]
     assert (told["split"], told["level"], told["samples"]) == ("train", "r12x8", 5)
 
@@ -281,9 +242,6 @@ def test_a_store_without_a_training_split_has_no_statistics(tmp_path):
     assert wave_store(tmp_path / "waves.zarr", [COARSE], {"test": 2}).statistics == {}
 
 
-# ------------------------------------------------------------------------- some splits at a level
-
-
 def test_a_level_may_hold_only_some_splits(tmp_path):
     path, splits = tmp_path / "waves.zarr", {"train": 4, "test": 3, "hard": 2}
     wave_store(path, [COARSE, FINE], splits, held={FINE: ["test"]})
@@ -299,14 +257,6 @@ def test_a_level_may_hold_only_some_splits(tmp_path):
         store.layout.rows("r12x8", "train")
 
 
-def test_chunks_of_a_level_are_never_shared_by_two_chunks_of_samples(tmp_path):
-    with pytest.raises(InputError, match=r"r12x8 holds only \['test'\].*chunk=2, expected a divisor of 5"):
-        empty(tmp_path / "waves.zarr", held={FINE: ["test"]}, chunk=2)
-
-
-# --------------------------------------------------------------------------------------- writing
-
-
 def test_chunks_are_written_side_by_side(tmp_path):
     store = empty(tmp_path / "waves.zarr", splits={"train": 30, "test": 11}, chunk=2)
     writes = [delayed(write_waves)(store, samples) for samples in store.pending()[::-1]]
@@ -314,25 +264,6 @@ def test_chunks_are_written_side_by_side(tmp_path):
     store.finish()
     assert store.splits == {"train": 30, "test": 11}
     np.testing.assert_array_equal(store.read(FINE, "a"), waves(range(41), FINE)["a"].astype(np.float32))
-
-
-def test_a_partial_store_is_refused_and_can_be_gone_on_with(tmp_path):
-    store = empty(tmp_path / "waves.zarr", chunk=3)
-    write_waves(store, slice(3, 6))
-    with pytest.raises(
-        InputError, match=r"partial store: 3 of 8 samples are written.*run again.*overwrite=True"
-    ):
-        open_store(store.path)
-    with pytest.raises(InputError, match="2 chunks of samples are not written, the first is 0 to 2"):
-        store.finish()
-    store = open_store(store.path, incomplete=True)
-    assert store.pending() == [slice(0, 3), slice(6, 8)]
-    for samples in store.pending():
-        write_waves(store, samples)
-    store.finish()
-    np.testing.assert_array_equal(
-        open_store(store.path).read(FINE, "u"), waves(range(8), FINE)["u"].astype(np.float32)
-    )
 
 
 def test_a_chunk_counts_as_written_only_when_all_its_levels_are(tmp_path, monkeypatch):
@@ -376,7 +307,7 @@ def test_a_store_is_complete_only_when_finishing_is(tmp_path, monkeypatch):
         (-1e39, r"has the value -1e\+39, beyond what float32 holds"),
     ],
 )
-def test_a_value_that_is_not_finite_in_float32_is_named_and_nothing_is_written(tmp_path, value, message):
+def test_a_value_that_float32_cannot_hold_is_named_and_nothing_is_written(tmp_path, value, message):
     store = empty(tmp_path / "waves.zarr", chunk=4)
     fields = {grid: waves(range(4, 8), grid) for grid in (COARSE, FINE)}
     fields[FINE]["u"][2, 3, 1] = value
@@ -387,30 +318,6 @@ def test_a_value_that_is_not_finite_in_float32_is_named_and_nothing_is_written(t
     fields[FINE]["u"][2, 3, 1] = 0.0
     store.write(slice(4, 8), fields)
     assert list(tmp_path.glob("waves.zarr.partial/*/u/c/**/*"))
-
-
-def test_fields_that_do_not_fit_the_layout_are_refused(tmp_path):
-    store = empty(tmp_path / "waves.zarr", chunk=4)
-    good = {grid: waves(range(4), grid) for grid in (COARSE, FINE)}
-    with pytest.raises(InputError, match=r"resolutions \['r6x4'\]; expected \['r12x8', 'r6x4'\]: give these"):
-        store.write(slice(0, 4), {COARSE: good[COARSE]})
-    with pytest.raises(InputError, match=r"r6x4: variables \['a', 'b'\]; expected \['a', 'b', 'u'\]"):
-        store.write(slice(0, 4), {**good, COARSE: {"a": 0.0, "b": 0.0}})
-    with pytest.raises(InputError, match=r"r6x4/u: shape \(4, 4, 6\); expected \(4, 6, 4\)"):
-        store.write(slice(0, 4), {**good, COARSE: {**good[COARSE], "u": np.zeros((4, 4, 6))}})
-    with pytest.raises(InputError, match="r6x4/u: of complex128"):
-        store.write(slice(0, 4), {**good, COARSE: {**good[COARSE], "u": np.zeros((4, 6, 4), complex)}})
-    with pytest.raises(InputError, match=r"slice\(1, 5, None\) is no chunk"):
-        store.write(slice(1, 5), good)
-    assert len(store.pending()) == 2
-
-
-def test_a_finished_store_is_not_written_again(kept):
-    with pytest.raises(InputError, match="is finished"):
-        write_waves(kept, slice(0, 2))
-
-
-# --------------------------------------------------------------------------------------- damage
 
 
 def test_any_flipped_byte_of_a_chunk_is_an_error(store):
@@ -444,15 +351,20 @@ def test_a_lost_chunk_names_its_first_sample(store):
     )
 
 
-def test_labels_that_contradict_each_other_are_an_error(store):
-    root = zarr.open_group(store.path, mode="r+")
-    root["r6x4/y"][:] = np.linspace(0, 1, 6)
-    with pytest.raises(InputError, match="r6x4/y is not where a node axis has its points"):
-        open_store(store.path)
-    root["r6x4/y"][:] = COARSE.points[0]
-    root.update_attributes({"splits": {"train": 5, "test": 4}})
-    with pytest.raises(InputError, match=r"shape \(8, 6, 4\), its labels say \(9, 6, 4\)"):
-        open_store(store.path)
+@pytest.mark.parametrize(
+    ("resolution", "change", "message"),
+    [
+        (COARSE, {"a": 0.0, "b": 0.0}, r"r6x4: variables \['a', 'b'\]; expected \['a', 'b', 'u'\]"),
+        (COARSE, waves(range(4), COARSE) | {"u": np.zeros((4, 6, 4), complex)}, "r6x4/u: of complex128"),
+    ],
+)
+def test_fields_that_are_missing_or_complex_are_refused(tmp_path, resolution, change, message):
+    store = empty(tmp_path / "waves.zarr", chunk=4)
+    with pytest.raises(InputError, match=message):
+        store.write(
+            slice(0, 4), {grid: waves(range(4), grid) for grid in (COARSE, FINE)} | {resolution: change}
+        )
+    assert len(store.pending()) == 2
 
 
 def test_a_missing_array_is_an_error(store):
@@ -460,26 +372,6 @@ def test_a_missing_array_is_an_error(store):
     root = zarr.open_group(store.path, mode="r+", use_consolidated=False)
     root.update_attributes({})  # drops the copy of all metadata that the root holds
     with pytest.raises(InputError, match=r"do not fit together.*r12x8/a"):
-        open_store(store.path)
-
-
-# -------------------------------------------------------------------------------- opening, replacing
-
-
-def test_what_is_no_store_is_refused(tmp_path):
-    with pytest.raises(InputError, match="does not exist; make a store with"):
-        open_store(tmp_path / "none.zarr")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match="no zarr store of format 3"):
-        open_store(tmp_path / "folder")
-    zarr.create_group(tmp_path / "other.zarr", attributes={"format": "something else"})
-    with pytest.raises(InputError, match=r"not one of fields .attribute format='something else'"):
-        open_store(tmp_path / "other.zarr")
-
-
-def test_a_newer_format_is_refused(store):
-    zarr.open_group(store.path, mode="r+").update_attributes({"format_version": 2})
-    with pytest.raises(InputError, match=r"format version 2, this mano_op .* reads version 1"):
         open_store(store.path)
 
 
@@ -509,8 +401,6 @@ def test_nothing_but_a_store_is_ever_replaced(tmp_path, store):
 
 def test_a_store_is_replaced_when_another_is_finished_and_not_before(tmp_path, store):
     before = {name: store.read(FINE, name) for name in ("a", "b", "u")}
-    with pytest.raises(InputError, match="exists; give another path, or overwrite=True"):
-        empty(store.path)
     new = empty(store.path, overwrite=True, splits={"train": 3}, chunk=2)
     assert (new.complete, new.path) == (False, store.path)
     write_waves(new, slice(0, 2))
@@ -529,13 +419,7 @@ def test_a_store_is_replaced_when_another_is_finished_and_not_before(tmp_path, s
 
 
 def test_a_begun_store_is_in_nobodys_way_once_it_is_discarded(tmp_path, store):
-    with pytest.raises(InputError, match=r"is in its place; remove it by hand"):
-        store.discard()
     empty(tmp_path / "other.zarr")
-    with pytest.raises(
-        InputError, match=r"other.zarr was begun and not finished \(.*other.zarr.partial is there"
-    ):
-        empty(tmp_path / "other.zarr")
     empty(tmp_path / "other.zarr", overwrite=True).discard()
     empty(store.path, overwrite=True).discard()
     assert [path.name for path in tmp_path.iterdir()] == ["waves.zarr"]
@@ -545,7 +429,7 @@ def test_a_begun_store_is_in_nobodys_way_once_it_is_discarded(tmp_path, store):
 
 
 @pytest.mark.parametrize("renames", [0, 1])
-def test_killed_between_complete_and_in_its_place(tmp_path, store, monkeypatch, renames):
+def test_a_store_survives_a_kill_between_two_renames(tmp_path, store, monkeypatch, renames):
     """Where the old store is moved away and the new one is put there, there is a moment between the two."""
     new = empty(store.path, overwrite=True, splits={"train": 2}, chunk=2)
     write_waves(new, slice(0, 2))
@@ -575,15 +459,10 @@ def test_an_unknown_variable_lists_those_present(kept):
         kept.read(FINE, "zz")
 
 
-def test_statistics_of_any_split(kept):
+def test_statistics_are_those_of_the_split_asked_for(kept):
     assert kept.statistics_of("train") == kept.attrs["statistics"]
     values = waves(range(5, 8), FINE)["u"].astype(np.float32)
-    weights = np.broadcast_to(FINE.weights, values.shape)
-    mean = np.average(values, weights=weights)
-    std = np.average((values - mean) ** 2, weights=weights) ** 0.5
-    assert kept.statistics_of("test")["variables"]["u"] == pytest.approx(
-        {"mean": mean, "std": std}, rel=1e-12
-    )
+    assert kept.statistics_of("test")["variables"]["u"] == moments(values)
     with pytest.raises(InputError, match="has no split 'validation'"):
         kept.statistics_of("validation")
 
@@ -594,11 +473,18 @@ def test_statistics_of_any_split(kept):
         ({"provenance": {"seed": object()}}, "what JSON can hold"),
         ({"provenance": {"viscosity": np.nan}}, "what JSON can hold"),
         ({"grids": [COARSE, Grid.uniform((8, 8), registration="cell")]}, "one domain in one registration"),
-        ({"grids": [COARSE, COARSE]}, "give each once"),
-        ({"grids": []}, "give each once"),
         ({"boundary_conditions": {"y": "open"}}, "one for each of y, x"),
-        ({"boundary_conditions": {"y": "open", "x": "periodic"}}, "must say the same"),
-        ({"levels": "coarsened"}, "levels='coarsened'"),
+        ({"boundary_conditions": {"y": "drichlet", "x": "open"}}, "'y'='drichlet'; expected one of periodic"),
+        ({"variables": [*WAVES, Variable("v", "output", boundary_value={"z": 0.0})]}, "which here are y, x"),
+        ({"variables": HEAT}, r"0 times, and variables that vary in time: \['u'\]"),
+        ({"times": TIMES}, "3 times, and variables that vary in time: none"),
+        (
+            {"variables": HEAT, "times": (0.0, 2.0, 2.0)},
+            "time 1 and 2 are 2 and 2; expected values that incr",
+        ),
+        ({"variables": HEAT, "times": (0.0, np.inf)}, "expected finite numbers"),
+        ({"variables": HEAT, "times": TIMES, "chunk_times": 0}, "chunk_times=0"),
+        ({"variables": [*HEAT, Variable("time", "input")], "times": TIMES}, "'time': the name is taken"),
         ({"variables": WAVES[:2]}, "no output"),
         ({"variables": [*WAVES, WAVES[0]]}, "'a': the name is taken"),
         ({"variables": [*WAVES, Variable("y_bnds", "input")]}, "'y_bnds': the name is taken"),
@@ -609,8 +495,6 @@ def test_statistics_of_any_split(kept):
         ({"chunk": 0}, "chunk=0"),
         ({"chunk": 2.5}, "chunk=2.5"),
         ({"held": {FINE: ["validation"]}}, "holds validation"),
-        ({"held": {FINE: ["train"], COARSE: ["train"]}}, "'test' is held by no level"),
-        ({"held": {FINE.refine(): ["train"]}}, "held: grids .*add it to the grids"),
     ],
 )
 def test_a_plan_that_does_not_hold_together_is_refused_and_replaces_nothing(kept, change, message):
@@ -658,15 +542,6 @@ def test_a_store_pickles_as_its_path(kept):
     assert copy.statistics == kept.statistics
 
 
-# ------------------------------------------------------------------------------- a store begun anew
-
-
-def fill(store):
-    for samples in store.pending():
-        numbers = range(samples.start, samples.stop)
-        store.write(samples, {grid: waves(numbers, grid) for grid in store.grids.values()})
-
-
 def test_a_store_that_was_begun_anew_is_not_written_to_by_who_holds_the_old_one(tmp_path):
     old = empty(tmp_path / "waves.zarr", provenance={"seed": 0})
     first = old.pending()[0]
@@ -694,8 +569,7 @@ def test_a_link_is_replaced_by_what_it_names(kept, tmp_path, monkeypatch, relati
     link.symlink_to(Path("far/waves.zarr") if relative else tmp_path / "far" / "waves.zarr")
     store = empty("link.zarr" if relative else link, overwrite=True)
     assert store.path == tmp_path / "far" / "waves.zarr"
-    for samples in store.pending():
-        write_waves(store, samples)
+    fill(store)
     assert link.is_symlink() and open_store(link).splits == SPLITS
     store.finish()
     assert link.is_symlink() and sorted(path.name for path in tmp_path.rglob("*.zarr*")) == [
@@ -723,30 +597,24 @@ def test_a_link_to_nothing_becomes_a_store_and_to_other_things_is_refused(tmp_pa
     assert (tmp_path / "folder" / "thesis.tex").read_text() == "years of work"
 
 
+def version_2(path, consolidated):
+    xr.Dataset({"u": ("x", np.zeros(4))}).to_zarr(path, zarr_format=2, consolidated=consolidated)
+
+
 @pytest.mark.parametrize(
-    ("content", "what"),
+    ("make", "what"),
     [
-        ("group", "is a group of zarr format 2"),
-        ("consolidated", "is a group of zarr format 2"),
-        ("array", "is an array of zarr format 2"),
-        ("folder", "is a folder without a zarr.json"),
-        ("file", "is a file"),
+        (partial(version_2, consolidated=False), "is a group of zarr format 2"),
+        (partial(version_2, consolidated=True), "is a group of zarr format 2"),
+        (partial(zarr.create_array, shape=4, dtype="f4", zarr_format=2), "is an array of zarr format 2"),
+        (Path.mkdir, "is a folder without a zarr.json"),
+        (lambda path: path.write_bytes(b"CDF"), "is a file"),
     ],
 )
-def test_other_contents_are_named_for_what_they_are(tmp_path, content, what):
-    path = tmp_path / "other"
-    if content == "file":
-        path.write_bytes(b"CDF")
-    elif content == "folder":
-        path.mkdir()
-    elif content == "array":
-        zarr.create_array(path, shape=(4,), dtype="f4", zarr_format=2)
-    else:
-        xr.Dataset({"u": ("x", np.zeros(4))}).to_zarr(
-            path, zarr_format=2, consolidated=content == "consolidated"
-        )
+def test_other_contents_are_named_for_what_they_are(tmp_path, make, what):
+    make(tmp_path / "other")
     with pytest.raises(InputError, match=f"{what}, no zarr store of format 3; .*`write_fields` makes one"):
-        open_store(path)
+        open_store(tmp_path / "other")
 
 
 def test_times_are_written_in_pieces_and_the_chunk_counts_with_the_last(tmp_path):

@@ -49,14 +49,7 @@ def store(tmp_path_factory):
 
 def train(store, folder, **options):
     return train_model(
-        store,
-        folder,
-        resolution=8,
-        options=SMALL,
-        epochs=2,
-        batch_size=8,
-        progress=False,
-        **options,
+        store, folder, resolution=8, options=SMALL, epochs=2, batch_size=8, progress=False, **options
     )
 
 
@@ -117,7 +110,7 @@ def test_baselines_are_those_of_the_same_times(store, keys):
     np.testing.assert_allclose(errors.sel(predictor="floor"), 0, atol=1e-5)
 
 
-def test_times_by_themselves_are_outputs_of_their_own(store):
+def test_single_times_are_judged_as_outputs_of_their_own(store):
     data = FieldDataset(store, 8, at=[0.5, 1.5])
 
     class Exact(nn.Module):
@@ -242,9 +235,7 @@ def test_what_cannot_be_rolled_out_is_refused(store):
             evaluate_transfer({"M": ahead}, store, [8], rollout=wrong, progress=False)
 
 
-def test_what_does_not_fit_the_times_is_refused(store, tmp_path):
-    with pytest.raises(InputError, match="so expected one of them: time_steps="):
-        train(store, tmp_path / "run")
+def test_what_does_not_fit_the_times_is_refused(store):
     channels = FieldDataset(store, 8, time_steps=(1, 1)).channels
     one = run_of(LastKnown(), channels, time_steps=[1, 1])
     other = run_of(LastKnown(), channels, at=[0.5])
@@ -253,7 +244,6 @@ def test_what_does_not_fit_the_times_is_refused(store, tmp_path):
     wrong = run_of(LastKnown(), channels, time_steps=[1, 1], units={"u": "cm"})
     with pytest.raises(InputError, match=r"was trained on u in cm, .* has it in m: convert"):
         evaluate_transfer({"M": wrong}, store, [8], progress=False)
-    assert not any(tmp_path.iterdir())
 
 
 def test_the_command_line_trains_on_windows(store, tmp_path, capsys):
@@ -315,7 +305,6 @@ def test_an_initial_field_is_asked_for_and_either_answer_is_kept(tmp_path):
         assert FieldDataset(store, 8, at=[2.0]).inputs == ("w0",)
         assert check_store(store.path, progress=False) == []
     for initial, message in (
-        ({"w0": "v"}, r"initial_of='v'; expected, of a steady input, an output that varies in time: w"),
         ({"w": "w"}, r"'w': initial_of='w', but it is no steady input"),
         ({"v": "w"}, r"initial of v; expected some of w0, w"),
     ):
