@@ -328,10 +328,7 @@ class FieldProcessor(DataProcessor):
 
     def to_dict(self) -> dict[str, dict[str, dict[str, Any]]]:
         """All of it in JSON types; `from_dict` makes an equal one."""
-        return {
-            "inputs": self._named("in", self.inputs),
-            "outputs": self._named("out", self.outputs),
-        }
+        return {"inputs": self._named("in", self.inputs), "outputs": self._named("out", self.outputs)}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Statistics]) -> FieldProcessor:

@@ -39,10 +39,7 @@ def check_finite(values: NDArray[Any], samples: NDArray[np.int64], where: str, *
 
 
 def accept(
-    layout: Layout,
-    samples: slice,
-    fields: Mapping[str, Mapping[str, ArrayLike]],
-    times: slice = slice(None),
+    layout: Layout, samples: slice, fields: Mapping[str, Mapping[str, ArrayLike]], times: slice = slice(None)
 ) -> dict[tuple[str, str], tuple[NDArray[np.float32], Rounding]]:
     """The fields of some samples as they will be stored, by level and variable, and their rounding.
 

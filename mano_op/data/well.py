@@ -89,10 +89,7 @@ class WellSamples(Dataset[dict[str, Tensor]]):
             for names in (dataset.metadata.field_names, dataset.metadata.constant_field_names)
         )
         known, later = dataset.n_steps_input, min(dataset.n_steps_output, dataset.max_rollout_steps)
-        self.inputs = (
-            *steady,
-            *(f"{name}@{step:+d}" for step in range(1 - known, 1) for name in varying),
-        )
+        self.inputs = (*steady, *(f"{name}@{step:+d}" for step in range(1 - known, 1) for name in varying))
         self.outputs = tuple(f"{name}@{step:+d}" for step in range(1, later + 1) for name in varying)
 
     def __len__(self) -> int:

@@ -15,24 +15,8 @@ import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 
-from mano_op.data.guards import (
-    check_ends_differ,
-    check_has,
-    check_one_of,
-    check_real,
-    check_shape,
-    refusing,
-)
-from mano_op.data.importers.lazy import (
-    REPEATED,
-    Files,
-    Part,
-    dataset,
-    lazy,
-    open_hdf5,
-    paths_of,
-    write_parts,
-)
+from mano_op.data.guards import check_ends_differ, check_has, check_one_of, check_real, check_shape, refusing
+from mano_op.data.importers.lazy import REPEATED, Files, Part, dataset, lazy, open_hdf5, paths_of, write_parts
 from mano_op.data.store import FieldStore
 from mano_op.grid import Axis, Registration
 

@@ -53,10 +53,7 @@ _KINDS: dict[str, _Kind] = {
         "Darcy flow, neuraloperator",
     ),
     "navier_stokes": _Kind(
-        (
-            Variable("forcing", "input", long_name="forcing of the vorticity"),
-            Variable("vorticity", "output"),
-        ),
+        (Variable("forcing", "input", long_name="forcing of the vorticity"), Variable("vorticity", "output")),
         "periodic",
         "Navier-Stokes flow, neuraloperator",
     ),
