@@ -1,4 +1,4 @@
-"""Whether a store is what the format says, all of it read: each violation in a sentence."""
+"""Check that a store is what the format says, all of it read: each violation is a sentence."""
 
 from __future__ import annotations
 
@@ -30,29 +30,25 @@ _SAME = 1e-4
 def check_store(
     path: str | Path | Store, *, progress: bool = True, storage_options: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """Read all of a store and say what is not as the format asks.
+    """Read all of a store and list what is not as the format asks.
 
-    Labels have to describe the arrays, coordinates and bounds the grid, numbers and splits the samples;
-    conventions, title and provenance have to be there; fields have to be float32, in chunks of whole fields,
-    which end in a checksum; every chunk has to be readable and finite; the statistics have to be those of the
-    training split; and where levels are one field at points, "resampled" and "area: point", they have to
-    agree at shared points. No two splits may share a field, and a steady input that is an output's first time
-    has to say so, in "initial_of".
-    Nothing is only a warning: what can still be read as it was meant, such as float64, is a violation too.
+    Checked are labels, coordinates, conventions and provenance; types, chunks and checksums of fields; every
+    value; the statistics; fields of "resampled" levels at shared points; fields that two splits share; and
+    undeclared initial fields. What can still be read as it was meant, such as float64, is a violation too.
 
     Parameters
     ----------
     path : path
         Or what else `open_store` opens.
     progress : bool
-        Whether to show a progress bar on stderr.
+        Show a progress bar on stderr.
     storage_options : mapping, optional
-        As `open_store` takes them.
+        As of `open_store`.
 
     Returns
     -------
     list of str
-        The violations; empty for a store without any.
+        Violations.
 
     Examples
     --------
@@ -96,7 +92,7 @@ def check_store(
 
 
 def _arrays(store: FieldStore, root: zarr.Group) -> Iterator[str]:
-    """Levels and arrays whose metadata the root's copy has, but the store has not, or has damaged."""
+    """Find levels and arrays in the root's metadata that are missing or damaged."""
     for key in store.grids:
         try:
             _ = root[key]
@@ -116,7 +112,7 @@ def _arrays(store: FieldStore, root: zarr.Group) -> Iterator[str]:
 
 
 def _names(store: FieldStore, key: str) -> list[str]:
-    """The arrays of a level that label the others."""
+    """Names of the arrays that label the others."""
     axes = [name for axis in store.grids[key].names for name in (axis, f"{axis}_bnds")]
     return ["sample", "split", *(["time"] if store.layout.times else []), *axes]
 
@@ -138,7 +134,6 @@ def _groups(store: FieldStore, root: zarr.Group) -> Iterator[str]:
 
 
 def _about(store: FieldStore, root: zarr.Group) -> Iterator[str]:
-    """What a store says of itself that reading it does not need."""
     yield from _conventions("", store.attrs)
     for key in store.grids:
         yield from _conventions(f"{key}: ", dict(root[key].attrs))
@@ -164,7 +159,6 @@ def _conventions(where: str, attributes: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _derived(store: FieldStore) -> Iterator[str]:
-    """How levels are said to be made from one another."""
     expected = {level["asset"]: level for level in multiscales(store.layout)}
     for level in store.attrs["multiscales"]["layout"]:
         key, source = level["asset"], level.get("derived_from")
@@ -188,7 +182,6 @@ def _derived(store: FieldStore) -> Iterator[str]:
 
 
 def _storage(store: FieldStore, root: zarr.Group, key: str) -> Iterator[str]:
-    """How the arrays of a level are stored, apart from their values."""
     for name in _names(store, key):
         yield from _checksum(f"{key}/{name}", array(root, f"{key}/{name}"))
     for variable in store.variables:
@@ -269,7 +262,7 @@ def _attributes(key: str, variable: Variable, attributes: dict[str, Any]) -> Ite
 
 
 def _fields(store: FieldStore, progress: bool, digests: Digests) -> Iterator[str]:
-    """Chunks that cannot be read, and samples that are not finite."""
+    """Find chunks that cannot be read, and samples that are not finite."""
     layout = store.layout
     total = sum(len(layout.samples(key)) for key in store.grids) * len(layout.variables)
     with tqdm(total=total, unit="field", disable=not progress) as bar:
@@ -343,7 +336,7 @@ def _differing(
     fine: tuple[str, NDArray[np.int64]],
     at: tuple[NDArray[np.int64], ...],
 ) -> list[int]:
-    """Which of some samples differ at the points that two levels share."""
+    """Find samples that differ at the points that two levels share."""
     tolerance = _SAME * max(store.statistics.get(variable.name, {}).get("std", 1.0), 1e-30)
     found: list[int] = []
     for start in range(0, len(coarse[1]), store.layout.chunk):

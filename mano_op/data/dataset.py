@@ -28,8 +28,6 @@ Sample = dict[str, Tensor]
 class Batch(Sequence[Sample]):
     """Samples that are views of a stacked batch, so that `collate` need not copy them into another.
 
-    A view is made when a sample is asked for, so what is only collated costs no more than the stack.
-
     Parameters
     ----------
     stacked : dict of str to Tensor
@@ -61,21 +59,18 @@ class Batch(Sequence[Sample]):
 
 
 def collate(samples: Sequence[Sample]) -> Any:
-    """The ``collate_fn`` of our loaders: torch's default, but what is a batch already is left as it is."""
+    """Collate samples as torch does; a `Batch` is left as it is."""
     return samples.stacked if isinstance(samples, Batch) else default_collate(list(samples))
 
 
 class FieldDataset(Dataset[Sample]):
-    """The samples of one split at one resolution of a store.
+    """Samples of one split at one resolution of a store.
 
-    A sample is neuraloperator's dictionary of float32 tensors, ``x`` of shape ``(in_channels, *grid)`` and
-    ``y`` of shape ``(out_channels, *grid)``, in physical units, channels in the store's order of fields;
-    where fields vary in time, one time after another.
+    A sample has float32 tensors in physical units, ``x`` of shape ``(in_channels, *grid)`` and ``y`` of shape
+    ``(out_channels, *grid)``, channels in the store's order, one time after another.
 
-    A split that fits into `cache_bytes` is read once, when the data set is made. Otherwise every batch
-    is read when it is asked for: `__getitems__` reads it in one go, each chunk once, so batches are
-    much faster than single samples, and the chunks used last are kept within that budget. A copy sent to
-    another process holds the path alone, no fields, and reads from the store.
+    A split that fits into `cache_bytes` is read once, here. Otherwise `__getitems__` reads a batch in one go,
+    much faster than single samples, and the last chunks are kept. A pickled copy reads from the store.
 
     Parameters
     ----------
@@ -84,32 +79,31 @@ class FieldDataset(Dataset[Sample]):
         16, (16, 24), "r16", or the grid itself.
     split : str
     time_steps : (int, int), optional
-        Of fields that vary in time, how many steps are known and how many are to be predicted; see
-        `mano_op.data.channels.channels_of`. Every such run of times of every sample of the store is a sample.
+        How many steps are known and how many to be predicted; see `mano_op.data.channels.channels_of`. Every
+        such run of times is a sample.
     at : sequence of float, optional
-        Instead, the times at which to predict from the steady inputs.
+        Instead, the times to predict from the steady inputs.
     coordinates : bool
-        Whether samples also have ``coordinates``, those of the points, shape ``(n_dim, *grid)``, for models
-        that are told where they are.
+        Add ``coordinates`` of the points, shape ``(n_dim, *grid)``.
     cache_bytes : int
-        Of fields that may be kept in memory: the split if it fits, otherwise the last chunks; 0 keeps none.
+        Fields that may be kept in memory; 0 keeps none.
 
     Attributes
     ----------
-    store : FieldStore
-    split : str
     key : str
-        The name of its level.
+        Name of the level.
     channels : Channels
         Which field, of which time, is which channel.
+    grid : Grid
+        Where the points of the samples are.
+    inputs, outputs : tuple of str
+        Names of the channels of ``x`` and ``y``.
 
     Raises
     ------
     InputError
-        If the store is partial, has no such resolution, split or times, or a field has a NaN or an infinity:
-        here for a cached split, otherwise when the sample is read. Then also if this process was forked from
-        the one that made the data set: threads that zarr and dask had there are not here, and reading can
-        hang.
+        If the store is partial, has no such resolution, split or times, or (when it is read) a value is not
+        finite. Reading in a forked process is refused, since it can hang.
 
     Examples
     --------
@@ -153,7 +147,7 @@ class FieldDataset(Dataset[Sample]):
         self.keep(cache_bytes)
 
     def keep(self, cache_bytes: int) -> None:
-        """Read the split into memory if it fits, or from now on keep the last chunks: as `cache_bytes`."""
+        """Read the split into memory if it fits into `cache_bytes`, or keep the last chunks from now on."""
         self._cache, self._steady = None, {}
         self._chunks = ChunkCache(self.store, self.key, cache_bytes)
         if self.nbytes > cache_bytes:
@@ -168,7 +162,7 @@ class FieldDataset(Dataset[Sample]):
 
     @property
     def nbytes(self) -> int:
-        """The bytes that the split takes in memory."""
+        """Bytes that the split takes in memory."""
         layout = self.store.layout
         values = sum(math.prod(layout.shape(self.key, variable)) for variable in self._variables)
         return 4 * self._n_rows * values
@@ -200,7 +194,7 @@ class FieldDataset(Dataset[Sample]):
 
     @property
     def chunks(self) -> list[NDArray[np.int64]]:
-        """The indices of the samples in each chunk of the store."""
+        """Indices of the samples in each chunk of the store."""
         runs, length = len(self.channels.starts), self.store.layout.chunk
         owner = (self._rows.start + np.arange(self._n_rows)) // length
         samples = np.arange(len(self)).reshape(self._n_rows, runs)
@@ -208,7 +202,7 @@ class FieldDataset(Dataset[Sample]):
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        """For each sample, which of the split's it belongs to: several runs of times are of one."""
+        """Row of the split that each sample belongs to: several runs of times share one."""
         return np.repeat(np.arange(self._n_rows), len(self.channels.starts))
 
     @property
@@ -222,7 +216,7 @@ class FieldDataset(Dataset[Sample]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> Sequence[Sample]:
-        """Several samples, in the order asked for, in one read of the store for each variable."""
+        """Read several samples, in the order asked for, at once."""
         n = len(self)
         wanted = np.asarray(indices, dtype=np.int64)
         if len(wanted) == 0:
@@ -251,7 +245,7 @@ class FieldDataset(Dataset[Sample]):
     def _fields(
         self, rows: NDArray[np.int64], starts: NDArray[np.int64]
     ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int64], int]:
-        """Fields that hold what is wanted, where in them its rows are, and which time is their first."""
+        """Return fields that hold what is wanted, its rows in them, and their first time."""
         if self._cache is not None:
             return self._cache, rows, 0
         check_not_forked(self._process, os.getpid(), "a store", "use `field_loaders`")
@@ -280,7 +274,7 @@ class FieldDataset(Dataset[Sample]):
 
 
 def _stacked(fields: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Channels of all samples as one array; of a single channel no copy."""
+    """Stack channels; a single one is not copied."""
     return fields[0][:, None] if len(fields) == 1 else np.stack(fields, axis=1)
 
 
@@ -290,7 +284,7 @@ def _gather(
     rows: NDArray[np.int64],
     starts: NDArray[np.int64],
 ) -> NDArray[np.float32]:
-    """The channels of samples, stacked; a copy, so what is done to a sample is not done to the cache."""
+    """Stack the channels of samples; always a copy, to keep the cache as it is."""
     return np.stack(
         [
             fields[channel.variable][rows]
@@ -342,7 +336,7 @@ class SomeSamples(Dataset[Sample]):
 
     @property
     def chunks(self) -> list[NDArray[np.int64]]:
-        """The indices of the samples in each chunk of the store that has any of them."""
+        """Indices of the samples in each chunk of the store that has any of them."""
         parts = [np.flatnonzero(np.isin(self.indices, chunk)) for chunk in self.whole.chunks]
         return [part for part in parts if len(part)]
 
@@ -353,23 +347,22 @@ class SomeSamples(Dataset[Sample]):
         return self.whole[int(self.indices[index])]
 
     def __getitems__(self, indices: Sequence[int]) -> Sequence[Sample]:
-        """Several samples, in the order asked for, in one read of the store for each variable."""
+        """Read several samples, in the order asked for, at once."""
         return self.whole.__getitems__(self.indices[np.asarray(indices, dtype=np.int64)].tolist())
 
 
 class MixedDataset(Dataset[Sample]):
-    """Samples of several resolutions, one data set after another, to be drawn in batches of one resolution.
+    """Samples of several resolutions, one data set after another, drawn in batches of one resolution.
 
     Parameters
     ----------
     parts : sequence of FieldDataset or SomeSamples
-        Of one store's channels.
+        Of equal channels.
 
     Raises
     ------
     InputError
-        If there is none, or channels differ; or if a batch is asked for whose samples do not stack, which
-        `mano_op.data.sampler.ResolutionBatchSampler` never does.
+        If there is none, channels differ, or samples of a batch do not stack.
 
     Examples
     --------
@@ -410,7 +403,7 @@ class MixedDataset(Dataset[Sample]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> Sequence[Sample]:
-        """Several samples of one resolution, in the order asked for."""
+        """Read several samples of one resolution, in the order asked for."""
         wanted, n = np.asarray(indices, dtype=np.int64), len(self)
         if len(wanted) == 0:
             return []

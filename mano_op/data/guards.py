@@ -96,7 +96,7 @@ def check_real(where: object, dtype: Any) -> None:
 
 @contextmanager
 def refusing(what: str, remedy: str, *errors: type[BaseException]) -> Iterator[None]:
-    """Make errors of what cannot be used an `InputError` that says what to do.
+    """Turn errors into an `InputError` that says what to do.
 
     Examples
     --------
@@ -137,20 +137,11 @@ def check_ends_differ(
     *,
     whole: bool = False,
 ) -> None:
-    """Refuse fields on an axis that wraps whose last points repeat the first ones.
+    """Refuse fields on axes that wrap whose last points repeat the first ones.
 
-    Parameters
-    ----------
-    where : object
-        Of the fields, for the message.
-    fields : sequence of ndarray
-        Some samples of each variable, samples first.
-    axes : mapping of str to int
-        Of the axes that wrap, the dimension, counted from the last one.
-    remedy : str
-        With places for the name, the number of points without the last, and the dimension.
-    whole : bool
-        Count fields of whole numbers too, such as a permeability of 0 or 1, which may repeat by chance.
+    `fields` have shape ``(samples, ...)``; `axes` has the dimension of each axis that wraps, counted from the
+    last; `remedy` has places for name, n and dim; `whole` counts fields of whole numbers too, which may
+    repeat by chance.
     """
     real = all(values.dtype.kind in "biuf" for values in fields)  # others are refused when they are written
     for name, dim in axes.items() if real else ():

@@ -18,8 +18,7 @@ class Mixed:
     resolutions : sequence of int, tuple, str or Grid
         Of a store.
     ratios : sequence of float, optional
-        The part of an epoch's samples that each resolution has; see
-        `mano_op.data.sampler.ResolutionBatchSampler`. All samples of all resolutions if it is left out.
+        Part of an epoch's samples of each resolution; see `mano_op.data.sampler.ResolutionBatchSampler`.
     batch_size : sequence of int, optional
         Of each resolution, where they differ.
 

@@ -1,4 +1,4 @@
-"""Samples that The Well's own package reads, without importing them into a store."""
+"""Samples that The Well's own package reads, without a store."""
 
 from __future__ import annotations
 
@@ -20,25 +20,19 @@ _PERIODIC = 2  # in what The Well's package returns for the ends of an axis; 0 i
 class WellSamples(Dataset[dict[str, Tensor]]):
     r"""A ``the_well.data.WellDataset`` in neuraloperator's form: channels first, ``x`` and ``y``.
 
-    There, a sample has the fields of all variables at some times, channels last, and those that do not vary
-    in time apart from them. Here,
-
     .. math::
 
         x = [c,\; u(t_{1-k}), \ldots, u(t_0)], \qquad y = [u(t_1), \ldots, u(t_m)]
 
-    with the constant fields c, and all of the varying ones, u, at k = ``n_steps_input`` known and
-    m = ``n_steps_output`` later times: the channels that `mano_op.data.dataset.FieldDataset` makes of the
-    same file, imported, with ``time_steps=(k, m)``. Scalars are left out.
-
-    It is for data that is to stay where and as it is. `mano_op.data.importers.import_the_well` makes a store
-    of it, which is read faster, has coarser levels, and is what `train_model` and `evaluate_transfer` take.
+    with the constant fields c and the varying ones u, at k = ``n_steps_input`` known and m =
+    ``n_steps_output`` later times: the channels of `mano_op.data.dataset.FieldDataset` with ``time_steps=(k,
+    m)``. Scalars are left out. A store made by `mano_op.data.importers.import_the_well` is read faster, has
+    coarser levels, and is what `train_model` takes.
 
     Parameters
     ----------
     dataset : the_well.data.WellDataset
-        With ``use_normalization=False``, so that losses in evaluation are of fields in units; `processor` has
-        The Well's statistics.
+        With ``use_normalization=False``; `processor` has The Well's statistics.
 
     Attributes
     ----------
@@ -104,13 +98,7 @@ class WellSamples(Dataset[dict[str, Tensor]]):
 
     @property
     def periodic(self) -> tuple[bool, ...]:
-        """Whether each axis wraps, as a model takes it.
-
-        Raises
-        ------
-        InputError
-            If the data set was made without boundary conditions.
-        """
+        """Whether each axis wraps; refused if the data set has no boundary conditions."""
         ends = self.dataset[0].get("boundary_conditions")
         if ends is None:
             raise InputError(
@@ -119,18 +107,17 @@ class WellSamples(Dataset[dict[str, Tensor]]):
         return tuple(bool((axis == _PERIODIC).all()) for axis in ends)
 
     def processor(self, statistics: Mapping[str, Mapping[str, Any]]) -> FieldProcessor:
-        """The processor with The Well's statistics.
+        """Make the processor with The Well's statistics.
 
         Parameters
         ----------
         statistics : mapping
-            What the ``stats.yaml`` of a data set has: "mean" and "std" of each field, a number for each
-            component of vectors and tensors.
+            Content of ``stats.yaml``: "mean" and "std" of each field, a number for each component.
 
         Raises
         ------
         InputError
-            If a field is not there, or has other components.
+            If a field is missing, or has other components.
 
         Examples
         --------
@@ -153,7 +140,7 @@ class WellSamples(Dataset[dict[str, Tensor]]):
         )
 
     def _numbers(self, statistics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-        """Mean and standard deviation of each scalar, and of each component of a vector or tensor."""
+        """Return mean and standard deviation of each scalar and component."""
         found: dict[str, dict[str, float]] = {}
         metadata = self.dataset.metadata
         for fields, names in (
@@ -177,5 +164,4 @@ class WellSamples(Dataset[dict[str, Tensor]]):
 
 
 def _times_first(fields: Tensor) -> Tensor:
-    """Some times of channels-last fields to channels first, those of a time together."""
     return fields.movedim(-1, 1).flatten(0, 1)

@@ -23,8 +23,6 @@ from mano_op.grid import Axis, Registration
 
 @dataclass(frozen=True)
 class _Kind:
-    """What is known of a kind of file: the arrays' names, what they are, and where their points lie."""
-
     names: dict[str, str]
     axes: tuple[str, ...]
     registration: Registration
@@ -45,7 +43,7 @@ _KINDS = {
 def import_fno_mat(
     path: str | Path, files: Files, *, kind: Literal["burgers", "darcy", "navier_stokes"], **options: Any
 ) -> FieldStore:
-    """Import MATLAB files as Li et al. [1]_ published them, of version 5 or 7.3.
+    """Import MATLAB files as Li et al. [1]_ published them, of version 5 (read whole) or 7.3 (in pieces).
 
     =================  ========================================  ============================================
     kind               arrays                                    fields, on the unit interval or square
@@ -55,8 +53,6 @@ def import_fno_mat(
     ``navier_stokes``  ``a`` (N, Y, X), ``u`` (N, Y, X, T),      vorticity at time 0 and at the times ``t``;
                        ``t`` (T)                                 periodic nodes
     =================  ========================================  ============================================
-
-    Files of version 5 are read whole, those of 7.3, which are HDF5, piece by piece.
 
     Parameters
     ----------
@@ -70,7 +66,7 @@ def import_fno_mat(
     Raises
     ------
     InputError
-        If a file is not of that kind, files differ, or as `write_fields` does.
+        If a file is not of that kind, files differ, or as `write_fields`.
 
     References
     ----------
@@ -98,7 +94,7 @@ def import_fno_mat(
 
 
 def _read(stack: ExitStack, path: Path, known: _Kind) -> dict[str, Any]:
-    """The arrays of a file, samples first."""
+    """Read the arrays of a file, samples first."""
     wanted = [*known.names, *(["t"] if known.varying else [])]
     if h5py.is_hdf5(path):
         file = open_hdf5(stack, path)
@@ -119,7 +115,7 @@ def _read(stack: ExitStack, path: Path, known: _Kind) -> dict[str, Any]:
 
 
 class _Turned:
-    """A data set with its dimensions the other way round, read when it is asked for."""
+    """A data set with its dimensions the other way round, unread."""
 
     def __init__(self, array: h5py.Dataset) -> None:
         self._array = array
@@ -134,7 +130,7 @@ class _Turned:
 
 
 def _part(path: Path, arrays: dict[str, Any], known: _Kind) -> Part:
-    """The fields and coordinates of a file, if shapes fit the kind and each other."""
+    """Return the fields and coordinates of a file, if shapes fit the kind and each other."""
     shape = arrays[next(iter(known.names))].shape
     times = np.ravel(arrays["t"]) if known.varying else np.empty(0)
     fields = {}
