@@ -35,20 +35,7 @@ def check_store(
     Checked are labels, coordinates, conventions and provenance; types, chunks and checksums of fields; every
     value; the statistics; fields of "resampled" levels at shared points; fields that two splits share; and
     undeclared initial fields. What can still be read as it was meant, such as float64, is a violation too.
-
-    Parameters
-    ----------
-    path : path
-        Or what else `open_store` opens.
-    progress : bool
-        Show a progress bar on stderr.
-    storage_options : mapping, optional
-        As of `open_store`.
-
-    Returns
-    -------
-    list of str
-        Violations.
+    `path` and `storage_options` are those of `open_store`; `progress` shows a bar on stderr.
 
     Examples
     --------

@@ -40,12 +40,12 @@ def coarsen_store(
     resume: bool = False,
     overwrite: bool = False,
 ) -> FieldStore:
-    r"""Make a store with coarser levels of the same samples.
+    r"""Make a store with coarser levels of the same samples, "resampled" from one.
 
     =============  =====================================================================================
     method         values of a coarse level
     =============  =====================================================================================
-    "mean"         mean over the control volume of each point, which keeps the integral
+    "mean"         mean over the control volume of each point, which keeps the integral ("area: mean")
     "lowpass"      Fourier modes that the coarse grid carries, on axes that all wrap
     "injection"    values at shared points, finer scales aliased: what taking every k-th point gives
     =============  =====================================================================================
@@ -65,11 +65,6 @@ def coarsen_store(
         Whether the new store has that level too.
     client, progress, resume, overwrite
         As in `mano_op.problems.generate.generate_fields`.
-
-    Returns
-    -------
-    FieldStore
-        Complete, its levels "resampled"; the cell_methods of averaged variables are "area: mean".
 
     Raises
     ------

@@ -28,10 +28,7 @@ Sample = dict[str, Tensor]
 class Batch(Sequence[Sample]):
     """Samples that are views of a stacked batch, so that `collate` need not copy them into another.
 
-    Parameters
-    ----------
-    stacked : dict of str to Tensor
-        Each of shape ``(samples, ...)``.
+    `stacked` has tensors of shape ``(samples, ...)``.
 
     Examples
     --------
@@ -297,13 +294,7 @@ def _gather(
 
 
 class SomeSamples(Dataset[Sample]):
-    """Some samples of a data set, under numbers of their own.
-
-    Parameters
-    ----------
-    whole : FieldDataset
-    indices : ndarray of int
-        Which, in their order.
+    """Samples of a data set at some indices, under numbers of their own.
 
     Examples
     --------
@@ -354,15 +345,7 @@ class SomeSamples(Dataset[Sample]):
 class MixedDataset(Dataset[Sample]):
     """Samples of several resolutions, one data set after another, drawn in batches of one resolution.
 
-    Parameters
-    ----------
-    parts : sequence of FieldDataset or SomeSamples
-        Of equal channels.
-
-    Raises
-    ------
-    InputError
-        If there is none, channels differ, or samples of a batch do not stack.
+    `InputError` if there is no part, channels differ, or the samples of a batch do not stack.
 
     Examples
     --------

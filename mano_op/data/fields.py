@@ -89,8 +89,8 @@ def write_fields(
         Where points lie, see `mano_op.grid`: for all axes or each, ``{"y": "node_both", "x": "node"}``. The
         coordinates are checked against it; rounded ones are replaced by exact ones.
     boundary_conditions : mapping of str to str
-        For each axis: "periodic", which also makes it wrap, "dirichlet", "neumann", "robin", "wall", "open",
-        "mixed" or "unknown".
+        For each axis: "periodic" (it wraps), "dirichlet", "neumann", "robin", "wall", "open", "mixed",
+        "unknown".
     boundary_values : mapping of str to float or mapping, optional
         Known values at the boundary: ``{"pressure": 0.0}``, or ``{"temperature": {"y": (1.0, 0.0)}}``; see
         `Variable`. Without them the interpolated baseline of a transfer is worse than it could be.
@@ -98,22 +98,17 @@ def write_fields(
         Ends of each axis. By default those of CF bounds, or what the finest coordinates and `registration`
         imply; with a single level one of the two is required, except where an axis is periodic.
     reference : mapping of str to float, optional
-        Constants to subtract before storing, where float32 does not hold the variation:
-        ``{"pressure": 101325.0}``.
+        Constants to subtract, where float32 does not hold the variation: ``{"pressure": 101325.0}``.
     initial : mapping of str to str, optional
         Steady inputs that an output starts from: ``{"u0": "u"}``. By default an input that is an output's
         first time is refused; ``{}`` says that there is none.
-    as_plane : bool
-        Take latitude and longitude as lengths on a plane; refused otherwise.
-    levels, title, provenance, chunk, chunk_times, overwrite
+    as_plane, levels, title, provenance, chunk, chunk_times, overwrite
         As in `mano_op.data.store.create_store`. By default a chunk has some 1 MiB at the finest level, and
         all times if that is at most 8 MiB.
     client : distributed.Client, optional
         Where to read and write. Its workers must see the store and files under the same names.
-    progress : bool
-        Show a progress bar on stderr.
-    resume : bool
-        Go on with an interrupted store, from the same data sets and options.
+    progress, resume : bool
+        Show a bar on stderr; go on with an interrupted store, from the same data sets and options.
 
     Returns
     -------

@@ -74,20 +74,16 @@ def write_store(
 
     Parameters
     ----------
-    path : path
-    plan : mapping
-        Arguments of `Layout.plan`.
-    provenance : mapping
-        With the plan, what must be the same for a store to be resumed.
+    path, title, progress, resume, overwrite
+        As of `mano_op.data.fields.write_fields`.
+    plan, provenance : mapping
+        Arguments of `Layout.plan`; both must be the same for a store to be resumed.
     write : callable
-        Writes the missing chunks in a slice of samples of a store; returns their number. Pickled for a
-        `client`.
-    title : str
+        Writes the missing chunks in a slice of samples of a store; returns their number.
     client : distributed.Client, optional
-        Where to compute; by default in threads of this process.
+        Where to compute, with pickled `write`; by default in threads of this process.
     workers : int, optional
         Threads; by default dask's "num_workers", or one a core.
-    progress, resume, overwrite : bool
     blocks : callable, optional
         Units of work of a store, each of one or several chunks; by default the chunks.
     parts : callable, optional

@@ -69,16 +69,7 @@ class Reading:
 
 
 class FieldLoaders(NamedTuple):
-    """Loaders and processor for `neuralop.Trainer`.
-
-    Attributes
-    ----------
-    train : DataLoader
-        Shuffled anew every epoch.
-    test : dict of int or tuple of int to DataLoader
-        Under the resolutions as they were asked for.
-    processor : FieldProcessor
-    """
+    """Loaders and processor for `neuralop.Trainer`; tests under the resolutions as they were asked for."""
 
     train: DataLoader[Sample]
     test: dict[Resolution, DataLoader[Sample]]
@@ -105,8 +96,7 @@ def field_loaders(
     """Make loaders to train at one resolution, or at several, and to test at several.
 
     In a distributed training, call it on every rank with the same arguments, after ``init_process_group``.
-    Each rank has a part of the training samples, of equal size and resolution in each step, and all test
-    samples.
+    Each rank has a part of the training samples, as large as others' in each step, and all test samples.
 
     Parameters
     ----------
@@ -115,28 +105,20 @@ def field_loaders(
         ``Mixed([16, (32, 48)])`` mixes resolutions in an epoch.
     test : sequence of resolutions
         Keys of ``test``, and so parts of names of metrics: 16 gives "16_l2".
-    batch_size : int
-        Of each rank.
-    test_batch_size : int, optional
-        By default `batch_size`, or the smallest of `Mixed`.
+    batch_size, test_batch_size : int
+        Of each rank; of tests by default `batch_size`, or the smallest of `Mixed`.
     time_steps, at, coordinates
         As in `FieldDataset`.
     rollout : int, optional
-        Steps of the test samples, ``time_steps=(steps_in, rollout)``, for the Trainer's mode
-        "autoregression".
+        Steps of the test samples, ``(steps_in, rollout)``, for the Trainer's mode "autoregression".
     pushforward : int
-        Steps after the first that ``y`` of training samples has, for
-        `mano_op.train.perturbation.PerturbedInputs`.
+        Steps after the first in ``y`` of training samples, for `mano_op.train.perturbation.PerturbedInputs`.
     transforms : mapping of str to str, optional
         Of variables, ``{"permeability": "log"}``; takes the statistics anew.
     splits : Splits, optional
     reading : Reading, optional
     seed : int
         Of the order of the training samples, the same for any number of workers.
-
-    Returns
-    -------
-    FieldLoaders
 
     Raises
     ------

@@ -89,14 +89,8 @@ class FieldProcessor(DataProcessor):
     ) -> FieldProcessor:
         """Make the processor with the statistics of a split of a store.
 
-        Parameters
-        ----------
-        store : FieldStore
-        split : str
-        channels : Channels, optional
-            Of the samples, where fields vary in time.
-        transforms : mapping of str to str, optional
-            Of variables: ``{"permeability": "log"}``. The statistics are taken anew.
+        `channels` are those of the samples, where fields vary in time. With `transforms` of variables,
+        ``{"permeability": "log"}``, the statistics are taken anew.
         """
         if split == "train" and not store.statistics:
             raise InputError(
@@ -141,12 +135,8 @@ class FieldProcessor(DataProcessor):
         batched : bool
             Whether there is the dimension of the batch.
         step : int, optional
-            Of a rollout, in order from 0; ``y`` has the channels of all steps.
-
-        Returns
-        -------
-        dict
-            None for a step after the last truth.
+            Of a rollout, in order from 0; ``y`` has the channels of all steps. After the last, None is
+            returned.
 
         Raises
         ------

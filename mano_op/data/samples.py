@@ -18,18 +18,7 @@ def splits_held(fields: Mapping[Any, xr.Dataset], splits: Mapping[str, int]) -> 
     """Return the splits that each data set holds, if all hold the same samples in one order.
 
     A coordinate "sample" of integers numbers the samples of whole splits; any other one labels them, each
-    once.
-
-    Parameters
-    ----------
-    fields : mapping to Dataset
-        With the dimension "sample".
-    splits : mapping of str to int
-
-    Raises
-    ------
-    InputError
-        Names the first two places of a label that is repeated, or differs between resolutions.
+    once. `InputError` names the first two places of a label that is repeated, or differs.
 
     Examples
     --------

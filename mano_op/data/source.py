@@ -21,15 +21,8 @@ _Key = tuple[Grid, str, int, int]  # a variable, and where a chunk of it begins
 class SourceReader:
     """Reads variables of data sets in pieces of samples and times, and each chunk of dask or a file once.
 
-    A chunk is kept until all of it has been asked for.
-
-    Parameters
-    ----------
-    sources : mapping of Grid to Dataset
-    names : sequence of str
-        Variables of dimensions ``("sample", *axes)`` or ``("sample", "time", *axes)``.
-    scheduler : str
-        Of dask.
+    A chunk is kept until all of it has been asked for. Variables have the dimensions ``("sample", *axes)`` or
+    ``("sample", "time", *axes)``; `scheduler` is dask's.
 
     Examples
     --------

@@ -75,7 +75,7 @@ def create_store(
     as_plane: bool = False,
     overwrite: bool = False,
 ) -> FieldStore:
-    """Lay out an empty store: all labels, no fields yet.
+    """Lay out an empty store: all labels, no fields yet. `FieldStore.finish` puts it at `path`.
 
     Parameters
     ----------
@@ -112,11 +112,6 @@ def create_store(
         Take latitude and longitude as lengths on a plane; refused otherwise.
     overwrite : bool
         Replace the store at `path` when this one is finished. Only a store is ever replaced.
-
-    Returns
-    -------
-    FieldStore
-        Written at ``path + ".partial"`` until `FieldStore.finish`.
 
     Examples
     --------
@@ -160,7 +155,7 @@ def create_store(
 def open_store(
     path: str | Path | Store, *, incomplete: bool = False, storage_options: Mapping[str, Any] | None = None
 ) -> FieldStore:
-    """Open a store for reading.
+    """Open a store for reading, unless it is partial, of a newer version, or its arrays do not fit.
 
     Parameters
     ----------
@@ -170,11 +165,6 @@ def open_store(
         Accept a store that is being written too, and prefer it to the one that it replaces.
     storage_options : mapping, optional
         Of fsspec, for an address: ``{"anon": True}``.
-
-    Raises
-    ------
-    InputError
-        If there is no store, it is partial or of a newer version, or an array is missing or does not fit.
     """
     place = path if isinstance(path, Store) else place_of(path)
     if isinstance(place, str | Store):
@@ -209,6 +199,8 @@ class FieldStore:
     ----------
     path : Path or str
         Where it is, or will be when finished; an address, if it is read from one.
+    location : Path, str or Store
+        What zarr opens: `path`, the partial store, or another reader's store.
     name : str
         Last part of the path.
     complete : bool
@@ -304,21 +296,10 @@ class FieldStore:
         rows: slice | NDArray[np.int64] = slice(None),
         times: slice = slice(None),
     ) -> NDArray[np.float32]:
-        """Read and check a variable in some rows of a level.
+        """Read a variable in some rows of a level, counted within it, and at some times where it varies.
 
-        Parameters
-        ----------
-        resolution : int, tuple of int, str or Grid
-        name : str
-        rows : slice or sorted array of int
-            Counted within the level; ``layout.rows`` gives those of a split.
-        times : slice
-            Of a variable that varies in time.
-
-        Raises
-        ------
-        InputError
-            If there is no such variable, a chunk is damaged, or a value is not finite, as of a lost chunk.
+        ``layout.rows`` gives the rows of a split. `InputError` if there is no such variable, a chunk is
+        damaged, or a value is not finite, as of a lost chunk.
         """
         key = self.key(resolution)
         check_has(self.path, "variable", [name], [*self.inputs, *self.outputs])
@@ -424,15 +405,8 @@ class FieldStore:
     def finish(self, each: Each = map) -> None:
         """Take the statistics of the training split, complete the store and put it at `path`.
 
-        Parameters
-        ----------
-        each : callable
-            As of `statistics_of`.
-
-        Raises
-        ------
-        InputError
-            If a chunk is missing, float32 loses too much of a variable, or another store was begun here.
+        `each` is that of `statistics_of`. `InputError` if a chunk is missing, float32 loses too much of a
+        variable, or another store was begun here.
         """
         if not self.complete:
             self._to_write()
@@ -450,13 +424,7 @@ class FieldStore:
         self._read_layout()
 
     def check_precision(self) -> None:
-        """Refuse a written store if float32 lost too much of a variable's variation.
-
-        Raises
-        ------
-        InputError
-            Names the variable, and a constant to subtract from it.
-        """
+        """Refuse a written store if float32 lost too much of a variable, naming a constant to subtract."""
         rows = values_of(self._root, ROUNDING) if ROUNDING in self._root else np.zeros((0, 0, 0, 0))
         for i, key in enumerate(self.grids if len(rows) else ()):
             for j, variable in enumerate(self.variables):
@@ -484,13 +452,7 @@ class FieldStore:
                     )
 
     def discard(self) -> None:
-        """Remove a store that is not finished; the one that it was to replace stays.
-
-        Raises
-        ------
-        InputError
-            If it is finished, or another store was begun in this one's place.
-        """
+        """Remove a store that is not finished and still this one; the one that it was to replace stays."""
         if not (self._partial and isinstance(self._location, Path)):
             raise InputError(f"{self.path} is in its place; remove it by hand if it is to go")
         self._to_write()
@@ -526,13 +488,7 @@ class FieldStore:
         Returns
         -------
         dict
-            As ``attrs["statistics"]``; under "variables" the mean and standard deviation of each, weighted by
-            quadrature.
-
-        Raises
-        ------
-        InputError
-            If there is no such split, variable or transform, or a transform is not of such values.
+            As ``attrs["statistics"]``; under "variables" mean and standard deviation, weighted by quadrature.
         """
         chosen = dict(transforms or {})
         check_transforms(chosen, (*self.inputs, *self.outputs))

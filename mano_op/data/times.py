@@ -116,10 +116,7 @@ class Times:
 def times_of(fields: Mapping[Any, xr.Dataset]) -> tuple[list[float], str]:
     """Return the times of data sets as numbers, and their units, if all agree within a fraction of the step.
 
-    Raises
-    ------
-    InputError
-        If a data set has no times, or times differ: the first that do, with both values.
+    `InputError` names the first times that differ.
     """
     times_at: dict[Any, Times] = {}
     for resolution, data in fields.items():

@@ -25,9 +25,8 @@ class WellSamples(Dataset[dict[str, Tensor]]):
         x = [c,\; u(t_{1-k}), \ldots, u(t_0)], \qquad y = [u(t_1), \ldots, u(t_m)]
 
     with the constant fields c and the varying ones u, at k = ``n_steps_input`` known and m =
-    ``n_steps_output`` later times: the channels of `mano_op.data.dataset.FieldDataset` with ``time_steps=(k,
-    m)``. Scalars are left out. A store made by `mano_op.data.importers.import_the_well` is read faster, has
-    coarser levels, and is what `train_model` takes.
+    ``n_steps_output`` later times, as `mano_op.data.dataset.FieldDataset` has them. Scalars are left out.
+    A store made by `mano_op.data.importers.import_the_well` is read faster, and is what `train_model` takes.
 
     Parameters
     ----------
@@ -38,11 +37,6 @@ class WellSamples(Dataset[dict[str, Tensor]]):
     ----------
     inputs, outputs : tuple of str
         Labels of the channels: "porosity", "velocity_x@-1", "velocity_x@+0"; "velocity_x@+1".
-
-    Raises
-    ------
-    InputError
-        If it is no such data set, or normalises.
 
     Examples
     --------
@@ -107,17 +101,9 @@ class WellSamples(Dataset[dict[str, Tensor]]):
         return tuple(bool((axis == _PERIODIC).all()) for axis in ends)
 
     def processor(self, statistics: Mapping[str, Mapping[str, Any]]) -> FieldProcessor:
-        """Make the processor with The Well's statistics.
+        """Make the processor with The Well's statistics, the content of ``stats.yaml``.
 
-        Parameters
-        ----------
-        statistics : mapping
-            Content of ``stats.yaml``: "mean" and "std" of each field, a number for each component.
-
-        Raises
-        ------
-        InputError
-            If a field is missing, or has other components.
+        That is "mean" and "std" of each field, a number for each component; `InputError` if one is missing.
 
         Examples
         --------

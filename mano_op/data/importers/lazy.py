@@ -31,16 +31,9 @@ REPEATED = "leave the last ones out, `array.take(range({n}), {dim})`"
 
 @dataclass(frozen=True)
 class Part:
-    """Content of a file.
+    """Content of a file: variables with their dimensions, axes in order and "time".
 
-    Parameters
-    ----------
-    fields : mapping of str to (tuple of str, array)
-        Dimensions and values of each variable.
-    coordinates : mapping of str to ndarray
-        Axes in the order of the dimensions, and "time".
-    about : mapping, optional
-        What else has to be the same in all files.
+    `about` is what else has to be the same in all files.
     """
 
     fields: Mapping[str, tuple[tuple[str, ...], da.Array]]

@@ -77,8 +77,8 @@ def import_neuralop_pt(
     =================  ==========================================  =========================================
     problem            ``x``                                       ``y``
     =================  ==========================================  =========================================
-    ``darcy``          permeability, 0 or 1                        pressure, 0 on the boundary
-    ``navier_stokes``  forcing, on a torus                         vorticity
+    ``darcy``          ``permeability``, 0 or 1                    ``pressure``, 0 on the boundary
+    ``navier_stokes``  ``forcing``, on a torus                     ``vorticity``
     =================  ==========================================  =========================================
 
     .. math:: -\nabla \cdot (a \nabla u) = f \ \text{on} \ [0, 1]^2, \qquad u = 0 \ \text{on the boundary}.
@@ -96,17 +96,8 @@ def import_neuralop_pt(
         Of the files; not needed for Darcy flow, whose ``x`` is 0 or 1 everywhere.
     levels : {"resampled", "independent", "unknown"}
         "resampled" checks that coarser fields are the finest ones at every k-th point.
-    title, chunk, overwrite
-        As in `mano_op.data.store.create_store`.
-    progress : bool
-        Show a progress bar on stderr.
-    resume : bool
-        Go on with a store that was interrupted, from the same files and options.
-
-    Returns
-    -------
-    FieldStore
-        With ``permeability`` and ``pressure``, or ``forcing`` and ``vorticity``.
+    title, chunk, progress, resume, overwrite
+        As in `mano_op.data.fields.write_fields`.
 
     Raises
     ------
