@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from mano_op.resample import nests
 
 # How far fields that are one at shared points may differ there, in standard deviations: float32, and a sum.
 _SAME = 1e-4
+_RESTORE = "restore it or make the store anew"
 
 
 def check_store(
@@ -81,21 +83,17 @@ def check_store(
 def _arrays(store: FieldStore, root: zarr.Group) -> Iterator[str]:
     """Find levels and arrays in the root's metadata that are missing or damaged."""
     for key in store.grids:
-        try:
-            _ = root[key]
-        except KeyError:
-            yield f"{key}: its zarr.json is missing; restore it or make the store anew"
-            continue
-        except DAMAGED as error:
-            yield f"{key}: its zarr.json is damaged ({error}); restore it or make the store anew"
-            continue
-        for name in [*_names(store, key), *store.inputs, *store.outputs]:
+        names = [*_names(store, key), *store.inputs, *store.outputs]
+        for where in (key, *(f"{key}/{name}" for name in names)):
             try:
-                array(root, f"{key}/{name}")
+                _ = root[key] if where == key else array(root, where)
+                continue
             except KeyError:
-                yield f"{key}/{name}: the array is missing; restore it or make the store anew"
+                yield f"{where}: {'its zarr.json' if where == key else 'the array'} is missing; {_RESTORE}"
             except DAMAGED as error:
-                yield f"{key}/{name}: its zarr.json is damaged ({error}); restore it or make the store anew"
+                yield f"{where}: its zarr.json is damaged ({error}); {_RESTORE}"
+            if where == key:
+                break
 
 
 def _names(store: FieldStore, key: str) -> list[str]:
@@ -109,12 +107,11 @@ def _damaged_labels(store: FieldStore, root: zarr.Group, key: str) -> Iterator[s
         try:
             values_of(root, f"{key}/{name}")
         except DAMAGED as error:
-            yield f"{key}/{name}: cannot be read ({error}); restore it or make the store anew"
+            yield f"{key}/{name}: cannot be read ({error}); {_RESTORE}"
 
 
 def _groups(store: FieldStore, root: zarr.Group) -> Iterator[str]:
-    known = {*store.grids}
-    for name in sorted({*root.group_keys()} - known):
+    for name in sorted({*root.group_keys()} - {*store.grids}):
         yield f"{name}: a group that the layout of the levels does not name; take it out, or name it there"
     for name in sorted(root.array_keys()):
         yield f"{name}: an array at the root; a complete store has levels only; take it out"
@@ -216,11 +213,7 @@ def _labels(store: FieldStore, root: zarr.Group, key: str) -> Iterator[str]:
             given = array(root, where).attrs.get("bounds")
             yield f"{where}: attribute bounds={given!r}, expected {bounds!r}; set it"
         for about, expected in layout.coordinates[axis.name].items():
-            if (given := array(root, where).attrs.get(about)) != expected:
-                yield (
-                    f"{where}: attribute {about}={given!r}, another level has {expected!r}; say the same at "
-                    "all levels"
-                )
+            yield from _same(where, about, array(root, where).attrs.get(about), expected)
         if not np.allclose(values_of(root, f"{key}/{bounds}"), axis.bounds, rtol=0, atol=1e-6 * axis.spacing):
             yield (
                 f"{key}/{bounds}: expected the interval that each point of a {axis.registration} axis stands "
@@ -231,20 +224,18 @@ def _labels(store: FieldStore, root: zarr.Group, key: str) -> Iterator[str]:
 
 
 def _attributes(key: str, variable: Variable, attributes: dict[str, Any]) -> Iterator[str]:
-    for name in ("units", "long_name", "role", "reference", "initial_of"):
-        expected = getattr(variable, name)
+    for name in ("units", "long_name", "role", "reference", "initial_of", "boundary_value"):
         given = attributes.get(name, 0.0 if name == "reference" else None)
-        if given != expected:
-            yield (
-                f"{key}/{variable.name}: attribute {name}={given!r}, another level has {expected!r}; say the "
-                "same at all levels"
-            )
-    # Compared as JSON has it, with lists for pairs.
-    given, expected = attributes.get("boundary_value"), json.loads(json.dumps(variable.boundary_value))
+        # Compared as JSON has it, with lists for pairs.
+        yield from _same(
+            f"{key}/{variable.name}", name, given, json.loads(json.dumps(getattr(variable, name)))
+        )
+
+
+def _same(where: str, name: str, given: object, expected: object) -> Iterator[str]:
     if given != expected:
         yield (
-            f"{key}/{variable.name}: attribute boundary_value={given!r}, another level has {expected!r}; "
-            "say the same at all levels"
+            f"{where}: attribute {name}={given!r}, another level has {expected!r}; say the same at all levels"
         )
 
 
@@ -253,26 +244,17 @@ def _fields(store: FieldStore, progress: bool, digests: Digests) -> Iterator[str
     layout = store.layout
     total = sum(len(layout.samples(key)) for key in store.grids) * len(layout.variables)
     with tqdm(total=total, unit="field", disable=not progress) as bar:
-        for key in store.grids:
-            for variable in layout.variables:
-                yield from _field(store, key, variable, digests)
-                bar.update(len(layout.samples(key)))
-
-
-def _field(store: FieldStore, key: str, variable: Variable, digests: Digests) -> Iterator[str]:
-    for rows in _row_chunks(store, key):
-        for times in store.layout.time_chunks if variable.time else [slice(None)]:
-            try:
-                values = store.read(key, variable.name, rows, times)
-            except InputError as error:
-                yield str(error).removeprefix(f"{store.path}, ")
-            else:
-                digests.add(key, variable, rows.start, values)
-
-
-def _row_chunks(store: FieldStore, key: str) -> list[slice]:
-    n, length = len(store.layout.samples(key)), store.layout.chunk
-    return [slice(start, min(start + length, n)) for start in range(0, n, length)]
+        for key, variable in product(store.grids, layout.variables):
+            n = len(layout.samples(key))
+            spans = layout.time_chunks if variable.time else [slice(None)]
+            for start, times in product(range(0, n, layout.chunk), spans):
+                try:
+                    values = store.read(key, variable.name, slice(start, start + layout.chunk), times)
+                except InputError as error:
+                    yield str(error).removeprefix(f"{store.path}, ")
+                else:
+                    digests.add(key, variable, start, values)
+            bar.update(n)
 
 
 def _statistics(store: FieldStore) -> Iterator[str]:

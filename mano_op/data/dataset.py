@@ -132,14 +132,15 @@ class FieldDataset(Dataset[Sample]):
         self.store = opened(store)
         self.split = split
         self.channels = channels_of(self.store.layout, time_steps, at)
+        self.inputs, self.outputs = self.channels.inputs, self.channels.outputs
         self.key = self.store.key(resolution)
+        self.grid: Grid = self.store.grids[self.key]
         self._rows = self.store.layout.rows(self.key, split)
         self._coordinates = coordinates
         self._process = os.getpid()
         self._cache: dict[str, NDArray[np.float32]] | None
-        self._steady: dict[
-            str, NDArray[np.float32]
-        ] = {}  # the cached split as x and y, where a sample has no times to choose
+        # The cached split as x and y, where a sample has no times to choose.
+        self._steady: dict[str, NDArray[np.float32]] = {}
         self._chunks = ChunkCache(self.store, self.key, 0)
         self.keep(cache_bytes)
 
@@ -153,8 +154,8 @@ class FieldDataset(Dataset[Sample]):
         if all(one.offset is None for one in (*self.channels.x, *self.channels.y)):
             fields, self._cache = self._cache, {}
             self._steady = {
-                "x": _stacked([fields[one.variable] for one in self.channels.x]),
-                "y": _stacked([fields[one.variable] for one in self.channels.y]),
+                name: _stacked([fields[one.variable] for one in channels])
+                for name, channels in (("x", self.channels.x), ("y", self.channels.y))
             }
 
     @property
@@ -163,21 +164,6 @@ class FieldDataset(Dataset[Sample]):
         layout = self.store.layout
         values = sum(math.prod(layout.shape(self.key, variable)) for variable in self._variables)
         return 4 * self._n_rows * values
-
-    @property
-    def grid(self) -> Grid:
-        """Where the points of the samples are."""
-        return self.store.grids[self.key]
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the channels of ``x``."""
-        return self.channels.inputs
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Names of the channels of ``y``."""
-        return self.channels.outputs
 
     @property
     def cached(self) -> bool:
@@ -214,13 +200,10 @@ class FieldDataset(Dataset[Sample]):
 
     def __getitems__(self, indices: Sequence[int]) -> Sequence[Sample]:
         """Read several samples, in the order asked for, at once."""
-        n = len(self)
-        wanted = np.asarray(indices, dtype=np.int64)
-        if len(wanted) == 0:
+        if len(indices) == 0:
             return []
-        if wanted.min() < -n or wanted.max() >= n:
-            raise IndexError(f"samples {wanted.min()} to {wanted.max()}; the split {self.split!r} has {n}")
-        rows, starts = np.divmod(wanted % n, len(self.channels.starts))
+        wanted = _counted(indices, len(self), f"the split {self.split!r} has")
+        rows, starts = np.divmod(wanted, len(self.channels.starts))
         if self._steady:
             # numpy copies whole rows in one thread; torch's index_select waits for threads of its own, which
             # costs far more where another process has the cores. The rows are in range, so "clip" clips none.
@@ -270,6 +253,14 @@ class FieldDataset(Dataset[Sample]):
         self.__dict__ |= {**state, "_process": os.getpid(), "_chunks": chunks}
 
 
+def _counted(indices: Sequence[int], n: int, whole: str) -> NDArray[np.int64]:
+    """Count indices from the start; those of samples that are not there are an IndexError."""
+    wanted = np.asarray(indices, dtype=np.int64)
+    if wanted.min() < -n or wanted.max() >= n:
+        raise IndexError(f"samples {wanted.min()} to {wanted.max()}; {whole} {n}")
+    return wanted % n
+
+
 def _stacked(fields: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     """Stack channels; a single one is not copied."""
     return fields[0][:, None] if len(fields) == 1 else np.stack(fields, axis=1)
@@ -309,21 +300,7 @@ class SomeSamples(Dataset[Sample]):
 
     def __init__(self, whole: FieldDataset, indices: NDArray[np.int64]) -> None:
         self.whole, self.indices = whole, np.asarray(indices, dtype=np.int64)
-
-    @property
-    def grid(self) -> Grid:
-        """Where the points of the samples are."""
-        return self.whole.grid
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the channels of ``x``."""
-        return self.whole.inputs
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Names of the channels of ``y``."""
-        return self.whole.outputs
+        self.grid, self.inputs, self.outputs = whole.grid, whole.inputs, whole.outputs
 
     @property
     def chunks(self) -> list[NDArray[np.int64]]:
@@ -359,25 +336,13 @@ class MixedDataset(Dataset[Sample]):
     """
 
     def __init__(self, parts: Sequence[FieldDataset | SomeSamples]) -> None:
-        if not parts or any(
-            (part.inputs, part.outputs) != (parts[0].inputs, parts[0].outputs) for part in parts
-        ):
+        channels = [(part.inputs, part.outputs) for part in parts]
+        if len(set(channels)) != 1:
             raise InputError(
-                f"parts with the channels {[(part.inputs, part.outputs) for part in parts]}; expected at "
-                "least one, and the same channels for all"
+                f"parts with the channels {channels}; expected at least one, and the same channels for all"
             )
-        self.parts = tuple(parts)
+        self.parts, self.inputs, self.outputs = tuple(parts), parts[0].inputs, parts[0].outputs
         self._firsts = np.cumsum([0, *(len(part) for part in parts)])
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the channels of ``x``."""
-        return self.parts[0].inputs
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Names of the channels of ``y``."""
-        return self.parts[0].outputs
 
     def __len__(self) -> int:
         return int(self._firsts[-1])
@@ -387,12 +352,9 @@ class MixedDataset(Dataset[Sample]):
 
     def __getitems__(self, indices: Sequence[int]) -> Sequence[Sample]:
         """Read several samples of one resolution, in the order asked for."""
-        wanted, n = np.asarray(indices, dtype=np.int64), len(self)
-        if len(wanted) == 0:
+        if len(indices) == 0:
             return []
-        if wanted.min() < -n or wanted.max() >= n:
-            raise IndexError(f"samples {wanted.min()} to {wanted.max()}; there are {n}")
-        wanted = wanted % n
+        wanted = _counted(indices, len(self), "there are")
         owners = np.searchsorted(self._firsts, wanted, side="right") - 1
         if len({self.parts[owner].grid.shape for owner in owners}) > 1:
             raise InputError(

@@ -48,9 +48,7 @@ def only_writer(path: str | Path) -> Iterator[Path]:
     try:
         yield path
     finally:
-        file.unlink(
-            missing_ok=True
-        )  # while it is held: who opened it meanwhile finds it gone, and tries again
+        file.unlink(missing_ok=True)  # while it is held: who opened it finds it gone, and tries again
         lock.release()
 
 
@@ -210,12 +208,9 @@ def _compute(
     """Call a function with each of some arguments, in order; report place and result as they come."""
     if client is None:
         workers = workers or config.get("num_workers", None) or CPU_COUNT
-        with ThreadPoolExecutor(
-            workers
-        ) as pool:  # which waits for what is at work, before an exception leaves
-            _report(
-                {pool.submit(function, *given): i for i, given in enumerate(arguments)}, as_completed, report
-            )
+        with ThreadPoolExecutor(workers) as pool:
+            tasks = {pool.submit(function, *given): i for i, given in enumerate(arguments)}
+            _report(tasks, as_completed, report)
         return
     import distributed
 

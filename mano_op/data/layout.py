@@ -301,7 +301,9 @@ class Layout:
             raise InputError(
                 f"grids of the shapes {[grid.shape for grid in ordered]}; expected some: give each once"
             )
-        chosen, about, made = held or {}, dict(coordinates or {}), dict(derived or {})
+        chosen, made, n_times = held or {}, dict(derived or {}), max(1, len(times))
+        about: dict[str, Mapping[str, str]] = {axis: {} for axis in ordered[0].names}
+        about |= coordinates or {}
         named = {"held": [*chosen], "derived": [*made, *(source for source, _ in made.values())]}
         for option, some in named.items():
             check_some_of(f"{option}: grids", some, ordered, "; add it to the grids, or leave it out")
@@ -315,14 +317,8 @@ class Layout:
             chunk=min(int(chunk), sum(splits.values())),
             times=tuple(float(time) for time in times),
             time_units=time_units,
-            chunk_times=max(1, len(times))
-            if chunk_times is None
-            else min(int(chunk_times), max(1, len(times))),
-            coordinates={
-                axis: {"units": "1", "long_name": axis, **about.pop(axis, {})}
-                for axis in (ordered[0].names if ordered else ())
-            }
-            | {axis: dict(unknown) for axis, unknown in about.items()},
+            chunk_times=min(int(chunk_times or n_times), n_times),
+            coordinates={axis: {"units": "1", "long_name": axis, **given} for axis, given in about.items()},
             derived={
                 group_name(grid.shape): (group_name(source.shape), how)
                 for grid, (source, how) in made.items()

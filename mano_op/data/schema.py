@@ -348,10 +348,11 @@ def _read_layout(root: zarr.Group) -> Layout:
         shape = first.shape[-len(spatial) :]
         grid = Grid(tuple(_axis(attributes, name, n) for name, n in zip(spatial, shape, strict=True)))
         grids.append(grid)
-        held[grid] = _splits(root, asset)
+        about: dict[str, Any] = dict(root[asset].attrs)
+        held[grid] = list(about["splits"])
     variables = []
     for name in names:
-        about: dict[str, Any] = dict(array(root, f"{assets[0]}/{name}").attrs)
+        about = dict(array(root, f"{assets[0]}/{name}").attrs)
         variables.append(
             Variable(
                 name,
@@ -417,11 +418,6 @@ def _derived(attributes: Mapping[str, Any], grids: Mapping[str, Grid]) -> dict[G
         for level in attributes["multiscales"]["layout"]
         if level.get("derived_from") in grids
     }
-
-
-def _splits(root: zarr.Group, key: str) -> list[str]:
-    splits: Any = root[key].attrs["splits"]
-    return list(splits)
 
 
 def _axis(attributes: Mapping[str, Any], name: str, n: int) -> Axis:

@@ -20,29 +20,11 @@ from numpy.typing import ArrayLike, NDArray
 from zarr.abc.store import Store
 from zarr.errors import ZarrUserWarning
 
+from mano_op.data import schema
 from mano_op.data.guards import check_has, refusing
 from mano_op.data.layout import Layout, Levels, Resolution, Variable
 from mano_op.data.moments import Moments
 from mano_op.data.precision import LARGEST_LOSS, SMALLEST, Rounding
-from mano_op.data.schema import (
-    DAMAGED,
-    ROUNDING,
-    TOKEN,
-    WRITTEN,
-    array,
-    clear,
-    lay_out,
-    make_folder,
-    open_root,
-    partial_path,
-    path_of,
-    place_of,
-    put_in_place,
-    read_layout,
-    read_statistics,
-    root_attributes,
-    values_of,
-)
 from mano_op.data.transforms import check_transforms, transformed
 from mano_op.data.values import accept, check_finite
 from mano_op.errors import InputError
@@ -128,12 +110,11 @@ def create_store(
     >>> store.statistics["u"]
     {'mean': 2.0, 'std': 0.0}
     """
-    conditions = boundary_conditions
     layout = Layout.plan(
         grids,
         variables,
         splits,
-        boundary_conditions=conditions,
+        boundary_conditions=boundary_conditions,
         levels=levels,
         chunk=chunk,
         held=held,
@@ -144,12 +125,12 @@ def create_store(
         derived=derived,
         as_plane=as_plane,
     )
-    attributes = root_attributes(layout, title, provenance)
-    path = path_of(path)
-    clear(path, overwrite)
-    make_folder(path)
-    lay_out(partial_path(path), layout, attributes)
-    return FieldStore(path, partial_path(path))
+    attributes = schema.root_attributes(layout, title, provenance)
+    path = schema.path_of(path)
+    schema.clear(path, overwrite)
+    schema.make_folder(path)
+    schema.lay_out(schema.partial_path(path), layout, attributes)
+    return FieldStore(path, schema.partial_path(path))
 
 
 def open_store(
@@ -166,11 +147,11 @@ def open_store(
     storage_options : mapping, optional
         Of fsspec, for an address: ``{"anon": True}``.
     """
-    place = path if isinstance(path, Store) else place_of(path)
+    place = path if isinstance(path, Store) else schema.place_of(path)
     if isinstance(place, str | Store):
         store = FieldStore(place, storage_options=storage_options)
     else:
-        beside = partial_path(place)
+        beside = schema.partial_path(place)
         begun = beside.exists() and (incomplete or not place.exists())
         store = FieldStore(place, beside if begun else place)
     if not (incomplete or store.complete):
@@ -226,23 +207,18 @@ class FieldStore:
         location: Path | Store | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.path = str(path) if isinstance(path, Store) else place_of(path)
-        self._location = location or (path if isinstance(path, Store) else self.path)
+        self.path = str(path) if isinstance(path, Store) else schema.place_of(path)
+        self.location: Path | str | Store = location or (path if isinstance(path, Store) else self.path)
         self._storage_options = storage_options
         self._read_layout()
-        self._token = self.attrs.get(TOKEN)
+        self._token = self.attrs.get(schema.TOKEN)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FieldStore, (self.path, self._location, self._storage_options), {"_token": self._token}
-
-    @property
-    def location(self) -> Path | str | Store:
-        """What zarr opens: `path`, the partial store's, or another reader's store."""
-        return self._location
+        return FieldStore, (self.path, self.location, self._storage_options), {"_token": self._token}
 
     @property
     def _partial(self) -> bool:
-        return isinstance(self._location, Path) and self._location != self.path
+        return isinstance(self.location, Path) and self.location != self.path
 
     @property
     def name(self) -> str:
@@ -255,18 +231,17 @@ class FieldStore:
         return f"FieldStore({str(self.path)!r}: {fields}; {levels})"
 
     def _read_layout(self) -> None:
-        self._root = open_root(self._location, self._storage_options)
+        self._root = schema.open_root(self.location, self._storage_options)
         self.attrs: dict[str, Any] = dict(self._root.attrs)
-        self.layout = read_layout(self._root)
+        self.layout = schema.read_layout(self._root)
         self.grids, self.variables, self.splits = self.layout.grids, self.layout.variables, self.layout.splits
         self.inputs, self.outputs = self.layout.named("input"), self.layout.named("output")
         self.complete = bool(self.attrs.get("complete")) and not self._partial
-        self.statistics = read_statistics(self._root)
+        self.statistics = schema.read_statistics(self._root)
 
     def key(self, resolution: Resolution) -> str:
         """Name the resolution that is meant by 16, (16, 24), [16, 24], "r16" or a grid."""
-        key = self._key(resolution)
-        if key is not None:
+        if (key := self._key(resolution)) is not None:
             return key
         present = ", ".join(f"{key} ({' x '.join(map(str, grid.shape))})" for key, grid in self.grids.items())
         parts = list(resolution) if isinstance(resolution, list | tuple) else []
@@ -287,7 +262,7 @@ class FieldStore:
     def dataset(self, resolution: Resolution) -> xr.Dataset:
         """Open one level as a labelled data set, read when its values are asked for."""
         options = None if self._storage_options is None else dict(self._storage_options)
-        return xr.open_zarr(self._location, group=self.key(resolution), chunks=None, storage_options=options)
+        return xr.open_zarr(self.location, group=self.key(resolution), chunks=None, storage_options=options)
 
     def read(
         self,
@@ -304,8 +279,8 @@ class FieldStore:
         key = self.key(resolution)
         check_has(self.path, "variable", [name], [*self.inputs, *self.outputs])
         try:
-            values = values_of(self._root, f"{key}/{name}", rows, times)
-        except DAMAGED as error:
+            values = schema.values_of(self._root, f"{key}/{name}", rows, times)
+        except schema.DAMAGED as error:
             raise InputError(
                 f"{self.path}, {key}/{name}: {self._damaged(key, name, rows, times)} is damaged ({error}). "
                 "Restore the store or make it anew"
@@ -319,20 +294,17 @@ class FieldStore:
         for chunk in np.unique(np.arange(len(samples))[rows] // self.layout.chunk):
             here = slice(chunk * self.layout.chunk, (chunk + 1) * self.layout.chunk)
             try:
-                values_of(self._root, f"{key}/{name}", here, times)
-            except DAMAGED:
+                schema.values_of(self._root, f"{key}/{name}", here, times)
+            except schema.DAMAGED:
                 return f"the chunk of samples {samples[here][0]} to {samples[here][-1]}"
         return "a chunk"  # not any more: somebody is mending it
 
     def pending(self) -> list[slice]:
         """List the chunks that are not written yet, as slices of sample numbers."""
-        if WRITTEN not in self._root:  # `finish` takes it away, when all are
+        if schema.WRITTEN not in self._root:  # `finish` takes it away, when all are
             return []
-        return [
-            samples
-            for samples, done in zip(self.layout.chunks, values_of(self._root, WRITTEN), strict=True)
-            if not done
-        ]
+        written = schema.values_of(self._root, schema.WRITTEN)
+        return [samples for samples, done in zip(self.layout.chunks, written, strict=True) if not done]
 
     def write(
         self, samples: slice, fields: Mapping[_Level, Mapping[str, ArrayLike]], times: slice | None = None
@@ -358,7 +330,7 @@ class FieldStore:
             Before anything is written, if names or shapes do not fit, a value is not finite in float32, or
             another store was begun in this one's place.
         """
-        path_of(self._location)
+        schema.path_of(self.location)
         every = self.layout.time_chunks
         for name, span, chunks, known in (
             ("samples", samples, self.layout.chunks, "pending()"),
@@ -374,11 +346,11 @@ class FieldStore:
             raise InputError(f"{self.path} is finished; to write it anew, create it with overwrite=True")
         chunk, levels = self.layout.chunks.index(samples), list(self.grids)
         names = [variable.name for variable in self.variables]
-        rounding = array(root, ROUNDING)
+        rounding = schema.array(root, schema.ROUNDING)
         lost = np.array(rounding[chunk]) if span.start else np.zeros(rounding.shape[1:])
         for (key, name), (values, loss) in arrays.items():
             rows, place = self.layout.rows_of(key, samples), (levels.index(key), names.index(name))
-            stored = array(root, f"{key}/{name}")
+            stored = schema.array(root, f"{key}/{name}")
             if self.variables[place[1]].time:
                 stored[rows, span] = values
             else:
@@ -388,14 +360,14 @@ class FieldStore:
         if lost.any() or span.start:
             rounding[chunk] = lost
         if span.stop == every[-1].stop:
-            array(root, WRITTEN)[chunk] = True
+            schema.array(root, schema.WRITTEN)[chunk] = True
 
     def _to_write(self) -> zarr.Group:
         """Open the root for changes, if it is still the store that this one was opened as."""
-        what = f"{self._location} is gone, or is no store any more"
-        with refusing(what, "open the store again", *DAMAGED):
-            root = zarr.open_group(self._location, mode="r+")
-        if root.attrs.get(TOKEN) != self._token:
+        what = f"{self.location} is gone, or is no store any more"
+        with refusing(what, "open the store again", *schema.DAMAGED):
+            root = zarr.open_group(self.location, mode="r+")
+        if root.attrs.get(schema.TOKEN) != self._token:
             raise InputError(
                 f"{self.path} was begun anew since it was opened here, so this would be written into another "
                 "store; open it again with `open_store(path, incomplete=True)`, or write to another path"
@@ -419,14 +391,16 @@ class FieldStore:
             self.check_precision()
             self._complete(each)
         if self._partial and isinstance(self.path, Path):
-            put_in_place(self.path)
-            self._location = self.path
+            schema.put_in_place(self.path)
+            self.location = self.path
         self._read_layout()
 
     def check_precision(self) -> None:
         """Refuse a written store if float32 lost too much of a variable, naming a constant to subtract."""
-        rows = values_of(self._root, ROUNDING) if ROUNDING in self._root else np.zeros((0, 0, 0, 0))
-        for i, key in enumerate(self.grids if len(rows) else ()):
+        if schema.ROUNDING not in self._root:
+            return
+        rows = schema.values_of(self._root, schema.ROUNDING)
+        for i, key in enumerate(self.grids):
             for j, variable in enumerate(self.variables):
                 rounding = sum(map(Rounding.from_row, rows[:, i, j]), Rounding())
                 if rounding.is_too_small:
@@ -453,22 +427,22 @@ class FieldStore:
 
     def discard(self) -> None:
         """Remove a store that is not finished and still this one; the one that it was to replace stays."""
-        if not (self._partial and isinstance(self._location, Path)):
+        if not (self._partial and isinstance(self.location, Path)):
             raise InputError(f"{self.path} is in its place; remove it by hand if it is to go")
         self._to_write()
-        shutil.rmtree(self._location)
+        shutil.rmtree(self.location)
 
     def _complete(self, each: Each) -> None:
         statistics = self.statistics_of("train", each=each) if "train" in self.splits else {}
         root = self._to_write()
-        for name in (WRITTEN, ROUNDING):
+        for name in (schema.WRITTEN, schema.ROUNDING):
             if name in root:
                 del root[name]
         with warnings.catch_warnings():
             # zarr 3 has no specification of it yet, but every reader of it opens a store in one request.
             warnings.filterwarnings("ignore", "Consolidated metadata", ZarrUserWarning)
             root = zarr.consolidate_metadata(root.store)
-        kept = {name: value for name, value in root.attrs.items() if name != TOKEN}
+        kept = {name: value for name, value in root.attrs.items() if name != schema.TOKEN}
         root.attrs.put({**kept, "statistics": statistics, "complete": True})  # in one write
         self._token = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -171,29 +172,21 @@ def _pieced(values: xr.DataArray) -> xr.DataArray:
 def _check_alike(parts: Mapping[str, xr.Dataset], file: str, sample: str) -> None:
     """Refuse a file that does not continue the first."""
     first, one = next(iter(parts)), parts[file]
-    expected = parts[first]
-    check_alike(
-        file, first, "variables", sorted(map(str, one.data_vars)), sorted(map(str, expected.data_vars))
-    )
+    expected, check = parts[first], partial(check_alike, file, first)
+    check("variables", sorted(map(str, one.data_vars)), sorted(map(str, expected.data_vars)))
     for dim, size in expected.sizes.items():
         if dim != sample:
-            check_alike(file, first, f"points along {dim}", one.sizes.get(dim), size)
-    known = {*expected.coords, *expected.dims}
-    check_alike(
-        file,
-        first,
-        "coordinates",
-        sorted(str(name) for name in one.coords if name in known),
-        sorted(map(str, expected.coords)),
-    )
+            check(f"points along {dim}", one.sizes.get(dim), size)
+    known = [str(name) for name in one.coords if name in {*expected.coords, *expected.dims}]
+    check("coordinates", sorted(known), sorted(map(str, expected.coords)))
     for name in expected.variables:
         ours, theirs = one.variables[name], expected.variables[name]
-        check_alike(file, first, f"dimensions of {name}", ours.dims, theirs.dims)
+        check(f"dimensions of {name}", ours.dims, theirs.dims)
         for label in ("units", "long_name", "standard_name", "cell_methods"):
             found, wanted = (repr(variable.attrs.get(label)) for variable in (ours, theirs))
-            check_alike(file, first, f"{label} of {name}", found, wanted)
+            check(f"{label} of {name}", found, wanted)
         if sample not in ours.dims and (pair := _difference(ours, theirs)):
-            check_alike(file, first, f"{name}", *pair)
+            check(f"{name}", *pair)
 
 
 def _difference(one: xr.Variable, other: xr.Variable) -> tuple[object, object] | None:
