@@ -67,12 +67,8 @@ def channels_of(
         ``(steps_in, steps_out)``: ``x`` is the steady inputs and all varying variables at `steps_in` times,
         ``y`` the varying outputs at the next `steps_out`. Initial fields of outputs are left out.
     at : sequence of float, optional
-        ``y`` is the outputs at these times, ``x`` the steady inputs, initial fields too.
-
-    Raises
-    ------
-    InputError
-        If outputs vary in time and not exactly one is given, times are not there, or steps are uneven.
+        ``y`` is the outputs at these times, ``x`` the steady inputs, initial fields too. Exactly one is
+        needed where outputs vary in time; steps have to be even.
 
     Examples
     --------

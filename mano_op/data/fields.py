@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence, Set
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
@@ -68,7 +69,7 @@ def write_fields(
     resume: bool = False,
     overwrite: bool = False,
 ) -> FieldStore:
-    """Write xarray data sets, one for each resolution, to a store.
+    """Write xarray data sets, one for each resolution, to a store, and open it.
 
     Variables have the dimensions ``("sample", *axes)`` or ``("sample", "time", *axes)``, all but the
     first with coordinates. Behind dask, data sets may be larger than memory: each chunk is read once. Labels
@@ -109,11 +110,6 @@ def write_fields(
         Where to read and write. Its workers must see the store and files under the same names.
     progress, resume : bool
         Show a bar on stderr; go on with an interrupted store, from the same data sets and options.
-
-    Returns
-    -------
-    FieldStore
-        Complete, opened for reading.
 
     Raises
     ------
@@ -181,7 +177,9 @@ def write_fields(
         title=title,
         client=client,
         workers=1,  # one block in memory; dask reads its chunks side by side
-        blocks=partial(_blocks, grids, names),
+        blocks=lambda store: blocks_of(
+            store.layout, {store.key(g): data for g, data in grids.items()}, names
+        ),
         parts=None if client is None else partial(_parts, grids, culled=True),
         progress=progress,
         resume=resume,
@@ -215,19 +213,14 @@ def _check_given(fields: Any, inputs: Sequence[str], outputs: Sequence[str], spl
     check_splits(splits)
 
 
-def _blocks(sources: Mapping[Grid, xr.Dataset], names: Sequence[str], store: FieldStore) -> list[slice]:
-    return blocks_of(store.layout, {store.key(grid): data for grid, data in sources.items()}, names)
-
-
 def _parts(
     sources: Mapping[Grid, xr.Dataset], store: FieldStore, samples: slice, *, culled: bool = False
 ) -> dict[Grid, xr.Dataset]:
     """Select some samples, unread, of every data set that holds any of them."""
-    rows = {grid: store.layout.rows_of(store.key(grid), samples) for grid in sources}
     parts = {
-        grid: data.isel(sample=rows[grid])
+        grid: data.isel(sample=rows)
         for grid, data in sources.items()
-        if rows[grid].start < rows[grid].stop
+        if (rows := store.layout.rows_of(store.key(grid), samples)).start < rows.stop
     }
     return {grid: _culled(part) for grid, part in parts.items()} if culled else parts
 
@@ -295,10 +288,6 @@ def _differences(
     }
 
 
-def _varies(values: NDArray[Any]) -> bool:
-    return bool((values != values.flat[0]).any())
-
-
 def _check_ends(store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray[Any]]]) -> None:
     """Refuse an axis that wraps whose last values repeat the first."""
     for grid, variables in fields.items():
@@ -311,15 +300,13 @@ def _check_initial(store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray
     """Refuse a steady input that is an output at the first time, undeclared."""
     evolving = [variable.name for variable in store.variables if variable.time and variable.role == "output"]
     steady = [variable.name for variable in store.variables if not variable.time and variable.role == "input"]
-    for values in fields.values():
-        for name in steady:
-            for output in evolving:
-                first = values[output][:, 0]
-                if np.array_equal(values[name], first) and _varies(first):
-                    raise InputError(
-                        f"{name} is {output} at the first time: give initial={{{name!r}: {output!r}}}, so "
-                        "that a step is not given where the field began, or initial={} if it is a parameter"
-                    )
+    for values, name, output in product(fields.values(), steady, evolving):
+        first = values[output][:, 0]
+        if np.array_equal(values[name], first) and (first != first.flat[0]).any():
+            raise InputError(
+                f"{name} is {output} at the first time: give initial={{{name!r}: {output!r}}}, so that a "
+                "step is not given where the field began, or initial={} if it is a parameter"
+            )
 
 
 def _check_chunk(sources: Mapping[Grid, xr.Dataset], store: FieldStore, samples: slice) -> None:
@@ -356,12 +343,8 @@ def _check_variables(
             found.add(dimensions)
     spatial = {("sample", *dims[2:]) if dims[1:2] == ("time",) else dims for dims in found}
     first = min(spatial)
-    if (
-        len(spatial) > 1
-        or first[0] != "sample"
-        or len(first) < 2
-        or any(len(v) > 1 for v in varying.values())
-    ):
+    alike = len(spatial) == 1 and all(len(has_times) == 1 for has_times in varying.values())
+    if not alike or first[0] != "sample" or len(first) < 2:
         raise InputError(
             f"dimensions {sorted(found)}; expected ('sample', ...) or ('sample', 'time', ...) and then the "
             "same axes for all variables at all resolutions: first `data.rename(run='sample')`, "
@@ -403,6 +386,8 @@ def _variables(
                 for data in fields.values()
             ]
             check_same(f"{name}: attributes", dict(zip(fields, told, strict=True)))
+            parameter = role == "input" and varying and name not in varying
+            unsaid = "" if parameter else None
             variables.append(
                 Variable(
                     name,
@@ -415,15 +400,10 @@ def _variables(
                     boundary_value=_difference(boundary_values.get(name), reference.get(name, 0.0)),
                     time=name in varying,
                     reference=reference.get(name, 0.0),
-                    initial_of=None if initial is None else initial.get(name, _unsaid(name, role, varying)),
+                    initial_of=None if initial is None else initial.get(name, unsaid),
                 )
             )
     return variables
-
-
-def _unsaid(name: str, role: str, varying: Set[str]) -> str | None:
-    """Return "" for an input not declared initial: a parameter."""
-    return "" if role == "input" and varying and name not in varying else None
 
 
 def _difference(boundary: Boundary | None, reference: float) -> Boundary | None:

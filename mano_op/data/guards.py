@@ -13,15 +13,7 @@ from mano_op.errors import InputError, did_you_mean, listed
 
 
 def check_one_of(name: str, value: object, choices: Iterable[str]) -> None:
-    """Refuse a value that is none of some words.
-
-    Examples
-    --------
-    >>> check_one_of("levels", "sampled", ["resampled", "unknown"])
-    Traceback (most recent call last):
-    ...
-    mano_op.errors.InputError: levels='sampled'; expected one of resampled, unknown; did you mean 'resampled'?
-    """
+    """Refuse a value that is none of some words."""
     words = list(choices)
     if value not in words:
         raise InputError(
@@ -30,15 +22,7 @@ def check_one_of(name: str, value: object, choices: Iterable[str]) -> None:
 
 
 def check_some_of(what: str, given: Iterable[object], known: Iterable[object], remedy: str = "") -> None:
-    """Refuse names that are not known.
-
-    Examples
-    --------
-    >>> check_some_of("boundary_values of", ["pressure"], ["a", "u"])
-    Traceback (most recent call last):
-    ...
-    mano_op.errors.InputError: boundary_values of pressure; expected some of a, u
-    """
+    """Refuse names that are not known."""
     there = list(known)
     if unknown := [str(name) for name in given if name not in there]:
         expected = ", ".join(map(str, there)) or "nothing"
@@ -48,15 +32,7 @@ def check_some_of(what: str, given: Iterable[object], known: Iterable[object], r
 def check_each(
     name: str, given: Mapping[str, Any], keys: Sequence[str], alone: str = "", words: str = ""
 ) -> None:
-    """Refuse a mapping that has not one value for each of some keys.
-
-    Examples
-    --------
-    >>> check_each("method", {"a": "mean"}, ["a", "u"])
-    Traceback (most recent call last):
-    ...
-    mano_op.errors.InputError: method={'a': 'mean'}; expected one for each of a, u
-    """
+    """Refuse a mapping that has not one value for each of some keys."""
     if sorted(given) != sorted(keys):
         raise InputError(f"{name}={dict(given)}; expected {alone}one for each of {', '.join(keys)}{words}")
 

@@ -112,36 +112,11 @@ class Variable:
 
 @dataclass(frozen=True)
 class Layout:
-    """Plan of a store.
+    """Plan of a store; parameters are those of `mano_op.data.store.create_store`, in Python's own types.
 
     Samples are numbered 0, 1, ... in the order of the splits, at every level alike. A level holds each split
-    whole or not at all.
-
-    Parameters
-    ----------
-    grids : dict of str to Grid
-        Levels, coarsest first, under the names of their groups.
-    variables : tuple of Variable
-    splits : dict of str to int
-        Number of samples of each split.
-    held : dict of str to tuple of str
-        Splits that each level holds.
-    boundary_conditions : dict of str to str
-        For each axis one of `BoundaryCondition`; "periodic" exactly where the grids' axis is.
-    levels : {"resampled", "independent", "unknown"}
-    chunk : int
-        Samples to a chunk.
-    times : tuple of float
-        Increasing; empty where no variable varies in time.
-    time_units : str
-    chunk_times : int
-        Times to a chunk.
-    coordinates : dict of str to dict
-        Units, long_name and standard_name of each axis.
-    derived : dict of str to (str, str)
-        For each level made from another one, that one's name and the method.
-    as_plane : bool
-        Whether latitude and longitude are taken as lengths on a plane.
+    whole or not at all. `grids` has the levels, coarsest first, under the names of their groups, by which
+    `held` and `derived` name them too.
     """
 
     grids: dict[str, Grid]

@@ -163,7 +163,10 @@ def field_loaders(
         )
 
     n_times = len(store.layout.times)
-    test_steps = time_steps if rollout is None else _rollout_steps(time_steps, rollout)
+    test_steps = time_steps
+    if rollout is not None:
+        check_whole(rollout=rollout)
+        test_steps = _steps_in(time_steps, f"rollout={rollout}"), rollout
     train_steps = _pushforward_steps(time_steps, pushforward, n_times) if pushforward else time_steps
     wholes = [samples(resolution, splits.train, train_steps) for resolution in levels]
     parts: list[FieldDataset | SomeSamples] = list(wholes)
@@ -210,9 +213,7 @@ def field_loaders(
     channels = channels_of(store.layout, time_steps, at)
     return FieldLoaders(
         train=DataLoader(training, **sampler, **common),
-        test={
-            resolution: DataLoader(data, batch_size=tested, **common) for resolution, data in tests.items()
-        },
+        test={name: DataLoader(data, batch_size=tested, **common) for name, data in tests.items()},
         processor=FieldProcessor.from_store(store, splits.train, channels, transforms),
     )
 
@@ -221,11 +222,9 @@ def _held_out(n: int, part: float, seed: int) -> NDArray[np.bool_]:
     """Draw a mask of the samples of a split that are not trained on."""
     size = round(part * n)
     if not 0 < size < n:
-        remedy = (
-            f"give {1 / n:.3g} to {1 - 1 / n:.3g}"
-            if n > 1
-            else "leave hold_out out, and test on another split"
-        )
+        remedy = "leave hold_out out, and test on another split"
+        if n > 1:
+            remedy = f"give {1 / n:.3g} to {1 - 1 / n:.3g}"
         raise InputError(
             f"hold_out={part} of {n} samples is {size}; expected at least one, and one to be left: {remedy}"
         )
@@ -238,15 +237,13 @@ def _held_out(n: int, part: float, seed: int) -> NDArray[np.bool_]:
 
 def _share(cache_bytes: int, parts: Sequence[FieldDataset]) -> None:
     """Share memory among data sets: whole splits while they fit, equal parts of the rest."""
-    streamed = []
+    whole = []
     for part in parts:
         if part.nbytes <= cache_bytes:
-            part.keep(part.nbytes)
+            whole.append(part)
             cache_bytes -= part.nbytes
-        else:
-            streamed.append(part)
-    for part in streamed:
-        part.keep(cache_bytes // len(streamed))
+    for part in parts:
+        part.keep(part.nbytes if part in whole else cache_bytes // (len(parts) - len(whole)))
 
 
 def _steps_in(time_steps: Sequence[int] | None, asked: str) -> int:
@@ -256,11 +253,6 @@ def _steps_in(time_steps: Sequence[int] | None, asked: str) -> int:
             "out, time_steps=(steps_in, 1)"
         )
     return time_steps[0]
-
-
-def _rollout_steps(time_steps: Sequence[int] | None, rollout: int) -> tuple[int, int]:
-    check_whole(rollout=rollout)
-    return _steps_in(time_steps, f"rollout={rollout}"), rollout
 
 
 def _pushforward_steps(time_steps: Sequence[int] | None, pushforward: int, n_times: int) -> tuple[int, int]:
@@ -275,11 +267,9 @@ def _pushforward_steps(time_steps: Sequence[int] | None, pushforward: int, n_tim
 
 
 def _start_method(asked: str | None) -> str:
-    there = [
-        method for method in ("forkserver", "spawn") if method in multiprocessing.get_all_start_methods()
-    ]
+    known = multiprocessing.get_all_start_methods()
+    there = [method for method in ("forkserver", "spawn") if method in known]
     if asked is not None:
-        check_one_of(
-            "a fork of a process that has used zarr, dask or CUDA may hang: start_method", asked, there
-        )
+        what = "a fork of a process that has used zarr, dask or CUDA may hang: start_method"
+        check_one_of(what, asked, there)
     return asked or there[0]

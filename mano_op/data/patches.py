@@ -29,7 +29,8 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
 
     The generator decides size and overlap, and drops what does not fill a patch. Every patch takes
     milliseconds of xarray, and the chunk that holds it: meant for fields of which one fills the device,
-    stored one a chunk. Needs ``pip install 'mano_op[patches]'``.
+    stored one a chunk. Reading from disk in a forked process is refused. Needs ``pip install
+    'mano_op[patches]'``.
 
     Parameters
     ----------
@@ -40,13 +41,6 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         Variables that become the channels of ``x`` and ``y``.
     sample : str
         Dimension of the samples.
-
-    Raises
-    ------
-    InputError
-        If there is no patch or variable, a patch has several samples or dimensions that differ, a dimension
-        has no coordinate of numbers, or (when it is read) a value is not finite. Reading from disk in a
-        forked process is refused, since it can hang.
 
     Examples
     --------

@@ -39,13 +39,8 @@ class FieldProcessor(DataProcessor):
     Parameters
     ----------
     inputs, outputs : mapping of str to mapping
-        ``{"mean": ..., "std": ...}`` of each channel, in order, and "transform", one of
-        `mano_op.data.transforms`, where it has one.
-
-    Raises
-    ------
-    InputError
-        If a mean or standard deviation is not finite, or the latter is negative.
+        ``{"mean": ..., "std": ...}`` of each channel, in order, finite and the latter not negative; and
+        "transform", one of `mano_op.data.transforms`, where it has one.
 
     Examples
     --------
@@ -62,18 +57,17 @@ class FieldProcessor(DataProcessor):
         super().__init__()
         self.model: nn.Module | None = None
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
-        self._transforms = {
-            role: tuple(
-                str(one["transform"]) if one.get("transform") else None for one in statistics.values()
-            )
-            for role, statistics in (("in", inputs), ("out", outputs))
-        }
+        self._transforms: dict[str, tuple[str | None, ...]] = {}
         self._known: Tensor | None = None  # in a rollout, the inputs of the next step, in units,
         self._ahead: Tensor | None = None  # and the truth of all steps
         for role, statistics in (("in", inputs), ("out", outputs)):
             mean = torch.tensor([float(one["mean"]) for one in statistics.values()])
             std = torch.tensor([float(one["std"]) for one in statistics.values()])
-            check_some_of("transforms", filter(None, self._transforms[role]), _FORWARD)
+            names = tuple(
+                str(one["transform"]) if one.get("transform") else None for one in statistics.values()
+            )
+            self._transforms[role] = names
+            check_some_of("transforms", filter(None, names), _FORWARD)
             if not (mean.isfinite().all() and std.isfinite().all() and (std >= 0).all()):
                 raise InputError(f"statistics {statistics}: expected finite means and std of at least 0")
             self.register_buffer(f"{role}_mean", mean)
@@ -131,17 +125,13 @@ class FieldProcessor(DataProcessor):
         Parameters
         ----------
         data_dict : mapping
-            ``x`` of shape ``(batch, in_channels, *grid)``; perhaps ``y`` likewise.
+            ``x`` of shape ``(batch, in_channels, *grid)``; perhaps ``y`` likewise. Other channels are
+            refused.
         batched : bool
             Whether there is the dimension of the batch.
         step : int, optional
             Of a rollout, in order from 0; ``y`` has the channels of all steps. After the last, None is
             returned.
-
-        Raises
-        ------
-        InputError
-            If channels are not those of the processor, or outputs do not make the next input.
         """
         if step is not None:
             ahead = self._step(data_dict, step)

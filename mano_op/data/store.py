@@ -449,7 +449,7 @@ class FieldStore:
     def statistics_of(
         self, split: str, transforms: Mapping[str, str] | None = None, *, each: Each = map
     ) -> dict[str, Any]:
-        """Take the statistics of a split at the finest level that holds it, in float64.
+        """Take the statistics of a split at the finest level that holds it, as ``attrs["statistics"]``.
 
         Parameters
         ----------
@@ -458,11 +458,6 @@ class FieldStore:
             Of variables, whose statistics are then those of the transformed values.
         each : callable
             As `map`, of a function and slices of rows; chunks may be read side by side.
-
-        Returns
-        -------
-        dict
-            As ``attrs["statistics"]``; under "variables" mean and standard deviation, weighted by quadrature.
         """
         chosen = dict(transforms or {})
         check_transforms(chosen, (*self.inputs, *self.outputs))

@@ -20,9 +20,7 @@ _PERIODIC = 2  # in what The Well's package returns for the ends of an axis; 0 i
 class WellSamples(Dataset[dict[str, Tensor]]):
     r"""A ``the_well.data.WellDataset`` in neuraloperator's form: channels first, ``x`` and ``y``.
 
-    .. math::
-
-        x = [c,\; u(t_{1-k}), \ldots, u(t_0)], \qquad y = [u(t_1), \ldots, u(t_m)]
+    .. math:: x = [c,\; u(t_{1-k}), \ldots, u(t_0)], \qquad y = [u(t_1), \ldots, u(t_m)]
 
     with the constant fields c and the varying ones u, at k = ``n_steps_input`` known and m =
     ``n_steps_output`` later times, as `mano_op.data.dataset.FieldDataset` has them. Scalars are left out.

@@ -57,16 +57,10 @@ def import_fno_mat(
     Parameters
     ----------
     path : path
-        Of the store to make.
     files : mapping of str to sequence of path
     kind : {"burgers", "darcy", "navier_stokes"}
     **options
         Of `mano_op.data.fields.write_fields`: ``overwrite``, ``resume``, ...
-
-    Raises
-    ------
-    InputError
-        If a file is not of that kind, files differ, or as `write_fields`.
 
     References
     ----------

@@ -40,12 +40,12 @@ def import_netcdf(
     """Import files that xarray opens, larger than memory or not, one or several for each resolution.
 
     Files of a resolution are concatenated along `sample`, whose labels, if there are any, have to be
-    distinct. An axis that decreases is turned round. Each chunk of a file is read once.
+    distinct; variables, attributes and grids have to be the same. An axis that decreases is turned round.
+    Each chunk of a file is read once.
 
     Parameters
     ----------
     path : path
-        Of the store to make.
     files : mapping of int or tuple of int to path or sequence of path
         For each resolution.
     sample, time : str
@@ -57,12 +57,6 @@ def import_netcdf(
         Number the samples anew, in the order of the files.
     **options
         Of `mano_op.data.fields.write_fields`: ``inputs``, ``outputs``, ``splits``, ``registration``, ...
-
-    Raises
-    ------
-    InputError
-        If a file cannot be opened, has no samples, or has other variables, attributes or grids than the
-        first, or samples of another; or as `write_fields`.
 
     Examples
     --------

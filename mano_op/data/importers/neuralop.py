@@ -179,15 +179,12 @@ def _check_pairs(files: Mapping[str, Sequence[tuple[int, str | Path]]]) -> None:
 
 def _write_chunk(fields: Mapping[Grid, Mapping[str, NDArray[Any]]], store: FieldStore, samples: slice) -> int:
     """Write a chunk of samples at every level that holds any; return their number."""
-    rows = {grid: store.layout.rows_of(key, samples) for key, grid in store.layout.grids.items()}
-    store.write(
-        samples,
-        {
-            grid: {name: values[rows[grid]] for name, values in variables.items()}
-            for grid, variables in fields.items()
-            if rows[grid].start < rows[grid].stop
-        },
-    )
+    held = {
+        grid: {name: values[rows] for name, values in variables.items()}
+        for grid, variables in fields.items()
+        if (rows := store.layout.rows_of(store.key(grid), samples)).start < rows.stop
+    }
+    store.write(samples, held)
     return samples.stop - samples.start
 
 

@@ -61,7 +61,6 @@ def import_pdebench(
     Parameters
     ----------
     path : path
-        Of the store to make.
     files : mapping of str to sequence of path
         Of each split, all of one layout and grid.
     boundary_conditions, domain
@@ -71,11 +70,6 @@ def import_pdebench(
     title : str
     **options
         Of `mano_op.data.fields.write_fields`: ``overwrite``, ``resume``, ``chunk``, ...
-
-    Raises
-    ------
-    InputError
-        If a file is of none of these layouts, files differ, or as `write_fields`.
 
     References
     ----------
