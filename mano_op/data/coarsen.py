@@ -96,18 +96,14 @@ def coarsen_store(
     held = source.layout.held[finest]
     grids = [*coarse, *([fine] if keep else [])]
     levels = [group_name(grid.shape) for grid in grids]
+    kept = ("boundary_conditions", "chunk", "times", "time_units", "coordinates", "as_plane")
     plan = {
+        **{name: getattr(source.layout, name) for name in kept},
         "grids": grids,
         "variables": [_described(v, chosen[v.name], finest, levels) for v in source.variables],
         "splits": {split: size for split, size in source.splits.items() if split in held},
-        "boundary_conditions": source.layout.boundary_conditions,
         "levels": "resampled",
-        "chunk": source.layout.chunk,
-        "times": source.layout.times,
-        "time_units": source.layout.time_units,
         "chunk_times": source.layout.chunk_times if source.layout.times else None,
-        "coordinates": source.layout.coordinates,
-        "as_plane": source.layout.as_plane,
         "derived": {grid: (fine, _in_words(chosen)) for grid in coarse} if keep else {},
     }
     provenance = {

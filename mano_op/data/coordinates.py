@@ -81,19 +81,15 @@ def domain_of(
             domain[axis] = float(data[bounds].min()) + 0.0, float(data[bounds].max()) + 0.0
             told[axis] = True
     if alone and not all(told.get(axis) for axis in axes):
+        words = [*dict.fromkeys(registration.values())]
         grid_of(resolution, data, axes, registration, domain, periodic)  # what else is wrong comes first
         raise InputError(
-            f"domain is not given, and nothing else tells whether registration={_briefly(registration)!r} is "
-            "right for "
+            f"domain is not given, and nothing else tells whether registration="
+            f"{words[0] if len(words) == 1 else dict(registration)!r} is right for "
             f"{', '.join(f'{axis} = {_ends(data[axis].values)}' for axis in axes)}. If it is, give "
             f"domain={domain}; if that is not the domain, the registration is another one too"
         )
     return domain
-
-
-def _briefly(registration: Registrations) -> Registration | dict[str, Registration]:
-    each = set(registration.values())
-    return each.pop() if len(each) == 1 else dict(registration)
 
 
 def _domain(axis: str, points: NDArray[Any], registration: Registration) -> tuple[float, float]:

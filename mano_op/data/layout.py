@@ -161,12 +161,11 @@ class Layout:
         check_one_of("levels", self.levels, get_args(Levels))
 
     def _check_coordinates(self) -> None:
-        names = next(iter(self.grids.values())).names
-        check_some_of("coordinates of", self.coordinates, names)
+        axes = {axis.name: axis for axis in next(iter(self.grids.values()))}
+        check_some_of("coordinates of", self.coordinates, axes)
         for name, about in self.coordinates.items():
             check_some_of(f"coordinate {name!r}: attributes", about, COORDINATE_ATTRIBUTES)
-            axis = next(axis for axis in next(iter(self.grids.values())) if axis.name == name)
-            sign = None if self.as_plane else _sign_of_a_sphere(axis, about)
+            sign = None if self.as_plane else _sign_of_a_sphere(axes[name], about)
             if sign is not None:
                 raise InputError(
                     f"axis {name!r} ({sign}) is on a sphere, where cells shrink to the poles; grids are "
@@ -342,22 +341,17 @@ class Layout:
 
     def rows(self, key: str, split: str) -> slice:
         """Rows of a level in which a split lies."""
-        elsewhere = f", while {split!r} is at {', '.join(self._with(split))}" if self._with(split) else ""
+        keys = [other for other, held in self.held.items() if split in held]
+        elsewhere = f", while {split!r} is at {', '.join(keys)}" if keys else ""
         check_has(key, "split", [split], self.held[key], elsewhere)
-        start = 0
-        for name in self.splits:
-            if name == split:
-                break
-            start += self.splits[name] if name in self.held[key] else 0
+        held = [name for name in self.splits if name in self.held[key]]
+        start = sum(self.splits[name] for name in held[: held.index(split)])
         return slice(start, start + self.splits[split])
 
     def rows_of(self, key: str, samples: slice) -> slice:
         """Rows of a level in which sample numbers lie; empty where it holds none of them."""
         start, stop = np.searchsorted(self.samples(key), [samples.start, samples.stop])
         return slice(int(start), int(stop))
-
-    def _with(self, split: str) -> list[str]:
-        return [key for key, held in self.held.items() if split in held]
 
 
 def _check_name(name: object) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler
 
 from mano_op.data.channels import channels_of
 from mano_op.data.dataset import FieldDataset, MixedDataset, Sample, SomeSamples, collate
@@ -192,24 +192,16 @@ def field_loaders(
     common["generator"] = torch.Generator().manual_seed(seed)
     together, _ = ranks()
     if mixed or (together > 1 and reading.shuffle == "samples"):
-        sampler: dict[str, Any] = {
-            "batch_sampler": ResolutionBatchSampler(
-                [len(part) for part in parts],
-                sizes,
-                ratios=mixed.ratios if mixed else None,
-                drop_last=reading.drop_last,
-                seed=seed,
-            )
-        }
+        lengths, ratios = [len(part) for part in parts], mixed.ratios if mixed else None
+        batches = ResolutionBatchSampler(
+            lengths, sizes, ratios=ratios, drop_last=reading.drop_last, seed=seed
+        )
+        sampler: dict[str, Any] = {"batch_sampler": batches}
     else:
-        order = torch.Generator().manual_seed(seed)
-        sampler = {
-            "sampler": RandomSampler(parts[0], generator=order)
-            if reading.shuffle == "samples"
-            else ChunkSampler(parts[0].chunks, seed=seed),
-            "batch_size": sizes[0],
-            "drop_last": reading.drop_last,
-        }
+        order: Sampler[int] = ChunkSampler(parts[0].chunks, seed=seed)
+        if reading.shuffle == "samples":
+            order = RandomSampler(parts[0], generator=torch.Generator().manual_seed(seed))
+        sampler = {"sampler": order, "batch_size": sizes[0], "drop_last": reading.drop_last}
     channels = channels_of(store.layout, time_steps, at)
     return FieldLoaders(
         train=DataLoader(training, **sampler, **common),

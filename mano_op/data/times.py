@@ -144,7 +144,7 @@ def difference_of(times_at: Mapping[Any, Times], first: Any, other: Any) -> str 
         kinds = f"{first} has {ours.measure} and {other} {theirs.measure}"
         return f"{kinds}, {ours.text(0)} and {theirs.text(0)} first"
     n = min(len(ours.seconds), len(theirs.seconds))
-    same = _cut(ours, n).agrees_with(_cut(theirs, n))
+    same = agree(ours.seconds[:n], theirs.seconds[:n], ours.rounding + theirs.rounding)
     if same.all() and len(ours.seconds) == len(theirs.seconds):
         return None
     sizes = f"{first} has {len(ours.seconds)} and {other} {len(theirs.seconds)}"
@@ -191,10 +191,6 @@ def _nearest(times: Times, wanted: Times) -> NDArray[np.int64]:
     apart = np.abs(ordered[places] - wanted.seconds)
     tolerance = tolerance_between(times.seconds, wanted.seconds, times.rounding + wanted.rounding)
     return np.where(apart <= tolerance, order[places], -1)
-
-
-def _cut(times: Times, n: int) -> Times:
-    return Times(times.numbers[:n], times.units, times.seconds[:n], times.measure, times.rounding)
 
 
 def _check_calendar(where: object, times: xr.Variable) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -104,20 +103,13 @@ def write_parts(
 
 def stamps(files: Iterable[str | Path]) -> list[str]:
     """Return name, size and time of change of each file, which resuming compares."""
-    about = ((Path(file).name, _parts(Path(file))) for file in files)
-    return [
-        f"{name}, {sum(seen.st_size for seen in parts)} bytes, changed "
-        f"{_utc(max(seen.st_mtime for seen in parts))}"
-        for name, parts in about
-    ]
-
-
-def _parts(path: Path) -> list[os.stat_result]:
-    return [file.stat() for file in (path, *(path.rglob("*") if path.is_dir() else ()))]
-
-
-def _utc(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")
+    told = []
+    for path in map(Path, files):
+        parts = [file.stat() for file in (path, *(path.rglob("*") if path.is_dir() else ()))]
+        time = datetime.fromtimestamp(max(part.st_mtime for part in parts), UTC)
+        size = sum(part.st_size for part in parts)
+        told.append(f"{path.name}, {size} bytes, changed {time.isoformat(timespec='microseconds')}")
+    return told
 
 
 def open_hdf5(stack: ExitStack, path: Path) -> h5py.File:
@@ -128,14 +120,11 @@ def open_hdf5(stack: ExitStack, path: Path) -> h5py.File:
 
 def dataset(file: h5py.File | h5py.Group, name: str) -> h5py.Dataset:
     """Return a data set of numbers in a file."""
-    check_has(place(file), "data set", [name], [key for key in file if _is_dataset(file.get(key))])
+    known = [key for key in file if isinstance(file.get(key), h5py.Dataset)]
+    check_has(place(file), "data set", [name], known)
     node = file[name]
     check_real(place(node), "nothing" if node.shape is None else node.dtype)
     return node
-
-
-def _is_dataset(node: object) -> bool:
-    return isinstance(node, h5py.Dataset)
 
 
 def coordinate(file: h5py.File | h5py.Group, name: str) -> NDArray[Any]:

@@ -164,11 +164,9 @@ def _names(
     """Name variables that have no names in a file, or as the file does."""
     names = asked or plain
     if (asked and named) or len(names) != len(plain) or len(set(names)) != len(names):
-        what = (
-            f"{', '.join(plain)}, which have names: leave them out"
-            if named
-            else "one name for each, each once"
-        )
+        what = "one name for each, each once"
+        if named:
+            what = f"{', '.join(plain)}, which have names: leave them out"
         raise InputError(f"variables={names} for {len(plain)} channels in {path}; expected {what}")
     return names
 
@@ -216,10 +214,6 @@ def _groups(path: Path, file: h5py.File, variables: tuple[str, ...]) -> Part:
 
 def _times(path: Path, times: NDArray[Any], steps: int) -> NDArray[Any]:
     if not steps or not 0 <= len(times) - steps <= 1:
-        check_shape(
-            f"{path}, times",
-            times.shape,
-            (steps or len(times) + 1,),
-            "as many as the fields have, or one more",
-        )
+        expected = (steps or len(times) + 1,)
+        check_shape(f"{path}, times", times.shape, expected, "as many as the fields have, or one more")
     return times[:steps]
