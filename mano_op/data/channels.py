@@ -15,13 +15,8 @@ from mano_op.errors import InputError, check_whole
 class Channel:
     """Channel of a sample: a variable, and its time if it varies.
 
-    Parameters
-    ----------
-    variable : str
-    offset : int, optional
-        Of its time, from the sample's first; None for a steady variable.
-    label : str
-        "pressure"; "vorticity@-1", "@+0", "@+1" from the last known step; "velocity@t=1".
+    `offset` counts from the sample's first time, None if steady. Labels are "pressure"; "vorticity@-1",
+    "@+0", "@+1" from the last known step; "velocity@t=1".
     """
 
     variable: str
@@ -31,14 +26,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class Channels:
-    """Channels of the samples of a data set, and the runs of times that they come from.
-
-    Attributes
-    ----------
-    x, y : tuple of Channel
-    starts : range
-        Where in the store's times each run starts; only 0 without time steps.
-    """
+    """Channels ``x`` and ``y`` of samples, and where in the store's times their runs start."""
 
     x: tuple[Channel, ...]
     y: tuple[Channel, ...]

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 # The attributes of a variable that are kept, and what is taken where they are missing.
 _ATTRIBUTES = {"units": "1", "long_name": ""}
-_CELL_METHODS = "area: point"
 
 _Shape = TypeVar("_Shape", bound=Shape)
 
@@ -195,8 +194,8 @@ def _times_to_a_chunk(grid: Grid, n_times: int, chunk: int) -> int:
 
 
 def _check_given(fields: Any, inputs: Sequence[str], outputs: Sequence[str], splits: Any) -> None:
-    several = isinstance(fields, Mapping) and not isinstance(fields, xr.Dataset)
-    if not several or not fields or not (inputs or outputs):
+    several = isinstance(fields, Mapping) and not isinstance(fields, xr.Dataset) and fields
+    if not several or not (inputs or outputs):
         raise InputError(
             f"fields is a {type(fields).__name__}, inputs={inputs}, outputs={outputs}; expected a data set "
             "for each resolution: {64: data}, say, and names of its variables"
@@ -386,6 +385,9 @@ def _variables(
                 for data in fields.values()
             ]
             check_same(f"{name}: attributes", dict(zip(fields, told, strict=True)))
+            methods = {
+                key: str(data[name].attrs.get("cell_methods", "area: point")) for key, data in levels.items()
+            }
             parameter = role == "input" and varying and name not in varying
             unsaid = "" if parameter else None
             variables.append(
@@ -393,10 +395,7 @@ def _variables(
                     name,
                     cast(Literal["input", "output"], role),
                     **told[0],
-                    cell_methods={
-                        key: str(data[name].attrs.get("cell_methods", _CELL_METHODS))
-                        for key, data in levels.items()
-                    },
+                    cell_methods=methods,
                     boundary_value=_difference(boundary_values.get(name), reference.get(name, 0.0)),
                     time=name in varying,
                     reference=reference.get(name, 0.0),

@@ -103,19 +103,16 @@ def write_store(
         total, missing = store.layout.n_samples, sum(samples.stop - samples.start for samples in pending)
         if check is not None and len(pending) < len(store.layout.chunks):
             written = [samples for samples in store.layout.chunks if samples not in pending]
-            for samples in {written[0].start: written[0], written[-1].start: written[-1]}.values():
+            for samples in written[:: max(1, len(written) - 1)]:  # the first and the last
                 check(store, samples)
         try:
             with tqdm(total=total, initial=total - missing, unit="sample", disable=not progress) as bar:
                 units = [
-                    block
-                    for block in (pending if blocks is None else blocks(store))
-                    if any(block.start <= samples.start < block.stop for samples in pending)
+                    unit
+                    for unit in (pending if blocks is None else blocks(store))
+                    if any(unit.start <= samples.start < unit.stop for samples in pending)
                 ]
-                arguments = (
-                    (store, block) if parts is None else (store, block, parts(store, block))
-                    for block in units
-                )
+                arguments = ((store, unit, *([parts(store, unit)] if parts else [])) for unit in units)
                 _compute(write, arguments, client, workers, lambda _, written: bar.update(written))
         except InputError:
             if store.pending() == store.layout.chunks:

@@ -115,8 +115,7 @@ def field_loaders(
         Steps after the first in ``y`` of training samples, for `mano_op.train.perturbation.PerturbedInputs`.
     transforms : mapping of str to str, optional
         Of variables, ``{"permeability": "log"}``; takes the statistics anew.
-    splits : Splits, optional
-    reading : Reading, optional
+    splits, reading : optional
     seed : int
         Of the order of the training samples, the same for any number of workers.
 

@@ -16,18 +16,8 @@ class Moments:
         \mu = \frac{1}{S} \sum_{s} \sum_i w_i f_{s,i}, \qquad
         \sigma^2 = \frac{1}{S} \sum_{s} \sum_i w_i (f_{s,i} - \mu)^2, \qquad \sum_i w_i = 1
 
-    Moments of pieces add up, as in [1]_, which loses no digits to the difference of two large sums.
-
-    Parameters
-    ----------
-    count : int
-        Samples, S.
-    centre : float
-        Their mean.
-    squares : float
-        S times their variance.
-    low, high : float
-        Least and greatest value.
+    Moments of pieces add up, as in [1]_, which loses no digits to the difference of two large sums. `count`
+    is S, `centre` the mean, `squares` S times the variance, `low` and `high` are the extremes.
 
     References
     ----------

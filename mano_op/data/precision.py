@@ -25,14 +25,9 @@ class Rounding:
     .. math::
         \ell^2 = \frac{\sum_i (f_i - \mathrm{fl}(f_i))^2}{\sum_i (f_i - \mu)^2},
 
-    with :math:`\mathrm{fl}` the rounding to float32 and :math:`\mu` the mean.
-
-    Parameters
-    ----------
-    moments : Moments
-        Of the values before rounding, all points weighted alike.
-    lost : float
-        Sum of the squared differences, in the normalisation of the moments.
+    with :math:`\mathrm{fl}` the rounding to float32 and :math:`\mu` the mean. `moments` are those before
+    rounding, all points weighted alike, and `lost` is the sum of the squared differences, normalised like
+    them.
 
     Examples
     --------

@@ -149,17 +149,9 @@ class ChunkSampler(Sampler[int]):
     """Order of samples that comes back to no chunk, for stores larger than memory.
 
     Chunks come in an order drawn anew in every epoch, `at_once` at a time, and their samples shuffled
-    together.
-
-    Parameters
-    ----------
-    chunks : sequence of ndarray of int
-        As `mano_op.data.dataset.FieldDataset.chunks`.
-    at_once : int
-        Chunks whose samples are shuffled together: more are closer to a full shuffle and take more memory.
-    seed : int
-    num_replicas, rank : int, optional
-        As in `ResolutionBatchSampler`. Each rank has a run of the order, of equal length.
+    together: more at once are closer to a full shuffle and take more memory. `chunks` are those of
+    `mano_op.data.dataset.FieldDataset`. Each rank (`rank` of `num_replicas`, by default those of the process
+    group) has a run of the order, of equal length.
 
     Examples
     --------

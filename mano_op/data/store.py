@@ -182,8 +182,6 @@ class FieldStore:
         Where it is, or will be when finished; an address, if it is read from one.
     location : Path, str or Store
         What zarr opens: `path`, the partial store, or another reader's store.
-    name : str
-        Last part of the path.
     complete : bool
         Whether it is finished, and at `path`.
     attrs : dict

@@ -40,18 +40,10 @@ _SECONDS = {
 class Times:
     """Times of a data set.
 
-    Parameters
-    ----------
-    numbers : ndarray of float
-        As a store has them.
-    units : str
-        Of the numbers: "days since 2000-01-01", "s", "1".
-    seconds : ndarray of float
-        To compare: durations and dates (since 1970) in seconds; other numbers as they are.
-    measure : str
-        What may be compared: "dates", "durations", or the unit of other numbers.
-    rounding : float
-        Error of `seconds` by type and units.
+    `numbers` in `units`, such as "days since 2000-01-01" or "1", are what a store has. `seconds` are to
+    compare: durations, and dates since 1970; other numbers are as they are. Only times of one `measure` may
+    be compared, "dates", "durations" or numbers of a unit. `rounding` is the error of `seconds` by type and
+    units.
     """
 
     numbers: NDArray[np.float64]

@@ -89,7 +89,6 @@ def import_neuralop_pt(
     Parameters
     ----------
     path : path
-        Of the store to make.
     files : mapping of str to sequence of (int, path)
         For each split its resolutions and their files; not every split need be at every resolution.
     problem : {"darcy", "navier_stokes"}, optional
