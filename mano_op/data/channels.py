@@ -78,9 +78,7 @@ def channels_of(
     )
     varying = [variable for variable in layout.variables if variable.time]
     predicted = [variable.name for variable in varying if variable.role == "output"]
-    fixed = [
-        variable.name for variable in layout.variables if variable.role == "output" and not variable.time
-    ]
+    fixed = [field.name for field in layout.variables if field.role == "output" and not field.time]
     given = sum(option is not None for option in (time_steps, at))
     if given != bool(varying):
         remedy = (

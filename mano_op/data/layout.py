@@ -201,9 +201,7 @@ class Layout:
             )
 
     def _check_initial(self) -> None:
-        evolving = [
-            variable.name for variable in self.variables if variable.time and variable.role == "output"
-        ]
+        evolving = [field.name for field in self.variables if field.time and field.role == "output"]
         for variable in self.variables:
             if not variable.initial_of:
                 continue

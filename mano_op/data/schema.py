@@ -236,10 +236,8 @@ def _derivation(layout: Layout, key: str) -> dict[str, Any]:
 def lay_out(path: Path, layout: Layout, attributes: dict[str, Any]) -> None:
     """Write a store with all its labels and none of its fields."""
     root = zarr.create_group(path, zarr_format=3, attributes=attributes)
-    root.create_array(
-        WRITTEN, shape=(len(layout.chunks),), chunks=(1,), dtype=bool, dimension_names=("chunk",)
-    )
     shape = (len(layout.chunks), len(layout.grids), len(layout.variables), Rounding.SIZE)
+    root.create_array(WRITTEN, shape=shape[:1], chunks=(1,), dtype=bool, dimension_names=("chunk",))
     root.create_array(ROUNDING, shape=shape, chunks=(1, *shape[1:]), dtype=np.float64)
     for key in layout.grids:
         _create_level(root, layout, key)
