@@ -85,8 +85,7 @@ def coarsen_store(
     finest = source.key(level if level is not None else next(reversed(source.grids)))
     fine = source.grids[finest]
     chosen = _methods(source, method)
-    coarse = [_coarser(fine, resolution) for resolution in resolutions]
-    if not coarse:
+    if not (coarse := [_coarser(fine, resolution) for resolution in resolutions]):
         raise InputError("no resolutions; expected at least one level to make")
     for grid in coarse:
         for name, how in chosen.items():

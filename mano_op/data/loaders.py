@@ -189,17 +189,18 @@ def field_loaders(
     # A DataLoader draws from its generator, or from the global one, for its workers, and not as often with
     # workers as without: the order would depend on their number. The samplers draw from numbers of their own.
     common["generator"] = torch.Generator().manual_seed(seed)
-    together, _ = ranks()
-    if mixed or (together > 1 and reading.shuffle == "samples"):
+    if mixed or (ranks()[0] > 1 and reading.shuffle == "samples"):
         lengths, ratios = [len(part) for part in parts], mixed.ratios if mixed else None
         batches = ResolutionBatchSampler(
             lengths, sizes, ratios=ratios, drop_last=reading.drop_last, seed=seed
         )
         sampler: dict[str, Any] = {"batch_sampler": batches}
     else:
-        order: Sampler[int] = ChunkSampler(parts[0].chunks, seed=seed)
-        if reading.shuffle == "samples":
-            order = RandomSampler(parts[0], generator=torch.Generator().manual_seed(seed))
+        order: Sampler[int] = (
+            RandomSampler(parts[0], generator=torch.Generator().manual_seed(seed))
+            if reading.shuffle == "samples"
+            else ChunkSampler(parts[0].chunks, seed=seed)
+        )
         sampler = {"sampler": order, "batch_size": sizes[0], "drop_last": reading.drop_last}
     channels = channels_of(store.layout, time_steps, at)
     return FieldLoaders(

@@ -103,13 +103,13 @@ def write_parts(
 
 def stamps(files: Iterable[str | Path]) -> list[str]:
     """Return name, size and time of change of each file, which resuming compares."""
-    told = []
+    lines = []
     for path in map(Path, files):
         parts = [file.stat() for file in (path, *(path.rglob("*") if path.is_dir() else ()))]
         time = datetime.fromtimestamp(max(part.st_mtime for part in parts), UTC)
         size = sum(part.st_size for part in parts)
-        told.append(f"{path.name}, {size} bytes, changed {time.isoformat(timespec='microseconds')}")
-    return told
+        lines.append(f"{path.name}, {size} bytes, changed {time.isoformat(timespec='microseconds')}")
+    return lines
 
 
 def open_hdf5(stack: ExitStack, path: Path) -> h5py.File:
