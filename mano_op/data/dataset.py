@@ -91,8 +91,6 @@ class FieldDataset(Dataset[Sample]):
         Name of the level.
     channels : Channels
         Which field, of which time, is which channel.
-    grid : Grid
-        Where the points of the samples are.
     inputs, outputs : tuple of str
         Names of the channels of ``x`` and ``y``.
 
@@ -134,7 +132,6 @@ class FieldDataset(Dataset[Sample]):
         self.channels = channels_of(self.store.layout, time_steps, at)
         self.inputs, self.outputs = self.channels.inputs, self.channels.outputs
         self.key = self.store.key(resolution)
-        self.grid: Grid = self.store.grids[self.key]
         self._rows = self.store.layout.rows(self.key, split)
         self._coordinates = coordinates
         self._process = os.getpid()
@@ -164,6 +161,11 @@ class FieldDataset(Dataset[Sample]):
         layout = self.store.layout
         values = sum(math.prod(layout.shape(self.key, variable)) for variable in self._variables)
         return 4 * self._n_rows * values
+
+    @property
+    def grid(self) -> Grid:
+        """Where the points of the samples are."""
+        return self.store.grids[self.key]
 
     @property
     def cached(self) -> bool:
