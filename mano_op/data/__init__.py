@@ -1,4 +1,4 @@
-"""The way of the data: stores of labelled fields, batches of them, and their statistics.
+"""Stores of labelled fields, batches of them, and their statistics.
 
 =============  ===================================================================
 `store`        fields on disk; `layout`, `schema`, `chunking`, `values` and

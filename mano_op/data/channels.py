@@ -1,4 +1,4 @@
-"""Which field, and of which time, is which channel of ``x`` and of ``y``."""
+"""Channels of ``x`` and ``y``: which field, and of which time."""
 
 from __future__ import annotations
 
@@ -13,16 +13,10 @@ from mano_op.errors import InputError, check_whole
 
 @dataclass(frozen=True)
 class Channel:
-    """A channel of a sample: a variable, and the time it is taken at if it varies.
+    """Channel of a sample: a variable, and its time if it varies.
 
-    Parameters
-    ----------
-    variable : str
-    offset : int, optional
-        Of its time, counted from the first time of the sample; None for a steady variable.
-    label : str
-        What to call it: "pressure"; "vorticity@-1" for a step before the last known one, "@+0" for that one,
-        "@+1" for the next; "velocity@t=1" for a time by itself.
+    `offset` counts from the sample's first time, None if steady. Labels are "pressure"; "vorticity@-1",
+    "@+0", "@+1" from the last known step; "velocity@t=1".
     """
 
     variable: str
@@ -32,14 +26,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class Channels:
-    """The channels of the samples of a data set, and the runs of times that they come from.
-
-    Attributes
-    ----------
-    x, y : tuple of Channel
-    starts : range
-        Where in the store's times each run starts; only 0 without time steps.
-    """
+    """Channels ``x`` and ``y`` of samples, and where in the store's times their runs start."""
 
     x: tuple[Channel, ...]
     y: tuple[Channel, ...]
@@ -59,24 +46,17 @@ class Channels:
 def channels_of(
     layout: Layout, time_steps: Sequence[int] | None = None, at: Sequence[float] | None = None
 ) -> Channels:
-    """The channels of a store's samples.
+    """Return the channels of a store's samples.
 
     Parameters
     ----------
     layout : Layout
     time_steps : (int, int), optional
-        ``(steps_in, steps_out)``. Every run of ``steps_in + steps_out`` times of a sample of the store is a
-        sample: ``x`` is the steady inputs, and the variables that vary, inputs and outputs, at the first
-        `steps_in` times; ``y`` is the outputs that vary, at the others. Steady inputs that are the initial
-        field of an output (`Variable.initial_of`) are left out: a step is given the field itself.
+        ``(steps_in, steps_out)``: ``x`` is the steady inputs and all varying variables at `steps_in` times,
+        ``y`` the varying outputs at the next `steps_out`. Initial fields of outputs are left out.
     at : sequence of float, optional
-        ``y`` is the outputs at these of the store's times, ``x`` the steady inputs, initial fields too.
-
-    Raises
-    ------
-    InputError
-        If neither is given and outputs vary in time, or one is given and none does; both are; they ask
-        for times that there are not; or steps are asked for of times that are not equally far apart.
+        ``y`` is the outputs at these times, ``x`` the steady inputs, initial fields too. Exactly one is
+        needed where outputs vary in time; steps have to be even.
 
     Examples
     --------
@@ -98,9 +78,7 @@ def channels_of(
     )
     varying = [variable for variable in layout.variables if variable.time]
     predicted = [variable.name for variable in varying if variable.role == "output"]
-    fixed = [
-        variable.name for variable in layout.variables if variable.role == "output" and not variable.time
-    ]
+    fixed = [field.name for field in layout.variables if field.role == "output" and not field.time]
     given = sum(option is not None for option in (time_steps, at))
     if given != bool(varying):
         remedy = (

@@ -1,10 +1,11 @@
-"""Whether a store is what the format says, all of it read: each violation in a sentence."""
+"""Check that a store is what the format says, all of it read: each violation is a sentence."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,34 +26,18 @@ from mano_op.resample import nests
 
 # How far fields that are one at shared points may differ there, in standard deviations: float32, and a sum.
 _SAME = 1e-4
+_RESTORE = "restore it or make the store anew"
 
 
 def check_store(
     path: str | Path | Store, *, progress: bool = True, storage_options: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """Read all of a store and say what is not as the format asks.
+    """Read all of a store and list what is not as the format asks.
 
-    Labels have to describe the arrays, coordinates and bounds the grid, numbers and splits the samples;
-    conventions, title and provenance have to be there; fields have to be float32, in chunks of whole fields,
-    which end in a checksum; every chunk has to be readable and finite; the statistics have to be those of the
-    training split; and where levels are one field at points, "resampled" and "area: point", they have to
-    agree at shared points. No two splits may share a field, and a steady input that is an output's first time
-    has to say so, in "initial_of".
-    Nothing is only a warning: what can still be read as it was meant, such as float64, is a violation too.
-
-    Parameters
-    ----------
-    path : path
-        Or what else `open_store` opens.
-    progress : bool
-        Whether to show a progress bar on stderr.
-    storage_options : mapping, optional
-        As `open_store` takes them.
-
-    Returns
-    -------
-    list of str
-        The violations; empty for a store without any.
+    Checked are labels, coordinates, conventions and provenance; types, chunks and checksums of fields; every
+    value; the statistics; fields of "resampled" levels at shared points; fields that two splits share; and
+    undeclared initial fields. What can still be read as it was meant, such as float64, is a violation too.
+    `path` and `storage_options` are those of `open_store`; `progress` shows a bar on stderr.
 
     Examples
     --------
@@ -96,27 +81,23 @@ def check_store(
 
 
 def _arrays(store: FieldStore, root: zarr.Group) -> Iterator[str]:
-    """Levels and arrays whose metadata the root's copy has, but the store has not, or has damaged."""
+    """Find levels and arrays in the root's metadata that are missing or damaged."""
     for key in store.grids:
-        try:
-            _ = root[key]
-        except KeyError:
-            yield f"{key}: its zarr.json is missing; restore it or make the store anew"
-            continue
-        except DAMAGED as error:
-            yield f"{key}: its zarr.json is damaged ({error}); restore it or make the store anew"
-            continue
-        for name in [*_names(store, key), *store.inputs, *store.outputs]:
+        names = [*_names(store, key), *store.inputs, *store.outputs]
+        for where in (key, *(f"{key}/{name}" for name in names)):
             try:
-                array(root, f"{key}/{name}")
+                _ = root[key] if where == key else array(root, where)
+                continue
             except KeyError:
-                yield f"{key}/{name}: the array is missing; restore it or make the store anew"
+                yield f"{where}: {'its zarr.json' if where == key else 'the array'} is missing; {_RESTORE}"
             except DAMAGED as error:
-                yield f"{key}/{name}: its zarr.json is damaged ({error}); restore it or make the store anew"
+                yield f"{where}: its zarr.json is damaged ({error}); {_RESTORE}"
+            if where == key:
+                break
 
 
 def _names(store: FieldStore, key: str) -> list[str]:
-    """The arrays of a level that label the others."""
+    """Names of the arrays that label the others."""
     axes = [name for axis in store.grids[key].names for name in (axis, f"{axis}_bnds")]
     return ["sample", "split", *(["time"] if store.layout.times else []), *axes]
 
@@ -126,19 +107,17 @@ def _damaged_labels(store: FieldStore, root: zarr.Group, key: str) -> Iterator[s
         try:
             values_of(root, f"{key}/{name}")
         except DAMAGED as error:
-            yield f"{key}/{name}: cannot be read ({error}); restore it or make the store anew"
+            yield f"{key}/{name}: cannot be read ({error}); {_RESTORE}"
 
 
 def _groups(store: FieldStore, root: zarr.Group) -> Iterator[str]:
-    known = {*store.grids}
-    for name in sorted({*root.group_keys()} - known):
+    for name in sorted({*root.group_keys()} - {*store.grids}):
         yield f"{name}: a group that the layout of the levels does not name; take it out, or name it there"
     for name in sorted(root.array_keys()):
         yield f"{name}: an array at the root; a complete store has levels only; take it out"
 
 
 def _about(store: FieldStore, root: zarr.Group) -> Iterator[str]:
-    """What a store says of itself that reading it does not need."""
     yield from _conventions("", store.attrs)
     for key in store.grids:
         yield from _conventions(f"{key}: ", dict(root[key].attrs))
@@ -164,7 +143,6 @@ def _conventions(where: str, attributes: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _derived(store: FieldStore) -> Iterator[str]:
-    """How levels are said to be made from one another."""
     expected = {level["asset"]: level for level in multiscales(store.layout)}
     for level in store.attrs["multiscales"]["layout"]:
         key, source = level["asset"], level.get("derived_from")
@@ -188,7 +166,6 @@ def _derived(store: FieldStore) -> Iterator[str]:
 
 
 def _storage(store: FieldStore, root: zarr.Group, key: str) -> Iterator[str]:
-    """How the arrays of a level are stored, apart from their values."""
     for name in _names(store, key):
         yield from _checksum(f"{key}/{name}", array(root, f"{key}/{name}"))
     for variable in store.variables:
@@ -236,11 +213,7 @@ def _labels(store: FieldStore, root: zarr.Group, key: str) -> Iterator[str]:
             given = array(root, where).attrs.get("bounds")
             yield f"{where}: attribute bounds={given!r}, expected {bounds!r}; set it"
         for about, expected in layout.coordinates[axis.name].items():
-            if (given := array(root, where).attrs.get(about)) != expected:
-                yield (
-                    f"{where}: attribute {about}={given!r}, another level has {expected!r}; say the same at "
-                    "all levels"
-                )
+            yield from _same(where, about, array(root, where).attrs.get(about), expected)
         if not np.allclose(values_of(root, f"{key}/{bounds}"), axis.bounds, rtol=0, atol=1e-6 * axis.spacing):
             yield (
                 f"{key}/{bounds}: expected the interval that each point of a {axis.registration} axis stands "
@@ -251,48 +224,37 @@ def _labels(store: FieldStore, root: zarr.Group, key: str) -> Iterator[str]:
 
 
 def _attributes(key: str, variable: Variable, attributes: dict[str, Any]) -> Iterator[str]:
-    for name in ("units", "long_name", "role", "reference", "initial_of"):
-        expected = getattr(variable, name)
+    for name in ("units", "long_name", "role", "reference", "initial_of", "boundary_value"):
         given = attributes.get(name, 0.0 if name == "reference" else None)
-        if given != expected:
-            yield (
-                f"{key}/{variable.name}: attribute {name}={given!r}, another level has {expected!r}; say the "
-                "same at all levels"
-            )
-    # Compared as JSON has it, with lists for pairs.
-    given, expected = attributes.get("boundary_value"), json.loads(json.dumps(variable.boundary_value))
+        # Compared as JSON has it, with lists for pairs.
+        yield from _same(
+            f"{key}/{variable.name}", name, given, json.loads(json.dumps(getattr(variable, name)))
+        )
+
+
+def _same(where: str, name: str, given: object, expected: object) -> Iterator[str]:
     if given != expected:
         yield (
-            f"{key}/{variable.name}: attribute boundary_value={given!r}, another level has {expected!r}; "
-            "say the same at all levels"
+            f"{where}: attribute {name}={given!r}, another level has {expected!r}; say the same at all levels"
         )
 
 
 def _fields(store: FieldStore, progress: bool, digests: Digests) -> Iterator[str]:
-    """Chunks that cannot be read, and samples that are not finite."""
+    """Find chunks that cannot be read, and samples that are not finite."""
     layout = store.layout
     total = sum(len(layout.samples(key)) for key in store.grids) * len(layout.variables)
     with tqdm(total=total, unit="field", disable=not progress) as bar:
-        for key in store.grids:
-            for variable in layout.variables:
-                yield from _field(store, key, variable, digests)
-                bar.update(len(layout.samples(key)))
-
-
-def _field(store: FieldStore, key: str, variable: Variable, digests: Digests) -> Iterator[str]:
-    for rows in _row_chunks(store, key):
-        for times in store.layout.time_chunks if variable.time else [slice(None)]:
-            try:
-                values = store.read(key, variable.name, rows, times)
-            except InputError as error:
-                yield str(error).removeprefix(f"{store.path}, ")
-            else:
-                digests.add(key, variable, rows.start, values)
-
-
-def _row_chunks(store: FieldStore, key: str) -> list[slice]:
-    n, length = len(store.layout.samples(key)), store.layout.chunk
-    return [slice(start, min(start + length, n)) for start in range(0, n, length)]
+        for key, variable in product(store.grids, layout.variables):
+            n = len(layout.samples(key))
+            spans = layout.time_chunks if variable.time else [slice(None)]
+            for start, times in product(range(0, n, layout.chunk), spans):
+                try:
+                    values = store.read(key, variable.name, slice(start, start + layout.chunk), times)
+                except InputError as error:
+                    yield str(error).removeprefix(f"{store.path}, ")
+                else:
+                    digests.add(key, variable, start, values)
+            bar.update(n)
 
 
 def _statistics(store: FieldStore) -> Iterator[str]:
@@ -343,7 +305,7 @@ def _differing(
     fine: tuple[str, NDArray[np.int64]],
     at: tuple[NDArray[np.int64], ...],
 ) -> list[int]:
-    """Which of some samples differ at the points that two levels share."""
+    """Find samples that differ at the points that two levels share."""
     tolerance = _SAME * max(store.statistics.get(variable.name, {}).get("std", 1.0), 1e-30)
     found: list[int] = []
     for start in range(0, len(coarse[1]), store.layout.chunk):

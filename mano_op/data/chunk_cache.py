@@ -1,4 +1,4 @@
-"""Chunks of a level that were read last, decoded, within a budget of memory."""
+"""Cache of the chunks of a level that were read last."""
 
 from __future__ import annotations
 
@@ -11,19 +11,9 @@ from mano_op.data.store import FieldStore
 
 
 class ChunkCache:
-    """Reads rows of a level by whole chunks, and keeps those that were used last.
+    """Reads rows of a level by whole chunks, and keeps those that were used last, within `budget` bytes.
 
-    Decompressing a chunk costs far more than copying a field out of it. Batches that come back to a chunk, as
-    those of `mano_op.data.sampler.ChunkSampler` do, pay for it once.
-
-    Parameters
-    ----------
-    store : FieldStore
-    key : str
-        The level.
-    budget : int
-        Bytes that chunks may take. With less than a chunk none is kept, and rows are read as they are asked
-        for.
+    Decompressing a chunk costs far more than copying from it. With less than a chunk, none is kept.
     """
 
     def __init__(self, store: FieldStore, key: str, budget: int) -> None:
@@ -32,7 +22,7 @@ class ChunkCache:
         self._held = 0
 
     def read(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The values of a variable in some rows, given in increasing order; as `FieldStore.read`."""
+        """Read a variable in some rows, given in increasing order; as `FieldStore.read`."""
         length = self._store.layout.chunk
         if self._bytes(name) > self._budget:
             return self._store.read(self._key, name, rows)
@@ -50,7 +40,7 @@ class ChunkCache:
         return values
 
     def _fetch(self, name: str, chunks: list[int]) -> dict[int, NDArray[np.float32]]:
-        """Chunks of the store, in one read."""
+        """Read chunks of the store at once."""
         if not chunks:
             return {}
         length, n = self._store.layout.chunk, len(self._store.layout.samples(self._key))

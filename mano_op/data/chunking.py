@@ -1,4 +1,4 @@
-"""How many samples make a chunk."""
+"""Number of samples to a chunk."""
 
 from __future__ import annotations
 
@@ -15,16 +15,10 @@ def chunk_for(
     *,
     target_bytes: int = TARGET_BYTES,
 ) -> int:
-    """The number of samples to a chunk that makes a chunk of a float32 field about `target_bytes`.
+    """Return the samples to a chunk that make about `target_bytes` of float32, and divide all `cuts`.
 
-    Parameters
-    ----------
-    points : int
-        Of one sample, at the finest level, and at all of its times.
-    splits : mapping of str to int
-    held : iterable of sequence of str
-        The splits that each level holds; the chunk divides their `cuts`.
-    target_bytes : int
+    `points` are those of one sample, at the finest level and all of its times; `held` are the splits of each
+    level.
 
     Examples
     --------
@@ -39,10 +33,10 @@ def chunk_for(
 
 
 def cuts(splits: Mapping[str, int], held: Sequence[str]) -> list[int]:
-    """What a chunk must divide for a level that holds only some splits.
+    """Return what a chunk must divide for a level that holds only some splits.
 
-    Where splits are skipped, both the rows before and the samples left out must be whole chunks, or the
-    end of one chunk of samples and the start of another would meet in one chunk of the array.
+    Both the rows before a skipped split and the samples skipped must be whole chunks, or two chunks of
+    samples would meet in one chunk of the array.
 
     Examples
     --------

@@ -40,46 +40,36 @@ def coarsen_store(
     resume: bool = False,
     overwrite: bool = False,
 ) -> FieldStore:
-    r"""Make a store with coarser levels of the same samples.
+    r"""Make a store with coarser levels of the same samples, "resampled" from one.
 
-    ``"mean"``
-        The mean over the control volume of each coarse point, which keeps the integral. What a simulation
-        with finite volumes or a measurement gives; scales that the coarse grid cannot carry are damped.
-    ``"lowpass"``
-        The Fourier modes that the coarse grid can carry, on axes that all wrap: the best coarse picture
-        of a smooth field.
-    ``"injection"``
-        The values at the points that the grids share: what the field is there, with the finer scales
-        aliased into the coarser ones. Right for what was computed at those points, and what published data
-        sets do by taking every k-th point.
+    =============  =====================================================================================
+    method         values of a coarse level
+    =============  =====================================================================================
+    "mean"         mean over the control volume of each point, which keeps the integral ("area: mean")
+    "lowpass"      Fourier modes that the coarse grid carries, on axes that all wrap
+    "injection"    values at shared points, finer scales aliased: what taking every k-th point gives
+    =============  =====================================================================================
 
     Parameters
     ----------
     source : path or FieldStore
     path : path
-        Of the new store. Dask workers must see it under the same name.
+        Of the new store.
     resolutions : sequence of int or tuple of int
         Points of each new level.
     method : str or mapping of str to str
         For all variables, or for each.
     level : resolution, optional
-        Of the source, to make them from; its finest if not given.
+        Of the source, to make them from; by default its finest.
     keep : bool
-        Whether the new store also has that level itself.
+        Whether the new store has that level too.
     client, progress, resume, overwrite
         As in `mano_op.problems.generate.generate_fields`.
-
-    Returns
-    -------
-    FieldStore
-        Complete, its levels "resampled" from one. The cell_methods of a variable that was averaged are
-        "area: mean" at the new levels; at the level itself they stay as they were.
 
     Raises
     ------
     InputError
-        If a level is not coarser than the one it is made from, a method cannot be used between the grids,
-        or as `write_store` does.
+        If a level is not coarser, a method cannot be used between the grids, or as `write_store`.
 
     Examples
     --------
@@ -95,8 +85,7 @@ def coarsen_store(
     finest = source.key(level if level is not None else next(reversed(source.grids)))
     fine = source.grids[finest]
     chosen = _methods(source, method)
-    coarse = [_coarser(fine, resolution) for resolution in resolutions]
-    if not coarse:
+    if not (coarse := [_coarser(fine, resolution) for resolution in resolutions]):
         raise InputError("no resolutions; expected at least one level to make")
     for grid in coarse:
         for name, how in chosen.items():
@@ -106,18 +95,14 @@ def coarsen_store(
     held = source.layout.held[finest]
     grids = [*coarse, *([fine] if keep else [])]
     levels = [group_name(grid.shape) for grid in grids]
+    kept = ("boundary_conditions", "chunk", "times", "time_units", "coordinates", "as_plane")
     plan = {
+        **{name: getattr(source.layout, name) for name in kept},
         "grids": grids,
         "variables": [_described(v, chosen[v.name], finest, levels) for v in source.variables],
         "splits": {split: size for split, size in source.splits.items() if split in held},
-        "boundary_conditions": source.layout.boundary_conditions,
         "levels": "resampled",
-        "chunk": source.layout.chunk,
-        "times": source.layout.times,
-        "time_units": source.layout.time_units,
         "chunk_times": source.layout.chunk_times if source.layout.times else None,
-        "coordinates": source.layout.coordinates,
-        "as_plane": source.layout.as_plane,
         "derived": {grid: (fine, _in_words(chosen)) for grid in coarse} if keep else {},
     }
     provenance = {
@@ -138,14 +123,13 @@ def coarsen_store(
 
 
 def _is_place_of(source: FieldStore, path: str | Path) -> bool:
-    """Whether a path names a store, by a link too."""
     return isinstance(source.path, Path) and path_of(path).resolve() == source.path.resolve()
 
 
 def coarsened(
     values: NDArray[np.float32], fine: Grid, coarse: Grid, method: Coarsening
 ) -> NDArray[np.float32]:
-    """Fields on a coarser grid, shape ``(..., *coarse.shape)``, computed in float64."""
+    """Coarsen fields to shape ``(..., *coarse.shape)``, in float64."""
     if fine == coarse:
         return values
     how = "spectral" if method == "lowpass" else method
@@ -185,14 +169,14 @@ def _check_possible(fine: Grid, coarse: Grid, name: str, method: Coarsening) -> 
 
 
 def _described(variable: Variable, method: Coarsening, finest: str, levels: Sequence[str]) -> Variable:
-    """The variable in the new store, at whose coarse levels its values may stand for something else."""
+    """Describe the variable in the new store, where coarse values may stand for something else."""
     kept = variable.cell_methods_at(finest)
     made = "area: mean" if method == "mean" else kept
     return replace(variable, cell_methods={key: kept if key == finest else made for key in levels})
 
 
 def _in_words(chosen: Mapping[str, Coarsening]) -> str:
-    """The methods as one resampling_method: one word if it is the same for all variables."""
+    """Join the methods to one resampling_method."""
     words = {name: AVERAGE if how == "mean" else how for name, how in chosen.items()}
     if len(set(words.values())) == 1:
         return next(iter(words.values()))
@@ -202,7 +186,7 @@ def _in_words(chosen: Mapping[str, Coarsening]) -> str:
 def _write_chunk(
     source: FieldStore, finest: str, chosen: Mapping[str, Coarsening], store: FieldStore, samples: slice
 ) -> int:
-    """Read one chunk of samples, coarsen it to every level and write it; returns how many samples it has."""
+    """Coarsen one chunk of samples to every level and write it; return the number of samples."""
     fine = source.grids[finest]
     # Splits that the level does not hold are not in the new store, so its samples are the level's rows.
     for times in store.layout.time_chunks:

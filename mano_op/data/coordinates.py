@@ -1,4 +1,4 @@
-"""From the coordinates of a labelled data set to its `Grid`: checked, never guessed."""
+"""Grids of labelled data sets, from coordinates that are checked, never guessed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Shape = int | tuple[int, ...]
 
 
 def registrations_of(registration: Registration | Registrations, axes: Sequence[str]) -> Registrations:
-    """The registration of each axis, from one word for all of them or from one for each.
+    """Return the registration of each axis, from one word for all or one for each.
 
     Examples
     --------
@@ -44,7 +44,7 @@ def registrations_of(registration: Registration | Registrations, axes: Sequence[
 
 
 def coordinates_of(fields: Mapping[Any, xr.Dataset], axes: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Units, long_name and standard_name of the axes; all data sets have to say the same."""
+    """Return units, long_name and standard_name of the axes; all data sets have to agree."""
     found = {}
     for axis in axes:
         told = {}
@@ -65,7 +65,7 @@ def domain_of(
     *,
     alone: bool,
 ) -> Domain:
-    """The ends of the axes from their points, if there is anything that could contradict them."""
+    """Infer the ends of the axes from their points, if anything could contradict them."""
     domain, told = {}, dict(periodic)  # the domain of an axis that wraps may start anywhere
     for axis in axes:
         domain[axis] = _domain(axis, data[axis].values, registration[axis])
@@ -81,24 +81,19 @@ def domain_of(
             domain[axis] = float(data[bounds].min()) + 0.0, float(data[bounds].max()) + 0.0
             told[axis] = True
     if alone and not all(told.get(axis) for axis in axes):
+        words = [*dict.fromkeys(registration.values())]
         grid_of(resolution, data, axes, registration, domain, periodic)  # what else is wrong comes first
         raise InputError(
-            f"domain is not given, and nothing else tells whether registration={_briefly(registration)!r} is "
-            "right for "
+            f"domain is not given, and nothing else tells whether registration="
+            f"{words[0] if len(words) == 1 else dict(registration)!r} is right for "
             f"{', '.join(f'{axis} = {_ends(data[axis].values)}' for axis in axes)}. If it is, give "
             f"domain={domain}; if that is not the domain, the registration is another one too"
         )
     return domain
 
 
-def _briefly(registration: Registrations) -> Registration | dict[str, Registration]:
-    """One word, if all axes have the same."""
-    each = set(registration.values())
-    return each.pop() if len(each) == 1 else dict(registration)
-
-
 def _domain(axis: str, points: NDArray[Any], registration: Registration) -> tuple[float, float]:
-    """The ends of an axis, from its first and last point and where on [0, 1] these would lie."""
+    """Infer the ends of an axis from its first and last point."""
     if len(points) < 2:
         raise InputError(
             f"axis {axis!r} has {len(points)} points, from which no domain follows: give `domain`"
@@ -124,7 +119,7 @@ def grid_of(
     domain: Domain,
     periodic: Mapping[str, bool],
 ) -> Grid:
-    """The grid that a data set is on, if its coordinates say that it is the one declared."""
+    """Return the declared grid of a data set, if its coordinates agree."""
     made = []
     for name in axes:
         check_has("domain", "axis", [name], domain)

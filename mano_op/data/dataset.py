@@ -28,12 +28,7 @@ Sample = dict[str, Tensor]
 class Batch(Sequence[Sample]):
     """Samples that are views of a stacked batch, so that `collate` need not copy them into another.
 
-    A view is made when a sample is asked for, so what is only collated costs no more than the stack.
-
-    Parameters
-    ----------
-    stacked : dict of str to Tensor
-        Each of shape ``(samples, ...)``.
+    `stacked` has tensors of shape ``(samples, ...)``.
 
     Examples
     --------
@@ -61,21 +56,18 @@ class Batch(Sequence[Sample]):
 
 
 def collate(samples: Sequence[Sample]) -> Any:
-    """The ``collate_fn`` of our loaders: torch's default, but what is a batch already is left as it is."""
+    """Collate samples as torch does; a `Batch` is left as it is."""
     return samples.stacked if isinstance(samples, Batch) else default_collate(list(samples))
 
 
 class FieldDataset(Dataset[Sample]):
-    """The samples of one split at one resolution of a store.
+    """Samples of one split at one resolution of a store.
 
-    A sample is neuraloperator's dictionary of float32 tensors, ``x`` of shape ``(in_channels, *grid)`` and
-    ``y`` of shape ``(out_channels, *grid)``, in physical units, channels in the store's order of fields;
-    where fields vary in time, one time after another.
+    A sample has float32 tensors in physical units, ``x`` of shape ``(in_channels, *grid)`` and ``y`` of shape
+    ``(out_channels, *grid)``, channels in the store's order, one time after another.
 
-    A split that fits into `cache_bytes` is read once, when the data set is made. Otherwise every batch
-    is read when it is asked for: `__getitems__` reads it in one go, each chunk once, so batches are
-    much faster than single samples, and the chunks used last are kept within that budget. A copy sent to
-    another process holds the path alone, no fields, and reads from the store.
+    A split that fits into `cache_bytes` is read once, here. Otherwise `__getitems__` reads a batch in one go,
+    much faster than single samples, and the last chunks are kept. A pickled copy reads from the store.
 
     Parameters
     ----------
@@ -84,32 +76,29 @@ class FieldDataset(Dataset[Sample]):
         16, (16, 24), "r16", or the grid itself.
     split : str
     time_steps : (int, int), optional
-        Of fields that vary in time, how many steps are known and how many are to be predicted; see
-        `mano_op.data.channels.channels_of`. Every such run of times of every sample of the store is a sample.
+        How many steps are known and how many to be predicted; see `mano_op.data.channels.channels_of`. Every
+        such run of times is a sample.
     at : sequence of float, optional
-        Instead, the times at which to predict from the steady inputs.
+        Instead, the times to predict from the steady inputs.
     coordinates : bool
-        Whether samples also have ``coordinates``, those of the points, shape ``(n_dim, *grid)``, for models
-        that are told where they are.
+        Add ``coordinates`` of the points, shape ``(n_dim, *grid)``.
     cache_bytes : int
-        Of fields that may be kept in memory: the split if it fits, otherwise the last chunks; 0 keeps none.
+        Fields that may be kept in memory; 0 keeps none.
 
     Attributes
     ----------
-    store : FieldStore
-    split : str
     key : str
-        The name of its level.
+        Name of the level.
     channels : Channels
         Which field, of which time, is which channel.
+    inputs, outputs : tuple of str
+        Names of the channels of ``x`` and ``y``.
 
     Raises
     ------
     InputError
-        If the store is partial, has no such resolution, split or times, or a field has a NaN or an infinity:
-        here for a cached split, otherwise when the sample is read. Then also if this process was forked from
-        the one that made the data set: threads that zarr and dask had there are not here, and reading can
-        hang.
+        If the store is partial, has no such resolution, split or times, or (when it is read) a value is not
+        finite. Reading in a forked process is refused, since it can hang.
 
     Examples
     --------
@@ -141,19 +130,19 @@ class FieldDataset(Dataset[Sample]):
         self.store = opened(store)
         self.split = split
         self.channels = channels_of(self.store.layout, time_steps, at)
+        self.inputs, self.outputs = self.channels.inputs, self.channels.outputs
         self.key = self.store.key(resolution)
         self._rows = self.store.layout.rows(self.key, split)
         self._coordinates = coordinates
         self._process = os.getpid()
         self._cache: dict[str, NDArray[np.float32]] | None
-        self._steady: dict[
-            str, NDArray[np.float32]
-        ] = {}  # the cached split as x and y, where a sample has no times to choose
+        # The cached split as x and y, where a sample has no times to choose.
+        self._steady: dict[str, NDArray[np.float32]] = {}
         self._chunks = ChunkCache(self.store, self.key, 0)
         self.keep(cache_bytes)
 
     def keep(self, cache_bytes: int) -> None:
-        """Read the split into memory if it fits, or from now on keep the last chunks: as `cache_bytes`."""
+        """Read the split into memory if it fits into `cache_bytes`, or keep the last chunks from now on."""
         self._cache, self._steady = None, {}
         self._chunks = ChunkCache(self.store, self.key, cache_bytes)
         if self.nbytes > cache_bytes:
@@ -162,13 +151,13 @@ class FieldDataset(Dataset[Sample]):
         if all(one.offset is None for one in (*self.channels.x, *self.channels.y)):
             fields, self._cache = self._cache, {}
             self._steady = {
-                "x": _stacked([fields[one.variable] for one in self.channels.x]),
-                "y": _stacked([fields[one.variable] for one in self.channels.y]),
+                name: _stacked([fields[one.variable] for one in channels])
+                for name, channels in (("x", self.channels.x), ("y", self.channels.y))
             }
 
     @property
     def nbytes(self) -> int:
-        """The bytes that the split takes in memory."""
+        """Bytes that the split takes in memory."""
         layout = self.store.layout
         values = sum(math.prod(layout.shape(self.key, variable)) for variable in self._variables)
         return 4 * self._n_rows * values
@@ -177,16 +166,6 @@ class FieldDataset(Dataset[Sample]):
     def grid(self) -> Grid:
         """Where the points of the samples are."""
         return self.store.grids[self.key]
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the channels of ``x``."""
-        return self.channels.inputs
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Names of the channels of ``y``."""
-        return self.channels.outputs
 
     @property
     def cached(self) -> bool:
@@ -200,7 +179,7 @@ class FieldDataset(Dataset[Sample]):
 
     @property
     def chunks(self) -> list[NDArray[np.int64]]:
-        """The indices of the samples in each chunk of the store."""
+        """Indices of the samples in each chunk of the store."""
         runs, length = len(self.channels.starts), self.store.layout.chunk
         owner = (self._rows.start + np.arange(self._n_rows)) // length
         samples = np.arange(len(self)).reshape(self._n_rows, runs)
@@ -208,7 +187,7 @@ class FieldDataset(Dataset[Sample]):
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        """For each sample, which of the split's it belongs to: several runs of times are of one."""
+        """Row of the split that each sample belongs to: several runs of times share one."""
         return np.repeat(np.arange(self._n_rows), len(self.channels.starts))
 
     @property
@@ -222,14 +201,11 @@ class FieldDataset(Dataset[Sample]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> Sequence[Sample]:
-        """Several samples, in the order asked for, in one read of the store for each variable."""
-        n = len(self)
-        wanted = np.asarray(indices, dtype=np.int64)
-        if len(wanted) == 0:
+        """Read several samples, in the order asked for, at once."""
+        if len(indices) == 0:
             return []
-        if wanted.min() < -n or wanted.max() >= n:
-            raise IndexError(f"samples {wanted.min()} to {wanted.max()}; the split {self.split!r} has {n}")
-        rows, starts = np.divmod(wanted % n, len(self.channels.starts))
+        wanted = _counted(indices, len(self), f"the split {self.split!r} has")
+        rows, starts = np.divmod(wanted, len(self.channels.starts))
         if self._steady:
             # numpy copies whole rows in one thread; torch's index_select waits for threads of its own, which
             # costs far more where another process has the cores. The rows are in range, so "clip" clips none.
@@ -251,7 +227,7 @@ class FieldDataset(Dataset[Sample]):
     def _fields(
         self, rows: NDArray[np.int64], starts: NDArray[np.int64]
     ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int64], int]:
-        """Fields that hold what is wanted, where in them its rows are, and which time is their first."""
+        """Return fields that hold what is wanted, its rows in them, and their first time."""
         if self._cache is not None:
             return self._cache, rows, 0
         check_not_forked(self._process, os.getpid(), "a store", "use `field_loaders`")
@@ -279,8 +255,16 @@ class FieldDataset(Dataset[Sample]):
         self.__dict__ |= {**state, "_process": os.getpid(), "_chunks": chunks}
 
 
+def _counted(indices: Sequence[int], n: int, whole: str) -> NDArray[np.int64]:
+    """Count indices from the start; those of samples that are not there are an IndexError."""
+    wanted = np.asarray(indices, dtype=np.int64)
+    if wanted.min() < -n or wanted.max() >= n:
+        raise IndexError(f"samples {wanted.min()} to {wanted.max()}; {whole} {n}")
+    return wanted % n
+
+
 def _stacked(fields: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Channels of all samples as one array; of a single channel no copy."""
+    """Stack channels; a single one is not copied."""
     return fields[0][:, None] if len(fields) == 1 else np.stack(fields, axis=1)
 
 
@@ -290,7 +274,7 @@ def _gather(
     rows: NDArray[np.int64],
     starts: NDArray[np.int64],
 ) -> NDArray[np.float32]:
-    """The channels of samples, stacked; a copy, so what is done to a sample is not done to the cache."""
+    """Stack the channels of samples; always a copy, to keep the cache as it is."""
     return np.stack(
         [
             fields[channel.variable][rows]
@@ -303,13 +287,7 @@ def _gather(
 
 
 class SomeSamples(Dataset[Sample]):
-    """Some samples of a data set, under numbers of their own.
-
-    Parameters
-    ----------
-    whole : FieldDataset
-    indices : ndarray of int
-        Which, in their order.
+    """Samples of a data set at some indices, under numbers of their own.
 
     Examples
     --------
@@ -324,25 +302,11 @@ class SomeSamples(Dataset[Sample]):
 
     def __init__(self, whole: FieldDataset, indices: NDArray[np.int64]) -> None:
         self.whole, self.indices = whole, np.asarray(indices, dtype=np.int64)
-
-    @property
-    def grid(self) -> Grid:
-        """Where the points of the samples are."""
-        return self.whole.grid
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the channels of ``x``."""
-        return self.whole.inputs
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Names of the channels of ``y``."""
-        return self.whole.outputs
+        self.grid, self.inputs, self.outputs = whole.grid, whole.inputs, whole.outputs
 
     @property
     def chunks(self) -> list[NDArray[np.int64]]:
-        """The indices of the samples in each chunk of the store that has any of them."""
+        """Indices of the samples in each chunk of the store that has any of them."""
         parts = [np.flatnonzero(np.isin(self.indices, chunk)) for chunk in self.whole.chunks]
         return [part for part in parts if len(part)]
 
@@ -353,23 +317,14 @@ class SomeSamples(Dataset[Sample]):
         return self.whole[int(self.indices[index])]
 
     def __getitems__(self, indices: Sequence[int]) -> Sequence[Sample]:
-        """Several samples, in the order asked for, in one read of the store for each variable."""
+        """Read several samples, in the order asked for, at once."""
         return self.whole.__getitems__(self.indices[np.asarray(indices, dtype=np.int64)].tolist())
 
 
 class MixedDataset(Dataset[Sample]):
-    """Samples of several resolutions, one data set after another, to be drawn in batches of one resolution.
+    """Samples of several resolutions, one data set after another, drawn in batches of one resolution.
 
-    Parameters
-    ----------
-    parts : sequence of FieldDataset or SomeSamples
-        Of one store's channels.
-
-    Raises
-    ------
-    InputError
-        If there is none, or channels differ; or if a batch is asked for whose samples do not stack, which
-        `mano_op.data.sampler.ResolutionBatchSampler` never does.
+    `InputError` if there is no part, channels differ, or the samples of a batch do not stack.
 
     Examples
     --------
@@ -383,25 +338,13 @@ class MixedDataset(Dataset[Sample]):
     """
 
     def __init__(self, parts: Sequence[FieldDataset | SomeSamples]) -> None:
-        if not parts or any(
-            (part.inputs, part.outputs) != (parts[0].inputs, parts[0].outputs) for part in parts
-        ):
+        channels = [(part.inputs, part.outputs) for part in parts]
+        if len(set(channels)) != 1:
             raise InputError(
-                f"parts with the channels {[(part.inputs, part.outputs) for part in parts]}; expected at "
-                "least one, and the same channels for all"
+                f"parts with the channels {channels}; expected at least one, and the same channels for all"
             )
-        self.parts = tuple(parts)
+        self.parts, self.inputs, self.outputs = tuple(parts), parts[0].inputs, parts[0].outputs
         self._firsts = np.cumsum([0, *(len(part) for part in parts)])
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the channels of ``x``."""
-        return self.parts[0].inputs
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Names of the channels of ``y``."""
-        return self.parts[0].outputs
 
     def __len__(self) -> int:
         return int(self._firsts[-1])
@@ -410,13 +353,10 @@ class MixedDataset(Dataset[Sample]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> Sequence[Sample]:
-        """Several samples of one resolution, in the order asked for."""
-        wanted, n = np.asarray(indices, dtype=np.int64), len(self)
-        if len(wanted) == 0:
+        """Read several samples of one resolution, in the order asked for."""
+        if len(indices) == 0:
             return []
-        if wanted.min() < -n or wanted.max() >= n:
-            raise IndexError(f"samples {wanted.min()} to {wanted.max()}; there are {n}")
-        wanted = wanted % n
+        wanted = _counted(indices, len(self), "there are")
         owners = np.searchsorted(self._firsts, wanted, side="right") - 1
         if len({self.parts[owner].grid.shape for owner in owners}) > 1:
             raise InputError(

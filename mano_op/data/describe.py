@@ -12,7 +12,7 @@ from mano_op.data.store import FieldStore
 
 
 def describe(store: FieldStore) -> str:
-    """What a store holds, in some lines of text.
+    """Describe a store in some lines of text.
 
     Examples
     --------

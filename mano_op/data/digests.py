@@ -1,4 +1,4 @@
-"""Digests of the fields of a store, by which equal fields of two samples are noticed."""
+"""Digests of fields, which find equal fields of two samples."""
 
 from __future__ import annotations
 
@@ -16,10 +16,6 @@ _CONSTANT = b""  # of a field that is one number, which says nothing of where it
 
 class Digests:
     """One digest for each field that was read: of every sample, and of every time where a variable varies.
-
-    Parameters
-    ----------
-    store : FieldStore
 
     Examples
     --------
@@ -40,7 +36,7 @@ class Digests:
         self._fields: dict[tuple[str, str], dict[int, list[bytes]]] = {}
 
     def add(self, key: str, variable: Variable, row: int, values: NDArray[np.float32]) -> None:
-        """Take fields of some rows of a level, from `row` on: all times of a row, or the next of them."""
+        """Add fields of some rows of a level, from `row` on: all times of a row, or the next of them."""
         rows = self._fields.setdefault((key, variable.name), {})
         points = self._store.grids[key].n_dim
         for i, fields in enumerate(values, start=row):
@@ -48,10 +44,9 @@ class Digests:
             rows.setdefault(i, []).extend(digests)
 
     def shared_fields(self) -> Iterator[str]:
-        """Levels at which samples of two splits have the same fields.
+        """Report levels at which samples of two splits share all fields, or those of two times.
 
-        They do if all of their fields are equal, or if those that vary in time are equal at two times that
-        are not both the first: two flows from one state need not be one flow.
+        Two first times do not count: two flows from one state need not be one flow.
         """
         for key in self._store.grids:
             pairs = [*self._equal_samples(key), *self._equal_states(key)]
@@ -71,7 +66,7 @@ class Digests:
             )
 
     def initial_fields(self) -> Iterator[str]:
-        """Steady inputs that are an output's first time in every sample, and do not say so."""
+        """Report steady inputs that are an output's first time in every sample, undeclared."""
         key = next(reversed(self._store.grids))
         outputs = [v.name for v in self._store.variables if v.time and v.role == "output"]
         for variable in self._store.variables:

@@ -1,10 +1,11 @@
-"""Labelled data sets that exist already, in memory or behind dask, into a store."""
+"""Write labelled data sets, in memory or behind dask, to a store."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence, Set
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
@@ -24,13 +25,7 @@ from mano_op.data.coordinates import (
     grid_of,
     registrations_of,
 )
-from mano_op.data.guards import (
-    check_ends_differ,
-    check_has,
-    check_increasing,
-    check_same,
-    check_some_of,
-)
+from mano_op.data.guards import check_ends_differ, check_has, check_increasing, check_same, check_some_of
 from mano_op.data.jobs import check_sendable, write_store
 from mano_op.data.layout import Levels, Variable, check_splits, group_name
 from mano_op.data.samples import splits_held
@@ -45,7 +40,6 @@ if TYPE_CHECKING:
 
 # The attributes of a variable that are kept, and what is taken where they are missing.
 _ATTRIBUTES = {"units": "1", "long_name": ""}
-_CELL_METHODS = "area: point"
 
 _Shape = TypeVar("_Shape", bound=Shape)
 
@@ -74,83 +68,54 @@ def write_fields(
     resume: bool = False,
     overwrite: bool = False,
 ) -> FieldStore:
-    """Write xarray data sets, one for each resolution, to a store.
+    """Write xarray data sets, one for each resolution, to a store, and open it.
 
-    Variables have the dimensions ``("sample", *axes)``, or ``("sample", "time", *axes)`` if they vary in
-    time, and every dimension but the first has a coordinate. Data sets behind dask may be larger than memory:
-    each of their chunks is read once, whatever chunks the store has, and a long run is written in pieces of
-    time. What is in memory is the chunks that a chunk of the store is made of.
-
-    A coordinate "sample" labels the samples: each label once, and at every resolution the same ones in the
-    same order. Times have to be the same at every resolution, within a fraction of the step. Both are
-    compared in any type and unit, and dates decoded; the store numbers samples, and has times as numbers.
-
-    Units, long_name and cell_methods are taken from the variables' attributes, and units, long_name and
-    standard_name from those of the coordinates; all but cell_methods have to be the same at every resolution.
-    Where one is missing it is what CF says that this means: without units a number has the unit "1", and
-    without cell_methods it is a value at a point, "area: point".
+    Variables have the dimensions ``("sample", *axes)`` or ``("sample", "time", *axes)``, all but the
+    first with coordinates. Behind dask, data sets may be larger than memory: each chunk is read once. Labels
+    "sample", times (within a fraction of the step), units, long_name and standard_name have to be the same at
+    every resolution; cell_methods need not be. Missing ones are CF's: the unit "1" and "area: point".
 
     Parameters
     ----------
     path : path
     fields : mapping of int or tuple of int to Dataset
-        The key is the number of points along each axis: 64, or (64, 96).
+        Under the number of points along each axis: 64, or (64, 96).
     inputs, outputs : sequence of str
         Names of variables, in the order of a model's channels.
     splits : mapping of str to int
-        Sizes of the splits, in the order of the samples: ``{"train": 1000, "test": 50}`` makes the first
-        1000 the training split. A data set that holds only some of the splits says which by the coordinate
-        "sample": numbers among the samples of all splits, or labels of a data set that has all of them.
+        Sizes, in the order of the samples: ``{"train": 1000, "test": 50}``. A data set with only some of
+        them says which by its coordinate "sample": numbers among all samples, or labels of a whole data set.
     registration : {"node", "node_both", "cell"} or mapping
-        Where points lie; see `mano_op.grid`. One for all axes, or for each, such as
-        ``{"y": "node_both", "x": "node"}`` between walls with points on both of them, along an axis that
-        wraps. Never guessed: the coordinates are checked against it. Coordinates that are rounded, in float32
-        or in decimals, are accepted, and the exact ones are written.
+        Where points lie, see `mano_op.grid`: for all axes or each, ``{"y": "node_both", "x": "node"}``. The
+        coordinates are checked against it; rounded ones are replaced by exact ones.
     boundary_conditions : mapping of str to str
-        For each axis: "periodic", which also makes the axis of the grid wrap, "dirichlet", "neumann",
-        "robin", "wall", "open", "mixed" or "unknown".
+        For each axis: "periodic" (it wraps), "dirichlet", "neumann", "robin", "wall", "open", "mixed",
+        "unknown".
     boundary_values : mapping of str to float or mapping, optional
-        Of variables whose values at the boundary are known, such as ``{"pressure": 0.0}``, or
-        ``{"temperature": {"y": (1.0, 0.0)}}`` for the two ends of one axis; see `Variable`. Judging transfer
-        without them, the interpolated baseline is worse than it could be.
+        Known values at the boundary: ``{"pressure": 0.0}``, or ``{"temperature": {"y": (1.0, 0.0)}}``; see
+        `Variable`. Without them the interpolated baseline of a transfer is worse than it could be.
     domain : mapping of str to (float, float), optional
-        Ends of each axis. If not given, they are those of the coordinate's CF bounds, or follow from the
-        finest level's coordinates and `registration`. With a single level nothing would then tell a wrong
-        registration from a right one, so one of the two is required, except where an axis is periodic.
+        Ends of each axis. By default those of CF bounds, or what the finest coordinates and `registration`
+        imply; with a single level one of the two is required, except where an axis is periodic.
     reference : mapping of str to float, optional
-        Of variables, constants to subtract before storing: ``{"pressure": 101325.0}``, where float32 holds
-        the difference and not the variation of the whole. The store keeps them, see `Variable`.
+        Constants to subtract, where float32 does not hold the variation: ``{"pressure": 101325.0}``.
     initial : mapping of str to str, optional
-        Of steady inputs that are the field that an output starts from, that output: ``{"u0": "u"}``. Times
-        are predicted from them, and steps are not given them. If not given, an input that is an output's
+        Steady inputs that an output starts from: ``{"u0": "u"}``. By default an input that is an output's
         first time is refused; ``{}`` says that there is none.
-    as_plane : bool
-        Take latitude and longitude as lengths on a plane, which the store then says; refused otherwise.
-    levels, title, provenance, chunk, chunk_times, overwrite
-        As in `mano_op.data.store.create_store`. Chunks are of some 1 MiB at the finest level if not given,
-        and have all times if that is at most 8 MiB.
+    as_plane, levels, title, provenance, chunk, chunk_times, overwrite
+        As in `mano_op.data.store.create_store`. By default a chunk has some 1 MiB at the finest level, and
+        all times if that is at most 8 MiB.
     client : distributed.Client, optional
-        Where to read and write, a chunk at a time on each thread of its workers. They must see the store, and
-        the files behind dask, under the same names; what is in memory is sent to them. If not given, in this
-        process, a chunk at a time.
-    progress : bool
-        Whether to show a progress bar on stderr.
-    resume : bool
-        Go on with a store that a power cut, a full disk or a refused value interrupted, from the same data
-        sets and with the same options. Some of what was written is compared with the data sets first.
-
-    Returns
-    -------
-    FieldStore
-        Complete, opened for reading.
+        Where to read and write. Its workers must see the store and files under the same names.
+    progress, resume : bool
+        Show a bar on stderr; go on with an interrupted store, from the same data sets and options.
 
     Raises
     ------
     InputError
-        Before anything is written, if labels do not fit, or a data set cannot be sent to the workers of
-        `client`; while writing, if a value is not finite. The chunks before it are then kept for `resume`,
-        and a store that was to be replaced is still there. When all is read, if float32 loses more than 1e-3
-        of a variable's own variation.
+        Before anything is written, if labels do not fit or a data set cannot be sent to workers; while
+        writing, if a value is not finite: chunks before it are kept for `resume`; at the end, if float32
+        loses more than 1e-3 of a variable's variation.
 
     Examples
     --------
@@ -211,7 +176,9 @@ def write_fields(
         title=title,
         client=client,
         workers=1,  # one block in memory; dask reads its chunks side by side
-        blocks=partial(_blocks, grids, names),
+        blocks=lambda store: blocks_of(
+            store.layout, {store.key(g): data for g, data in grids.items()}, names
+        ),
         parts=None if client is None else partial(_parts, grids, culled=True),
         progress=progress,
         resume=resume,
@@ -221,15 +188,14 @@ def write_fields(
 
 
 def _times_to_a_chunk(grid: Grid, n_times: int, chunk: int) -> int:
-    """All times, where a chunk of the store is then no larger than 8 MiB; as many as make 1 MiB otherwise."""
+    """Return all times if a chunk then has at most 8 MiB, otherwise as many as make 1 MiB."""
     field_bytes = 4 * math.prod(grid.shape) * chunk
     return n_times if field_bytes * n_times <= 8 * TARGET_BYTES else max(1, TARGET_BYTES // field_bytes)
 
 
 def _check_given(fields: Any, inputs: Sequence[str], outputs: Sequence[str], splits: Any) -> None:
-    """Refuse what is of another kind than a data set for each resolution, names, and sizes of splits."""
-    several = isinstance(fields, Mapping) and not isinstance(fields, xr.Dataset)
-    if not several or not fields or not (inputs or outputs):
+    several = isinstance(fields, Mapping) and not isinstance(fields, xr.Dataset) and fields
+    if not several or not (inputs or outputs):
         raise InputError(
             f"fields is a {type(fields).__name__}, inputs={inputs}, outputs={outputs}; expected a data set "
             "for each resolution: {64: data}, say, and names of its variables"
@@ -246,51 +212,33 @@ def _check_given(fields: Any, inputs: Sequence[str], outputs: Sequence[str], spl
     check_splits(splits)
 
 
-def _blocks(sources: Mapping[Grid, xr.Dataset], names: Sequence[str], store: FieldStore) -> list[slice]:
-    return blocks_of(store.layout, {store.key(grid): data for grid, data in sources.items()}, names)
-
-
 def _parts(
     sources: Mapping[Grid, xr.Dataset], store: FieldStore, samples: slice, *, culled: bool = False
 ) -> dict[Grid, xr.Dataset]:
-    """Some samples, not read yet, of every data set that holds any of them."""
-    rows = {grid: store.layout.rows_of(store.key(grid), samples) for grid in sources}
+    """Select some samples, unread, of every data set that holds any of them."""
     parts = {
-        grid: data.isel(sample=rows[grid])
+        grid: data.isel(sample=rows)
         for grid, data in sources.items()
-        if rows[grid].start < rows[grid].stop
+        if (rows := store.layout.rows_of(store.key(grid), samples)).start < rows.stop
     }
     return {grid: _culled(part) for grid, part in parts.items()} if culled else parts
 
 
 def _culled(data: xr.Dataset) -> xr.Dataset:
-    """A data set with the tasks of its values alone, where it is behind dask."""
+    """Drop the tasks behind dask that the values do not need."""
     (culled,) = optimize(data)
     return cast(xr.Dataset, culled)
 
 
 def _write_block(sources: Mapping[Grid, xr.Dataset], ask: bool, store: FieldStore, block: slice) -> int:
-    """Read a block of samples of every data set that holds any, and write it; returns how many."""
+    """Read a block of samples and write it; return their number."""
     return _write_parts("threads", ask, store, block, _parts(sources, store, block))
 
 
 def _write_parts(
     scheduler: str, ask: bool, store: FieldStore, block: slice, parts: Mapping[Grid, xr.Dataset]
 ) -> int:
-    """Write the chunks of a block that are missing, piece of time after piece; returns how many samples.
-
-    Parameters
-    ----------
-    scheduler : str
-        Of dask.
-    ask : bool
-        Whether to refuse inputs that nobody said are initial fields.
-    store : FieldStore
-    block : slice
-        Of samples.
-    parts : mapping of Grid to Dataset
-        The block's samples.
-    """
+    """Write the missing chunks of a block, piece of time after piece; return the number of samples."""
     missing = [samples for samples in store.pending() if block.start <= samples.start < block.stop]
     reader = SourceReader(parts, [*store.inputs, *store.outputs], scheduler)
     for times in store.layout.time_chunks:
@@ -312,7 +260,7 @@ def _read(
     samples: slice,
     times: slice,
 ) -> dict[Grid, dict[str, NDArray[Any]]]:
-    """Some samples of a block at some times; what does not vary in time, with the first."""
+    """Read some samples of a block at some times; what does not vary in time, with the first."""
     names = [variable.name for variable in store.variables if variable.time or not times.start]
     rows = {}
     for grid in parts:
@@ -326,7 +274,7 @@ def _read(
 def _differences(
     store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray[Any]]]
 ) -> dict[Grid, dict[str, NDArray[Any]]]:
-    """Fields as they are stored: their differences from the constants that variables have."""
+    """Subtract the reference of each variable."""
     constants = {variable.name: variable.reference for variable in store.variables}
     return {
         grid: {
@@ -339,12 +287,8 @@ def _differences(
     }
 
 
-def _varies(values: NDArray[Any]) -> bool:
-    return bool((values != values.flat[0]).any())
-
-
 def _check_ends(store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray[Any]]]) -> None:
-    """Refuse an axis that wraps whose last point is its first one again, by the values there."""
+    """Refuse an axis that wraps whose last values repeat the first."""
     for grid, variables in fields.items():
         wrapping = {axis.name: i - grid.n_dim for i, axis in enumerate(grid) if axis.periodic}
         remedy = "drop the last, `data.isel({{{name!r}: slice(None, -1)}})`"
@@ -352,22 +296,20 @@ def _check_ends(store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray[An
 
 
 def _check_initial(store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray[Any]]]) -> None:
-    """Refuse a steady input that is an output at the first time, of which nobody said that it is."""
+    """Refuse a steady input that is an output at the first time, undeclared."""
     evolving = [variable.name for variable in store.variables if variable.time and variable.role == "output"]
     steady = [variable.name for variable in store.variables if not variable.time and variable.role == "input"]
-    for values in fields.values():
-        for name in steady:
-            for output in evolving:
-                first = values[output][:, 0]
-                if np.array_equal(values[name], first) and _varies(first):
-                    raise InputError(
-                        f"{name} is {output} at the first time: give initial={{{name!r}: {output!r}}}, so "
-                        "that a step is not given where the field began, or initial={} if it is a parameter"
-                    )
+    for values, name, output in product(fields.values(), steady, evolving):
+        first = values[output][:, 0]
+        if np.array_equal(values[name], first) and (first != first.flat[0]).any():
+            raise InputError(
+                f"{name} is {output} at the first time: give initial={{{name!r}: {output!r}}}, so that a "
+                "step is not given where the field began, or initial={} if it is a parameter"
+            )
 
 
 def _check_chunk(sources: Mapping[Grid, xr.Dataset], store: FieldStore, samples: slice) -> None:
-    """Refuse to go on with a store that has other values in some samples than the data sets."""
+    """Refuse to go on with a store that has other values than the data sets."""
     parts = _parts(sources, store, samples)
     reader = SourceReader(parts, [*store.inputs, *store.outputs], "threads")
     varying = {variable.name for variable in store.variables if variable.time}
@@ -389,7 +331,7 @@ def _check_chunk(sources: Mapping[Grid, xr.Dataset], store: FieldStore, samples:
 def _check_variables(
     fields: Mapping[_Shape, xr.Dataset], names: Sequence[str]
 ) -> tuple[tuple[str, ...], frozenset[str]]:
-    """The spatial dimensions, which all variables share, and the variables that have times too."""
+    """Return the spatial dimensions, which all variables share, and the variables that vary in time."""
     found: set[tuple[str, ...]] = set()
     varying: dict[str, set[bool]] = {name: set() for name in names}
     for resolution, data in fields.items():
@@ -400,12 +342,8 @@ def _check_variables(
             found.add(dimensions)
     spatial = {("sample", *dims[2:]) if dims[1:2] == ("time",) else dims for dims in found}
     first = min(spatial)
-    if (
-        len(spatial) > 1
-        or first[0] != "sample"
-        or len(first) < 2
-        or any(len(v) > 1 for v in varying.values())
-    ):
+    alike = len(spatial) == 1 and all(len(has_times) == 1 for has_times in varying.values())
+    if not alike or first[0] != "sample" or len(first) < 2:
         raise InputError(
             f"dimensions {sorted(found)}; expected ('sample', ...) or ('sample', 'time', ...) and then the "
             "same axes for all variables at all resolutions: first `data.rename(run='sample')`, "
@@ -434,7 +372,7 @@ def _variables(
     reference: Mapping[str, float],
     initial: Mapping[str, str] | None,
 ) -> list[Variable]:
-    """What the attributes say of each variable: at every resolution the same, but for cell_methods."""
+    """Make variables of attributes, which are the same at every resolution, but for cell_methods."""
     given = {"boundary_values": boundary_values, "reference": reference, "initial": initial or {}}
     for option, about in given.items():
         check_some_of(f"{option} of", about, [*inputs, *outputs])
@@ -447,31 +385,28 @@ def _variables(
                 for data in fields.values()
             ]
             check_same(f"{name}: attributes", dict(zip(fields, told, strict=True)))
+            methods = {
+                key: str(data[name].attrs.get("cell_methods", "area: point")) for key, data in levels.items()
+            }
+            parameter = role == "input" and varying and name not in varying
+            unsaid = "" if parameter else None
             variables.append(
                 Variable(
                     name,
                     cast(Literal["input", "output"], role),
                     **told[0],
-                    cell_methods={
-                        key: str(data[name].attrs.get("cell_methods", _CELL_METHODS))
-                        for key, data in levels.items()
-                    },
+                    cell_methods=methods,
                     boundary_value=_difference(boundary_values.get(name), reference.get(name, 0.0)),
                     time=name in varying,
                     reference=reference.get(name, 0.0),
-                    initial_of=None if initial is None else initial.get(name, _unsaid(name, role, varying)),
+                    initial_of=None if initial is None else initial.get(name, unsaid),
                 )
             )
     return variables
 
 
-def _unsaid(name: str, role: str, varying: Set[str]) -> str | None:
-    """What it means that an input is not among those that are said to be initial fields: a parameter."""
-    return "" if role == "input" and varying and name not in varying else None
-
-
 def _difference(boundary: Boundary | None, reference: float) -> Boundary | None:
-    """Boundary values as differences from the constant that is subtracted from the field."""
+    """Subtract the reference from boundary values."""
     if boundary is None or not reference:
         return boundary
     if not isinstance(boundary, Mapping):

@@ -13,15 +13,7 @@ from mano_op.errors import InputError, did_you_mean, listed
 
 
 def check_one_of(name: str, value: object, choices: Iterable[str]) -> None:
-    """Refuse a value that is none of some words.
-
-    Examples
-    --------
-    >>> check_one_of("levels", "sampled", ["resampled", "unknown"])
-    Traceback (most recent call last):
-    ...
-    mano_op.errors.InputError: levels='sampled'; expected one of resampled, unknown; did you mean 'resampled'?
-    """
+    """Refuse a value that is none of some words."""
     words = list(choices)
     if value not in words:
         raise InputError(
@@ -30,15 +22,7 @@ def check_one_of(name: str, value: object, choices: Iterable[str]) -> None:
 
 
 def check_some_of(what: str, given: Iterable[object], known: Iterable[object], remedy: str = "") -> None:
-    """Refuse names that are not known.
-
-    Examples
-    --------
-    >>> check_some_of("boundary_values of", ["pressure"], ["a", "u"])
-    Traceback (most recent call last):
-    ...
-    mano_op.errors.InputError: boundary_values of pressure; expected some of a, u
-    """
+    """Refuse names that are not known."""
     there = list(known)
     if unknown := [str(name) for name in given if name not in there]:
         expected = ", ".join(map(str, there)) or "nothing"
@@ -48,15 +32,7 @@ def check_some_of(what: str, given: Iterable[object], known: Iterable[object], r
 def check_each(
     name: str, given: Mapping[str, Any], keys: Sequence[str], alone: str = "", words: str = ""
 ) -> None:
-    """Refuse a mapping that has not one value for each of some keys.
-
-    Examples
-    --------
-    >>> check_each("method", {"a": "mean"}, ["a", "u"])
-    Traceback (most recent call last):
-    ...
-    mano_op.errors.InputError: method={'a': 'mean'}; expected one for each of a, u
-    """
+    """Refuse a mapping that has not one value for each of some keys."""
     if sorted(given) != sorted(keys):
         raise InputError(f"{name}={dict(given)}; expected {alone}one for each of {', '.join(keys)}{words}")
 
@@ -96,7 +72,7 @@ def check_real(where: object, dtype: Any) -> None:
 
 @contextmanager
 def refusing(what: str, remedy: str, *errors: type[BaseException]) -> Iterator[None]:
-    """Make errors of what cannot be used an `InputError` that says what to do.
+    """Turn errors into an `InputError` that says what to do.
 
     Examples
     --------
@@ -137,20 +113,11 @@ def check_ends_differ(
     *,
     whole: bool = False,
 ) -> None:
-    """Refuse fields on an axis that wraps whose last points repeat the first ones.
+    """Refuse fields on axes that wrap whose last points repeat the first ones.
 
-    Parameters
-    ----------
-    where : object
-        Of the fields, for the message.
-    fields : sequence of ndarray
-        Some samples of each variable, samples first.
-    axes : mapping of str to int
-        Of the axes that wrap, the dimension, counted from the last one.
-    remedy : str
-        With places for the name, the number of points without the last, and the dimension.
-    whole : bool
-        Count fields of whole numbers too, such as a permeability of 0 or 1, which may repeat by chance.
+    `fields` have shape ``(samples, ...)``; `axes` has the dimension of each axis that wraps, counted from the
+    last; `remedy` has places for name, n and dim; `whole` counts fields of whole numbers too, which may
+    repeat by chance.
     """
     real = all(values.dtype.kind in "biuf" for values in fields)  # others are refused when they are written
     for name, dim in axes.items() if real else ():

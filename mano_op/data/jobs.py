@@ -1,4 +1,4 @@
-"""The chunks of a new store, computed with dask and gone on with after an interruption."""
+"""Computation of a new store's chunks, resumed after an interruption."""
 
 from __future__ import annotations
 
@@ -29,15 +29,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def only_writer(path: str | Path) -> Iterator[Path]:
-    """Hold the lock on a store that is being written, for the process and its threads; yields its full path.
+    """Hold the lock on a store that is being written; yields its full path.
 
-    The lock is a file beside the store, and held by this process as far as the operating system knows: it is
-    gone when the process is, however that ends.
-
-    Raises
-    ------
-    InputError
-        If another process holds it.
+    The lock is a file beside the store that the operating system frees when the process ends. Refused if
+    another process holds it.
     """
     path = path_of(path)
     file = path.with_name(path.name + ".lock")
@@ -53,9 +48,7 @@ def only_writer(path: str | Path) -> Iterator[Path]:
     try:
         yield path
     finally:
-        file.unlink(
-            missing_ok=True
-        )  # while it is held: who opened it meanwhile finds it gone, and tries again
+        file.unlink(missing_ok=True)  # while it is held: who opened it finds it gone, and tries again
         lock.release()
 
 
@@ -75,41 +68,32 @@ def write_store(
     parts: Callable[[FieldStore, slice], Any] | None = None,
     check: Callable[[FieldStore, slice], None] | None = None,
 ) -> FieldStore:
-    """A complete store, whose chunks `write` makes, side by side.
+    """Complete a store whose chunks `write` makes, side by side.
 
     Parameters
     ----------
-    path : path
-    plan : mapping
-        Arguments of `Layout.plan`.
-    provenance : mapping
-        With the plan, what must be the same for a store to be gone on with.
+    path, title, progress, resume, overwrite
+        As of `mano_op.data.fields.write_fields`.
+    plan, provenance : mapping
+        Arguments of `Layout.plan`; both must be the same for a store to be resumed.
     write : callable
-        Writes the chunk of a store that a slice of samples names, and returns how many they are. With a
-        `client` it is pickled, once for each chunk. With `blocks` it writes those chunks of a block that are
-        not written yet.
-    title : str
+        Writes the missing chunks in a slice of samples of a store; returns their number.
     client : distributed.Client, optional
-        Where to compute. If not given, in threads of this process, one a core or as many as
-        ``dask.config.set(num_workers=...)`` says.
+        Where to compute, with pickled `write`; by default in threads of this process.
     workers : int, optional
-        Threads, instead.
-    progress, resume, overwrite : bool
+        Threads; by default dask's "num_workers", or one a core.
     blocks : callable, optional
-        Units of work of a store in place of its chunks: slices of samples, each of one or several chunks.
+        Units of work of a store, each of one or several chunks; by default the chunks.
     parts : callable, optional
-        What of the source goes into a unit of work, for `write` to be given after the samples. It is asked
-        for here, so that a worker of `client` is sent this and not all of the source.
+        Part of the source of a unit of work, given to `write` after the samples.
     check : callable, optional
-        Before a store is gone on with, compares a chunk that was written with what would be written now, and
-        raises `InputError` if they differ. It is given the first such chunk and the last.
+        Compares a written chunk with the source before resuming; given the first and the last.
 
     Raises
     ------
     InputError
-        If the store is there and neither `resume` nor `overwrite` is given, it was started with other
-        options, or another process is writing it; or if a chunk is refused. The chunks that are written are
-        kept for a later `resume`, as after any other failure; if there are none, the store is removed.
+        If the store exists and neither `resume` nor `overwrite` is given, options differ, another process
+        writes, or a chunk is refused. Written chunks are kept for `resume`; a store without any is removed.
     """
     with only_writer(path) as path:
         store = _start(path, plan, provenance, title, resume=resume, overwrite=overwrite)
@@ -119,19 +103,16 @@ def write_store(
         total, missing = store.layout.n_samples, sum(samples.stop - samples.start for samples in pending)
         if check is not None and len(pending) < len(store.layout.chunks):
             written = [samples for samples in store.layout.chunks if samples not in pending]
-            for samples in {written[0].start: written[0], written[-1].start: written[-1]}.values():
+            for samples in written[:: max(1, len(written) - 1)]:  # the first and the last
                 check(store, samples)
         try:
             with tqdm(total=total, initial=total - missing, unit="sample", disable=not progress) as bar:
                 units = [
-                    block
-                    for block in (pending if blocks is None else blocks(store))
-                    if any(block.start <= samples.start < block.stop for samples in pending)
+                    unit
+                    for unit in (pending if blocks is None else blocks(store))
+                    if any(unit.start <= samples.start < unit.stop for samples in pending)
                 ]
-                arguments = (
-                    (store, block) if parts is None else (store, block, parts(store, block))
-                    for block in units
-                )
+                arguments = ((store, unit, *([parts(store, unit)] if parts else [])) for unit in units)
                 _compute(write, arguments, client, workers, lambda _, written: bar.update(written))
         except InputError:
             if store.pending() == store.layout.chunks:
@@ -153,7 +134,7 @@ def _map(
     function: Callable[[slice], Any],
     rows: Sequence[slice],
 ) -> list[Any]:
-    """What a function of some rows gives for each, side by side, in their order."""
+    """Call a function with rows, side by side; results are in their order."""
     found: dict[int, Any] = {}
     with tqdm(total=len(rows), unit="chunk", desc="statistics", disable=not progress) as bar:
 
@@ -186,7 +167,7 @@ def _start(
     resume: bool,
     overwrite: bool,
 ) -> FieldStore:
-    """The store to go on with: a new one, or the one at `path` if it was started in the same way."""
+    """Open a new store, or the one at `path` if it was started in the same way."""
     if resume and overwrite:
         raise InputError("resume=True and overwrite=True: pass one of them, to go on or to start anew")
     if overwrite or not (partial_path(path).exists() or path.exists()):
@@ -209,7 +190,7 @@ def _start(
 
 
 def _summary(layout: Layout, provenance: dict[str, Any]) -> dict[str, Any]:
-    """What has to be the same for a store to be resumed."""
+    """Return what has to be the same for a store to be resumed."""
     about = {field.name: getattr(layout, field.name) for field in fields(layout)}
     return {**about, "grids": {key: str(grid) for key, grid in layout.grids.items()}, **provenance}
 
@@ -221,18 +202,12 @@ def _compute(
     workers: int | None,
     report: Callable[[int, Any], object],
 ) -> None:
-    """Call a function with each of some arguments, and report the place and the result of each as it comes.
-
-    They are begun in their order, which is that of the samples in the store and in files that are read.
-    """
+    """Call a function with each of some arguments, in order; report place and result as they come."""
     if client is None:
         workers = workers or config.get("num_workers", None) or CPU_COUNT
-        with ThreadPoolExecutor(
-            workers
-        ) as pool:  # which waits for what is at work, before an exception leaves
-            _report(
-                {pool.submit(function, *given): i for i, given in enumerate(arguments)}, as_completed, report
-            )
+        with ThreadPoolExecutor(workers) as pool:
+            tasks = {pool.submit(function, *given): i for i, given in enumerate(arguments)}
+            _report(tasks, as_completed, report)
         return
     import distributed
 

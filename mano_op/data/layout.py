@@ -1,9 +1,4 @@
-"""What a store of fields holds: which variables, on which grids, for which samples.
-
-A `Layout` is the plan of a store, without a byte of data: it says in which row of which level
-a sample lies. What it looks like as zarr is in `mano_op.data.schema`; reading and writing in
-`mano_op.data.store`.
-"""
+"""The plan of a store, without its data: variables, grids, splits, and which sample lies in which row."""
 
 from __future__ import annotations
 
@@ -45,34 +40,30 @@ _ANGLES = ("1", "", "deg", "degs", "degree", "degrees", "\N{DEGREE SIGN}", "rad"
 
 @dataclass(frozen=True)
 class Variable:
-    """One physical field of a store.
+    """Physical field of a store.
 
     Parameters
     ----------
     name : str
-        Any that zarr and xarray take.
     role : {"input", "output"}
         Whether an operator is given it or predicts it.
     units : str
         As UDUNITS writes them; "1" for a number without units.
     long_name : str
-        What a plot would call it; its name, if not given.
+        Label of a plot; by default the name.
     cell_methods : str or mapping of str to str
-        CF's words for what a value stands for: "area: point" for a value at the point, "area: mean" for
-        the mean over the point's cell. It decides how the field may be coarsened. One for all levels, or one
-        for each by its name, ``{"r16": "area: mean", "r32": "area: point"}``.
+        CF's words for what a value stands for, "area: point" or "area: mean": one for all levels, or
+        ``{"r16": "area: mean", "r32": "area: point"}``. It decides how the field may be coarsened.
     boundary_value : float or mapping, optional
-        The value that every sample's field has at the ends of axes that do not wrap, where it is known: one
-        number for all of them, or by axis a number or a pair, ``{"y": (1.0, None)}``, None for an end that
-        is not known. Interpolation uses it.
+        Known value at the ends of axes that do not wrap: one number, or by axis a number or a pair,
+        ``{"y": (1.0, None)}``. Interpolation uses it.
     time : bool
-        Whether it varies in time: a sample then has a field for each of the store's times.
+        Whether a sample has a field for each of the store's times.
     reference : float
-        Constant that was subtracted from the field before it was stored, since beside it float32 would lose
-        the field's variation. Values, statistics and `boundary_value` are differences from it.
+        Constant that was subtracted before storing, for float32's sake. Values, statistics and
+        `boundary_value` are differences from it.
     initial_of : str, optional
-        Of a steady input, the output that varies in time and starts from it. Times are predicted from it; a
-        step has the field itself, and is not given it. Empty, where somebody said that it is a parameter.
+        Of a steady input, the output that starts from it; steps are not given it. Empty for a parameter.
 
     Examples
     --------
@@ -108,7 +99,7 @@ class Variable:
             object.__setattr__(self, "boundary_value", pairs)
 
     def cell_methods_at(self, key: str) -> str:
-        """What a value stands for at the level of that name.
+        """Return what a value stands for at a level.
 
         Examples
         --------
@@ -121,38 +112,11 @@ class Variable:
 
 @dataclass(frozen=True)
 class Layout:
-    """The plan of a store.
+    """Plan of a store; parameters are those of `mano_op.data.store.create_store`, in Python's own types.
 
-    Samples are numbered 0, 1, ... in the order of the splits, and a sample keeps its number at every
-    level. A level holds all splits or only some, each of them whole.
-
-    Parameters
-    ----------
-    grids : dict of str to Grid
-        The levels, coarsest first, under the names of their groups.
-    variables : tuple of Variable
-    splits : dict of str to int
-        Number of samples of each split.
-    held : dict of str to tuple of str
-        The splits that each level holds.
-    boundary_conditions : dict of str to str
-        For each axis one of `BoundaryCondition`; "periodic" exactly where the grids' axis is.
-    levels : {"resampled", "independent", "unknown"}
-        Whether a sample's fields at two levels are one field resampled or two solutions of the problem.
-    chunk : int
-        Samples to a chunk.
-    times : tuple of float
-        When the fields are of the variables that vary in time, increasing; empty where none does.
-    time_units : str
-        As UDUNITS writes them; "1" for a time without units.
-    chunk_times : int
-        Times to a chunk, of a variable that varies in time.
-    coordinates : dict of str to dict
-        For each axis the units, long_name and standard_name of its coordinate, at all levels the same.
-    derived : dict of str to (str, str)
-        For each level that was made from another one of the store, the name of that and how it was made.
-    as_plane : bool
-        Whether latitude and longitude are taken as lengths on a plane, in place of being refused.
+    Samples are numbered 0, 1, ... in the order of the splits, at every level alike. A level holds each split
+    whole or not at all. `grids` has the levels, coarsest first, under the names of their groups, by which
+    `held` and `derived` name them too.
     """
 
     grids: dict[str, Grid]
@@ -197,12 +161,11 @@ class Layout:
         check_one_of("levels", self.levels, get_args(Levels))
 
     def _check_coordinates(self) -> None:
-        names = next(iter(self.grids.values())).names
-        check_some_of("coordinates of", self.coordinates, names)
+        axes = {axis.name: axis for axis in next(iter(self.grids.values()))}
+        check_some_of("coordinates of", self.coordinates, axes)
         for name, about in self.coordinates.items():
             check_some_of(f"coordinate {name!r}: attributes", about, COORDINATE_ATTRIBUTES)
-            axis = next(axis for axis in next(iter(self.grids.values())) if axis.name == name)
-            sign = None if self.as_plane else _sign_of_a_sphere(axis, about)
+            sign = None if self.as_plane else _sign_of_a_sphere(axes[name], about)
             if sign is not None:
                 raise InputError(
                     f"axis {name!r} ({sign}) is on a sphere, where cells shrink to the poles; grids are "
@@ -238,9 +201,7 @@ class Layout:
             )
 
     def _check_initial(self) -> None:
-        evolving = [
-            variable.name for variable in self.variables if variable.time and variable.role == "output"
-        ]
+        evolving = [field.name for field in self.variables if field.time and field.role == "output"]
         for variable in self.variables:
             if not variable.initial_of:
                 continue
@@ -312,7 +273,9 @@ class Layout:
             raise InputError(
                 f"grids of the shapes {[grid.shape for grid in ordered]}; expected some: give each once"
             )
-        chosen, about, made = held or {}, dict(coordinates or {}), dict(derived or {})
+        chosen, made, n_times = held or {}, dict(derived or {}), max(1, len(times))
+        about: dict[str, Mapping[str, str]] = {axis: {} for axis in ordered[0].names}
+        about |= coordinates or {}
         named = {"held": [*chosen], "derived": [*made, *(source for source, _ in made.values())]}
         for option, some in named.items():
             check_some_of(f"{option}: grids", some, ordered, "; add it to the grids, or leave it out")
@@ -326,14 +289,8 @@ class Layout:
             chunk=min(int(chunk), sum(splits.values())),
             times=tuple(float(time) for time in times),
             time_units=time_units,
-            chunk_times=max(1, len(times))
-            if chunk_times is None
-            else min(int(chunk_times), max(1, len(times))),
-            coordinates={
-                axis: {"units": "1", "long_name": axis, **about.pop(axis, {})}
-                for axis in (ordered[0].names if ordered else ())
-            }
-            | {axis: dict(unknown) for axis, unknown in about.items()},
+            chunk_times=min(int(chunk_times or n_times), n_times),
+            coordinates={axis: {"units": "1", "long_name": axis, **given} for axis, given in about.items()},
             derived={
                 group_name(grid.shape): (group_name(source.shape), how)
                 for grid, (source, how) in made.items()
@@ -343,18 +300,18 @@ class Layout:
 
     @property
     def n_samples(self) -> int:
-        """Number of samples of all splits together."""
+        """Number of samples of all splits."""
         return sum(self.splits.values())
 
     @property
     def chunks(self) -> list[slice]:
-        """The units of writing, as slices of sample numbers."""
+        """Units of writing, as slices of sample numbers."""
         n = self.n_samples
         return [slice(start, min(start + self.chunk, n)) for start in range(0, n, self.chunk)]
 
     @property
     def time_chunks(self) -> list[slice]:
-        """The times of each chunk, as slices; a single one where no variable varies in time."""
+        """Times of each chunk, as slices; one where no variable varies in time."""
         n = max(1, len(self.times))
         return [slice(start, min(start + self.chunk_times, n)) for start in range(0, n, self.chunk_times)]
 
@@ -363,16 +320,16 @@ class Layout:
         return tuple(variable.name for variable in self.variables if variable.role == role)
 
     def shape(self, key: str, variable: Variable, times: slice = slice(None)) -> tuple[int, ...]:
-        """The shape of one sample of a variable at a level: the times, if it varies, and the points."""
+        """Shape of one sample of a variable at a level: times, if it varies, and points."""
         return (*([len(self.times[times])] if variable.time else []), *self.grids[key].shape)
 
     def chunk_shape(self, key: str, variable: Variable) -> tuple[int, ...]:
-        """The shape of one chunk of a variable at a level: whole fields of some samples and times."""
+        """Shape of one chunk of a variable at a level: whole fields of some samples and times."""
         times = [self.chunk_times] if variable.time else []
         return (min(self.chunk, len(self.samples(key))), *times, *self.grids[key].shape)
 
     def samples(self, key: str) -> NDArray[np.int64]:
-        """The numbers of the samples that a level holds, one for each of its rows."""
+        """Numbers of the samples that a level holds, row by row."""
         runs, start = [], 0
         for split, size in self.splits.items():
             if split in self.held[key]:
@@ -381,27 +338,22 @@ class Layout:
         return np.concatenate(runs)
 
     def rows(self, key: str, split: str) -> slice:
-        """The rows of a level in which a split lies."""
-        elsewhere = f", while {split!r} is at {', '.join(self._with(split))}" if self._with(split) else ""
+        """Rows of a level in which a split lies."""
+        keys = [other for other, held in self.held.items() if split in held]
+        elsewhere = f", while {split!r} is at {', '.join(keys)}" if keys else ""
         check_has(key, "split", [split], self.held[key], elsewhere)
-        start = 0
-        for name in self.splits:
-            if name == split:
-                break
-            start += self.splits[name] if name in self.held[key] else 0
+        held = [name for name in self.splits if name in self.held[key]]
+        start = sum(self.splits[name] for name in held[: held.index(split)])
         return slice(start, start + self.splits[split])
 
     def rows_of(self, key: str, samples: slice) -> slice:
-        """The rows of a level in which those sample numbers lie; empty where it holds none of them."""
+        """Rows of a level in which sample numbers lie; empty where it holds none of them."""
         start, stop = np.searchsorted(self.samples(key), [samples.start, samples.stop])
         return slice(int(start), int(stop))
 
-    def _with(self, split: str) -> list[str]:
-        return [key for key, held in self.held.items() if split in held]
-
 
 def _check_name(name: object) -> None:
-    """Refuse what zarr cannot store an array under, and what a label of a channel would be taken for."""
+    """Refuse names that zarr cannot store, or that a channel's label would be taken for."""
     fits = isinstance(name, str) and name not in ("", ".", "..") and not name.startswith("__")
     if not fits or "/" in name or not name.isprintable() or len(name.encode()) > 200:  # type: ignore
         raise InputError(
@@ -417,7 +369,7 @@ def _check_name(name: object) -> None:
 
 
 def _sign_of_a_sphere(axis: Axis, about: Mapping[str, str]) -> str | None:
-    """What says that an axis is latitude or longitude; None if nothing does."""
+    """Return what says that an axis is latitude or longitude, if anything does."""
     units, standard_name = about.get("units", "1"), about.get("standard_name", "")
     if _UNITS_ON_A_SPHERE.fullmatch(units):
         return f"units {units!r}"
@@ -433,7 +385,7 @@ def _sign_of_a_sphere(axis: Axis, about: Mapping[str, str]) -> str | None:
 
 
 def _simplest(variable: Variable, levels: Iterable[str]) -> Variable:
-    """With one cell_methods where it is the same at all levels, so that equal variables compare equal."""
+    """Replace equal cell_methods of all levels by one, so that equal variables compare equal."""
     given = variable.cell_methods
     if isinstance(given, str) or set(given) != set(levels) or len(set(given.values())) != 1:
         return variable
@@ -445,7 +397,7 @@ def _domain(grid: Grid) -> list[tuple[object, ...]]:
 
 
 def check_splits(splits: Mapping[str, int]) -> None:
-    """Refuse splits without samples, sizes that are no whole numbers, and a plan without splits."""
+    """Refuse splits that are not names with positive whole sizes."""
     named = (
         isinstance(splits, Mapping) and splits and all(isinstance(split, str) and split for split in splits)
     )
@@ -458,9 +410,7 @@ def check_splits(splits: Mapping[str, int]) -> None:
 
 
 def group_name(shape: Sequence[int]) -> str:
-    """The name of a level's group.
-
-    For people; a reader takes the size from the dimensions.
+    """Name a level's group, for people: a reader takes the size from the dimensions.
 
     Examples
     --------

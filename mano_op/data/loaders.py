@@ -1,4 +1,4 @@
-"""The loaders that `neuralop.Trainer` is given: batches of a store's samples, each of one resolution."""
+"""Loaders for `neuralop.Trainer`: batches of a store's samples, each of one resolution."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler
 
 from mano_op.data.channels import channels_of
 from mano_op.data.dataset import FieldDataset, MixedDataset, Sample, SomeSamples, collate
@@ -27,14 +27,14 @@ from mano_op.options import Positive, Whole, options
 
 @options
 class Splits:
-    """The splits of a store that are trained and tested on.
+    """Splits of a store that are trained and tested on.
 
     Parameters
     ----------
     train, test : str
     hold_out : float, optional
-        A part of the samples of `train`, drawn by the loaders' seed, to test on in place of `test` and not to
-        train on, at every resolution and in every run of times. The statistics are those of the whole split.
+        Part of the samples of `train`, drawn by the loaders' seed, to test on in place of `test`, at every
+        resolution. The statistics are those of the whole split.
     """
 
     train: str = "train"
@@ -44,24 +44,21 @@ class Splits:
 
 @options
 class Reading:
-    """The order in which training samples are read, by which processes, and what stays in memory.
+    """How training samples are read: order, processes and memory.
 
     Parameters
     ----------
     shuffle : {"samples", "chunks"}
-        Shuffle all samples, or, for a split that does not fit into `cache_bytes`, those of some chunks at a
-        time, so that each chunk is read once an epoch; see `ChunkSampler`.
+        Shuffle all samples, or those of some chunks at a time, so that each is read once; see `ChunkSampler`.
     drop_last : bool
         Leave out a last batch of training samples that is not full.
     num_workers : int
-        Processes that read for each loader. 0 is the fastest for what fits into memory. Workers are for
-        larger stores; they cache nothing and stay between epochs.
+        Processes that read for each loader, without a cache; 0 is the fastest for what fits into memory.
     start_method : {"forkserver", "spawn"}, optional
-        How workers are started; by default the first of these that the platform has. "fork" is refused: a
-        fork of a process that has used zarr, dask or CUDA may hang.
+        Of workers, by default the first that the platform has. A fork may hang.
     cache_bytes : int
-        Fields that may be kept in memory, all loaders together. Resolutions take what they need, those to
-        train on first; what does not fit into the rest is read chunk by chunk, with an equal part each.
+        Fields that may be kept in memory, all loaders together: whole splits while they fit, training first,
+        then chunks.
     """
 
     shuffle: Literal["samples", "chunks"] = "samples"
@@ -72,17 +69,7 @@ class Reading:
 
 
 class FieldLoaders(NamedTuple):
-    """Loaders and processor for `neuralop.Trainer`.
-
-    Attributes
-    ----------
-    train : DataLoader
-        Shuffled anew every epoch.
-    test : dict of int or tuple of int to DataLoader
-        In order, under the resolutions as they were asked for.
-    processor : FieldProcessor
-        With the statistics of the training split.
-    """
+    """Loaders and processor for `neuralop.Trainer`; tests under the resolutions as they were asked for."""
 
     train: DataLoader[Sample]
     test: dict[Resolution, DataLoader[Sample]]
@@ -106,48 +93,36 @@ def field_loaders(
     reading: Reading | None = None,
     seed: int = 0,
 ) -> FieldLoaders:
-    """Loaders to train at one resolution, or at several, and to test at several.
+    """Make loaders to train at one resolution, or at several, and to test at several.
 
-    In a distributed training, call it after ``torch.distributed.init_process_group``, on every rank with the
-    same arguments. Each rank then has its own part of the training samples, as many as every other and at the
-    same resolution in each step, and all test samples. `batch_size` is of each rank.
+    In a distributed training, call it on every rank with the same arguments, after ``init_process_group``.
+    Each rank has a part of the training samples, as large as others' in each step, and all test samples.
 
     Parameters
     ----------
     store : path or FieldStore
     train : int, tuple of int, str, Grid or Mixed
-        Resolution to train at; ``Mixed([16, (32, 48)])`` mixes several in an epoch.
+        ``Mixed([16, (32, 48)])`` mixes resolutions in an epoch.
     test : sequence of resolutions
-        Each becomes a key of ``test``, and so part of the name of a metric: 16 gives "16_l2".
-    batch_size : int
-    test_batch_size : int, optional
-        By default `batch_size`, or the smallest of `Mixed`.
+        Keys of ``test``, and so parts of names of metrics: 16 gives "16_l2".
+    batch_size, test_batch_size : int
+        Of each rank; of tests by default `batch_size`, or the smallest of `Mixed`.
     time_steps, at, coordinates
         As in `FieldDataset`.
     rollout : int, optional
-        Steps of the test samples, for the Trainer's ``eval_modes={...: "autoregression"}``, where the model's
-        output is its next input: test samples have ``time_steps=(steps_in, rollout)``, training samples
-        ``(steps_in, 1)``.
+        Steps of the test samples, ``(steps_in, rollout)``, for the Trainer's mode "autoregression".
     pushforward : int
-        Steps after the first that training samples of ``time_steps=(steps_in, 1)`` have the truth of, for
-        `mano_op.train.perturbation.PerturbedInputs`. The channels of ``y`` are those of each step in turn.
+        Steps after the first in ``y`` of training samples, for `mano_op.train.perturbation.PerturbedInputs`.
     transforms : mapping of str to str, optional
-        Of variables, ``{"permeability": "log"}``; see `mano_op.data.transforms`. Takes the statistics of the
-        training split anew, in one pass.
-    splits : Splits, optional
-    reading : Reading, optional
+        Of variables, ``{"permeability": "log"}``; takes the statistics anew.
+    splits, reading : optional
     seed : int
-        Of the order of the training samples, which is the same for any number of workers.
-
-    Returns
-    -------
-    FieldLoaders
+        Of the order of the training samples, the same for any number of workers.
 
     Raises
     ------
     InputError
-        As `FieldDataset` and `ResolutionBatchSampler`, or if a number cannot be used, or no sample would be
-        held out or left.
+        As `FieldDataset` and `ResolutionBatchSampler`, or if nothing would be held out or left.
 
     Examples
     --------
@@ -187,7 +162,10 @@ def field_loaders(
         )
 
     n_times = len(store.layout.times)
-    test_steps = time_steps if rollout is None else _rollout_steps(time_steps, rollout)
+    test_steps = time_steps
+    if rollout is not None:
+        check_whole(rollout=rollout)
+        test_steps = _steps_in(time_steps, f"rollout={rollout}"), rollout
     train_steps = _pushforward_steps(time_steps, pushforward, n_times) if pushforward else time_steps
     wholes = [samples(resolution, splits.train, train_steps) for resolution in levels]
     parts: list[FieldDataset | SomeSamples] = list(wholes)
@@ -211,45 +189,34 @@ def field_loaders(
     # A DataLoader draws from its generator, or from the global one, for its workers, and not as often with
     # workers as without: the order would depend on their number. The samplers draw from numbers of their own.
     common["generator"] = torch.Generator().manual_seed(seed)
-    together, _ = ranks()
-    if mixed or (together > 1 and reading.shuffle == "samples"):
-        sampler: dict[str, Any] = {
-            "batch_sampler": ResolutionBatchSampler(
-                [len(part) for part in parts],
-                sizes,
-                ratios=mixed.ratios if mixed else None,
-                drop_last=reading.drop_last,
-                seed=seed,
-            )
-        }
+    if mixed or (ranks()[0] > 1 and reading.shuffle == "samples"):
+        lengths, ratios = [len(part) for part in parts], mixed.ratios if mixed else None
+        batches = ResolutionBatchSampler(
+            lengths, sizes, ratios=ratios, drop_last=reading.drop_last, seed=seed
+        )
+        sampler: dict[str, Any] = {"batch_sampler": batches}
     else:
-        order = torch.Generator().manual_seed(seed)
-        sampler = {
-            "sampler": RandomSampler(parts[0], generator=order)
+        order: Sampler[int] = (
+            RandomSampler(parts[0], generator=torch.Generator().manual_seed(seed))
             if reading.shuffle == "samples"
-            else ChunkSampler(parts[0].chunks, seed=seed),
-            "batch_size": sizes[0],
-            "drop_last": reading.drop_last,
-        }
+            else ChunkSampler(parts[0].chunks, seed=seed)
+        )
+        sampler = {"sampler": order, "batch_size": sizes[0], "drop_last": reading.drop_last}
     channels = channels_of(store.layout, time_steps, at)
     return FieldLoaders(
         train=DataLoader(training, **sampler, **common),
-        test={
-            resolution: DataLoader(data, batch_size=tested, **common) for resolution, data in tests.items()
-        },
+        test={name: DataLoader(data, batch_size=tested, **common) for name, data in tests.items()},
         processor=FieldProcessor.from_store(store, splits.train, channels, transforms),
     )
 
 
 def _held_out(n: int, part: float, seed: int) -> NDArray[np.bool_]:
-    """A mask of the samples of a split that are not trained on."""
+    """Draw a mask of the samples of a split that are not trained on."""
     size = round(part * n)
     if not 0 < size < n:
-        remedy = (
-            f"give {1 / n:.3g} to {1 - 1 / n:.3g}"
-            if n > 1
-            else "leave hold_out out, and test on another split"
-        )
+        remedy = "leave hold_out out, and test on another split"
+        if n > 1:
+            remedy = f"give {1 / n:.3g} to {1 - 1 / n:.3g}"
         raise InputError(
             f"hold_out={part} of {n} samples is {size}; expected at least one, and one to be left: {remedy}"
         )
@@ -261,31 +228,23 @@ def _held_out(n: int, part: float, seed: int) -> NDArray[np.bool_]:
 
 
 def _share(cache_bytes: int, parts: Sequence[FieldDataset]) -> None:
-    """Let data sets keep fields in memory: whole splits while they fit, and equal parts of the rest."""
-    streamed = []
+    """Share memory among data sets: whole splits while they fit, equal parts of the rest."""
+    whole = []
     for part in parts:
         if part.nbytes <= cache_bytes:
-            part.keep(part.nbytes)
+            whole.append(part)
             cache_bytes -= part.nbytes
-        else:
-            streamed.append(part)
-    for part in streamed:
-        part.keep(cache_bytes // len(streamed))
+    for part in parts:
+        part.keep(part.nbytes if part in whole else cache_bytes // (len(parts) - len(whole)))
 
 
 def _steps_in(time_steps: Sequence[int] | None, asked: str) -> int:
-    """The known steps of ``time_steps=(steps_in, 1)``."""
     if time_steps is None or len(time_steps) != 2 or time_steps[1] != 1:
         raise InputError(
             f"{asked} with time_steps={time_steps}; expected fields that vary in time and to train one step "
             "out, time_steps=(steps_in, 1)"
         )
     return time_steps[0]
-
-
-def _rollout_steps(time_steps: Sequence[int] | None, rollout: int) -> tuple[int, int]:
-    check_whole(rollout=rollout)
-    return _steps_in(time_steps, f"rollout={rollout}"), rollout
 
 
 def _pushforward_steps(time_steps: Sequence[int] | None, pushforward: int, n_times: int) -> tuple[int, int]:
@@ -300,11 +259,9 @@ def _pushforward_steps(time_steps: Sequence[int] | None, pushforward: int, n_tim
 
 
 def _start_method(asked: str | None) -> str:
-    there = [
-        method for method in ("forkserver", "spawn") if method in multiprocessing.get_all_start_methods()
-    ]
+    known = multiprocessing.get_all_start_methods()
+    there = [method for method in ("forkserver", "spawn") if method in known]
     if asked is not None:
-        check_one_of(
-            "a fork of a process that has used zarr, dask or CUDA may hang: start_method", asked, there
-        )
+        what = "a fork of a process that has used zarr, dask or CUDA may hang: start_method"
+        check_one_of(what, asked, there)
     return asked or there[0]

@@ -16,17 +16,11 @@ class Mixed:
     Parameters
     ----------
     resolutions : sequence of int, tuple, str or Grid
-        Of a store.
+        Of a store; the options below have one value for each.
     ratios : sequence of float, optional
-        The part of an epoch's samples that each resolution has; see
-        `mano_op.data.sampler.ResolutionBatchSampler`. All samples of all resolutions if it is left out.
+        Part of an epoch's samples of each resolution; see `mano_op.data.sampler.ResolutionBatchSampler`.
     batch_size : sequence of int, optional
         Of each resolution, where they differ.
-
-    Raises
-    ------
-    InputError
-        If there is no resolution, or a list does not have one value for each.
 
     Examples
     --------

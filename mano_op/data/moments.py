@@ -1,4 +1,4 @@
-"""Mean and standard deviation of a field that is too large to hold, over its area."""
+"""Mean and standard deviation over its area of a field too large to hold."""
 
 from __future__ import annotations
 
@@ -10,26 +10,14 @@ from numpy.typing import ArrayLike, NDArray
 
 @dataclass(frozen=True)
 class Moments:
-    r"""Mean and standard deviation over samples and area, of a whole or of a piece of it.
+    r"""Mean and standard deviation over S samples and area, of a whole or of a piece of it.
 
     .. math::
         \mu = \frac{1}{S} \sum_{s} \sum_i w_i f_{s,i}, \qquad
         \sigma^2 = \frac{1}{S} \sum_{s} \sum_i w_i (f_{s,i} - \mu)^2, \qquad \sum_i w_i = 1
 
-    taken over S samples. The sum of the moments of two pieces is those of both together: pieces of any size
-    can be taken one at a time, or side by side. They are merged as in [1]_, which loses no digits to the
-    difference of two large sums.
-
-    Parameters
-    ----------
-    count : int
-        Samples, S. None at first.
-    centre : float
-        Their mean.
-    squares : float
-        S times their variance.
-    low, high : float
-        Least and greatest value.
+    Moments of pieces add up, as in [1]_, which loses no digits to the difference of two large sums. `count`
+    is S, `centre` the mean, `squares` S times the variance, `low` and `high` are the extremes.
 
     References
     ----------
@@ -51,15 +39,7 @@ class Moments:
 
     @classmethod
     def of(cls, samples: ArrayLike, weights: ArrayLike) -> Moments:
-        """The moments of a piece, in float64.
-
-        Parameters
-        ----------
-        samples : array_like
-            Shape ``(n, *weights.shape)``.
-        weights : array_like
-            Area that each point stands for; only their ratios count.
-        """
+        """Take the moments of samples, shape ``(n, *weights.shape)``; only ratios of weights count."""
         values: NDArray[np.float64] = np.asarray(samples, dtype=np.float64)
         area: NDArray[np.float64] = np.asarray(weights, dtype=np.float64)
         area = area / area.sum()
@@ -68,7 +48,6 @@ class Moments:
         return cls(len(values), mean, squares, float(values.min()), float(values.max()))
 
     def __add__(self, other: Moments) -> Moments:
-        """The moments of both together."""
         if not (total := self.count + other.count):
             return self
         apart = other.centre - self.centre
@@ -83,11 +62,11 @@ class Moments:
 
     @property
     def mean(self) -> float:
-        """The mean."""
+        """Mean."""
         return self.centre
 
     @property
     def std(self) -> float:
-        """The standard deviation; exactly 0 for a field that is constant, and for no other."""
+        """Standard deviation; 0 exactly for a constant field."""
         # The rounding of the sums leaves a constant field with some 1e-17, by which nobody should divide.
         return (self.squares / self.count) ** 0.5 if self.low < self.high else 0.0

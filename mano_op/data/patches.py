@@ -1,4 +1,4 @@
-"""Patches of fields that are too large for a model, cut by xbatcher, as samples ``{"x", "y"}``."""
+"""Patches of fields too large for a model, cut by xbatcher, as samples ``{"x", "y"}``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mano_op.errors import InputError
 
 
 class Batches(Protocol):
-    """What is asked of an ``xbatcher.BatchGenerator``."""
+    """What is used of an ``xbatcher.BatchGenerator``."""
 
     def __len__(self) -> int: ...
 
@@ -25,34 +25,22 @@ class Batches(Protocol):
 
 
 class PatchDataset(Dataset[dict[str, Tensor]]):
-    """The patches of an ``xbatcher.BatchGenerator`` as neuraloperator's samples.
+    """Patches of an ``xbatcher.BatchGenerator`` as neuraloperator's samples, each with its coordinates.
 
-    Which patches there are, how large they are and by how much they overlap, the generator says; what does
-    not fill a patch at the end of an axis, it leaves out. Each has its coordinates, since a patch does not
-    show where in the domain it lies. xbatcher comes with ``pip install 'mano_op[patches]'``.
-
-    Every patch is read from the chunk that holds it, whole fields of ``samples_per_chunk`` samples, and
-    xarray is asked once for each, which takes milliseconds: this is for fields of which one fills the memory
-    of the device, in stores with one sample a chunk, not a faster `FieldDataset`.
+    The generator decides size and overlap, and drops what does not fill a patch. Every patch takes
+    milliseconds of xarray, and the chunk that holds it: meant for fields of which one fills the device,
+    stored one a chunk. Reading from disk in a forked process is refused. Needs ``pip install
+    'mano_op[patches]'``.
 
     Parameters
     ----------
     batches : xbatcher.BatchGenerator
-        Over ``store.dataset(resolution)``, or any labelled data set, with the sample of size 1 among its
-        ``input_dims``, and ``preload_batch=False``, so that nothing else is read.
+        Over ``store.dataset(resolution)`` or any labelled data set, with the sample of size 1 in its
+        ``input_dims``, and ``preload_batch=False``.
     inputs, outputs : sequence of str
         Variables that become the channels of ``x`` and ``y``.
     sample : str
-        The dimension of the samples.
-
-    Raises
-    ------
-    InputError
-        If there is no patch, a variable is not there, patches hold several samples or variables of different
-        dimensions, or a dimension has no coordinate of numbers, which would say where a patch lies; when a
-        patch is read, if it has a NaN or an infinity, or if this process was forked from the one that made
-        the data set while the patches are not in memory: threads that zarr and dask had there are not here,
-        and reading can hang.
+        Dimension of the samples.
 
     Examples
     --------
@@ -130,7 +118,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
 
 
 def _check_coordinate(data: xr.Dataset, dim: Hashable) -> None:
-    """Refuse a dimension of which nothing says where its points lie; counted, each patch would begin at 0."""
+    """Refuse a dimension without coordinates: nothing would say where a patch lies."""
     if dim not in data.coords:
         raise InputError(
             f"dimension {dim!r} has no coordinate, so nothing says where a patch lies; assign it to the data "

@@ -25,14 +25,9 @@ class Rounding:
     .. math::
         \ell^2 = \frac{\sum_i (f_i - \mathrm{fl}(f_i))^2}{\sum_i (f_i - \mu)^2},
 
-    with :math:`\mathrm{fl}` the rounding to float32 and :math:`\mu` the mean.
-
-    Parameters
-    ----------
-    moments : Moments
-        Of the values before rounding, all points weighted alike.
-    lost : float
-        Sum of the squared differences, in the normalisation of the moments.
+    with :math:`\mathrm{fl}` the rounding to float32 and :math:`\mu` the mean. `moments` are those before
+    rounding, all points weighted alike, and `lost` is the sum of the squared differences, normalised like
+    them.
 
     Examples
     --------
@@ -47,13 +42,12 @@ class Rounding:
 
     @classmethod
     def of(cls, values: NDArray[np.float64], stored: NDArray[np.float32]) -> Rounding:
-        """The loss of some values, shape ``(samples, ...)``, by what is stored of them."""
+        """Measure the loss of values, shape ``(samples, ...)``, by what is stored of them."""
         flat = values.reshape(len(values), -1)
         lost = np.square(flat - stored.reshape(flat.shape)).mean(axis=1).sum()
         return cls(Moments.of(flat, np.ones(flat.shape[1])), float(lost))
 
     def __add__(self, other: Rounding) -> Rounding:
-        """The loss of both parts together."""
         return Rounding(self.moments + other.moments, self.lost + other.lost)
 
     @property
@@ -78,20 +72,20 @@ class Rounding:
 
     @property
     def reference(self) -> float:
-        """A round number near the mean, beside which the variation is not small."""
+        """Round number near the mean, beside which the variation is not small."""
         step = 10.0 ** math.ceil(math.log10(self.moments.std))
         return float(f"{round(self.moments.mean / step) * step:.15g}")
 
     SIZE: ClassVar[int] = 6
 
     def to_row(self) -> list[float]:
-        """The numbers that `from_row` takes, `SIZE` of them."""
+        """Return the `SIZE` numbers that `from_row` takes."""
         moments = self.moments
         return [moments.count, moments.centre, moments.squares, moments.low, moments.high, self.lost]
 
     @classmethod
     def from_row(cls, row: NDArray[np.float64]) -> Rounding:
-        """The rounding that `to_row` wrote down; none for a row of zeros."""
+        """Make the rounding that `to_row` wrote down; none for a row of zeros."""
         if not row[0]:
             return cls()
         count, centre, squares, low, high, lost = map(float, row)

@@ -1,4 +1,4 @@
-"""Between fields in their units and the numbers near one that a network works with."""
+"""Normalisation of fields, and its inverse."""
 
 from __future__ import annotations
 
@@ -23,33 +23,24 @@ Statistics = Mapping[str, Mapping[str, Any]]
 
 
 class FieldProcessor(DataProcessor):
-    r"""Normalise the fields on their way into a network and undo it on the way out.
+    r"""Normalise fields on their way into a network and undo it on the way out.
 
-    Each variable c has one mean and one standard deviation, whatever the resolution,
+    Each variable c has one mean and one standard deviation, at every resolution, of :math:`f(x_c)` with a
+    transform f,
 
-    .. math:: \hat x_c = (x_c - \mu_c) / \sigma_c, \qquad y_c = \sigma_c \hat y_c + \mu_c,
+    .. math:: \hat x_c = (f(x_c) - \mu_c) / \sigma_c, \qquad y_c = f^{-1}(\sigma_c \hat y_c + \mu_c).
 
-    so that a field means the same to the network on every grid. A variable that is constant
-    (:math:`\sigma_c = 0`) is only shifted, to 0 and back. With a transform f, such as a logarithm, it is
-    :math:`\hat x_c = (f(x_c) - \mu_c) / \sigma_c`, and the statistics are those of :math:`f(x_c)`.
+    A constant variable (:math:`\sigma_c = 0`) is only shifted.
 
-    It follows the protocol of neuraloperator's ``DefaultDataProcessor``: ``x`` is always normalised; in
-    training ``y`` is too, and the loss compares normalised fields; in evaluation ``y`` is left as it
-    is and the output is brought back to units. It also takes the Trainer's mode "autoregression": given a
-    step, `preprocess` makes the sample of that step out of the output of the last one. Unlike there,
-    `train` and `eval` return the processor, the caller's dictionary is not changed, and all of its tensors
-    move to the processor's device.
+    Follows neuraloperator's ``DefaultDataProcessor``: ``x`` is always normalised, ``y`` in training; in
+    evaluation the output is brought back to units. In the Trainer's mode "autoregression", `preprocess` makes
+    each step's sample out of the last output. Dictionaries of callers are not changed.
 
     Parameters
     ----------
     inputs, outputs : mapping of str to mapping
-        ``{"mean": ..., "std": ...}`` of each channel, in their order, and "transform" where it has one of
-        `mano_op.data.transforms`.
-
-    Raises
-    ------
-    InputError
-        If a mean or standard deviation is not finite, or the latter is negative.
+        ``{"mean": ..., "std": ...}`` of each channel, in order, finite and the latter not negative; and
+        "transform", one of `mano_op.data.transforms`, where it has one.
 
     Examples
     --------
@@ -66,18 +57,17 @@ class FieldProcessor(DataProcessor):
         super().__init__()
         self.model: nn.Module | None = None
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
-        self._transforms = {
-            role: tuple(
-                str(one["transform"]) if one.get("transform") else None for one in statistics.values()
-            )
-            for role, statistics in (("in", inputs), ("out", outputs))
-        }
+        self._transforms: dict[str, tuple[str | None, ...]] = {}
         self._known: Tensor | None = None  # in a rollout, the inputs of the next step, in units,
         self._ahead: Tensor | None = None  # and the truth of all steps
         for role, statistics in (("in", inputs), ("out", outputs)):
             mean = torch.tensor([float(one["mean"]) for one in statistics.values()])
             std = torch.tensor([float(one["std"]) for one in statistics.values()])
-            check_some_of("transforms", filter(None, self._transforms[role]), _FORWARD)
+            names = tuple(
+                str(one["transform"]) if one.get("transform") else None for one in statistics.values()
+            )
+            self._transforms[role] = names
+            check_some_of("transforms", filter(None, names), _FORWARD)
             if not (mean.isfinite().all() and std.isfinite().all() and (std >= 0).all()):
                 raise InputError(f"statistics {statistics}: expected finite means and std of at least 0")
             self.register_buffer(f"{role}_mean", mean)
@@ -91,16 +81,10 @@ class FieldProcessor(DataProcessor):
         channels: Channels | None = None,
         transforms: Mapping[str, str] | None = None,
     ) -> FieldProcessor:
-        """The processor with the statistics of a split of a store: those it has of "train", or new ones.
+        """Make the processor with the statistics of a split of a store.
 
-        Parameters
-        ----------
-        store : FieldStore
-        split : str
-        channels : Channels, optional
-            Of the samples, where fields vary in time; every time of a variable has the same statistics.
-        transforms : mapping of str to str, optional
-            Of variables: ``{"permeability": "log"}``. The statistics are taken anew.
+        `channels` are those of the samples, where fields vary in time. With `transforms` of variables,
+        ``{"permeability": "log"}``, the statistics are taken anew.
         """
         if split == "train" and not store.statistics:
             raise InputError(
@@ -122,11 +106,11 @@ class FieldProcessor(DataProcessor):
         return self.in_mean.device
 
     def to(self, *args: Any, **kwargs: Any) -> FieldProcessor:
-        """Move the statistics, and the model if there is one; as `torch.nn.Module.to`."""
+        """Move the statistics, and the model if there is one."""
         return nn.Module.to(self, *args, **kwargs)
 
     def train(self, mode: bool = True) -> FieldProcessor:
-        """Switch to training, or back; the model too, if there is one."""
+        """Switch to training, or back; the model too."""
         return nn.Module.train(self, mode)
 
     def eval(self) -> FieldProcessor:
@@ -136,28 +120,18 @@ class FieldProcessor(DataProcessor):
     def preprocess(
         self, data_dict: Mapping[str, Any], batched: bool = True, step: int | None = None
     ) -> dict[str, Any]:
-        """A sample or batch as the model and the loss take it.
+        """Make of a sample or batch what the model and the loss take.
 
         Parameters
         ----------
         data_dict : mapping
-            ``x`` of shape ``(batch, in_channels, *grid)``; ``y`` likewise, if there is one.
+            ``x`` of shape ``(batch, in_channels, *grid)``; perhaps ``y`` likewise. Other channels are
+            refused.
         batched : bool
             Whether there is the dimension of the batch.
         step : int, optional
-            Of a rollout, in which ``y`` has the channels of all of its steps, one after another. Steps come
-            in order, 0 first.
-
-        Returns
-        -------
-        dict
-            None for a step after the last one that there is a truth for.
-
-        Raises
-        ------
-        InputError
-            If channels are not those of the processor, or in a rollout the output of one step does not
-            make the input of the next.
+            Of a rollout, in order from 0; ``y`` has the channels of all steps. After the last, None is
+            returned.
         """
         if step is not None:
             ahead = self._step(data_dict, step)
@@ -176,7 +150,7 @@ class FieldProcessor(DataProcessor):
         return data
 
     def _step(self, data_dict: Mapping[str, Any], step: int) -> dict[str, Any] | None:
-        """The sample of one step of a rollout."""
+        """Make the sample of one step of a rollout."""
         n = len(self.outputs)
         if step == 0:
             self.check_rollout()
@@ -190,7 +164,7 @@ class FieldProcessor(DataProcessor):
         return {**data_dict, "x": self._known, "y": self._ahead[:, step * n : (step + 1) * n]}
 
     def check_rollout(self) -> None:
-        """Refuse a rollout in which a step's output is not all that changes in the next one's input."""
+        """Refuse a rollout in which a step's output is not all that changes in the next input."""
         variables = [variable_of(label) for label in self.outputs]
         known = [variable_of(label) for label in self.inputs if varies_in_time(label)]
         single = all(label.endswith("@+1") for label in self.outputs)
@@ -201,14 +175,9 @@ class FieldProcessor(DataProcessor):
             )
 
     def next_known(self, known: Tensor, later: Tensor) -> Tensor:
-        """The input of the next step of a rollout: the first known time goes, that of the output comes.
+        """Make the input of the next step: drop the first known time, append the output's.
 
-        Parameters
-        ----------
-        known : Tensor
-            The input of this step, in units, ``(batch, in_channels, *grid)``.
-        later : Tensor
-            Its output, in units, ``(batch, out_channels, *grid)``.
+        Both are in units, ``(batch, in_channels, *grid)`` and ``(batch, out_channels, *grid)``.
 
         Examples
         --------
@@ -221,16 +190,9 @@ class FieldProcessor(DataProcessor):
         return torch.cat([known[:, :steady], known[:, steady + len(self.outputs) :], later], dim=1)
 
     def advance(self, model: nn.Module, known: Tensor, **rest: Any) -> Tensor:
-        """The input of the next step of a rollout, by a model: `next_known` of what it makes of this one.
+        """Make the input of the next step of a rollout by a model, of this one's, in units.
 
-        Parameters
-        ----------
-        model : nn.Module
-            Called with normalised inputs, as by the Trainer.
-        known : Tensor
-            The input of this step, in units, ``(batch, in_channels, *grid)``.
-        **rest
-            What else the model is given, such as ``coordinates``.
+        `rest` is what else the model is given, such as ``coordinates``.
 
         Examples
         --------
@@ -245,7 +207,7 @@ class FieldProcessor(DataProcessor):
     def postprocess(
         self, output: Tensor, data_dict: dict[str, Any], step: int | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
-        """The model's output as the loss takes it: in units, except in training."""
+        """Return the model's output as the loss takes it: in units, except in training."""
         self._check_channels("out", output, batched=True)
         if not self.training:
             output = self._in_units("out", output)
@@ -260,7 +222,7 @@ class FieldProcessor(DataProcessor):
         return self
 
     def forward(self, **data_dict: Any) -> tuple[Tensor, dict[str, Any]]:
-        """Normalise, call the wrapped model with all but ``y``, and undo it; see `postprocess`.
+        """Normalise, call the wrapped model with all but ``y``, and undo it.
 
         Examples
         --------
@@ -276,20 +238,17 @@ class FieldProcessor(DataProcessor):
         return self.postprocess(self.model(data["x"], **rest), data)
 
     def _normal(self, role: str, field: Tensor, batched: bool) -> Tensor:
-        """A field as the network has it."""
         self._check_channels(role, field, batched)
         mean, scale = self._statistics(role, field.ndim - (2 if batched else 1))
         return (self._apply_each(_FORWARD, role, field, 1 if batched else 0) - mean) / scale
 
     def _in_units(self, role: str, field: Tensor) -> Tensor:
-        """The inverse of `_normal`, of a batch."""
         mean, scale = self._statistics(role, field.ndim - 2)
         return self._apply_each(_INVERSE, role, field * scale + mean, 1)
 
     def _apply_each(
         self, functions: Mapping[str, Callable[[Tensor], Tensor]], role: str, field: Tensor, dim: int
     ) -> Tensor:
-        """The channels of a field, each under the function of its transform."""
         names = self._transforms[role]
         if not any(names):
             return field
@@ -309,13 +268,13 @@ class FieldProcessor(DataProcessor):
             )
 
     def _statistics(self, role: str, n_dim: int) -> tuple[Tensor, Tensor]:
-        """Mean and scale of each channel, shaped to broadcast against a field."""
+        """Return mean and scale of each channel, shaped to broadcast against a field."""
         shape = (-1, *[1] * n_dim)
         mean, std = getattr(self, f"{role}_mean"), getattr(self, f"{role}_std")
         return mean.view(shape), torch.where(std == 0, 1.0, std).view(shape)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Names of the channels and transforms, which belong to the numbers in a state dictionary."""
+        """Return names of the channels and transforms."""
         state: dict[str, Any] = {"inputs": list(self.inputs), "outputs": list(self.outputs)}
         if any(map(any, self._transforms.values())):
             state["transforms"] = {role: list(names) for role, names in self._transforms.items()}
@@ -327,15 +286,12 @@ class FieldProcessor(DataProcessor):
             raise InputError(f"the state is of channels {state}, the processor of {self.get_extra_state()}")
 
     def to_dict(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """All of it in JSON types; `from_dict` makes an equal one."""
-        return {
-            "inputs": self._named("in", self.inputs),
-            "outputs": self._named("out", self.outputs),
-        }
+        """Return all of it in JSON types, for `from_dict`."""
+        return {"inputs": self._named("in", self.inputs), "outputs": self._named("out", self.outputs)}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Statistics]) -> FieldProcessor:
-        """The processor that `to_dict` wrote down."""
+        """Make the processor that `to_dict` wrote down."""
         return cls(state["inputs"], state["outputs"])
 
     def _named(self, role: str, labels: tuple[str, ...]) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Coordinates that are rounded, told from coordinates that are not uniform, and compared as rounded."""
+"""Coordinates that are rounded, told from ones that are not uniform, and compared."""
 
 from __future__ import annotations
 
@@ -13,13 +13,7 @@ TOLERANCE = 1e-3
 
 
 def deviation(points: NDArray[Any]) -> float:
-    """The largest distance of points from uniform ones, fitted to them by least squares.
-
-    Examples
-    --------
-    >>> deviation(np.array([0.0, 1.0, 2.0])), deviation(np.array([0.0, 1.0, 3.0])) > 0.1
-    (0.0, True)
-    """
+    """Return the largest distance of points from uniform ones, fitted by least squares."""
     if len(points) < 3:
         return 0.0
     numbers = np.arange(len(points)) - (len(points) - 1) / 2
@@ -29,17 +23,11 @@ def deviation(points: NDArray[Any]) -> float:
 
 
 def scatter_by_rounding(points: NDArray[Any]) -> float:
-    """How far the points of a uniform axis may lie from their places for being rounded.
+    """Return how far the points of a uniform axis may lie from their places by rounding.
 
-    Points of a type shorter than float64 are rounded to that. Others are taken as rounded where they scatter
-    about uniform ones, by no more than the unit that all of them are multiples of, in float32 or in decimals.
-    The unit is at most half a spacing.
-
-    Returns
-    -------
-    float
-        The unit; 0 where it is below `TOLERANCE` spacings, for points that do not scatter, and for points
-        that rounding does not explain.
+    Points shorter than float64 are rounded to their type. Others are taken as rounded to the unit that all
+    are multiples of, in float32 or decimals, if they scatter by no more. The unit is at most half a spacing;
+    0 stands for less than `TOLERANCE` spacings, no scatter, or scatter that rounding does not explain.
 
     Examples
     --------
@@ -65,7 +53,7 @@ def scatter_by_rounding(points: NDArray[Any]) -> float:
 
 
 def coarse_unit(points: NDArray[Any]) -> float:
-    """The unit that explains how points scatter about uniform ones, but is too large to tell where they lie.
+    """Return the unit that explains the scatter of points, but is too large to tell where they lie.
 
     Examples
     --------
@@ -83,7 +71,7 @@ def coarse_unit(points: NDArray[Any]) -> float:
 
 
 def unit_in_the_last_place(points: NDArray[Any]) -> float:
-    """The distance of neighbouring numbers of the type of some points, at the largest of them.
+    """Return the distance of neighbouring numbers at the largest point.
 
     Examples
     --------
@@ -96,10 +84,9 @@ def unit_in_the_last_place(points: NDArray[Any]) -> float:
 
 
 def tolerance_between(one: NDArray[Any], other: NDArray[Any], rounding: float = 0.0) -> float:
-    """How far equal numbers of two increasing sequences may lie apart.
+    """Return how far equal numbers of two increasing sequences may lie apart.
 
-    By `TOLERANCE` of the smallest step of either; or by the rounding of their types, or another one that is
-    known, as long as that is less than a quarter of the step.
+    `TOLERANCE` of the smallest step of either, or the rounding, below a quarter of the step.
     """
     rounding += 2 * (unit_in_the_last_place(one) + unit_in_the_last_place(other))
     steps = [np.abs(np.diff(values.astype(np.float64))).min() for values in (one, other) if len(values) > 1]
@@ -107,14 +94,7 @@ def tolerance_between(one: NDArray[Any], other: NDArray[Any], rounding: float = 
 
 
 def agree(one: NDArray[Any], other: NDArray[Any], rounding: float = 0.0) -> NDArray[np.bool_]:
-    """Where two sequences of as many numbers are the same, within `tolerance_between` them.
-
-    Examples
-    --------
-    >>> times = np.arange(4) * 0.1
-    >>> agree(times, times.astype(np.float32)).all(), agree(times, times + [0, 0, 0.01, 0])
-    (np.True_, array([ True,  True, False,  True]))
-    """
+    """Compare two sequences of as many numbers, within `tolerance_between` them."""
     apart = np.abs(one.astype(np.float64) - other.astype(np.float64))
     same: NDArray[np.bool_] = apart <= tolerance_between(one, other, rounding)
     return same
@@ -135,7 +115,7 @@ def _float_unit(points: NDArray[Any]) -> float:
 
 
 def _decimal_unit(points: NDArray[Any], largest: float) -> float:
-    """The largest power of ten, up to `largest`, that all points are multiples of."""
+    """Return the largest power of ten, up to `largest`, that all points are multiples of."""
     values = points.astype(np.float64)
     noise = 4 * (unit_in_the_last_place(points) or unit_in_the_last_place(values))
     for exponent in range(math.floor(math.log10(largest)), math.floor(math.log10(largest)) - 16, -1):

@@ -1,4 +1,4 @@
-"""In which order samples come: batches of one resolution each, or the samples of a chunk together."""
+"""Order of samples: batches of one resolution each, or the samples of a chunk together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mano_op.errors import InputError, check_finite_number, check_whole
 
 
 def ranks(num_replicas: int | None = None, rank: int | None = None) -> tuple[int, int]:
-    """How many processes train together, and which this one is: as given, or as the default group says.
+    """Return how many processes train together, and which this one is: as given, or as of the default group.
 
     Examples
     --------
@@ -33,31 +33,28 @@ def ranks(num_replicas: int | None = None, rank: int | None = None) -> tuple[int
 
 
 class ResolutionBatchSampler(Sampler[list[int]]):
-    """Batches of indices into several data sets put one after another, each batch out of one of them.
+    """Batches of indices into concatenated data sets, each batch out of one of them.
 
-    It is the ``batch_sampler`` of a DataLoader over `mano_op.data.dataset.MixedDataset`, and knows nothing of
-    grids: only how many samples there are of each. All that is random follows from `seed` and the epoch, on
-    every rank alike, so that the ranks of a distributed training take the same resolution, and as many
-    samples of it, in every step; none waits for another's finer grid.
+    The ``batch_sampler`` of a DataLoader over `mano_op.data.dataset.MixedDataset`. All randomness follows
+    from `seed` and the epoch, so all ranks take the same resolution, and as many samples, in every step.
 
     Parameters
     ----------
     sizes : sequence of int
         Number of samples of each resolution.
     batch_size : int or sequence of int
-        One for all, or one for each resolution: finer samples need more memory. Of each rank.
+        One for all resolutions, or for each; of each rank.
     ratios : sequence of float, optional
-        What part of an epoch's samples comes from each resolution; scaled to sum 1. An epoch is then as large
-        as it can be without a sample coming twice. If not given, an epoch has every sample once.
+        Parts of an epoch's samples, scaled to sum 1; the epoch is as large as it can be without repetition.
+        By default an epoch has every sample once.
     shuffle : bool
-        Whether samples and the order of batches are drawn anew in each epoch; otherwise resolution follows
-        resolution, in order.
+        Draw samples and the order of batches anew in each epoch.
     drop_last : bool
-        Whether to leave out the last batch of a resolution where it is not full.
+        Leave out the last batch of a resolution if it is not full.
     seed : int
     num_replicas, rank : int, optional
-        Of a distributed training; those of the default process group, if there is one, otherwise 1 and 0.
-        Where samples do not divide among the ranks, some come twice, or with `drop_last` are left out.
+        Of a distributed training; by default those of the process group. Where samples do not divide, some
+        come twice, or with `drop_last` are left out.
 
     Attributes
     ----------
@@ -108,7 +105,7 @@ class ResolutionBatchSampler(Sampler[list[int]]):
             )
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next pass is, to go on with a training that was interrupted."""
+        """Set the epoch of the next pass, to resume a training."""
         check_whole(epoch=epoch, at_least=0)
         self.epoch = epoch
 
@@ -132,13 +129,13 @@ class ResolutionBatchSampler(Sampler[list[int]]):
         yield from (batches[i] for i in order)
 
     def _mine(self, together: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The part of this rank in the batch of all ranks, as large as that of any other."""
+        """Return this rank's part of the batch of all ranks, as large as any other's."""
         each = -(-len(together) // self.num_replicas)
         return np.resize(together, each * self.num_replicas)[self.rank :: self.num_replicas]
 
 
 def _drawn(sizes: Sequence[int], ratios: Sequence[float]) -> list[int]:
-    """How many samples of each resolution make the largest epoch with these ratios."""
+    """Return the samples of each resolution in the largest epoch with these ratios."""
     for i, ratio in enumerate(ratios):
         check_finite_number(zero=True, **{f"ratios[{i}]": ratio})
     if not sum(ratios) > 0:
@@ -149,23 +146,12 @@ def _drawn(sizes: Sequence[int], ratios: Sequence[float]) -> list[int]:
 
 
 class ChunkSampler(Sampler[int]):
-    """An order of samples that comes back to no chunk once it has left it, for stores larger than memory.
+    """Order of samples that comes back to no chunk, for stores larger than memory.
 
-    The chunks come in an order that is drawn anew in every epoch, some at a time; the samples of those
-    that are at hand come shuffled. Samples far apart in the store rarely meet in a batch's neighbourhood:
-    the more chunks at a time, the closer to a full shuffle, and the more memory for them.
-
-    Parameters
-    ----------
-    chunks : sequence of ndarray of int
-        The indices of the samples of each chunk, as `mano_op.data.dataset.FieldDataset.chunks` has them.
-    at_once : int
-        Chunks whose samples are shuffled together.
-    seed : int
-    num_replicas, rank : int, optional
-        Of a distributed training, as in `ResolutionBatchSampler`. Each rank has its own run of the order, all
-        of one length, so that no two of them read the same chunk but where the runs meet. Where samples do
-        not divide among the ranks, the first ones come twice.
+    Chunks come in an order drawn anew in every epoch, `at_once` at a time, and their samples shuffled
+    together: more at once are closer to a full shuffle and take more memory. `chunks` are those of
+    `mano_op.data.dataset.FieldDataset`. Each rank (`rank` of `num_replicas`, by default those of the process
+    group) has a run of the order, of equal length.
 
     Examples
     --------
@@ -190,7 +176,7 @@ class ChunkSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next pass is, to go on with a training that was interrupted."""
+        """Set the epoch of the next pass, to resume a training."""
         check_whole(epoch=epoch, at_least=0)
         self.epoch = epoch
 
@@ -203,7 +189,7 @@ class ChunkSampler(Sampler[int]):
         yield from np.resize(together, each * self.num_replicas)[self.rank * each :][:each].tolist()
 
     def _order(self) -> Iterator[NDArray[np.int64]]:
-        """That of all ranks, some chunks after another."""
+        """Order all ranks' samples, some chunks after another."""
         random = np.random.default_rng([self.seed, self.epoch])
         self.epoch += 1
         order = random.permutation(len(self._chunks))

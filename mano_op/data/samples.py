@@ -1,4 +1,4 @@
-"""The labels of samples: compared within a data set and between resolutions before only numbers are kept."""
+"""Labels of samples, compared within a data set and between resolutions."""
 
 from __future__ import annotations
 
@@ -15,21 +15,10 @@ from mano_op.errors import InputError
 
 
 def splits_held(fields: Mapping[Any, xr.Dataset], splits: Mapping[str, int]) -> dict[Any, list[str]]:
-    """The splits that each data set holds, if the samples of all of them are the same ones, in one order.
+    """Return the splits that each data set holds, if all hold the same samples in one order.
 
-    A coordinate "sample" of integers that are numbers of whole splits numbers the samples among all of them.
-    Any other one labels them: each label once, and at every resolution the same ones in the same order.
-
-    Parameters
-    ----------
-    fields : mapping to Dataset
-        With the dimension "sample".
-    splits : mapping of str to int
-
-    Raises
-    ------
-    InputError
-        Names the first two places of a label that is there twice, or in another place at another resolution.
+    A coordinate "sample" of integers numbers the samples of whole splits; any other one labels them, each
+    once. `InputError` names the first two places of a label that is repeated, or differs.
 
     Examples
     --------
@@ -67,16 +56,7 @@ def splits_held(fields: Mapping[Any, xr.Dataset], splits: Mapping[str, int]) -> 
 
 
 def check_distinct(where: str, labels: Sequence[tuple[str, pd.Index]], remedy: str) -> None:
-    """Refuse labels of which one is there twice, in one part or in two.
-
-    Parameters
-    ----------
-    where : str
-        What the labels are of.
-    labels : sequence of (str, Index)
-        Parts, such as files, and the labels of each, in their order.
-    remedy : str
-    """
+    """Refuse a label that is there twice, in one part, such as a file, or in two."""
     joined = labels[0][1].append([part for _, part in labels[1:]])
     if not joined.has_duplicates:
         return
@@ -105,7 +85,7 @@ def _ends(labels: pd.Index) -> str:
 
 
 def _labels(key: Any, data: xr.Dataset) -> pd.Index | None:
-    """The labels of a data set's samples, each of them once; None where it has none."""
+    """Return the labels of a data set's samples, each of them once, if it has any."""
     if "sample" not in data.coords:
         return None
     labels = pd.Index(data["sample"].values)
@@ -121,7 +101,7 @@ def _labels(key: Any, data: xr.Dataset) -> pd.Index | None:
 def _numbers(
     data: xr.Dataset, labels: pd.Index | None, splits: Mapping[str, int]
 ) -> NDArray[np.int64] | None:
-    """The numbers of a data set's samples among those of all splits, where it says or needs not say them."""
+    """Return the numbers of a data set's samples among all, where it says or needs not say them."""
     n, total = data.sizes["sample"], sum(splits.values())
     if labels is not None and labels.dtype.kind in "iu":
         given = labels.to_numpy().astype(np.int64)
@@ -133,7 +113,7 @@ def _numbers(
 
 
 def _whole_splits(numbers: NDArray[np.int64], splits: Mapping[str, int]) -> list[str]:
-    """The splits that numbers of samples are those of, whole and in order; none where they are not."""
+    """Return the splits whose numbers these are, whole and in order; none otherwise."""
     split_of = np.repeat(np.array(list(splits), dtype=object), list(splits.values()))
     held = [split for split in splits if np.isin(np.flatnonzero(split_of == split), numbers).any()]
     return held if np.array_equal(numbers, np.flatnonzero(np.isin(split_of, held))) else []
@@ -142,7 +122,7 @@ def _whole_splits(numbers: NDArray[np.int64], splits: Mapping[str, int]) -> list
 def _matched(
     key: Any, labels: Mapping[Any, pd.Index | None], whole: Any, fields: Mapping[Any, xr.Dataset]
 ) -> NDArray[np.int64]:
-    """The numbers of the samples of a data set, by their labels in the one that has all samples."""
+    """Return the numbers of samples by their labels in the data set that has all samples."""
     given, expected = labels[key], labels[whole]
     assert given is not None and expected is not None
     if len(given) == len(expected) and _are_same_times(key, whole, fields):
@@ -166,7 +146,6 @@ def _matched(
 
 
 def _are_same_times(key: Any, whole: Any, fields: Mapping[Any, xr.Dataset]) -> bool:
-    """Whether labels that are dates or numbers are the same but for rounding."""
     given, expected = (fields[name]["sample"].variable for name in (key, whole))
     if given.dtype.kind not in "Mmf" or expected.dtype.kind not in "Mmf":
         return False

@@ -49,7 +49,7 @@ DAMAGED = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, 
 
 
 def array(root: zarr.Group, path: str) -> zarr.Array:
-    """The array at `path`; KeyError if there is none."""
+    """Return the array at `path`; KeyError if there is none."""
     node = root[path]
     if not isinstance(node, zarr.Array):
         raise KeyError(path)
@@ -57,22 +57,19 @@ def array(root: zarr.Group, path: str) -> zarr.Array:
 
 
 def values_of(
-    root: zarr.Group,
-    path: str,
-    rows: slice | NDArray[np.int64] = slice(None),
-    times: slice = slice(None),
+    root: zarr.Group, path: str, rows: slice | NDArray[np.int64] = slice(None), times: slice = slice(None)
 ) -> NDArray[Any]:
-    """Some rows of the array at `path`, and some of its second dimension."""
+    """Read some rows of the array at `path`, and some of its second dimension."""
     return np.asarray(array(root, path).oindex[rows if times == slice(None) else (rows, times)])
 
 
 def place_of(path: str | Path) -> Path | str:
-    """A full path on the file system, or an address as fsspec has it, such as ``s3://bucket/darcy.zarr``."""
+    """Return a full path on the file system, or an address of fsspec, such as ``s3://bucket/darcy.zarr``."""
     return path if isinstance(path, str) and "://" in path else Path(path).absolute()
 
 
 def path_of(path: str | Path | Store) -> Path:
-    """A full path on the file system, where a store can be written; of a symbolic link, what it names."""
+    """Return the full path where a store can be written; of a symbolic link, its target."""
     place = path if isinstance(path, Store) else place_of(path)
     if not isinstance(place, Path):
         raise InputError(
@@ -88,7 +85,7 @@ def make_folder(path: Path) -> None:
 
 
 def open_root(path: Path | str | Store, storage_options: Mapping[str, Any] | None = None) -> zarr.Group:
-    """The root of the store at `path`, for reading, if it is one that we can read."""
+    """Open the root of the store at `path` for reading, if it is one of a version that is known."""
     other = _other_content(path) if isinstance(path, Path) else None
     if other is None:
         options = None if storage_options is None else dict(storage_options)
@@ -112,7 +109,7 @@ def open_root(path: Path | str | Store, storage_options: Mapping[str, Any] | Non
 
 
 def _other_content(path: Path) -> str | None:
-    """What is at a path that is no group of zarr's format 3, where it shows; None where it does not."""
+    """Say what is at a path instead of a zarr 3 group; None where nothing tells."""
     if not path.exists():
         return "does not exist"
     if path.is_file():
@@ -126,14 +123,14 @@ def _other_content(path: Path) -> str | None:
 
 
 def partial_path(path: Path) -> Path:
-    """Where the store that will be at `path` is while it is being written."""
+    """Path of the store that will be at `path`, while it is being written."""
     return path.with_name(path.name + ".partial")
 
 
 def clear(path: Path, overwrite: bool) -> None:
-    """Make way for a new store at `path`: refuse what is there, or remove a half-written store.
+    """Make way for a new store: refuse what is there, or remove a half-written store.
 
-    A complete one stays until `put_in_place` has another to put there; what is no store always stays.
+    A complete one stays until `put_in_place`; what is no store always stays.
     """
     for there in (path, partial_path(path)):
         if not there.exists():
@@ -153,7 +150,7 @@ def refuse_present(path: Path, remedy: str) -> None:
 
 
 def put_in_place(path: Path) -> None:
-    """Put the store that is finished beside `path` there, in place of a store that may be there."""
+    """Move the finished store beside `path` there, replacing a store."""
     replaced = path.with_name(path.name + ".replaced")
     if replaced.exists():  # from a process that was killed just after the next lines
         shutil.rmtree(replaced)
@@ -177,7 +174,7 @@ def _check_is_store(path: Path) -> None:
 
 
 def root_attributes(layout: Layout, title: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes of the root of a store with this plan, in JSON types."""
+    """Attributes of the root of a store with this plan, in JSON types."""
     axes = next(iter(layout.grids.values())).axes
     versions = {name: version(name) for name in VERSIONS}
     attributes = {
@@ -212,10 +209,9 @@ def root_attributes(layout: Layout, title: str, provenance: Mapping[str, Any]) -
 
 
 def multiscales(layout: Layout) -> list[dict[str, Any]]:
-    """The levels, finest first, as https://github.com/zarr-conventions/multiscales lays them out.
+    """List the levels, finest first, as https://github.com/zarr-conventions/multiscales lays them out.
 
-    A level that was made from another one says from which, how, and where its points lie in that one: along
-    each axis, its point number i lies at ``scale * i + translation``, counted in points of the other.
+    Point i of a derived level lies at ``scale * i + translation`` along each axis, in points of its source.
     """
     return [{"asset": key, **_derivation(layout, key)} for key in reversed(layout.grids)]
 
@@ -240,10 +236,8 @@ def _derivation(layout: Layout, key: str) -> dict[str, Any]:
 def lay_out(path: Path, layout: Layout, attributes: dict[str, Any]) -> None:
     """Write a store with all its labels and none of its fields."""
     root = zarr.create_group(path, zarr_format=3, attributes=attributes)
-    root.create_array(
-        WRITTEN, shape=(len(layout.chunks),), chunks=(1,), dtype=bool, dimension_names=("chunk",)
-    )
     shape = (len(layout.chunks), len(layout.grids), len(layout.variables), Rounding.SIZE)
+    root.create_array(WRITTEN, shape=shape[:1], chunks=(1,), dtype=bool, dimension_names=("chunk",))
     root.create_array(ROUNDING, shape=shape, chunks=(1, *shape[1:]), dtype=np.float64)
     for key in layout.grids:
         _create_level(root, layout, key)
@@ -299,9 +293,9 @@ def _create_level(root: zarr.Group, layout: Layout, key: str) -> None:
 
 
 def _spatial(grid: Grid) -> dict[str, Any]:
-    """What https://github.com/zarr-conventions/spatial has words for: maps in two dimensions.
+    """Attributes of a map as https://github.com/zarr-conventions/spatial defines them.
 
-    Its registration "node" has its box and its transform through the outer points, "pixel" around the cells.
+    Registration "node" has its box through the outer points, "pixel" around the cells.
     """
     cells = {axis.registration == "cell" for axis in grid}
     if grid.n_dim != 2 or len(cells) > 1:
@@ -319,7 +313,7 @@ def _spatial(grid: Grid) -> dict[str, Any]:
 
 
 def read_layout(root: zarr.Group) -> Layout:
-    """Read the plan of a store back, and check that it describes the arrays that are there."""
+    """Read the plan of a store, and check that it describes the arrays."""
     remedy = "it was not laid out to the end, or was changed since: make it anew with overwrite=True"
     with refusing(f"{root.store_path}: the labels of the store do not fit together", remedy, *DAMAGED):
         layout = _read_layout(root)
@@ -352,10 +346,11 @@ def _read_layout(root: zarr.Group) -> Layout:
         shape = first.shape[-len(spatial) :]
         grid = Grid(tuple(_axis(attributes, name, n) for name, n in zip(spatial, shape, strict=True)))
         grids.append(grid)
-        held[grid] = _splits(root, asset)
+        about: dict[str, Any] = dict(root[asset].attrs)
+        held[grid] = list(about["splits"])
     variables = []
     for name in names:
-        about: dict[str, Any] = dict(array(root, f"{assets[0]}/{name}").attrs)
+        about = dict(array(root, f"{assets[0]}/{name}").attrs)
         variables.append(
             Variable(
                 name,
@@ -385,7 +380,7 @@ def _read_layout(root: zarr.Group) -> Layout:
 
 
 def read_statistics(root: zarr.Group) -> dict[str, dict[str, float]]:
-    """Mean and standard deviation of each variable, as the root has them; empty where it has none."""
+    """Read the mean and standard deviation of each variable from the root; empty where it has none."""
     told: Any = root.attrs.get("statistics", {})
     what = f"{root.store_path}: attribute statistics={told!r:.80}"
     remedy = (
@@ -399,7 +394,7 @@ def read_statistics(root: zarr.Group) -> dict[str, dict[str, float]]:
 
 
 def read_coordinate(root: zarr.Group, key: str, name: str) -> dict[str, str]:
-    """What a level says of the coordinate of an axis, of the attributes that a layout has."""
+    """Read the attributes of an axis' coordinate that a layout has."""
     attributes = array(root, f"{key}/{name}").attrs
     return {about: str(attributes[about]) for about in COORDINATE_ATTRIBUTES if about in attributes}
 
@@ -415,20 +410,12 @@ def _times(root: zarr.Group, key: str, attributes: Mapping[str, Any]) -> dict[st
 
 
 def _derived(attributes: Mapping[str, Any], grids: Mapping[str, Grid]) -> dict[Grid, tuple[Grid, str]]:
-    """Which levels were made from which, and how.
-
-    Nothing is read by it, so what is odd is left out here, and left for `check_store` to report.
-    """
+    """Read which levels were made from which; `check_store` reports what is odd."""
     return {
         grids[level["asset"]]: (grids[level["derived_from"]], str(level.get("resampling_method", "")))
         for level in attributes["multiscales"]["layout"]
         if level.get("derived_from") in grids
     }
-
-
-def _splits(root: zarr.Group, key: str) -> list[str]:
-    splits: Any = root[key].attrs["splits"]
-    return list(splits)
 
 
 def _axis(attributes: Mapping[str, Any], name: str, n: int) -> Axis:

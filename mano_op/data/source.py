@@ -1,4 +1,4 @@
-"""Labelled data sets read in the order in which a store is written, each chunk of theirs once."""
+"""Reader of labelled data sets in the order in which a store is written, each chunk once."""
 
 from __future__ import annotations
 
@@ -19,18 +19,10 @@ _Key = tuple[Grid, str, int, int]  # a variable, and where a chunk of it begins
 
 
 class SourceReader:
-    """Reads variables of data sets in pieces of samples and times, and each chunk of the data sets once.
+    """Reads variables of data sets in pieces of samples and times, and each chunk of dask or a file once.
 
-    Chunks are those of dask, or those that a file has. A chunk is kept until all of it has been asked for, so
-    what is in memory is the chunks that a piece is made of.
-
-    Parameters
-    ----------
-    sources : mapping of Grid to Dataset
-    names : sequence of str
-        Variables, of the dimensions ``("sample", *axes)`` or ``("sample", "time", *axes)``.
-    scheduler : str
-        Of dask.
+    A chunk is kept until all of it has been asked for. Variables have the dimensions ``("sample", *axes)`` or
+    ``("sample", "time", *axes)``; `scheduler` is dask's.
 
     Examples
     --------
@@ -56,10 +48,7 @@ class SourceReader:
     def read(
         self, rows: Mapping[Grid, slice], times: slice, names: Sequence[str]
     ) -> dict[Grid, dict[str, NDArray[Any]]]:
-        """Some variables in some rows of each data set, at some times where they vary.
-
-        Pieces have to be asked for in order: a chunk whose last row and last time have been read is gone.
-        """
+        """Read some variables in some rows of each data set, at some times where they vary, in order."""
         boxes = {
             (grid, name): (span, times if "time" in self._variables[grid, name].dims else slice(0, 1))
             for grid, span in rows.items()
@@ -86,7 +75,7 @@ class SourceReader:
         return values
 
     def _parts(self, place: tuple[Grid, str], box: _Box) -> list[_Box]:
-        """The chunks of a variable that some rows and times lie in; these themselves where it has none."""
+        """Return the chunks of a variable that hold some rows and times, or these where it has none."""
         along = []
         for bounds, wanted in zip(self._edges[place], box, strict=True):
             ends = [wanted.start, wanted.stop] if bounds is None else bounds
@@ -95,13 +84,13 @@ class SourceReader:
         return list(product(*along))
 
     def _chunk(self, place: tuple[Grid, str], box: _Box) -> xr.Variable:
-        """A chunk of a variable, not read yet where it is behind dask."""
+        """Select a chunk of a variable, unread where it is behind dask."""
         variable = self._variables[place]
         wanted = dict(zip(("sample", "time"), box, strict=True))
         return variable.isel({dim: span for dim, span in wanted.items() if dim in variable.dims})
 
     def _joined(self, place: tuple[Grid, str], box: _Box, parts: Sequence[_Box]) -> NDArray[Any]:
-        """Rows and times of a variable, out of the chunks that hold them; of a single one as a view."""
+        """Join rows and times of a variable from chunks; a single one as a view."""
         dims = 2 if "time" in self._variables[place].dims else 1
         out: NDArray[Any] | None = None
         for held in parts:
@@ -121,7 +110,7 @@ class SourceReader:
 
 
 def edges(variable: xr.Variable, dim: str) -> list[int] | None:
-    """Where the chunks of a variable begin and end along a dimension; None where it has no chunks.
+    """Return where the chunks of a variable begin and end along a dimension; None without chunks.
 
     Examples
     --------
@@ -140,7 +129,7 @@ def edges(variable: xr.Variable, dim: str) -> list[int] | None:
 
 
 def chunk_in_file(variable: xr.Variable, dim: str) -> int | None:
-    """The length of the chunks of the file that a variable was opened from, if it has any."""
+    """Return the length of the chunks of the file that a variable was opened from, if it has any."""
     preferred = variable.encoding.get("preferred_chunks") or {}
     if dim in preferred:
         size = preferred[dim]
@@ -150,19 +139,7 @@ def chunk_in_file(variable: xr.Variable, dim: str) -> int | None:
 
 
 def blocks_of(layout: Layout, sources: Mapping[str, xr.Dataset], names: Sequence[str]) -> list[slice]:
-    """The chunks of samples of a store, those together that are made of one chunk of a source.
-
-    Parameters
-    ----------
-    layout : Layout
-    sources : mapping of str to Dataset
-        By level.
-    names : sequence of str
-
-    Returns
-    -------
-    list of slice
-        Of samples. No chunk of a source lies in two of them.
+    """Group the chunks of samples of a store so that no chunk of a source (by level) lies in two blocks.
 
     Examples
     --------

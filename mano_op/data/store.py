@@ -1,9 +1,7 @@
 """Fields on disk: one zarr store, one group for each resolution, labelled as CF asks.
 
-A store is laid out by `create_store`, filled chunk of samples by chunk of samples with
-`FieldStore.write`, in any order and from any number of processes, and closed by `FieldStore.finish`.
-Until then `open_store` refuses it. ``xarray.open_datatree(path)`` reads a finished one, and
-``xarray.open_zarr(path, group="r16")`` one of its levels.
+`create_store` lays a store out, `FieldStore.write` fills it by chunks of samples, in any order and from any
+number of processes, `FieldStore.finish` completes it. ``xarray.open_datatree(path)`` reads it too.
 """
 
 from __future__ import annotations
@@ -22,29 +20,11 @@ from numpy.typing import ArrayLike, NDArray
 from zarr.abc.store import Store
 from zarr.errors import ZarrUserWarning
 
+from mano_op.data import schema
 from mano_op.data.guards import check_has, refusing
 from mano_op.data.layout import Layout, Levels, Resolution, Variable
 from mano_op.data.moments import Moments
 from mano_op.data.precision import LARGEST_LOSS, SMALLEST, Rounding
-from mano_op.data.schema import (
-    DAMAGED,
-    ROUNDING,
-    TOKEN,
-    WRITTEN,
-    array,
-    clear,
-    lay_out,
-    make_folder,
-    open_root,
-    partial_path,
-    path_of,
-    place_of,
-    put_in_place,
-    read_layout,
-    read_statistics,
-    root_attributes,
-    values_of,
-)
 from mano_op.data.transforms import check_transforms, transformed
 from mano_op.data.values import accept, check_finite
 from mano_op.errors import InputError
@@ -77,53 +57,43 @@ def create_store(
     as_plane: bool = False,
     overwrite: bool = False,
 ) -> FieldStore:
-    """Lay out an empty store: all labels, no fields yet.
+    """Lay out an empty store: all labels, no fields yet. `FieldStore.finish` puts it at `path`.
 
     Parameters
     ----------
     path : path
-        A folder that does not exist yet; by custom its name ends in ``.zarr``.
+        Folder that does not exist yet, by custom ``*.zarr``.
     grids : sequence of Grid
         One for each level: one domain and registration, different shapes.
     variables : sequence of Variable
-        At least one input and one output. Their order is the order of a model's channels.
+        At least one input and one output, in the order of a model's channels.
     splits : mapping of str to int
-        Number of samples of each split. Statistics are taken over the one called "train".
+        Number of samples of each split. Statistics are taken over "train".
     title : str
     provenance : mapping
-        Where the fields come from: problem, parameters, seed. JSON types only. The versions of mano_op,
-        numpy and zarr are added under "versions".
+        Where the fields come from, in JSON types. Versions of packages are added under "versions".
     levels : {"resampled", "independent", "unknown"}
-        Whether a sample's fields at two levels are one field resampled or two solutions of the problem.
+        Whether a sample's fields at two levels are one field resampled or two solutions.
     boundary_conditions : mapping of str to str
         For each axis, such as ``{"y": "dirichlet", "x": "periodic"}``.
     chunk : int
-        Samples to a chunk, the unit of writing and of reading. 1 to 16 MB at the finest level read fast.
+        Samples to a chunk, the unit of writing and reading: 1 to 16 MB at the finest level read fast.
     held : mapping of Grid to sequence of str, optional
-        The splits of a level that holds only some of them.
+        Splits of a level that holds only some of them.
     times : sequence of float
-        When the fields are of the variables that vary in time.
+        Times of the variables that vary.
     time_units : str
-        As UDUNITS writes them: "s", "days since 2000-01-01"; "1" for a time without units.
+        As UDUNITS writes them: "s", "days since 2000-01-01"; "1" for none.
     chunk_times : int, optional
-        Times to a chunk; all of them if not given. Windows of a few steps read faster from chunks as long.
+        Times to a chunk, by default all. Windows of a few steps read faster from short chunks.
     coordinates : mapping of str to mapping, optional
-        Of axes, the units ("1" if not given), long_name and standard_name of their coordinates:
-        ``{"x": {"units": "km"}}``.
+        Units, long_name and standard_name of axes: ``{"x": {"units": "km"}}``.
     derived : mapping of Grid to (Grid, str), optional
-        For each level that was made from another one of the store, that one and the method, such as
-        ``"average"``; `levels` are then "resampled".
+        For a level made from another one: that one and the method, such as "average".
     as_plane : bool
-        Take latitude and longitude as lengths on a plane. Axes on a sphere are refused otherwise, and a store
-        of such axes says so.
+        Take latitude and longitude as lengths on a plane; refused otherwise.
     overwrite : bool
-        Replace a store that lies at `path`, once this one is finished. Nothing but a store is ever replaced.
-
-    Returns
-    -------
-    FieldStore
-        It is written beside `path`, under that name and ``.partial``, and put there by `FieldStore.finish`.
-        So it may be made out of the store that it replaces.
+        Replace the store at `path` when this one is finished. Only a store is ever replaced.
 
     Examples
     --------
@@ -140,12 +110,11 @@ def create_store(
     >>> store.statistics["u"]
     {'mean': 2.0, 'std': 0.0}
     """
-    conditions = boundary_conditions
     layout = Layout.plan(
         grids,
         variables,
         splits,
-        boundary_conditions=conditions,
+        boundary_conditions=boundary_conditions,
         levels=levels,
         chunk=chunk,
         held=held,
@@ -156,44 +125,33 @@ def create_store(
         derived=derived,
         as_plane=as_plane,
     )
-    attributes = root_attributes(layout, title, provenance)
-    path = path_of(path)
-    clear(path, overwrite)
-    make_folder(path)
-    lay_out(partial_path(path), layout, attributes)
-    return FieldStore(path, partial_path(path))
+    attributes = schema.root_attributes(layout, title, provenance)
+    path = schema.path_of(path)
+    schema.clear(path, overwrite)
+    schema.make_folder(path)
+    schema.lay_out(schema.partial_path(path), layout, attributes)
+    return FieldStore(path, schema.partial_path(path))
 
 
 def open_store(
-    path: str | Path | Store,
-    *,
-    incomplete: bool = False,
-    storage_options: Mapping[str, Any] | None = None,
+    path: str | Path | Store, *, incomplete: bool = False, storage_options: Mapping[str, Any] | None = None
 ) -> FieldStore:
-    """Open a store for reading.
+    """Open a store for reading, unless it is partial, of a newer version, or its arrays do not fit.
 
     Parameters
     ----------
     path : path
-        Or an address that fsspec knows, "s3://bucket/darcy.zarr", "https://..."; or the
-        ``zarr.abc.store.Store`` of another reader, such as zarr's ``ObjectStore`` or an icechunk session's.
+        Or an address of fsspec, "s3://bucket/darcy.zarr"; or a ``zarr.abc.store.Store``.
     incomplete : bool
-        Also accept a store that is still being written, in order to go on with it; if it is to replace one
-        that is complete, the one being written.
+        Accept a store that is being written too, and prefer it to the one that it replaces.
     storage_options : mapping, optional
         Of fsspec, for an address: ``{"anon": True}``.
-
-    Raises
-    ------
-    InputError
-        If there is no store at `path`, it is partial, it was written by a newer version, or an array is
-        missing or does not fit the rest.
     """
-    place = path if isinstance(path, Store) else place_of(path)
+    place = path if isinstance(path, Store) else schema.place_of(path)
     if isinstance(place, str | Store):
         store = FieldStore(place, storage_options=storage_options)
     else:
-        beside = partial_path(place)
+        beside = schema.partial_path(place)
         begun = beside.exists() and (incomplete or not place.exists())
         store = FieldStore(place, beside if begun else place)
     if not (incomplete or store.complete):
@@ -209,40 +167,36 @@ def open_store(
 
 
 def opened(store: str | Path | FieldStore) -> FieldStore:
-    """A complete store, from its path or as it is."""
+    """Open a store by its path, or return a complete one as it is."""
     if isinstance(store, FieldStore):
         return store if store.complete else open_store(store.path)
     return open_store(store)
 
 
 class FieldStore:
-    """A store of fields, by its path.
-
-    It pickles as its paths, so it can be sent to dask workers and loader processes that see the same
-    file system. Made by `create_store` and `open_store`.
+    """Store of fields, made by `create_store` and `open_store`; it pickles as its paths.
 
     Attributes
     ----------
     path : Path or str
-        Where it is, or will be when it is finished; an address, if it is read from one.
-    name : str
-        The last part of that.
+        Where it is, or will be when finished; an address, if it is read from one.
+    location : Path, str or Store
+        What zarr opens: `path`, the partial store, or another reader's store.
     complete : bool
         Whether it is finished, and at `path`.
     attrs : dict
-        The attributes of the store's root.
+        Attributes of the root.
     layout : Layout
         Which sample of which variable lies where.
     grids : dict of str to Grid
-        The levels, coarsest first, under the names of their groups: ``"r16"``.
+        Levels, coarsest first, under the names of their groups: ``"r16"``.
     variables : tuple of Variable
     inputs, outputs : tuple of str
         Names of the variables, in the order of a model's channels.
     splits : dict of str to int
         Number of samples of each split.
     statistics : dict of str to dict
-        ``{"mean": ..., "std": ...}`` of each variable over the split "train"; empty before `finish`
-        or where there is no such split. ``attrs["statistics"]`` says at which level they were taken.
+        ``{"mean": ..., "std": ...}`` of each variable over "train"; empty before `finish` or without it.
     """
 
     def __init__(
@@ -251,27 +205,22 @@ class FieldStore:
         location: Path | Store | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.path = str(path) if isinstance(path, Store) else place_of(path)
-        self._location = location or (path if isinstance(path, Store) else self.path)
+        self.path = str(path) if isinstance(path, Store) else schema.place_of(path)
+        self.location: Path | str | Store = location or (path if isinstance(path, Store) else self.path)
         self._storage_options = storage_options
         self._read_layout()
-        self._token = self.attrs.get(TOKEN)
+        self._token = self.attrs.get(schema.TOKEN)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FieldStore, (self.path, self._location, self._storage_options), {"_token": self._token}
-
-    @property
-    def location(self) -> Path | str | Store:
-        """What zarr opens: `path`, or where it is while it is being written, or another reader's store."""
-        return self._location
+        return FieldStore, (self.path, self.location, self._storage_options), {"_token": self._token}
 
     @property
     def _partial(self) -> bool:
-        return isinstance(self._location, Path) and self._location != self.path
+        return isinstance(self.location, Path) and self.location != self.path
 
     @property
     def name(self) -> str:
-        """The last part of its path."""
+        """Last part of the path."""
         return str(self.path).rstrip("/").rpartition("/")[2]
 
     def __repr__(self) -> str:
@@ -280,18 +229,17 @@ class FieldStore:
         return f"FieldStore({str(self.path)!r}: {fields}; {levels})"
 
     def _read_layout(self) -> None:
-        self._root = open_root(self._location, self._storage_options)
+        self._root = schema.open_root(self.location, self._storage_options)
         self.attrs: dict[str, Any] = dict(self._root.attrs)
-        self.layout = read_layout(self._root)
+        self.layout = schema.read_layout(self._root)
         self.grids, self.variables, self.splits = self.layout.grids, self.layout.variables, self.layout.splits
         self.inputs, self.outputs = self.layout.named("input"), self.layout.named("output")
         self.complete = bool(self.attrs.get("complete")) and not self._partial
-        self.statistics = read_statistics(self._root)
+        self.statistics = schema.read_statistics(self._root)
 
     def key(self, resolution: Resolution) -> str:
-        """The name of the resolution that is meant by 16, (16, 24), [16, 24], "r16" or a grid."""
-        key = self._key(resolution)
-        if key is not None:
+        """Name the resolution that is meant by 16, (16, 24), [16, 24], "r16" or a grid."""
+        if (key := self._key(resolution)) is not None:
             return key
         present = ", ".join(f"{key} ({' x '.join(map(str, grid.shape))})" for key, grid in self.grids.items())
         parts = list(resolution) if isinstance(resolution, list | tuple) else []
@@ -310,9 +258,9 @@ class FieldStore:
         return None
 
     def dataset(self, resolution: Resolution) -> xr.Dataset:
-        """One level as a labelled data set, read when its values are asked for."""
+        """Open one level as a labelled data set, read when its values are asked for."""
         options = None if self._storage_options is None else dict(self._storage_options)
-        return xr.open_zarr(self._location, group=self.key(resolution), chunks=None, storage_options=options)
+        return xr.open_zarr(self.location, group=self.key(resolution), chunks=None, storage_options=options)
 
     def read(
         self,
@@ -321,28 +269,16 @@ class FieldStore:
         rows: slice | NDArray[np.int64] = slice(None),
         times: slice = slice(None),
     ) -> NDArray[np.float32]:
-        """The values of a variable in some rows of a level, checked.
+        """Read a variable in some rows of a level, counted within it, and at some times where it varies.
 
-        Parameters
-        ----------
-        resolution : int, tuple of int, str or Grid
-        name : str
-        rows : slice or sorted array of int
-            Counted within the level; ``layout.rows`` gives those of a split.
-        times : slice
-            Of a variable that varies in time: which ones.
-
-        Raises
-        ------
-        InputError
-            If there is no such variable, a chunk is damaged, or a value is not finite; a chunk that is lost
-            reads as NaN.
+        ``layout.rows`` gives the rows of a split. `InputError` if there is no such variable, a chunk is
+        damaged, or a value is not finite, as of a lost chunk.
         """
         key = self.key(resolution)
         check_has(self.path, "variable", [name], [*self.inputs, *self.outputs])
         try:
-            values = values_of(self._root, f"{key}/{name}", rows, times)
-        except DAMAGED as error:
+            values = schema.values_of(self._root, f"{key}/{name}", rows, times)
+        except schema.DAMAGED as error:
             raise InputError(
                 f"{self.path}, {key}/{name}: {self._damaged(key, name, rows, times)} is damaged ({error}). "
                 "Restore the store or make it anew"
@@ -351,57 +287,48 @@ class FieldStore:
         return values
 
     def _damaged(self, key: str, name: str, rows: slice | NDArray[np.int64], times: slice) -> str:
-        """Which chunk it is that cannot be read, among those that hold some rows."""
+        """Name the chunk that cannot be read, among those that hold some rows."""
         samples = self.layout.samples(key)
         for chunk in np.unique(np.arange(len(samples))[rows] // self.layout.chunk):
             here = slice(chunk * self.layout.chunk, (chunk + 1) * self.layout.chunk)
             try:
-                values_of(self._root, f"{key}/{name}", here, times)
-            except DAMAGED:
+                schema.values_of(self._root, f"{key}/{name}", here, times)
+            except schema.DAMAGED:
                 return f"the chunk of samples {samples[here][0]} to {samples[here][-1]}"
         return "a chunk"  # not any more: somebody is mending it
 
     def pending(self) -> list[slice]:
-        """The chunks of samples that are not written yet, as slices of sample numbers."""
-        if WRITTEN not in self._root:  # `finish` takes it away, when all are
+        """List the chunks that are not written yet, as slices of sample numbers."""
+        if schema.WRITTEN not in self._root:  # `finish` takes it away, when all are
             return []
-        return [
-            samples
-            for samples, done in zip(self.layout.chunks, values_of(self._root, WRITTEN), strict=True)
-            if not done
-        ]
+        written = schema.values_of(self._root, schema.WRITTEN)
+        return [samples for samples, done in zip(self.layout.chunks, written, strict=True) if not done]
 
     def write(
-        self,
-        samples: slice,
-        fields: Mapping[_Level, Mapping[str, ArrayLike]],
-        times: slice | None = None,
+        self, samples: slice, fields: Mapping[_Level, Mapping[str, ArrayLike]], times: slice | None = None
     ) -> None:
         """Write the fields of one chunk of samples at every level, then mark it as written.
 
-        Different chunks may be written at the same time by different processes. A chunk that is
-        written twice holds what was written last.
-
-        Where a chunk of samples is larger than memory, its times are written in pieces, in their order:
-        steady variables with the first piece. The chunk is marked with the last one.
+        Processes may write different chunks at once. A chunk larger than memory is written in pieces of time,
+        in their order, steady variables with the first; the last one marks it.
 
         Parameters
         ----------
         samples : slice
             One of `pending`.
         fields : mapping
-            For each level its variables, shape ``(samples, *grid.shape)``, or ``(samples, times,
-            *grid.shape)`` of one that varies in time. A level that holds none of these samples is left out.
+            For each level that holds the samples its variables, shape ``(samples, *grid.shape)``, or
+            ``(samples, times, *grid.shape)``.
         times : slice, optional
-            One of ``layout.time_chunks``; all times if not given.
+            One of ``layout.time_chunks``; by default all times.
 
         Raises
         ------
         InputError
-            If a level or variable is missing or unknown, a shape is wrong, a value is not finite in
-            float32, or another store was begun in this one's place. Nothing is written then.
+            Before anything is written, if names or shapes do not fit, a value is not finite in float32, or
+            another store was begun in this one's place.
         """
-        path_of(self._location)
+        schema.path_of(self.location)
         every = self.layout.time_chunks
         for name, span, chunks, known in (
             ("samples", samples, self.layout.chunks, "pending()"),
@@ -417,11 +344,11 @@ class FieldStore:
             raise InputError(f"{self.path} is finished; to write it anew, create it with overwrite=True")
         chunk, levels = self.layout.chunks.index(samples), list(self.grids)
         names = [variable.name for variable in self.variables]
-        rounding = array(root, ROUNDING)
+        rounding = schema.array(root, schema.ROUNDING)
         lost = np.array(rounding[chunk]) if span.start else np.zeros(rounding.shape[1:])
         for (key, name), (values, loss) in arrays.items():
             rows, place = self.layout.rows_of(key, samples), (levels.index(key), names.index(name))
-            stored = array(root, f"{key}/{name}")
+            stored = schema.array(root, f"{key}/{name}")
             if self.variables[place[1]].time:
                 stored[rows, span] = values
             else:
@@ -431,14 +358,14 @@ class FieldStore:
         if lost.any() or span.start:
             rounding[chunk] = lost
         if span.stop == every[-1].stop:
-            array(root, WRITTEN)[chunk] = True
+            schema.array(root, schema.WRITTEN)[chunk] = True
 
     def _to_write(self) -> zarr.Group:
-        """The root, to be changed, if what lies there is still the store that this one was opened as."""
-        what = f"{self._location} is gone, or is no store any more"
-        with refusing(what, "open the store again", *DAMAGED):
-            root = zarr.open_group(self._location, mode="r+")
-        if root.attrs.get(TOKEN) != self._token:
+        """Open the root for changes, if it is still the store that this one was opened as."""
+        what = f"{self.location} is gone, or is no store any more"
+        with refusing(what, "open the store again", *schema.DAMAGED):
+            root = zarr.open_group(self.location, mode="r+")
+        if root.attrs.get(schema.TOKEN) != self._token:
             raise InputError(
                 f"{self.path} was begun anew since it was opened here, so this would be written into another "
                 "store; open it again with `open_store(path, incomplete=True)`, or write to another path"
@@ -446,20 +373,10 @@ class FieldStore:
         return root
 
     def finish(self, each: Each = map) -> None:
-        """Take the statistics of the training split, declare the store complete and put it at `path`.
+        """Take the statistics of the training split, complete the store and put it at `path`.
 
-        A store that was there is replaced now, whole by whole.
-
-        Parameters
-        ----------
-        each : callable
-            Of `statistics_of`.
-
-        Raises
-        ------
-        InputError
-            If a chunk is not written yet, float32 loses too much of a variable, or another store was begun in
-            this one's place.
+        `each` is that of `statistics_of`. `InputError` if a chunk is missing, float32 loses too much of a
+        variable, or another store was begun here.
         """
         if not self.complete:
             self._to_write()
@@ -472,20 +389,16 @@ class FieldStore:
             self.check_precision()
             self._complete(each)
         if self._partial and isinstance(self.path, Path):
-            put_in_place(self.path)
-            self._location = self.path
+            schema.put_in_place(self.path)
+            self.location = self.path
         self._read_layout()
 
     def check_precision(self) -> None:
-        """Refuse a store that is written if float32 lost too much of a variable's own variation.
-
-        Raises
-        ------
-        InputError
-            Names the first such variable, and a constant from which the difference is to be written.
-        """
-        rows = values_of(self._root, ROUNDING) if ROUNDING in self._root else np.zeros((0, 0, 0, 0))
-        for i, key in enumerate(self.grids if len(rows) else ()):
+        """Refuse a written store if float32 lost too much of a variable, naming a constant to subtract."""
+        if schema.ROUNDING not in self._root:
+            return
+        rows = schema.values_of(self._root, schema.ROUNDING)
+        for i, key in enumerate(self.grids):
             for j, variable in enumerate(self.variables):
                 rounding = sum(map(Rounding.from_row, rows[:, i, j]), Rounding())
                 if rounding.is_too_small:
@@ -511,36 +424,30 @@ class FieldStore:
                     )
 
     def discard(self) -> None:
-        """Remove a store that is not finished; what it was to replace stays.
-
-        Raises
-        ------
-        InputError
-            If it is finished, or another store was begun in this one's place.
-        """
-        if not (self._partial and isinstance(self._location, Path)):
+        """Remove a store that is not finished and still this one; the one that it was to replace stays."""
+        if not (self._partial and isinstance(self.location, Path)):
             raise InputError(f"{self.path} is in its place; remove it by hand if it is to go")
         self._to_write()
-        shutil.rmtree(self._location)
+        shutil.rmtree(self.location)
 
     def _complete(self, each: Each) -> None:
         statistics = self.statistics_of("train", each=each) if "train" in self.splits else {}
         root = self._to_write()
-        for name in (WRITTEN, ROUNDING):
+        for name in (schema.WRITTEN, schema.ROUNDING):
             if name in root:
                 del root[name]
         with warnings.catch_warnings():
             # zarr 3 has no specification of it yet, but every reader of it opens a store in one request.
             warnings.filterwarnings("ignore", "Consolidated metadata", ZarrUserWarning)
             root = zarr.consolidate_metadata(root.store)
-        kept = {name: value for name, value in root.attrs.items() if name != TOKEN}
+        kept = {name: value for name, value in root.attrs.items() if name != schema.TOKEN}
         root.attrs.put({**kept, "statistics": statistics, "complete": True})  # in one write
         self._token = None
 
     def statistics_of(
         self, split: str, transforms: Mapping[str, str] | None = None, *, each: Each = map
     ) -> dict[str, Any]:
-        """The statistics of the values of a split, at the finest level that holds it, in float64.
+        """Take the statistics of a split at the finest level that holds it, as ``attrs["statistics"]``.
 
         Parameters
         ----------
@@ -548,20 +455,7 @@ class FieldStore:
         transforms : mapping of str to str, optional
             Of variables, whose statistics are then those of the transformed values.
         each : callable
-            Calls a function with each item of a sequence and gives the results in its order, as `map` does,
-            which is the default. The function takes the moments of one chunk of samples; another `each` can
-            have chunks read side by side, and the numbers are the same, bit for bit.
-
-        Returns
-        -------
-        dict
-            As ``attrs["statistics"]``; under "variables" the mean and the standard deviation of each,
-            weighted by quadrature.
-
-        Raises
-        ------
-        InputError
-            If there is no such split, variable or transform, or a transform is not of such values.
+            As `map`, of a function and slices of rows; chunks may be read side by side.
         """
         chosen = dict(transforms or {})
         check_transforms(chosen, (*self.inputs, *self.outputs))
@@ -587,7 +481,7 @@ class FieldStore:
 
 
 def _moments(store: FieldStore, key: str, transforms: Mapping[str, str], rows: slice) -> list[Moments]:
-    """The moments of each variable over some rows of a level."""
+    """Take the moments of each variable over some rows of a level."""
     weights = store.grids[key].weights
     found = []
     for variable in store.variables:

@@ -1,4 +1,4 @@
-"""The times of labelled data sets: decoded, compared as axes are, and written as numbers."""
+"""Times of labelled data sets: decoded, compared within rounding, and written as numbers."""
 
 from __future__ import annotations
 
@@ -38,20 +38,12 @@ _SECONDS = {
 
 @dataclass(frozen=True)
 class Times:
-    """The times of a data set.
+    """Times of a data set.
 
-    Parameters
-    ----------
-    numbers : ndarray of float
-        As a store has them.
-    units : str
-        Of these numbers: "days since 2000-01-01", "s", "1".
-    seconds : ndarray of float
-        To compare: durations and dates in seconds, dates since 1970; other numbers as they are.
-    measure : str
-        What may be compared with what: "dates", "durations", or the unit of other numbers.
-    rounding : float
-        How far `seconds` may be off for the type and the units that a file has.
+    `numbers` in `units`, such as "days since 2000-01-01" or "1", are what a store has. `seconds` are to
+    compare: durations, and dates since 1970; other numbers are as they are. Only times of one `measure` may
+    be compared, "dates", "durations" or numbers of a unit. `rounding` is the error of `seconds` by type and
+    units.
     """
 
     numbers: NDArray[np.float64]
@@ -62,19 +54,9 @@ class Times:
 
     @classmethod
     def of(cls, where: object, times: xr.Variable) -> Times:
-        """The times of a coordinate, or of labels that are times.
+        """Decode a coordinate, or labels that are times.
 
-        Parameters
-        ----------
-        where : object
-            Of which data set, for messages.
-        times : xarray.Variable
-            One dimension: numbers with or without units, dates or durations.
-
-        Raises
-        ------
-        InputError
-            If a time is missing or is none, or dates are of another calendar than civil ones.
+        `where` names the data set in messages. Refused are missing times and calendars other than civil ones.
 
         Examples
         --------
@@ -113,26 +95,20 @@ class Times:
         return cls(numbers, units, numbers, f"numbers in {units!r}", rounding)
 
     def text(self, i: int) -> str:
-        """A time in words, with all of its digits."""
+        """Write a time with all of its digits."""
         if self.measure == "dates":
             return str(np.datetime64(round(self.seconds[i] * 1e3), "ms")).removesuffix(".000")
         return f"{self.numbers[i]:.9g}" + ("" if self.units == "1" else f" {self.units}")
 
     def agrees_with(self, other: Times) -> NDArray[np.bool_]:
-        """Where as many times are the same, as far as they are rounded."""
+        """Compare as many times, within rounding."""
         return agree(self.seconds, other.seconds, self.rounding + other.rounding)
 
 
 def times_of(fields: Mapping[Any, xr.Dataset]) -> tuple[list[float], str]:
-    """The times of data sets as numbers, and their units, if all have the same.
+    """Return the times of data sets as numbers, and their units, if all agree within a fraction of the step.
 
-    Dates and durations become what CF makes of them: numbers since a date, or of a unit. Times are the same
-    if they differ by less than a fraction of the step or by rounding, whatever their units and types are.
-
-    Raises
-    ------
-    InputError
-        If a data set has no times, or the times of two differ: the first that does, with both values.
+    `InputError` names the first times that differ.
     """
     times_at: dict[Any, Times] = {}
     for resolution, data in fields.items():
@@ -154,13 +130,13 @@ def times_of(fields: Mapping[Any, xr.Dataset]) -> tuple[list[float], str]:
 
 
 def difference_of(times_at: Mapping[Any, Times], first: Any, other: Any) -> str | None:
-    """The first times of two data sets that are not the same, in words; None if all are."""
+    """Describe the first times of two data sets that differ; None if all agree."""
     ours, theirs = times_at[first], times_at[other]
     if ours.measure != theirs.measure:
         kinds = f"{first} has {ours.measure} and {other} {theirs.measure}"
         return f"{kinds}, {ours.text(0)} and {theirs.text(0)} first"
     n = min(len(ours.seconds), len(theirs.seconds))
-    same = _cut(ours, n).agrees_with(_cut(theirs, n))
+    same = agree(ours.seconds[:n], theirs.seconds[:n], ours.rounding + theirs.rounding)
     if same.all() and len(ours.seconds) == len(theirs.seconds):
         return None
     sizes = f"{first} has {len(ours.seconds)} and {other} {len(theirs.seconds)}"
@@ -172,17 +148,7 @@ def difference_of(times_at: Mapping[Any, Times], first: Any, other: Any) -> str 
 
 
 def common_times(fields: Mapping[_Key, xr.Dataset]) -> dict[_Key, xr.Dataset]:
-    """The data sets with the times that all of them have, as far as these are rounded.
-
-    Parameters
-    ----------
-    fields : mapping to Dataset
-        As `mano_op.data.fields.write_fields` takes them.
-
-    Raises
-    ------
-    InputError
-        If there is no such time.
+    """Select the times that all data sets of `write_fields` have, within rounding; at least one.
 
     Examples
     --------
@@ -205,7 +171,7 @@ def common_times(fields: Mapping[_Key, xr.Dataset]) -> dict[_Key, xr.Dataset]:
 
 
 def _nearest(times: Times, wanted: Times) -> NDArray[np.int64]:
-    """For each wanted time the place of the one that agrees with it; -1 where none does."""
+    """Find for each wanted time the place of the one that agrees with it; -1 where none does."""
     if not len(times.seconds):
         return np.full(len(wanted.seconds), -1)
     order = np.argsort(times.seconds)
@@ -219,12 +185,7 @@ def _nearest(times: Times, wanted: Times) -> NDArray[np.int64]:
     return np.where(apart <= tolerance, order[places], -1)
 
 
-def _cut(times: Times, n: int) -> Times:
-    return Times(times.numbers[:n], times.units, times.seconds[:n], times.measure, times.rounding)
-
-
 def _check_calendar(where: object, times: xr.Variable) -> None:
-    """Refuse dates of another calendar than civil ones, decoded or as numbers."""
     first = times.values.flat[0] if times.dtype.kind == "O" and times.size else None
     calendar = getattr(
         first, "calendar", times.attrs.get("calendar", times.encoding.get("calendar", "standard"))
@@ -238,7 +199,7 @@ def _check_calendar(where: object, times: xr.Variable) -> None:
 
 
 def _decoded(where: object, times: xr.Variable) -> xr.Variable:
-    """Dates of numbers with units such as "hours since 2000-01-01"."""
+    """Decode numbers with units such as "hours since 2000-01-01"."""
     what = f"{where}: times in {times.attrs['units']!r} are no dates"
     with refusing(what, "correct the attribute units", OverflowError, ValueError):
         return xr.conventions.decode_cf_variable("time", times)

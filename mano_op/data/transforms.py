@@ -18,20 +18,14 @@ POSITIVE = frozenset({"log"})
 
 
 def check_transforms(transforms: Mapping[str, str], variables: tuple[str, ...]) -> None:
-    """Refuse transforms that there are not, and of variables that there are not."""
+    """Refuse unknown transforms, and transforms of unknown variables."""
     for variable, name in transforms.items():
         check_some_of("a transform of", [variable], variables)
         check_one_of(f"transform of {variable}", name, TRANSFORMS)
 
 
 def transformed(values: NDArray[np.float32], name: str | None, where: str) -> Array:
-    """Values of a field under a transform, or as they are.
-
-    Raises
-    ------
-    InputError
-        If the transform is of positive values and some are not.
-    """
+    """Transform values of a field, or widen them; those of "log" have to be positive."""
     wide = values.astype(np.float64)
     if name is None:
         return wide

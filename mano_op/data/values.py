@@ -1,4 +1,4 @@
-"""Which values a store accepts: all variables of a level, of its shape, real and finite in float32."""
+"""Values that a store accepts: all variables of a level, of its shape, finite in float32."""
 
 from __future__ import annotations
 
@@ -15,17 +15,9 @@ from mano_op.errors import InputError
 
 
 def check_finite(values: NDArray[Any], samples: NDArray[np.int64], where: str, *, lost: bool = False) -> None:
-    """Raise `InputError` that names the first sample with a NaN or an infinity, if there is one.
+    """Refuse values ``(n, ...)`` that are not finite, naming the first of the sample numbers ``(n,)``.
 
-    Parameters
-    ----------
-    values : ndarray, shape (n, ...)
-    samples : ndarray of int, shape (n,)
-        Their numbers.
-    where : str
-        Level and variable, for the message.
-    lost : bool
-        Whether a chunk that is lost would read as NaN.
+    `lost` tells that a lost chunk reads as NaN.
     """
     bad = samples[~np.isfinite(values).reshape(len(values), -1).all(axis=1)]
     if len(bad):
@@ -39,28 +31,13 @@ def check_finite(values: NDArray[Any], samples: NDArray[np.int64], where: str, *
 
 
 def accept(
-    layout: Layout,
-    samples: slice,
-    fields: Mapping[str, Mapping[str, ArrayLike]],
-    times: slice = slice(None),
+    layout: Layout, samples: slice, fields: Mapping[str, Mapping[str, ArrayLike]], times: slice = slice(None)
 ) -> dict[tuple[str, str], tuple[NDArray[np.float32], Rounding]]:
-    """The fields of some samples as they will be stored, by level and variable, and their rounding.
+    """Return the fields of some samples as they are stored, by level and variable, and their rounding.
 
-    Parameters
-    ----------
-    layout : Layout
-    samples : slice
-        Of sample numbers.
-    fields : mapping
-        For each level that holds any of the samples its variables, shape ``(samples, *grid.shape)``, or
-        ``(samples, times, *grid.shape)``.
-    times : slice
-        Of the variables that vary in time; variables that do not are expected with the first time.
-
-    Raises
-    ------
-    InputError
-        If a level or a variable is missing or unknown, a shape is another one, or a value is not finite.
+    Each level that holds any of the samples has its variables, shape ``(samples, *grid.shape)``, or
+    ``(samples, times, *grid.shape)``; steady ones come with the first time. `InputError` if names or shapes
+    do not fit, or a value is not finite.
     """
     rows = {key: layout.rows_of(key, samples) for key in layout.grids}
     expected = sorted(key for key in layout.grids if rows[key].start < rows[key].stop)
@@ -90,7 +67,7 @@ def _check_given(what: str, given: Iterable[str], expected: list[str]) -> None:
 def _rounded(
     values: NDArray[Any], numbers: NDArray[np.int64], where: str
 ) -> tuple[NDArray[np.float32], Rounding]:
-    """Values in float32, and what that loses; nothing, of types whose values float32 has."""
+    """Round values to float32, and measure the loss."""
     with np.errstate(over="ignore"):  # becomes an infinity, which is refused by name
         single = values.astype(np.float32)
     over = ~np.isfinite(single)

@@ -1,4 +1,4 @@
-"""Samples that The Well's own package reads, without importing them into a store."""
+"""Samples that The Well's own package reads, without a store."""
 
 from __future__ import annotations
 
@@ -20,35 +20,21 @@ _PERIODIC = 2  # in what The Well's package returns for the ends of an axis; 0 i
 class WellSamples(Dataset[dict[str, Tensor]]):
     r"""A ``the_well.data.WellDataset`` in neuraloperator's form: channels first, ``x`` and ``y``.
 
-    There, a sample has the fields of all variables at some times, channels last, and those that do not vary
-    in time apart from them. Here,
+    .. math:: x = [c,\; u(t_{1-k}), \ldots, u(t_0)], \qquad y = [u(t_1), \ldots, u(t_m)]
 
-    .. math::
-
-        x = [c,\; u(t_{1-k}), \ldots, u(t_0)], \qquad y = [u(t_1), \ldots, u(t_m)]
-
-    with the constant fields c, and all of the varying ones, u, at k = ``n_steps_input`` known and
-    m = ``n_steps_output`` later times: the channels that `mano_op.data.dataset.FieldDataset` makes of the
-    same file, imported, with ``time_steps=(k, m)``. Scalars are left out.
-
-    It is for data that is to stay where and as it is. `mano_op.data.importers.import_the_well` makes a store
-    of it, which is read faster, has coarser levels, and is what `train_model` and `evaluate_transfer` take.
+    with the constant fields c and the varying ones u, at k = ``n_steps_input`` known and m =
+    ``n_steps_output`` later times, as `mano_op.data.dataset.FieldDataset` has them. Scalars are left out.
+    A store made by `mano_op.data.importers.import_the_well` is read faster, and is what `train_model` takes.
 
     Parameters
     ----------
     dataset : the_well.data.WellDataset
-        With ``use_normalization=False``, so that losses in evaluation are of fields in units; `processor` has
-        The Well's statistics.
+        With ``use_normalization=False``; `processor` has The Well's statistics.
 
     Attributes
     ----------
     inputs, outputs : tuple of str
         Labels of the channels: "porosity", "velocity_x@-1", "velocity_x@+0"; "velocity_x@+1".
-
-    Raises
-    ------
-    InputError
-        If it is no such data set, or normalises.
 
     Examples
     --------
@@ -89,10 +75,7 @@ class WellSamples(Dataset[dict[str, Tensor]]):
             for names in (dataset.metadata.field_names, dataset.metadata.constant_field_names)
         )
         known, later = dataset.n_steps_input, min(dataset.n_steps_output, dataset.max_rollout_steps)
-        self.inputs = (
-            *steady,
-            *(f"{name}@{step:+d}" for step in range(1 - known, 1) for name in varying),
-        )
+        self.inputs = (*steady, *(f"{name}@{step:+d}" for step in range(1 - known, 1) for name in varying))
         self.outputs = tuple(f"{name}@{step:+d}" for step in range(1, later + 1) for name in varying)
 
     def __len__(self) -> int:
@@ -107,13 +90,7 @@ class WellSamples(Dataset[dict[str, Tensor]]):
 
     @property
     def periodic(self) -> tuple[bool, ...]:
-        """Whether each axis wraps, as a model takes it.
-
-        Raises
-        ------
-        InputError
-            If the data set was made without boundary conditions.
-        """
+        """Whether each axis wraps; refused if the data set has no boundary conditions."""
         ends = self.dataset[0].get("boundary_conditions")
         if ends is None:
             raise InputError(
@@ -122,18 +99,9 @@ class WellSamples(Dataset[dict[str, Tensor]]):
         return tuple(bool((axis == _PERIODIC).all()) for axis in ends)
 
     def processor(self, statistics: Mapping[str, Mapping[str, Any]]) -> FieldProcessor:
-        """The processor with The Well's statistics.
+        """Make the processor with The Well's statistics, the content of ``stats.yaml``.
 
-        Parameters
-        ----------
-        statistics : mapping
-            What the ``stats.yaml`` of a data set has: "mean" and "std" of each field, a number for each
-            component of vectors and tensors.
-
-        Raises
-        ------
-        InputError
-            If a field is not there, or has other components.
+        That is "mean" and "std" of each field, a number for each component; `InputError` if one is missing.
 
         Examples
         --------
@@ -156,7 +124,7 @@ class WellSamples(Dataset[dict[str, Tensor]]):
         )
 
     def _numbers(self, statistics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-        """Mean and standard deviation of each scalar, and of each component of a vector or tensor."""
+        """Return mean and standard deviation of each scalar and component."""
         found: dict[str, dict[str, float]] = {}
         metadata = self.dataset.metadata
         for fields, names in (
@@ -180,5 +148,4 @@ class WellSamples(Dataset[dict[str, Tensor]]):
 
 
 def _times_first(fields: Tensor) -> Tensor:
-    """Some times of channels-last fields to channels first, those of a time together."""
     return fields.movedim(-1, 1).flatten(0, 1)

@@ -15,32 +15,14 @@ import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 
-from mano_op.data.guards import (
-    check_ends_differ,
-    check_has,
-    check_one_of,
-    check_real,
-    check_shape,
-    refusing,
-)
-from mano_op.data.importers.lazy import (
-    REPEATED,
-    Files,
-    Part,
-    dataset,
-    lazy,
-    open_hdf5,
-    paths_of,
-    write_parts,
-)
+from mano_op.data.guards import check_ends_differ, check_has, check_one_of, check_real, check_shape, refusing
+from mano_op.data.importers.lazy import REPEATED, Files, Part, dataset, lazy, open_hdf5, paths_of, write_parts
 from mano_op.data.store import FieldStore
 from mano_op.grid import Axis, Registration
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """What is known of a kind of file: the arrays' names, what they are, and where their points lie."""
-
     names: dict[str, str]
     axes: tuple[str, ...]
     registration: Registration
@@ -61,7 +43,7 @@ _KINDS = {
 def import_fno_mat(
     path: str | Path, files: Files, *, kind: Literal["burgers", "darcy", "navier_stokes"], **options: Any
 ) -> FieldStore:
-    """Import MATLAB files as Li et al. [1]_ published them, of version 5 or 7.3.
+    """Import MATLAB files as Li et al. [1]_ published them, of version 5 (read whole) or 7.3 (in pieces).
 
     =================  ========================================  ============================================
     kind               arrays                                    fields, on the unit interval or square
@@ -72,21 +54,13 @@ def import_fno_mat(
                        ``t`` (T)                                 periodic nodes
     =================  ========================================  ============================================
 
-    Files of version 5 are read whole, those of 7.3, which are HDF5, piece by piece.
-
     Parameters
     ----------
     path : path
-        Of the store to make.
     files : mapping of str to sequence of path
     kind : {"burgers", "darcy", "navier_stokes"}
     **options
         Of `mano_op.data.fields.write_fields`: ``overwrite``, ``resume``, ...
-
-    Raises
-    ------
-    InputError
-        If a file is not of that kind, files differ, or as `write_fields` does.
 
     References
     ----------
@@ -114,7 +88,7 @@ def import_fno_mat(
 
 
 def _read(stack: ExitStack, path: Path, known: _Kind) -> dict[str, Any]:
-    """The arrays of a file, samples first."""
+    """Read the arrays of a file, samples first."""
     wanted = [*known.names, *(["t"] if known.varying else [])]
     if h5py.is_hdf5(path):
         file = open_hdf5(stack, path)
@@ -135,7 +109,7 @@ def _read(stack: ExitStack, path: Path, known: _Kind) -> dict[str, Any]:
 
 
 class _Turned:
-    """A data set with its dimensions the other way round, read when it is asked for."""
+    """A data set with its dimensions the other way round, unread."""
 
     def __init__(self, array: h5py.Dataset) -> None:
         self._array = array
@@ -150,7 +124,7 @@ class _Turned:
 
 
 def _part(path: Path, arrays: dict[str, Any], known: _Kind) -> Part:
-    """The fields and coordinates of a file, if shapes fit the kind and each other."""
+    """Return the fields and coordinates of a file, if shapes fit the kind and each other."""
     shape = arrays[next(iter(known.names))].shape
     times = np.ravel(arrays["t"]) if known.varying else np.empty(0)
     fields = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -31,16 +30,9 @@ REPEATED = "leave the last ones out, `array.take(range({n}), {dim})`"
 
 @dataclass(frozen=True)
 class Part:
-    """The content of a file.
+    """Content of a file: variables with their dimensions, axes in order and "time".
 
-    Parameters
-    ----------
-    fields : mapping of str to (tuple of str, array)
-        The dimensions of each variable, and its values.
-    coordinates : mapping of str to ndarray
-        The axes in the order of the dimensions, and "time".
-    about : mapping, optional
-        What else has to be the same in all files.
+    `about` is what else has to be the same in all files.
     """
 
     fields: Mapping[str, tuple[tuple[str, ...], da.Array]]
@@ -49,7 +41,7 @@ class Part:
 
 
 def paths_of(files: Mapping[Any, Any], example: str) -> dict[Any, list[Path]]:
-    """The files of each split or resolution, each file there and named once."""
+    """Return the files of each split or resolution, each there and named once."""
     several = {
         key: [Path(given)] if isinstance(given, str | Path) else [Path(file) for file in given]
         for key, given in (files.items() if isinstance(files, Mapping) else ())
@@ -75,7 +67,7 @@ def write_parts(
     provenance: Mapping[str, Any],
     **options: Any,
 ) -> FieldStore:
-    """Write the content of files, split after split, to a store, if all have the same fields on one grid."""
+    """Write files, split after split, to a store, if all have the same fields on one grid."""
     first, expected = next(iter(parts.items()))
     for file, part in parts.items():
         dims = {name: dims for name, (dims, _) in part.fields.items()}
@@ -110,44 +102,33 @@ def write_parts(
 
 
 def stamps(files: Iterable[str | Path]) -> list[str]:
-    """The name, the size and the time of change of each file: a store is not gone on with from others."""
-    about = ((Path(file).name, _parts(Path(file))) for file in files)
-    return [
-        f"{name}, {sum(seen.st_size for seen in parts)} bytes, changed "
-        f"{_utc(max(seen.st_mtime for seen in parts))}"
-        for name, parts in about
-    ]
-
-
-def _parts(path: Path) -> list[os.stat_result]:
-    """What the system knows of a file, or of each file in a folder such as a zarr store."""
-    return [file.stat() for file in (path, *(path.rglob("*") if path.is_dir() else ()))]
-
-
-def _utc(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")
+    """Return name, size and time of change of each file, which resuming compares."""
+    lines = []
+    for path in map(Path, files):
+        parts = [file.stat() for file in (path, *(path.rglob("*") if path.is_dir() else ()))]
+        time = datetime.fromtimestamp(max(part.st_mtime for part in parts), UTC)
+        size = sum(part.st_size for part in parts)
+        lines.append(f"{path.name}, {size} bytes, changed {time.isoformat(timespec='microseconds')}")
+    return lines
 
 
 def open_hdf5(stack: ExitStack, path: Path) -> h5py.File:
-    """An HDF5 file, open for as long as the stack is."""
+    """Open an HDF5 file for as long as the stack is open."""
     with refusing(f"{path} is no HDF5 file, or is damaged", "restore it, or give another", OSError):
         return stack.enter_context(h5py.File(path, "r"))
 
 
 def dataset(file: h5py.File | h5py.Group, name: str) -> h5py.Dataset:
-    """A data set of numbers in a file, by its name."""
-    check_has(place(file), "data set", [name], [key for key in file if _is_dataset(file.get(key))])
+    """Return a data set of numbers in a file."""
+    known = [key for key in file if isinstance(file.get(key), h5py.Dataset)]
+    check_has(place(file), "data set", [name], known)
     node = file[name]
     check_real(place(node), "nothing" if node.shape is None else node.dtype)
     return node
 
 
-def _is_dataset(node: object) -> bool:
-    return isinstance(node, h5py.Dataset)
-
-
 def coordinate(file: h5py.File | h5py.Group, name: str) -> NDArray[Any]:
-    """Points or times in a file: all of a data set of one dimension."""
+    """Read points or times: all of a data set of one dimension."""
     node = dataset(file, name)
     remedy = "coordinates and times are the same for all samples, others go into stores of their own"
     check_shape(place(node), node.shape, (max(1, node.size),), remedy)
@@ -155,17 +136,12 @@ def coordinate(file: h5py.File | h5py.Group, name: str) -> NDArray[Any]:
 
 
 def place(node: h5py.Group | h5py.Dataset) -> str:
-    """The file, and where in it."""
+    """Name the file, and where in it."""
     return node.file.filename + ("" if node.name == "/" else f", {node.name.removeprefix('/')}")
 
 
 def lazy(array: Any) -> da.Array:
-    """A data set of a file as an array in pieces, of whole chunks of the file, each read once.
-
-    Parameters
-    ----------
-    array : array, shape (samples, ...)
-        With an attribute ``chunks`` where its file has any.
+    """Put an array ``(samples, ...)`` of a file behind dask, in pieces of whole chunks of the file.
 
     Examples
     --------
@@ -177,7 +153,7 @@ def lazy(array: Any) -> da.Array:
 
 
 def piece_of(shape: Sequence[int], own: Sequence[int], itemsize: int) -> tuple[int, ...]:
-    """The shape of a piece to read: of whole chunks of a file, up to 8 MiB, the last dimensions first.
+    """Return the shape of a piece of whole chunks of a file, up to 8 MiB, the last dimensions first.
 
     Examples
     --------
@@ -195,7 +171,7 @@ def piece_of(shape: Sequence[int], own: Sequence[int], itemsize: int) -> tuple[i
 
 
 def same(what: str, given: Sequence[tuple[object, NDArray[Any]]]) -> NDArray[np.float64]:
-    """The coordinates of the first file, if those of all others agree, as far as they are rounded."""
+    """Return the coordinates of the first file, if all agree within rounding."""
     (first, expected), *others = given
     for file, values in others:
         check_alike(file, first, f"shape of {what}", values.shape, expected.shape)

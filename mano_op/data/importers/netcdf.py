@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,34 +39,24 @@ def import_netcdf(
 ) -> FieldStore:
     """Import files that xarray opens, larger than memory or not, one or several for each resolution.
 
-    Several files of a resolution are concatenated along `sample`. Where that dimension has a coordinate, its
-    labels are those of the samples, which no two files may share, see `write_fields`. An axis that decreases,
-    as latitudes do in many files, is turned round. Each chunk of a file is read once.
+    Files of a resolution are concatenated along `sample`, whose labels, if there are any, have to be
+    distinct; variables, attributes and grids have to be the same. An axis that decreases is turned round.
+    Each chunk of a file is read once.
 
     Parameters
     ----------
     path : path
-        Of the store to make.
     files : mapping of int or tuple of int to path or sequence of path
         For each resolution.
     sample, time : str
-        What those dimensions are called in the files.
+        Names of those dimensions in the files.
     engine : str, optional
-        Of xarray; chosen by the file if not given. NetCDF 4 needs ``pip install 'mano_op[netcdf]'``. With
+        Of xarray, by default chosen by the file. NetCDF 4 needs ``pip install 'mano_op[netcdf]'``. With
         "zarr" a file is the folder of a zarr store.
     relabel : bool
-        Number the samples anew, in the order of the files, whatever labels these have: where each file counts
-        its own from 0, say.
+        Number the samples anew, in the order of the files.
     **options
-        Of `mano_op.data.fields.write_fields`: ``inputs``, ``outputs``, ``splits``, ``registration``,
-        ``domain``, ``boundary_conditions``, ...
-
-    Raises
-    ------
-    InputError
-        If a file cannot be opened or has no dimension for samples; if a file of a resolution has other
-        variables, units or other attributes, or another grid than the first, or samples of another file; or
-        as `write_fields` does.
+        Of `mano_op.data.fields.write_fields`: ``inputs``, ``outputs``, ``splits``, ``registration``, ...
 
     Examples
     --------
@@ -94,7 +85,7 @@ def import_netcdf(
 
 
 def _open(stack: ExitStack, files: Sequence[Path], sample: str, engine: str | None) -> dict[str, xr.Dataset]:
-    """The files of one resolution, each as a data set that is read when it is asked for."""
+    """Open the files of one resolution as data sets, unread."""
     parts: dict[str, xr.Dataset] = {}
     for file in files:
         _check_engine(file, engine)
@@ -112,7 +103,7 @@ def _open(stack: ExitStack, files: Sequence[Path], sample: str, engine: str | No
 
 
 def _check_engine(path: Path, engine: str | None) -> None:
-    """Refuse a folder that is not said to be a zarr store, or is none, and a file that is said to be one."""
+    """Refuse a folder or a file that does not fit the engine."""
     zarr = any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata"))
     if zarr == (engine == "zarr") and zarr == path.is_dir():
         return
@@ -127,7 +118,7 @@ def _check_engine(path: Path, engine: str | None) -> None:
 def _joined(
     resolution: object, parts: Mapping[str, xr.Dataset], sample: str, time: str, relabel: bool
 ) -> xr.Dataset:
-    """The files of a resolution concatenated, read in pieces of whole chunks of the files."""
+    """Concatenate the files of a resolution, read in pieces of whole chunks."""
     pieced = [part.assign({name: _pieced(part[name]) for name in part.data_vars}) for part in parts.values()]
     labelled = sample in pieced[0].coords
     if labelled and not relabel:
@@ -164,7 +155,7 @@ def _joined(
 
 
 def _pieced(values: xr.DataArray) -> xr.DataArray:
-    """A variable of a file behind dask, in pieces of whole chunks of the file."""
+    """Put a variable behind dask, in pieces of whole chunks of the file."""
     if not values.ndim or values.dtype.kind == "O":
         return values
     own = [chunk_in_file(values.variable, str(dim)) or 1 for dim in values.dims]
@@ -173,35 +164,27 @@ def _pieced(values: xr.DataArray) -> xr.DataArray:
 
 
 def _check_alike(parts: Mapping[str, xr.Dataset], file: str, sample: str) -> None:
-    """Refuse a file that does not continue the first: other variables, labels, sizes or coordinates."""
+    """Refuse a file that does not continue the first."""
     first, one = next(iter(parts)), parts[file]
-    expected = parts[first]
-    check_alike(
-        file, first, "variables", sorted(map(str, one.data_vars)), sorted(map(str, expected.data_vars))
-    )
+    expected, check = parts[first], partial(check_alike, file, first)
+    check("variables", sorted(map(str, one.data_vars)), sorted(map(str, expected.data_vars)))
     for dim, size in expected.sizes.items():
         if dim != sample:
-            check_alike(file, first, f"points along {dim}", one.sizes.get(dim), size)
-    known = {*expected.coords, *expected.dims}
-    check_alike(
-        file,
-        first,
-        "coordinates",
-        sorted(str(name) for name in one.coords if name in known),
-        sorted(map(str, expected.coords)),
-    )
+            check(f"points along {dim}", one.sizes.get(dim), size)
+    known = [str(name) for name in one.coords if name in {*expected.coords, *expected.dims}]
+    check("coordinates", sorted(known), sorted(map(str, expected.coords)))
     for name in expected.variables:
         ours, theirs = one.variables[name], expected.variables[name]
-        check_alike(file, first, f"dimensions of {name}", ours.dims, theirs.dims)
+        check(f"dimensions of {name}", ours.dims, theirs.dims)
         for label in ("units", "long_name", "standard_name", "cell_methods"):
             found, wanted = (repr(variable.attrs.get(label)) for variable in (ours, theirs))
-            check_alike(file, first, f"{label} of {name}", found, wanted)
+            check(f"{label} of {name}", found, wanted)
         if sample not in ours.dims and (pair := _difference(ours, theirs)):
-            check_alike(file, first, f"{name}", *pair)
+            check(f"{name}", *pair)
 
 
 def _difference(one: xr.Variable, other: xr.Variable) -> tuple[object, object] | None:
-    """The first two values that differ by more than rounding, of variables of equal shapes."""
+    """Return the first two values that differ by more than rounding, if any."""
     ours, theirs = one.values, other.values
     if one.dtype.kind in "mM" and other.dtype.kind in "mM" and one.ndim == 1:
         seconds, others = Times.of("", one), Times.of("", other)

@@ -36,8 +36,6 @@ Problem = Literal["darcy", "navier_stokes"]
 
 @dataclass(frozen=True)
 class _Kind:
-    """What is known of one of neuraloperator's data sets: its variables, its axes' ends, and its name."""
-
     variables: tuple[Variable, Variable]
     condition: BoundaryCondition
     title: str
@@ -53,10 +51,7 @@ _KINDS: dict[str, _Kind] = {
         "Darcy flow, neuraloperator",
     ),
     "navier_stokes": _Kind(
-        (
-            Variable("forcing", "input", long_name="forcing of the vorticity"),
-            Variable("vorticity", "output"),
-        ),
+        (Variable("forcing", "input", long_name="forcing of the vorticity"), Variable("vorticity", "output")),
         "periodic",
         "Navier-Stokes flow, neuraloperator",
     ),
@@ -77,54 +72,37 @@ def import_neuralop_pt(
 ) -> FieldStore:
     r"""Import neuraloperator's files of Darcy and Navier-Stokes flow, as its ``data.datasets`` download them.
 
-    Each file is a dictionary of two tensors of shape ``(samples, n, n)``. They do not say of what:
+    Each file is a dictionary of two tensors of shape ``(samples, n, n)``:
 
     =================  ==========================================  =========================================
     problem            ``x``                                       ``y``
     =================  ==========================================  =========================================
-    ``darcy``          permeability: which of two a point has, 0   pressure, 0 on the boundary
-                       or 1
-    ``navier_stokes``  forcing, on a torus                         vorticity
+    ``darcy``          ``permeability``, 0 or 1                    ``pressure``, 0 on the boundary
+    ``navier_stokes``  ``forcing``, on a torus                     ``vorticity``
     =================  ==========================================  =========================================
-
-    The pressure is the solution of
 
     .. math:: -\nabla \cdot (a \nabla u) = f \ \text{on} \ [0, 1]^2, \qquad u = 0 \ \text{on the boundary}.
 
-    Points are nodes at i/n: the left boundary is in, the right one is not, which is what the files'
-    numbers say: at 16 they are exactly every second one of those at 32. On the boundary that is in, the
+    Points are nodes at i/n: at 16 exactly every second one of those at 32. On the boundary that is in, the
     published pressures are small, 0.003 on average where the largest are 2, but not zero.
 
     Parameters
     ----------
     path : path
-        Of the store to make.
     files : mapping of str to sequence of (int, path)
-        For each split its resolutions and their files. A split need not be there at every resolution.
+        For each split its resolutions and their files; not every split need be at every resolution.
     problem : {"darcy", "navier_stokes"}, optional
-        Which files they are. Need not be given for those of Darcy flow, whose ``x`` is 0 or 1 everywhere; no
-        others are taken as such.
+        Of the files; not needed for Darcy flow, whose ``x`` is 0 or 1 everywhere.
     levels : {"resampled", "independent", "unknown"}
-        "resampled" checks that the coarser fields of a split are its finest ones at every k-th point.
-    title, chunk, overwrite
-        As in `mano_op.data.store.create_store`.
-    progress : bool
-        Whether to show a progress bar on stderr.
-    resume : bool
-        Go on with a store that was interrupted, from the same files and with the same options.
-
-    Returns
-    -------
-    FieldStore
-        With the fields ``permeability`` and ``pressure``, or ``forcing`` and ``vorticity``.
+        "resampled" checks that coarser fields are the finest ones at every k-th point.
+    title, chunk, progress, resume, overwrite
+        As in `mano_op.data.fields.write_fields`.
 
     Raises
     ------
     InputError
-        Before anything is written, if a file is not of that layout, the values do not say which problem it is
-        of or contradict it, a file has a NaN or an infinity, does not
-        have the resolution or the number of samples that it should, or is not the same field as another
-        resolution's.
+        Before anything is written, if a file is not of that layout, problem, resolution or number of samples,
+        has a NaN or an infinity, or differs from another resolution's.
 
     Examples
     --------
@@ -185,7 +163,6 @@ def import_neuralop_pt(
 
 
 def _check_pairs(files: Mapping[str, Sequence[tuple[int, str | Path]]]) -> None:
-    """Refuse what is not one file for each resolution of a split."""
     for given in files.values() if isinstance(files, Mapping) and files else [()]:
         pairs = not isinstance(given, str | Path) and all(
             isinstance(pair, Sequence) and len(pair) == 2 for pair in given
@@ -200,16 +177,13 @@ def _check_pairs(files: Mapping[str, Sequence[tuple[int, str | Path]]]) -> None:
 
 
 def _write_chunk(fields: Mapping[Grid, Mapping[str, NDArray[Any]]], store: FieldStore, samples: slice) -> int:
-    """Write the samples of a chunk at every level that holds any; returns how many they are."""
-    rows = {grid: store.layout.rows_of(key, samples) for key, grid in store.layout.grids.items()}
-    store.write(
-        samples,
-        {
-            grid: {name: values[rows[grid]] for name, values in variables.items()}
-            for grid, variables in fields.items()
-            if rows[grid].start < rows[grid].stop
-        },
-    )
+    """Write a chunk of samples at every level that holds any; return their number."""
+    held = {
+        grid: {name: values[rows] for name, values in variables.items()}
+        for grid, variables in fields.items()
+        if (rows := store.layout.rows_of(store.key(grid), samples)).start < rows.stop
+    }
+    store.write(samples, held)
     return samples.stop - samples.start
 
 
@@ -233,7 +207,7 @@ def _problem_of(
     loaded: Mapping[str, Mapping[int, Mapping[str, NDArray[Any]]]],
     asked: Problem | None,
 ) -> Problem:
-    """The problem that was said, if values do not contradict it, or the one that they alone can be of."""
+    """Return the problem that was said, unless values contradict it, or Darcy flow."""
     for split, given in files.items():
         for n, file in given:
             x = loaded[split][n]["x"]
@@ -263,7 +237,7 @@ def _problem_of(
 
 
 def _check_split(split: str, by_size: Mapping[int, Mapping[str, NDArray[Any]]], levels: Levels) -> int:
-    """The number of samples of a split, if all its resolutions hold the same ones."""
+    """Return the number of samples of a split, if all its resolutions hold the same ones."""
     counts = {n: len(fields["y"]) for n, fields in by_size.items()}
     check_same(f"split {split!r}: numbers of samples", counts)
     finest = max(by_size)

@@ -55,28 +55,21 @@ def import_pdebench(
     ``0000/data`` (T, X, ..., C), ...    a group for each sample, variables last
     ===================================  ===========================================================
 
-    with the coordinates ``x-coordinate``, ..., ``t-coordinate`` (or ``grid/x``, ``grid/t``), which are those
-    of cells' centres. Some files have one time more than fields, the end of the last step, which is left out.
-    The files say neither the domain nor what happens at its ends, so both have to be given.
+    with coordinates of cells' centres, ``x-coordinate``, ..., ``t-coordinate`` (or ``grid/x``, ``grid/t``). A
+    time more than fields, the end of the last step, is left out.
 
     Parameters
     ----------
     path : path
-        Of the store to make.
     files : mapping of str to sequence of path
-        Of each split. All of one layout and grid.
+        Of each split, all of one layout and grid.
     boundary_conditions, domain
-        For each axis, "x" first; as in `mano_op.data.fields.write_fields`.
+        For each axis, "x" first; as in `mano_op.data.fields.write_fields`. The files do not say them.
     variables : tuple of str
-        What to call the variable of ``tensor``, or those of ``data``; "u", or "u0", "u1", ..., if not given.
+        Names for ``tensor`` or ``data``; by default "u", or "u0", "u1", ...
     title : str
     **options
         Of `mano_op.data.fields.write_fields`: ``overwrite``, ``resume``, ``chunk``, ...
-
-    Raises
-    ------
-    InputError
-        If a file is of none of these layouts, files differ, or as `write_fields` does.
 
     References
     ----------
@@ -118,7 +111,7 @@ def import_pdebench(
 
 
 def _read(path: Path, file: h5py.File, variables: tuple[str, ...]) -> Part:
-    """The fields of a file, in pieces as `lazy` has them, and its coordinates."""
+    """Read the fields of a file, in pieces, and its coordinates."""
     axes = [axis for axis in _AXES if f"{axis}-coordinate" in file]
     if not axes:
         return _groups(path, file, variables)
@@ -168,20 +161,18 @@ def _part(fields: Mapping[str, da.Array], coordinates: Mapping[str, NDArray[Any]
 def _names(
     path: Path, asked: tuple[str, ...], plain: tuple[str, ...], *, named: bool = False
 ) -> tuple[str, ...]:
-    """The names of variables that have none in a file, or those that the file has."""
+    """Name variables that have no names in a file, or as the file does."""
     names = asked or plain
     if (asked and named) or len(names) != len(plain) or len(set(names)) != len(names):
-        what = (
-            f"{', '.join(plain)}, which have names: leave them out"
-            if named
-            else "one name for each, each once"
-        )
+        what = "one name for each, each once"
+        if named:
+            what = f"{', '.join(plain)}, which have names: leave them out"
         raise InputError(f"variables={names} for {len(plain)} channels in {path}; expected {what}")
     return names
 
 
 def _groups(path: Path, file: h5py.File, variables: tuple[str, ...]) -> Part:
-    """The layout with a group for each sample."""
+    """Read the layout with a group for each sample."""
     groups = [node for name in sorted(file) if isinstance(node := file.get(name), h5py.Group)]
     if not any("data" in group for group in groups):
         flow = (
@@ -223,10 +214,6 @@ def _groups(path: Path, file: h5py.File, variables: tuple[str, ...]) -> Part:
 
 def _times(path: Path, times: NDArray[Any], steps: int) -> NDArray[Any]:
     if not steps or not 0 <= len(times) - steps <= 1:
-        check_shape(
-            f"{path}, times",
-            times.shape,
-            (steps or len(times) + 1,),
-            "as many as the fields have, or one more",
-        )
+        expected = (steps or len(times) + 1,)
+        check_shape(f"{path}, times", times.shape, expected, "as many as the fields have, or one more")
     return times[:steps]

@@ -37,35 +37,22 @@ def import_the_well(
     domain: dict[str, tuple[float, float]],
     **options: Any,
 ) -> FieldStore:
-    """Import HDF5 files in the format of The Well [1]_.
+    """Import HDF5 files in the format of The Well [1]_, on cartesian grids.
 
-    Scalar fields (``t0_fields``) are variables of their names; vectors (``t1_fields``) one for each
-    component, ``velocity_x``, ``velocity_y``; tensors (``t2_fields``) likewise, ``stress_xy``. Fields that do
-    not vary in time are inputs, those that do are outputs; fields that are the same for all samples, or
-    along an axis, are repeated. Axes and their boundary conditions, "periodic", "wall" or "open", are the
-    file's; with different kinds at the two ends of an axis, it is "mixed".
-
-    The ``scalars`` of a file that are one number, a Reynolds number say, are kept in ``provenance``; those
-    that differ from sample to sample, or from time to time, are left out.
-
-    The format does not say whether coordinates are of cells or of nodes, nor where the domain ends, so both
-    have to be given, and are checked against the coordinates.
+    Scalars (``t0_fields``) are variables of their names; vectors and tensors (``t1_fields``, ``t2_fields``)
+    one for each component, ``velocity_x``, ``stress_xy``. Steady fields are inputs, others outputs; fields
+    that are the same for all samples, or along an axis, are repeated. Boundary conditions are the file's:
+    "periodic", "wall", "open", or "mixed". ``scalars`` that are one number are kept in ``provenance``.
 
     Parameters
     ----------
     path : path
-        Of the store to make.
     files : mapping of str to sequence of path
         Of each split, with the same fields on one grid.
     registration, domain
-        As in `mano_op.data.fields.write_fields`.
+        As in `mano_op.data.fields.write_fields`; the format does not say them.
     **options
         Of `write_fields`: ``overwrite``, ``resume``, ``title``, ...
-
-    Raises
-    ------
-    InputError
-        If a file is not of that format or not on a cartesian grid, files differ, or as `write_fields` does.
 
     References
     ----------
@@ -115,7 +102,7 @@ def _attribute(node: h5py.Group | h5py.Dataset, name: str) -> Any:
 
 
 def _whole(node: h5py.Group, name: str) -> int:
-    """A number of samples or axes, of an attribute."""
+    """Read a number of samples or axes."""
     value = np.asarray(_attribute(node, name))
     whole = value.size == 1 and value.dtype.kind in "iu"
     check_whole(**{f"{place(node)}: attribute {name}": value.item() if whole else value.tolist()})
@@ -123,7 +110,7 @@ def _whole(node: h5py.Group, name: str) -> int:
 
 
 def _flags(node: h5py.Dataset, name: str, n: int) -> list[bool]:
-    """So many times yes or no, of an attribute."""
+    """Read `n` times yes or no."""
     value = np.atleast_1d(_attribute(node, name))
     if value.shape != (n,) or value.dtype.kind not in "biu" or not np.isin(value, (0, 1)).all():
         raise InputError(f"{place(node)}: attribute {name}={value}; expected True or False, {n} times")
@@ -153,13 +140,12 @@ def _axes(path: Path, root: h5py.File) -> tuple[str, ...]:
 
 
 def _scalars(root: h5py.File) -> dict[str, Any]:
-    """The numbers that hold for all of a file, such as a Reynolds number; others are left out."""
+    """Read the numbers that hold for all of a file, such as a Reynolds number."""
     group = _group(root, "scalars") or {}
-    nodes = {name: group.get(name) for name in group}
     return {
         name: node[()].item()
-        for name, node in nodes.items()
-        if isinstance(node, h5py.Dataset)
+        for name in group
+        if isinstance(node := group.get(name), h5py.Dataset)
         and node.size == 1
         and node.dtype.kind in "biuf"
         and np.isfinite(node[()]).all()
@@ -167,7 +153,7 @@ def _scalars(root: h5py.File) -> dict[str, Any]:
 
 
 def _fields(path: Path, root: h5py.File, axes: tuple[str, ...]) -> dict[str, tuple[bool, da.Array]]:
-    """For each variable whether it varies in time, and its values, samples first, in pieces as `lazy`."""
+    """Return for each variable whether it varies in time, and its values, samples first."""
     found: dict[str, tuple[bool, da.Array]] = {}
     n, steps = _whole(root, "n_trajectories"), len(coordinate(root["dimensions"], "time"))
     points = tuple(len(coordinate(root["dimensions"], name)) for name in axes)
@@ -176,22 +162,24 @@ def _fields(path: Path, root: h5py.File, axes: tuple[str, ...]) -> dict[str, tup
         for name in [] if group is None else _names(group):
             node = dataset(group, name)
             flags = {flag: _flags(node, flag, 1)[0] for flag in ("sample_varying", "time_varying")}
-            along = (
-                _flags(node, "dim_varying", len(axes)) if "dim_varying" in node.attrs else [True] * len(axes)
-            )
+            every = "dim_varying" not in node.attrs
+            along = [True] * len(axes) if every else _flags(node, "dim_varying", len(axes))
             kept = [k for k, varies in zip(points, along, strict=True) if varies]
+            ones = [k if varies else 1 for k, varies in zip(points, along, strict=True)]
             leading = [k for k, flag in ((n, "sample_varying"), (steps, "time_varying")) if flags[flag]]
             # An axis along which it does not vary is left out, as the format says, or has one point, as The
             # Well's own reader needs it; the components of a tensor have two axes, or one as it says.
             shapes = [
                 (*leading, *sizes, *components)
-                for sizes in (kept, [k if varies else 1 for k, varies in zip(points, along, strict=True)])
+                for sizes in (kept, ones)
                 for components in ((len(axes),) * order, *([(len(axes) ** order,)] if order > 1 else []))
             ]
             fitting = node.shape if node.shape in shapes else shapes[0]
             check_shape(place(node), node.shape, fitting, "make it, its attributes and the dimensions agree")
-            values = lazy(node).reshape((*leading, *kept, *([len(axes) ** order] if order else [])))
-            values = _repeated(values, n, flags, along, points, order > 0)
+            times = [steps] if flags["time_varying"] else []
+            last = [len(axes) ** order] if order else []
+            values = lazy(node).reshape((n if flags["sample_varying"] else 1, *times, *ones, *last))
+            values = da.broadcast_to(values, (n, *times, *points, *last))
             for i, component in enumerate(product(axes, repeat=order)):
                 called = f"{name}_{''.join(component)}" if order else name
                 if called in found:
@@ -206,28 +194,13 @@ def _fields(path: Path, root: h5py.File, axes: tuple[str, ...]) -> dict[str, tup
 
 
 def _names(group: h5py.Group) -> list[str]:
-    """Of its fields, in the order that the file gives them, which is that of The Well's own reader."""
+    """Order the fields as the file and The Well's own reader do."""
     said = [_text(name) for name in np.ravel(group.attrs.get("field_names", []))]
     return list(dict.fromkeys([*said, *group]))
 
 
-def _repeated(
-    values: da.Array, n: int, flags: dict[str, bool], along: list[bool], points: tuple[int, ...], last: bool
-) -> da.Array:
-    """Values with a dimension for samples and for every axis, also where they are the same along it."""
-    if not flags["sample_varying"]:
-        values = values[None]
-    first = 1 + flags["time_varying"]
-    for i, varies in enumerate(along):
-        if not varies:
-            values = da.expand_dims(values, first + i)
-    times = values.shape[1:first]
-    shape = (n, *times, *points, *(values.shape[-1:] if last else ()))
-    return da.broadcast_to(values, shape)
-
-
 def _conditions(root: h5py.File, axes: tuple[str, ...]) -> dict[str, str]:
-    """The boundary condition of each axis, as the file has them."""
+    """Read the boundary condition of each axis."""
     kinds: dict[str, set[str]] = {name: set() for name in axes}
     group = _group(root, "boundary_conditions") or {}
     for part in (node for name in group if (node := _group(group, name)) is not None):
