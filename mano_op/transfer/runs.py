@@ -176,7 +176,7 @@ def _judged_run(name: str, model: str, source: Judgeable, store: FieldStore) -> 
     else:
         network, processor = _identity(name, source, store)
         training = {"resolution": source.resolution, "seed": source.seed}
-        levels = [source.resolution]
+        levels = source.resolution if isinstance(source.resolution, list) else [source.resolution]
     if "resolution" not in training:
         raise InputError(f"{name}: training={training} does not say at which resolution it was trained")
     resolution, seed = training["resolution"], training.get("seed", 0)
