@@ -165,26 +165,18 @@ def _labelled(
     flops = [[float(rollout * cost[key].flops) for key in grids] for cost in costs]
     peak = [[float(cost[key].peak_bytes) for key in grids] for cost in costs]
     ways = [["injection" if nests(grid, run.grid) else "nearest" for grid in grids.values()] for run in runs]
-    by_resolution = ("run", "resolution")
-    dims = (*by_resolution, "predictor", "metric", "variable", "sample")
+    cells = ("run", "resolution")
+    dims = (*cells, "predictor", "metric", "variable", "sample")
     return xr.Dataset(
         {
             "error": (dims, errors, {"units": "1", "long_name": "error, by its metric"}),
             "defined": (dims[1:4], _defined(grids)),
             "parameters": ("run", parameters, {"long_name": "real numbers that were learned"}),
             "training_flops": ("run", training, {"long_name": "of one sample on the home grid"}),
-            "flops": (by_resolution, flops, {"long_name": "of one sample, directly"}),
-            "peak_bytes": (
-                by_resolution,
-                peak,
-                {"units": "B", "long_name": "tensors of one sample, directly"},
-            ),
-            "seconds_per_sample": (
-                by_resolution,
-                seconds,
-                {"units": "s", "comment": "best of some; indicative"},
-            ),
-            "restriction": (by_resolution, ways),
+            "flops": (cells, flops, {"long_name": "of one sample, directly"}),
+            "peak_bytes": (cells, peak, {"units": "B", "long_name": "tensors of one sample, directly"}),
+            "seconds_per_sample": (cells, seconds, {"units": "s", "comment": "best of some; indicative"}),
+            "restriction": (cells, ways),
         },
         run_coordinates([(run.model, run.train_resolution, run.seed) for run in runs]),
     ).assign_coords(
