@@ -56,7 +56,7 @@ def cell(judged, key="r32"):
             "improves",
             f"improves on {RIVAL} ({percent(BASE.mean() + 0.1)} % [",
         ),
-        ((NOISY + 0.0, NOISY + 0.1, BASE + 0.0005), "undecided", "but no difference to predicting the mean"),
+        ((NOISY, NOISY + 0.1, BASE + 0.0005), "undecided", "but no difference to predicting the mean"),
         ((NOISY + 0.0005, NOISY + 0.1, BASE), "no better than mean", f"is no better than {MEANS}"),
         ((NOISY + 0.005, NOISY + 0.1, BASE), "no better than mean", f"is worse than {MEANS}"),
         # A smaller error by rounding is no smaller error.

@@ -190,9 +190,8 @@ def test_every_output_has_boundary_values_of_its_own(tmp_path):
         return {"a": a, "u": 10 + u, "v": u}
 
     variables = (FIELDS[0], Variable("u", "output", boundary_value={"y": (None, 10.0)}), FIELDS[2])
-    store = store_of(
-        tmp_path / "s.zarr", [COARSE, FINE], variables, shifted, {"train": 2, "test": 3}, ends=None
-    )
+    grids, splits = [COARSE, FINE], {"train": 2, "test": 3}
+    store = store_of(tmp_path / "s.zarr", grids, variables, shifted, splits, ends=None)
     floor = errors(evaluate(perfect, store, [16], boundary={"v": 0.0}), "r16", "floor")
     u, v = fields(store, "r16", "u"), fields(store, "r16", "v")
     np.testing.assert_allclose(floor[0], relative(spline(u[:, ::2, ::2], 16, (10.0, None)), u), rtol=1e-3)
@@ -295,55 +294,49 @@ def mixed(first, second, **training):
 
 
 @pytest.mark.parametrize(
-    ("judged", "options", "message"),
+    ("options", "message"),
     [
-        (perfect, {"resolutions": [32]}, r"no resolution 32; it has r8 \(8 x 8\), r12 \(12 x 12\), r16"),
-        (perfect, {"resolutions": []}, "no resolutions; expected some of r8, r12, r16"),
-        (perfect, {"split": "holdout"}, "r16 has no split 'holdout'; it has train, test"),
-        (perfect, {"batch_size": 0}, "batch_size=0, expected a whole number"),
-        (perfect, {"boundary": {"y": 0.0}}, "expected values of outputs, which here are u, v"),
-        (perfect, {"boundary": {"u": {"z": 0.0}}}, "axes that do not wrap, which here are y, x"),
-        (run_of(perfect, inputs=("b",)), {}, r"M has the inputs \('b',\)"),
-        (run_of(perfect, outputs=("v", "u")), {}, r"M has the outputs \('v', 'u'\)"),
-        (
-            lambda x: perfect(x)[..., 1:],
-            {},
-            r"M cannot predict at r16: its output has shape \(1, 2, 16, 15\)",
-        ),
-        (nn.Conv2d(3, 2, 1), {}, "M cannot predict at r16: Given groups=1"),
-        ({}, {}, "no models to judge"),
-        ([], {}, "no models to judge"),
-        ([nn.Identity()], {}, "M: Identity, expected a Run"),
-        ({"M": perfect}, {}, r"M: function, expected a Run .* or Trained\(function, resolution=...\)"),
-        (Trained(perfect, 64), {}, "M was trained at 64, whose grid is needed"),
-        (Trained(lambda x: x, 8), {}, "M cannot predict at r16: .* has 1 channels; expected 2: u, v"),
-        (Trained(lambda x: perfect(x)[..., 1:], 8), {}, r"output has shape \(1, 2, 16, 15\), expected"),
-        (Trained(lambda x: x.numpy().nothing, 8), {}, "cannot predict at r16: 'numpy.ndarray' object has no"),
-        (Trained(perfect, 8, time_steps=(1, 1)), {}, "nothing in the store varies in time"),
-        (run_at("r64"), {}, "M was trained at r64, whose grid is needed"),
-        (
-            run_at(["r64", "r8"], samples={"r64": 9, "r8": 1}),
-            {},
-            "M was trained at r64, whose grid is needed",
-        ),
-        (run_at([]), {}, r"trained at resolution=\[\] .* expected at least one level"),
-        (run_at("r8", seed="x"), {}, "seed='x', expected"),
-        (run_at(["r8", "r16"], grid=["other", "another"]), {}, "M was trained on the grid another, r16 of"),
-        (
-            [run_at("r8"), run_at("r8", 2)],
-            {},
-            "run 0 of M and run 1 of M were both trained at r8 with seed 0",
-        ),
-        (
-            [mixed(9, 1), mixed(1, 9, seed=1)],
-            {},
-            r"both trained at r8\+r16, but most samples were at r8 and at r16",
-        ),
+        ({"resolutions": [32]}, r"no resolution 32; it has r8 \(8 x 8\), r12 \(12 x 12\), r16"),
+        ({"resolutions": []}, "no resolutions; expected some of r8, r12, r16"),
+        ({"split": "holdout"}, "r16 has no split 'holdout'; it has train, test"),
+        ({"batch_size": 0}, "batch_size=0, expected a whole number"),
+        ({"boundary": {"y": 0.0}}, "expected values of outputs, which here are u, v"),
+        ({"boundary": {"u": {"z": 0.0}}}, "axes that do not wrap, which here are y, x"),
     ],
 )
-def test_models_that_cannot_be_judged_are_refused(store, judged, options, message):
+def test_arguments_that_do_not_fit_the_store_are_refused(store, options, message):
     with pytest.raises(InputError, match=message):
-        evaluate(judged, store, **{"resolutions": [16], **options})
+        evaluate(perfect, store, **{"resolutions": [16], **options})
+
+
+@pytest.mark.parametrize(
+    ("judged", "message"),
+    [
+        ({}, "no models to judge"),
+        ([], "no models to judge"),
+        ([nn.Identity()], "M: Identity, expected a Run"),
+        ({"M": perfect}, r"M: function, expected a Run .* or Trained\(function, resolution=...\)"),
+        (run_of(perfect, inputs=("b",)), r"M has the inputs \('b',\)"),
+        (run_of(perfect, outputs=("v", "u")), r"M has the outputs \('v', 'u'\)"),
+        (lambda x: perfect(x)[..., 1:], r"M cannot predict at r16: its output has shape \(1, 2, 16, 15\)"),
+        (nn.Conv2d(3, 2, 1), "M cannot predict at r16: Given groups=1"),
+        (Trained(lambda x: x, 8), "M cannot predict at r16: .* has 1 channels; expected 2: u, v"),
+        (Trained(lambda x: perfect(x)[..., 1:], 8), r"output has shape \(1, 2, 16, 15\), expected"),
+        (Trained(lambda x: x.numpy().nothing, 8), "cannot predict at r16: 'numpy.ndarray' object has no"),
+        (Trained(perfect, 8, time_steps=(1, 1)), "nothing in the store varies in time"),
+        (Trained(perfect, 64), "M was trained at 64, whose grid is needed"),
+        (run_at("r64"), "M was trained at r64, whose grid is needed"),
+        (run_at(["r64", "r8"], samples={"r64": 9, "r8": 1}), "M was trained at r64, whose grid is needed"),
+        (run_at(["r8", "r16"], grid=["other", "another"]), "M was trained on the grid another, r16 of"),
+        (run_at([]), r"trained at resolution=\[\] .* expected at least one level"),
+        (run_at("r8", seed="x"), "seed='x', expected"),
+        ([run_at("r8"), run_at("r8", 2)], "run 0 of M and run 1 of M were both trained at r8 with seed 0"),
+        ([mixed(9, 1), mixed(1, 9, seed=1)], r"both trained at r8\+r16, but most .* at r8 and at r16"),
+    ],
+)
+def test_models_that_cannot_be_judged_are_refused(store, judged, message):
+    with pytest.raises(InputError, match=message):
+        evaluate(judged, store, [16])
 
 
 def test_split_that_a_resolution_lacks_is_refused_before_any_prediction(tmp_path):
@@ -458,7 +451,8 @@ def test_home_is_where_most_samples_were_and_the_finest_of_several(store, resolu
 
 
 def test_odd_and_oblong_targets(tmp_path):
-    grids = [Grid.uniform(shape, registration="cell") for shape in ((8, 8), (5, 9), (13, 7), (21, 16))]
+    shapes = (8, 8), (5, 9), (13, 7), (21, 16)
+    grids = [Grid.uniform(shape, registration="cell") for shape in shapes]
     store = store_of(tmp_path / "odd.zarr", grids, FIELDS, sines, {"train": 2, "test": 3})
     results = evaluate(perfect, store, list(store.grids))
     assert results.sizes["resolution"] == 4
@@ -489,11 +483,7 @@ def interpolating(end):
     [
         (interpolating(0.0), "undecided", "no difference can be told between direct inference ("),
         (interpolating(None), "worse", "is worse than interpolating its own coarse prediction ("),
-        (
-            lambda x: torch.full((len(x), 2, *x.shape[2:]), 0.5),
-            "no better than mean",
-            "is worse than predicting",
-        ),
+        (lambda x: 0.5 + 0 * perfect(x), "no better than mean", "is worse than predicting"),
         (biased, "improves", "improves on interpolating its own coarse prediction ("),
     ],
 )
