@@ -157,8 +157,7 @@ def test_predictions_of_a_diverged_model_can_be_drawn(value, shape):
     if len(shape) == 1:
         named = figure.subfigs[0].axes[0].get_legend().get_texts()[1].get_text()
     else:
-        truth = fields["truth"].values
-        (shown,) = drawn(fields, grid)
+        truth, (shown,) = fields["truth"].values, drawn(fields, grid)
         (named,) = [name for name in shown if name.startswith("A direct |error|")]
         assert shown["A direct"].get_clim() == (truth.min(), truth.max())
     error = np.linalg.norm(np.full(shape, np.float32(value), float) - fields["truth"].values[0, 0])

@@ -98,8 +98,7 @@ def error_by_step(judged: xr.Dataset, variable: str) -> Figure:
     part = _of_metric(judged).sel(variable=list(steps.values()))
     at, keys = np.array(list(steps)), part["resolution"].values.tolist()
     with style():
-        figure = Figure(figsize=(max(5.0, 2.6 * len(keys)), 3.2), layout="constrained")
-        panels = figure.subplots(1, len(keys), sharex=True, sharey=True, squeeze=False).ravel()
+        figure, panels = _panels(len(keys), len(keys))
         for axes, key in zip(panels, keys, strict=True):
             here = part.sel(resolution=key)
             for run, colour in _runs(here):
@@ -124,10 +123,8 @@ def error_distributions(results: xr.Dataset, judged: xr.Dataset, variable: str) 
     seeds = list(positions(results).values())
     keys = part["resolution"].values.tolist()
     columns = min(3, len(keys))
-    rows = -(-len(keys) // columns)
     with style():
-        figure = Figure(figsize=(max(5.0, 2.6 * columns), 2.6 * rows + 0.6), layout="constrained")
-        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        figure, panels = _panels(len(keys), columns)
         for axes, key in zip(panels, keys, strict=False):
             for at, (run, colour) in zip(seeds, _runs(part.sel(resolution=key)), strict=True):
                 for kind, predictor in (("direct", "direct"), ("best DPU", run["best_dpu"].item())):
@@ -287,6 +284,13 @@ def _models(part: xr.Dataset) -> list[Line2D]:
 def _ways(run: xr.Dataset) -> dict[str, xr.Dataset]:
     """Direct inference and the best DPU of a run, by their kinds of line."""
     return {"direct": run.sel(predictor="direct"), "best DPU": run.sel(predictor=run["best_dpu"])}
+
+
+def _panels(n: int, columns: int) -> tuple[Figure, NDArray[Any]]:
+    """At least `n` square frames with the same axes."""
+    rows = -(-n // columns)
+    figure = Figure(figsize=(max(5.0, 2.6 * columns), 2.6 * rows + 0.6), layout="constrained")
+    return figure, figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
 
 
 def _log_axes(axes: Axes) -> None:
