@@ -1,5 +1,7 @@
 """Panels show the fields where they are, on scales that are shared."""
 
+import itertools
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -13,47 +15,40 @@ from mano_op.transfer.sentences import percent
 NAMES = {"a": "a", "b": "b [m]", "u": "u [Pa]"}
 
 
-def some(grid, *, inputs=("a",), models=("A", "B"), ways=("mean", "nearest"), n=2):
-    rng = np.random.default_rng(1)
+def random_fields(grid, *, inputs=("a",), models=("A", "B"), ways=("mean", "nearest", "injection"), n=2):
+    rng, axes = np.random.default_rng(1), grid.names
 
     def random(*names):
-        return rng.normal(size=(*names, n, *grid.shape)).astype(np.float32)
+        sizes = {"model": len(models), "input_variable": len(inputs), "variable": 1, "sample": n}
+        shape = (*(sizes[name] for name in names), *grid.shape)
+        return (*names, *axes), rng.normal(size=shape).astype(np.float32)
 
-    axes = grid.names
     return xr.Dataset(
         {
-            "input": (("input_variable", "sample", *axes), random(len(inputs))),
-            "truth": (("variable", "sample", *axes), random(1)),
-            "prediction": (("model", "variable", "sample", *axes), random(len(models), 1)),
-            "dpu": (("model", "variable", "sample", *axes), random(len(models), 1)),
+            "input": random("input_variable", "sample"),
+            "truth": random("variable", "sample"),
+            "prediction": random("model", "variable", "sample"),
+            "dpu": random("model", "variable", "sample"),
             "dpu_input": (("model", "variable"), [[way] for way in ways[: len(models)]]),
         },
-        coords={
-            "model": list(models),
-            "input_variable": list(inputs),
-            "variable": ["u"],
-            "sample": np.arange(n),
-            **dict(zip(axes, grid.points, strict=True)),
-        },
+        {"model": list(models), "input_variable": list(inputs), "variable": ["u"], "sample": np.arange(n)}
+        | dict(zip(axes, grid.points, strict=True)),
     )
 
 
-def images(figure):
-    """Those of each sample, by the title of their panel; an error's is that of the field to its left."""
-    found = []
-    for part in figure.subfigs:
-        panels = [
-            (" ".join(axes.get_title(loc="left").split()), axes.images[0])
-            for axes in part.axes
-            if axes.images and axes.get_title(loc="left")
-        ]
-        titles = [title for title, _ in panels]
-        named = [
-            f"{titles[i - 1]} {title}" if title.startswith("|error|") else title
-            for i, title in enumerate(titles)
-        ]
-        found.append(dict(zip(named, (image for _, image in panels), strict=True)))
-    return found
+def drawn(fields, grid, names=NAMES):
+    """The images of each sample, by the title of their panel; an error's is that of the field to its left."""
+    captions = ["one", "two"][: fields.sizes["sample"]]
+    images = []
+    for part in sample_panels(fields, grid, "u", captions, names).subfigs:
+        image, field = {}, ""
+        for axes in part.axes:
+            title = " ".join(axes.get_title(loc="left").split())
+            if axes.images and title:
+                field = f"{field} {title}" if title.startswith("|error|") else title
+                image[field] = axes.images[0]
+        images.append(image)
+    return images
 
 
 def size(predicted, truth):
@@ -63,32 +58,32 @@ def size(predicted, truth):
 @pytest.mark.parametrize("registration", ["node", "cell"])
 def test_each_field_is_drawn_about_its_points(registration):
     grid = Grid.uniform((4, 8), registration=registration, domain=[(0, 1), (-1, 3)])
-    fields = some(grid)
-    for i, shown in enumerate(images(sample_panels(fields, grid, "u", ["one", "two"], NAMES))):
+    fields = random_fields(grid)
+    for i, shown in enumerate(drawn(fields, grid)):
         sample = fields.isel(sample=i, variable=0)
-        np.testing.assert_array_equal(shown["a"].get_array(), sample["input"][0])
-        np.testing.assert_array_equal(shown["truth: u [Pa]"].get_array(), sample["truth"])
-        np.testing.assert_array_equal(shown["B direct"].get_array(), sample["prediction"][1])
-        np.testing.assert_array_equal(shown["A DPU (mean)"].get_array(), sample["dpu"][0])
-        np.testing.assert_array_equal(shown["B DPU (nearest)"].get_array(), sample["dpu"][1])
+        for name, values in (
+            ("a", sample["input"][0]),
+            ("truth: u [Pa]", sample["truth"]),
+            ("B direct", sample["prediction"][1]),
+            ("A DPU (mean)", sample["dpu"][0]),
+            ("B DPU (nearest)", sample["dpu"][1]),
+        ):
+            np.testing.assert_array_equal(shown[name].get_array(), values)
         left, right, bottom, top = shown["A direct"].get_extent()
         np.testing.assert_allclose(left + (np.arange(8) + 0.5) / 8 * (right - left), grid.points[1])
         np.testing.assert_allclose(bottom + (np.arange(4) + 0.5) / 4 * (top - bottom), grid.points[0])
         assert shown["A direct"].origin == "lower"
 
 
-def test_scales_are_the_truths_and_the_largest_errors():
+def test_scales_are_those_of_the_truth_and_the_largest_errors():
     grid = Grid.uniform((5, 5))
-    fields = some(grid)
-    for i, shown in enumerate(images(sample_panels(fields, grid, "u", ["one", "two"], NAMES))):
+    fields = random_fields(grid)
+    for i, shown in enumerate(drawn(fields, grid)):
         sample = fields.isel(sample=i, variable=0)
         truth = sample["truth"].values
-        predicted = {
-            "A direct": sample["prediction"].values[0],
-            "A DPU (mean)": sample["dpu"].values[0],
-            "B direct": sample["prediction"].values[1],
-            "B DPU (nearest)": sample["dpu"].values[1],
-        }
+        both = zip(sample["prediction"].values, sample["dpu"].values, strict=True)
+        names = ("A direct", "A DPU (mean)", "B direct", "B DPU (nearest)")
+        predicted = dict(zip(names, itertools.chain(*both), strict=True))
         for name in ("truth: u [Pa]", *predicted):
             assert shown[name].get_clim() == (truth.min(), truth.max())
         largest = max(np.abs(values - truth).max() for values in predicted.values())
@@ -98,21 +93,24 @@ def test_scales_are_the_truths_and_the_largest_errors():
             assert image.get_clim() == (0, pytest.approx(min(largest, np.ptp(truth)), rel=1e-6))
 
 
-def test_dpu_has_no_panel_of_its_own_where_a_model_was_trained():
+@pytest.mark.parametrize(
+    ("ways", "titles"),
+    [
+        (("", "mean"), ["truth: u [Pa]", "A direct", "a", "B direct", "B DPU (mean)"]),
+        (("", ""), ["truth: u [Pa]", "A direct", "a", "B direct"]),
+    ],
+)
+def test_dpu_has_no_panel_of_its_own_where_a_model_was_trained(ways, titles):
     grid = Grid.uniform((4, 4))
-    (shown,) = images(sample_panels(some(grid, ways=("", "mean"), n=1), grid, "u", ["one"], NAMES))
-    assert [name for name in shown if "error" not in name] == [
-        "truth: u [Pa]", "A direct", "a", "B direct", "B DPU (mean)",
-    ]  # fmt: skip
-    (shown,) = images(sample_panels(some(grid, ways=("", ""), n=1), grid, "u", ["one"], NAMES))
-    assert [name for name in shown if "error" not in name] == ["truth: u [Pa]", "A direct", "a", "B direct"]
+    (shown,) = drawn(random_fields(grid, ways=ways, n=1), grid)
+    assert [name for name in shown if "error" not in name] == titles
 
 
 @pytest.mark.parametrize("scale", [1e-7, 1e-2, 1.0, 12_345.0])
 @pytest.mark.parametrize("models", [("A",), ("A", "B"), ("A much longer name than fits", "B", "C")])
-def test_nothing_that_is_written_is_cut_off(scale, models):
+def test_panels_cut_off_no_text(scale, models):
     grid = Grid.uniform((64, 64))
-    fields = some(grid, models=models, ways=("injection", "interpolation", "mean"), inputs=("a", "b"))
+    fields = random_fields(grid, models=models, inputs=("a", "b"))
     fields = fields.assign({name: 1000 + 0.1 * scale * fields[name] for name in ("input", "truth")})
     fields = fields.assign({name: 1000 + scale * fields[name] for name in ("prediction", "dpu")})
     figure = sample_panels(fields, grid, "u", ["one", "two"], NAMES)
@@ -125,7 +123,7 @@ def test_nothing_that_is_written_is_cut_off(scale, models):
 
 def test_colour_bars_have_whole_numbers_also_where_fields_differ_little():
     grid = Grid.uniform((5, 5))
-    fields = some(grid, n=1)
+    fields = random_fields(grid, n=1)
     fields["truth"][:] = 101_325 + np.linspace(0, 3, 25).reshape(5, 5)
     figure = sample_panels(fields, grid, "u", ["one"], NAMES)
     figure.draw_without_rendering()
@@ -136,11 +134,11 @@ def test_colour_bars_have_whole_numbers_also_where_fields_differ_little():
     assert bar.yaxis.get_offset_text().get_text() == ""
 
 
-def test_a_prediction_that_is_not_finite_shows_as_such():
+def test_points_that_are_not_finite_are_red():
     grid = Grid.uniform((4, 4))
-    fields = some(grid, models=("A",), n=1)
+    fields = random_fields(grid, models=("A",), n=1)
     fields["prediction"][0, 0, 0, 2, 1] = np.nan
-    (shown,) = images(sample_panels(fields, grid, "u", ["one"], NAMES))
+    (shown,) = drawn(fields, grid)
     image = shown["A direct"]
     rgba = image.to_rgba(np.ma.masked_invalid(image.get_array()))
     np.testing.assert_allclose(rgba[2, 1], [1, 1 / 3, 1 / 3, 1])
@@ -151,7 +149,7 @@ def test_a_prediction_that_is_not_finite_shows_as_such():
 @pytest.mark.parametrize("shape", [(6,), (4, 4)])
 def test_predictions_of_a_diverged_model_can_be_drawn(value, shape):
     grid = Grid.uniform(shape)
-    fields = some(grid, models=("A",), n=1)
+    fields = random_fields(grid, models=("A",), n=1)
     for name in ("prediction", "dpu"):
         fields[name][:] = value
     figure = sample_panels(fields, grid, "u", ["one"], NAMES)
@@ -159,8 +157,7 @@ def test_predictions_of_a_diverged_model_can_be_drawn(value, shape):
     if len(shape) == 1:
         named = figure.subfigs[0].axes[0].get_legend().get_texts()[1].get_text()
     else:
-        truth = fields["truth"].values
-        (shown,) = images(figure)
+        truth, (shown,) = fields["truth"].values, drawn(fields, grid)
         (named,) = [name for name in shown if name.startswith("A direct |error|")]
         assert shown["A direct"].get_clim() == (truth.min(), truth.max())
     error = np.linalg.norm(np.full(shape, np.float32(value), float) - fields["truth"].values[0, 0])
@@ -172,38 +169,34 @@ def test_predictions_of_a_diverged_model_can_be_drawn(value, shape):
 def test_every_input_has_a_panel(n_inputs):
     grid = Grid.uniform((3, 3))
     inputs = ("a", "b", "c")[:n_inputs]
-    fields = some(grid, inputs=inputs, n=1)
-    (shown,) = images(sample_panels(fields, grid, "u", ["one"], {name: name for name in "abcu"}))
+    fields = random_fields(grid, inputs=inputs, n=1)
+    (shown,) = drawn(fields, grid, {name: name for name in "abcu"})
     for k, name in enumerate(inputs):
         np.testing.assert_array_equal(shown[name].get_array(), fields["input"][k, 0])
 
 
-def test_of_three_dimensions_the_middle_is_shown():
+def test_fields_of_three_dimensions_are_shown_in_the_middle():
     grid = Grid.uniform((6, 4, 4))
-    fields = some(grid, n=1)
+    fields = random_fields(grid, n=1)
     figure = sample_panels(fields, grid, "u", ["one"], NAMES)
-    (shown,) = images(figure)
+    (shown,) = drawn(fields, grid)
     np.testing.assert_array_equal(shown["truth: u [Pa]"].get_array(), fields["truth"][0, 0, 3])
     assert figure.subfigs[0].get_suptitle() == "one, z = 0.5"
 
 
-def test_one_dimension_is_lines():
+def test_fields_of_one_dimension_are_lines():
     grid = Grid.uniform((7,), registration="cell")
-    fields = some(grid, n=1)
+    fields = random_fields(grid, n=1)
     figure = sample_panels(fields, grid, "u", ["one"], NAMES)
     top, below, errors = figure.subfigs[0].axes
     truth, prediction = fields["truth"][0, 0].values, fields["prediction"][:, 0, 0].values
-    dpu = fields["dpu"][:, 0, 0].values
-    drawn = [values for pair in zip(prediction, dpu, strict=True) for values in pair]
-    for line, values in zip(top.lines, [truth, *drawn], strict=True):
-        np.testing.assert_array_equal(
-            np.column_stack(line.get_data()), np.column_stack([grid.points[0], values])
-        )
+    lines = list(itertools.chain(*zip(prediction, fields["dpu"][:, 0, 0].values, strict=True)))
+    for line, values in zip(top.lines, [truth, *lines], strict=True):
+        np.testing.assert_array_equal(line.get_data(), [grid.points[0], values])
     np.testing.assert_array_equal(below.lines[0].get_ydata(), fields["input"][0, 0])
-    np.testing.assert_allclose([line.get_ydata() for line in errors.lines], np.abs(drawn - truth))
-    assert [text.get_text() for text in top.get_legend().get_texts()] == ["truth"] + [
-        f"{name}: {size(values, truth)}"
-        for name, values in zip(
-            ("A, direct", "A, DPU (mean)", "B, direct", "B, DPU (nearest)"), drawn, strict=True
-        )
+    np.testing.assert_allclose([line.get_ydata() for line in errors.lines], np.abs(lines - truth))
+    names = ("A, direct", "A, DPU (mean)", "B, direct", "B, DPU (nearest)")
+    assert [text.get_text() for text in top.get_legend().get_texts()] == [
+        "truth",
+        *(f"{name}: {size(values, truth)}" for name, values in zip(names, lines, strict=True)),
     ]

@@ -1,6 +1,7 @@
 """The report: one page that holds what the numbers say, and the numbers beside it."""
 
 import csv
+import itertools
 import json
 import re
 
@@ -30,14 +31,6 @@ MACHINE = {
 UNIT = {"mean": 0.0, "std": 1.0}
 
 
-def bumps(samples, grid):
-    y, x = grid.mesh
-    a = np.stack(
-        [np.sin(np.pi * y) * np.sin((1 + i % 3) * np.pi * x) + 0.1 * y * (1 - y) * i for i in samples]
-    )
-    return {"a": a, "u": 2 * a}
-
-
 class Off(nn.Module):
     """Off by a random map of the neighbourhood, and by a NaN on fine grids if asked."""
 
@@ -53,30 +46,59 @@ class Off(nn.Module):
         return y
 
 
+class Times(nn.Module):
+    """All outputs by a factor off, the k-th of them k times the input, and by another on fine grids."""
+
+    def __init__(self, factors, *, fine=1.0):
+        super().__init__()
+        self.factors, self.fine = factors, fine
+
+    def forward(self, x):
+        by = self.fine if x.shape[-1] > 8 else 1.0
+        return torch.cat([by * factor * (k + 1) * x for k, factor in enumerate(self.factors)], dim=1)
+
+
+def run_of(model, outputs=("u",), options=(), history=(), **training):
+    processor = FieldProcessor({"a": UNIT}, dict.fromkeys(outputs, UNIT))
+    return Run(model, processor, "off", dict(options), training, list(history))
+
+
+def judge(folder, grids, models, outputs=("u",)):
+    """Results, summary and evidence of models; each output is a multiple of the one input."""
+    variables = [Variable("a", "input", long_name="a <b>")]
+    variables += [Variable(name, "output", units="Pa") for name in outputs]
+
+    def fields(samples, grid):
+        phase = np.reshape(samples, (-1, *[1] * grid.n_dim)) / 3
+        wave = np.prod(np.broadcast_arrays(*(np.sin(np.pi * x) for x in grid.mesh)), axis=0)
+        a = wave * np.cos(3 * grid.mesh[-1] + phase) + 0.1 * wave * phase
+        return {"a": a} | {name: (k + 1) * a for k, name in enumerate(outputs)}
+
+    store = store_of(folder / "some.zarr", grids, variables, fields, {"train": 4, "test": 12})
+    evidence = Evidence()
+    results = evaluate_transfer(models, store, list(store.grids), evidence=evidence, progress=False)
+    return results, summary(results), evidence
+
+
+def report_of(folder, shapes, models, outputs=("u",), *, trained="r8", registration="node"):
+    """The page, results, summary and evidence of models trained at one resolution."""
+    grids = [Grid.uniform(shape, registration=registration) for shape in shapes]
+    runs = {name: run_of(model, outputs, resolution=trained) for name, model in models.items()}
+    judged = judge(folder, grids, runs, outputs)
+    return write_report(folder / "out", *judged, title="Some").read_text(), *judged
+
+
 @pytest.fixture(scope="module")
 def evaluation(tmp_path_factory):
     """Results, summary and evidence that no test changes, of two runs and a function."""
-    grids = [Grid.uniform((n, n)) for n in (8, 16)]
-    variables = [Variable("a", "input", long_name="a <b>"), Variable("u", "output", units="Pa")]
-    path = tmp_path_factory.mktemp("report") / "bumps.zarr"
-    store = store_of(path, grids, variables, bumps, {"train": 4, "test": 12})
     history = [{"epoch": i + 1, "training_error": 0.5 / (i + 1), "seconds": 1.5} for i in range(4)]
-    models = {"good": Off(0.05), "<i>bad</i>": Off(0.6, breaks=True)}
-    runs = {
-        name: Run(
-            model,
-            FieldProcessor({"a": UNIT}, {"u": UNIT}),
-            "off",
-            {"size": model.size},
-            {"resolution": "r8", "epochs": 4, "seed": 17, **(MACHINE if name == "good" else {})},
-            history if name == "good" else [],
-        )
-        for name, model in models.items()
+    training = {"resolution": "r8", "epochs": 4, "seed": 17}
+    models = {
+        "good": run_of(Off(0.05), options={"size": 0.05}, history=history, **training, **MACHINE),
+        "<i>bad</i>": run_of(Off(0.6, breaks=True), options={"size": 0.6}, **training),
+        "function": Trained(lambda x: 1.9 * x, resolution=8),
     }
-    evidence = Evidence()
-    models = {**runs, "function": Trained(lambda x: 1.9 * x, resolution=8)}
-    results = evaluate_transfer(models, store, [8, 16], evidence=evidence, progress=False)
-    return results, summary(results), evidence
+    return judge(tmp_path_factory.mktemp("report"), [Grid.uniform((n, n)) for n in (8, 16)], models)
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +110,12 @@ def written(evaluation, tmp_path_factory):
 
 def test_page_has_every_number_of_the_table_and_every_sentence(evaluation, written):
     judged, text = evaluation[1], written[1].replace("&nbsp;", " ")
-    for cell in [*header(judged), *(cell for row in table_rows(judged) for cell in row)]:
+    for cell in itertools.chain(header(judged), *table_rows(judged)):
         assert f">{escape(cell)}</t" in text
-    for sentence, verdict in zip(
-        judged["sentence"].values.ravel(), judged["verdict"].values.ravel(), strict=True
-    ):
+    verdicts = judged["verdict"].values.ravel()
+    for sentence, verdict in zip(judged["sentence"].values.ravel(), verdicts, strict=True):
         assert f'<li class="{verdict.replace(" ", "-")}">{escape(sentence)}</li>' in text
-    assert {"training", "not finite"} <= set(judged["verdict"].values.ravel())
+    assert {"training", "not finite"} <= set(verdicts)
 
 
 def test_page_has_the_budget_of_each_model(written):
@@ -154,50 +175,14 @@ def test_terms_are_explained_before_they_are_used(written):
     ]
 
 
-def a_report(folder, grids, outputs, models, trained):
-    """The page, results, summary and evidence of models that predict all outputs from one input."""
-    variables = [Variable("a", "input"), *(Variable(name, "output", units="Pa") for name in outputs)]
-
-    def fields(samples, grid):
-        phase = np.reshape(samples, (-1, *[1] * grid.n_dim)) / 3
-        wave = np.prod(np.broadcast_arrays(*(np.sin(np.pi * x) for x in grid.mesh)), axis=0)
-        a = wave * np.cos(3 * grid.mesh[-1] + phase) + 0.1 * wave * phase
-        return {"a": a} | {name: (k + 1) * a for k, name in enumerate(outputs)}
-
-    store = store_of(folder / "some.zarr", grids, variables, fields, {"train": 4, "test": 12})
-    processor = FieldProcessor({"a": UNIT}, dict.fromkeys(outputs, UNIT))
-    runs = {
-        name: Run(model, processor, "some", {}, {"resolution": trained}) for name, model in models.items()
-    }
-    evidence = Evidence()
-    results = evaluate_transfer(runs, store, list(store.grids), evidence=evidence, progress=False)
-    judged = summary(results)
-    text = write_report(folder / "out", results, judged, evidence, title="Some").read_text()
-    return text, results, judged, evidence
-
-
-class Times(nn.Module):
-    """All outputs by a factor off, the k-th of them k times the input, and by another on fine grids."""
-
-    def __init__(self, factors, *, fine=1.0):
-        super().__init__()
-        self.factors, self.fine = factors, fine
-
-    def forward(self, x):
-        by = self.fine if x.shape[-1] > 8 else 1.0
-        return torch.cat([by * factor * (k + 1) * x for k, factor in enumerate(self.factors)], dim=1)
-
-
 def test_three_outputs_are_judged_and_shown_one_by_one(tmp_path):
-    grids = [Grid.uniform((n, n)) for n in (8, 16)]
-    factors = (1.1, 1.2, 1.3)
-    text, _, judged, _ = a_report(tmp_path, grids, ("u", "v", "w"), {"one": Times(factors)}, "r8")
+    factors, outputs = (1.1, 1.2, 1.3), ("u", "v", "w")
+    text, _, judged, _ = report_of(tmp_path, [(8, 8), (16, 16)], {"one": Times(factors)}, outputs)
     for name, factor in zip("uvw", factors, strict=True):
         error = f"{100 * (factor - 1):.1f}"
         assert f"one at r16, {name}: " in text
-        assert (
-            f"<td>one</td><td>r8</td><td>r16</td><td>{name}</td><td>{error} [{error},&nbsp;{error}]" in text
-        )
+        cells = ["one", "r8", "r16", name, f"{error} [{error},&nbsp;{error}]"]
+        assert "</td><td>".join(cells) in text
         for key, size in (("r8", 8), ("r16", 16)):
             assert f"<h3>{name} at {key}, {size} \u00d7 {size} points" in text
     # Errors in three ways, spectra, and two resolutions; nothing that could be counted.
@@ -205,10 +190,9 @@ def test_three_outputs_are_judged_and_shown_one_by_one(tmp_path):
     assert judged["verdict"].sel(resolution="r8").values.tolist() == [["training"] * 3]
 
 
-def test_one_dimension(tmp_path):
-    grids = [Grid.uniform((n,)) for n in (8, 16)]
+def test_report_of_one_dimension(tmp_path):
     models = {"exact": Times((1.0,)), "off": Times((1.5,), fine=1.2)}
-    text, _, judged, _ = a_report(tmp_path, grids, ("u",), models, "r8")
+    text, _, judged, _ = report_of(tmp_path, [(8,), (16,)], models)
     direct = judged["mean"].sel(predictor="direct", variable="u", metric="relative_l2")
     np.testing.assert_allclose(direct, [[0, 0], [0.5, 0.8]], atol=1e-6)
     assert judged["verdict"].sel(model="off", train_resolution="r8", resolution="r16").item() == "worse"
@@ -222,11 +206,10 @@ def test_one_dimension(tmp_path):
 
 
 @pytest.mark.parametrize(("value", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (1e30, None)])
-def test_a_diverged_model_alone_has_a_report(tmp_path, value, shown):
+def test_diverged_model_alone_has_a_report(tmp_path, value, shown):
+    models, shapes = {"only": Times((1.1,), fine=float(value))}, [(8, 8), (16, 16)]
     # Centres of cells, where the fields are not zero.
-    grids = [Grid.uniform((n, n), registration="cell") for n in (8, 16)]
-    broken = Times((1.1,), fine=float(value))
-    text, _, judged, _ = a_report(tmp_path, grids, ("u",), {"only": broken}, "r8")
+    text, _, judged, _ = report_of(tmp_path, shapes, models, registration="cell")
     cell = judged.sel(resolution="r16", variable="u", metric="relative_l2").isel(run=0)
     verdict, sentence = cell["verdict"].item(), cell["sentence"].item()
     if shown is None:
@@ -238,44 +221,33 @@ def test_a_diverged_model_alone_has_a_report(tmp_path, value, shown):
         assert verdict == "not finite"
         assert "errors are not finite in 12 of 12 samples of direct inference and in 0 of" in sentence
         assert f"{shown} (12 not finite)" in text
-        content = json.loads((tmp_path / "out" / "results.json").read_text())
-        (of,) = [
-            row["mean"]
-            for row in content["errors"]
-            if (row["resolution"], row["predictor"], row["metric"]) == ("r16", "direct", "relative_l2")
-        ]
-        assert of == {"nan": "NaN", "inf": "Infinity"}[shown]
-    kind = verdict.replace(" ", "-")
-    assert f'<li class="{kind}">{escape(sentence)}</li>' in text.replace("&nbsp;", " ")
+        rows = json.loads((tmp_path / "out" / "results.json").read_text())["errors"]
+        means = {(row["resolution"], row["predictor"], row["metric"]): row["mean"] for row in rows}
+        assert means["r16", "direct", "relative_l2"] == {"nan": "NaN", "inf": "Infinity"}[shown]
+    item = f'<li class="{verdict.replace(" ", "-")}">{escape(sentence)}</li>'
+    assert item in text.replace("&nbsp;", " ")
     assert "<h3>u at r16, 16 \u00d7 16 points</h3>" in text
 
 
 @pytest.mark.parametrize("trained", ["r8", "r12", "r16"])
 def test_coarse_prediction_shown_is_the_one_judged(tmp_path, trained):
-    grids = [Grid.uniform((n, n)) for n in (8, 12, 16)]
-    models = {"good": Off(0.05), "bad": Off(0.6)}
-    text, results, judged, evidence = a_report(tmp_path, grids, ("u",), models, trained)
+    models, shapes = {"good": Off(0.05), "bad": Off(0.6)}, [(8, 8), (12, 12), (16, 16)]
+    text, results, judged, evidence = report_of(tmp_path, shapes, models, trained=trained)
     inputs = set()
     for key, kept in evidence.fields.items():
         shown = beside_dpu(kept, judged, key)
         assert shown["model"].values.tolist() == list(models)
         for model in models:
-            cell = judged.sel(model=model, train_resolution=trained, resolution=key, metric="relative_l2")
-            cell = cell.squeeze("variable")
+            at = {"model": model, "resolution": key, "variable": "u", "metric": "relative_l2"}
+            cell = judged.sel(at).squeeze("run")
             one = shown.sel(model=model, variable="u")
-            weights = evidence.store.grids[key].weights
-            error = np.sqrt((weights * (one["dpu"] - one["truth"]).astype(float) ** 2).sum(("y", "x")))
-            error /= np.sqrt((weights * one["truth"].astype(float) ** 2).sum(("y", "x")))
-            expected = results["error"].sel(
-                model=model,
-                resolution=key,
-                variable="u",
-                predictor=cell["best_dpu"].item(),
-                metric="relative_l2",
-            )
-            np.testing.assert_allclose(error, expected.squeeze(), rtol=1e-4)
             assert one["dpu_input"].item() == ("" if key == trained else dpu_input(cell))
             inputs.add(one["dpu_input"].item())
+            truth, off = (x.astype(float) for x in (one["truth"], one["dpu"] - one["truth"]))
+            weights = evidence.store.grids[key].weights
+            error = np.sqrt((weights * off**2).sum(("y", "x")) / (weights * truth**2).sum(("y", "x")))
+            expected = results["error"].sel(at).sel(predictor=cell["best_dpu"].item())
+            np.testing.assert_allclose(error, expected.squeeze(), rtol=1e-4)
     assert len(inputs) == len(evidence.fields)
     assert "grids do not nest for good at" in text
     assert "took the input at the nearest point instead" in text
@@ -298,14 +270,9 @@ def test_numbers_beside_the_page_are_the_results(evaluation, written):
 def test_report_is_replaced_only_if_asked_and_only_by_a_whole_one(evaluation, written, monkeypatch, tmp_path):
     folder = written[0].parent
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    for refused in (
-        lambda: check_report_folder(folder),
-        lambda: write_report(folder, *evaluation, title="again"),
-    ):
-        with pytest.raises(
-            InputError, match=r"report\.html, results\.csv, results\.json, results\.nc already"
-        ):
-            refused()
+    for refused in (check_report_folder, lambda folder: write_report(folder, *evaluation, title="again")):
+        with pytest.raises(InputError, match=r"report.html, results.csv, results.json, results.nc already"):
+            refused(folder)
     check_report_folder(folder, overwrite=True)
     check_report_folder(folder / "nowhere")
 
@@ -325,14 +292,8 @@ def test_report_is_replaced_only_if_asked_and_only_by_a_whole_one(evaluation, wr
     ("change", "message"),
     [
         (lambda r, j, e: (r, j, Evidence()), "evidence of no evaluation"),
-        (
-            lambda r, j, e: (r.isel(run=[0]), j, e),
-            "results of good at r8, r16, but evidence of good, <i>bad</i>",
-        ),
-        (
-            lambda r, j, e: (r.isel(resolution=[0]), j, e),
-            "but evidence of .* at r8, r16: give the evidence of",
-        ),
+        (lambda r, j, e: (r.isel(run=[0]), j, e), "results of good at r8, r16, but evidence of good, <i>bad"),
+        (lambda r, j, e: (r.isel(resolution=[0]), j, e), "but evidence of .* at r8, r16: give the evidence"),
         (lambda r, j, e: (r, j.isel(resolution=[0]), e), r"a summary of .* give summary\(results\)"),
     ],
 )

@@ -9,63 +9,87 @@ from hypothesis import strategies as st
 from mano_op.errors import InputError
 from mano_op.transfer.predictors import PREDICTORS
 from mano_op.transfer.sentences import percent, with_interval
-from mano_op.transfer.significance import bootstrap_means, summary
+from mano_op.transfer.significance import DPU, bootstrap_means, summary
 
 RNG = np.random.default_rng(0)
 BASE = RNG.uniform(0.05, 0.5, 60)  # samples differ far more than predictors
 NOISE = RNG.normal(0, 0.01, 60)
 NOISE -= NOISE.mean()
+NOISY = BASE + NOISE
+BROKEN = BASE.copy()
+BROKEN[[3, 7]] = np.nan, np.inf
+MEANS, RIVAL = (
+    f"predicting the mean field ({percent(BASE.mean())} % [",
+    "interpolating its own coarse prediction",
+)
+ALIKE = dict.fromkeys(PREDICTORS, BASE)
 
 
-def judged(direct, dpu, *, mean=None, interpolation=None, field=None, **options):
-    """A model trained at 16, at 16 and at 32, where its errors, and the mean field's, are the ones given."""
+def judge(direct, dpu, *, mean=None, interpolation=None, field=None, **options):
+    """The summary of a model trained at 16, by its errors, and the mean field's, at 32."""
     ones = np.ones_like(direct)
-    at_training = dict.fromkeys(("direct", "dpu_injection", "dpu_mean", "dpu_interpolation"), 0.1 * ones)
-    there = {
+    at_16 = dict.fromkeys(("direct", *DPU), 0.1 * ones) | {"floor": 0.02 * ones, "mean": ones}
+    at_32 = {
         "direct": direct,
         "dpu_injection": dpu,
         "dpu_mean": ones if mean is None else mean,
         "dpu_interpolation": dpu if interpolation is None else interpolation,
+        "mean": ones if field is None else field,
     }
-    rest = {"floor": 0.02 * ones, "mean": ones}
-    field = ones if field is None else field
-    results = results_of({"M": {"r16": {**at_training, **rest}, "r32": {**there, **rest, "mean": field}}})
-    return summary(results, **options)
+    return summary(results_of({"M": {"r16": at_16, "r32": at_16 | at_32}}), **options)
 
 
-def at(one, key, name):
-    found = one[name].sel(model="M", train_resolution="r16", resolution=key, variable="u")
-    return (found.sel(metric="relative_l2") if "metric" in found.dims else found).item()
-
-
-def of_direct(one):
-    return one.sel(
-        model="M",
-        train_resolution="r16",
-        resolution="r32",
-        variable="u",
-        metric="relative_l2",
-        predictor="direct",
-    )
+def cell(judged, key="r32"):
+    at = {"model": "M", "train_resolution": "r16", "resolution": key, "variable": "u"}
+    return judged.sel(at).sel(metric="relative_l2")
 
 
 @pytest.mark.parametrize(
-    ("shift", "verdict", "words"),
+    ("errors", "verdict", "words"),
     [
-        (-0.005, "improves", "improves on interpolating its own coarse prediction"),
-        (0.005, "worse", "is worse than interpolating its own coarse prediction"),
-        (0.0, "undecided", "no difference can be told"),
+        ((NOISY - 0.005, BASE), "improves", f"improves on {RIVAL}"),
+        ((NOISY + 0.005, BASE), "worse", f"is worse than {RIVAL}"),
+        ((NOISY, BASE), "undecided", "no difference can be told"),
+        # Far below DPU, but with the mean field for a rival.
+        (
+            (NOISY, NOISY + 0.1, BASE + 0.005),
+            "improves",
+            f"improves on {RIVAL} ({percent(BASE.mean() + 0.1)} % [",
+        ),
+        ((NOISY, NOISY + 0.1, BASE + 0.0005), "undecided", "but no difference to predicting the mean"),
+        ((NOISY + 0.0005, NOISY + 0.1, BASE), "no better than mean", f"is no better than {MEANS}"),
+        ((NOISY + 0.005, NOISY + 0.1, BASE), "no better than mean", f"is worse than {MEANS}"),
+        # A smaller error by rounding is no smaller error.
+        ((BASE * (1 - 1e-8), BASE + 0.1, BASE), "no better than mean", f"is no better than {MEANS}"),
+        ((BASE * (1 - 1e-5), BASE + 0.1, BASE), "improves", f"direct inference ({percent(BASE.mean())} % ["),
+        ((BROKEN, BASE), "not finite", "2 of 60 samples of direct inference and in 0 of"),
+        ((BASE[:9] - 0.02, BASE[:9]), "few", "9 samples are too few"),
+        ((BASE[:10] - 0.02, BASE[:10]), "improves", ""),
+        (
+            (BASE[:9] + 0.02, BASE[:9], BASE[:9]),
+            "no better than mean",
+            "is no better than predicting the mean",
+        ),
     ],
 )
-def test_verdicts_follow_the_paired_interval(shift, verdict, words):
-    one = judged(BASE + NOISE + shift, BASE)
-    assert at(one, "r32", "verdict") == verdict
-    assert words in at(one, "r32", "sentence")
-    low, high = at(one, "r32", "difference_low"), at(one, "r32", "difference_high")
-    assert (low <= 0 <= high) == (verdict == "undecided")
-    assert low < shift < high
-    # The interval of the one mean holds the other mean: what decides is that samples are paired.
-    direct = of_direct(one)
+def test_verdict_is_the_first_that_applies(errors, verdict, words):
+    direct, dpu, *field = errors
+    at_32 = cell(judge(direct, dpu, field=field[0] if field else None))
+    assert at_32["verdict"] == verdict
+    assert words in at_32["sentence"].item()
+    assert ("improves" in at_32["sentence"].item()) == (verdict == "improves")
+
+
+@pytest.mark.parametrize("shift", [-0.005, -0.0005, 0.0, 0.0005, 0.005])
+def test_differences_are_of_paired_samples(shift):
+    """The interval of the direct mean holds the rival's mean, and that of the difference does not."""
+    at_32 = cell(judge(NOISY + shift, BASE, field=BASE))
+    for name in ("difference", "over_mean"):
+        low, value, high = (at_32[f"{name}{end}"].item() for end in ("_low", "", "_high"))
+        assert low < value < high
+        assert value == pytest.approx(shift, abs=1e-14)
+        assert (low <= 0 <= high) == (abs(shift) < 0.001)
+    direct = at_32.sel(predictor="direct")
     assert direct["low"] < BASE.mean() < direct["high"]
 
 
@@ -91,35 +115,9 @@ def test_verdicts_follow_the_paired_interval(shift, verdict, words):
     ],
 )  # fmt: skip
 def test_sentences_carry_the_numbers(direct, dpu, field, finding):
-    one = judged(np.full(20, direct), np.full(20, dpu), field=np.full(20, field))
-    assert at(one, "r32", "sentence") == f"M at r32: {finding}"
-    assert at(one, "r32", "skill") == pytest.approx(1 - direct / dpu)
-    assert at(one, "r16", "sentence") == "M at r16, where it was trained: error 10.0 % [10.0, 10.0]."
-    assert at(one, "r16", "verdict") == "training"
-
-
-@pytest.mark.parametrize(
-    ("over_mean", "verdict", "words"),
-    [
-        (-0.005, "improves", "improves on interpolating its own coarse prediction ("),
-        (-0.0005, "undecided", "but no difference to predicting the mean field ("),
-        (0.0005, "no better than mean", "is no better than predicting the mean field ("),
-        (0.005, "no better than mean", "is worse than predicting the mean field ("),
-    ],
-)
-def test_nothing_favourable_is_said_of_what_the_mean_field_does_as_well(over_mean, verdict, words):
-    direct = BASE + NOISE
-    one = judged(direct, direct + 0.1, field=BASE - over_mean)
-    assert at(one, "r32", "difference_high") < -0.09  # far below DPU in every case
-    assert at(one, "r32", "verdict") == verdict
-    rival = BASE + 0.1 if verdict == "improves" else BASE - over_mean
-    assert f"{words}{percent(rival.mean())} % [" in at(one, "r32", "sentence")
-    assert f"direct inference ({percent(BASE.mean())} % [" in at(one, "r32", "sentence")
-    assert ("improves" in at(one, "r32", "sentence")) == (verdict == "improves")
-    low, high = at(one, "r32", "over_mean_low"), at(one, "r32", "over_mean_high")
-    assert low < at(one, "r32", "over_mean") < high
-    assert at(one, "r32", "over_mean") == pytest.approx(over_mean, abs=1e-14)
-    assert (low <= 0 <= high) == (abs(over_mean) < 0.001)
+    judged = judge(np.full(20, direct), np.full(20, dpu), field=np.full(20, field))
+    assert cell(judged)["sentence"] == f"M at r32: {finding}"
+    assert cell(judged)["skill"] == pytest.approx(1 - direct / dpu)
 
 
 @pytest.mark.parametrize(
@@ -127,108 +125,66 @@ def test_nothing_favourable_is_said_of_what_the_mean_field_does_as_well(over_mea
     [
         (0.20, "training", "error 10.0 % [10.0, 10.0]."),
         (
-            0.08,
-            "no better than mean",
+            0.08, "no better than mean",
             "error 10.0 % [10.0, 10.0], worse than predicting the mean field (8.00 % [8.00, 8.00]); the "
             "difference is +2.00 [+2.00, +2.00] percentage points.",
         ),
     ],
-)
-def test_the_mean_field_is_a_rival_where_the_model_was_trained_too(field, verdict, sentence):
+)  # fmt: skip
+def test_mean_field_is_the_rival_at_home(field, verdict, sentence):
     errors = dict.fromkeys(PREDICTORS, np.full(20, 0.1)) | {"mean": np.full(20, field)}
-    one = summary(results_of({"M": {"r16": errors}}))
-    assert one["verdict"].item() == verdict
-    assert one["sentence"].item() == "M at r16, where it was trained: " + sentence
-
-
-def test_a_model_that_has_become_the_mean_field_is_not_better_by_rounding():
-    one = judged(BASE * (1 - 1e-8), BASE + 0.1, field=BASE)
-    assert at(one, "r32", "over_mean_high") < 0
-    assert at(one, "r32", "verdict") == "no better than mean"
-    assert judged(BASE * (1 - 1e-5), BASE + 0.1, field=BASE)["verdict"].values.ravel()[1] == "improves"
+    judged = summary(results_of({"M": {"r16": errors}}))
+    assert judged["verdict"].item() == verdict
+    assert judged["sentence"].item() == "M at r16, where it was trained: " + sentence
 
 
 def test_intervals_are_those_of_a_mean():
-    one = of_direct(judged(BASE, BASE))
+    direct = cell(judge(BASE, BASE)).sel(predictor="direct")
     half = 1.96 * BASE.std() / np.sqrt(BASE.size)
-    assert one["mean"] == pytest.approx(BASE.mean(), rel=1e-14)
-    assert one["low"] == pytest.approx(BASE.mean() - half, abs=0.1 * half)
-    assert one["high"] == pytest.approx(BASE.mean() + half, abs=0.1 * half)
+    assert direct["mean"] == pytest.approx(BASE.mean(), rel=1e-14)
+    assert direct["low"] == pytest.approx(BASE.mean() - half, abs=0.1 * half)
+    assert direct["high"] == pytest.approx(BASE.mean() + half, abs=0.1 * half)
 
 
 def test_growth_is_the_direct_error_over_that_at_the_training_resolution():
-    one = judged(BASE, BASE)
-    assert at(one, "r16", "growth") == 1
-    assert at(one, "r32", "growth") == pytest.approx(BASE.mean() / 0.1)
+    judged = judge(BASE, BASE)
+    assert [cell(judged, "r16")[f"growth{end}"] for end in ("_low", "", "_high")] == [1, 1, 1]
+    assert cell(judged)["growth"] == pytest.approx(BASE.mean() / 0.1)
     # At 16 every sample has the same error, so what is left to chance is the mean at 32.
     bounds = np.quantile(bootstrap_means(BASE), [0.025, 0.975]) / 0.1
-    np.testing.assert_allclose([at(one, "r32", "growth_low"), at(one, "r32", "growth_high")], bounds)
-    assert at(one, "r16", "growth_low") == at(one, "r16", "growth_high") == 1
-    only_there = {name: np.ones(12) for name in one["predictor"].values}
-    assert np.isnan(summary(results_of({"M": {"r32": only_there}}))["growth"].item())
+    np.testing.assert_allclose([cell(judged)["growth_low"], cell(judged)["growth_high"]], bounds)
+    assert np.isnan(summary(results_of({"M": {"r32": ALIKE}}))["growth"].item())
 
 
-@pytest.mark.parametrize("best", ["dpu_injection", "dpu_mean", "dpu_interpolation"])
-def test_the_smallest_dpu_error_is_the_one_to_beat(best):
-    errors = {"dpu_injection": BASE, "dpu_mean": BASE, "dpu_interpolation": BASE} | {best: BASE - 0.02}
-    one = judged(
-        BASE - 0.01,
-        errors["dpu_injection"],
-        mean=errors["dpu_mean"],
-        interpolation=errors["dpu_interpolation"],
-    )
-    assert at(one, "r32", "best_dpu") == best
-    assert at(one, "r32", "verdict") == "worse"
-    assert at(one, "r32", "difference") == pytest.approx(0.01)
+@pytest.mark.parametrize("best", DPU)
+def test_smallest_dpu_error_is_the_one_to_beat(best):
+    injection, mean, interpolation = (BASE - 0.02 * (name == best) for name in DPU)
+    at_32 = cell(judge(BASE - 0.01, injection, mean=mean, interpolation=interpolation))
+    assert (at_32["best_dpu"], at_32["verdict"]) == (best, "worse")
+    assert at_32["difference"] == pytest.approx(0.01)
 
 
-def test_errors_that_are_not_finite_stay_visible_and_decide_nothing():
-    broken = BASE.copy()
-    broken[[3, 7]] = np.nan, np.inf
-    one = judged(broken, BASE)
-    cell = of_direct(one)
-    assert np.isnan(cell["mean"])
-    assert cell["non_finite"] == 2
-    assert at(one, "r32", "verdict") == "not finite"
-    assert "2 of 60 samples of direct inference and in 0 of" in at(one, "r32", "sentence")
-    infinite = BASE.copy()
-    infinite[3] = np.inf
-    cell = of_direct(judged(infinite, BASE))
-    assert cell["mean"] == np.inf
-    assert np.isnan(cell["low"])
+def test_errors_that_are_not_finite_stay_visible():
+    direct = cell(judge(BROKEN, BASE)).sel(predictor="direct")
+    assert np.isnan(direct["mean"]) and direct["non_finite"] == 2
+    infinite = cell(judge(np.where(np.isnan(BROKEN), 0.1, BROKEN), BASE)).sel(predictor="direct")
+    assert infinite["mean"] == np.inf and np.isnan(infinite["low"])
+    failed = cell(judge(BASE, BASE + 0.1, mean=np.full(60, np.nan), interpolation=np.full(60, np.inf)))
+    assert (failed["best_dpu"], failed["verdict"]) == ("dpu_injection", "improves")
 
 
-def test_a_dpu_that_fails_is_not_the_best():
-    one = judged(BASE, BASE + 0.1, mean=np.full(60, np.nan), interpolation=np.full(60, np.inf))
-    assert at(one, "r32", "best_dpu") == "dpu_injection"
-    assert at(one, "r32", "verdict") == "improves"
-
-
-def test_few_samples_decide_nothing():
-    one = judged(BASE[:9] - 0.02, BASE[:9])
-    assert at(one, "r32", "verdict") == "few"
-    assert "9 samples are too few" in at(one, "r32", "sentence")
-    assert at(judged(BASE[:10] - 0.02, BASE[:10]), "r32", "verdict") == "improves"
-    off = judged(BASE[:9] + 0.02, BASE[:9], field=BASE[:9])
-    assert at(off, "r32", "verdict") == "no better than mean"  # so it is, but not "worse"
-    assert "is no better than predicting the mean field" in at(off, "r32", "sentence")
-
-
-def test_below_the_training_resolution_the_words_are_others():
-    errors = {
-        name: BASE for name in ("direct", "dpu_injection", "dpu_mean", "dpu_interpolation", "floor", "mean")
-    }
-    results = results_of({"M": {"r8": {**errors, "direct": BASE - 0.01, "mean": BASE + 0.1}}})
+def test_sentences_below_the_training_resolution_have_other_words():
+    results = results_of({"M": {"r8": {**ALIKE, "direct": BASE - 0.01, "mean": BASE + 0.1}}})
     results["restriction"][:] = "nearest"
-    one = summary(results)
-    assert "input at the nearest points, as the grids do not nest" in one["sentence"].item()
-    assert "improves on going by way of its training grid" in one["sentence"].item()
+    sentence = summary(results)["sentence"].item()
+    assert "input at the nearest points, as the grids do not nest" in sentence
+    assert "improves on going by way of its training grid" in sentence
 
 
-def test_the_bootstrap_is_seeded():
-    first, again, other = (judged(BASE + NOISE, BASE, seed=seed) for seed in (0, 0, 1))
+def test_bootstrap_is_seeded():
+    first, again, other = (judge(NOISY, BASE, seed=seed) for seed in (0, 0, 1))
     assert first.identical(again)
-    assert at(first, "r32", "difference_low") != at(other, "r32", "difference_low")
+    assert cell(first)["difference_low"] != cell(other)["difference_low"]
 
 
 @given(
@@ -253,93 +209,84 @@ def test_bootstrap_means_spread_as_means_do():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"),
+    ("values", "sign", "text"),
     [
-        (0.5, "50.0"),
-        (1.234, "123"),
-        (12.34, "1234"),
-        (0.000012, "0.0012"),
-        (0.0, "0.00"),
-        (np.inf, "inf"),
-        (9999.0, "999900"),
-        (1e4, "1.00e+06"),
+        ((0.5,), False, "50.0"),
+        ((1.234,), False, "123"),
+        ((12.34,), False, "1234"),
+        ((0.000012,), False, "0.0012"),
+        ((0.0,), False, "0.00"),
+        ((np.inf,), False, "inf"),
+        ((9999.0,), False, "999900"),
+        ((1e4,), False, "1.00e+06"),
+        # Intervals of failures are left out, and errors of diverged models have exponents.
+        ((np.nan, np.nan, np.nan), False, "nan"),
+        ((np.inf, np.nan, np.nan), False, "inf"),
+        ((1.1e30, 9e29, 1.25e30), False, "1.10e+32 [9.00e+31, 1.25e+32]"),
+        ((1.1e30, 9e29, 1.25e30), True, "+1.10e+32 [+9.00e+31, +1.25e+32]"),
     ],
 )
-def test_percent_keeps_three_digits(value, text):
-    assert percent(value) == text
-
-
-def test_intervals_of_failures_are_left_out():
-    assert with_interval(np.nan, np.nan, np.nan) == "nan"
-    assert with_interval(np.inf, np.nan, np.nan) == "inf"
-
-
-def test_errors_of_diverged_models_have_exponents():
-    assert with_interval(1.1e30, 9e29, 1.25e30) == "1.10e+32 [9.00e+31, 1.25e+32]"
-    assert with_interval(1.1e30, 9e29, 1.25e30, sign=True) == "+1.10e+32 [+9.00e+31, +1.25e+32]"
-
-
-def by_seed(*shifts):
-    """An error of one mean for each seed."""
-    return np.stack([BASE + shift for shift in shifts])
+def test_per_cents_have_three_digits(values, sign, text):
+    assert (percent if len(values) == 1 else with_interval)(*values, sign=sign) == text
 
 
 def test_seeds_are_averaged_for_each_sample_and_their_spread_is_beside():
-    direct = by_seed(-0.03, 0.01, -0.01)
-    one = judged(direct, by_seed(0, 0, 0), mean=by_seed(1, 1, 1), field=by_seed(1, 1, 1))
-    alone = judged(direct.mean(axis=0), BASE)
+    direct, dpu = np.stack([BASE - 0.03, BASE + 0.01, BASE - 0.01]), np.stack([BASE] * 3)
+    at_32, alone = cell(judge(direct, dpu)), cell(judge(direct.mean(axis=0), BASE))
     for name in ("skill", "skill_low", "skill_high", "growth"):
-        assert at(one, "r32", name) == pytest.approx(at(alone, "r32", name), rel=1e-12)
-    cell = of_direct(one)
-    assert cell["seeds"] == 3
-    assert cell["seed_low"].item() == pytest.approx(BASE.mean() - 0.03)
-    assert cell["seed_high"].item() == pytest.approx(BASE.mean() + 0.01)
-    assert at(one, "r32", "skill_seed_low") == pytest.approx(-0.01 / BASE.mean())
-    assert at(one, "r32", "skill_seed_high") == pytest.approx(0.03 / BASE.mean())
-    least, most = (percent(x / BASE.mean(), sign=True) for x in (-0.01, 0.03))
-    assert at(one, "r32", "sentence").startswith("M at r32, 3 seeds: direct inference (")
-    assert at(one, "r32", "sentence").endswith(f", from {least} to {most} % over the seeds.")
+        assert at_32[name] == pytest.approx(alone[name].item(), rel=1e-12)
+    mean = BASE.mean()
+    assert at_32["seeds"] == 3
+    assert at_32["seed_low"].sel(predictor="direct") == pytest.approx(mean - 0.03)
+    assert at_32["seed_high"].sel(predictor="direct") == pytest.approx(mean + 0.01)
+    assert at_32["skill_seed_low"] == pytest.approx(-0.01 / mean)
+    assert at_32["skill_seed_high"] == pytest.approx(0.03 / mean)
+    least, most = (percent(x / mean, sign=True) for x in (-0.01, 0.03))
+    assert at_32["sentence"].item().startswith("M at r32, 3 seeds: direct inference (")
+    assert at_32["sentence"].item().endswith(f", from {least} to {most} % over the seeds.")
 
 
-def test_the_interval_of_the_skill_is_that_of_a_quotient():
-    direct = BASE + NOISE - 0.02
-    noisy = judged(direct, BASE)
+def test_interval_of_the_skill_is_that_of_a_quotient():
+    direct = NOISY - 0.02
+    at_32 = cell(judge(direct, BASE))
     # A ratio of means varies as the mean of what is left of its numerator does.
     left = direct - direct.mean() / BASE.mean() * BASE
     half = 1.96 * left.std() / np.sqrt(60) / BASE.mean()
-    assert at(noisy, "r32", "skill") == pytest.approx(0.02 / BASE.mean())
-    assert at(noisy, "r32", "skill_high") - at(noisy, "r32", "skill") == pytest.approx(half, rel=0.15)
+    assert at_32["skill"] == pytest.approx(0.02 / BASE.mean())
+    assert at_32["skill_high"] - at_32["skill"] == pytest.approx(half, rel=0.15)
 
 
 @given(shift=st.floats(-0.01, 0.01))
 def test_improves_is_said_only_where_the_interval_of_the_skill_is_above_zero(shift):
-    one = judged(BASE + NOISE + shift, BASE, resamples=200)
-    low, high = at(one, "r32", "skill_low"), at(one, "r32", "skill_high")
-    assert (at(one, "r32", "verdict") == "improves") == (low > 1e-6)
-    assert (at(one, "r32", "verdict") == "worse") == (high < -1e-6)
-    assert ("improves" in at(one, "r32", "sentence")) == (low > 1e-6)
+    at_32 = cell(judge(NOISY + shift, BASE, resamples=200))
+    assert (at_32["verdict"] == "improves") == (at_32["skill_low"] > 1e-6)
+    assert (at_32["verdict"] == "worse") == (at_32["skill_high"] < -1e-6)
+    assert ("improves" in at_32["sentence"].item()) == (at_32["skill_low"] > 1e-6)
 
 
-def trained_in_three_ways(n=20):
-    ones = dict.fromkeys(PREDICTORS, np.ones(n)) | {"floor": np.full(n, 0.01)}
-    rest = ("direct", "dpu_injection", "dpu_mean", "dpu_interpolation")
-    at_16 = dict.fromkeys(rest, np.full(n, 0.08))
-    at_32 = dict.fromkeys(rest, np.full(n, 0.05))
-    return {
-        "M @ r16": {"r16": ones | at_16, "r32": ones | at_16 | {"direct": np.full(n, 0.1)}},
-        "M @ r16+r32": {"r16": ones | at_16, "r32": ones | at_16 | {"direct": np.full(n, 0.06)}},
-        "M @ r32": {"r16": ones | at_32, "r32": ones | at_32},
-        "Other @ r16": {"r16": ones | at_16, "r32": ones | at_16},
-    }
+def test_same_model_trained_elsewhere_stands_beside():
+    def errors(at_16, at_32, other=0.08):
+        ones = dict.fromkeys(PREDICTORS, np.ones(20))
+        dpu = dict.fromkeys(("direct", *DPU), np.full(20, other))
+        return {
+            "r16": ones | dpu | {"direct": np.full(20, at_16)},
+            "r32": ones | dpu | {"direct": np.full(20, at_32)},
+        }
 
-
-def test_what_the_same_model_does_trained_elsewhere_stands_beside():
-    results = results_of(trained_in_three_ways())
-    one = summary(results)
+    judged = summary(
+        results_of(
+            {
+                "M @ r16": errors(0.08, 0.1),
+                "M @ r16+r32": errors(0.08, 0.06),
+                "M @ r32": errors(0.05, 0.05, 0.05),
+                "Other @ r16": errors(0.08, 0.08),
+            }
+        )
+    )
 
     def sentence(model, trained, key):
         at = {"model": model, "train_resolution": trained, "resolution": key, "variable": "u"}
-        return one["sentence"].sel(at).item()
+        return judged["sentence"].sel(at).item()
 
     assert sentence("M", "r16", "r32") == (
         "M (r16) at r32: direct inference (10.0 % [10.0, 10.0]) is worse than interpolating its own coarse "
@@ -350,26 +297,22 @@ def test_what_the_same_model_does_trained_elsewhere_stands_beside():
     assert sentence("M", "r16+r32", "r32").endswith("; trained on r32 it has error 5.00 % [5.00, 5.00].")
     assert "where it was trained most: error 8.00 %" in sentence("M", "r16+r32", "r16")
     assert "trained on" not in sentence("Other", "r16", "r32")
-    assert one.sel(model="M", train_resolution="r32", resolution="r32")["growth"].item() == 1
+    assert judged.sel(model="M", train_resolution="r32", resolution="r32")["growth"].item() == 1
 
 
-def test_everything_is_there_for_every_metric():
-    results = results_of(
-        {"M": {"r16": dict.fromkeys(PREDICTORS, BASE), "r32": dict.fromkeys(PREDICTORS, BASE)}}
-    )
+def test_numbers_are_of_every_metric_and_sentences_of_one():
+    results = results_of({"M": {"r16": ALIKE, "r32": ALIKE}})
     error = results["error"]
+    both = np.concatenate([error, 0.5 * error], axis=error.dims.index("metric"))
     results = results.drop_dims("metric").assign_coords(metric=["relative_l2", "vrmse"])
-    results = results.assign(
-        error=(error.dims, np.concatenate([error, 0.5 * error], axis=error.dims.index("metric"))),
-        defined=(("resolution", "predictor", "metric"), np.ones((2, len(PREDICTORS), 2), bool)),
+    results["error"] = error.dims, both
+    results["defined"] = ("resolution", "predictor", "metric"), np.ones((2, len(PREDICTORS), 2), bool)
+    judged = summary(results, metric="vrmse")
+    np.testing.assert_allclose(
+        judged["mean"].sel(metric="vrmse"), 0.5 * judged["mean"].sel(metric="relative_l2")
     )
-    one = summary(results, metric="vrmse")
-    np.testing.assert_allclose(one["mean"].sel(metric="vrmse"), 0.5 * one["mean"].sel(metric="relative_l2"))
-    assert (
-        f"error {percent(BASE.mean() / 2)} % ["
-        in summary(results, metric="vrmse")["sentence"].values.ravel()[0]
-    )
-    assert one.attrs["metric"] == "vrmse"
+    assert f"error {percent(BASE.mean() / 2)} % [" in judged["sentence"].values.ravel()[0]
+    assert judged.attrs["metric"] == "vrmse"
     with pytest.raises(InputError, match="metric='l3', expected one of relative_l2, vrmse"):
         summary(results, metric="l3")
     with pytest.raises(InputError, match="hold no sample"):
@@ -378,7 +321,7 @@ def test_everything_is_there_for_every_metric():
 
 def test_windows_of_one_sample_do_not_narrow_an_interval():
     """Every error three times over, as of windows that are alike, decides no more than once."""
-    once = results_of({"M": {"r16": dict.fromkeys(PREDICTORS, BASE), "r32": dict.fromkeys(PREDICTORS, BASE)}})
+    once = results_of({"M": {"r16": ALIKE, "r32": ALIKE}})
     groups = np.repeat(np.arange(once.sizes["sample"]), 3)
     thrice = once.isel(sample=groups).assign_coords(group=("sample", groups))
     alone, grouped = summary(once), summary(thrice)
@@ -396,10 +339,8 @@ def test_few_groups_are_few_however_many_windows():
     errors = np.tile(BASE[:5], 8)
     worse = {name: errors * (1.5 if name == "direct" else 1.0) for name in PREDICTORS}
     results = results_of({"M": {"r16": worse, "r32": {**worse, "mean": 9 * errors}}})
-    grouped = results.assign_coords(group=("sample", np.tile(np.arange(5), 8)))
-    assert at(summary(grouped), "r32", "verdict") == "few"
-    assert "5 samples are too few" in at(summary(grouped), "r32", "sentence")
-    assert at(summary(results), "r32", "verdict") == "worse"
-    unequal = results.assign_coords(group=("sample", [0] * 39 + [1]))
+    grouped = cell(summary(results.assign_coords(group=("sample", np.tile(np.arange(5), 8)))))
+    assert grouped["verdict"] == "few" and "5 samples are too few" in grouped["sentence"].item()
+    assert cell(summary(results))["verdict"] == "worse"
     with pytest.raises(InputError, match="expected all of one size"):
-        summary(unequal)
+        summary(results.assign_coords(group=("sample", [0] * 39 + [1])))

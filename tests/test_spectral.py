@@ -1,5 +1,7 @@
 """Errors and energies by wavenumber: sums, closed forms, and the training grid's share."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -12,13 +14,8 @@ GRIDS = [
     Grid.uniform((n,) * n_dim, registration=registration, periodic=periodic, domain=[(-1, 2)] * n_dim)
     for n_dim in (1, 2)
     for n in (2, 3, 15, 16, 33)
-    for registration, periodic in (
-        ("node", False),
-        ("node_both", False),
-        ("cell", False),
-        ("node", True),
-        ("cell", True),
-    )
+    for registration, periodic in itertools.product(("node", "cell", "node_both"), (False, True))
+    if not (periodic and registration == "node_both")
 ] + [Grid((Axis("y", 9, periodic=True), Axis("x", 12, 0, 3, registration="cell")))]
 
 
@@ -28,7 +25,7 @@ def random(grid, seed):
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 @pytest.mark.parametrize("coarse", [2, 5, 8, 40])
-def test_the_two_parts_add_up_to_the_error(grid, coarse):
+def test_parts_of_the_error_add_up_to_it(grid, coarse):
     trained = Grid(tuple(Axis(a.name, coarse, a.start, a.stop, "cell", a.periodic) for a in grid))
     truth, predicted = random(grid, 0), random(grid, 1)
     low, high = spectral_split(predicted, truth, grid, trained)
@@ -55,9 +52,9 @@ def test_cosines_go_where_their_wavenumber_is(registration, k, below):
         Grid.uniform((n + (registration == "node_both"),), registration=registration) for n in (64, 16)
     )
     x = torch.from_numpy(fine.points[0])
-    truth = 1 + x
-    low, high = spectral_split(truth + 0.2 * (k * np.pi * x).cos(), truth, fine, trained)
-    total = relative_l2(truth + 0.2 * (k * np.pi * x).cos(), truth, fine)
+    truth, predicted = 1 + x, 1 + x + 0.2 * (k * np.pi * x).cos()
+    low, high = spectral_split(predicted, truth, fine, trained)
+    total = relative_l2(predicted, truth, fine)
     part, rest = (low, high) if below else (high, low)
     assert part.item() == pytest.approx(total.item(), rel=2e-2)
     # Node grids without their right end integrate products of cosines up to the order of the quadrature.
@@ -79,7 +76,7 @@ def test_waves_go_where_their_wavenumber_is(n, registration):
         assert (low < 1e-12).item() == (k >= n / 2)
 
 
-def test_in_the_plane_an_error_is_below_only_where_it_is_along_both_axes():
+def test_error_in_the_plane_is_below_only_where_it_is_along_both_axes():
     fine, trained = Grid.uniform((32, 32), periodic=True), Grid.uniform((8, 32), periodic=True)
     y, x = 2 * np.pi * torch.from_numpy(fine.mesh)
     for error, below in (((3 * y + 9 * x).cos(), True), ((6 * y + x).cos(), False)):
@@ -88,7 +85,7 @@ def test_in_the_plane_an_error_is_below_only_where_it_is_along_both_axes():
         assert min(low, high) < 1e-12
 
 
-def test_the_split_is_that_of_the_fourier_transform():
+def test_split_is_that_of_the_fourier_transform():
     fine, trained = Grid.uniform((12, 20), periodic=True), Grid.uniform((6, 7), periodic=True)
     truth, error = random(fine, 0), random(fine, 1)
     spectrum = torch.fft.fft2(error)
@@ -100,7 +97,7 @@ def test_the_split_is_that_of_the_fourier_transform():
     torch.testing.assert_close(low, expected, rtol=1e-12, atol=0)
 
 
-def test_spectra_peak_where_the_wave_is():
+def test_spectrum_peaks_where_the_wave_is():
     grid = Grid.uniform((24, 48), periodic=True, domain=[(0, 1), (0, 2)])  # square cells
     y, x = 2 * np.pi * torch.from_numpy(grid.mesh)
     k, energy = energy_spectrum((5 * y).cos() + 2 * (7 * x / 2).sin(), grid)
@@ -110,17 +107,16 @@ def test_spectra_peak_where_the_wave_is():
     np.testing.assert_array_equal(k, np.arange(len(k)))
 
 
-def test_a_spectrum_is_the_same_however_finely_it_is_sampled():
-    for registration in ("node_both", "cell"):
-        spectra = []
-        for n in (64, 128):
-            grid = Grid.uniform((n + (registration == "node_both"),) * 2, registration=registration)
-            y, x = torch.from_numpy(grid.mesh)
-            _, energy = energy_spectrum(torch.exp(-3 * ((x - 0.3) ** 2 + (y - 0.6) ** 2)), grid)
-            spectra.append(energy[:4])
-        np.testing.assert_allclose(spectra[0], spectra[1], rtol=2e-2)
+@pytest.mark.parametrize("registration", ["node_both", "cell"])
+def test_spectrum_is_the_same_however_finely_it_is_sampled(registration):
+    spectra = []
+    for n in (64, 128):
+        grid = Grid.uniform((n + (registration == "node_both"),) * 2, registration=registration)
+        y, x = torch.from_numpy(grid.mesh)
+        spectra.append(energy_spectrum(torch.exp(-3 * ((x - 0.3) ** 2 + (y - 0.6) ** 2)), grid)[1][:4])
+    np.testing.assert_allclose(*spectra, rtol=2e-2)
 
 
-def test_the_nyquist_wavenumber_is_half_a_wave_a_spacing():
+def test_nyquist_wavenumber_is_half_a_wave_a_spacing():
     assert nyquist(Grid.uniform((10,), domain=[(0, 5)], periodic=True)) == 5
     assert nyquist(Grid.uniform((10, 40), domain=[(0, 1), (0, 5)])) == 20

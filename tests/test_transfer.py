@@ -1,12 +1,11 @@
-"""Errors of models whose errors are known, on grids that nest and grids that do not."""
+"""Errors of models and functions whose errors are known, on grids that nest and grids that do not."""
 
 import json
-import re
 
 import numpy as np
 import pytest
 import torch
-from helpers import store_of
+from helpers import moving_wave_store, store_of
 from scipy.interpolate import CubicSpline
 from torch import nn
 
@@ -15,29 +14,27 @@ from mano_op.data.store import Variable
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 from mano_op.runs import Run
-from mano_op.transfer.evaluate import evaluate_transfer
-from mano_op.transfer.evidence import Evidence
+from mano_op.transfer import Evidence, Trained, evaluate_transfer, summary
+from mano_op.transfer.baselines import interpolate, restrict
 from mano_op.transfer.metrics import METRICS, all_metrics
 from mano_op.transfer.predict import predict
 from mano_op.transfer.predictors import PREDICTORS
 
-N_TEST = 7
+N_TEST = 12
 FIELDS = (Variable("a", "input"), Variable("u", "output"), Variable("v", "output"))
 DPU = ["dpu_injection", "dpu_mean", "dpu_interpolation"]
+COARSE, FINE = Grid.uniform((8, 8)), Grid.uniform((16, 16))
+OPEN = {"u": None, "v": None}  # no known boundary values
 
 
 def sines(samples, grid):
     """Zero on the boundary of the unit square; u = 2 a and v = -4 a, which float32 holds exactly."""
     y, x = grid.mesh
-    a = np.stack(
-        [
-            sum(
-                weight * np.sin(k * np.pi * y) * np.sin(np.pi * (k + i % 2) * x)
-                for k, weight in enumerate(np.random.default_rng(int(i)).normal(size=4), start=1)
-            )
-            for i in samples
-        ]
-    ).astype(np.float32)
+    a = np.zeros((len(samples), *grid.shape))
+    for row, i in enumerate(samples):
+        for k, weight in enumerate(np.random.default_rng(int(i)).normal(size=4), start=1):
+            a[row] += weight * np.sin(k * np.pi * y) * np.sin(np.pi * (k + i % 2) * x)
+    a = a.astype(np.float32)
     return {"a": a, "u": 2 * a, "v": -4 * a}
 
 
@@ -57,12 +54,16 @@ def perfect(x):
     return torch.cat([2 * x, -4 * x], dim=1)
 
 
-def run_of(function, *, trained="r8", inputs=("a",), outputs=("u", "v")):
+def run_of(function, *, inputs=("a",), outputs=("u", "v"), resolution="r8", **training):
     """A run of a model that works in physical units."""
     unit = {"mean": 0.0, "std": 1.0}
     processor = FieldProcessor(dict.fromkeys(inputs, unit), dict.fromkeys(outputs, unit))
     model = function if isinstance(function, nn.Module) else Pointwise(function)
-    return Run(model, processor, "known", {}, {"resolution": trained})
+    return Run(model, processor, "known", {}, {"resolution": resolution, **training})
+
+
+def run_at(resolution, factor=1, **training):
+    return run_of(lambda x: factor * perfect(x), resolution=resolution, **training)
 
 
 @pytest.fixture(scope="module")
@@ -72,83 +73,36 @@ def store(tmp_path_factory):
     return store_of(path, grids, FIELDS, sines, {"train": 4, "test": N_TEST})
 
 
-def evaluate(function, store, resolutions=(8, 12, 16), *, trained="r8", **options):
-    run = run_of(function, trained=trained)
-    return evaluate_transfer({"M": run}, store, resolutions, progress=False, **options)
+def evaluate(judged, store, resolutions=(8, 12, 16), **options):
+    """Judge models by their names, or one as "M"; a bare function or module is a run of it."""
+    judged = run_of(judged) if callable(judged) else judged
+    models = judged if isinstance(judged, dict) else {"M": judged}
+    return evaluate_transfer(models, store, resolutions, progress=False, **options)
 
 
 def errors(results, key, predictor, metric="relative_l2_points", model="M"):
     """Of every variable and sample, each point counted once unless another metric is asked for."""
-    found = results["error"].sel(model=model, resolution=key, predictor=predictor, metric=metric)
-    return found.squeeze("run").values
+    values = results["error"].sel(model=model, resolution=key, predictor=predictor, metric=metric)
+    return values.squeeze("run").values
 
 
 def fields(store, key, name):
     return store.read(key, name, store.layout.rows(key, "test")).astype(np.float64)
 
 
-def test_results_are_labelled(store):
-    results = evaluate(perfect, store, resolutions=[16, "r8"])
-    sizes = {"run": 1, "resolution": 2, "predictor": 6, "metric": 9, "variable": 2, "sample": N_TEST}
-    assert dict(results["error"].sizes) == sizes
-    assert results["resolution"].values.tolist() == ["r8", "r16"]  # coarsest first, whatever was asked
-    assert results["predictor"].values.tolist() == list(PREDICTORS)
-    assert results["metric"].values.tolist() == list(METRICS)
-    assert results["variable"].values.tolist() == ["u", "v"]
-    assert results["sample"].values.tolist() == list(range(4, 4 + N_TEST))  # the store's numbers
-    assert results["run"].values.tolist() == [("M", "r8", 0)]
-    assert results["home"].values.tolist() == ["r8"]
-    assert results["points"].values.tolist() == [64, 256]
-    # The mismatch is the model's alone; everything else there is.
-    np.testing.assert_array_equal(
-        np.isfinite(results["error"].isel(variable=0, sample=0)),
-        results["defined"].expand_dims(run=1),
-    )
-    assert results["defined"].sum() == 2 * (6 * 8 + 1)
-
-
-def test_a_perfect_model_has_no_error_and_its_dpu_is_the_floor(store):
-    results = evaluate(perfect, store)
-    for key in ("r8", "r12", "r16"):
-        assert (errors(results, key, "direct") == 0).all()
-    for key in ("r8", "r16"):
-        np.testing.assert_array_equal(errors(results, key, "dpu_injection"), errors(results, key, "floor"))
-    assert (errors(results, "r8", "floor") == 0).all()
-    assert errors(results, "r16", "floor").min() > 1e-3
-    assert results["restriction"].values.tolist() == [["injection", "nearest", "injection"]]
-
-
-def test_where_grids_do_not_nest_the_input_is_best_interpolated(store):
-    results = evaluate(perfect, store, boundary={"u": None, "v": None})
-    floor, u = errors(results, "r12", "floor"), fields(store, "r12", "u")
-    coarse, fine = np.arange(8) / 8, np.arange(12) / 12
-    down = CubicSpline(fine, CubicSpline(fine, u, axis=1)(coarse), axis=2)(coarse)
-    up = CubicSpline(coarse, CubicSpline(coarse, down, axis=1)(fine), axis=2)(fine)
-    np.testing.assert_allclose(errors(results, "r12", "dpu_interpolation")[0], relative(up, u), rtol=1e-4)
-    assert errors(results, "r12", "dpu_interpolation").mean() < 1.1 * floor.mean()
-    for worse in ("dpu_injection", "dpu_mean"):
-        assert errors(results, "r12", worse).mean() > 1.2 * floor.mean()
-
-
-def test_at_the_training_resolution_dpu_is_direct_inference(store):
-    torch.manual_seed(0)
-    results = evaluate(nn.Conv2d(1, 2, 3, padding=1), store)
-    for predictor in DPU:
-        np.testing.assert_array_equal(errors(results, "r8", predictor), errors(results, "r8", "direct"))
-    assert (errors(results, "r16", "dpu_injection") != errors(results, "r16", "direct")).all()
-
-
-def spline_up(coarse, n, *, ends=True):
-    """The spline through fields on n/2 nodes of the unit square, and zeros at its far sides."""
-    knots = np.arange(coarse.shape[-1]) / coarse.shape[-1]
-    if ends:
-        knots, coarse = np.append(knots, 1.0), np.pad(coarse, ((0, 0), (0, 1), (0, 1)))
-    there = np.arange(n) / n
-    return CubicSpline(knots, CubicSpline(knots, coarse, axis=1)(there), axis=2)(there)
-
-
 def relative(predicted, true):
     return np.linalg.norm(predicted - true, axis=(1, 2)) / np.linalg.norm(true, axis=(1, 2))
+
+
+def spline(field, n, ends=(0.0, 0.0)):
+    """The spline through fields on nodes of the unit square, and known values at its far sides or None."""
+    for axis, end in enumerate(ends, start=1):
+        knots = np.arange(field.shape[axis]) / field.shape[axis]
+        if end is not None:
+            knots = np.append(knots, 1.0)
+            field = np.concatenate([field, np.full_like(field.take([0], axis), end)], axis)
+        field = CubicSpline(knots, field, axis=axis)(np.arange(n) / n)
+    return field
 
 
 def averaged(fine):
@@ -162,29 +116,70 @@ def averaged(fine):
     return weights @ fine @ weights.T
 
 
-def test_dpu_is_restriction_prediction_and_spline(store):
-    results = evaluate(lambda x: torch.cat([x**2, torch.sin(x)], dim=1), store)
-    fine, u, v = (fields(store, "r16", name) for name in ("a", "u", "v"))
-    restricted = {"dpu_injection": fine[:, ::2, ::2], "dpu_mean": averaged(fine)}
-    for predictor, coarse in restricted.items():
-        expected = [relative(spline_up(coarse**2, 16), u), relative(spline_up(np.sin(coarse), 16), v)]
-        np.testing.assert_allclose(errors(results, "r16", predictor), expected, rtol=2e-5)
-    expected = [relative(spline_up(field[:, ::2, ::2], 16), field) for field in (u, v)]
-    np.testing.assert_allclose(errors(results, "r16", "floor"), expected, rtol=1e-4)
+def test_results_are_labelled(store):
+    results = evaluate(perfect, store, [16, "r8"])
+    sizes = {"run": 1, "resolution": 2, "predictor": 6, "metric": 9, "variable": 2, "sample": N_TEST}
+    assert dict(results["error"].sizes) == sizes
+    labels = {
+        "resolution": ["r8", "r16"],  # coarsest first, whatever was asked
+        "predictor": list(PREDICTORS),
+        "metric": list(METRICS),
+        "variable": ["u", "v"],
+        "sample": list(range(4, 4 + N_TEST)),  # the store's numbers
+        "run": [("M", "r8", 0)],
+        "home": ["r8"],
+        "points": [64, 256],
+    }
+    assert {name: results[name].values.tolist() for name in labels} == labels
+    # The mismatch is the model's alone; everything else there is.
+    finite = np.isfinite(results["error"].isel(variable=0, sample=0))
+    np.testing.assert_array_equal(finite, results["defined"].expand_dims(run=1))
+    assert results["defined"].sum() == 2 * (6 * 8 + 1)
 
 
-def test_boundary_values_are_the_stores_unless_others_are_given(store):
-    known, none = (
-        evaluate(perfect, store, [16]),
-        evaluate(perfect, store, [16], boundary={"u": None, "v": None}),
-    )
-    u = fields(store, "r16", "u")
-    without = relative(spline_up(u[:, ::2, ::2], 16, ends=False), u)
-    np.testing.assert_allclose(errors(none, "r16", "floor")[0], without, rtol=1e-4)
-    assert errors(known, "r16", "floor").mean() < 0.7 * errors(none, "r16", "floor").mean()
-    zeros = {"y": [0.0, 0.0], "x": [0.0, 0.0]}
-    assert json.loads(known.attrs["boundary"]) == {"u": zeros, "v": zeros}
-    assert json.loads(none.attrs["boundary"]) == {"u": {}, "v": {}}
+def test_perfect_model_has_no_error_and_its_dpu_is_the_floor(store):
+    results = evaluate(perfect, store)
+    for key in ("r8", "r12", "r16"):
+        assert (errors(results, key, "direct") == 0).all()
+    for key in ("r8", "r16"):
+        np.testing.assert_array_equal(errors(results, key, "dpu_injection"), errors(results, key, "floor"))
+    assert (errors(results, "r8", "floor") == 0).all()
+    assert errors(results, "r16", "floor").min() > 1e-3
+    assert results["restriction"].values.tolist() == [["injection", "nearest", "injection"]]
+
+
+def test_interpolated_input_is_the_best_where_grids_do_not_nest(store):
+    results = evaluate(perfect, store, [12], boundary=OPEN)
+    floor, *dpu = (errors(results, "r12", name).mean() for name in ("floor", *DPU))
+    assert dpu[2] < 1.1 * floor < 1.2 * floor < min(dpu[:2])
+
+
+def test_dpu_at_the_training_resolution_is_direct_inference(store):
+    torch.manual_seed(0)
+    results = evaluate(nn.Conv2d(1, 2, 3, padding=1), store)
+    for predictor in DPU:
+        np.testing.assert_array_equal(errors(results, "r8", predictor), errors(results, "r8", "direct"))
+    assert (errors(results, "r16", "dpu_injection") != errors(results, "r16", "direct")).all()
+
+
+@pytest.mark.parametrize("end", [0.0, None])
+@pytest.mark.parametrize("n", [12, 16])
+def test_dpu_and_floor_are_restriction_prediction_and_spline(store, n, end):
+    """By the store's boundary values, or by none; the floor is from the stored 8 x 8 fields on any grid."""
+    key, ends = f"r{n}", (end, end)
+    known = {} if end is None else {"y": [end, end], "x": [end, end]}
+    boundary = OPEN if end is None else None
+    results = evaluate(lambda x: torch.cat([x**2, torch.sin(x)], 1), store, [n], boundary=boundary)
+    assert json.loads(results.attrs["boundary"]) == {"u": known, "v": known}
+    a, u, v = (fields(store, key, name) for name in ("a", "u", "v"))
+    shared = a[:, ::2, ::2]
+    nested = {"dpu_injection": shared, "dpu_mean": averaged(a), "dpu_interpolation": shared}
+    inputs = nested if n == 16 else {"dpu_interpolation": spline(a, 8, (None, None))}
+    for predictor, x in inputs.items():
+        expected = [relative(spline(x**2, n, ends), u), relative(spline(np.sin(x), n, ends), v)]
+        np.testing.assert_allclose(errors(results, key, predictor), expected, rtol=1e-4)
+    expected = [relative(spline(fields(store, "r8", name), n, ends), f) for name, f in (("u", u), ("v", v))]
+    np.testing.assert_allclose(errors(results, key, "floor"), expected, rtol=1e-4)
 
 
 def test_every_output_has_boundary_values_of_its_own(tmp_path):
@@ -194,66 +189,45 @@ def test_every_output_has_boundary_values_of_its_own(tmp_path):
         a, u, _ = sines(samples, grid).values()
         return {"a": a, "u": 10 + u, "v": u}
 
-    grids = [Grid.uniform((8, 8)), Grid.uniform((16, 16))]
-    variables = [
-        Variable("a", "input"),
-        Variable("u", "output", boundary_value={"y": (None, 10.0)}),
-        Variable("v", "output"),
-    ]
-    store = store_of(tmp_path / "s.zarr", grids, variables, shifted, {"train": 2, "test": 3}, ends=None)
-    results = evaluate(perfect, store, [16], boundary={"v": 0.0})
+    variables = (FIELDS[0], Variable("u", "output", boundary_value={"y": (None, 10.0)}), FIELDS[2])
+    grids, splits = [COARSE, FINE], {"train": 2, "test": 3}
+    store = store_of(tmp_path / "s.zarr", grids, variables, shifted, splits, ends=None)
+    floor = errors(evaluate(perfect, store, [16], boundary={"v": 0.0}), "r16", "floor")
     u, v = fields(store, "r16", "u"), fields(store, "r16", "v")
-    knots, there = np.arange(8) / 8, np.arange(16) / 16
-    closed = np.pad(u[:, ::2, ::2], ((0, 0), (0, 1), (0, 0)), constant_values=10.0)
-    up = CubicSpline(knots, CubicSpline(np.append(knots, 1.0), closed, axis=1)(there), axis=2)(there)
-    floor = errors(results, "r16", "floor")
-    np.testing.assert_allclose(floor[0], relative(up, u), rtol=1e-3)
-    np.testing.assert_allclose(floor[1], relative(spline_up(v[:, ::2, ::2], 16), v), rtol=1e-4)
+    np.testing.assert_allclose(floor[0], relative(spline(u[:, ::2, ::2], 16, (10.0, None)), u), rtol=1e-3)
+    np.testing.assert_allclose(floor[1], relative(spline(v[:, ::2, ::2], 16), v), rtol=1e-4)
     wrong = evaluate(perfect, store, [16], boundary={"u": 0.0, "v": 0.0})  # what "dirichlet" alone might mean
     assert errors(wrong, "r16", "floor")[0].min() > 2 * floor[0].max()
 
 
-def test_the_floor_is_that_of_the_stores_coarse_fields_where_grids_do_not_nest(store):
-    """From the stored 8 x 8 fields, not from those that interpolation makes of the 12 x 12 ones."""
-    results = evaluate(perfect, store, [12])
-    knots, there = np.append(np.arange(8) / 8, 1.0), np.arange(12) / 12
-    for c, name in enumerate(("u", "v")):
-        coarse = np.pad(fields(store, "r8", name), ((0, 0), (0, 1), (0, 1)))
-        up = CubicSpline(knots, CubicSpline(knots, coarse, axis=1)(there), axis=2)(there)
-        expected = relative(up, fields(store, "r12", name))
-        np.testing.assert_allclose(errors(results, "r12", "floor")[c], expected, rtol=1e-4)
-
-
-def test_the_mean_field_has_its_closed_form(store):
+def test_mean_field_has_its_closed_form(store):
     results = evaluate(perfect, store)
     for key in ("r8", "r16"):
         for c, name in enumerate(("u", "v")):
             field, mean = fields(store, key, name), store.statistics[name]["mean"]
-            expected = np.sqrt(((field - mean) ** 2).sum((1, 2)) / (field**2).sum((1, 2)))
-            np.testing.assert_allclose(errors(results, key, "mean")[c], expected, rtol=1e-5)
+            np.testing.assert_allclose(errors(results, key, "mean")[c], relative(mean, field), rtol=1e-5)
 
 
-def test_without_a_training_split_the_mean_is_the_processors(tmp_path):
-    store = store_of(tmp_path / "s.zarr", [Grid.uniform((8, 8))], FIELDS, sines, {"test": 3})
-    run = run_of(perfect)
+def test_mean_is_the_processors_without_a_training_split(tmp_path):
+    store = store_of(tmp_path / "s.zarr", [COARSE], FIELDS, sines, {"test": 3})
     statistics = {"u": {"mean": 0.5, "std": 3.0}, "v": {"mean": -1.0, "std": 2.0}}
     processor = FieldProcessor({"a": {"mean": 0.0, "std": 1.0}}, statistics)
-    run = Run(Pointwise(lambda x: torch.zeros(len(x), 2, 8, 8)), processor, "zero", {}, run.training)
-    results = evaluate_transfer({"M": run}, store, [8], progress=False)
+    zero = Pointwise(lambda x: torch.zeros(len(x), 2, 8, 8))
+    results = evaluate(Run(zero, processor, "zero", {}, {"resolution": "r8"}), store, [8])
     # A network that says nothing predicts the processor's mean, in physical units.
     np.testing.assert_allclose(errors(results, "r8", "mean"), errors(results, "r8", "direct"), rtol=1e-6)
     field = store.read("r8", "u")
-    expected = np.linalg.norm(field - 0.5, axis=(1, 2)) / np.linalg.norm(field, axis=(1, 2))
-    np.testing.assert_allclose(errors(results, "r8", "mean")[0], expected, rtol=1e-5)
+    np.testing.assert_allclose(errors(results, "r8", "mean")[0], relative(0.5, field), rtol=1e-5)
+    with pytest.raises(InputError, match="has no split 'train', whose mean it has to beat"):
+        evaluate(Trained(perfect, 8), store, [8])
 
 
-def test_coarser_grids_than_the_training_grid(store):
-    results = evaluate(perfect, store, trained="r16")
+def test_grids_coarser_than_the_training_grid(store):
+    results = evaluate(run_at("r16"), store)
     assert (errors(results, "r8", "direct") == 0).all()
-    assert errors(results, "r8", "floor").max() < 1e-6  # through the shared points and back
-    np.testing.assert_allclose(
-        errors(results, "r8", "dpu_interpolation"), errors(results, "r8", "floor"), atol=1e-6
-    )
+    floor = errors(results, "r8", "floor")
+    assert floor.max() < 1e-6  # through the shared points and back
+    np.testing.assert_allclose(errors(results, "r8", "dpu_interpolation"), floor, atol=1e-6)
     assert results["restriction"].sel(resolution="r8").item() == "nearest"
 
 
@@ -264,10 +238,9 @@ def test_periodic_fields_are_interpolated_by_their_waves(tmp_path):
         a = np.stack([np.sin(2 * np.pi * (grid.mesh[0] * (1 + i % 3) + i)) for i in samples])
         return {"a": a, "u": 2 * a, "v": -4 * a}
 
-    store = store_of(tmp_path / "waves.zarr", grids, FIELDS, waves, {"test": 6})
-    results = evaluate(perfect, store, [12])
-    assert errors(results, "r12", "floor").max() < 1e-6
-    assert errors(results, "r12", "dpu_interpolation").max() < 1e-6
+    results = evaluate(perfect, store_of(tmp_path / "w.zarr", grids, FIELDS, waves, {"test": 6}), [12])
+    for predictor in ("floor", "dpu_interpolation"):
+        assert errors(results, "r12", predictor).max() < 1e-6
     assert errors(results, "r12", "dpu_injection").min() > 0.01
 
 
@@ -275,22 +248,19 @@ def test_predictions_that_are_not_finite_are_kept(store):
     def breaks_on_fine_grids(x):
         y = perfect(x)
         if len(x) == N_TEST and x.shape[-1] > 8:
-            y[1, 0, 3, 3] = torch.nan
-            y[4, 1, 0, 0] = torch.inf
+            y[1, 0, 3, 3], y[4, 1, 0, 0] = torch.nan, torch.inf
         return y
 
     results = evaluate(breaks_on_fine_grids, store, [16])
-    bad = ~np.isfinite(errors(results, "r16", "direct"))
-    assert np.argwhere(bad).tolist() == [[0, 1], [1, 4]]
+    assert np.argwhere(~np.isfinite(errors(results, "r16", "direct"))).tolist() == [[0, 1], [1, 4]]
     assert np.isfinite(results["error"].sel(metric="relative_l2").drop_sel(predictor="direct")).all()
 
 
-def test_results_do_not_depend_on_batches_and_memory_does(store):
+def test_batches_bound_memory_and_change_no_result(store):
     torch.manual_seed(1)
-    network = nn.Conv2d(1, 2, 3, padding=1)
-    model = Pointwise(network)
-    ones, all_at_once = (evaluate(model, store, batch_size=size) for size in (1, 50))
-    np.testing.assert_allclose(ones["error"], all_at_once["error"], rtol=1e-4, atol=1e-6)
+    model = Pointwise(nn.Conv2d(1, 2, 3, padding=1))
+    single, whole = (evaluate(model, store, batch_size=size) for size in (1, 50))
+    np.testing.assert_allclose(single["error"], whole["error"], rtol=1e-4, atol=1e-6)
     model.batches.clear()
     evaluate(model, store, batch_size=3)
     assert max(model.batches) == 3
@@ -307,9 +277,9 @@ def test_costs_are_counted_at_every_resolution(store):
     assert (results["seconds_per_sample"] > 0).all() and (results["seconds_per_sample"] < 10).all()
 
 
-def test_several_models_share_floor_and_mean_where_they_share_a_grid(store):
-    runs = {"A": run_of(perfect), "B": run_of(lambda x: 2 * perfect(x)), "C": run_of(perfect, trained="r12")}
-    values = evaluate_transfer(runs, store, [16], progress=False)["error"].sel(metric="relative_l2")
+def test_models_share_floor_and_mean_where_they_share_a_grid(store):
+    results = evaluate({"A": run_at("r8"), "B": run_at("r8", 2), "C": run_at("r12")}, store, [16])
+    values = results["error"].sel(metric="relative_l2")
     a, b, c = (values.sel(model=name).squeeze(drop=True) for name in "ABC")
     same = ["floor", "mean"]
     np.testing.assert_array_equal(a.sel(predictor=same), b.sel(predictor=same))
@@ -318,63 +288,66 @@ def test_several_models_share_floor_and_mean_where_they_share_a_grid(store):
     np.testing.assert_allclose(b.sel(predictor="direct"), 1.0, rtol=1e-6)
 
 
+def mixed(first, second, **training):
+    """A run trained at r8 and r16, with so many samples of each."""
+    return run_at(["r8", "r16"], samples={"r8": first, "r16": second}, **training)
+
+
 @pytest.mark.parametrize(
-    ("change", "resolutions", "split", "message"),
+    ("options", "message"),
     [
-        ({}, [32], "test", "has no resolution 32; it has r8 (8 x 8), r12 (12 x 12), r16"),
-        ({}, [], "test", "no resolutions; expected some of r8, r12, r16"),
-        ({}, [16], "holdout", "r16 has no split 'holdout'; it has train, test"),
-        ({"trained": "r64"}, [16], "test", "M was trained at r64, whose grid is needed"),
-        ({"inputs": ("b",)}, [16], "test", "M has the inputs ('b',)"),
-        ({"outputs": ("v", "u")}, [16], "test", "M has the outputs ('v', 'u')"),
-        (
-            {"function": lambda x: perfect(x)[..., :-1]},
-            [16],
-            "test",
-            "M cannot predict at r16: its output has shape (1, 2, 16, 15)",
-        ),
-        ({"function": nn.Conv2d(3, 2, 1)}, [16], "test", "M cannot predict at r16: Given groups=1"),
+        ({"resolutions": [32]}, r"no resolution 32; it has r8 \(8 x 8\), r12 \(12 x 12\), r16"),
+        ({"resolutions": []}, "no resolutions; expected some of r8, r12, r16"),
+        ({"split": "holdout"}, "r16 has no split 'holdout'; it has train, test"),
+        ({"batch_size": 0}, "batch_size=0, expected a whole number"),
+        ({"boundary": {"y": 0.0}}, "expected values of outputs, which here are u, v"),
+        ({"boundary": {"u": {"z": 0.0}}}, "axes that do not wrap, which here are y, x"),
     ],
 )
-def test_what_cannot_be_judged_is_refused(store, change, resolutions, split, message):
-    run = run_of(**{"function": perfect, **change})
-    with pytest.raises(InputError, match=re.escape(message)):
-        evaluate_transfer({"M": run}, store, resolutions, split=split, progress=False)
+def test_arguments_that_do_not_fit_the_store_are_refused(store, options, message):
+    with pytest.raises(InputError, match=message):
+        evaluate(perfect, store, **{"resolutions": [16], **options})
 
 
-def test_a_split_that_a_level_lacks_is_refused_before_any_prediction(tmp_path):
-    coarse, fine = Grid.uniform((8, 8)), Grid.uniform((16, 16))
-    store = store_of(
-        tmp_path / "s.zarr", [coarse, fine], FIELDS, sines, {"train": 2, "test": 2}, held={coarse: ["train"]}
-    )
+@pytest.mark.parametrize(
+    ("judged", "message"),
+    [
+        ({}, "no models to judge"),
+        ([], "no models to judge"),
+        ([nn.Identity()], "M: Identity, expected a Run"),
+        ({"M": perfect}, r"M: function, expected a Run .* or Trained\(function, resolution=...\)"),
+        (run_of(perfect, inputs=("b",)), r"M has the inputs \('b',\)"),
+        (run_of(perfect, outputs=("v", "u")), r"M has the outputs \('v', 'u'\)"),
+        (lambda x: perfect(x)[..., 1:], r"M cannot predict at r16: its output has shape \(1, 2, 16, 15\)"),
+        (nn.Conv2d(3, 2, 1), "M cannot predict at r16: Given groups=1"),
+        (Trained(lambda x: x, 8), "M cannot predict at r16: .* has 1 channels; expected 2: u, v"),
+        (Trained(lambda x: perfect(x)[..., 1:], 8), r"output has shape \(1, 2, 16, 15\), expected"),
+        (Trained(lambda x: x.numpy().nothing, 8), "cannot predict at r16: 'numpy.ndarray' object has no"),
+        (Trained(perfect, 8, time_steps=(1, 1)), "nothing in the store varies in time"),
+        (Trained(perfect, 64), "M was trained at 64, whose grid is needed"),
+        (run_at("r64"), "M was trained at r64, whose grid is needed"),
+        (run_at(["r64", "r8"], samples={"r64": 9, "r8": 1}), "M was trained at r64, whose grid is needed"),
+        (run_at(["r8", "r16"], grid=["other", "another"]), "M was trained on the grid another, r16 of"),
+        (run_at([]), r"trained at resolution=\[\] .* expected at least one level"),
+        (run_at("r8", seed="x"), "seed='x', expected"),
+        ([run_at("r8"), run_at("r8", 2)], "run 0 of M and run 1 of M were both trained at r8 with seed 0"),
+        ([mixed(9, 1), mixed(1, 9, seed=1)], r"both trained at r8\+r16, but most .* at r8 and at r16"),
+    ],
+)
+def test_models_that_cannot_be_judged_are_refused(store, judged, message):
+    with pytest.raises(InputError, match=message):
+        evaluate(judged, store, [16])
+
+
+def test_split_that_a_resolution_lacks_is_refused_before_any_prediction(tmp_path):
+    splits, held = {"train": 2, "test": 2}, {COARSE: ["train"]}
+    store = store_of(tmp_path / "s.zarr", [COARSE, FINE], FIELDS, sines, splits, held=held)
     model = Pointwise(perfect)
     with pytest.raises(InputError, match="r8 has no split 'test'; it has train, while 'test' is at r16"):
-        evaluate_transfer({"M": run_of(model)}, store, [8, 16], progress=False)
+        evaluate(model, store, [8, 16])
     assert model.batches == []
-    # Its grid is all that the training level is needed for.
-    assert (
-        errors(evaluate_transfer({"M": run_of(model)}, store, [16], progress=False), "r16", "direct") == 0
-    ).all()
-
-
-@pytest.mark.parametrize(
-    ("models", "options", "message"),
-    [
-        ({}, {}, "no models to judge"),
-        ({"M": []}, {}, "no models to judge"),
-        ({"M": run_of(perfect)}, {"batch_size": 0}, "batch_size=0, expected a whole number"),
-        ({"M": [nn.Identity()]}, {}, "M: Identity, expected a Run"),
-        ({"M": run_of(perfect)}, {"boundary": {"y": 0.0}}, "expected values of outputs, which here are u, v"),
-        (
-            {"M": run_of(perfect)},
-            {"boundary": {"u": {"z": 0.0}}},
-            "axes that do not wrap, which here are y, x",
-        ),
-    ],
-)
-def test_arguments_that_make_no_sense_are_refused(store, models, options, message):
-    with pytest.raises(InputError, match=message):
-        evaluate_transfer(models, store, [8], progress=False, **options)
+    # Its grid is all that the training resolution is needed for.
+    assert (errors(evaluate(model, store, [16]), "r16", "direct") == 0).all()
 
 
 @pytest.mark.parametrize(("max_bytes", "n"), [(0, 1), (30_000, 2), (2**28, N_TEST)])
@@ -382,51 +355,44 @@ def test_evidence_keeps_the_fields_and_predictions_that_were_judged(store, max_b
     """A sample has 11 fields (an input, two outputs, four predictions of both) of 64 and of 256 float32."""
     evidence = Evidence(max_bytes)
     results = evaluate(lambda x: torch.cat([x**2, -x], dim=1), store, evidence=evidence, batch_size=3)
-    assert list(evidence.fields) == ["r8", "r16"]  # the home level and the finest
+    assert list(evidence.fields) == ["r8", "r16"]  # the home resolution and the finest
     for key, kept in evidence.fields.items():
         assert kept["sample"].values.tolist() == list(range(4, 4 + n))
         for name, field in (("a", kept["input"]), ("u", kept["truth"]), ("v", kept["truth"])):
-            stored = store.read(key, name, store.layout.rows(key, "test"))[:n]
-            np.testing.assert_array_equal(field.sel({field.dims[0]: name}), stored)
+            np.testing.assert_array_equal(field.sel({field.dims[0]: name}), fields(store, key, name)[:n])
         off = (kept["prediction"] - kept["truth"]).astype(float)
-        relative = np.sqrt((off**2).sum(("y", "x")) / (kept["truth"].astype(float) ** 2).sum(("y", "x")))
-        judged = results["error"].sel(
-            resolution=key, metric="relative_l2_points", predictor=kept["predictor"]
-        )
-        np.testing.assert_allclose(
-            relative.squeeze("run"), judged.isel(sample=slice(n)).squeeze("run"), rtol=1e-5
-        )
+        size = np.sqrt((off**2).sum(("y", "x")) / (kept["truth"].astype(float) ** 2).sum(("y", "x")))
+        at = {"resolution": key, "metric": "relative_l2_points", "predictor": kept["predictor"]}
+        np.testing.assert_allclose(size, results["error"].sel(at).isel(sample=slice(n)), rtol=1e-5)
 
 
 def test_predictions_are_in_physical_units():
     processor = FieldProcessor({"a": {"mean": 1.0, "std": 2.0}}, {"u": {"mean": 10.0, "std": 5.0}})
-    run = Run(nn.Identity(), processor, "identity", {}, {"resolution": "r4"})
     x = torch.tensor([[[1.0, 3.0, 5.0, -1.0]]])
-    assert predict(run.model, run.processor, x).tolist() == [[[10.0, 15.0, 20.0, 5.0]]]
+    assert predict(nn.Identity(), processor, x).tolist() == [[[10.0, 15.0, 20.0, 5.0]]]
 
 
 def test_every_metric_is_of_the_fields(store):
     """What each metric makes of the prediction, which the model and the store are known for."""
     results = evaluate(lambda x: perfect(x) + 0.1 * x**2, store, [8, 16])
-    for key, n in (("r8", 8), ("r16", 16)):
+    for key, grid in (("r8", COARSE), ("r16", FINE)):
         a, u = (torch.from_numpy(fields(store, key, name)) for name in ("a", "u"))
-        grids = Grid.uniform((n, n)), Grid.uniform((8, 8))
-        expected = all_metrics((u + 0.1 * a**2)[:, None], u[:, None], *grids)[:, :, 0]
+        expected = all_metrics((u + 0.1 * a**2)[:, None], u[:, None], grid, COARSE)[:, :, 0]
         for metric, values in zip(METRICS[:-1], expected, strict=False):
-            found = errors(results, key, "direct", metric)[0]
-            np.testing.assert_allclose(found, values, rtol=1e-4, atol=1e-7, err_msg=metric)
+            judged = errors(results, key, "direct", metric)[0]
+            np.testing.assert_allclose(judged, values, rtol=1e-4, atol=1e-7, err_msg=metric)
     # All modes of the training grid are below its own Nyquist wavenumber.
     assert errors(results, "r8", "direct", "spectral_high").max() < 1e-6
 
 
-def test_the_mismatch_is_that_of_two_predictions_at_the_shared_points(store):
+def test_mismatch_is_that_of_two_predictions_at_the_shared_points(store):
     torch.manual_seed(0)
     network = nn.Conv2d(1, 2, 3, padding=1)
     results = evaluate(network, store)
     assert (errors(results, "r8", "direct", "mismatch") == 0).all()
     a = torch.from_numpy(fields(store, "r16", "a")).float()[:, None]
     fine, coarse = network(a)[..., ::2, ::2].detach(), network(a[..., ::2, ::2]).detach()
-    weights = torch.from_numpy(Grid.uniform((8, 8)).weights)
+    weights = torch.from_numpy(COARSE.weights)
     expected = ((weights * (fine - coarse) ** 2).sum((2, 3)) / (weights * coarse**2).sum((2, 3))).sqrt().T
     np.testing.assert_allclose(errors(results, "r16", "direct", "mismatch"), expected, rtol=1e-5)
     pointwise = evaluate(perfect, store)
@@ -437,19 +403,13 @@ def test_the_mismatch_is_that_of_two_predictions_at_the_shared_points(store):
     assert np.isnan(errors(pointwise, "r16", "dpu_mean", "mismatch")).all()
 
 
-def run_at(factor, resolution, **training):
-    run = run_of(lambda x: factor * perfect(x))
-    run.training.update(resolution=resolution, **training)
-    return run
-
-
 def test_runs_have_the_coordinates_model_training_resolution_and_seed(store):
-    mixed = run_at(1.5, ["r16", "r8"], seed=4, samples={"r8": 30, "r16": 10})
+    both = run_at(["r16", "r8"], 1.5, seed=4, samples={"r8": 30, "r16": 10})
     models = {
-        "A": [run_at(1.3, "r16"), mixed, run_at(1.2, "r8", seed=1), run_at(1.1, "r8")],
-        "B": run_at(1.4, 8, seed=1),
+        "A": [run_at("r16", 1.3), both, run_at("r8", 1.2, seed=1), run_at("r8", 1.1)],
+        "B": run_at(8, 1.4, seed=1),
     }
-    results = evaluate_transfer(models, store, [8, 16], progress=False)
+    results = evaluate(models, store, [8, 16])
     table = {
         ("A", "r8", 0): ("A (r8)", "r8", 64, 0.1),
         ("A", "r8", 1): ("A (r8)", "r8", 64, 0.2),
@@ -458,70 +418,41 @@ def test_runs_have_the_coordinates_model_training_resolution_and_seed(store):
         ("B", "r8", 1): ("B (r8)", "r8", 64, 0.4),
     }
     assert results["run"].values.tolist() == list(table)  # models in their order, coarsest first
-    direct = results["error"].sel(predictor="direct", metric="relative_l2", resolution="r16", variable="v")
     for (model, where, seed), (label, home, points, error) in table.items():
         run = results.sel(model=model, train_resolution=where, seed=seed)
         assert (run["label"], run["home"], run["home_points"]) == (label, home, points)
-        np.testing.assert_allclose(
-            direct.sel(model=model, train_resolution=where, seed=seed), error, rtol=1e-5
-        )
-    # By way of the home level: at 16 the model trained there has its direct prediction for DPU.
-    errors = results["error"].sel(model="A", metric="relative_l2", resolution="r16", variable="u")
-    same = errors.sel(train_resolution="r16", seed=0)
+        at = {"predictor": "direct", "metric": "relative_l2", "resolution": "r16", "variable": "v"}
+        np.testing.assert_allclose(run["error"].sel(at), error, rtol=1e-5)
+    # By way of the home resolution: at 16 the model trained there has its direct prediction for DPU.
+    values = results["error"].sel(model="A", metric="relative_l2", resolution="r16", variable="u")
+    same = values.sel(train_resolution="r16", seed=0)
     np.testing.assert_array_equal(same.sel(predictor="dpu_injection"), same.sel(predictor="direct"))
-    other = errors.sel(train_resolution="r8+r16", seed=4)
+    other = values.sel(train_resolution="r8+r16", seed=4)
     assert (other.sel(predictor="dpu_injection") != other.sel(predictor="direct")).all()
     assert (same.sel(predictor="floor") == 0).all() and (other.sel(predictor="floor") > 0).all()
 
 
 @pytest.mark.parametrize(
-    ("training", "home"),
+    ("resolutions", "samples", "home"),
     [
-        ({"resolution": ["r8", "r16"]}, "r16"),
-        ({"resolution": ["r16", "r8"]}, "r16"),
-        ({"resolution": ["r8", "r16"], "samples": {"r8": 9, "r16": 1}}, "r8"),
-        ({"resolution": ["r8", "r12", "r16"], "samples": {"r8": 5, "r12": 9, "r16": 9}}, "r16"),
-        ({"resolution": ["r8", "r64"], "samples": {"r8": 5, "r64": 4}}, "r8"),
+        ("r8+r16", None, "r16"),
+        ("r16+r8", None, "r16"),
+        ("r8+r16", (9, 1), "r8"),
+        ("r8+r12+r16", (5, 9, 9), "r16"),
+        ("r8+r64", (5, 4), "r8"),
     ],
 )
-def test_home_is_where_most_samples_were_and_the_finest_of_several(store, training, home):
-    run = run_of(perfect)
-    run.training.clear()
-    run.training.update(training)
-    results = evaluate_transfer({"M": run}, store, [8], progress=False)
+def test_home_is_where_most_samples_were_and_the_finest_of_several(store, resolutions, samples, home):
+    keys = resolutions.split("+")
+    training = {} if samples is None else {"samples": dict(zip(keys, samples, strict=True))}
+    results = evaluate(run_at(keys, **training), store, [8])
     assert results["home"].item() == home
-    assert results["train_resolution"].item() == "+".join(
-        sorted(training["resolution"], key=lambda k: int(k[1:]))
-    )
-
-
-@pytest.mark.parametrize(
-    ("runs", "message"),
-    [
-        ([run_at(1, "r8"), run_at(2, "r8")], "run 0 of M and run 1 of M were both trained at r8 with seed 0"),
-        (
-            [
-                run_at(1, ["r8", "r16"], samples={"r8": 9, "r16": 1}),
-                run_at(1, ["r8", "r16"], samples={"r8": 1, "r16": 9}, seed=1),
-            ],
-            r"both trained at r8\+r16, but most samples were at r8 and at r16",
-        ),
-        (
-            [run_at(1, ["r64", "r8"], samples={"r64": 9, "r8": 1})],
-            "M was trained at r64, whose grid is needed",
-        ),
-        ([run_at(1, [])], r"trained at resolution=\[\] .* expected at least one level"),
-        ([run_at(1, "r8", seed="x")], "seed='x', expected"),
-        ([run_at(1, ["r8", "r16"], grid=["other", "another"])], "M was trained on the grid another, r16 of"),
-    ],
-)
-def test_runs_that_have_no_place_of_their_own_are_refused(store, runs, message):
-    with pytest.raises(InputError, match=message):
-        evaluate_transfer({"M": runs}, store, [8], progress=False)
+    assert results["train_resolution"].item() == "+".join(sorted(keys, key=lambda k: int(k[1:])))
 
 
 def test_odd_and_oblong_targets(tmp_path):
-    grids = [Grid.uniform(shape, registration="cell") for shape in ((8, 8), (5, 9), (13, 7), (21, 16))]
+    shapes = (8, 8), (5, 9), (13, 7), (21, 16)
+    grids = [Grid.uniform(shape, registration="cell") for shape in shapes]
     store = store_of(tmp_path / "odd.zarr", grids, FIELDS, sines, {"train": 2, "test": 3})
     results = evaluate(perfect, store, list(store.grids))
     assert results.sizes["resolution"] == 4
@@ -529,3 +460,63 @@ def test_odd_and_oblong_targets(tmp_path):
         assert (errors(results, key, "direct", "relative_l2") == 0).all()
         for metric in METRICS[:-1]:
             assert np.isfinite(errors(results, key, "dpu_interpolation", metric)).all()
+
+
+def biased(x):
+    """Off by a tenth, and by more where there is a bump."""
+    return 1.1 * perfect(x) + 0.01 * torch.cat([x**2, x**2], dim=1)
+
+
+def interpolating(end):
+    """Solve on the home grid, on whatever grid the input is, and interpolate with known ends or none."""
+
+    def function(x):
+        if x.shape[-1] == 8:
+            return biased(x)
+        return interpolate(biased(restrict(x, FINE, COARSE, "injection")), COARSE, FINE, end)
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("function", "verdict", "words"),
+    [
+        (interpolating(0.0), "undecided", "no difference can be told between direct inference ("),
+        (interpolating(None), "worse", "is worse than interpolating its own coarse prediction ("),
+        (lambda x: 0.5 + 0 * perfect(x), "no better than mean", "is worse than predicting"),
+        (biased, "improves", "improves on interpolating its own coarse prediction ("),
+    ],
+)
+def test_functions_have_the_verdict_that_they_deserve(store, function, verdict, words):
+    results = evaluate(Trained(function, resolution=8), store, (8, 16))
+    cell = summary(results).sel(model="M", train_resolution="r8", resolution="r16", variable="u")
+    assert cell["verdict"].item() == verdict
+    assert words in cell["sentence"].item()
+    if verdict == "undecided":  # it is DPU, to the last bit
+        assert (errors(results, "r16", "direct") == errors(results, "r16", "dpu_injection")).all()
+        assert errors(results, "r16", "direct", "mismatch").max() < 1e-15
+
+
+def test_functions_and_modules_have_inputs_and_outputs_in_physical_units(store):
+    module = nn.Sequential(Pointwise(perfect), nn.Dropout(0.9)).train()  # is evaluated without dropout
+    models = {
+        "function": Trained(perfect, resolution="r8"),
+        "module": [Trained(module, resolution=FINE), Trained(nn.Conv2d(1, 2, 1), resolution=[8, 16], seed=3)],
+    }
+    evidence = Evidence()
+    results = evaluate(models, store, [8, 16], evidence=evidence)
+    runs = [("function", "r8", 0), ("module", "r16", 0), ("module", "r8+r16", 3)]
+    assert results["run"].values.tolist() == runs
+    assert (results["error"].sel(predictor="direct", metric="relative_l2")[:2] == 0).all()
+    assert results["parameters"].isnull().values.tolist() == [True, True, False]
+    assert results["parameters"][-1] == 4 and results["flops"][-1, 0] == 2 * 2 * 64
+    assert evidence.fields["r8"]["input"].dtype == "float32"
+
+
+def test_functions_step_on_in_time(tmp_path):
+    grids = [Grid.uniform((n,), periodic=True) for n in (8, 16)]
+    store = moving_wave_store(tmp_path / "w.zarr", grids, {"train": 2, "test": 3})
+    assert store.inputs == ("force",)
+    decay = Trained(lambda x: 0.9 * x[:, 1:], resolution=8, time_steps=(1, 1))
+    results = evaluate({"decay": decay}, store, [16], rollout=2)
+    assert results["variable"].values.tolist() == ["w@+1", "w@+2"]

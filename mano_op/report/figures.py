@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
 from numpy.typing import NDArray
 
-from mano_op.report.style import FAINT, INK, LINES, colours, log_axis, model_handles, style
+from mano_op.report.style import FAINT, INK, LINES, colours, line_handle, log_axis, model_handles, style
 from mano_op.transfer.rollout import steps_of
 from mano_op.transfer.runs import positions, trained_on
 from mano_op.transfer.sentences import percent
@@ -23,18 +23,15 @@ from mano_op.transfer.significance import DPU
 from mano_op.transfer.tables import metric_name
 
 _NOTE: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "annotation_clip": True}
+_MARKS: dict[str, dict[str, Any]] = {"direct": {"marker": "o"}, "best DPU": {"marker": "D", "mfc": "white"}}
 
 
 def error_by_resolution(judged: xr.Dataset, variable: str) -> Figure:
-    """Mean error against points along an axis, both logarithmic, with intervals, floor and mean field.
+    """Draw the mean error against points along an axis, both logarithmic, with intervals, floor and mean.
 
     A floor that lies more than a decade below all errors is left below the frame, so that they have room.
 
-    Parameters
-    ----------
-    judged : Dataset
-        From `mano_op.transfer.significance.summary`.
-    variable : str
+    `judged` is from `mano_op.transfer.significance.summary`.
     """
     part = _of_metric(judged).sel(variable=variable)
     n = part["points"].values ** (1 / part.attrs["n_dim"])  # the geometric mean where axes differ
@@ -45,12 +42,10 @@ def error_by_resolution(judged: xr.Dataset, variable: str) -> Figure:
             _draw_errors(axes, n, run, colour)
         floor = _draw_floors(axes, n, part)
         axes.plot(n, _percent(part["mean"].sel(predictor="mean")[0]), color=FAINT, ls=LINES["mean"])
-        log_axis(axes, "x")
-        log_axis(axes, "y")
+        _log_axes(axes)
         axes.xaxis.set_major_locator(FixedLocator(n.tolist()))
-        axes.xaxis.set_major_formatter(
-            FixedFormatter([key.removeprefix("r") for key in part["resolution"].values])
-        )
+        names = [key.removeprefix("r") for key in part["resolution"].values]
+        axes.xaxis.set_major_formatter(FixedFormatter(names))
         errors = _percent(part["mean"].sel(predictor=["direct", *DPU]))
         below = bool(np.isfinite(errors).any()) and floor < np.nanmin(errors) / 10
         if below:
@@ -59,25 +54,21 @@ def error_by_resolution(judged: xr.Dataset, variable: str) -> Figure:
         axes.set_ylabel(_named(part))
         axes.set_title(f"Error of {variable} by resolution; rings: trained there")
         floors = "floor of DPU" + (", below where not shown" if below else "")
-        lines = [
-            Line2D([], [], color=INK, ls=LINES["direct"], marker="o", label="direct"),
-            Line2D([], [], color=INK, ls=LINES["best DPU"], marker="D", mfc="white", label="best DPU"),
-            Line2D([], [], color=INK, ls=LINES["floor"], marker=".", label=floors),
-            _line("mean"),
-        ]
+        lines = [line_handle(kind, **mark) for kind, mark in _MARKS.items()]
+        lines += [line_handle("floor", marker=".", label=floors), line_handle("mean")]
         figure.legend(handles=[*_models(part), *lines], loc="outside right upper")
         return figure
 
 
 def _draw_errors(axes: Axes, n: NDArray[np.float64], run: xr.Dataset, colour: str) -> None:
     """Direct inference and best DPU of a run, with their intervals."""
-    direct, best = run.sel(predictor="direct"), run.sel(predictor=run["best_dpu"])
-    for name, errors, marker, fill in (("direct", direct, "o", colour), ("best DPU", best, "D", "white")):
-        axes.plot(n, _percent(errors["mean"]), color=colour, ls=LINES[name], marker=marker, mfc=fill)
+    for kind, errors in _ways(run).items():
+        line = {"color": colour, "ls": LINES[kind], "mfc": colour, **_MARKS[kind]}
+        axes.plot(n, _percent(errors["mean"]), **line)
         _draw_band(axes, n, errors, colour)
     trained = np.isin(run["resolution"].values, trained_on(run["train_resolution"].item()))
     ring: dict[str, Any] = {"marker": "o", "ms": 11, "mfc": "none", "mec": colour, "mew": 1.2, "ls": "none"}
-    axes.plot(n[trained], _percent(direct["mean"])[trained], **ring)
+    axes.plot(n[trained], _percent(run["mean"].sel(predictor="direct"))[trained], **ring)
 
 
 def _draw_band(axes: Axes, x: NDArray[np.float64], errors: xr.Dataset, colour: str) -> None:
@@ -87,65 +78,59 @@ def _draw_band(axes: Axes, x: NDArray[np.float64], errors: xr.Dataset, colour: s
 def _draw_floors(axes: Axes, n: NDArray[np.float64], part: xr.Dataset) -> float:
     """The floor of each training grid; returns the lowest value that is drawn."""
     lowest = np.inf
-    origins, runs = np.unique(part["home"].values, return_index=True)
-    for origin, run in zip(origins, runs.tolist(), strict=True):
+    homes, runs = np.unique(part["home"].values, return_index=True)
+    for home, run in zip(homes, runs.tolist(), strict=True):
         floor = _percent(part["mean"].sel(predictor="floor")[run])
         axes.plot(n, floor, color=INK, ls=LINES["floor"], marker=".")
         finite = np.flatnonzero(np.isfinite(floor))
-        if len(finite):
-            lowest = min(lowest, float(np.nanmin(floor)))
-        if len(origins) > 1 and len(finite):
-            at = finite[-1]
-            side = "right" if at else "left"
-            axes.annotate(f"from {origin}", (n[at], floor[at]), xytext=(0, 5), ha=side, **_NOTE)
+        if not len(finite):
+            continue
+        lowest, last = min(lowest, float(np.nanmin(floor))), finite[-1]
+        if len(homes) > 1:
+            side = "right" if last else "left"
+            axes.annotate(f"from {home}", (n[last], floor[last]), xytext=(0, 5), ha=side, **_NOTE)
     return lowest
 
 
 def error_by_step(judged: xr.Dataset, variable: str) -> Figure:
-    """Mean error of a variable, named without its step, against the steps of a rollout, by resolution."""
+    """Draw the mean error of a variable, named without its step, by step and resolution."""
     steps = steps_of(judged)[variable]
     part = _of_metric(judged).sel(variable=list(steps.values()))
-    at = np.array(list(steps))
-    keys = part["resolution"].values.tolist()
+    at, keys = np.array(list(steps)), part["resolution"].values.tolist()
     with style():
-        figure = Figure(figsize=(max(5.0, 2.6 * len(keys)), 3.2), layout="constrained")
-        panels = figure.subplots(1, len(keys), sharex=True, sharey=True, squeeze=False).ravel()
+        figure, panels = _panels(len(keys), len(keys))
         for axes, key in zip(panels, keys, strict=True):
-            there = part.sel(resolution=key)
-            for run, colour in _runs(there):
-                direct, best = run.sel(predictor="direct"), run.sel(predictor=run["best_dpu"])
-                axes.plot(at, _percent(direct["mean"]), color=colour, ls=LINES["direct"])
-                _draw_band(axes, at, direct, colour)
-                if key != run["home"].item():
-                    axes.plot(at, _percent(best["mean"]), color=colour, ls=LINES["best DPU"])
-            axes.plot(at, _percent(there["mean"].sel(predictor="mean")[0]), color=FAINT, ls=LINES["mean"])
+            here = part.sel(resolution=key)
+            for run, colour in _runs(here):
+                for kind, errors in _ways(run).items():
+                    if kind == "direct" or key != run["home"].item():
+                        axes.plot(at, _percent(errors["mean"]), color=colour, ls=LINES[kind])
+                _draw_band(axes, at, run.sel(predictor="direct"), colour)
+            axes.plot(at, _percent(here["mean"].sel(predictor="mean")[0]), color=FAINT, ls=LINES["mean"])
             axes.set_title(key)
             log_axis(axes, "y")
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         figure.supxlabel("steps", fontsize=9)
         panels[0].set_ylabel(_named(part))
-        handles = [*_models(part), _line("direct"), _line("best DPU"), _line("mean")]
-        figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
+        _legend_above(figure, [*_models(part), *map(line_handle, ("direct", "best DPU", "mean"))])
         return figure
 
 
 def error_distributions(results: xr.Dataset, judged: xr.Dataset, variable: str) -> Figure:
-    """For each resolution the share of samples with no larger error, directly and by the best DPU."""
+    """Draw, for each resolution, the share of samples with no larger error, directly and by the best DPU."""
     part = _of_metric(judged).sel(variable=variable)
     errors = results["error"].sel(variable=variable, metric=part["metric"].item())
     seeds = list(positions(results).values())
     keys = part["resolution"].values.tolist()
     columns = min(3, len(keys))
-    rows = -(-len(keys) // columns)
     with style():
-        figure = Figure(figsize=(max(5.0, 2.6 * columns), 2.6 * rows + 0.6), layout="constrained")
-        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        figure, panels = _panels(len(keys), columns)
         for axes, key in zip(panels, keys, strict=False):
             for at, (run, colour) in zip(seeds, _runs(part.sel(resolution=key)), strict=True):
-                for name, predictor in (("direct", "direct"), ("best DPU", run["best_dpu"].item())):
+                for kind, predictor in (("direct", "direct"), ("best DPU", run["best_dpu"].item())):
                     each = errors.isel(run=at).sel(resolution=key, predictor=predictor)
                     error, share = _cumulative(each.values.mean(axis=each.dims.index("run")))
-                    axes.step(error, share, where="post", color=colour, ls=LINES[name], lw=1.3)
+                    axes.step(error, share, where="post", color=colour, ls=LINES[kind], lw=1.3)
             axes.set_title(key)
             axes.set_ylim(0, 101)
         for place, axes in enumerate(panels):
@@ -154,13 +139,12 @@ def error_distributions(results: xr.Dataset, judged: xr.Dataset, variable: str) 
             axes.tick_params(labelbottom=place + columns >= len(keys))
         figure.supxlabel(_named(part), fontsize=9)
         figure.supylabel("samples with no larger error in %", fontsize=9)
-        handles = [*_models(part), _line("direct"), _line("best DPU")]
-        figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
+        _legend_above(figure, [*_models(part), *map(line_handle, ("direct", "best DPU"))])
         return figure
 
 
 def _cumulative(errors: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Errors in order and the shares of samples up to them, both in per cent; of all, finite or not.
+    """Sort errors, and give the shares of samples up to them, both in per cent; of all, finite or not.
 
     Examples
     --------
@@ -174,7 +158,7 @@ def _cumulative(errors: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArr
 
 
 def cost_and_error(judged: xr.Dataset, variable: str) -> Figure:
-    """Operations for a sample against error: direct inference through the resolutions, and DPU.
+    """Draw operations for a sample against error: direct inference through the resolutions, and DPU.
 
     Runs without operations that can be counted are left out.
     """
@@ -193,9 +177,8 @@ def cost_and_error(judged: xr.Dataset, variable: str) -> Figure:
             away = run["resolution"].values != run["home"].item()
             dpu = _percent(run["mean"].sel(predictor=run["best_dpu"]))[away]
             cost = np.full(dpu.shape, run["training_flops"].item() / 1e6)
-            axes.plot(cost, dpu, color=colour, marker="D", mfc="white", ls="none", ms=7, zorder=1)
-        log_axis(axes, "x")
-        log_axis(axes, "y")
+            axes.plot(cost, dpu, color=colour, ls="none", ms=7, zorder=1, **_MARKS["best DPU"])
+        _log_axes(axes)
         axes.margins(x=0.12, y=0.18)
         axes.set_xlabel("floating point operations for a sample, in millions")
         axes.set_ylabel(_named(part))
@@ -203,8 +186,8 @@ def cost_and_error(judged: xr.Dataset, variable: str) -> Figure:
         parameters = dict(zip(part["label"].values.tolist(), part["parameters"].values.tolist(), strict=True))
         labels = {label: f"{label}, {_count(number)} parameters" for label, number in parameters.items()}
         kinds = [
-            Line2D([], [], color=INK, marker="o", label="direct, at each resolution"),
-            Line2D([], [], color=INK, marker="D", mfc="white", ls="none", label="best DPU there"),
+            line_handle("direct", label="direct, at each resolution", **_MARKS["direct"]),
+            line_handle("best DPU", label="best DPU there", **_MARKS["best DPU"] | {"ls": "none"}),
         ]
         handles = [*model_handles(colours(labels), labels), *kinds]
         figure.legend(handles=handles, loc="outside lower left", ncols=2)
@@ -212,7 +195,7 @@ def cost_and_error(judged: xr.Dataset, variable: str) -> Figure:
 
 
 def transfer_matrix(judged: xr.Dataset, variable: str) -> Figure:
-    """The direct error by training and test resolution as shades, a panel for each model, with its numbers.
+    """Draw the direct error by training and test resolution as shades with numbers, a panel a model.
 
     Below each number is that of the best DPU. Training resolutions that a model was not trained at are blank.
     """
@@ -221,8 +204,8 @@ def transfer_matrix(judged: xr.Dataset, variable: str) -> Figure:
     models = list(dict.fromkeys(part["model"].values.tolist()))
     trained = part["train_resolution"].values
     rows = list(dict.fromkeys(trained[np.argsort(part["home_points"].values, kind="stable")].tolist()))
-    finite = _percent(part["mean"].sel(predictor="direct"))
-    low, high = (np.nanmin(finite), np.nanmax(finite)) if np.isfinite(finite).any() else (1.0, 100.0)
+    errors = _percent(part["mean"].sel(predictor="direct"))
+    low, high = (np.nanmin(errors), np.nanmax(errors)) if np.isfinite(errors).any() else (1.0, 100.0)
     high = high if high > low else 1.1 * low
     norm = LogNorm(low, high)
     with style(axes_grid=False):
@@ -236,15 +219,15 @@ def transfer_matrix(judged: xr.Dataset, variable: str) -> Figure:
                 row = rows.index(run["train_resolution"].item())
                 shades[row] = _percent(run["mean"].sel(predictor="direct"))
                 for column, key in enumerate(keys):
-                    errors = run["mean"].sel(resolution=key)
-                    value = errors.sel(predictor="direct").item()
+                    mean = run["mean"].sel(resolution=key)
+                    value = mean.sel(predictor="direct").item()
                     text = percent(value)
                     if key != run["home"].item():
                         best = run["best_dpu"].sel(resolution=key).item()
-                        text += f"\n({percent(errors.sel(predictor=best).item())})"
+                        text += f"\n({percent(mean.sel(predictor=best).item())})"
                     # The upper half of the shades is light.
-                    share = norm(100 * value) if math.isfinite(value) and value > 0 else 1.0
-                    colour = "black" if share > 0.5 else "white"
+                    dark = math.isfinite(value) and value > 0 and norm(100 * value) <= 0.5
+                    colour = "white" if dark else "black"
                     axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
             image = axes.imshow(shades, cmap="cividis", norm=norm, aspect="auto")
             axes.set_xticks(range(len(keys)), keys)
@@ -262,7 +245,7 @@ def transfer_matrix(judged: xr.Dataset, variable: str) -> Figure:
 
 
 def training_history(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """Training loss, of normalised fields, by epoch and by seconds; without a history there is no line."""
+    """Draw the training loss, of normalised fields, by epoch and by seconds."""
     shown = {model: colour for model, colour in colours(histories).items() if histories[model]}
     with style():
         figure = Figure(figsize=(7.2, 3.2), layout="constrained")
@@ -280,7 +263,7 @@ def training_history(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> 
         by_epoch.set_ylabel("training loss, of normalised fields")
         by_time.set_xlabel("seconds of training")
         by_time.set_xlim(left=0)
-        figure.legend(handles=model_handles(shown), loc="outside upper left", ncols=len(shown))
+        _legend_above(figure, model_handles(shown))
         return figure
 
 
@@ -298,10 +281,25 @@ def _models(part: xr.Dataset) -> list[Line2D]:
     return model_handles(colours(part["label"].values.tolist()))
 
 
-def _line(name: str) -> Line2D:
-    """The legend entry of a kind of line."""
-    label = {"mean": "mean field"}.get(name, name)
-    return Line2D([], [], color=FAINT if name == "mean" else INK, ls=LINES[name], label=label)
+def _ways(run: xr.Dataset) -> dict[str, xr.Dataset]:
+    """Direct inference and the best DPU of a run, by their kinds of line."""
+    return {"direct": run.sel(predictor="direct"), "best DPU": run.sel(predictor=run["best_dpu"])}
+
+
+def _panels(n: int, columns: int) -> tuple[Figure, NDArray[Any]]:
+    """At least `n` square frames with the same axes."""
+    rows = -(-n // columns)
+    figure = Figure(figsize=(max(5.0, 2.6 * columns), 2.6 * rows + 0.6), layout="constrained")
+    return figure, figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+
+
+def _log_axes(axes: Axes) -> None:
+    log_axis(axes, "x")
+    log_axis(axes, "y")
+
+
+def _legend_above(figure: Figure, handles: list[Line2D]) -> None:
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
 
 
 def _named(data: xr.Dataset) -> str:

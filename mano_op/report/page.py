@@ -32,17 +32,9 @@ _UNKNOWN = "not recorded"
 
 
 def page(title: str, results: xr.Dataset, judged: xr.Dataset, evidence: Evidence, files: list[str]) -> str:
-    """Render the page. All text is escaped, pictures are part of the page, nothing is loaded from elsewhere.
+    """Render the page: text is escaped, pictures are part of it, and nothing is loaded from elsewhere.
 
-    Parameters
-    ----------
-    title : str
-    results, judged : Dataset
-        Results and their summary.
-    evidence : Evidence
-        Of the same evaluation.
-    files : list of str
-        Names of the files beside the page.
+    `files` are the names of the files beside the page.
     """
     every_step, results, judged = judged, shown_steps(results), shown_steps(judged)
     fields = {key: beside_dpu(kept, judged, key) for key, kept in evidence.fields.items()}
@@ -75,13 +67,8 @@ def page(title: str, results: xr.Dataset, judged: xr.Dataset, evidence: Evidence
 
 
 def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("mano_op"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=PackageLoader("mano_op"), autoescape=True, **options)
     environment.filters["unbroken"] = unbroken
     return environment.get_template("report.html.j2")
 
@@ -127,18 +114,15 @@ def _spectra(judged: xr.Dataset, fields: xr.Dataset, evidence: Evidence) -> dict
 def _samples(
     results: xr.Dataset, judged: xr.Dataset, fields: Mapping[str, xr.Dataset], store: FieldStore
 ) -> Iterator[dict[str, Any]]:
-    """For each level and variable a good, a middling and a bad sample."""
+    """For each resolution and variable a good, a middling and a bad sample."""
     units = {
         variable.name: "" if variable.units == "1" else f" [{variable.units}]" for variable in store.variables
     }
     for key, kept in fields.items():
         if key not in judged["resolution"].values:
             continue
-        here = [
-            label
-            for label, trained in zip(judged["label"].values, judged["train_resolution"].values, strict=True)
-            if key in trained_on(trained)
-        ]
+        runs = zip(judged["label"].values, judged["train_resolution"].values, strict=True)
+        here = [label for label, trained in runs if key in trained_on(trained)]
         channels = [*kept["input_variable"].values.tolist(), *kept["variable"].values.tolist()]
         names = {channel: channel + units[variable_of(channel)] for channel in channels}
         for variable in judged["variable"].values.tolist():
@@ -159,29 +143,26 @@ def _costs(judged: xr.Dataset) -> list[list[str]]:
     """Rows of model, resolution, MFLOP, milliseconds and MiB for a sample."""
     return [
         [
-            run["label"].item(),
+            judged["label"].values[i],
             key,
             f"{cost['flops'].item() / 1e6:.4g}",
             f"{1e3 * cost['seconds_per_sample'].item():.3g}",
             f"{cost['peak_bytes'].item() / 2**20:.3g}",
         ]
-        for run in (judged.isel(run=i) for i in range(judged.sizes["run"]))
-        for key, cost in ((key, run.sel(resolution=key)) for key in judged["resolution"].values.tolist())
+        for i in range(judged.sizes["run"])
+        for key in judged["resolution"].values.tolist()
+        for cost in [judged.isel(run=i).sel(resolution=key)]
     ]
 
 
 def _runs(results: xr.Dataset, runs: list[JudgedRun]) -> tuple[list[str], list[list[str]]]:
     """A table with a column for each run: what it is, what it was trained on, for how long."""
-    labels = results["label"].values.tolist()
-    seeded = len(set(labels)) < len(labels)
-    columns = [
-        label + (f", seed {run.seed}" if seeded else "") for label, run in zip(labels, runs, strict=True)
-    ]
-    facts = [
-        _facts(run, flops) for run, flops in zip(runs, results["training_flops"].values.tolist(), strict=True)
-    ]
+    labels, flops = (results[name].values.tolist() for name in ("label", "training_flops"))
+    if len(set(labels)) < len(labels):
+        labels = [f"{label}, seed {run.seed}" for label, run in zip(labels, runs, strict=True)]
+    facts = [_facts(*run) for run in zip(runs, flops, strict=True)]
     names = dict.fromkeys(name for each in facts for name in each)
-    return ["", *columns], [[name, *(each.get(name, "") for each in facts)] for name in names]
+    return ["", *labels], [[name, *(each.get(name, "") for each in facts)] for name in names]
 
 
 def _facts(run: JudgedRun, flops: float) -> dict[str, str]:
@@ -215,10 +196,8 @@ def _facts(run: JudgedRun, flops: float) -> dict[str, str]:
 def _history(judged: xr.Dataset, runs: list[JudgedRun]) -> dict[str, Any]:
     """The picture of the training losses of the first seeds, and what the losses are; empty without any."""
     firsts = zip(judged["label"].values.tolist(), positions(judged), strict=True)
-    first = {
-        label: next(run for run in runs if (run.model, run.train_resolution) == pair)
-        for label, pair in firsts
-    }
+    by_pair = {(run.model, run.train_resolution): run for run in reversed(runs)}
+    first = {label: by_pair[pair] for label, pair in firsts}
     sources = {label: run.source for label, run in first.items() if isinstance(run.source, Run)}
     if not any(source.history for source in sources.values()):
         return {}
@@ -233,12 +212,12 @@ def _loss(run: Run) -> str:
 
 
 def _data(store: FieldStore) -> tuple[list[list[str]], dict[str, str]]:
-    """The levels of the store, and what is known of it and of this machine."""
-    levels = [
+    """The resolutions of the store, and what is known of it and of this machine."""
+    grids = [
         [key, str(grid), in_words({split: store.splits[split] for split in store.layout.held[key]})]
         for key, grid in store.grids.items()
     ]
-    return levels, {
+    return grids, {
         "store": f"{store.attrs['title']} ({store.name})",
         "fields": f"{', '.join(store.inputs)} to {', '.join(store.outputs)}",
         "boundary conditions": in_words(store.layout.boundary_conditions),
@@ -249,7 +228,7 @@ def _data(store: FieldStore) -> tuple[list[list[str]], dict[str, str]]:
 
 
 def in_words(value: Any) -> str:
-    """Nested dictionaries and lists on one line.
+    """Format nested dictionaries and lists on one line.
 
     Examples
     --------

@@ -27,12 +27,11 @@ Names = Mapping[str, str]
 def sample_panels(
     fields: xr.Dataset, grid: Grid, variable: str, captions: Sequence[str], names: Names
 ) -> Figure:
-    """Some samples below each other, each with all models.
+    """Draw samples below each other, each with a row for every model.
 
-    Every model has a row: its direct prediction, and beside it that of its best DPU, each with its relative
-    L2 error and where that is. Truth and predictions of a sample share the truth's colour scale, all errors
-    another. Of three-dimensional fields the middle of the first axis is drawn; one-dimensional ones are
-    lines.
+    A row has the direct prediction, and beside it that of the best DPU, each with its relative L2 error and
+    where that is. Truth and predictions of a sample share the truth's colour scale, all errors another. Of
+    three-dimensional fields the middle of the first axis is drawn; one-dimensional ones are lines.
 
     Parameters
     ----------
@@ -116,11 +115,9 @@ def _images(part: SubFigure, sample: xr.Dataset, grid: Grid, label: str, names: 
             above.set_title(f"{_short(model)}\n{named}", color=colour)
             beside.set_title(f"|error|\n{_size(predicted[row, k], true)} %", color=colour)
     inside = np.isfinite(predicted)
-    beyond = (
-        bool(np.min(predicted, where=inside, initial=lowest) < lowest),
-        bool(np.max(predicted, where=inside, initial=highest) > highest),
-    )
-    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(beyond, "neither")
+    below = bool(np.min(predicted, where=inside, initial=lowest) < lowest)
+    over = bool(np.max(predicted, where=inside, initial=highest) > highest)
+    extend = ("neither", "max", "min", "both")[2 * below + over]
     right = {"ax": panels[:, left:], "aspect": 14 * rows, "pad": 0.02}
     # The first one made is the outer one.
     _bar(part, wrong, extend="max" if _largest(errors) > largest else "neither", **right).set_label("|error|")
@@ -144,24 +141,22 @@ def _lines(part: SubFigure, sample: xr.Dataset, grid: Grid, label: str, names: N
     true = sample["truth"].values
     fields.plot(x, true, color=INK, lw=2.5, alpha=0.35, label="truth")
     for m, (model, colour) in enumerate(colours(sample["model"].values.tolist()).items()):
-        way = sample["dpu_input"].values[m]
-        for kind, line in (("direct", LINES["direct"]), (f"DPU ({way})", LINES["best DPU"])):
-            if kind != "direct" and not way:
-                continue
-            values = sample["prediction" if kind == "direct" else "dpu"].values[m]
-            named = f"{_short(model)}, {kind}: {_size(values, true)} %"
-            fields.plot(x, values, color=colour, lw=1.2, ls=line, label=named)
-            errors.plot(x, np.abs(values - true), color=colour, lw=1.2, ls=line)
+        kinds = {"direct": ("prediction", LINES["direct"])}
+        if way := sample["dpu_input"].values[m]:
+            kinds[f"DPU ({way})"] = "dpu", LINES["best DPU"]
+        for kind, (name, line) in kinds.items():
+            values, drawn = sample[name].values[m], {"color": colour, "lw": 1.2, "ls": line}
+            fields.plot(x, values, label=f"{_short(model)}, {kind}: {_size(values, true)} %", **drawn)
+            errors.plot(x, np.abs(values - true), **drawn)
     for i, name in enumerate(sample["input_variable"].values):
-        inputs.plot(
-            x, sample["input"].values[i], color=INK, ls=("-", "--", ":", "-.")[i % 4], label=names[name]
-        )
+        dashes = ("-", "--", ":", "-.")[i % 4]
+        inputs.plot(x, sample["input"].values[i], color=INK, ls=dashes, label=names[name])
     fields.set_ylabel(label)
     inputs.set_ylabel("input")
     errors.set_ylabel("|error|")
     errors.set_xlabel(grid.names[0])
-    fields.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    inputs.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    for axes in (fields, inputs):
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _draw(axes: Axes, values: NDArray[np.float32], grid: Grid, cmap: str, *limits: float) -> AxesImage:

@@ -11,12 +11,12 @@ from mano_op.transfer.tables import dpu_input
 
 
 def beside_dpu(fields: xr.Dataset, judged: xr.Dataset, key: str) -> xr.Dataset:
-    """Sample fields with the prediction of each model's best DPU, as it was judged.
+    """Put beside sample fields the prediction of each model's best DPU, as it was judged.
 
     Parameters
     ----------
     fields : Dataset
-        Of the level `key`, from `mano_op.transfer.evidence.Evidence`.
+        At the resolution `key`, from `mano_op.transfer.evidence.Evidence`.
     judged : Dataset
         From `mano_op.transfer.significance.summary`; says which DPU is the best of a model and variable.
     key : str
@@ -25,8 +25,8 @@ def beside_dpu(fields: xr.Dataset, judged: xr.Dataset, key: str) -> xr.Dataset:
     -------
     Dataset
         ``input``, ``truth``, and by ``model``, labelled as in `judged`, the first seed's ``prediction`` and
-        ``dpu``, and ``dpu_input`` (model, variable), the restriction: "" at the home level, where ``dpu`` is
-        the direct prediction.
+        ``dpu``, and ``dpu_input`` (model, variable), the restriction: "" at the home resolution, where
+        ``dpu`` is the direct prediction.
     """
     cells = judged.sel(resolution=key, metric=judged.attrs["metric"], variable=fields["variable"].values)
     labels = judged["label"].values.tolist()
@@ -53,14 +53,14 @@ def _by_label(data: xr.DataArray, labels: list[str]) -> xr.DataArray:
 
 
 def sample_errors(results: xr.Dataset, key: str, variable: str, metric: str) -> NDArray[np.float64]:
-    """Direct errors (model, sample) at a level, means over the seeds."""
+    """Return direct errors (model, sample) at a resolution, means over the seeds."""
     errors = results["error"].sel(resolution=key, predictor="direct", variable=variable, metric=metric)
     by_run = errors.transpose("run", "sample").values
     return np.stack([by_run[at].mean(axis=0) for at in positions(results).values()])
 
 
 def best_median_worst(errors: NDArray[np.float64]) -> dict[str, int]:
-    """Rows of samples, by mean error over models; an error that is not finite is the largest.
+    """Find rows of samples by mean error over models; an error that is not finite is the largest.
 
     Parameters
     ----------

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
 from mano_op.grid import Grid
-from mano_op.report.style import FAINT, INK, LINES, colours, log_axis, model_handles, style
+from mano_op.report.style import FAINT, INK, LINES, colours, line_handle, log_axis, model_handles, style
 from mano_op.transfer.spectral import energy_spectrum, nyquist
+
+_NYQUIST: dict[str, Any] = {"color": FAINT, "ls": (0, (1, 1.5))}
 
 
 def spectra(fields: xr.Dataset, grid: Grid, variable: str, trained: Mapping[str, Grid]) -> Figure:
-    """Mean energy by wavenumber, and the energy of the residual over that of the truth.
+    """Draw the mean energy by wavenumber, and the energy of the residual over that of the truth.
 
     A vertical line marks the Nyquist wavenumber of each training grid that is coarser than `grid`: to its
     right is what the model could not have met in training, and what DPU cannot have.
@@ -41,14 +43,12 @@ def spectra(fields: xr.Dataset, grid: Grid, variable: str, trained: Mapping[str,
         left, right = figure.subplots(1, 2)
         left.plot(k[1:], _positive(energy)[1:], color=INK, lw=3, alpha=0.35)
         for model, colour in shown.items():
-            one = fields.sel(model=model)
-            kinds = {"direct": "prediction"}
-            if one["dpu_input"].item():
-                kinds["best DPU"] = "dpu"
-            for name, of in kinds.items():
-                drawn = {"color": colour, "ls": LINES[name], "lw": 1.3}
-                left.plot(k[1:], _positive(_mean(one[of].values, grid)[1])[1:], **drawn)
-                residual = _mean(one[of].values - true, grid)[1]
+            by_model = fields.sel(model=model)
+            kinds = {"direct": "prediction"} | ({"best DPU": "dpu"} if by_model["dpu_input"].item() else {})
+            for kind, name in kinds.items():
+                predicted, drawn = by_model[name].values, {"color": colour, "ls": LINES[kind], "lw": 1.3}
+                left.plot(k[1:], _positive(_mean(predicted, grid)[1])[1:], **drawn)
+                residual = _mean(predicted - true, grid)[1]
                 with np.errstate(divide="ignore", invalid="ignore"):
                     right.plot(k[1:], _positive(residual / energy)[1:], **drawn)
         for axes in (left, right):
@@ -60,17 +60,16 @@ def spectra(fields: xr.Dataset, grid: Grid, variable: str, trained: Mapping[str,
             axes.yaxis.set_minor_locator(NullLocator())
             axes.set_xlabel("waves over the longest axis")
             for at in sorted({nyquist(home) for home in trained.values() if nyquist(home) < nyquist(grid)}):
-                axes.axvline(at, color=FAINT, lw=1, ls=(0, (1, 1.5)))
+                axes.axvline(at, **_NYQUIST, lw=1)
         right.axhline(1, color=FAINT, lw=0.8)
         left.set_title(f"energy of {variable}")
         right.set_title("energy of residual / of truth")
-        kinds_of_lines = [
-            Line2D([], [], color=INK, lw=3, alpha=0.35, label="truth"),
-            Line2D([], [], color=INK, ls=LINES["direct"], label="direct"),
-            Line2D([], [], color=INK, ls=LINES["best DPU"], label="best DPU"),
-            Line2D([], [], color=FAINT, ls=(0, (1, 1.5)), label="training Nyquist"),
+        handles = [
+            *model_handles(shown),
+            line_handle("direct", lw=3, alpha=0.35, label="truth"),
+            *map(line_handle, ("direct", "best DPU")),
+            line_handle("direct", label="training Nyquist", **_NYQUIST),
         ]
-        handles = [*model_handles(shown), *kinds_of_lines]
         figure.legend(handles=handles, loc="outside lower left", ncols=4)
         return figure
 

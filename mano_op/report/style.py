@@ -62,13 +62,13 @@ _STYLE: dict[Any, Any] = {
 
 
 def style(**changes: Any) -> AbstractContextManager[None]:
-    """The figures' style, to make and to save a figure in; `changes` have underscores for dots."""
+    """Apply the figures' style, to make and to save a figure in; `changes` have underscores for dots."""
     changed = {name.replace("_", "."): value for name, value in changes.items()}
     return matplotlib.rc_context(_STYLE | changed)
 
 
 def data_uri(figure: Figure, kind: Literal["svg", "png"], *, dpi: int = 150) -> str:
-    """A figure as text that stands where HTML expects the address of a picture.
+    """Encode a figure as text that stands where HTML expects the address of a picture.
 
     Examples
     --------
@@ -84,7 +84,7 @@ def data_uri(figure: Figure, kind: Literal["svg", "png"], *, dpi: int = 150) -> 
 
 
 def colours(models: Iterable[str]) -> dict[str, str]:
-    """One colour for each model, by its place; from the first on again after six.
+    """Give each model a colour, by its place; from the first on again after six.
 
     Examples
     --------
@@ -95,24 +95,26 @@ def colours(models: Iterable[str]) -> dict[str, str]:
 
 
 def model_handles(shown: Mapping[str, str], labels: Mapping[str, str] | None = None) -> list[Line2D]:
-    """Legend entries for the models' colours, under other labels than their names if given."""
-    labels = labels or {model: model for model in shown}
-    return [Line2D([], [], color=colour, lw=3, label=labels[model]) for model, colour in shown.items()]
+    """Make legend entries for the models' colours, under other labels than their names if given."""
+    labels = labels or {}
+    return [Line2D([], [], color=c, lw=3, label=labels.get(model, model)) for model, c in shown.items()]
+
+
+def line_handle(kind: str, **options: Any) -> Line2D:
+    """Make the legend entry of a kind of line, one of `LINES`, with options of its own."""
+    colour, label = (FAINT, "mean field") if kind == "mean" else (INK, kind)
+    return Line2D([], [], **{"color": colour, "ls": LINES[kind], "label": label, **options})
 
 
 def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
-    """A logarithmic axis with ticks at 1, 2 and 5 times powers of ten, labelled with plain numbers.
+    """Make an axis logarithmic, with plain numbers at 1, 2 and 5 times powers of ten, when all is drawn.
 
     Where fewer than two of these are in sight, ticks are as on a linear axis; over more than five decades
-    they are powers of ten.
-
-    To be called when all is drawn: without a positive value anywhere matplotlib has no limits for it.
+    they are powers of ten. Without any positive value the axis is from 1 to 100.
     """
-    together = axes.get_shared_x_axes() if which == "x" else axes.get_shared_y_axes()
+    shared = axes.get_shared_x_axes() if which == "x" else axes.get_shared_y_axes()
     axis = axes.xaxis if which == "x" else axes.yaxis
-    least = min(
-        each.dataLim.minposx if which == "x" else each.dataLim.minposy for each in together.get_siblings(axes)
-    )
+    least = min(getattr(each.dataLim, f"minpos{which}") for each in shared.get_siblings(axes))
     limits = {} if math.isfinite(least) else {f"{which}lim": (1, 100)}
     axes.set(**{f"{which}scale": "log"}, **limits)
     low, high = axis.get_view_interval()
@@ -121,9 +123,9 @@ def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
     if in_sight < 2:
         axis.set_major_locator(MaxNLocator(4))
     else:
-        short = high / low < 1e5
-        axis.set_major_locator(
-            LogLocator(subs=(1.0, 2.0, 5.0) if short else (1.0,), numticks=None if short else 6)
+        ticks: dict[str, Any] = (
+            {"subs": (1.0, 2.0, 5.0)} if high / low < 1e5 else {"subs": (1.0,), "numticks": 6}
         )
+        axis.set_major_locator(LogLocator(**ticks))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())

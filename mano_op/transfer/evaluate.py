@@ -2,8 +2,7 @@ r"""Evaluate resolution transfer against the baselines that it has to beat.
 
 A model that accepts a finer grid does not yet gain from it: predicting on the training grid and
 interpolating may do as well, and so may the same model trained on the finer grid. So direct inference is
-judged, sample by sample, beside the other predictors of `mano_op.transfer.predictors`, by each of the metrics
-of `mano_op.transfer.metrics`, for every run.
+judged by each metric of `mano_op.transfer.metrics` beside the others of `mano_op.transfer.predictors`.
 """
 
 from __future__ import annotations
@@ -53,27 +52,26 @@ def evaluate_transfer(
     is kept.
 
     A model that was trained on several resolutions is labelled with all of them, "r16+r32". Its training
-    grid is then that of its home level: the one that most of its training samples had, the finest of several
+    grid is that of its home resolution: the one that most of its training samples had, the finest of several
     such.
 
     Parameters
     ----------
     models : mapping of str to Run or Trained, or to a sequence of them
-        By the names to report them under. The runs of a name differ in training resolution or seed: a model
-        trained at the target's resolution, one trained on several, and other seeds belong under one name.
-        `Trained` is any function from fields to fields. A model is evaluated where it is, in evaluation
-        mode: to use a GPU, move ``run.model`` and ``run.processor``.
+        By the names to report them under. The runs of a name differ in training resolution or seed. `Trained`
+        is any function from fields to fields. A model is evaluated where it is, in evaluation mode: to use a
+        GPU, move ``run.model`` and ``run.processor``.
     store : path or FieldStore
-        With the variables that the models were trained on, and their home levels among its own.
+        With the variables that the models were trained on, and their home resolutions among its own.
     resolutions : sequence of int, tuple of int, str or Grid
-        Levels to judge at: finer, coarser, odd or not square, as the store has them.
+        Of the store, to judge at.
     split : str
     batch_size : int
         Samples at a time; memory is for these alone.
     rollout : int
-        Number of steps, of models trained with ``time_steps=(steps_in, 1)``; each but the first
-        starts from the predictions of the step before. The variables of the results are then those of each
-        step, "vorticity@+1" to "vorticity@+20". DPU takes all steps on the training grid.
+        Number of steps, of models trained with ``time_steps=(steps_in, 1)``; each but the first starts from
+        the predictions of the step before. The results then have the variables of each step, "vorticity@+1"
+        to "vorticity@+20". DPU takes all steps on the training grid.
     boundary : mapping, optional
         For the interpolation, known values of outputs at the ends of axes, in place of those that the store
         states (`Variable.boundary_value`): ``{"pressure": {"y": (0.0, None)}}``, None for no known value.
@@ -86,20 +84,20 @@ def evaluate_transfer(
     -------
     Dataset
         ``error`` (run, resolution, predictor, metric, variable, sample), resolutions coarsest first. ``run``
-        is indexed by ``model``, ``train_resolution`` and ``seed``, so all three can be selected. Along it
-        are ``label``, ``home`` and ``home_points``, the home level; ``parameters``, NaN for a function that
-        has none to count; ``training_flops`` of one sample on the home grid; and by resolution ``flops``,
-        ``peak_bytes`` (`mano_op.memory.peak_bytes`), ``seconds_per_sample`` of direct inference, the best of
-        some batches and indicative only, and ``restriction``, "injection" or "nearest", that of
-        ``dpu_injection``. Of a rollout, operations and seconds are of all steps. ``defined`` (resolution,
-        predictor, metric) says which errors exist. ``group`` (sample) is the store's number of a sample:
-        runs of times of one sample have one group, and are not independent.
+        is indexed by ``model``, ``train_resolution`` and ``seed``. Along it are ``label``; ``home`` and
+        ``home_points``, the home resolution; ``parameters``, NaN for a function that has none to count;
+        ``training_flops`` of one sample on the home grid; and by resolution ``flops``, ``peak_bytes``
+        (`mano_op.memory.peak_bytes`), ``seconds_per_sample`` of direct inference, the best of some batches
+        and indicative only, and ``restriction``, "injection" or "nearest", that of ``dpu_injection``. Of a
+        rollout, operations and seconds are of all steps. ``defined`` (resolution, predictor, metric) says
+        which errors exist. ``group`` (sample) is the store's number of a sample: runs of times of one sample
+        have one group, and are not independent.
 
     Raises
     ------
     InputError
-        Before any sample is predicted, if a level, split, variable or time is missing, two runs have the
-        same coordinates, or a model cannot predict on one of the grids.
+        Before any sample is predicted, if a resolution, split, variable or time is missing, two runs have
+        the same coordinates, or a model cannot predict on one of the grids.
 
     Examples
     --------
@@ -122,7 +120,7 @@ def evaluate_transfer(
     (True, 0.0)
     """
     store = store if isinstance(store, FieldStore) else open_store(store)
-    keys = _levels(store, resolutions, split)
+    keys = _keys(store, resolutions, split)
     check_whole(batch_size=batch_size, rollout=rollout)
     runs = judged_runs(models, store)
     if rollout > 1:
@@ -142,21 +140,14 @@ def evaluate_transfer(
     if evidence is not None:
         evidence.begin(runs, store, {key: data[key] for key in keys}, rollout)
     errors, seconds = _judge(runs, data, keys, ends, batch_size, rollout, evidence, progress)
-    grids = {key: store.grids[key] for key in keys}
-    return (
-        _labelled(errors, seconds, runs, costs, grids, rollout)
-        .assign_coords(
-            variable=list(first.outputs),
-            sample=sample_numbers(first),
-            group=("sample", group_numbers(first)),
-        )
-        .assign_attrs(
-            title=f"Resolution transfer on {store.attrs['title']}",
-            split=split,
-            rollout=rollout,
-            n_dim=first.grid.n_dim,
-            boundary=json.dumps(ends),
-        )
+    results = _labelled(errors, seconds, runs, costs, {key: store.grids[key] for key in keys}, rollout)
+    samples, groups = sample_numbers(first), ("sample", group_numbers(first))
+    return results.assign_coords(variable=list(first.outputs), sample=samples, group=groups).assign_attrs(
+        title=f"Resolution transfer on {store.attrs['title']}",
+        split=split,
+        rollout=rollout,
+        n_dim=first.grid.n_dim,
+        boundary=json.dumps(ends),
     )
 
 
@@ -174,17 +165,18 @@ def _labelled(
     flops = [[float(rollout * cost[key].flops) for key in grids] for cost in costs]
     peak = [[float(cost[key].peak_bytes) for key in grids] for cost in costs]
     ways = [["injection" if nests(grid, run.grid) else "nearest" for grid in grids.values()] for run in runs]
-    by_level, dims = ("run", "resolution"), ("run", "resolution", "predictor", "metric", "variable", "sample")
+    cells = ("run", "resolution")
+    dims = (*cells, "predictor", "metric", "variable", "sample")
     return xr.Dataset(
         {
             "error": (dims, errors, {"units": "1", "long_name": "error, by its metric"}),
             "defined": (dims[1:4], _defined(grids)),
             "parameters": ("run", parameters, {"long_name": "real numbers that were learned"}),
             "training_flops": ("run", training, {"long_name": "of one sample on the home grid"}),
-            "flops": (by_level, flops, {"long_name": "of one sample, directly"}),
-            "peak_bytes": (by_level, peak, {"units": "B", "long_name": "tensors of one sample, directly"}),
-            "seconds_per_sample": (by_level, seconds, {"units": "s", "comment": "best of some; indicative"}),
-            "restriction": (by_level, ways),
+            "flops": (cells, flops, {"long_name": "of one sample, directly"}),
+            "peak_bytes": (cells, peak, {"units": "B", "long_name": "tensors of one sample, directly"}),
+            "seconds_per_sample": (cells, seconds, {"units": "s", "comment": "best of some; indicative"}),
+            "restriction": (cells, ways),
         },
         run_coordinates([(run.model, run.train_resolution, run.seed) for run in runs]),
     ).assign_coords(
@@ -219,14 +211,13 @@ def _judge(
     evidence: Evidence | None,
     progress: bool,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The errors, as in the results, and the seconds for a sample by run and level."""
+    """The errors, as in the results, and the seconds for a sample by run and resolution."""
     statistics, n_samples = data[keys[0]].store.statistics, len(data[keys[0]])
     errors = np.full((len(runs), len(keys), len(PREDICTORS), len(METRICS), len(ends), n_samples), np.nan)
     seconds = np.full((len(runs), len(keys)), np.inf)
-    homes = {run.home: run.grid for run in runs}
-    labels = list(ends)
-    batches = -(-n_samples // batch_size)
-    with tqdm(total=len(keys) * batches * len(runs), unit="batch", disable=not progress) as bar:
+    homes, labels = {run.home: run.grid for run in runs}, list(ends)
+    total = len(keys) * -(-n_samples // batch_size) * len(runs)
+    with tqdm(total=total, unit="batch", disable=not progress) as bar:
         for r, key in enumerate(keys):
             grid = data[key].grid
             # A batch is read once, for all models.
@@ -260,7 +251,7 @@ def _judge(
     return errors, seconds
 
 
-def _levels(store: FieldStore, resolutions: Sequence[Resolution], split: str) -> list[str]:
+def _keys(store: FieldStore, resolutions: Sequence[Resolution], split: str) -> list[str]:
     """The keys of the resolutions, coarsest first; all of them hold the split."""
     asked = {store.key(resolution) for resolution in resolutions}
     keys = [key for key in store.grids if key in asked]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mano_op.data.dataset import FieldDataset
@@ -28,12 +29,12 @@ class Evidence:
     ----------
     max_bytes : int
         Memory for fields. Those of the first samples of the split are kept, as many as fit and at least one,
-        at the home levels and at the finest level that is judged. Of a rollout the first, the middle and the
+        at the home resolutions and at the finest that is judged. Of a rollout the first, the middle and the
         last step are kept.
     runs : list of JudgedRun
     store : FieldStore
     fields : dict of str to Dataset
-        By level, coarsest first: ``input`` (input_variable, sample, *axes), ``truth`` (variable, sample,
+        By resolution, coarsest first: ``input`` (input_variable, sample, *axes), ``truth`` (variable, sample,
         *axes) and ``prediction`` (run, predictor, variable, sample, *axes), direct and by each DPU, in
         float32 and physical units, with the coordinates of the grid.
     """
@@ -46,16 +47,16 @@ class Evidence:
     def begin(
         self, runs: list[JudgedRun], store: FieldStore, data: Mapping[str, FieldDataset], rollout: int
     ) -> None:
-        """Reserve the memory for the fields of the levels of `data`, coarsest first."""
+        """Reserve the memory for the fields of `data`, by resolution, coarsest first."""
         self.runs, self.store = runs, store
         homes, (*_, finest) = {run.home for run in runs}, data
-        shown = {key: level for key, level in data.items() if key in homes or key == finest}
+        shown = {key: fields for key, fields in data.items() if key in homes or key == finest}
         labels = shown_labels(data[finest].outputs, rollout)
-        fields = len(data[finest].inputs) + len(labels) * (1 + len(runs) * len(KEPT))
-        sample_bytes = 4 * fields * sum(math.prod(level.grid.shape) for level in shown.values())
+        channels = len(data[finest].inputs) + len(labels) * (1 + len(runs) * len(KEPT))
+        sample_bytes = 4 * channels * sum(math.prod(fields.grid.shape) for fields in shown.values())
         n = min(len(data[finest]), max(1, self.max_bytes // sample_bytes))
         coordinates = run_coordinates([(run.model, run.train_resolution, run.seed) for run in runs])
-        self.fields = {key: _reserved(level, coordinates, labels, n) for key, level in shown.items()}
+        self.fields = {key: _reserved(fields, coordinates, labels, n) for key, fields in shown.items()}
 
     def add_truth(self, key: str, rows: range, x: Tensor, y: Tensor, labels: Sequence[str]) -> None:
         """Keep the inputs and outputs of a batch, whose output channels are `labels`."""
@@ -88,17 +89,17 @@ class Evidence:
 
 
 def _reserved(data: FieldDataset, coordinates: xr.Coordinates, labels: list[str], n: int) -> xr.Dataset:
-    runs = {"run": coordinates.sizes["run"], "predictor": len(KEPT)}
-    variables = {"variable": len(labels)}
-    sizes = {
-        "input": {"input_variable": len(data.inputs)},
-        "truth": variables,
-        "prediction": runs | variables,
-    }
     axes, shape = data.grid.names, data.grid.shape
+    sizes = {"run": coordinates.sizes["run"], "predictor": len(KEPT), "variable": len(labels), "sample": n}
+    sizes["input_variable"] = len(data.inputs)
+
+    def empty(*dims: str) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+        return (*dims, *axes), np.empty((*(sizes[dim] for dim in dims), *shape), np.float32)
+
     arrays = {
-        name: ((*leading, "sample", *axes), np.empty((*leading.values(), n, *shape), np.float32))
-        for name, leading in sizes.items()
+        "input": empty("input_variable", "sample"),
+        "truth": empty("variable", "sample"),
+        "prediction": empty("run", "predictor", "variable", "sample"),
     }
     labelled = {
         "input_variable": list(data.inputs),

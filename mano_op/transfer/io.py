@@ -58,8 +58,8 @@ def save_results(results: xr.Dataset, path: str | Path, *, overwrite: bool = Fal
     try:
         results = _without_index(results)
         # zarr 3 has strings of any length, and no other kind.
-        strings = [name for name, values in results.variables.items() if values.dtype.kind == "U"]
-        encoding = {name: {"dtype": np.dtypes.StringDType()} for name in strings}
+        text = {"dtype": np.dtypes.StringDType()}
+        encoding = {name: text for name, values in results.variables.items() if values.dtype.kind == "U"}
         results.to_zarr(beside, zarr_format=3, consolidated=False, encoding=encoding)
         if path.exists():
             shutil.rmtree(path)
@@ -99,17 +99,17 @@ def _checked(path: Path, stored: xr.Dataset) -> xr.Dataset:
 
 
 def netcdf_bytes(results: xr.Dataset) -> bytes:
-    """The content of a NetCDF file: version 4 with h5netcdf, compressed, and 3 without."""
+    """Return the content of a NetCDF file: version 4 with h5netcdf, compressed, and 3 without."""
     results = _without_index(results)
     if find_spec("h5netcdf") is None:
         return bytes(results.to_netcdf(engine="scipy"))
-    numbers = [name for name, values in results.data_vars.items() if values.dtype.kind == "f"]
-    encoding = {name: {"zlib": True, "complevel": 4} for name in numbers}
+    compressed = {"zlib": True, "complevel": 4}
+    encoding = {name: compressed for name, values in results.data_vars.items() if values.dtype.kind == "f"}
     return bytes(results.to_netcdf(engine="h5netcdf", encoding=encoding))
 
 
 def _without_index(results: xr.Dataset) -> xr.Dataset:
-    """Results with the levels of their index as coordinates: files have no index of several levels."""
+    """Results with the parts of their index as coordinates: files have no index of several parts."""
     return _with_strings(results.reset_index("run")) if _index_names(results) else results
 
 

@@ -42,7 +42,7 @@ BAND = 2  # spacings of the training grid
 
 
 def relative_l2(predicted: Tensor, true: Tensor, grid: Grid) -> Tensor:
-    """The error in L2, by the grid's quadrature, over the norm of the truth.
+    """Compute the error in L2, by the grid's quadrature, over the norm of the truth.
 
     Parameters
     ----------
@@ -61,20 +61,20 @@ def relative_l2(predicted: Tensor, true: Tensor, grid: Grid) -> Tensor:
 
 
 def relative_l2_points(predicted: Tensor, true: Tensor, grid: Grid) -> Tensor:
-    """The error in l2 over the norm of the truth, each point counted once: neuraloperator's ``LpLoss.rel``.
+    """Compute the error in l2 over the norm of the truth, by points: neuraloperator's ``LpLoss.rel``.
 
     Examples
     --------
     >>> relative_l2_points(torch.tensor([[3.0, 3.0]]), torch.tensor([[3.0, 4.0]]), Grid.uniform((2,)))
     tensor([0.2000], dtype=torch.float64)
     """
-    dims = tuple(range(-grid.n_dim, 0))
+    dims = _dims(grid)
     size = torch.linalg.vector_norm(_error(predicted, true), dim=dims)
     return size / torch.linalg.vector_norm(true.double(), dim=dims)
 
 
 def vrmse(predicted: Tensor, true: Tensor, grid: Grid) -> Tensor:
-    """The error in L2 over the spread of the truth about its own mean; infinite for a constant truth.
+    """Compute the error in L2 over the spread of the truth about its own mean; infinite for a constant truth.
 
     Examples
     --------
@@ -82,25 +82,24 @@ def vrmse(predicted: Tensor, true: Tensor, grid: Grid) -> Tensor:
     >>> vrmse(torch.full((1, 2), 2.0), truth, Grid.uniform((2,), registration="cell"))
     tensor([1.], dtype=torch.float64)
     """
-    weights, dims = _weights(grid), tuple(range(-grid.n_dim, 0))
-    mean = (weights * true.double()).sum(dims, keepdim=True) / weights.sum()
+    weights = _weights(grid)
+    mean = (weights * true.double()).sum(_dims(grid), keepdim=True) / weights.sum()
     return _norm(_error(predicted, true), weights) / _norm(mean - true.double(), weights)
 
 
 def linf(predicted: Tensor, true: Tensor, grid: Grid) -> Tensor:
-    """The largest error over the largest value of the truth, at the points of the grid.
+    """Compute the largest error over the largest value of the truth, at the points of the grid.
 
     Examples
     --------
     >>> linf(torch.tensor([[3.0, 3.0]]), torch.tensor([[3.0, 4.0]]), Grid.uniform((2,)))
     tensor([0.2500], dtype=torch.float64)
     """
-    dims = tuple(range(-grid.n_dim, 0))
-    return _error(predicted, true).abs().amax(dims) / true.double().abs().amax(dims)
+    return _error(predicted, true).abs().amax(_dims(grid)) / true.double().abs().amax(_dims(grid))
 
 
 def relative_h1(predicted: Tensor, true: Tensor, grid: Grid) -> Tensor:
-    """The error in H1 over the H1 norm of the truth, with the derivatives that the axes allow.
+    """Compute the error in H1 over the H1 norm of the truth, with the derivatives that the axes allow.
 
     Differences are central; at the ends of an axis that does not wrap they are one-sided and of second
     order, and on one that wraps they go around. Lengths are those of the grid, so the weight of the
@@ -120,7 +119,7 @@ def relative_h1(predicted: Tensor, true: Tensor, grid: Grid) -> Tensor:
 
 
 def boundary_band(predicted: Tensor, true: Tensor, grid: Grid, trained: Grid) -> Tensor:
-    """The error in L2 over the norm of the truth, both near the ends of the axes that do not wrap.
+    """Compute the error in L2 over the norm of the truth, both near the ends of the axes that do not wrap.
 
     The band reaches two spacings of the training grid from each end, whatever the grid is; a point
     counts with the part of its interval that lies in it. NaN where all axes wrap.
@@ -147,7 +146,7 @@ def boundary_band(predicted: Tensor, true: Tensor, grid: Grid, trained: Grid) ->
 
 
 def all_metrics(predicted: Tensor, true: Tensor, grid: Grid, trained: Grid) -> Tensor:
-    """All `METRICS`, in their order, along a first dimension; ``mismatch``, which has no truth, is NaN.
+    """Compute all `METRICS` along a first dimension; ``mismatch``, which has no truth, is NaN.
 
     Parameters
     ----------
@@ -165,6 +164,10 @@ def all_metrics(predicted: Tensor, true: Tensor, grid: Grid, trained: Grid) -> T
     errors += [relative_h1(predicted, true, grid), boundary_band(predicted, true, grid, trained)]
     errors += spectral_split(predicted, true, grid, trained)
     return torch.stack([*errors, torch.full_like(errors[0], torch.nan)])
+
+
+def _dims(grid: Grid) -> tuple[int, ...]:
+    return tuple(range(-grid.n_dim, 0))
 
 
 def _error(predicted: Tensor, true: Tensor) -> Tensor:

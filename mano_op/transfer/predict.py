@@ -63,7 +63,7 @@ class Cost(NamedTuple):
 
 
 def cost_on(run: JudgedRun, grid: Grid, key: str) -> Cost:
-    """Count the cost of a sample on a grid, the level `key`.
+    """Count the cost of a sample on a grid, the resolution `key`.
 
     Raises
     ------

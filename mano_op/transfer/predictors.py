@@ -54,7 +54,7 @@ def by_predictor(
     ends: Ends,
     steps: int = 1,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    r"""The prediction of each of `PREDICTORS` for a batch, and the discretisation mismatch of the model.
+    r"""Predict a batch by each of `PREDICTORS`, and compute the discretisation mismatch of the model.
 
     With :math:`G_n` the model on the grid n, and D the restriction from n to the training grid m, by
     injection where the grids nest and by interpolation elsewhere, the mismatch is
@@ -113,9 +113,9 @@ def exact_outputs(
     grid: Grid,
     ends: Ends,
 ) -> Tensor:
-    """The true outputs of a batch on the level `home`, from `outputs` on the level `key`.
+    """Return the true outputs of a batch at the resolution `home`, from `outputs` at the resolution `key`.
 
-    `data` has the levels that hold the split, `grid` is that of the home level.
+    `data` has the resolutions that hold the split, `grid` is the home grid.
     """
     if nests(data[key].grid, grid) or home not in data:
         return interpolate_outputs(outputs, data[key].grid, grid, ends)
@@ -132,7 +132,7 @@ def interpolate_outputs(outputs: Tensor, source: Grid, target: Grid, ends: Ends)
 def known_ends(
     store: FieldStore, channels: Channels, grid: Grid, boundary: Mapping[str, Boundary | None]
 ) -> Ends:
-    """The known boundary values of each output channel: those in `boundary`, else the store's.
+    """Return the known boundary values of each output channel: those in `boundary`, else the store's.
 
     Raises
     ------
@@ -140,9 +140,7 @@ def known_ends(
         If `boundary` names a variable that is no output.
     """
     if not set(boundary) <= set(store.outputs):
-        raise InputError(
-            f"boundary={dict(boundary)}: expected values of outputs, which here are "
-            f"{', '.join(store.outputs)}"
-        )
+        names = ", ".join(store.outputs)
+        raise InputError(f"boundary={dict(boundary)}: expected values of outputs, which here are {names}")
     known = {variable.name: variable.boundary_value for variable in store.variables} | dict(boundary)
     return {channel.label: ends_by_axis(grid, known[channel.variable]) for channel in channels.y}

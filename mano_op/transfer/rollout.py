@@ -8,7 +8,7 @@ import xarray as xr
 
 
 def steps_of(data: xr.Dataset) -> dict[str, dict[int, str]]:
-    """The labels of results or of a summary, by variable and step; none without a rollout.
+    """Return the labels of results or of a summary, by variable and step; none without a rollout.
 
     Examples
     --------
@@ -21,7 +21,7 @@ def steps_of(data: xr.Dataset) -> dict[str, dict[int, str]]:
 
 
 def shown_labels(labels: Sequence[str], rollout: int) -> list[str]:
-    """The labels of the first, the middle and the last step of a rollout; all without one.
+    """Return the labels of the first, the middle and the last step of a rollout; all without one.
 
     Examples
     --------

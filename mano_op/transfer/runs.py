@@ -22,19 +22,16 @@ PLUS = "+"
 
 @dataclass(frozen=True)
 class Trained:
-    """A function from fields to fields, and the resolution that it was trained at.
-
-    For models from elsewhere: an FNO that somebody trained, a model of the Hub, any function of tensors.
+    """A function from fields to fields, such as a model of the Hub, and the resolution it was trained at.
 
     Attributes
     ----------
     function : callable
-        Takes the inputs, a float32 tensor ``(batch, in_channels, *grid)`` in physical units, and returns the
-        outputs, ``(batch, out_channels, *grid)`` in physical units; channels are in the store's order. An
-        ``nn.Module`` is evaluated on its own device and in evaluation mode; other functions get tensors on
-        the CPU.
+        From inputs ``(batch, in_channels, *grid)``, float32 in physical units and with channels in the
+        store's order, to outputs ``(batch, out_channels, *grid)``. An ``nn.Module`` is evaluated on its own
+        device and in evaluation mode; other functions get tensors on the CPU.
     resolution : int, tuple of int, str or Grid, or a list of them
-        Levels of the store: 16, (16, 24), "r16".
+        Of the store: 16, (16, 24), "r16".
     seed : int
     time_steps, at : optional
         The times of fields that vary in time, as `mano_op.data.dataset.FieldDataset` takes them.
@@ -54,8 +51,8 @@ class Trained:
     @property
     def times(self) -> dict[str, Any]:
         """The times as `mano_op.data.dataset.FieldDataset` takes them."""
-        given = {"time_steps": self.time_steps, "at": self.at}
-        return {name: list(value) for name, value in given.items() if value is not None}
+        times = {"time_steps": self.time_steps, "at": self.at}
+        return {name: list(value) for name, value in times.items() if value is not None}
 
 
 Judgeable = Run | Trained
@@ -66,13 +63,13 @@ Models = Mapping[str, Judgeable | Sequence[Judgeable]]
 class JudgedRun:
     """A run, and its coordinates in results.
 
-    `home` is the level that most training samples had, the finest of several such, and `grid` is its grid.
+    `home` is the resolution that most training samples had, the finest of several such, and `grid` its grid.
     The processor of a `Trained` function leaves fields in physical units.
     """
 
     name: str  # for messages
     model: str
-    train_resolution: str  # its levels, coarsest first: "r16", "r16+r32"
+    train_resolution: str  # coarsest first: "r16", "r16+r32"
     seed: int
     home: str
     grid: Grid
@@ -82,7 +79,7 @@ class JudgedRun:
 
 
 def judged_runs(models: Models, store: FieldStore) -> list[JudgedRun]:
-    """Every run with its coordinates: models in their order, training resolutions coarsest first, seeds.
+    """Return every run: models in their order, training resolutions coarsest first, then seeds.
 
     Raises
     ------
@@ -105,27 +102,27 @@ def judged_runs(models: Models, store: FieldStore) -> list[JudgedRun]:
     if any(value != next(iter(times.values())) for value in times.values()):
         raise InputError(f"models for different times, {times}; judge them one after the other")
     runs = [_judged_run(name, model, source, store) for name, (model, source) in sources.items()]
-    for one, other in itertools.combinations(runs, 2):
-        if (one.model, one.train_resolution) != (other.model, other.train_resolution):
+    for run, other in itertools.combinations(runs, 2):
+        same_seed = run.seed == other.seed
+        if (run.model, run.train_resolution) != (other.model, other.train_resolution):
             continue
-        if one.seed == other.seed or one.home != other.home:
-            homes = f", but most samples were at {one.home} and at {other.home}"
+        if same_seed or run.home != other.home:
+            homes = f", but most samples were at {run.home} and at {other.home}"
             raise InputError(
-                f"{one.name} and {other.name} were both trained at {one.train_resolution}"
-                f"{f' with seed {one.seed}' if one.seed == other.seed else homes}: judge them under "
-                "different names"
+                f"{run.name} and {other.name} were both trained at {run.train_resolution}"
+                f"{f' with seed {run.seed}' if same_seed else homes}: judge them under different names"
             )
-    names, levels = list(models), list(store.grids)
+    names, keys = list(models), list(store.grids)
 
     def order(run: JudgedRun) -> tuple[Any, ...]:
         several = PLUS in run.train_resolution
-        return names.index(run.model), levels.index(run.home), several, run.train_resolution, run.seed
+        return names.index(run.model), keys.index(run.home), several, run.train_resolution, run.seed
 
     return sorted(runs, key=order)
 
 
 def run_coordinates(rows: Sequence[tuple[Any, ...]]) -> xr.Coordinates:
-    """The dimension ``run``, indexed by model, training resolution and seed, with a ``label`` of each run.
+    """Make the dimension ``run``, indexed by model, training resolution and seed, with a ``label``.
 
     A label is the model's name, and its training resolution if any model has several.
 
@@ -147,7 +144,7 @@ def run_coordinates(rows: Sequence[tuple[Any, ...]]) -> xr.Coordinates:
 
 
 def trained_on(train_resolution: str) -> list[str]:
-    """The levels of a training resolution.
+    """Split the label of a training resolution into keys of the store.
 
     Examples
     --------
@@ -171,29 +168,30 @@ def _judged_run(name: str, model: str, source: Judgeable, store: FieldStore) -> 
         if source.task != "fields":
             raise InputError(f"{name} is a run of {source.task}; expected one of fields")
         network, processor, training = source.model, source.processor, source.training
-        levels = list(source.resolutions) if "resolution" in training else []
+        resolutions = list(source.resolutions) if "resolution" in training else []
         _check_fields(name, source, store)
     else:
         network, processor = _identity(name, source, store)
         training = {"resolution": source.resolution, "seed": source.seed}
-        levels = [source.resolution]
+        resolutions = source.resolution if isinstance(source.resolution, list) else [source.resolution]
     if "resolution" not in training:
         raise InputError(f"{name}: training={training} does not say at which resolution it was trained")
-    resolution, seed = training["resolution"], training.get("seed", 0)
-    if not levels or not isinstance(seed, int) or isinstance(seed, bool):
+    seed = training.get("seed", 0)
+    if not resolutions or not isinstance(seed, int) or isinstance(seed, bool):
         raise InputError(
-            f"{name}: trained at resolution={resolution!r} with seed={seed!r}, expected at least one level "
-            "and a whole number"
+            f"{name}: trained at resolution={training['resolution']!r} with seed={seed!r}, expected at least "
+            "one level and a whole number"
         )
-    keys = [_key(store, level) for level in levels]
-    counts = _counts(training, levels)
+    keys = [_key(store, resolution) for resolution in resolutions]
+    samples = training.get("samples")
+    counts = [samples.get(each, 0) if isinstance(samples, Mapping) else 1 for each in resolutions]
     order = {key: i for i, key in enumerate(store.grids)}  # coarsest first
-    at = max(range(len(levels)), key=lambda i: (counts[i], order.get(keys[i], -1)))
+    at = max(range(len(keys)), key=lambda i: (counts[i], order.get(keys[i], -1)))
     try:
-        grid = store.grids[store.key(levels[at])]
+        grid = store.grids[store.key(resolutions[at])]
     except InputError as error:
         raise InputError(
-            f"{name} was trained at {levels[at]}, whose grid is needed to predict there and "
+            f"{name} was trained at {resolutions[at]}, whose grid is needed to predict there and "
             f"interpolate: {error}"
         ) from error
     stated = training.get("grid", str(grid))
@@ -223,20 +221,12 @@ def _identity(name: str, trained: Trained, store: FieldStore) -> tuple[nn.Module
     return network, processor.to(device)
 
 
-def _key(store: FieldStore, level: Any) -> str:
-    """The store's key of a level; its own name where the store does not have it."""
+def _key(store: FieldStore, resolution: Any) -> str:
+    """The store's key of a resolution; its own name where the store does not have it."""
     try:
-        return store.key(level)
+        return store.key(resolution)
     except InputError:
-        return str(level)
-
-
-def _counts(training: Mapping[str, Any], levels: Sequence[Any]) -> list[float]:
-    """The number of training samples of each level; ones if it is not known."""
-    samples = training.get("samples")
-    if isinstance(samples, Mapping):
-        return [float(samples.get(level, 0)) for level in levels]
-    return [1.0] * len(levels)
+        return str(resolution)
 
 
 def _check_fields(name: str, run: Run, store: FieldStore) -> None:
@@ -260,7 +250,7 @@ def _check_fields(name: str, run: Run, store: FieldStore) -> None:
 
 
 def positions(data: xr.Dataset) -> dict[tuple[str, str], list[int]]:
-    """Where in results the seeds of each model and training resolution are."""
+    """Return where in results the seeds of each model and training resolution are."""
     places: dict[tuple[str, str], list[int]] = {}
     pairs = zip(data["model"].values.tolist(), data["train_resolution"].values.tolist(), strict=True)
     for i, pair in enumerate(pairs):

@@ -23,7 +23,7 @@ _INPUT = {
 
 
 def verdict_of(judged: xr.Dataset, run: int, key: str, variable: str) -> tuple[str, str]:
-    """The verdict and the sentence on a run of a summary at one resolution, for one variable."""
+    """Return the verdict and the sentence on a run of a summary at one resolution, for one variable."""
     judged = judged.sel(resolution=key, variable=variable, metric=judged.attrs["metric"])
     cell, independent = judged.isel(run=run), judged.attrs["independent"]
     seeds = int(cell["seeds"])
@@ -36,20 +36,18 @@ def verdict_of(judged: xr.Dataset, run: int, key: str, variable: str) -> tuple[s
         where = "trained" if key == cell["train_resolution"].item() else "trained most"
         return verdict, f"{who}, where it was {where}: {finding}."
     verdict, finding = _away(cell, n, independent)
-    beside = [
-        f"; trained on {other['train_resolution'].item()} it has error {_shown(other, 'direct')}"
-        for other in (*trained_there(judged, cell), *trained_on_several(judged, cell))
-    ]
-    return verdict, f"{who}: {finding}{''.join(beside)}."
+    for other in (*trained_there(judged, cell), *trained_on_several(judged, cell)):
+        finding += f"; trained on {other['train_resolution'].item()} it has error {_shown(other, 'direct')}"
+    return verdict, f"{who}: {finding}."
 
 
 def trained_there(judged: xr.Dataset, cell: xr.Dataset) -> list[xr.Dataset]:
-    """The same model trained at the resolution of a cell alone, if it was and the cell is of another run."""
+    """Return the same model trained at the resolution of a cell alone, if another run was."""
     return [other for other in _others(judged, cell) if other["train_resolution"] == cell["resolution"]]
 
 
 def trained_on_several(judged: xr.Dataset, cell: xr.Dataset) -> list[xr.Dataset]:
-    """The same model trained on several levels together, in every way that is not the cell's."""
+    """Return the same model trained on several resolutions together, in every way that is not the cell's."""
     return [other for other in _others(judged, cell) if PLUS in other["train_resolution"].item()]
 
 
@@ -60,7 +58,7 @@ def _others(judged: xr.Dataset, cell: xr.Dataset) -> list[xr.Dataset]:
 
 
 def _at_home(cell: xr.Dataset, n: int, samples: int) -> tuple[str, str]:
-    """Verdict and finding at the home level, where only the mean field is a rival."""
+    """Verdict and finding at the home resolution, where only the mean field is a rival."""
     if bad := int(cell["non_finite"].sel(predictor="direct")):
         return "not finite", f"{bad} of {n} errors are not finite"
     direct, mean = _shown(cell, "direct"), _shown(cell, "mean")
@@ -72,7 +70,7 @@ def _at_home(cell: xr.Dataset, n: int, samples: int) -> tuple[str, str]:
 
 
 def _away(cell: xr.Dataset, n: int, samples: int) -> tuple[str, str]:
-    """Verdict and finding at another level than home."""
+    """Verdict and finding at another resolution than home."""
     best = cell["best_dpu"].item()
     finer = cell["points"].item() > cell["home_points"].item()
     rival = "interpolating its own coarse prediction" if finer else "going by way of its training grid"
@@ -153,13 +151,13 @@ def _shown(cell: xr.Dataset, predictor: str) -> str:
 
 
 def interval_of(cell: xr.Dataset, name: str = "", *, sign: bool = False) -> str:
-    """A number of a summary with its interval, in per cent; the mean error without a name."""
+    """Format a number of a summary with its interval, in per cent; the mean error without a name."""
     names = (name, f"{name}_low", f"{name}_high") if name else ("mean", "low", "high")
     return with_interval(*(cell[n].item() for n in names), sign=sign)
 
 
 def percent(value: float, decimals: int | None = None, *, sign: bool = False) -> str:
-    """A fraction in per cent, without the sign for it, to three digits or as many decimals as given.
+    """Format a fraction in per cent, without the sign, to three digits or as many decimals as given.
 
     From a million on it has an exponent: such errors are those of models that have diverged.
 
@@ -179,7 +177,7 @@ def percent(value: float, decimals: int | None = None, *, sign: bool = False) ->
 
 
 def with_interval(value: float, low: float, high: float, *, sign: bool = False) -> str:
-    """A fraction in per cent with its interval, all to the same decimals.
+    """Format a fraction in per cent with its interval, all to the same decimals.
 
     Examples
     --------

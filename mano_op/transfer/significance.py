@@ -22,7 +22,7 @@ _TAILS = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
 def bootstrap_means(
     errors: NDArray[np.float64], *, resamples: int = 2000, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Means over samples drawn with replacement, the same draws for every row.
+    """Compute means over samples drawn with replacement, the same draws for every row.
 
     Parameters
     ----------
@@ -51,17 +51,16 @@ def bootstrap_means(
 def summary(
     results: xr.Dataset, *, metric: str = "relative_l2", resamples: int = 2000, seed: int = 0
 ) -> xr.Dataset:
-    r"""Means with intervals, growth, skill, and a verdict on direct inference for every run and level.
+    r"""Means with intervals, growth, skill, and a verdict on direct inference for every run and resolution.
 
     Runs that differ in the seed alone are one run of the summary: the error of a sample is the mean over the
-    seeds. Intervals are 95 % percentile intervals of a bootstrap over the samples. They say how far the test
-    samples decide a comparison of these very models; only the spread over the seeds says what another seed
-    would do.
+    seeds. Intervals are 95 % percentile intervals of a bootstrap over the samples, or over whole ``group``
+    (sample) of them: windows of one flow are not independent. They say how far the test samples decide a
+    comparison of these very models; only the spread over the seeds says what another seed would do.
 
     Direct inference is compared with the best of the DPU predictors and with the mean field, by the
-    bootstrap of the paired differences of their mean errors. Where results have a ``group`` (sample), whole
-    groups are drawn: windows of one flow are not independent samples. The best DPU is picked on the same
-    samples, so any luck in the choice favours DPU. With e the mean errors,
+    bootstrap of the paired differences of their mean errors. The best DPU is picked on the same samples, so
+    any luck in the choice favours DPU. With e the mean errors,
 
     .. math:: \text{skill} = 1 - e_\text{direct} / e_\text{best DPU}, \qquad
         \text{growth} = e_\text{direct} / e_\text{direct at home}
@@ -74,7 +73,7 @@ def summary(
     "not finite"           an error of direct inference or of the best DPU is NaN or infinite
     "few"                  there are fewer than 10 independent samples
     "no better than mean"  the direct error is not below that of the mean field, up to rounding
-    "training"             at the home level, where direct inference and DPU are one prediction
+    "training"             at the home resolution, where direct inference and DPU are one prediction
     "worse"                the interval of the skill lies below 0
     "improves"             it lies above 0, and that of direct minus mean field below 0
     "undecided"            everywhere else
@@ -95,10 +94,10 @@ def summary(
         ``run`` is indexed by ``model`` and ``train_resolution``. By run, resolution, predictor, metric and
         variable: ``mean``, ``low``, ``high``, the mean error and its interval; ``seed_low``, ``seed_high``,
         the smallest and the largest mean of a seed; ``non_finite``, the number of errors that are not.
-        Without the predictor: ``growth``, NaN if the home level was not judged, ``skill``, ``difference``,
-        direct minus best DPU, and ``over_mean``, direct minus mean field, each with ``_low`` and ``_high``;
-        ``skill_seed_low``, ``skill_seed_high``; ``best_dpu``. Without the metric too: ``verdict``,
-        ``sentence``. By run: ``seeds``, their number, and the costs of `results`, means over the seeds.
+        Without the predictor: ``growth``, NaN if the home resolution was not judged, ``skill``,
+        ``difference``, direct minus best DPU, and ``over_mean``, direct minus mean field, each with ``_low``
+        and ``_high``; ``skill_seed_low``, ``skill_seed_high``; ``best_dpu``. Without the metric too:
+        ``verdict``, ``sentence``. By run: ``seeds``, their number, and the costs, means over the seeds.
 
     Raises
     ------
@@ -116,26 +115,21 @@ def summary(
     first = results.isel(run=[at[0] for at in seeds.values()])
     independent = len(np.unique(groups_of(results)))
     homes = {name: ("run", first[name].values) for name in ("home", "home_points")}
-    judged = (
-        joined.assign_coords(run_coordinates(list(seeds)))
-        .assign_coords(homes)
-        .assign_attrs(
-            results.attrs,
-            metric=metric,
-            samples=results.sizes["sample"],
-            independent=independent,
-            n_variables=results.sizes["variable"],  # scipy writes no attribute "variables"
-            interval=f"{100 * CONFIDENCE:g} % percentile bootstrap over "
-            f"{'samples' if independent == results.sizes['sample'] else f'{independent} groups of samples'}, "
-            f"{resamples} draws, seed {seed}",
-        )
+    drawn = "samples" if independent == results.sizes["sample"] else f"{independent} groups of samples"
+    interval = f"{100 * CONFIDENCE:g} % percentile bootstrap over {drawn}, {resamples} draws, seed {seed}"
+    judged = joined.assign_coords(run_coordinates(list(seeds))).assign_coords(homes)
+    judged = judged.assign_attrs(
+        results.attrs,
+        metric=metric,
+        samples=results.sizes["sample"],
+        independent=independent,
+        n_variables=results.sizes["variable"],  # scipy writes no attribute "variables"
+        interval=interval,
     )
     cells = ("run", "resolution", "variable")
     shape = [judged.sizes[dim] for dim in cells]
-    verdicts = [
-        verdict_of(judged, *at)
-        for at in itertools.product(range(shape[0]), *(judged[d].values for d in cells[1:]))
-    ]
+    places = itertools.product(range(shape[0]), *(judged[dim].values for dim in cells[1:]))
+    verdicts = [verdict_of(judged, *place) for place in places]
     words = np.array(verdicts).reshape(*shape, 2)
     return judged.assign(verdict=(cells, words[..., 0]), sentence=(cells, words[..., 1]))
 
@@ -149,9 +143,8 @@ def _numbers(seeds: xr.Dataset, resamples: int, seed: int) -> xr.Dataset:
         errors = errors.mean("run", skipna=False)
         mean = errors.mean("sample", skipna=False)
         groups = _by_group(errors.values, groups_of(seeds))
-        draws = mean.expand_dims(draw=resamples).copy(
-            data=bootstrap_means(groups, resamples=resamples, seed=seed)
-        )
+        means = bootstrap_means(groups, resamples=resamples, seed=seed)
+        draws = mean.expand_dims(draw=resamples).copy(data=means)
         dpu = mean.sel(predictor=list(DPU))
         best = dpu["predictor"][dpu.fillna(np.inf).argmin("predictor")].drop_vars("predictor")
 
@@ -162,7 +155,7 @@ def _numbers(seeds: xr.Dataset, resamples: int, seed: int) -> xr.Dataset:
             return 1 - of(e, "direct") / of(e, best)
 
         def growth(e: xr.DataArray) -> xr.DataArray:
-            direct = of(e, "direct")  # NaN where the home level was not judged
+            direct = of(e, "direct")  # NaN where the home resolution was not judged
             return direct / direct.reindex(resolution=seeds["home"].values[:1]).isel(resolution=0, drop=True)
 
         numbers = {
@@ -195,17 +188,13 @@ def _with_interval(
 ) -> dict[str, xr.DataArray]:
     """A number of the mean errors, and its percentile interval."""
     low, high = np.quantile(number(draws).transpose("draw", ...).values, _TAILS, axis=0)
-    value = number(mean)
-    prefix = f"{name}_" if name else ""
-    return {
-        name or "mean": value,
-        f"{prefix}low": value.copy(data=low),
-        f"{prefix}high": value.copy(data=high),
-    }
+    value, prefix = number(mean), f"{name}_" if name else ""
+    ends = {f"{prefix}low": value.copy(data=low), f"{prefix}high": value.copy(data=high)}
+    return {name or "mean": value, **ends}
 
 
 def groups_of(results: xr.Dataset) -> NDArray[np.int64]:
-    """The group of each sample; each is a group of its own if the results do not say."""
+    """Return the group of each sample; each is a group of its own if the results do not say."""
     groups = results["group"].values if "group" in results.coords else np.arange(results.sizes["sample"])
     return np.asarray(groups)
 

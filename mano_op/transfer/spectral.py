@@ -22,7 +22,7 @@ from mano_op.grid import Axis, Grid
 
 
 def spectral_split(predicted: Tensor, true: Tensor, grid: Grid, trained: Grid) -> tuple[Tensor, Tensor]:
-    r"""The error below and above the training grid's Nyquist wavenumber, both over the norm of the truth.
+    r"""Split the relative error into the parts below and above the training grid's Nyquist wavenumber.
 
     With P the orthogonal projection on the modes that lie below it along every axis,
 
@@ -66,7 +66,7 @@ def spectral_split(predicted: Tensor, true: Tensor, grid: Grid, trained: Grid) -
 
 
 def energy_spectrum(field: Tensor, grid: Grid) -> tuple[NDArray[np.float64], Tensor]:
-    r"""The energy of a field by wavenumber: :math:`\sum_{|k| \in [j, j + 1)} |\hat v_k|^2`.
+    r"""Compute the energy of a field by wavenumber: :math:`\sum_{|k| \in [j, j + 1)} |\hat v_k|^2`.
 
     Wavenumbers are counted in whole waves over the longest axis. The energies add up to
     :math:`\lVert v \rVert^2`, the integral of the square by the grid's quadrature.
@@ -101,13 +101,13 @@ def energy_spectrum(field: Tensor, grid: Grid) -> tuple[NDArray[np.float64], Ten
     # Rounding must not put a whole wavenumber into the bin below.
     bins = np.floor(np.sqrt(squares) / 2 + 1e-9).astype(int).ravel()
     energy = coefficients.flatten(-grid.n_dim) ** 2
-    found = torch.zeros(*energy.shape[:-1], int(bins.max()) + 1, dtype=torch.float64)
-    found.index_add_(-1, torch.from_numpy(bins), energy)
-    return np.arange(found.shape[-1], dtype=np.float64), found
+    spectrum = torch.zeros(*energy.shape[:-1], int(bins.max()) + 1, dtype=torch.float64)
+    spectrum.index_add_(-1, torch.from_numpy(bins), energy)
+    return np.arange(spectrum.shape[-1], dtype=np.float64), spectrum
 
 
 def nyquist(trained: Grid) -> float:
-    """The lowest Nyquist wavenumber of a training grid's axes, in whole waves over its longest axis.
+    """Return the lowest Nyquist wavenumber of a training grid's axes, in whole waves over its longest axis.
 
     Examples
     --------

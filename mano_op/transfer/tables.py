@@ -62,7 +62,7 @@ def table(judged: xr.Dataset) -> str:
 
 
 def header(judged: xr.Dataset) -> list[str]:
-    """The columns of `table_rows`."""
+    """Return the columns of `table_rows`."""
     seeds = ["over seeds"] if int(judged["seeds"].max()) > 1 else []
     there, several = _elsewhere(judged)
     return [
@@ -73,30 +73,27 @@ def header(judged: xr.Dataset) -> list[str]:
 
 
 def table_rows(judged: xr.Dataset) -> list[list[str]]:
-    """The rows of the table."""
+    """Return the rows of the table."""
     there, several = _elsewhere(judged)
     seeded = int(judged["seeds"].max()) > 1
     rows = []
     for cell, same_field in _cells(judged.sel(metric=judged.attrs["metric"])):
-        at_home = cell["resolution"].item() == cell["home"].item()
-        elsewhere = trained_on_several(same_field, cell)
+        away = cell["resolution"].item() != cell["home"].item()
+        mixed = trained_on_several(same_field, cell)
+        names = [f"{other['train_resolution'].item()}: " if len(mixed) > 1 else "" for other in mixed]
+        entries = [name + _entry(other, "direct") for name, other in zip(names, mixed, strict=True)]
         growth = cell["growth"].item()
-        mixed = [
-            (f"{other['train_resolution'].item()}: " if len(elsewhere) > 1 else "") + _entry(other, "direct")
-            for other in elsewhere
-        ]
         rows.append(
             [
                 *_place(judged, cell),
                 _entry(cell, "direct"),
                 *([_spread(cell)] if seeded else []),
-                "as direct" if at_home else _entry(cell, cell["best_dpu"].item()),
-                "" if at_home else dpu_input(cell),
-                "" if at_home else interval_of(cell, "skill", sign=True),
+                _entry(cell, cell["best_dpu"].item()) if away else "as direct",
+                dpu_input(cell) if away else "",
+                interval_of(cell, "skill", sign=True) if away else "",
                 *(["".join(_entry(o, "direct") for o in trained_there(same_field, cell))] if there else []),
-                *([", ".join(mixed)] if several else []),
-                percent(cell["mean"].sel(predictor="floor").item()),
-                percent(cell["mean"].sel(predictor="mean").item()),
+                *([", ".join(entries)] if several else []),
+                *(percent(cell["mean"].sel(predictor=name).item()) for name in ("floor", "mean")),
                 f"{growth:{'.2f' if growth < 1e4 else '.2e'}}" if math.isfinite(growth) else "",
             ]
         )
@@ -104,25 +101,21 @@ def table_rows(judged: xr.Dataset) -> list[list[str]]:
 
 
 def metric_header(judged: xr.Dataset) -> list[str]:
-    """The columns of `metric_rows`."""
+    """Return the columns of `metric_rows`."""
     return [*_place_header(judged), *(metric_name(metric) for metric in judged["metric"].values.tolist())]
 
 
 def metric_rows(judged: xr.Dataset) -> list[list[str]]:
-    """Every metric of direct inference, and after a stroke of the best DPU by it, in per cent."""
+    """Return every metric of direct inference, and after a stroke of the best DPU by it, in per cent."""
 
     def entry(cell: xr.Dataset) -> str:
-        defined = cell["defined"] & [True, cell["resolution"].item() != cell["home"].item()]
-        return " / ".join(percent(value) for value in cell["mean"].values[defined.values].tolist())
+        cell = cell.sel(predictor=["direct", cell["best_dpu"].item()])
+        shown = cell["defined"] & [True, cell["resolution"].item() != cell["home"].item()]
+        return " / ".join(percent(value) for value in cell["mean"].values[shown.values].tolist())
 
+    metrics = judged["metric"].values.tolist()
     return [
-        [
-            *_place(judged, cell),
-            *(
-                entry(by.sel(predictor=["direct", by["best_dpu"].item()]))
-                for by in (cell.sel(metric=metric) for metric in judged["metric"].values)
-            ),
-        ]
+        [*_place(judged, cell), *(entry(cell.sel(metric=metric)) for metric in metrics)]
         for cell, _ in _cells(judged)
     ]
 
@@ -139,13 +132,9 @@ def notes(judged: xr.Dataset) -> list[str]:
     for cell, _ in _cells(judged.sel(metric=judged.attrs["metric"])):
         n = judged.attrs["samples"] * int(cell["seeds"])
         where = f"{cell['label'].item()} at {cell['resolution'].item()}, {cell['variable'].item()}"
-        lines += [
-            f"Warning: {where}: {bad} of {n} errors of {predictor} are not finite."
-            for predictor, bad in zip(
-                judged["predictor"].values, cell["non_finite"].values.tolist(), strict=True
-            )
-            if bad
-        ]
+        for predictor, bad in zip(cell["predictor"].values, cell["non_finite"].values.tolist(), strict=True):
+            if bad:
+                lines.append(f"Warning: {where}: {bad} of {n} errors of {predictor} are not finite.")
     nearest = np.argwhere(judged["restriction"].transpose("run", "resolution").values == "nearest").tolist()
     off = [f"{judged['label'].values[i]} at {judged['resolution'].values[r]}" for i, r in nearest]
     if off:
@@ -165,10 +154,8 @@ def csv_text(results: xr.Dataset) -> str:
     """Format results as `to_csv` writes them."""
     errors = results[["error", "defined"]].reset_index("run")
     frame = errors.to_dataframe(dim_order=["run", *DIMS[3:]]).reset_index()
-    text: str = frame.loc[frame["defined"], list(COLUMNS)].to_csv(
-        index=False, na_rep="nan", lineterminator="\n"
-    )
-    return text
+    rows = frame.loc[frame["defined"], list(COLUMNS)]
+    return str(rows.to_csv(index=False, na_rep="nan", lineterminator="\n"))
 
 
 def to_json(judged: xr.Dataset, path: str | Path) -> None:
@@ -213,7 +200,7 @@ def _place(judged: xr.Dataset, cell: xr.Dataset) -> list[str]:
 
 
 def _elsewhere(judged: xr.Dataset) -> tuple[bool, bool]:
-    """Whether a model that was judged away from home was also trained there, or on several levels."""
+    """Whether a model that was judged away from home was also trained there, or on several resolutions."""
     cells = list(_cells(judged.isel(variable=[0])))
     return (
         any(trained_there(same_field, cell) for cell, same_field in cells),
@@ -240,8 +227,8 @@ def _records(judged: xr.Dataset, names: list[Any]) -> list[dict[str, Any]]:
     """One object for each run and place of some variables, labels first."""
     dims = [str(dim) for dim in judged[names[-1]].dims]
     frame = judged[names].reset_index("run").to_dataframe(dim_order=dims).reset_index()
-    columns = ["model", "train_resolution", *dims[1:], *names]
-    return [{name: _plain(value) for name, value in row.items()} for row in frame[columns].to_dict("records")]
+    rows = frame[["model", "train_resolution", *dims[1:], *names]].to_dict("records")
+    return [{name: _plain(value) for name, value in row.items()} for row in rows]
 
 
 def _plain(value: Any) -> Any:
