@@ -468,9 +468,12 @@ def test_targets_are_smoothed_in_training_only() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"y": torch.tensor([0, 4])}, r"labels of shape \(2,\) from 0 to 4, expected \(batch,\) from 0 to 3"),
+        (
+            {"y": torch.tensor([0, 4])},
+            r"targets of shape \(2,\) from 0 to 4, expected labels \(batch,\) from 0 to 3",
+        ),
         ({"y": torch.tensor([-1, 0])}, "from -1 to 0"),
-        ({"y": torch.ones(2, 1, 3)}, r"probabilities of shape \(2, 1, 3\), expected \(batch, 1, 4\)"),
+        ({"y": torch.ones(2, 1, 3)}, r"targets of shape \(2, 1, 3\) .* probabilities \(batch, 1, 4\)"),
         ({"x": torch.zeros(2, 3, 4, 4)}, r"images of shape \(2, 3, 4, 4\) .* expected 1 channels"),
         ({"x": torch.zeros(2, 1, 4, 4, dtype=torch.uint8)}, "torch.uint8 .* divide bytes by 255"),
         ({"x": torch.zeros(1, 4, 4)}, r"images of shape \(1, 4, 4\)"),
@@ -485,12 +488,12 @@ def test_unsuitable_batches_are_refused(change: dict[str, torch.Tensor], message
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({"mean": [float("nan")]}, "mean=.*expected finite numbers"),
-        ({"std": [-1.0]}, "std of at least 0"),
-        ({"std": [1.0, 1.0]}, "expected one of each channel"),
-        ({"n_classes": 1}, "n_classes=1, expected a whole number, at least 2"),
-        ({"smoothing": 1.0}, "smoothing=1.0, expected 0 or more and less than 1"),
-        ({"mean": "0"}, "mean='0', expected finite numbers"),
+        ({"mean": [float("nan")]}, "mean=.*expected a finite number"),
+        ({"std": [-1.0]}, "std=-1.0, expected a finite number, 0 or more"),
+        ({"std": [1.0, 1.0]}, "expected one mean and std of each channel"),
+        ({"n_classes": 1}, "n_classes=1, expected .* at least 2 classes"),
+        ({"smoothing": 1.0}, "smoothing=1.0, expected a number of at least 0 and less than 1"),
+        ({"mean": "0"}, "mean='0'"),
     ],
 )
 def test_damaged_descriptions_of_processors_are_refused(state: dict[str, Any], message: str) -> None:

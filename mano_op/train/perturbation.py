@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mano_op.data.processor import FieldProcessor
+from mano_op.data.processor import FieldProcessor, Processor
 from mano_op.data.sampler import ranks
 from mano_op.errors import InputError, check_finite_number, check_whole
 from mano_op.labels import varies_in_time
@@ -75,7 +75,7 @@ def check_perturbation(processor: FieldProcessor, noise: float, pushforward: int
             raise InputError(f"pushforward={pushforward} needs what a rollout needs: {error}") from error
 
 
-class PerturbedInputs(nn.Module):
+class PerturbedInputs(Processor):
     r"""A data processor that, in training, gives the model inputs as they are in a rollout.
 
     In evaluation it is the processor that it is made of. In training the n-th sample that comes is first
@@ -174,10 +174,7 @@ class PerturbedInputs(nn.Module):
                 f"batched={batched}, step={step} in training; expected a batch, and no rollout: call eval() "
                 "first"
             )
-        data = {
-            name: value.to(self.device) if isinstance(value, Tensor) else value
-            for name, value in data_dict.items()
-        }
+        data = self._moved(data_dict, self.device)
         together, rank = ranks()
         n = len(data["x"])
         draws = [self._draw(self.seen + rank + together * i) for i in range(n)]
