@@ -84,15 +84,16 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
     ...
     mano_op.errors.InputError: steps=0, expected a whole number, at least 1
     """
-    validate, signature = validate_call(config=_CONFIG)(function), inspect.signature(function)
+    validate: Callable[..., T] = validate_call(config=_CONFIG)(function)
+    signature = inspect.signature(function)
 
     @functools.wraps(function)
     def call(*args: P.args, **values: P.kwargs) -> T:
-        bound = signature.bind(*args, **values)
+        named = signature.bind(*args, **values).arguments
         try:
-            return validate(*args, **values)
+            return validate(**named)
         except ValidationError as error:
-            raise InputError(_message(error.errors(), bound.arguments)) from None
+            raise InputError(_message(error.errors(), named)) from None
 
     return call
 

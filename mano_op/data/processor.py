@@ -27,7 +27,7 @@ class Processor(DataProcessor):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model: nn.Module | None = None
+        self.model: Any = None
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move the statistics, and the model if there is one; as `torch.nn.Module.to`."""

@@ -56,8 +56,8 @@ def decode(image: Encoded, name: str, channels: int, convert: bool = True) -> Te
     >>> decode({"bytes": b"P2 3 1 255 0 51"}, "three", 1)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    mano_op.errors.InputError: three cannot be read as an image (...): copy it again if it was cut short, or
-    leave it out
+    mano_op.errors.InputError: three cannot be read as an image (...): copy it again if it was cut short, make
+    it smaller if it is too large to be safe, or leave it out
     """
     with _opened(image, name) as opened:
         if opened.mode.startswith(_DEEP):
@@ -106,14 +106,10 @@ def _opened(image: Encoded, name: str) -> Iterator[Any]:
                 yield opened
     except InputError:
         raise
-    except (pillow.DecompressionBombWarning, pillow.DecompressionBombError) as error:
-        raise InputError(
-            f"{name} is too large to be read safely ({error}): make it smaller, or leave it out"
-        ) from error
     except Exception as error:  # for a damaged file Pillow raises almost anything
         raise InputError(
             f"{name} cannot be read as an image ({type(error).__name__}: {error}): copy it again if it was "
-            "cut short, or leave it out"
+            "cut short, make it smaller if it is too large to be safe, or leave it out"
         ) from error
 
 
