@@ -319,7 +319,7 @@ def test_nothing_is_fetched_and_damaged_data_sets_are_refused(tmp_path: Path) ->
     described["features"]["picture"] = {"_type": "Image"}  # saved as an image it would be fetched
     (tmp_path / "pets" / "dataset_info.json").write_text(json.dumps(described))
     with pytest.raises(
-        InputError, match=r"image 3 of .*pets is https://example.com/cat.png, and nothing is f"
+        InputError, match=r"image 3 of .*pets .*Error: https://example.com/cat.png, and nothing is f"
     ):
         images_of(open_images(tmp_path / "pets", image_size=5))
     for file in (tmp_path / "pets").glob("*.arrow"):

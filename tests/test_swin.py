@@ -196,7 +196,7 @@ def test_start_from_the_registrys_swin():
 
 
 def test_other_state_dicts_are_refused():
-    with pytest.raises(InputError, match=r"weights=Linear\(.*\), expected a valid mapping or"):
+    with pytest.raises(InputError, match=r"weights=Linear\(.*\), expected a valid dictionary or"):
         from_swin_v2(torch.nn.Linear(1, 1), window=4, pretrained_window=0)
     with pytest.raises(InputError, match=r"a state dict with bias, weight, \.\.\. is in no known layout"):
         from_swin_v2({"weight": torch.zeros(1), "bias": torch.zeros(1)}, window=8, pretrained_window=0)

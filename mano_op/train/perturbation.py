@@ -37,20 +37,7 @@ from mano_op.labels import varies_in_time
 
 
 def check_perturbation(processor: FieldProcessor, noise: float, pushforward: int) -> None:
-    """Refuse perturbations that cannot be, or not of these inputs.
-
-    Parameters
-    ----------
-    processor : FieldProcessor
-        Of the model, for one step.
-    noise, pushforward
-        As `PerturbedInputs` takes them.
-
-    Raises
-    ------
-    InputError
-        If a number is not one that can be used, nothing in the inputs varies in time, or the model's
-        output is not all that changes in its next input.
+    """Refuse noise on inputs none of which varies in time, and steps that do not make the next input.
 
     Examples
     --------
@@ -91,9 +78,8 @@ class PerturbedInputs(Processor):
     Then :math:`\sigma \epsilon`, with :math:`\epsilon \sim N(0, 1)` drawn for each point and channel by
     itself, is added to the normalised inputs that vary in time; others are as exact in a rollout as here.
 
-    What is drawn for the n-th sample follows from `seed` and n alone. So it depends neither on the size of
-    the batches, nor on the device, nor on how many processes share a batch, if each has every n-th
-    sample of it, as `mano_op.data.sampler.ResolutionBatchSampler` deals them out.
+    What is drawn for the n-th sample follows from `seed` and n alone, whatever the batches and the device; of
+    several processes each has every n-th sample, as from `mano_op.data.sampler.ResolutionBatchSampler`.
 
     Parameters
     ----------

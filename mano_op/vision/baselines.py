@@ -63,8 +63,7 @@ class ViTClassifier(_Classifier, name="ViT_classifier"):
 
     Notes
     -----
-    `backbone` is transformers' ``ViTModel``; `head` maps its normalised class token to logits. transformers
-    checks the options; `mano_op.registry.build_model` turns its errors into `InputError`.
+    `backbone` is transformers' ``ViTModel``; `head` maps its normalised class token to logits.
 
     References
     ----------
@@ -169,7 +168,6 @@ class SwinClassifier(_Classifier, name="Swin_classifier"):
     -----
     `backbone` is transformers' ``Swinv2Model``; `head` maps the mean of its normalised features to logits.
     Each block starts as the identity, its norms at 0, as in the authors' code and timm, not in transformers.
-    transformers checks the options; `mano_op.registry.build_model` turns its errors into `InputError`.
 
     References
     ----------

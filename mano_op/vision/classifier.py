@@ -45,9 +45,8 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
 
     with the patch embedding P and M, which merges 2 x 2 points into one of twice the features. The defaults
     are the shape of Swin-V2-Tiny [1]_, with `mano_op.layers.multipole.MultipoleAttention` in place of Swin's
-    window attention, as in [2]_. Within windows the two are the same; coarser levels show every block the
-    rest of the image. `mano_op.vision.swin.from_swin_v2` starts from Swin's weights. `MANOClassifier.plain`
-    is the network of `mano_op.MANO`, which keeps the resolution of the image.
+    window attention, as in [2]_: coarser levels show every block the rest of the image.
+    `mano_op.vision.swin.from_swin_v2` starts from Swin's weights.
 
     Parameters
     ----------
@@ -102,14 +101,11 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
     Notes
     -----
     Images may have any size. Patches that the image's end cuts are completed, and windows that it cuts have
-    fewer keys; no padding enters a softmax. Swin pads with zeros there and attends to them. So with its
-    weights the two agree where the points of each stage are a multiple of the window, at other sizes they do
-    not. A stage of a square `image_size` may also have fewer points than a window, as in timm and
-    transformers.
+    fewer keys. Swin attends to zeros there: with its weights the two agree where the points of each stage are
+    a multiple of the window, or, for a square `image_size`, fewer than a window.
 
     A larger image has more patches, not larger ones: without `anchored`, lengths count in pixels. Images of
-    one scene at other resolutions are better resized to that of the training first; `mano_op.vision.evaluate`
-    reports both.
+    one scene at other resolutions are better resized to that of the training first.
 
     References
     ----------
@@ -246,11 +242,8 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         )
 
     def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
-        """Map images ``(batch, in_channels, height, width)`` to logits, ``(batch, n_classes)``.
-
-        neuraloperator's Trainer passes every entry of a sample, ``y`` too; the others are not used.
-        """
-        self._check_input(x)
+        """Map images ``(batch, in_channels, height, width)`` to logits, ``(batch, n_classes)``."""
+        self._check_field(x, "height, width", self.head.weight.dtype)
         shape = tuple(x.shape[2:])
         if self.anchored and shape != self.image_size:
             place = anchoring(shape, self.image_size, *_CELLS)
@@ -268,7 +261,7 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         Shapes are ``(batch, feature_channels[s], ceil(height / feature_strides[s]), ...)``. With `anchored`
         there is one, of the size of the image, or of `image_size` if that is larger.
         """
-        self._check_input(x)
+        self._check_field(x, "height, width", self.head.weight.dtype)
         shape = tuple(x.shape[2:])
         if self.anchored and shape != self.image_size:
             place = anchoring(shape, self.image_size, *_CELLS)
@@ -289,10 +282,7 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         return fields
 
     def _tiles(self, x: Tensor, place: Anchoring, most: int) -> list[Tensor]:
-        """The last features at the points of the finer grid along each axis, some at a time.
-
-        Of an image that is nowhere finer than `image_size` these are the points of that.
-        """
+        """Return the last features at the points of the finer grid of image and reference, in tiles."""
         x = place.lift(x)
         reference = grid_points(self.image_size, *_CELLS)
         anchors = self.patches(self._located(place.anchors(x), reference))
@@ -316,9 +306,6 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
 
     def _located(self, x: Tensor, points: Sequence[Tensor]) -> Tensor:
         return x if self.positional_embedding is None else with_coordinates(x, points, (False, False))
-
-    def _check_input(self, x: Tensor) -> None:
-        self._check_field(x, "height, width", self.head.weight.dtype)
 
 
 def _attention(

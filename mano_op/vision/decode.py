@@ -89,16 +89,12 @@ def _is_grey(image: Any) -> bool:
 def _opened(image: Encoded, name: str) -> Iterator[Any]:
     """Open an image with Pillow; every error of it, until it is closed, becomes an `InputError`."""
     pillow = require("PIL.Image")
-    file: Any = image
-    if not isinstance(image, Path):
-        stored = image or {}
-        content, path = stored.get("bytes"), stored.get("path")
-        if content is None and (not path or "://" in path):
-            raise InputError(
-                f"{name} is {path or 'missing'}, and nothing is fetched: save the data set with its images"
-            )
-        file = path if content is None else io.BytesIO(content)
+    stored = {"path": image} if isinstance(image, Path) else image or {}
+    content, path = stored.get("bytes"), stored.get("path")
     try:
+        if content is None and (not path or "://" in str(path)):
+            raise FileNotFoundError(f"{path or 'missing'}, and nothing is fetched: save it with its images")
+        file = path if content is None else io.BytesIO(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd metadata, which is not used
             warnings.simplefilter("error", pillow.DecompressionBombWarning)

@@ -141,8 +141,8 @@ def evaluate_classifier(
 ) -> Evaluation:
     """Evaluate a classifier on a split, at the size of its training and at others.
 
-    At another size images are made anew from the source (`ImageSplit.at`). Beside the accuracy on them stand
-    the two that it has to beat: on the same images resized to the size of the training, and at that size.
+    At another size images are made anew from the source (`ImageSplit.at`), and evaluated both as they are and
+    resized to the size of the training.
 
     Parameters
     ----------
@@ -164,9 +164,8 @@ def evaluate_classifier(
     Raises
     ------
     InputError
-        If there is no such split; if the images have other classes or channels than the run, or may contain
-        images of its training, since they were split otherwise or the source has changed; or if the model
-        cannot take a size.
+        If there is no such split, the images have other classes or channels than the run or may be images of
+        its training, or the model cannot take a size.
 
     Examples
     --------

@@ -126,9 +126,8 @@ class Images:
     channels : int
     image_size : (int, int)
     origin : dict
-        Fingerprint: kind of source, digest, and the parts that were split off. The digest covers names and
-        sizes of a folder's files, labels and metadata of a saved data set, all pixels of digits. The path
-        does not count, so a folder may be moved; a file replaced by one of equal size is not noticed.
+        Kind of source, its digest, and the parts that were split off. The digest is of names and sizes of a
+        folder's files, of labels and metadata of a saved data set, or of all pixels of digits.
     """
 
     source: str
@@ -201,9 +200,8 @@ def open_images(
 
     Notes
     -----
-    Images are rotated by their EXIF orientation. Transparent pixels are blended with white. The first frame
-    counts. Damaged images, images of more than 8 bits per channel and decompression bombs are refused when
-    they are decoded.
+    Images are rotated by their EXIF orientation, and blended with white where they are transparent. The first
+    frame counts. Damaged images and those of more than 8 bits per channel are refused when they are decoded.
 
     Examples
     --------

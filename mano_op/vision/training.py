@@ -66,11 +66,6 @@ def train_classifier(
     **training
         Options of `mano_op.train.options.ImageOptions`: ``epochs=30, batch_size=64, ...``.
 
-    Returns
-    -------
-    Run
-        As `mano_op.train.loop.train` returns it, with the history of `ImageTask`.
-
     Raises
     ------
     InputError
@@ -219,10 +214,7 @@ class ImageTask(Task):
         )
 
     def sample(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return the images of a batch, augmented and normalised, and their targets.
-
-        What is drawn is of the batch of all ranks, whose images may be mixed with each other.
-        """
+        """Return the images of a batch, augmented with those of all ranks, normalised, and their targets."""
         x, y = batch["x"], batch["y"]
         if self._augment is not None:
             together, rank = ranks()
