@@ -89,7 +89,7 @@ def _is_grey(image: Any) -> bool:
 def _opened(image: Encoded, name: str) -> Iterator[Any]:
     """Open an image with Pillow; every error of it, until it is closed, becomes an `InputError`."""
     pillow = require("PIL.Image")
-    stored = {"path": image} if isinstance(image, Path) else image or {}
+    stored: Mapping[str, Any] = {"path": image} if isinstance(image, Path) else image or {}
     content, path = stored.get("bytes"), stored.get("path")
     try:
         if content is None and (not path or "://" in str(path)):
