@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from numbers import Integral, Real
-from typing import Annotated, Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, ParamSpec, TypeVar, dataclass_transform
 
-from pydantic import BeforeValidator, ConfigDict, ValidationError
+from pydantic import BeforeValidator, ConfigDict, ValidationError, validate_call
 from pydantic.dataclasses import dataclass
 
 from mano_op.errors import InputError, did_you_mean
 
 T = TypeVar("T")
+P = ParamSpec("P")
 _CONFIG = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
 
@@ -69,6 +71,33 @@ def options(cls: type[T]) -> type[T]:
     return checked
 
 
+def checked(function: Callable[P, T]) -> Callable[P, T]:
+    """Check the arguments of a function by its annotations, which are those of options.
+
+    Examples
+    --------
+    >>> @checked
+    ... def walk(steps: Count = 1) -> int:
+    ...     return steps
+    >>> walk(0)
+    Traceback (most recent call last):
+    ...
+    mano_op.errors.InputError: steps=0, expected a whole number, at least 1
+    """
+    validate: Callable[..., T] = validate_call(config=_CONFIG)(function)
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **values: P.kwargs) -> T:
+        named = signature.bind(*args, **values).arguments
+        try:
+            return validate(**named)
+        except ValidationError as error:
+            raise InputError(_message(error.errors(), named)) from None
+
+    return call
+
+
 def _message(errors: Sequence[Any], values: Mapping[str, Any]) -> str:
     """Return what is wrong with the first refused value: its name, the value, and what is expected."""
     cause = errors[0].get("ctx", {}).get("error")
@@ -116,6 +145,7 @@ Count = Annotated[int, BeforeValidator(functools.partial(_whole, 1))]
 Whole = Annotated[int, BeforeValidator(functools.partial(_whole, 0))]
 Positive = Annotated[float, _real(lambda value: value > 0, "a finite number, more than 0")]
 NonNegative = Annotated[float, _real(lambda value: value >= 0, "a finite number, 0 or more")]
+Part = Annotated[float, _real(lambda value: 0 < value < 1, "a part, between 0 and 1: give 0.1, say")]
 Fraction = Annotated[
     float, _real(lambda value: 0 <= value < 1, "a number of at least 0 and less than 1: give 0.1, say")
 ]

@@ -198,7 +198,7 @@ def test_start_gives_its_parameters_and_its_normalisation(images: Images, tmp_pa
             r"cannot take an input of shape \(2, 1, 8, 8\)",
         ),
         ({"normalise": {"mean": [0.5]}}, "expected 'imagenet', or {'mean': .*, 'std': .*}, a number of each"),
-        ({"normalise": "imagenet"}, "for images of 1 channels: give a mean and a std of each"),
+        ({"normalise": "imagenet"}, r"a number of each channel \(images of shape \(1, 8, 8\)"),
         ({"image_size": 9}, "image_size for images that are opened already"),
     ],
 )

@@ -197,7 +197,7 @@ def test_run_with_infinite_numbers_is_not_written(field_run: Path) -> None:
         ("images", "training.image_size", "large", "an 'image_size' of two whole numbers"),
         ("images", "processor", {}, "'processor' is no description of one"),
         ("images", "processor.mean", [float("inf")], "is not JSON"),
-        ("images", "processor.std", [-1.0], "std of at least 0"),
+        ("images", "processor.std", [-1.0], "std=-1.0, expected a finite number, 0 or more"),
         ("images", "processor.n_classes", "ten", "n_classes='ten'"),
     ],
 )

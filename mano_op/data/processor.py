@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from neuralop.data.transforms.data_processors import DataProcessor
@@ -22,7 +22,52 @@ _INVERSE = {"log": torch.exp, "asinh": torch.sinh}
 Statistics = Mapping[str, Mapping[str, Any]]
 
 
-class FieldProcessor(DataProcessor):
+class Processor(DataProcessor):
+    """A data processor of neuraloperator whose `to`, `train` and `eval` return it, as those of torch do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model: Any = None
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move the statistics, and the model if there is one; as `torch.nn.Module.to`."""
+        return nn.Module.to(self, *args, **kwargs)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training, or back; the model too, if there is one."""
+        return nn.Module.train(self, mode)
+
+    def eval(self) -> Self:
+        """Switch to evaluation."""
+        return self.train(False)
+
+    def _moved(self, data_dict: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+        """Return a sample whose tensors are on a device."""
+        return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in data_dict.items()}
+
+    def wrap(self, model: nn.Module) -> Self:
+        """Put a model between `preprocess` and `postprocess`, to be called through `forward`."""
+        self.model = model
+        return self
+
+    def forward(self, **data_dict: Any) -> tuple[Tensor, dict[str, Any]]:
+        """Call the wrapped model with all of a preprocessed sample but ``y``; see `postprocess`.
+
+        Examples
+        --------
+        >>> unit = {"mean": 0.0, "std": 1.0}
+        >>> processor = FieldProcessor({"a": unit}, {"u": unit}).wrap(torch.nn.Identity()).eval()
+        >>> processor(x=torch.ones(1, 1, 2))[0]
+        tensor([[[1., 1.]]])
+        """
+        if self.model is None:
+            raise InputError("the processor has no model to call; give it one with `processor.wrap(model)`")
+        data = self.preprocess(data_dict)
+        rest = {key: value for key, value in data.items() if key not in ("x", "y")}
+        return self.postprocess(self.model(data["x"], **rest), data)
+
+
+class FieldProcessor(Processor):
     r"""Normalise fields on their way into a network and undo it on the way out.
 
     Each variable c has one mean and one standard deviation, at every resolution, of :math:`f(x_c)` with a
@@ -55,7 +100,6 @@ class FieldProcessor(DataProcessor):
 
     def __init__(self, inputs: Statistics, outputs: Statistics) -> None:
         super().__init__()
-        self.model: nn.Module | None = None
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self._transforms: dict[str, tuple[str | None, ...]] = {}
         self._known: Tensor | None = None  # in a rollout, the inputs of the next step, in units,
@@ -105,18 +149,6 @@ class FieldProcessor(DataProcessor):
         """Where samples are moved to."""
         return self.in_mean.device
 
-    def to(self, *args: Any, **kwargs: Any) -> FieldProcessor:
-        """Move the statistics, and the model if there is one."""
-        return nn.Module.to(self, *args, **kwargs)
-
-    def train(self, mode: bool = True) -> FieldProcessor:
-        """Switch to training, or back; the model too."""
-        return nn.Module.train(self, mode)
-
-    def eval(self) -> FieldProcessor:
-        """Switch to evaluation."""
-        return self.train(False)
-
     def preprocess(
         self, data_dict: Mapping[str, Any], batched: bool = True, step: int | None = None
     ) -> dict[str, Any]:
@@ -138,10 +170,7 @@ class FieldProcessor(DataProcessor):
             if ahead is None:
                 return None  # type: ignore[return-value]  # how the Trainer is told that a rollout is over
             data_dict = ahead
-        data = {
-            key: value.to(self.device) if isinstance(value, Tensor) else value
-            for key, value in data_dict.items()
-        }
+        data = self._moved(data_dict, self.device)
         data["x"] = self._normal("in", data["x"], batched)
         if "y" in data and self.training:
             data["y"] = self._normal("out", data["y"], batched)
@@ -215,27 +244,6 @@ class FieldProcessor(DataProcessor):
             later = output if not self.training else self._in_units("out", output)
             self._known = self.next_known(self._known, later)
         return output, data_dict
-
-    def wrap(self, model: nn.Module) -> FieldProcessor:
-        """Put a model between `preprocess` and `postprocess`, to be called through `forward`."""
-        self.model = model
-        return self
-
-    def forward(self, **data_dict: Any) -> tuple[Tensor, dict[str, Any]]:
-        """Normalise, call the wrapped model with all but ``y``, and undo it.
-
-        Examples
-        --------
-        >>> unit = {"mean": 0.0, "std": 1.0}
-        >>> processor = FieldProcessor({"a": unit}, {"u": unit}).wrap(torch.nn.Identity()).eval()
-        >>> processor(x=torch.ones(1, 1, 2))[0]
-        tensor([[[1., 1.]]])
-        """
-        if self.model is None:
-            raise InputError("the processor has no model to call; give it one with `processor.wrap(model)`")
-        data = self.preprocess(data_dict)
-        rest = {key: value for key, value in data.items() if key not in ("x", "y")}
-        return self.postprocess(self.model(data["x"], **rest), data)
 
     def _normal(self, role: str, field: Tensor, batched: bool) -> Tensor:
         self._check_channels(role, field, batched)

@@ -210,12 +210,7 @@ def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def compute_versions(machine: Mapping[str, Any]) -> dict[str, str]:
-    """Return the versions of the packages on which the numbers of a training depend.
-
-    Parameters
-    ----------
-    machine : mapping
-        As `mano_op.machine.machine` returns it.
+    """Return the versions of the packages on which numbers depend, out of `mano_op.machine.machine`'s.
 
     Examples
     --------

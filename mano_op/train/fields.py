@@ -60,11 +60,6 @@ def train_model(
     **training
         Options of `mano_op.train.options.FieldOptions`: ``resolution=16, epochs=30, ...``.
 
-    Returns
-    -------
-    Run
-        As `mano_op.train.loop.train` returns it.
-
     Raises
     ------
     InputError

@@ -30,27 +30,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mano_op.data.processor import FieldProcessor
+from mano_op.data.processor import FieldProcessor, Processor
 from mano_op.data.sampler import ranks
 from mano_op.errors import InputError, check_finite_number, check_whole
 from mano_op.labels import varies_in_time
 
 
 def check_perturbation(processor: FieldProcessor, noise: float, pushforward: int) -> None:
-    """Refuse perturbations that cannot be, or not of these inputs.
-
-    Parameters
-    ----------
-    processor : FieldProcessor
-        Of the model, for one step.
-    noise, pushforward
-        As `PerturbedInputs` takes them.
-
-    Raises
-    ------
-    InputError
-        If a number is not one that can be used, nothing in the inputs varies in time, or the model's
-        output is not all that changes in its next input.
+    """Refuse noise on inputs none of which varies in time, and steps that do not make the next input.
 
     Examples
     --------
@@ -75,7 +62,7 @@ def check_perturbation(processor: FieldProcessor, noise: float, pushforward: int
             raise InputError(f"pushforward={pushforward} needs what a rollout needs: {error}") from error
 
 
-class PerturbedInputs(nn.Module):
+class PerturbedInputs(Processor):
     r"""A data processor that, in training, gives the model inputs as they are in a rollout.
 
     In evaluation it is the processor that it is made of. In training the n-th sample that comes is first
@@ -91,9 +78,8 @@ class PerturbedInputs(nn.Module):
     Then :math:`\sigma \epsilon`, with :math:`\epsilon \sim N(0, 1)` drawn for each point and channel by
     itself, is added to the normalised inputs that vary in time; others are as exact in a rollout as here.
 
-    What is drawn for the n-th sample follows from `seed` and n alone. So it depends neither on the size of
-    the batches, nor on the device, nor on how many processes share a batch, if each has every n-th
-    sample of it, as `mano_op.data.sampler.ResolutionBatchSampler` deals them out.
+    What is drawn for the n-th sample follows from `seed` and n alone, whatever the batches and the device; of
+    several processes each has every n-th sample, as from `mano_op.data.sampler.ResolutionBatchSampler`.
 
     Parameters
     ----------
@@ -174,10 +160,7 @@ class PerturbedInputs(nn.Module):
                 f"batched={batched}, step={step} in training; expected a batch, and no rollout: call eval() "
                 "first"
             )
-        data = {
-            name: value.to(self.device) if isinstance(value, Tensor) else value
-            for name, value in data_dict.items()
-        }
+        data = self._moved(data_dict, self.device)
         together, rank = ranks()
         n = len(data["x"])
         draws = [self._draw(self.seen + rank + together * i) for i in range(n)]

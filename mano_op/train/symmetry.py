@@ -114,17 +114,7 @@ def turns_of(
     boundary: Sequence[Boundary | None],
     generator: torch.Generator,
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
-    """Return a function that turns the batches of several resolutions; None for no symmetries.
-
-    Parameters
-    ----------
-    names : sequence of str
-    grids : mapping of str to Grid
-        Of the resolutions.
-    boundary : sequence of Boundary or None
-        For each output channel.
-    generator : torch.Generator
-        From which all of them draw.
+    """Return a function that turns the batches of several resolutions by `Symmetries`; None for no names.
 
     Examples
     --------

@@ -43,20 +43,10 @@ def check_augmentation(options: Augmentation, size: tuple[int, int], *, flippabl
 def augmentation(
     options: Augmentation, n_classes: int, generator: torch.Generator
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
-    """Bind an augmentation to a generator.
+    """Bind an augmentation to a generator of the CPU; None if nothing changes.
 
-    Parameters
-    ----------
-    options : Augmentation
-    n_classes : int
-    generator : torch.Generator
-        Of the CPU.
-
-    Returns
-    -------
-    callable or None
-        Function of images ``(batch, channels, height, width)`` and labels ``(batch,)``; None if nothing
-        changes. With mixup the labels become probabilities, ``(batch, 1, n_classes)``.
+    It is a function of images ``(batch, channels, height, width)`` and labels ``(batch,)``, which mixup turns
+    into probabilities ``(batch, 1, n_classes)``.
 
     Examples
     --------

@@ -13,14 +13,37 @@ from torch import Tensor, nn
 
 from mano_op.errors import InputError, check_whole
 from mano_op.models.data_model import DataModel
+from mano_op.options import Count, Fraction, Positive, checked
 from mano_op.vision.decode import require
-from mano_op.vision.options import check_heads, check_shares, check_stages
-from mano_op.vision.resize import height_width
+from mano_op.vision.resize import Size, height_width
+from mano_op.vision.stages import per_stage
 
 _STD = 0.02  # of initial weights, in the papers
 
 
-class ViTClassifier(DataModel, name="ViT_classifier"):
+class _Classifier(DataModel, name="_transformers_classifier"):
+    """A backbone of transformers, whose features a linear `head` maps to logits."""
+
+    _version = "1"
+    n_dim = 2
+
+    def _set(self, in_channels: int, n_classes: int, backbone: nn.Module, channels: int) -> None:
+        self.in_channels, self.backbone = in_channels, backbone
+        self.head = nn.Linear(channels, n_classes)
+        nn.init.normal_(self.head.weight, std=_STD)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
+        """Map images ``(batch, in_channels, h, w)`` to logits, ``(batch, n_classes)``.
+
+        Other entries of a sample are ignored.
+        """
+        self._check_field(x, "height, width", self.head.weight.dtype)
+        logits: Tensor = self.head(self._features(x))
+        return logits
+
+
+class ViTClassifier(_Classifier, name="ViT_classifier"):
     r"""Vision transformer [1]_: dense attention between all patches of an image.
 
     Parameters
@@ -40,8 +63,7 @@ class ViTClassifier(DataModel, name="ViT_classifier"):
 
     Notes
     -----
-    `backbone` is transformers' ``ViTModel``; `head` maps its normalised class token to logits. transformers
-    checks the options; `mano_op.registry.build_model` turns its errors into `InputError`.
+    `backbone` is transformers' ``ViTModel``; `head` maps its normalised class token to logits.
 
     References
     ----------
@@ -56,29 +78,28 @@ class ViTClassifier(DataModel, name="ViT_classifier"):
     torch.Size([1, 10])
     """
 
-    _version = "1"
-
+    @checked
     def __init__(
         self,
-        in_channels: int,
-        n_classes: int,
+        in_channels: Count,
+        n_classes: Count,
         *,
-        image_size: int | Sequence[int] = 224,
-        patch_size: int = 16,
-        embed_dim: int = 192,
-        depth: int = 12,
-        n_heads: int = 3,
-        mlp_ratio: float = 4.0,
+        image_size: Size = 224,
+        patch_size: Count = 16,
+        embed_dim: Count = 192,
+        depth: Count = 12,
+        n_heads: Count = 3,
+        mlp_ratio: Positive = 4.0,
         drop: float = 0.0,
         attention_drop: float = 0.0,
         attention: Literal["sdpa", "eager"] = "sdpa",
     ) -> None:
         super().__init__()
-        # What transformers would take, and make another model of.
-        check_whole(depth=depth, n_heads=n_heads, hidden_channels=int(mlp_ratio * embed_dim))
-        check_heads(embed_dim, n_heads)
+        hidden = int(mlp_ratio * embed_dim)
+        check_whole(hidden_channels=hidden)
+        if embed_dim % n_heads:  # of which transformers makes another model
+            raise InputError(f"embed_dim={embed_dim}, expected a multiple of n_heads={n_heads}")
         transformers = require("transformers")
-        self.in_channels, self.n_dim = in_channels, 2
         self.patch_size, self.image_size = patch_size, height_width(image_size)
         config = transformers.ViTConfig(
             image_size=self.image_size,
@@ -87,27 +108,18 @@ class ViTClassifier(DataModel, name="ViT_classifier"):
             hidden_size=embed_dim,
             num_hidden_layers=depth,
             num_attention_heads=n_heads,
-            intermediate_size=int(mlp_ratio * embed_dim),
+            intermediate_size=hidden,
             hidden_dropout_prob=drop,
             attention_probs_dropout_prob=attention_drop,
             attn_implementation=attention,
             initializer_range=_STD,
             layer_norm_eps=1e-6,  # the paper's; transformers' 1e-12 is lost in single precision
         )
-        self.backbone = transformers.ViTModel(config, add_pooling_layer=False)
-        self.head = _head(embed_dim, n_classes)
+        backbone = transformers.ViTModel(config, add_pooling_layer=False)
+        self._set(in_channels, n_classes, backbone, embed_dim)
 
-    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
-        """Map images ``(batch, in_channels, h, w)`` to logits, ``(batch, n_classes)``.
-
-        Other entries of a sample are ignored.
-
-        Raises
-        ------
-        InputError
-            If the patches do not tile the image, or its size is another one and `image_size` not square.
-        """
-        self._check_field(x, "height, width", self.head.weight.dtype)
+    def _features(self, x: Tensor) -> Tensor:
+        """Return the class token; images that patches do not tile, or positions not fit, are refused."""
         size, p = tuple(x.shape[2:]), self.patch_size
         other = size != self.image_size
         if any(n % p for n in size) or (other and self.image_size[0] != self.image_size[1]):
@@ -115,9 +127,8 @@ class ViTClassifier(DataModel, name="ViT_classifier"):
                 f"images of {size[0]} x {size[1]} for image_size={self.image_size} and patch_size={p}: give "
                 "images whose sides are multiples of patch_size, or of image_size itself if it is not square"
             )
-        tokens = self.backbone(x, interpolate_pos_encoding=other).last_hidden_state
-        logits: Tensor = self.head(tokens[:, 0])
-        return logits
+        tokens: Tensor = self.backbone(x, interpolate_pos_encoding=other).last_hidden_state
+        return tokens[:, 0]
 
     @classmethod
     def tiny(cls, in_channels: int = 3, n_classes: int = 1000, **options: Any) -> Self:
@@ -131,7 +142,7 @@ class ViTClassifier(DataModel, name="ViT_classifier"):
         return cls(in_channels, n_classes, **options)
 
 
-class SwinClassifier(DataModel, name="Swin_classifier"):
+class SwinClassifier(_Classifier, name="Swin_classifier"):
     r"""Swin-V2 [1]_: attention in windows, shifted in every second block, on ever coarser grids.
 
     Parameters
@@ -157,7 +168,6 @@ class SwinClassifier(DataModel, name="Swin_classifier"):
     -----
     `backbone` is transformers' ``Swinv2Model``; `head` maps the mean of its normalised features to logits.
     Each block starts as the identity, its norms at 0, as in the authors' code and timm, not in transformers.
-    transformers checks the options; `mano_op.registry.build_model` turns its errors into `InputError`.
 
     References
     ----------
@@ -173,58 +183,50 @@ class SwinClassifier(DataModel, name="Swin_classifier"):
     torch.Size([1, 10])
     """
 
-    _version = "1"
-
+    @checked
     def __init__(
         self,
-        in_channels: int,
-        n_classes: int,
+        in_channels: Count,
+        n_classes: Count,
         *,
-        image_size: int | Sequence[int] = 256,
-        patch_size: int = 4,
-        embed_dim: int = 96,
-        depths: Sequence[int] = (2, 2, 6, 2),
-        n_heads: Sequence[int] = (3, 6, 12, 24),
-        window: int = 8,
-        mlp_ratio: float = 4.0,
+        image_size: Size = 256,
+        patch_size: Count = 4,
+        embed_dim: Count = 96,
+        depths: Sequence[Count] = (2, 2, 6, 2),
+        n_heads: Sequence[Count] = (3, 6, 12, 24),
+        window: Count = 8,
+        mlp_ratio: Positive = 4.0,
         drop: float = 0.0,
         attention_drop: float = 0.0,
-        drop_path: float = 0.0,
+        drop_path: Fraction = 0.0,
     ) -> None:
         super().__init__()
-        check_stages(embed_dim, depths, n_heads)
-        check_shares(drop_path=drop_path)
         transformers = require("transformers")
-        self.in_channels, self.n_dim = in_channels, 2
         config = transformers.Swinv2Config(
             image_size=height_width(image_size),
             patch_size=patch_size,
             num_channels=in_channels,
             embed_dim=embed_dim,
             depths=list(depths),
-            num_heads=list(n_heads),
+            num_heads=per_stage("n_heads", n_heads, len(depths)),
             window_size=window,
-            mlp_ratio=float(mlp_ratio),
+            mlp_ratio=mlp_ratio,
             hidden_dropout_prob=drop,
             attention_probs_dropout_prob=attention_drop,
             drop_path_rate=drop_path,
             initializer_range=_STD,
         )
-        self.backbone = transformers.Swinv2Model(config)
-        for stage in self.backbone.encoder.layers:
+        backbone = transformers.Swinv2Model(config)
+        for stage in backbone.encoder.layers:
             for block in stage.blocks:
                 nn.init.zeros_(block.layernorm_before.weight)
                 nn.init.zeros_(block.layernorm_after.weight)
-        self.head = _head(self.backbone.num_features, n_classes)
+        self._set(in_channels, n_classes, backbone, backbone.num_features)
 
-    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
-        """Map images ``(batch, in_channels, h, w)`` to logits, ``(batch, n_classes)``.
-
-        Other entries of a sample are ignored.
-        """
-        self._check_field(x, "height, width", self.head.weight.dtype)
-        logits: Tensor = self.head(self.backbone(x).pooler_output)
-        return logits
+    def _features(self, x: Tensor) -> Tensor:
+        """Return the mean of the normalised features."""
+        features: Tensor = self.backbone(x).pooler_output
+        return features
 
     @classmethod
     def tiny(cls, in_channels: int = 3, n_classes: int = 1000, **options: Any) -> Self:
@@ -236,10 +238,3 @@ class SwinClassifier(DataModel, name="Swin_classifier"):
         28347154
         """
         return cls(in_channels, n_classes, **{"drop_path": 0.2, **options})
-
-
-def _head(channels: int, n_classes: int) -> nn.Linear:
-    head = nn.Linear(channels, n_classes)
-    nn.init.normal_(head.weight, std=_STD)
-    nn.init.zeros_(head.bias)
-    return head

@@ -11,10 +11,11 @@ from typing import Any, Literal, cast
 
 import torch
 from einops import rearrange
+from pydantic import StrictBool
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mano_op.errors import InputError, check_whole
+from mano_op.errors import InputError
 from mano_op.layers.anchors import Anchoring, anchoring
 from mano_op.layers.attention import SwinPositionBias, WindowAttention
 from mano_op.layers.multipole import MultipoleAttention
@@ -22,9 +23,9 @@ from mano_op.layers.pyramid import covering_levels
 from mano_op.models.block import Block, Mlp, width
 from mano_op.models.coordinates import grid_points, with_coordinates
 from mano_op.models.data_model import DataModel
-from mano_op.vision.options import check_shares, check_stages
-from mano_op.vision.resize import height_width
-from mano_op.vision.stages import PatchEmbedding, PatchMerging, SwinBlock
+from mano_op.options import Count, Fraction, Positive, Whole, checked
+from mano_op.vision.resize import Size, height_width
+from mano_op.vision.stages import PatchEmbedding, PatchMerging, SwinBlock, per_stage
 
 # Pixels, of all images, that are done at a time where no gradient is recorded.
 _TILE = 2**14
@@ -44,9 +45,8 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
 
     with the patch embedding P and M, which merges 2 x 2 points into one of twice the features. The defaults
     are the shape of Swin-V2-Tiny [1]_, with `mano_op.layers.multipole.MultipoleAttention` in place of Swin's
-    window attention, as in [2]_. Within windows the two are the same; coarser levels show every block the
-    rest of the image. `mano_op.vision.swin.from_swin_v2` starts from Swin's weights. `MANOClassifier.plain`
-    is the network of `mano_op.MANO`, which keeps the resolution of the image.
+    window attention, as in [2]_: coarser levels show every block the rest of the image.
+    `mano_op.vision.swin.from_swin_v2` starts from Swin's weights.
 
     Parameters
     ----------
@@ -101,14 +101,11 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
     Notes
     -----
     Images may have any size. Patches that the image's end cuts are completed, and windows that it cuts have
-    fewer keys; no padding enters a softmax. Swin pads with zeros there and attends to them. So with its
-    weights the two agree where the points of each stage are a multiple of the window, at other sizes they do
-    not. A stage of a square `image_size` may also have fewer points than a window, as in timm and
-    transformers.
+    fewer keys. Swin attends to zeros there: with its weights the two agree where the points of each stage are
+    a multiple of the window, or, for a square `image_size`, fewer than a window.
 
     A larger image has more patches, not larger ones: without `anchored`, lengths count in pixels. Images of
-    one scene at other resolutions are better resized to that of the training first; `mano_op.vision.evaluate`
-    reports both.
+    one scene at other resolutions are better resized to that of the training first.
 
     References
     ----------
@@ -128,59 +125,56 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
 
     _version = "1"
 
+    @checked
     def __init__(
         self,
-        in_channels: int = 3,
-        n_classes: int = 1000,
+        in_channels: Count = 3,
+        n_classes: Count = 1000,
         *,
-        image_size: int | Sequence[int] = 256,
-        patch_size: int = 4,
-        embed_dim: int = 96,
-        depths: Sequence[int] = (2, 2, 6, 2),
-        n_heads: Sequence[int] = (3, 6, 12, 24),
-        window: int = 8,
-        halo: int = 0,
-        n_levels: int | Sequence[int] | None = None,
-        shifted: bool = True,
+        image_size: Size = 256,
+        patch_size: Count = 4,
+        embed_dim: Count = 96,
+        depths: Sequence[Count] = (2, 2, 6, 2),
+        n_heads: Sequence[Count] = (3, 6, 12, 24),
+        window: Count = 8,
+        halo: Whole = 0,
+        n_levels: Count | Sequence[Count] | None = None,
+        shifted: StrictBool = True,
         blocks: Literal["swin", "operator"] = "swin",
-        mlp_ratio: float = 4.0,
-        bias_window: int | Sequence[int] | None = None,
-        drop_path: float = 0.0,
+        mlp_ratio: Positive = 4.0,
+        bias_window: Whole | Sequence[Whole] | None = None,
+        drop_path: Fraction = 0.0,
         positional_embedding: Literal["grid"] | None = None,
-        anchored: bool = False,
-        checkpointed: bool = False,
+        anchored: StrictBool = False,
+        checkpointed: StrictBool = False,
     ) -> None:
         super().__init__()
-        check_whole(in_channels=in_channels, n_classes=n_classes, patch_size=patch_size, embed_dim=embed_dim)
-        check_whole(window=window)
-        size = height_width(image_size)
-        depths, n_heads = check_stages(embed_dim, depths, n_heads)
-        for name, flag in (("shifted", shifted), ("anchored", anchored), ("checkpointed", checkpointed)):
-            if not isinstance(flag, bool):
-                raise InputError(f"{name}={flag!r}, expected True or False")
-        for name, word, words in (
-            ("blocks", blocks, ("swin", "operator")),
-            ("positional_embedding", positional_embedding, ("grid", None)),
-        ):
-            if word not in words:
-                raise InputError(f"{name}={word!r}, expected one of {', '.join(map(repr, words))}")
-        drops = _drop_paths(drop_path, sum(depths), blocks)
-        if anchored and (patch_size != 1 or len(depths) != 1 or blocks != "operator" or shifted):
+        size, n_stages, n_blocks = height_width(image_size), len(depths), sum(depths)
+        n_heads = per_stage("n_heads", n_heads, n_stages)
+        for name, value in (("drop_path", drop_path), ("bias_window", bias_window)):
+            if value and blocks != "swin":
+                raise InputError(f"{name}={value!r} with blocks={blocks!r}, which have none: leave it out")
+        drops = [drop_path * i / max(1, n_blocks - 1) for i in range(n_blocks)]
+        if anchored and (patch_size != 1 or n_stages != 1 or blocks != "operator" or shifted):
             raise InputError(
-                f"anchored=True with patch_size={patch_size}, {len(depths)} stages, blocks={blocks!r} and "
+                f"anchored=True with patch_size={patch_size}, {n_stages} stages, blocks={blocks!r} and "
                 f"shifted={shifted}, expected 1, one stage, 'operator' and False: use MANOClassifier.plain, "
                 "or resize the images"
             )
         self.in_channels, self.n_classes, self.n_dim = in_channels, n_classes, 2
         self.image_size, self.anchored, self.positional_embedding = size, anchored, positional_embedding
         self.checkpointed = checkpointed
-        self.feature_channels = tuple(embed_dim * 2**i for i in range(len(depths)))
-        self.feature_strides = tuple(patch_size * 2**i for i in range(len(depths)))
+        self.feature_channels = tuple(embed_dim * 2**i for i in range(n_stages))
+        self.feature_strides = tuple(patch_size * 2**i for i in range(n_stages))
         grids = [tuple(-(-n // stride) for n in size) for stride in self.feature_strides]
         if n_levels is None:
             n_levels = [covering_levels(grid, window) for grid in grids]
-        levels = _per_stage("n_levels", n_levels, len(grids))
-        counted = _bias_windows(bias_window, grids, window, blocks)
+        levels = per_stage("n_levels", n_levels, n_stages)
+        counted = [
+            # Swin cuts the window to the stage, and counts offsets in the cut window.
+            tuple(counts or min(window, n) for n in grid)
+            for counts, grid in zip(per_stage("bias_window", bias_window or 0, n_stages), grids, strict=True)
+        ]
 
         coordinates = 0 if positional_embedding is None else 2
         self.patches = PatchEmbedding(in_channels + coordinates, embed_dim, patch_size)
@@ -211,7 +205,7 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         in_channels: int = 3,
         n_classes: int = 1000,
         *,
-        image_size: int | Sequence[int],
+        image_size: Size,
         channels: int = 32,
         n_layers: int = 4,
         n_heads: int = 4,
@@ -229,7 +223,6 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         >>> model(torch.rand(5, 1, 16, 16)).shape
         torch.Size([5, 10])
         """
-        check_whole(n_layers=n_layers)
         return cls(
             in_channels,
             n_classes,
@@ -249,11 +242,8 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         )
 
     def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
-        """Map images ``(batch, in_channels, height, width)`` to logits, ``(batch, n_classes)``.
-
-        neuraloperator's Trainer passes every entry of a sample, ``y`` too; the others are not used.
-        """
-        self._check_input(x)
+        """Map images ``(batch, in_channels, height, width)`` to logits, ``(batch, n_classes)``."""
+        self._check_field(x, "height, width", self.head.weight.dtype)
         shape = tuple(x.shape[2:])
         if self.anchored and shape != self.image_size:
             place = anchoring(shape, self.image_size, *_CELLS)
@@ -271,7 +261,7 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         Shapes are ``(batch, feature_channels[s], ceil(height / feature_strides[s]), ...)``. With `anchored`
         there is one, of the size of the image, or of `image_size` if that is larger.
         """
-        self._check_input(x)
+        self._check_field(x, "height, width", self.head.weight.dtype)
         shape = tuple(x.shape[2:])
         if self.anchored and shape != self.image_size:
             place = anchoring(shape, self.image_size, *_CELLS)
@@ -292,10 +282,7 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         return fields
 
     def _tiles(self, x: Tensor, place: Anchoring, most: int) -> list[Tensor]:
-        """The last features at the points of the finer grid along each axis, some at a time.
-
-        Of an image that is nowhere finer than `image_size` these are the points of that.
-        """
+        """Return the last features at the points of the finer grid of image and reference, in tiles."""
         x = place.lift(x)
         reference = grid_points(self.image_size, *_CELLS)
         anchors = self.patches(self._located(place.anchors(x), reference))
@@ -320,9 +307,6 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
     def _located(self, x: Tensor, points: Sequence[Tensor]) -> Tensor:
         return x if self.positional_embedding is None else with_coordinates(x, points, (False, False))
 
-    def _check_input(self, x: Tensor) -> None:
-        self._check_field(x, "height, width", self.head.weight.dtype)
-
 
 def _attention(
     blocks: str,
@@ -341,35 +325,3 @@ def _attention(
     layer = MultipoleAttention.swin(channels, heads, **options)
     cast(SwinPositionBias, cast(WindowAttention, layer.attention[0]).bias).window = bias_window
     return layer
-
-
-def _bias_windows(
-    bias_window: int | Sequence[int] | None, grids: Sequence[tuple[int, ...]], window: int, blocks: str
-) -> list[tuple[int, ...]]:
-    """The window of each stage, along each side, that the position bias counts offsets in."""
-    if bias_window is not None and blocks != "swin":
-        raise InputError(f"bias_window={bias_window!r} with blocks={blocks!r}, which have none: leave it out")
-    sizes = _per_stage("bias_window", bias_window or 0, len(grids), at_least=0)
-    # Swin cuts the window to the stage, and counts offsets in the cut window.
-    return [
-        (size,) * len(grid) if size else tuple(min(window, n) for n in grid)
-        for size, grid in zip(sizes, grids, strict=True)
-    ]
-
-
-def _per_stage(name: str, value: int | Sequence[int], n_stages: int, *, at_least: int = 1) -> list[int]:
-    """A whole number for each stage, from one for all or a sequence."""
-    values = list(value) if isinstance(value, Sequence) else [value] * n_stages
-    if len(values) != n_stages:
-        raise InputError(f"{name}={value!r}, expected one number, or one for each of {n_stages} stages")
-    for number in values:
-        check_whole(at_least, **{name: number})
-    return values
-
-
-def _drop_paths(largest: float, n: int, blocks: str) -> list[float]:
-    """The stochastic depth of each block."""
-    check_shares(drop_path=largest)
-    if largest and blocks != "swin":
-        raise InputError(f"drop_path={largest} with blocks={blocks!r}, which have none: leave it out")
-    return [largest * i / max(1, n - 1) for i in range(n)]

@@ -56,8 +56,8 @@ def decode(image: Encoded, name: str, channels: int, convert: bool = True) -> Te
     >>> decode({"bytes": b"P2 3 1 255 0 51"}, "three", 1)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    mano_op.errors.InputError: three cannot be read as an image (...): copy it again if it was cut short, or
-    leave it out
+    mano_op.errors.InputError: three cannot be read as an image (...): copy it again if it was cut short, make
+    it smaller if it is too large to be safe, or leave it out
     """
     with _opened(image, name) as opened:
         if opened.mode.startswith(_DEEP):
@@ -89,16 +89,12 @@ def _is_grey(image: Any) -> bool:
 def _opened(image: Encoded, name: str) -> Iterator[Any]:
     """Open an image with Pillow; every error of it, until it is closed, becomes an `InputError`."""
     pillow = require("PIL.Image")
-    file: Any = image
-    if not isinstance(image, Path):
-        stored = image or {}
-        content, path = stored.get("bytes"), stored.get("path")
-        if content is None and (not path or "://" in path):
-            raise InputError(
-                f"{name} is {path or 'missing'}, and nothing is fetched: save the data set with its images"
-            )
-        file = path if content is None else io.BytesIO(content)
+    stored: Mapping[str, Any] = {"path": image} if isinstance(image, Path) else image or {}
+    content, path = stored.get("bytes"), stored.get("path")
     try:
+        if content is None and (not path or "://" in str(path)):
+            raise FileNotFoundError(f"{path or 'missing'}, and nothing is fetched: save it with its images")
+        file = path if content is None else io.BytesIO(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd metadata, which is not used
             warnings.simplefilter("error", pillow.DecompressionBombWarning)
@@ -106,14 +102,10 @@ def _opened(image: Encoded, name: str) -> Iterator[Any]:
                 yield opened
     except InputError:
         raise
-    except (pillow.DecompressionBombWarning, pillow.DecompressionBombError) as error:
-        raise InputError(
-            f"{name} is too large to be read safely ({error}): make it smaller, or leave it out"
-        ) from error
     except Exception as error:  # for a damaged file Pillow raises almost anything
         raise InputError(
             f"{name} cannot be read as an image ({type(error).__name__}: {error}): copy it again if it was "
-            "cut short, or leave it out"
+            "cut short, make it smaller if it is too large to be safe, or leave it out"
         ) from error
 
 

@@ -141,8 +141,8 @@ def evaluate_classifier(
 ) -> Evaluation:
     """Evaluate a classifier on a split, at the size of its training and at others.
 
-    At another size images are made anew from the source (`ImageSplit.at`). Beside the accuracy on them stand
-    the two that it has to beat: on the same images resized to the size of the training, and at that size.
+    At another size images are made anew from the source (`ImageSplit.at`), and evaluated both as they are and
+    resized to the size of the training.
 
     Parameters
     ----------
@@ -164,9 +164,8 @@ def evaluate_classifier(
     Raises
     ------
     InputError
-        If there is no such split; if the images have other classes or channels than the run, or may contain
-        images of its training, since they were split otherwise or the source has changed; or if the model
-        cannot take a size.
+        If there is no such split, the images have other classes or channels than the run or may be images of
+        its training, or the model cannot take a size.
 
     Examples
     --------
@@ -216,18 +215,15 @@ def evaluate_classifier(
 def _result(run: Run, batches: Any, size: tuple[int, int], how: str, device: str) -> SizeResult:
     try:
         metrics = class_metrics(run.model, run.processor, batches, device)
+        if not math.isfinite(metrics.cross_entropy):
+            raise FloatingPointError("its logits are not finite")
     except InputError:
         raise
-    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"{run.arch} cannot take images of {_by(size)} ({type(error).__name__}: {error}): leave that "
             "size out"
         ) from error
-    if not math.isfinite(metrics.cross_entropy):
-        raise InputError(
-            f"{run.arch} has logits that are not finite for images of {_by(size)}: leave that size out, or "
-            "train again"
-        )
     return SizeResult(
         size=size,
         how=how,
@@ -249,26 +245,17 @@ def _check_fits(run: Run, images: Images, split: str) -> None:
             f"{images.source} has {theirs!r} as class {label}, the run was trained with {ours!r}: give "
             "images of the same classes, under the same names"
         )
-    if images.channels != run.processor.channels:
-        raise InputError(
-            f"{images.source} was opened with {images.channels} channels, the run was trained with "
-            f"{run.processor.channels}: open it with in_channels={run.processor.channels}"
-        )
-    origin, drawn = run.training.get("images"), images.origin["split"]
-    if not isinstance(origin, dict) or origin.get("kind") != images.origin["kind"]:
+    origin, own = run.training.get("images"), images.origin
+    if not isinstance(origin, dict) or origin.get("kind") != own["kind"]:
         return
-    if origin.get("digest") == images.origin["digest"]:
-        if origin.get("split") != drawn:
-            raise InputError(
-                f"{images.source} was split by {drawn}, for the training by {origin.get('split')}, so images "
-                "that it was trained on may be among these: open it with the same parts and seed"
-            )
+    drawn, same = own["split"], origin.get("digest") == own["digest"]
     # With another set of images other ones are drawn.
-    elif split in images.splits and (split in drawn or (split == "train" and drawn)):
+    again = split in images.splits and (split in drawn or (split == "train" and drawn))
+    if (same and origin.get("split") != drawn) or (not same and again):
         raise InputError(
-            f"{images.source} holds other images than the run was trained on (digest "
-            f"{images.origin['digest']:.8}, then {origin.get('digest')!s:.8}), and its split {split!r} is "
-            "drawn from them, so images that it was trained on may be in it: restore the images, or give "
+            f"{images.source} (digest {own['digest']:.8}) was split by {drawn}, for the training (digest "
+            f"{origin.get('digest')!s:.8}) by {origin.get('split')}, so images that it was trained on may be "
+            f"in the split {split!r}: restore the images and open them with the same parts and seed, or give "
             "images with a split 'test' of their own"
         )
 

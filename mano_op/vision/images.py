@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,14 +21,19 @@ from torch.utils.data import DataLoader, Dataset
 
 from mano_op.data.sampler import ResolutionBatchSampler
 from mano_op.errors import InputError, check_whole, did_you_mean
+from mano_op.options import Part, Whole, checked
 from mano_op.vision.decode import channels_of, decode, require
 from mano_op.vision.resize import Size, height_width, resize, resize_and_crop
 
 DIGITS = "digits"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
-_SPLITS = {name: name for name in ("train", "validation", "test")} | dict.fromkeys(
-    ("valid", "val"), "validation"
-)
+_SPLITS = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+}
 _TEST_PART = 0.2  # of each class, for a source without splits
 
 
@@ -121,9 +126,8 @@ class Images:
     channels : int
     image_size : (int, int)
     origin : dict
-        Fingerprint: kind of source, digest, and the parts that were split off. The digest covers names and
-        sizes of a folder's files, labels and metadata of a saved data set, all pixels of digits. The path
-        does not count, so a folder may be moved; a file replaced by one of equal size is not noticed.
+        Kind of source, its digest, and the parts that were split off. The digest is of names and sizes of a
+        folder's files, of labels and metadata of a saved data set, or of all pixels of digits.
     """
 
     source: str
@@ -147,14 +151,15 @@ class Images:
         return bool(self.origin["kind"] != DIGITS)
 
 
+@checked
 def open_images(
     source: str | Path,
     *,
     image_size: Size | None = None,
-    in_channels: int | None = None,
-    test: float | None = None,
-    validation: float | None = None,
-    seed: int = 0,
+    in_channels: Literal[1, 3] | None = None,
+    test: Part | None = None,
+    validation: Part | None = None,
+    seed: Whole = 0,
     image_column: str | None = None,
     label_column: str | None = None,
     like: Mapping[str, Any] | None = None,
@@ -195,9 +200,8 @@ def open_images(
 
     Notes
     -----
-    Images are rotated by their EXIF orientation. Transparent pixels are blended with white. The first frame
-    counts. Damaged images, images of more than 8 bits per channel and decompression bombs are refused when
-    they are decoded.
+    Images are rotated by their EXIF orientation, and blended with white where they are transparent. The first
+    frame counts. Damaged images and those of more than 8 bits per channel are refused when they are decoded.
 
     Examples
     --------
@@ -209,34 +213,37 @@ def open_images(
     """
     columns = {"image_column": image_column, "label_column": label_column}
     kind, stored, digest, whole = _read(source, {name: c for name, c in columns.items() if c is not None})
+    size = height_width(8 if image_size is None and kind == DIGITS else image_size)  # type: ignore[arg-type]
+    train = stored["train"]
+    channels: int | None = in_channels
+    if channels is None:
+        first = train.images[0]
+        channels = 1 if isinstance(first, Tensor) else channels_of(first, f"the first image of {train.name}")
+    how: dict[str, Any] = {"channels": channels, "convert": in_channels is not None, "image_size": size}
+    splits = {name: replace(split, **how) for name, split in stored.items()}
     parts: dict[str, Any] = {"test": test, "validation": validation}
     if like is not None:
         drawn = like.get("split")
         drawn = drawn if isinstance(drawn, dict) else {}
         parts = {split: None if split in stored else drawn.get(split) for split in parts}
         seed = drawn.get("seed", 0)
-    if in_channels not in (None, 1, 3):
-        raise InputError(f"in_channels={in_channels!r}, expected 1 for grey or 3 for colour")
-    check_whole(at_least=0, seed=seed)
-    if image_size is None and kind != DIGITS:
-        raise InputError(f"{source} has images of any size: give a common one, image_size=32, say")
-    size = height_width(8 if image_size is None else image_size)
-
-    train = stored["train"]
-    channels = in_channels
-    if channels is None:
-        first = train.images[0]
-        channels = 1 if isinstance(first, Tensor) else channels_of(first, f"the first image of {train.name}")
-    how: dict[str, Any] = {"channels": channels, "convert": in_channels is not None, "image_size": size}
-    splits = {name: replace(split, **how) for name, split in stored.items()}
     if whole and parts["test"] is None:
         parts["test"] = _TEST_PART
-    drawn = {}
-    for stream, (name, part) in enumerate(parts.items()):
+    drawn = _split_off(str(source), splits, **parts, seed=seed)
+    order = dict.fromkeys([*(name for name in ("train", "validation", "test") if name in splits), *splits])
+    origin = {"kind": kind, "digest": digest, "split": drawn}
+    return Images(str(source), {name: splits[name] for name in order}, train.classes, channels, size, origin)
+
+
+@checked
+def _split_off(
+    source: str, splits: Any, *, test: Part | None, validation: Part | None, seed: Whole
+) -> dict[str, Any]:
+    """Split parts off the training images, and return them with their seed."""
+    drawn: dict[str, Any] = {}
+    for stream, (name, part) in enumerate((("test", test), ("validation", validation))):
         if part is None:
             continue
-        if not isinstance(part, int | float) or not 0 < part < 1:
-            raise InputError(f"{name}={part!r}, expected a part, between 0 and 1: give 0.1, say")
         if name in splits:
             raise InputError(f"{name}={part}, but {source} has a split {name!r}: leave it out")
         train = splits["train"]
@@ -244,10 +251,7 @@ def open_images(
         splits["train"] = train.subset(np.flatnonzero(~held_out))
         splits[name] = train.subset(np.flatnonzero(held_out))
         drawn |= {name: part, "seed": seed}
-    order = [name for name in ("train", "validation", "test") if name in splits]
-    splits = {name: splits[name] for name in dict.fromkeys([*order, *splits])}
-    origin = {"kind": kind, "digest": digest, "split": drawn}
-    return Images(str(source), splits, train.classes, channels, size, origin)
+    return drawn
 
 
 def stratified(
@@ -324,9 +328,25 @@ def _read(source: str | Path, columns: Mapping[str, str]) -> _Stored:
         )
     else:
         stored = _saved(path, columns) if saved else _folder(path)
-    for name, split in stored[1].items():
-        _check_labels(split, every=name == "train")
+    splits = stored[1]
+    for split in splits.values():
+        _check_labels(split, splits["train"])
     return stored
+
+
+def _split_names(source: Path, names: Iterable[str], *, others: bool) -> dict[str, str]:
+    """Return the split that each name stands for."""
+    splits = {name: _SPLITS.get(name, name if others else "") for name in names}
+    if (
+        sorted(set(splits.values())) != sorted(splits.values())
+        or "" in splits.values()
+        or "train" not in splits
+    ):
+        raise InputError(
+            f"{source} has the splits {', '.join(splits)}, expected 'train' and, if there are others, one "
+            "'test' and one 'validation': rename, merge or move those that do not fit"
+        )
+    return splits
 
 
 def _digits() -> _Stored:
@@ -342,27 +362,14 @@ def _digits() -> _Stored:
 def _folder(root: Path) -> _Stored:
     """Images of a folder. Not ``datasets``' imagefolder, which reads splits and labels out of file names."""
     named = {path.name: path for path in _folders(root)}
-    whole = "train" not in named
+    whole = "train" not in named and not (named and named.keys() <= _SPLITS.keys())
     folders = {"train": root}
     if not whole:
-        folders = {}
-        for name, path in named.items():
-            split = _SPLITS.get(name)
-            if split is None or split in folders:
-                raise InputError(
-                    f"{path} beside {root / 'train'}, expected the splits train, test and validation, each "
-                    "once: move it elsewhere, or give it one of these names"
-                )
-            folders[split] = path
-    elif named and named.keys() <= _SPLITS.keys():
-        raise InputError(f"{root} has {', '.join(named)} and no folder 'train': name the training images so")
-    classes = tuple(path.name for path in _folders(folders["train"]))
-    if not classes:
-        train = folders["train"]
-        raise InputError(f"{train} has no folders: expected one for each class, {train}/CLASS/*.png")
+        folders = {split: named[name] for name, split in _split_names(root, named, others=False).items()}
+    known = [path.name for path in _folders(folders["train"])]
     splits, digest = {}, hashlib.sha256()
     for split, folder in folders.items():
-        files, labels = [], []
+        files, labels, classes = [], [], list(known)
         for file in sorted(folder.rglob("*")):
             relative = file.relative_to(folder)
             hidden = any(part.startswith(".") for part in relative.parts)
@@ -370,14 +377,11 @@ def _folder(root: Path) -> _Stored:
                 continue
             name = relative.parts[0]
             if name not in classes:
-                raise InputError(
-                    f"{folder} has the class {name!r}, which {folders['train']} has not: the classes are "
-                    f"{', '.join(classes[:20])}"
-                )
+                classes.append(name)
             files.append(file)
             labels.append(classes.index(name))
             digest.update(f"{split}/{relative.as_posix()} {file.stat().st_size}\n".encode())
-        splits[split] = ImageSplit(files, torch.tensor(labels), classes, str(folder))
+        splits[split] = ImageSplit(files, torch.tensor(labels), tuple(classes), str(folder))
     return "folder", splits, digest.hexdigest(), whole
 
 
@@ -396,25 +400,17 @@ def _saved(root: Path, columns: Mapping[str, str]) -> _Stored:
         ) from error
     whole = isinstance(opened, datasets.Dataset)
     named = {"train": opened} if whole else opened
-    if "train" not in named:
-        raise InputError(f"{root} has the splits {', '.join(named)} and no 'train': name that split so")
     splits: dict[str, ImageSplit] = {}
-    digest = hashlib.sha256()
+    names, digest = _split_names(root, named, others=True), hashlib.sha256()
     for stored, data in named.items():
         name = str(root) if whole else f"the split {stored!r} of {root}"
-        split = _SPLITS.get(stored, stored)
-        if split in splits:
-            raise InputError(f"{name} is a second split {split!r}: save it with one, or with both together")
         image = _column(data, "image_column", columns, datasets.Image, name)
         label = _column(data, "label_column", columns, datasets.ClassLabel, name)
         # Not decoded by datasets, which would fetch files and read any format.
         data = data.with_format(None).cast_column(image, datasets.Image(decode=False))
         labels = torch.tensor([-1 if value is None else value for value in data[label]], dtype=torch.int64)
-        splits[split] = ImageSplit(data[image], labels, tuple(data.features[label].names), name)
+        splits[names[stored]] = ImageSplit(data[image], labels, tuple(data.features[label].names), name)
         digest.update(f"{stored} {len(labels)}\n".encode() + labels.numpy().tobytes())
-    for split in splits.values():
-        if split.classes != splits["train"].classes:
-            raise InputError(f"{split.name} has the classes {split.classes[:20]}, the training images others")
     for path in sorted(root.rglob("*.json")):
         digest.update(path.read_bytes())  # among them the fingerprint of each split
     return "dataset", splits, digest.hexdigest(), whole
@@ -425,34 +421,35 @@ def _column(data: Any, argument: str, columns: Mapping[str, str], feature: Any, 
     kind = feature.__name__
     fit = [column for column, value in data.features.items() if isinstance(value, feature)]
     column = columns.get(argument, fit[0] if len(fit) == 1 else "")
-    if column in fit:
-        return column
-    if argument in columns:
-        raise InputError(
-            f"{argument}={column!r}, but {name} has the columns {dict(data.features)}: name one of {kind}"
+    if column not in fit:
+        remedy = (
+            f"give {argument}={fit[0]!r}, say" if fit else "cast a column to that feature, and save again"
         )
-    raise InputError(
-        f"{name} has {len(fit)} columns of {kind} among {', '.join(data.features)}, expected one: "
-        + (f"name it, {argument}={fit[0]!r}" if fit else "cast a column to that feature, and save again")
-    )
+        raise InputError(
+            f"{argument}={columns.get(argument)!r} for {name}, which has {len(fit)} columns of {kind} among "
+            f"{', '.join(data.features)}, expected one: {remedy}"
+        )
+    return column
 
 
-def _check_labels(split: ImageSplit, *, every: bool) -> None:
-    """Refuse labels outside the classes, a single class and, if `every`, a class without images."""
+def _check_labels(split: ImageSplit, train: ImageSplit) -> None:
+    """Refuse labels outside the classes, classes that are not those of the training, and too few of these."""
     classes, name = split.classes, split.name
-    if len(classes) < 2:
-        raise InputError(f"{name} has the classes {list(classes)}, expected at least two: add a class")
-    if not len(split):
-        raise InputError(f"{name} has no images: add some, or leave the split out")
     wrong = ((split.labels < 0) | (split.labels >= len(classes))).nonzero().flatten().tolist()
     if wrong:
         raise InputError(
             f"image {wrong[0]} of {name} has the label {split.labels[wrong[0]]}, expected 0 to "
             f"{len(classes) - 1}: leave images without a label out"
         )
-    missing = sorted(set(range(len(classes))) - set(split.labels.tolist()))
-    if every and missing:
+    if classes != train.classes:
         raise InputError(
-            f"{name} has no image of the class {classes[missing[0]]!r}: add some (in folders, files that "
-            f"end in {', '.join(SUFFIXES)}), or remove the class"
+            f"{name} has the classes {classes[:20]}, the training images {train.classes[:20]}: give "
+            "both the same"
+        )
+    missing = [classes[i] for i in sorted(set(range(len(classes))) - set(split.labels.tolist()))]
+    if len(classes) < 2 or (split is train and missing):
+        raise InputError(
+            f"{name} has the classes {list(classes[:20])}, without images {missing[:20]}, expected at least "
+            f"two, with images of each: add some (in folders, CLASS/*.png or {', '.join(SUFFIXES[1:])}), or "
+            "remove the class"
         )

@@ -73,22 +73,9 @@ class ClassMetrics:
 def class_metrics(
     model: nn.Module, processor: ImageProcessor, batches: Iterable[Mapping[str, Any]], device: str = "cpu"
 ) -> ClassMetrics:
-    """Apply a classifier to images in evaluation mode; all modes are restored, also after an error.
+    """Apply a classifier in evaluation mode to batches of images ``x`` and labels ``y``; some must be there.
 
-    Parameters
-    ----------
-    model : nn.Module
-        Maps images to logits, ``(batch, classes)``.
-    processor : ImageProcessor
-    batches : iterable of mapping
-        With images ``x`` and labels ``y``.
-    device : str
-        Device of the model.
-
-    Raises
-    ------
-    InputError
-        If there are no images.
+    All modes are restored, also after an error.
 
     Examples
     --------

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
+from mano_op.data.processor import Processor
 from mano_op.errors import InputError
+from mano_op.options import Count, Fraction, NonNegative, checked
 from mano_op.vision.images import ImageSplit
 
 # Statistics of ImageNet in [0, 1], red, green and blue, with which published models were trained.
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
-class ImageProcessor(nn.Module):
+class ImageProcessor(Processor):
     r"""Normalise images, and turn labels into targets: a data processor of neuraloperator.
 
     Each channel c has one mean and one standard deviation,
@@ -29,8 +32,7 @@ class ImageProcessor(nn.Module):
 
     .. math:: t_j = (1 - \epsilon) \delta_{jk} + \epsilon / K,
 
-    of shape ``(batch, 1, K)``. Probabilities are smoothed alike. Nothing is smoothed in evaluation. Logits,
-    ``(batch, K)``, are not changed.
+    of shape ``(batch, 1, K)``. Probabilities are smoothed alike. Logits, ``(batch, K)``, are not changed.
 
     Parameters
     ----------
@@ -58,22 +60,21 @@ class ImageProcessor(nn.Module):
     mean: Tensor
     std: Tensor
 
+    @checked
     def __init__(
-        self, mean: Sequence[float], std: Sequence[float], n_classes: int, smoothing: float = 0.0
+        self, mean: Sequence[Finite], std: Sequence[NonNegative], n_classes: Count, smoothing: Fraction = 0.0
     ) -> None:
         super().__init__()
-        self.model: nn.Module | None = None
-        means, stds = _numbers("mean", mean), _numbers("std", std)
-        if len(means) != len(stds) or not means or min(stds) < 0:
-            raise InputError(f"mean={mean} and std={std}, expected one of each channel, std of at least 0")
-        if not isinstance(n_classes, int) or isinstance(n_classes, bool) or n_classes < 2:
-            raise InputError(f"n_classes={n_classes!r}, expected a whole number, at least 2")
-        if not 0 <= _numbers("smoothing", [smoothing])[0] < 1:
-            raise InputError(f"smoothing={smoothing!r}, expected 0 or more and less than 1: give 0.1, say")
-        self.n_classes, self.smoothing = n_classes, float(smoothing)
-        self._exact = means, stds  # in double precision, for `to_dict`
-        self.register_buffer("mean", torch.tensor(means, dtype=torch.float32))
-        self.register_buffer("std", torch.tensor(stds, dtype=torch.float32))
+        if not 0 < len(mean) == len(std) or n_classes < 2:
+            raise InputError(
+                f"mean={mean}, std={std} and n_classes={n_classes}, expected one mean and std of each "
+                "channel, and at least 2 classes"
+            )
+        # In double precision, as the buffers are not.
+        self._state = {"mean": list(mean), "std": list(std), "n_classes": n_classes, "smoothing": smoothing}
+        self.n_classes, self.smoothing = n_classes, smoothing
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
 
     @property
     def channels(self) -> int:
@@ -96,14 +97,20 @@ class ImageProcessor(nn.Module):
         InputError
             If images have other channels or are not floating, or a label is outside the classes.
         """
-        data = {
-            key: value.to(self.mean.device) if isinstance(value, Tensor) else value
-            for key, value in data_dict.items()
-        }
-        data["x"] = self._normalise(data["x"], batched)
+        data = self._moved(data_dict, self.mean.device)
+        x = data["x"]
+        if x.ndim != (4 if batched else 3) or x.shape[-3] != self.channels or not x.is_floating_point():
+            raise InputError(
+                f"images of shape {tuple(x.shape)} and {x.dtype} with batched={batched}, expected "
+                f"{self.channels} channels, ({'batch, ' if batched else ''}channels, height, width), "
+                f"floating, in [0, 1]: divide bytes by 255, and open files with in_channels={self.channels}"
+            )
+        scale = torch.where(self.std == 0, 1.0, self.std)
+        data["x"] = (x - self.mean.view(-1, 1, 1)) / scale.view(-1, 1, 1)
         if "y" in data:
-            y = data["y"] if batched else torch.as_tensor(data["y"])[None]
-            data["y"] = self._target(y) if batched else self._target(y)[0]
+            data["y"] = (
+                self._target(data["y"]) if batched else self._target(torch.as_tensor(data["y"])[None])[0]
+            )
         return data
 
     def postprocess(
@@ -112,54 +119,25 @@ class ImageProcessor(nn.Module):
         """Return the logits unchanged."""
         return output, data_dict
 
-    def wrap(self, model: nn.Module) -> ImageProcessor:
-        """Put a model behind `preprocess`, to be called through `forward`."""
-        self.model = model
-        return self
-
-    def forward(self, **data_dict: Any) -> tuple[Tensor, dict[str, Any]]:
-        """Normalise images and call the wrapped model with them.
-
-        Examples
-        --------
-        >>> processor = ImageProcessor([0.5], [0.5], n_classes=4).wrap(nn.Flatten()).eval()
-        >>> processor(x=torch.ones(1, 1, 2, 2))[0]
-        tensor([[1., 1., 1., 1.]])
-        """
-        if self.model is None:
-            raise InputError("the processor has no model to call; give it one with `processor.wrap(model)`")
-        data = self.preprocess(data_dict)
-        return self.model(data["x"]), data
-
-    def _normalise(self, x: Tensor, batched: bool) -> Tensor:
-        if x.ndim != (4 if batched else 3) or x.shape[-3] != self.channels or not x.is_floating_point():
-            raise InputError(
-                f"images of shape {tuple(x.shape)} and {x.dtype} with batched={batched}, expected "
-                f"{self.channels} channels, ({'batch, ' if batched else ''}channels, height, width), "
-                "floating, in [0, 1]: divide bytes by 255"
-            )
-        scale = torch.where(self.std == 0, 1.0, self.std)
-        return (x - self.mean.view(-1, 1, 1)) / scale.view(-1, 1, 1)
-
     def _target(self, y: Tensor) -> Tensor:
         n = self.n_classes
         if y.is_floating_point():
-            if y.ndim != 3 or tuple(y.shape[1:]) != (1, n):
-                raise InputError(f"probabilities of shape {tuple(y.shape)}, expected (batch, 1, {n})")
+            fits = y.ndim == 3 and tuple(y.shape[1:]) == (1, n)
         else:
-            if y.ndim != 1 or (len(y) and not 0 <= int(y.min()) <= int(y.max()) < n):
-                raise InputError(
-                    f"labels of shape {tuple(y.shape)} from {y.min()} to {y.max()}, expected (batch,) from 0 "
-                    f"to {n - 1}: open the images with the classes of the processor"
-                )
+            fits = y.ndim == 1 and bool(((y >= 0) & (y < n)).all())
+        if not fits:
+            raise InputError(
+                f"targets of shape {tuple(y.shape)} from {y.min()} to {y.max()}, expected labels (batch,) "
+                f"from 0 to {n - 1} or probabilities (batch, 1, {n}): open the images with these classes"
+            )
+        if not y.is_floating_point():
             y = F.one_hot(y.long(), n)[:, None].to(self.mean.dtype)
         smoothing = self.smoothing if self.training else 0.0
         return (1 - smoothing) * y + smoothing / n if smoothing else y
 
     def to_dict(self) -> dict[str, Any]:
         """Constructor arguments as JSON types."""
-        means, stds = self._exact
-        return {"mean": means, "std": stds, "n_classes": self.n_classes, "smoothing": self.smoothing}
+        return dict(self._state)
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> ImageProcessor:
@@ -171,17 +149,7 @@ class ImageProcessor(nn.Module):
         >>> ImageProcessor.from_dict(processor.to_dict()).to_dict() == processor.to_dict()
         True
         """
-        return cls(state["mean"], state["std"], state["n_classes"], state["smoothing"])
-
-
-def _numbers(name: str, values: object) -> list[float]:
-    finite = isinstance(values, Sequence) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        for value in values
-    )
-    if not finite:
-        raise InputError(f"{name}={values!r}, expected finite numbers")
-    return [float(value) for value in values]  # type: ignore[attr-defined]
+        return cls(**state)
 
 
 def moments(split: ImageSplit) -> dict[str, list[float]]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from numbers import Integral
+from typing import Annotated, Any
 
 import torch.nn.functional as F
+from pydantic import SkipValidation
 from torch import Tensor
 
-from mano_op.errors import InputError, check_whole
+from mano_op.errors import InputError
 
-Size = int | Sequence[int]
+Size = Annotated[int | Sequence[int], SkipValidation]  # which `height_width` checks
 _LARGEST_SIDE = 2**14
 
 
@@ -70,7 +72,7 @@ def height_width(image_size: Size) -> tuple[int, int]:
     Raises
     ------
     InputError
-        If `image_size` is neither, or larger than 16384.
+        If `image_size` is neither, or a side is not from 1 to 16384.
 
     Examples
     --------
@@ -78,10 +80,10 @@ def height_width(image_size: Size) -> tuple[int, int]:
     ((8, 8), (8, 12))
     """
     sides: list[Any] = list(image_size) if isinstance(image_size, list | tuple) else [image_size, image_size]
-    if len(sides) != 2:
-        raise InputError(f"image_size={image_size!r}, expected a side or (height, width): give 32, say")
-    check_whole(**{"image_size": sides[0]})
-    check_whole(**{"image_size": sides[1]})
-    if max(sides) > _LARGEST_SIDE:
-        raise InputError(f"image_size={image_size!r}, expected at most {_LARGEST_SIDE} pixels a side")
+    whole = all(isinstance(side, Integral) and not isinstance(side, bool) for side in sides)
+    if len(sides) != 2 or not whole or not 1 <= min(sides) <= max(sides) <= _LARGEST_SIDE:
+        raise InputError(
+            f"image_size={image_size!r}, expected a side or (height, width), whole numbers from 1 to "
+            f"{_LARGEST_SIDE}: give 32, say"
+        )
     return int(sides[0]), int(sides[1])

@@ -11,13 +11,24 @@ References
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from mano_op.errors import InputError
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.pyramid import fill_last_cells
 from mano_op.models.block import Mlp
+
+
+def per_stage(name: str, value: int | Sequence[int], n_stages: int) -> list[int]:
+    """Return a number for each stage, from one for all or a sequence."""
+    values = list(value) if isinstance(value, Sequence) else [value] * n_stages
+    if len(values) != n_stages or not values:
+        raise InputError(f"{name}={value!r}, expected one for each of {n_stages} stages, at least 1")
+    return values
 
 
 class PatchEmbedding(nn.Module):

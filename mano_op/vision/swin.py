@@ -22,15 +22,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mano_op.errors import InputError, check_whole
+from mano_op.errors import InputError
 from mano_op.files import read_tensors
 from mano_op.layers.multipole import MultipoleAttention
+from mano_op.options import Count, Whole, checked
 from mano_op.vision.classifier import MANOClassifier
+from mano_op.vision.resize import Size
+from mano_op.vision.stages import per_stage
 from mano_op.weights import read_weights
 
 # Buffers, zeros, and options of neuraloperator's models.
@@ -38,14 +41,15 @@ _NO_WEIGHTS = ("_metadata", "relative_coords_table", "relative_position_index", 
 _NO_SWIN = "these are not the weights of a Swin-V2 that MANO can start from"
 
 
+@checked
 def from_swin_v2(
-    weights: Mapping[str, Tensor] | str | Path,
+    weights: Mapping[str, Any] | str | Path,
     *,
-    window: int | None = None,
-    pretrained_window: int | Sequence[int] | None = None,
-    image_size: int | Sequence[int] = 256,
+    window: Count | None = None,
+    pretrained_window: Sequence[Whole] | Literal[0] | None = None,
+    image_size: Size = 256,
     n_levels: int | Sequence[int] | None = None,
-    n_classes: int | None = None,
+    n_classes: Count | None = None,
     drop_path: float = 0.0,
 ) -> MANOClassifier:
     r"""Build a `MANOClassifier` that starts as a Swin Transformer V2.
@@ -93,15 +97,11 @@ def from_swin_v2(
     >>> model = from_swin_v2("swinv2.safetensors", window=8, pretrained_window=0)
     Traceback (most recent call last):
     ...
-    mano_op.errors.InputError: swinv2.safetensors does not exist: give the file of a Swin-V2's weights, or its
-    state dict
+    mano_op.errors.InputError: swinv2.safetensors does not exist: give the folder that holds it, or
+    copy it there
     """
     if isinstance(weights, str | Path):
         weights = _read(Path(weights))
-    elif not isinstance(weights, Mapping):
-        raise InputError(
-            f"weights={type(weights).__name__}, expected a state dict or a file: give model.state_dict()"
-        )
     named = _renamed(weights)
     head = named.get("head.weight")
     if n_classes is None:
@@ -146,8 +146,6 @@ def from_swin_v2(
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise InputError(f"{path} does not exist: give the file of a Swin-V2's weights, or its state dict")
     if path.suffix == ".safetensors":
         return read_weights(path)
     tensors = read_tensors(path)
@@ -296,16 +294,7 @@ def _windows(
     weights: Mapping[str, Any], window: int | None, pretrained: int | Sequence[int] | None, n_stages: int
 ) -> tuple[int, list[int]]:
     """The window, and for each stage the window that its position bias counts in, or 0."""
-    given = None if pretrained is None else [0] * n_stages if pretrained == 0 else pretrained
-    if given is not None:
-        if not isinstance(given, Sequence) or len(given) != n_stages:
-            raise InputError(
-                f"pretrained_window={pretrained!r}, expected one for each of {n_stages} stages, or 0: give "
-                "(12, 12, 12, 6), say, for 'window12to16'"
-            )
-        for size in given:
-            check_whole(at_least=0, pretrained_window=size)
-        given = list(given)
+    given = None if pretrained is None else per_stage("pretrained_window", pretrained, n_stages)
     tables = {name: t for name, t in weights.items() if name.endswith("relative_coords_table")}
     options = weights.get("_metadata")
     if tables:
@@ -323,14 +312,9 @@ def _windows(
         )
     else:
         side, counted = window, given
-    check_whole(window=side)
-    if window not in (None, side):
-        raise InputError(f"window={window}, but these weights are of windows of {side}: leave it out")
-    if given not in (None, counted):
-        raise InputError(
-            f"pretrained_window={pretrained}, but these weights count offsets in windows of "
-            f"{counted if any(counted) else side}: leave it out"
-        )
+    for name, value, own in (("window", window, side), ("pretrained_window", given, counted)):
+        if value not in (None, own):
+            raise InputError(f"{name}={value}, but these weights are of windows of {own}: leave it out")
     return side, counted
 
 
@@ -341,18 +325,13 @@ def _windows_of_tables(tables: Mapping[str, Tensor]) -> tuple[int, list[int]]:
     """
     largest, counted = 0, {}
     for name, table in tables.items():
-        if table.ndim != 4 or table.numel() == 0:
-            raise InputError(
-                f"the table of offsets has the shape {tuple(table.shape)}, expected (1, 2 w - 1, 2 w - 1, "
-                "2): give the weights as they were saved"
-            )
-        side = (table.shape[1] + 1) // 2
-        outermost = 8.0 ** float(table.max()) - 1
+        side = (table.shape[1] + 1) // 2 if table.ndim == 4 and table.numel() else 0
+        outermost = 8.0 ** float(table.max()) - 1 if side else 0.0
         size = 1 + 8 * (side - 1) / outermost if outermost > 0 else float(side)
-        if abs(size - round(size)) > 1e-3:
+        if not side or abs(size - round(size)) > 1e-3:
             raise InputError(
-                f"{name}: offsets reach {float(table.max()):.4f}, which no window of a Swin-V2 gives: give "
-                "the weights as they were saved"
+                f"{name} of shape {tuple(table.shape)} reaches offsets {8 * outermost:.4f}, as no window "
+                "of a Swin-V2 does: give the weights as they were saved"
             )
         largest = max(largest, side)
         stage = int(re.findall(r"(?:layers|features)\.(\d+)\.", name)[0])

@@ -66,11 +66,6 @@ def train_classifier(
     **training
         Options of `mano_op.train.options.ImageOptions`: ``epochs=30, batch_size=64, ...``.
 
-    Returns
-    -------
-    Run
-        As `mano_op.train.loop.train` returns it, with the history of `ImageTask`.
-
     Raises
     ------
     InputError
@@ -153,15 +148,16 @@ class ImageTask(Task):
         self.validated = self._tested is not None
         self._start = None if training.start is None else _Start(training.start, arch)
         self.options = self._model_options(options or {})
-        statistics = self._statistics()
-        self.processor = ImageProcessor(
-            statistics["mean"], statistics["std"], len(images.classes), smoothing=training.label_smoothing
-        )
-        if self.processor.channels != images.channels:
+        classes = {"n_classes": len(images.classes), "smoothing": training.label_smoothing}
+        statistics, sample = self._statistics() | classes, self._train[0]
+        try:
+            self.processor = ImageProcessor(**statistics)
+            self.processor.preprocess(sample, batched=False)
+        except (InputError, TypeError) as error:
             raise InputError(
-                f"normalise={statistics} for images of {images.channels} channels: give a mean and a std of "
-                "each"
-            )
+                f"normalise={training.normalise!r}, expected 'imagenet', or {{'mean': [...], 'std': [...]}}, "
+                f"a number of each channel ({error})"
+            ) from error
         workers = training.num_workers
         self.loader = image_loader(self._train, training.batch_size, num_workers=workers, seed=training.seed)
         self._tests = self._tested and image_loader(self._tested, training.batch_size, num_workers=workers)
@@ -181,17 +177,12 @@ class ImageTask(Task):
         """Return the mean and standard deviation of each channel that images are normalised by."""
         normalise = self.training.normalise
         if normalise == "imagenet":
-            return {name: list(values) for name, values in IMAGENET.items()}
+            return dict(IMAGENET)
         if normalise is None:
             if self._start is not None and self._start.processor is not None:
                 return self._start.processor.to_dict()
             return moments(self._train)
-        if not isinstance(normalise, Mapping) or set(normalise) != {"mean", "std"}:
-            raise InputError(
-                f"normalise={normalise!r}, expected 'imagenet', or {{'mean': [...], 'std': [...]}}, a number "
-                "of each channel"
-            )
-        return {name: list(values) for name, values in normalise.items()}
+        return dict(normalise)
 
     def build(self) -> nn.Module:
         """Return the model with its initial parameters, or those of the saved model."""
@@ -223,10 +214,7 @@ class ImageTask(Task):
         )
 
     def sample(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return the images of a batch, augmented and normalised, and their targets.
-
-        What is drawn is of the batch of all ranks, whose images may be mixed with each other.
-        """
+        """Return the images of a batch, augmented with those of all ranks, normalised, and their targets."""
         x, y = batch["x"], batch["y"]
         if self._augment is not None:
             together, rank = ranks()
