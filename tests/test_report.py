@@ -238,8 +238,9 @@ def test_coarse_prediction_shown_is_the_one_judged(tmp_path, trained):
         shown = beside_dpu(kept, judged, key)
         assert shown["model"].values.tolist() == list(models)
         for model in models:
-            at = {"model": model, "resolution": key, "variable": "u", "metric": "relative_l2"}
-            cell = judged.sel(at).squeeze("run")
+            at = {"model": model, "train_resolution": trained, "resolution": key, "variable": "u"}
+            at["metric"] = "relative_l2"
+            cell = judged.sel(at)
             one = shown.sel(model=model, variable="u")
             assert one["dpu_input"].item() == ("" if key == trained else dpu_input(cell))
             inputs.add(one["dpu_input"].item())
