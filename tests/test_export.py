@@ -268,7 +268,7 @@ def half():
     [
         (export_program, anchored, "there.pt2", {}, "there.pt2 is there already: .* or overwrite=True"),
         (export_onnx, anchored, "there.pt2", {}, "there.pt2 is there already"),
-        (export_program, anchored, ".", {"overwrite": True}, "is a folder, expected the path of a file"),
+        (export_program, anchored, ".", {"overwrite": True}, "is a folder: give the path of a file to write"),
         (export_program, anchored, "there.pt2/a.pt2", {}, "cannot be a folder for results, .* is a file"),
         (
             export_program,

@@ -305,7 +305,7 @@ def test_an_initial_field_is_asked_for_and_either_answer_is_kept(tmp_path):
         assert FieldDataset(store, 8, at=[2.0]).inputs == ("w0",)
         assert check_store(store.path, progress=False) == []
     for initial, message in (
-        ({"w": "w"}, r"'w': initial_of='w', but it is no steady input"),
+        ({"w": "w"}, r"'w': initial_of='w'; expected, of a steady input"),
         ({"v": "w"}, r"initial of v; expected some of w0, w"),
     ):
         with pytest.raises(InputError, match=message):

@@ -154,6 +154,8 @@ def train_fields(
         "resolution": of_each if mixed else training.resolution[0],
         "batch_size": sizes[0],
     }
+    if len(sizes) > 1:
+        del choices["batch_size"]
     if at := training.validate_resolution:
         choices["validate_resolution"] = Mixed(at) if len(at) > 1 else at[0]
     trained = train_model(store, run, arch=arch, options=option, **choices, **writing.choices)

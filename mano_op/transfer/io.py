@@ -93,8 +93,8 @@ def load_results(path: str | Path) -> xr.Dataset:
 
 
 def _checked(path: Path, stored: xr.Dataset) -> xr.Dataset:
-    if "error" not in stored:
-        raise InputError(f"{path} holds no results, no variable 'error': save results with `save_results`")
+    if "error" not in stored and "run" not in stored.dims:
+        raise InputError(f"{path} holds no results, no dimension 'run': save results with `save_results`")
     return stored.load()
 
 
