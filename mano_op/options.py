@@ -50,12 +50,12 @@ def options(cls: type[T]) -> type[T]:
     ...
     mano_op.errors.InputError: there is no option step=3 of Walk; did you mean 'steps'?
     """
-    checked: Any = dataclass(cls, frozen=True, kw_only=True, config=_CONFIG)
-    validate = checked.__init__
+    frozen: Any = dataclass(cls, frozen=True, kw_only=True, config=_CONFIG)
+    validate = frozen.__init__
 
     @functools.wraps(validate)
     def __init__(self: Any, **values: Any) -> None:
-        known = [field.name for field in fields(checked)]
+        known = [field.name for field in fields(frozen)]
         for name in values:
             if name not in known:
                 raise InputError(
@@ -67,8 +67,8 @@ def options(cls: type[T]) -> type[T]:
         except ValidationError as error:
             raise InputError(_message(error.errors(), values)) from None
 
-    checked.__init__ = __init__
-    return checked
+    frozen.__init__ = __init__
+    return frozen
 
 
 def checked(function: Callable[P, T]) -> Callable[P, T]:

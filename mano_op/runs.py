@@ -234,7 +234,10 @@ def load_run(folder: str | Path, *, revision: str | None = None, task: str | Non
     folder = fetched(folder, revision)
     path = folder / RUN
     if not path.exists():
-        raise InputError(f"{folder} holds no {RUN}, so it is no finished run: make one with `mano-op train`")
+        raise InputError(
+            f"{folder} holds no {RUN}, so it is no finished run: make one with `mano-op train "
+            f"{task or 'fields'}`"
+        )
     description = read_description(path, FORMAT, FORMAT_VERSION)
     training, history = entry(path, description, "training", dict), entry(path, description, "history", list)
     kind = training.get("task")
@@ -296,7 +299,9 @@ def read_card(folder: str | Path) -> str:
     """
     folder = check_folder(folder)
     if not (folder / RUN).exists():
-        raise InputError(f"{folder} holds no {RUN}, so it is no finished run: make one with `mano-op train`")
+        raise InputError(
+            f"{folder} holds no {RUN}, so it is no finished run: make one with `mano-op train fields`"
+        )
     path = folder / CARD
     try:
         return path.read_text(encoding="utf-8") if path.exists() else ""

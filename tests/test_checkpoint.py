@@ -258,7 +258,7 @@ def test_one_process_trains_in_a_folder(fields: FieldStore, tmp_path: Path) -> N
 
 # One process that has imported everything and computed nothing, whose children train and are killed.
 KILLING = """
-import json, os, signal, stat, sys, traceback
+import json, os, random, signal, stat, sys, time, traceback
 import torch
 torch.set_num_threads(1)
 import torch._dynamo  # which the first optimiser of a process would import, in two seconds
@@ -266,6 +266,7 @@ import mano_op.files, mano_op.models.mano
 from mano_op.train import train_model
 
 folder, settings = sys.argv[1], json.loads(sys.argv[2])
+draw = random.Random(0)
 
 
 def start(out, patch=None):
@@ -327,7 +328,21 @@ def ended(child):
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
-told = {"whole": ended(start(f"{folder}/whole")), "points": []}
+told = {"whole": ended(start(f"{folder}/whole")), "random": [], "points": []}
+
+# At moments that are drawn: within some tenths of a second after the next checkpoint, or of the start.
+out, written = f"{folder}/random", f"{folder}/random/checkpoint.pt"
+for attempt in range(int(sys.argv[3])):
+    before, child = os.path.exists(written) and os.stat(written).st_mtime_ns, start(out)
+    deadline = time.monotonic() + 60
+    while draw.random() < 0.997 and time.monotonic() < deadline:
+        time.sleep(0.001)
+        if os.path.exists(written) and os.stat(written).st_mtime_ns != before:
+            break
+    time.sleep(draw.uniform(0, 0.06))
+    os.kill(child, signal.SIGKILL)
+    told["random"].append([ended(child), there(out)])
+told["random"].append([ended(start(out)), there(out)])
 
 # At moments that are chosen: in the first checkpoint, between two, and while the run is written.
 out = f"{folder}/points"
@@ -347,14 +362,18 @@ print(json.dumps(told))
 
 
 def test_killed_training_is_continued(tmp_path: Path) -> None:
-    """By SIGKILL, again and again: in the middle of a checkpoint, between two, while the run is written."""
+    """By SIGKILL, again and again: between steps, within a checkpoint, while the run is written."""
     wave_store(tmp_path / "waves.zarr", GRIDS, {"train": 12, "test": 4})
     settings = {"resolution": 8, "options": SMALL, "epochs": 8, "batch_size": 5} | FIELDS
-    command = [sys.executable, "-c", KILLING, str(tmp_path), json.dumps(settings)]
+    command = [sys.executable, "-c", KILLING, str(tmp_path), json.dumps(settings), "10"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["whole"] == 0, done.stderr
+    *killed, last = told["random"]
+    # Some may come when all is done; enough come when there is something to lose.
+    assert sum(code == 9 for code, _ in killed) >= 3, (told, done.stderr)
+    assert last == [0, FILES], (told, done.stderr)
     *killed, last = told["points"]
     assert [code for code, _ in killed] == [9] * 7, (told, done.stderr)
     assert killed[0][1] == ["checkpoint.pt.partial"]
@@ -364,4 +383,5 @@ def test_killed_training_is_continued(tmp_path: Path) -> None:
     assert last == [0, FILES], (told, done.stderr)
     assert not list(tmp_path.rglob("*.lock"))
     whole = load_run(tmp_path / "whole")
-    assert_same_run(load_run(tmp_path / "points"), whole)
+    for name in ("random", "points"):
+        assert_same_run(load_run(tmp_path / name), whole)

@@ -277,7 +277,7 @@ def test_the_command_trains_as_the_function_does(tmp_path: Path) -> None:
         ("evaluate images digits {kept} --out {kept} --overwrite", "is a folder: give the path of a file"),
     ],
 )
-def test_what_cannot_be_used_is_said_in_one_line(
+def test_input_that_cannot_be_used_is_refused_in_one_line(
     command: str, message: str, kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     new = tmp_path / "new"

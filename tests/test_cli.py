@@ -293,7 +293,7 @@ def test_an_axis_may_have_a_registration_of_its_own(
         ("export {folder}/fno --out {new}/a.onnx --shape 8x8", "FNO has complex parameters"),
     ],
 )
-def test_what_cannot_be_used_is_said_in_one_line(
+def test_input_that_cannot_be_used_is_refused_in_one_line(
     command: str, message: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     new = tmp_path / "new"

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 from training import assert_same_run, batch_of
 from training import train_images as train
@@ -19,7 +20,7 @@ from mano_op.models.data_model import DataModel
 from mano_op.registry import build_model
 from mano_op.runs import Run, load_run
 from mano_op.vision.evaluate import evaluate_classifier
-from mano_op.vision.images import Images, stratified
+from mano_op.vision.images import Images, open_images, stratified
 from mano_op.vision.processor import ImageProcessor
 from mano_op.vision.training import cross_entropy
 
@@ -257,3 +258,26 @@ def test_classifiers_of_the_package_are_trained(
     batch = batch_of(images["test"].at(16))
     accuracy = (read.predict(batch["x"]).argmax(1) == batch["y"]).double().mean().item()
     assert evaluate_classifier(read, images, sizes=[16]).row(16).accuracy == pytest.approx(accuracy)
+
+
+def test_linear_model_reaches_the_accuracy_of_scikit_learn(tmp_path: Path) -> None:
+    images = open_images("digits")
+    run = train(images, tmp_path, arch="test_flat", epochs=15, batch_size=64, weight_decay=0.0)
+    accuracy = evaluate_classifier(run, images).row().accuracy
+    batches = {name: batch_of(split) for name, split in images.splits.items()}
+    x = {name: run.processor.preprocess({"x": b["x"]})["x"].flatten(1) for name, b in batches.items()}
+    reference = LogisticRegression(C=0.1, max_iter=1000).fit(x["train"], batches["train"]["y"])
+    assert accuracy > 0.94
+    assert abs(accuracy - reference.score(x["test"], batches["test"]["y"])) < 0.02
+
+
+def test_half_precision_trains_every_weight_of_a_classifier(images: Images, tmp_path: Path) -> None:
+    stages = {"patch_size": 1, "embed_dim": 8, "depths": [1, 1], "n_heads": [2, 2], "window": 4}
+    run = train(images, tmp_path, arch="mano_classifier", options=stages, precision="bfloat16", epochs=1)
+    assert run.training["precision"] == "bfloat16"
+    assert all(p.isfinite().all() and p.dtype == torch.float32 for p in run.model.parameters())
+    torch.manual_seed(0)
+    initial = build_model("mano_classifier", run.options)
+    weights = zip(run.model.named_parameters(), initial.parameters(), strict=True)
+    assert not [name for (name, p), other in weights if torch.equal(p, other) and name.endswith("weight")]
+    assert 0 < run.history[0]["training_error"] < 2 * np.log(10)

@@ -134,7 +134,7 @@ def test_recomputed_queries_keys_and_values_give_the_gradients_of_kept_ones(opti
     assert all(all(map(torch.equal, found[0], other)) for other in found[1:])
 
 
-def test_of_large_fields_no_queries_keys_and_values_are_kept(monkeypatch):
+def test_large_fields_keep_no_queries_keys_and_values(monkeypatch):
     module, x, held = drawn(head_dim=3), torch.randn(1, 6, 64, 64, requires_grad=True), {}
     for most in (0, 2**22):
         monkeypatch.setattr(points, "_KEPT", most)

@@ -4,26 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
+from helpers import grids
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mano_op.errors import InputError
-from mano_op.grid import Axis, Grid
+from mano_op.grid import Grid
 from mano_op.problems.random_field import GaussianRandomField, PeriodicRandomField, normal_coefficients
-
-
-def grids(periodic):
-    axes = st.builds(
-        Axis,
-        name=st.uuids().map(str),
-        n=st.integers(2, 6),
-        start=st.sampled_from([0.0, -1.5]),
-        stop=st.sampled_from([1.0, 3.25]),
-        registration=st.sampled_from(["node", "cell"] if periodic else ["node", "cell", "node_both"]),
-        periodic=st.just(periodic),
-    )
-    unique = st.lists(axes, min_size=1, max_size=3, unique_by=lambda axis: axis.name)
-    return unique.map(lambda grid_axes: Grid(tuple(grid_axes)))
 
 
 def waves(periodic, index, axis):
@@ -61,7 +48,7 @@ laws = pytest.mark.parametrize(
 @laws
 @given(st.data(), st.integers(0, 2**40))
 def test_draw_is_the_direct_sum_of_eigenfunctions(field, data, seed):
-    grid = data.draw(grids(field.periodic))
+    grid = data.draw(grids(field.periodic, 6))
     coefficients = field.coefficients(seed, 3, [axis.length for axis in grid])
     modes = itertools.product(range(5), repeat=grid.n_dim)
     expected = sum(coefficients[mode] * eigenfunction(field.periodic, mode, grid) for mode in modes)

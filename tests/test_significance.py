@@ -18,10 +18,10 @@ NOISE -= NOISE.mean()
 NOISY = BASE + NOISE
 BROKEN = BASE.copy()
 BROKEN[[3, 7]] = np.nan, np.inf
-MEANS, RIVAL = (
-    f"predicting the mean field ({percent(BASE.mean())} % [",
-    "interpolating its own coarse prediction",
+MEANS, MEANS_HIGHER = (
+    f"predicting the mean field ({percent(BASE.mean() + more)} % [" for more in (0, 0.0005)
 )
+RIVAL = "interpolating its own coarse prediction"
 ALIKE = dict.fromkeys(PREDICTORS, BASE)
 
 
@@ -56,7 +56,7 @@ def cell(judged, key="r32"):
             "improves",
             f"improves on {RIVAL} ({percent(BASE.mean() + 0.1)} % [",
         ),
-        ((NOISY, NOISY + 0.1, BASE + 0.0005), "undecided", "but no difference to predicting the mean"),
+        ((NOISY, NOISY + 0.1, BASE + 0.0005), "undecided", f"but no difference to {MEANS_HIGHER}"),
         ((NOISY + 0.0005, NOISY + 0.1, BASE), "no better than mean", f"is no better than {MEANS}"),
         ((NOISY + 0.005, NOISY + 0.1, BASE), "no better than mean", f"is worse than {MEANS}"),
         # A smaller error by rounding is no smaller error.
@@ -77,7 +77,15 @@ def test_verdict_is_the_first_that_applies(errors, verdict, words):
     at_32 = cell(judge(direct, dpu, field=field[0] if field else None))
     assert at_32["verdict"] == verdict
     assert words in at_32["sentence"].item()
+    if verdict not in ("not finite", "few"):
+        assert f"direct inference ({percent(direct.mean())} % [" in at_32["sentence"].item()
     assert ("improves" in at_32["sentence"].item()) == (verdict == "improves")
+
+
+def test_a_mean_field_up_to_rounding_is_below_the_mean_field_by_no_verdict():
+    at_32 = cell(judge(BASE * (1 - 1e-8), BASE + 0.1, field=BASE))
+    assert at_32["over_mean_high"] < 0
+    assert at_32["verdict"] == "no better than mean"
 
 
 @pytest.mark.parametrize("shift", [-0.005, -0.0005, 0.0, 0.0005, 0.005])

@@ -9,6 +9,7 @@ from helpers import moving_wave_store, store_of
 from scipy.interpolate import CubicSpline
 from torch import nn
 
+from mano_op.data.mixed import Mixed
 from mano_op.data.processor import FieldProcessor
 from mano_op.data.store import Variable
 from mano_op.errors import InputError
@@ -177,7 +178,7 @@ def test_dpu_and_floor_are_restriction_prediction_and_spline(store, n, end):
     inputs = nested if n == 16 else {"dpu_interpolation": spline(a, 8, (None, None))}
     for predictor, x in inputs.items():
         expected = [relative(spline(x**2, n, ends), u), relative(spline(np.sin(x), n, ends), v)]
-        np.testing.assert_allclose(errors(results, key, predictor), expected, rtol=1e-4)
+        np.testing.assert_allclose(errors(results, key, predictor), expected, rtol=2e-5)
     expected = [relative(spline(fields(store, "r8", name), n, ends), f) for name, f in (("u", u), ("v", v))]
     np.testing.assert_allclose(errors(results, key, "floor"), expected, rtol=1e-4)
 
@@ -501,7 +502,10 @@ def test_functions_and_modules_have_inputs_and_outputs_in_physical_units(store):
     module = nn.Sequential(Pointwise(perfect), nn.Dropout(0.9)).train()  # is evaluated without dropout
     models = {
         "function": Trained(perfect, resolution="r8"),
-        "module": [Trained(module, resolution=FINE), Trained(nn.Conv2d(1, 2, 1), resolution=[8, 16], seed=3)],
+        "module": [
+            Trained(module, resolution=FINE),
+            Trained(nn.Conv2d(1, 2, 1), resolution=Mixed([8, 16]), seed=3),
+        ],
     }
     evidence = Evidence()
     results = evaluate(models, store, [8, 16], evidence=evidence)

@@ -235,7 +235,7 @@ def test_what_cannot_be_rolled_out_is_refused(store):
             evaluate_transfer({"M": ahead}, store, [8], rollout=wrong, progress=False)
 
 
-def test_what_does_not_fit_the_times_is_refused(store):
+def test_time_steps_that_do_not_fit_the_times_are_refused(store):
     channels = FieldDataset(store, 8, time_steps=(1, 1)).channels
     one = run_of(LastKnown(), channels, time_steps=[1, 1])
     other = run_of(LastKnown(), channels, at=[0.5])

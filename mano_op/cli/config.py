@@ -35,12 +35,9 @@ def configure(app: App, commands: tuple[str, ...], arguments: ArgumentCollection
     content = {name: value for name, value in content.items() if value is not None}
     for group in _GROUPS:
         content |= content.pop(group, {})
-    for name in ("resolution", "validate_resolution"):
-        if isinstance(mixture := content.get(name), Mapping):
-            content |= {name: mixture.get("resolutions", [])}
-            if name == "resolution":
-                named = {"ratios": mixture.get("ratios"), "batch_size": mixture.get("batch_size")}
-                content |= {key: value for key, value in named.items() if value}
+    if isinstance(mixture := content.get("resolution"), Mapping):  # whose parts have flags of their own
+        content["resolution"] = mixture.get("resolutions", [])
+        content |= {name: mixture[name] for name in ("ratios", "batch_size") if mixture.get(name)}
     words = {}
     for name, value in content.items():
         name = _NAMES.get(name, name).replace("_", "-")
@@ -53,7 +50,7 @@ def configure(app: App, commands: tuple[str, ...], arguments: ArgumentCollection
 
 
 def _read(path: Path, command: str) -> tuple[dict[str, Any], bool]:
-    """What a file says, and whether it is of a run, which says more than the options."""
+    """Return the entries of a file, and whether it is of a run, which has more entries than options."""
     import yaml
 
     try:
@@ -80,7 +77,7 @@ def _read(path: Path, command: str) -> tuple[dict[str, Any], bool]:
 
 
 def _words(value: Any, single: bool) -> Any:
-    """A value as words of the command line: 16x24 for [16, 24], NAME=VALUE for an entry of a mapping."""
+    """Return a value as words of the command line: 16x24 for [16, 24], NAME=VALUE for a mapping's entry."""
     if isinstance(value, Mapping):
         return [f"{name}={v if isinstance(v, str) else json.dumps(v)}" for name, v in value.items()]
     if isinstance(value, list):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from cyclopts.types import ExistingDirectory
 
-from mano_op.cli.values import Device, Overwrite, Quiet, Size, Sizes, Store, words
+from mano_op.cli.values import Device, Int, Overwrite, Quiet, Size, Sizes, Store, words
 from mano_op.errors import InputError
 
 app = App(name="evaluate", help="Evaluate trained models.")
@@ -35,7 +35,7 @@ def fields(
     out: Path,
     resolution: Sizes | None = None,
     split: str = "test",
-    rollout: int = 1,
+    rollout: Int = 1,
     title: str = "Resolution transfer",
     card: Card = False,
     quiet: Quiet = False,
@@ -51,7 +51,7 @@ def fields(
     out : path
         Folder for the report and its numbers.
     resolution : list
-        Levels; all if not given.
+        Resolutions of the store; all if not given.
     split : str
         Samples to evaluate on.
     rollout : int
@@ -103,8 +103,8 @@ def images(
     out: Path | None = None,
     card: Card = False,
     device: Device = "cpu",
-    batch_size: int = 64,
-    num_workers: int = 0,
+    batch_size: Int = 64,
+    num_workers: Int = 0,
     quiet: Quiet = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -180,7 +180,7 @@ def export(
     print(f"{out}: within {max(errors.values()):.1e} of the model, relative, on inputs of {inputs}")
 
 
-def demo(folder: Path, /, *, seed: int = 0, quiet: Quiet = False, overwrite: Overwrite = False) -> None:
+def demo(folder: Path, /, *, seed: Int = 0, quiet: Quiet = False, overwrite: Overwrite = False) -> None:
     """Make Darcy fields, train MANO and FNO at 16, evaluate them at 16, 32 and 64.
 
     Parameters

@@ -60,7 +60,7 @@ def _ends(text: str) -> tuple[float, float]:
 @Parameter(name="*", group=FIELDS)
 @dataclass(frozen=True)
 class Fields:
-    """What files do not say of their fields and axes.
+    """Facts of fields and axes that files do not state.
 
     Attributes
     ----------

@@ -11,6 +11,7 @@ from cyclopts import App, Parameter
 
 from mano_op.cli.formats import app as formats
 from mano_op.cli.values import (
+    Int,
     NewStore,
     Options,
     Quiet,
@@ -38,11 +39,11 @@ def generate(
     *,
     resolution: Sizes | None = None,
     samples: Samples | None = None,
-    seed: int | None = None,
+    seed: Int | None = None,
     option: Options | None = None,
     registration: str | None = None,
-    solver_resolution: int | None = None,
-    chunk: int = 50,
+    solver_resolution: Int | None = None,
+    chunk: Int = 50,
     scheduler: Scheduler = None,
     writing: Writing = Writing(),
 ) -> None:

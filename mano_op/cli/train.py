@@ -11,6 +11,7 @@ from docstring_parser import parse
 
 from mano_op.cli.values import (
     RUNNING,
+    Int,
     Options,
     Size,
     Sizes,
@@ -60,7 +61,7 @@ def flags(options: type, **types: Any) -> Any:
         if hints[option.name] is not None:
             shown = Parameter(group=groups.get(option.name, TRAINING))
             if hints[option.name] in (int, int | None):
-                hints[option.name] = Annotated[hints[option.name], word(whole)]
+                hints[option.name] = Int if hints[option.name] is int else Int | None
             documented = field(
                 default=option.default,
                 kw_only=True,
@@ -95,7 +96,7 @@ else:
         FieldOptions,
         resolution=Annotated[Sizes, Parameter(help=levels)],
         validate_resolution=Sizes | None,
-        batch_size=Annotated[int | list[int], words(int, metavar="N...", help=sizes)],
+        batch_size=Annotated[int | list[int], words(whole, metavar="N...", help=sizes)],
         transforms=Annotated[
             dict[str, Any] | None,
             pairs("VARIABLE=FUNCTION", "permeability=log", allow_repeating=True, help=variables),
@@ -150,12 +151,11 @@ def train_fields(
     sizes = training.batch_size if isinstance(training.batch_size, list) else [training.batch_size]
     mixed = len(training.resolution) > 1 or len(sizes) > 1 or ratios is not None
     of_each = Mixed(training.resolution, ratios, sizes if len(sizes) > 1 else None)
-    choices = vars(training) | {
-        "resolution": of_each if mixed else training.resolution[0],
-        "batch_size": sizes[0],
-    }
+    choices: dict[str, Any] = vars(training) | {"resolution": of_each if mixed else training.resolution[0]}
     if len(sizes) > 1:
-        del choices["batch_size"]
+        del choices["batch_size"]  # the mixture has one for each resolution
+    else:
+        choices["batch_size"] = sizes[0]
     if at := training.validate_resolution:
         choices["validate_resolution"] = Mixed(at) if len(at) > 1 else at[0]
     trained = train_model(store, run, arch=arch, options=option, **choices, **writing.choices)
@@ -174,7 +174,7 @@ def train_images(
     in_channels: Annotated[Literal[1, 3] | None, Parameter(group=DATA)] = None,
     test_part: Part = None,
     validation_part: Part = None,
-    split_seed: Annotated[int, Parameter(group=DATA)] = 0,
+    split_seed: Annotated[Int, Parameter(group=DATA)] = 0,
     image_column: Annotated[str | None, Parameter(group=DATA)] = None,
     label_column: Annotated[str | None, Parameter(group=DATA)] = None,
     arch: Arch = "mano_classifier",
@@ -229,13 +229,12 @@ def train_images(
 
 
 def _errors(run: Any) -> str:
-    """The errors of the epoch whose parameters a run has."""
-    best = run.training.get("best")
-    kept = run.history[(best["epoch"] if best else len(run.history)) - 1]
-    text = f"training error {kept['training_error']:.4f}"
-    if best:
-        text += f", validation error {kept['validation_error']:.4f}"
-        if "validation_accuracy" in kept:
-            text += f" and accuracy {100 * kept['validation_accuracy']:.1f} %"
+    """Return the errors of the epoch whose parameters a run has, as a text."""
+    errors = run.errors
+    text = f"training error {errors['training_error']:.4f}"
+    if best := run.training.get("best"):
+        text += f", validation error {errors['validation_error']:.4f}"
+        if "validation_accuracy" in errors:
+            text += f" and accuracy {100 * errors['validation_accuracy']:.1f} %"
         text += f" of epoch {best['epoch']}"
     return text

@@ -53,7 +53,7 @@ def word_or_pair(text: str) -> Any:
 
 
 def one_or_each(values: Sequence[Any], expected: str) -> Any:
-    """The one word that an option was given, or the words by name, each name once."""
+    """Return the only word of an option, or its words by name, each name once."""
     pairs = [value for value in values if isinstance(value, tuple)]
     if len(pairs) < len(values) != 1 or len(dict(pairs)) < len(pairs):
         said = (f"{value[0]}={value[1]}" if isinstance(value, tuple) else value for value in values)
@@ -93,6 +93,7 @@ def pairs(
 
 
 Pairs = dict[str, Any]
+Int = Annotated[int, word(whole)]  # cyclopts would round 1.5
 Store = Annotated[Any, word(place, help="NAME.zarr, or an address of it: s3://bucket/NAME.zarr.")]
 NewStore = Annotated[Any, word(place, help="The store to make, NAME.zarr.")]
 Size = Annotated[Any, word(size, metavar="N|NxM")]
@@ -107,7 +108,7 @@ Overwrite = Annotated[bool, Parameter(group=RUNNING, help="Replace what is there
 @Parameter(name="*", group=RUNNING)
 @dataclass(frozen=True)
 class Writing:
-    """What a command does with what is there already.
+    """Treatment of results that are there already.
 
     Attributes
     ----------

@@ -44,7 +44,7 @@ class Splits:
 
 @options
 class Reading:
-    """How training samples are read: order, processes and memory.
+    """Reading of training samples: order, processes and memory.
 
     Parameters
     ----------

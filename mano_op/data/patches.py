@@ -17,7 +17,7 @@ from mano_op.errors import InputError
 
 
 class Batches(Protocol):
-    """What is used of an ``xbatcher.BatchGenerator``."""
+    """Protocol of an ``xbatcher.BatchGenerator``: the parts of it that are used."""
 
     def __len__(self) -> int: ...
 

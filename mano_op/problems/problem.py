@@ -178,7 +178,7 @@ class InitialValueProblem(Problem):
 
 
 class PeriodicProblem(InitialValueProblem):
-    """One field that wraps, from a `PeriodicRandomField`, with a quadratic nonlinearity.
+    """A periodic field with a quadratic nonlinearity, which starts as a `PeriodicRandomField`.
 
     Solved on one periodic grid for all levels, see `spectral_grids`: of over 3 ``n_modes`` points along each
     axis, for which products of the initial field are exact (the "2/3 rule"), as many as the finest level has,

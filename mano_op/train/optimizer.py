@@ -13,7 +13,6 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from mano_op.errors import InputError
 
-OPTIMIZERS = ("adamw", "muon")
 WARM_UP = 0.2  # of the epochs, of AdamW
 # A matrix with fewer rows or columns is a table of a few values more than a map between features.
 LEAST_SIDE = 8

@@ -1,7 +1,7 @@
 """The options of a training, each declared once.
 
-The signatures of `mano_op.train.train_model` and `mano_op.vision.train_classifier`, the command line with its
-help, what a run records, and what a checkpoint is compared by are all made from these classes.
+The keywords of `mano_op.train.train_model` and `mano_op.vision.train_classifier`, the command line with its
+help, the record of a run and the fingerprint of a checkpoint are made from these classes.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class FieldOptions(TrainOptions):
 
 @options
 class Augmentation:
-    r"""How the images of a batch are changed, each by itself, in this order.
+    r"""Changes of the images of a batch, each by itself, in this order.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What a training is of: a model, its data, its loss and its validation. `mano_op.train.loop` trains it."""
+"""The task of a training: a model, its data, its loss and its validation, for `mano_op.train.loop`."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def _labelled(
 
 
 def _defined(grids: Mapping[str, Grid]) -> NDArray[np.bool_]:
-    """Whether an error exists, by resolution, predictor and metric."""
+    """Return whether an error exists, by resolution, predictor and metric."""
     defined = np.ones((len(grids), len(PREDICTORS), len(METRICS)), dtype=bool)
     defined[:, 1:, METRICS.index("mismatch")] = False
     for r, grid in enumerate(grids.values()):

@@ -1,4 +1,4 @@
-"""What a report shows beside errors: the runs, the store, and the fields of some samples."""
+"""Evidence of an evaluation for its report: the runs, the store, and the fields of some samples."""
 
 from __future__ import annotations
 

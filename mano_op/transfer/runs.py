@@ -11,6 +11,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from mano_op.data.channels import channels_of
+from mano_op.data.mixed import Mixed
 from mano_op.data.processor import FieldProcessor
 from mano_op.data.store import FieldStore, Resolution
 from mano_op.errors import InputError
@@ -30,8 +31,8 @@ class Trained:
         From inputs ``(batch, in_channels, *grid)``, float32 in physical units and with channels in the
         store's order, to outputs ``(batch, out_channels, *grid)``. An ``nn.Module`` is evaluated on its own
         device and in evaluation mode; other functions get tensors on the CPU.
-    resolution : int, tuple of int, str or Grid, or a list of them
-        Of the store: 16, (16, 24), "r16".
+    resolution : int, sequence of int, str, Grid or Mixed
+        Of the store: 16, (16, 24), "r16"; several as ``Mixed([16, 32])``.
     seed : int
     time_steps, at : optional
         The times of fields that vary in time, as `mano_op.data.dataset.FieldDataset` takes them.
@@ -43,7 +44,7 @@ class Trained:
     """
 
     function: Callable[[Tensor], Tensor]
-    resolution: Resolution | list[Resolution]
+    resolution: Resolution | Mixed
     seed: int = 0
     time_steps: Sequence[int] | None = None
     at: Sequence[float] | None = None
@@ -173,7 +174,8 @@ def _judged_run(name: str, model: str, source: Judgeable, store: FieldStore) -> 
     else:
         network, processor = _identity(name, source, store)
         training = {"resolution": source.resolution, "seed": source.seed}
-        resolutions = source.resolution if isinstance(source.resolution, list) else [source.resolution]
+        given = source.resolution
+        resolutions = list(given.resolutions) if isinstance(given, Mixed) else [given]
     if "resolution" not in training:
         raise InputError(f"{name}: training={training} does not say at which resolution it was trained")
     seed = training.get("seed", 0)

@@ -109,7 +109,7 @@ def _away(cell: xr.Dataset, n: int, samples: int) -> tuple[str, str]:
 
 
 def _not_below_mean(cell: xr.Dataset) -> bool:
-    """Whether the direct error is not below that of the mean field, up to rounding."""
+    """Return whether the direct error is not below that of the mean field, up to rounding."""
     return bool(cell["over_mean"] >= -_rounding_of(cell, "mean"))
 
 

@@ -200,7 +200,7 @@ def _place(judged: xr.Dataset, cell: xr.Dataset) -> list[str]:
 
 
 def _elsewhere(judged: xr.Dataset) -> tuple[bool, bool]:
-    """Whether a model that was judged away from home was also trained there, or on several resolutions."""
+    """Return whether a model judged away from home was also trained there, or at several resolutions."""
     cells = list(_cells(judged.isel(variable=[0])))
     return (
         any(trained_there(same_field, cell) for cell, same_field in cells),
@@ -224,7 +224,7 @@ def _entry(cell: xr.Dataset, predictor: str) -> str:
 
 
 def _records(judged: xr.Dataset, names: list[Any]) -> list[dict[str, Any]]:
-    """One object for each run and place of some variables, labels first."""
+    """Return an object for each run and position of some variables, labels first."""
     dims = [str(dim) for dim in judged[names[-1]].dims]
     frame = judged[names].reset_index("run").to_dataframe(dim_order=dims).reset_index()
     rows = frame[["model", "train_resolution", *dims[1:], *names]].to_dict("records")

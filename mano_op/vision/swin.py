@@ -232,7 +232,7 @@ def _replaced(name: str, prefixes: Mapping[str, str]) -> str:
 
 
 def _joined(named: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One weight of queries, keys and values; biases of queries and of values."""
+    """Join the weights of queries, keys and values; return the biases of queries and of values."""
     for name in list(named):
         if name.endswith("query.weight"):
             parts = [name.replace("query", part) for part in ("query", "key", "value")]
