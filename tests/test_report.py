@@ -302,3 +302,10 @@ def test_parts_of_different_evaluations_are_refused(evaluation, tmp_path, change
     with pytest.raises(InputError, match=message):
         write_report(tmp_path / "a", *change(*evaluation), title="")
     assert not (tmp_path / "a").exists()
+
+
+def test_page_names_a_store_without_a_title_by_its_file(evaluation, tmp_path, monkeypatch):
+    results, judged, evidence = evaluation
+    monkeypatch.delitem(evidence.store.attrs, "title", raising=False)
+    page = write_report(tmp_path / "out", results, judged, evidence, title="Some").read_text()
+    assert f"on {evidence.store.name}: 12 samples" in page
