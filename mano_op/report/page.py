@@ -218,7 +218,7 @@ def _data(store: FieldStore) -> tuple[list[list[str]], dict[str, str]]:
         for key, grid in store.grids.items()
     ]
     return grids, {
-        "store": f"{store.attrs['title']} ({store.name})",
+        "store": f"{store.attrs.get('title', '')} ({store.name})".lstrip(),
         "fields": f"{', '.join(store.inputs)} to {', '.join(store.outputs)}",
         "boundary conditions": in_words(store.layout.boundary_conditions),
         "levels": store.layout.levels,
