@@ -145,7 +145,7 @@ def test_logits_of_one_colour_are_equal_at_every_size(options):
 
 @pytest.mark.parametrize("size", [(8, 8), (11, 13)])
 @pytest.mark.parametrize("build", [small, plain], ids=["swin", "plain"])
-def test_classifier_gradients(build, size):
+def test_classifier_gradients_are_slopes_of_differences(build, size):
     model = build()
     assert_gradients(model, draw(2, model.in_channels, *size))
 
@@ -185,7 +185,7 @@ def test_levels_reach_beyond_windows():
     assert far[0] == 0 < far[1]
 
 
-def test_classifier_in_single_precision_and_autocast():
+def test_classifier_in_single_precision_and_autocast_matches_double():
     model = small()
     for part in model.modules():
         if isinstance(part, MultipoleAttention):
@@ -198,7 +198,7 @@ def test_classifier_in_single_precision_and_autocast():
     assert 1e-5 * exact.norm() < (half - exact).norm() < 5e-2 * exact.norm()
 
 
-def test_classifier_in_half_precision():
+def test_classifier_in_half_precision_stays_near_its_logits():
     model, x = small(), draw(1, 3, 32, 32)
     exact, half = model(x), copy.deepcopy(model).bfloat16()(x.bfloat16())
     assert half.dtype == torch.bfloat16 and (half - exact).norm() < 0.3 * exact.norm()

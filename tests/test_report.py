@@ -190,7 +190,7 @@ def test_three_outputs_are_judged_and_shown_one_by_one(tmp_path):
     assert judged["verdict"].sel(resolution="r8").values.tolist() == [["training"] * 3]
 
 
-def test_report_of_one_dimension(tmp_path):
+def test_report_of_one_dimension_is_written(tmp_path):
     models = {"exact": Times((1.0,)), "off": Times((1.5,), fine=1.2)}
     text, _, judged, _ = report_of(tmp_path, [(8,), (16,)], models)
     direct = judged["mean"].sel(predictor="direct", variable="u", metric="relative_l2")

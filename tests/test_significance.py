@@ -82,7 +82,7 @@ def test_verdict_is_the_first_that_applies(errors, verdict, words):
     assert ("improves" in at_32["sentence"].item()) == (verdict == "improves")
 
 
-def test_a_mean_field_up_to_rounding_is_below_the_mean_field_by_no_verdict():
+def test_errors_below_the_mean_field_by_rounding_are_no_improvement():
     at_32 = cell(judge(BASE * (1 - 1e-8), BASE + 0.1, field=BASE))
     assert at_32["over_mean_high"] < 0
     assert at_32["verdict"] == "no better than mean"

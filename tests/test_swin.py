@@ -186,7 +186,7 @@ def test_windows_are_cut_to_small_stages(layout):
         torch.testing.assert_close(model(source.images.double()), source.logits, rtol=1e-5, atol=1e-6)
 
 
-def test_start_from_the_registrys_swin():
+def test_start_takes_the_weights_of_the_registrys_swin():
     swin = SwinClassifier(3, 5, image_size=32, embed_dim=16, depths=[2, 2], n_heads=[2, 4], window=4)
     randomise(swin)
     model, images = from_swin_v2(swin.state_dict(), image_size=32), torch.randn(2, 3, 32, 32)

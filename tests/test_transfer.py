@@ -223,7 +223,7 @@ def test_mean_is_the_processors_without_a_training_split(tmp_path):
         evaluate(Trained(perfect, 8), store, [8])
 
 
-def test_grids_coarser_than_the_training_grid(store):
+def test_perfect_model_loses_nothing_on_coarser_grids(store):
     results = evaluate(run_at("r16"), store)
     assert (errors(results, "r8", "direct") == 0).all()
     floor = errors(results, "r8", "floor")

@@ -77,7 +77,7 @@ def test_swin_starts_as_the_identity_and_drops_paths_linearly():
     assert all(not p.any() for name, p in model.named_parameters() if name.endswith("bias"))
 
 
-def test_both_are_models_of_the_registry():
+def test_vit_and_swin_are_models_of_the_registry():
     assert BaseModel._models["vit_classifier"] is ViTClassifier
     assert isinstance(build_model("swin_classifier", {"in_channels": 1, "n_classes": 2, **SWIN}), nn.Module)
 
