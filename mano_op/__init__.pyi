@@ -3,7 +3,7 @@
 from .data.check import check_store as check_store
 from .data.coarsen import coarsen_store as coarsen_store
 from .data.dataset import FieldDataset as FieldDataset
-from .data.fields import write_fields as write_fields
+from .data.write import write_fields as write_fields
 from .data.importers import import_fno_mat as import_fno_mat
 from .data.importers import import_netcdf as import_netcdf
 from .data.importers import import_neuralop_pt as import_neuralop_pt

@@ -70,7 +70,7 @@ EXTRAS = [
     ("statement", "absent"),
     [
         ("import mano_op, mano_op.vision, mano_op.grid", HEAVY),
-        ("import mano_op.data.store, mano_op.data.fields, mano_op.problems", {"torch", "neuralop"}),
+        ("import mano_op.data.store, mano_op.data.write, mano_op.problems", {"torch", "neuralop"}),
     ],
 )
 def test_an_import_brings_in_nothing_heavy_that_it_does_not_need(statement: str, absent: set[str]) -> None:

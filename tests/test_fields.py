@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from mano_op.data.check import check_store
 from mano_op.data.coarsen import coarsen_store
 from mano_op.data.coordinates import _domain
-from mano_op.data.describe import describe
-from mano_op.data.fields import write_fields
+from mano_op.data.info import describe
 from mano_op.data.store import FieldStore, open_store
+from mano_op.data.write import write_fields
 from mano_op.errors import InputError
 from mano_op.grid import REGISTRATIONS, Axis, Grid
 

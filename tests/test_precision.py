@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from mano_op.data.check import check_store
 from mano_op.data.coarsen import coarsen_store
-from mano_op.data.describe import describe
-from mano_op.data.fields import write_fields
+from mano_op.data.info import describe
 from mano_op.data.loaders import field_loaders
 from mano_op.data.moments import Moments
 from mano_op.data.precision import LARGEST_LOSS, Rounding
 from mano_op.data.store import Variable, create_store, open_store
+from mano_op.data.write import write_fields
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 import xarray as xr
 
-from mano_op.data.fields import write_fields
 from mano_op.data.importers import import_neuralop_pt
 from mano_op.data.jobs import only_writer
 from mano_op.data.store import open_store
+from mano_op.data.write import write_fields
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 from mano_op.problems import Darcy, generate_darcy
@@ -34,7 +34,7 @@ SLOW_IMPORT = f"""
 import sys, time
 import xarray as xr
 from mano_op.data.store import FieldStore
-from mano_op.data.fields import write_fields
+from mano_op.data.write import write_fields
 write = FieldStore.write
 def slowly(self, samples, fields):
     time.sleep(0.02)

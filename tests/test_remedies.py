@@ -28,7 +28,6 @@ from mano_op.data.channels import channels_of
 from mano_op.data.check import check_store
 from mano_op.data.coarsen import coarsen_store
 from mano_op.data.dataset import FieldDataset, MixedDataset, collate
-from mano_op.data.fields import write_fields
 from mano_op.data.importers import (
     import_fno_mat,
     import_netcdf,
@@ -45,6 +44,7 @@ from mano_op.data.sampler import ResolutionBatchSampler
 from mano_op.data.store import create_store, open_store
 from mano_op.data.times import common_times
 from mano_op.data.well import WellSamples
+from mano_op.data.write import write_fields
 from mano_op.errors import InputError
 from mano_op.grid import Axis, Grid
 

@@ -12,8 +12,8 @@ from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mano_op.data.fields import write_fields
 from mano_op.data.source import SourceReader
+from mano_op.data.write import write_fields
 from mano_op.grid import Grid
 
 LINE = Grid.uniform((4,), registration="cell")

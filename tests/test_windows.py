@@ -12,9 +12,9 @@ from torch import nn
 from mano_op.cli import main
 from mano_op.data.check import check_store
 from mano_op.data.dataset import FieldDataset, collate
-from mano_op.data.fields import write_fields
 from mano_op.data.layout import Variable
 from mano_op.data.processor import FieldProcessor
+from mano_op.data.write import write_fields
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 from mano_op.problems import Burgers, FitzHughNagumo, NavierStokes, generate_fields

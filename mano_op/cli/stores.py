@@ -110,7 +110,7 @@ def check(store: Store, /, *, quiet: Quiet = False) -> int:
 @app.command
 def info(store: Store, /) -> None:
     """Describe what a store holds, whole or partial."""
-    from mano_op.data.describe import describe
+    from mano_op.data.info import describe
     from mano_op.data.store import open_store
 
     print(describe(open_store(store, incomplete=isinstance(store, Path) and not store.exists())))

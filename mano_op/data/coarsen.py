@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -14,15 +14,13 @@ from numpy.typing import NDArray
 
 from mano_op.data.guards import check_each, check_one_of
 from mano_op.data.jobs import write_store
-from mano_op.data.layout import AVERAGE, Resolution, Variable, group_name
+from mano_op.data.layout import AVERAGE, Layout, Resolution, Variable, group_name
+from mano_op.data.options import Writing
 from mano_op.data.schema import path_of
 from mano_op.data.store import FieldStore, opened
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 from mano_op.resample import nests, resample
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 Coarsening = Literal["mean", "lowpass", "injection"]
 
@@ -35,10 +33,7 @@ def coarsen_store(
     method: Coarsening | Mapping[str, Coarsening],
     level: Resolution | None = None,
     keep: bool = True,
-    client: Client | None = None,
-    progress: bool = True,
-    resume: bool = False,
-    overwrite: bool = False,
+    **options: Any,
 ) -> FieldStore:
     r"""Make a store with coarser levels of the same samples, "resampled" from one.
 
@@ -63,8 +58,8 @@ def coarsen_store(
         Of the source, to make them from; by default its finest.
     keep : bool
         Whether the new store has that level too.
-    client, progress, resume, overwrite
-        As in `mano_op.problems.generate.generate_fields`.
+    **options
+        Of `mano_op.data.options.Writing`: ``progress``, ``resume``, ``overwrite``, ``client``.
 
     Raises
     ------
@@ -81,6 +76,7 @@ def coarsen_store(
     >>> bool((store.read(8, "pressure") == fine.read(16, "pressure")[:, ::2, ::2]).all())
     True
     """
+    writing = Writing(**options)
     source = opened(source)
     finest = source.key(level if level is not None else next(reversed(source.grids)))
     fine = source.grids[finest]
@@ -96,29 +92,26 @@ def coarsen_store(
     grids = [*coarse, *([fine] if keep else [])]
     levels = [group_name(grid.shape) for grid in grids]
     kept = ("boundary_conditions", "chunk", "times", "time_units", "coordinates", "as_plane")
-    plan = {
+    layout = Layout.plan(
+        grids,
+        [_described(v, chosen[v.name], finest, levels) for v in source.variables],
+        {split: size for split, size in source.splits.items() if split in held},
+        levels="resampled",
+        chunk_times=source.layout.chunk_times if source.layout.times else None,
+        derived={grid: (fine, _in_words(chosen)) for grid in coarse} if keep else {},
         **{name: getattr(source.layout, name) for name in kept},
-        "grids": grids,
-        "variables": [_described(v, chosen[v.name], finest, levels) for v in source.variables],
-        "splits": {split: size for split, size in source.splits.items() if split in held},
-        "levels": "resampled",
-        "chunk_times": source.layout.chunk_times if source.layout.times else None,
-        "derived": {grid: (fine, _in_words(chosen)) for grid in coarse} if keep else {},
-    }
+    )
     provenance = {
         "coarsened": {"store": source.name, "level": finest, "method": chosen},
         "of": {k: v for k, v in source.attrs.get("provenance", {}).items() if k != "versions"},
     }
     return write_store(
         path,
-        plan,
-        provenance,
+        layout,
         partial(_write_chunk, source, finest, chosen),
+        writing,
         title=source.attrs.get("title", ""),
-        client=client,
-        progress=progress,
-        resume=resume,
-        overwrite=overwrite,
+        provenance=provenance,
     )
 
 

@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from mano_op.data.guards import refusing
 from mano_op.data.layout import Layout
+from mano_op.data.options import Writing
 from mano_op.data.schema import make_folder, partial_path, path_of, refuse_present
-from mano_op.data.store import FieldStore, create_store, open_store
+from mano_op.data.store import FieldStore, begin_store, open_store
 from mano_op.errors import InputError
 
 if TYPE_CHECKING:
@@ -54,16 +55,13 @@ def only_writer(path: str | Path) -> Iterator[Path]:
 
 def write_store(
     path: str | Path,
-    plan: Mapping[str, Any],
-    provenance: Mapping[str, Any],
+    layout: Layout,
     write: Callable[..., int],
+    writing: Writing,
     *,
     title: str,
-    client: Client | None = None,
+    provenance: Mapping[str, Any],
     workers: int | None = None,
-    progress: bool = True,
-    resume: bool = False,
-    overwrite: bool = False,
     blocks: Callable[[FieldStore], Sequence[slice]] | None = None,
     parts: Callable[[FieldStore, slice], Any] | None = None,
     check: Callable[[FieldStore, slice], None] | None = None,
@@ -72,14 +70,15 @@ def write_store(
 
     Parameters
     ----------
-    path, title, progress, resume, overwrite
-        As of `mano_op.data.fields.write_fields`.
-    plan, provenance : mapping
-        Arguments of `Layout.plan`; both must be the same for a store to be resumed.
+    path : path
+    layout : Layout
+        With `provenance`, what must be the same for a store to be resumed.
     write : callable
-        Writes the missing chunks in a slice of samples of a store; returns their number.
-    client : distributed.Client, optional
-        Where to compute, with pickled `write`; by default in threads of this process.
+        Writes the missing chunks in a slice of samples of a store; returns their number. It is pickled for
+        the workers of ``writing.client``.
+    writing : Writing
+    title, provenance
+        As in `mano_op.data.store.create_store`.
     workers : int, optional
         Threads; by default dask's "num_workers", or one a core.
     blocks : callable, optional
@@ -96,7 +95,7 @@ def write_store(
         writes, or a chunk is refused. Written chunks are kept for `resume`; a store without any is removed.
     """
     with only_writer(path) as path:
-        store = _start(path, plan, provenance, title, resume=resume, overwrite=overwrite)
+        store = _start(path, layout, writing, title, provenance)
         if store.complete:
             return store
         pending = store.pending()
@@ -106,14 +105,16 @@ def write_store(
             for samples in written[:: max(1, len(written) - 1)]:  # the first and the last
                 check(store, samples)
         try:
-            with tqdm(total=total, initial=total - missing, unit="sample", disable=not progress) as bar:
+            with tqdm(
+                total=total, initial=total - missing, unit="sample", disable=not writing.progress
+            ) as bar:
                 units = [
                     unit
                     for unit in (pending if blocks is None else blocks(store))
                     if any(unit.start <= samples.start < unit.stop for samples in pending)
                 ]
                 arguments = ((store, unit, *([parts(store, unit)] if parts else [])) for unit in units)
-                _compute(write, arguments, client, workers, lambda _, written: bar.update(written))
+                _compute(write, arguments, writing.client, workers, lambda _, written: bar.update(written))
         except InputError:
             if store.pending() == store.layout.chunks:
                 store.discard()
@@ -123,7 +124,7 @@ def write_store(
         except InputError:  # which no resuming mends
             store.discard()
             raise
-        store.finish(partial(_map, client, workers, progress))
+        store.finish(partial(_map, writing.client, workers, writing.progress))
     return store
 
 
@@ -159,24 +160,16 @@ def check_sendable(what: str, source: object) -> None:
 
 
 def _start(
-    path: Path,
-    plan: Mapping[str, Any],
-    provenance: Mapping[str, Any],
-    title: str,
-    *,
-    resume: bool,
-    overwrite: bool,
+    path: Path, layout: Layout, writing: Writing, title: str, provenance: Mapping[str, Any]
 ) -> FieldStore:
     """Open a new store, or the one at `path` if it was started in the same way."""
-    if resume and overwrite:
-        raise InputError("resume=True and overwrite=True: pass one of them, to go on or to start anew")
-    if overwrite or not (partial_path(path).exists() or path.exists()):
-        return create_store(path, **plan, title=title, provenance=provenance, overwrite=overwrite)
-    if not resume:
+    if writing.overwrite or not (partial_path(path).exists() or path.exists()):
+        return begin_store(path, layout, title, provenance, overwrite=writing.overwrite)
+    if not writing.resume:
         remedy = "pass resume=True to go on with it, overwrite=True to replace it, or another path"
         refuse_present(path, remedy)
     store = open_store(path, incomplete=True)
-    asked = _summary(Layout.plan(**plan), json.loads(json.dumps(provenance)))
+    asked = _summary(layout, json.loads(json.dumps(provenance)))
     there = _summary(store.layout, {name: store.attrs["provenance"].get(name) for name in provenance})
     different = [
         f"{name} is {there[name]}, not {asked[name]}" for name in asked if there[name] != asked[name]

@@ -112,7 +112,7 @@ class Variable:
 
 @dataclass(frozen=True)
 class Layout:
-    """Plan of a store; parameters are those of `mano_op.data.store.create_store`, in Python's own types.
+    """Plan of a store, made by `Layout.plan`: what that takes, in Python's own types.
 
     Samples are numbered 0, 1, ... in the order of the splits, at every level alike. A level holds each split
     whole or not at all. `grids` has the levels, coarsest first, under the names of their groups, by which
@@ -264,7 +264,37 @@ class Layout:
         derived: Mapping[Grid, tuple[Grid, str]] | None = None,
         as_plane: bool = False,
     ) -> Layout:
-        """Put levels and splits in order and check that they fit together."""
+        """Put resolutions and splits in order, and check that they fit together.
+
+        Parameters
+        ----------
+        grids : sequence of Grid
+            One for each resolution: one domain and registration, different shapes.
+        variables : sequence of Variable
+            At least one input and one output, in the order of a model's channels.
+        splits : mapping of str to int
+            Number of samples of each split. Statistics are taken over "train".
+        boundary_conditions : mapping of str to str
+            For each axis, such as ``{"y": "dirichlet", "x": "periodic"}``.
+        levels : {"resampled", "independent", "unknown"}
+            Whether a sample's fields at two resolutions are one field resampled or two solutions.
+        chunk : int
+            Samples to a chunk, the unit of writing and reading: 1 to 16 MB at the finest grid read fast.
+        held : mapping of Grid to sequence of str, optional
+            Splits of a resolution that holds only some of them.
+        times : sequence of float
+            Times of the variables that vary.
+        time_units : str
+            As UDUNITS writes them: "s", "days since 2000-01-01"; "1" for none.
+        chunk_times : int, optional
+            Times to a chunk, by default all. Windows of a few steps read faster from short chunks.
+        coordinates : mapping of str to mapping, optional
+            Units, long_name and standard_name of axes: ``{"x": {"units": "km"}}``.
+        derived : mapping of Grid to (Grid, str), optional
+            For a resolution made from another one: that one and the method, such as "average".
+        as_plane : bool
+            Take latitude and longitude as lengths on a plane; refused otherwise.
+        """
         check_splits(splits)
         check_whole(chunk=chunk, **({} if chunk_times is None else {"chunk_times": chunk_times}))
         ordered = sorted(grids, key=lambda grid: (math.prod(grid.shape), grid.shape))

@@ -26,7 +26,7 @@ from mano_op.data.layout import Layout, Levels, Resolution, Variable
 from mano_op.data.moments import Moments
 from mano_op.data.precision import LARGEST_LOSS, SMALLEST, Rounding
 from mano_op.data.transforms import check_transforms, transformed
-from mano_op.data.values import accept, check_finite
+from mano_op.data.validate import accept, check_finite
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 
@@ -45,17 +45,8 @@ def create_store(
     *,
     title: str,
     provenance: Mapping[str, Any],
-    levels: Levels,
-    boundary_conditions: Mapping[str, str],
-    chunk: int,
-    held: Mapping[Grid, Sequence[str]] | None = None,
-    times: Sequence[float] = (),
-    time_units: str = "1",
-    chunk_times: int | None = None,
-    coordinates: Mapping[str, Mapping[str, str]] | None = None,
-    derived: Mapping[Grid, tuple[Grid, str]] | None = None,
-    as_plane: bool = False,
     overwrite: bool = False,
+    **layout: Any,
 ) -> FieldStore:
     """Lay out an empty store: all labels, no fields yet. `FieldStore.finish` puts it at `path`.
 
@@ -63,37 +54,15 @@ def create_store(
     ----------
     path : path
         Folder that does not exist yet, by custom ``*.zarr``.
-    grids : sequence of Grid
-        One for each level: one domain and registration, different shapes.
-    variables : sequence of Variable
-        At least one input and one output, in the order of a model's channels.
-    splits : mapping of str to int
-        Number of samples of each split. Statistics are taken over "train".
+    grids, variables, splits
+        As in `mano_op.data.layout.Layout.plan`.
     title : str
     provenance : mapping
         Where the fields come from, in JSON types. Versions of packages are added under "versions".
-    levels : {"resampled", "independent", "unknown"}
-        Whether a sample's fields at two levels are one field resampled or two solutions.
-    boundary_conditions : mapping of str to str
-        For each axis, such as ``{"y": "dirichlet", "x": "periodic"}``.
-    chunk : int
-        Samples to a chunk, the unit of writing and reading: 1 to 16 MB at the finest level read fast.
-    held : mapping of Grid to sequence of str, optional
-        Splits of a level that holds only some of them.
-    times : sequence of float
-        Times of the variables that vary.
-    time_units : str
-        As UDUNITS writes them: "s", "days since 2000-01-01"; "1" for none.
-    chunk_times : int, optional
-        Times to a chunk, by default all. Windows of a few steps read faster from short chunks.
-    coordinates : mapping of str to mapping, optional
-        Units, long_name and standard_name of axes: ``{"x": {"units": "km"}}``.
-    derived : mapping of Grid to (Grid, str), optional
-        For a level made from another one: that one and the method, such as "average".
-    as_plane : bool
-        Take latitude and longitude as lengths on a plane; refused otherwise.
     overwrite : bool
         Replace the store at `path` when this one is finished. Only a store is ever replaced.
+    **layout
+        The other options of `Layout.plan`: ``boundary_conditions``, ``levels``, ``chunk``, ``times``, ...
 
     Examples
     --------
@@ -110,21 +79,15 @@ def create_store(
     >>> store.statistics["u"]
     {'mean': 2.0, 'std': 0.0}
     """
-    layout = Layout.plan(
-        grids,
-        variables,
-        splits,
-        boundary_conditions=boundary_conditions,
-        levels=levels,
-        chunk=chunk,
-        held=held,
-        times=times,
-        time_units=time_units,
-        chunk_times=chunk_times,
-        coordinates=coordinates,
-        derived=derived,
-        as_plane=as_plane,
+    return begin_store(
+        path, Layout.plan(grids, variables, splits, **layout), title, provenance, overwrite=overwrite
     )
+
+
+def begin_store(
+    path: str | Path, layout: Layout, title: str, provenance: Mapping[str, Any], *, overwrite: bool = False
+) -> FieldStore:
+    """Lay out an empty store of a layout, as `create_store`."""
     attributes = schema.root_attributes(layout, title, provenance)
     path = schema.path_of(path)
     schema.clear(path, overwrite)

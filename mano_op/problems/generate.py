@@ -6,19 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mano_op.data.jobs import write_store
-from mano_op.data.layout import group_name
+from mano_op.data.layout import Layout, group_name
+from mano_op.data.options import Writing
 from mano_op.data.store import FieldStore
 from mano_op.grid import Grid, Registration
 from mano_op.problems.darcy import Darcy
 from mano_op.problems.problem import Problem
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 
 def generate_fields(
@@ -30,11 +28,8 @@ def generate_fields(
     seed: int = 0,
     registration: Registration = "node",
     solver_resolution: int | None = None,
-    client: Client | None = None,
     chunk: int = 50,
-    progress: bool = True,
-    resume: bool = False,
-    overwrite: bool = False,
+    **options: Any,
 ) -> FieldStore:
     """Make a store of a problem's fields, the same samples at every resolution.
 
@@ -55,18 +50,10 @@ def generate_fields(
     solver_resolution : int, optional
         Intervals or points of the solver grid along each axis. Default and accuracy: see the problem's notes.
         Stores to be compared should share it.
-    client : distributed.Client, optional
-        Dask cluster to compute on. If not given, threads of this process: one for each core, or
-        ``dask.config.set(num_workers=...)``.
     chunk : int
         Samples of a task and of a chunk of the store. A worker holds as many in float64.
-    progress : bool
-        Show a progress bar on stderr.
-    resume : bool
-        Continue an interrupted store at `path`, which must have been started with the same options;
-        finished chunks stay as they are. Starts a store if there is none.
-    overwrite : bool
-        Replace the store at `path`, once the new one is finished.
+    **options
+        Of `mano_op.data.options.Writing`: ``progress``, ``resume``, ``overwrite``, ``client``.
 
     Returns
     -------
@@ -88,19 +75,20 @@ def generate_fields(
     >>> bool((coarse == fine[:, ::2, ::2]).all())
     True
     """
+    writing = Writing(**options)
     grids = [problem_grid(problem, n, registration) for n in resolutions]
     solvers = problem.solvers(grids, solver_resolution)
     for grid in grids:
         problem.inputs(split_seed(seed, "train"), 0, grid)  # refuses bad arguments before there is a store
-    plan = {
-        "grids": grids,
-        "variables": problem.variables,
-        "splits": {"train": 1000, "test": 50} if samples is None else samples,
-        "boundary_conditions": dict.fromkeys(grids[0].names, problem.boundary_condition),
-        "levels": "resampled" if len(set(solvers.values())) == 1 else "independent",
-        "chunk": chunk,
-        "times": problem.times,
-    }
+    layout = Layout.plan(
+        grids,
+        problem.variables,
+        {"train": 1000, "test": 50} if samples is None else samples,
+        boundary_conditions=dict.fromkeys(grids[0].names, problem.boundary_condition),
+        levels="resampled" if len(set(solvers.values())) == 1 else "independent",
+        chunk=chunk,
+        times=problem.times,
+    )
     provenance = {
         "problem": problem.name,
         "options": asdict(problem),
@@ -111,14 +99,11 @@ def generate_fields(
     }
     return write_store(
         path,
-        plan,
-        provenance,
+        layout,
         partial(_write_chunk, problem, seed, grids, solver_resolution),
+        writing,
         title=problem.title,
-        client=client,
-        progress=progress,
-        resume=resume,
-        overwrite=overwrite,
+        provenance=provenance,
     )
 
 

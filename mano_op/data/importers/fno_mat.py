@@ -60,7 +60,7 @@ def import_fno_mat(
     files : mapping of str to sequence of path
     kind : {"burgers", "darcy", "navier_stokes"}
     **options
-        Of `mano_op.data.fields.write_fields`: ``overwrite``, ``resume``, ...
+        Of `mano_op.data.write.write_fields`: ``overwrite``, ``resume``, ...
 
     References
     ----------

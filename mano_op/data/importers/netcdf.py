@@ -14,7 +14,6 @@ import pandas as pd
 import xarray as xr
 
 from mano_op.data.coordinates import Shape
-from mano_op.data.fields import write_fields
 from mano_op.data.guards import check_alike, check_has, refusing
 from mano_op.data.importers.lazy import paths_of, piece_of, stamps
 from mano_op.data.rounded import agree
@@ -22,6 +21,7 @@ from mano_op.data.samples import check_distinct
 from mano_op.data.source import chunk_in_file
 from mano_op.data.store import FieldStore
 from mano_op.data.times import Times
+from mano_op.data.write import write_fields
 from mano_op.errors import InputError
 
 _Shape = TypeVar("_Shape", bound=Shape)
@@ -56,7 +56,7 @@ def import_netcdf(
     relabel : bool
         Number the samples anew, in the order of the files.
     **options
-        Of `mano_op.data.fields.write_fields`: ``inputs``, ``outputs``, ``splits``, ``registration``, ...
+        Of `mano_op.data.write.write_fields`: ``inputs``, ``outputs``, ``splits``, ``registration``, ...
 
     Examples
     --------

@@ -24,9 +24,10 @@ from mano_op.data.guards import (
 )
 from mano_op.data.importers.lazy import REPEATED, stamps
 from mano_op.data.jobs import write_store
-from mano_op.data.layout import Levels, Variable
+from mano_op.data.layout import Layout, Levels, Variable
+from mano_op.data.options import Writing
 from mano_op.data.store import FieldStore
-from mano_op.data.values import check_finite
+from mano_op.data.validate import check_finite
 from mano_op.errors import InputError, check_whole
 from mano_op.files import read_tensors
 from mano_op.grid import Grid
@@ -96,7 +97,7 @@ def import_neuralop_pt(
     levels : {"resampled", "independent", "unknown"}
         "resampled" checks that coarser fields are the finest ones at every k-th point.
     title, chunk, progress, resume, overwrite
-        As in `mano_op.data.fields.write_fields`.
+        As in `mano_op.data.options.FieldWriting`.
 
     Raises
     ------
@@ -127,15 +128,15 @@ def import_neuralop_pt(
     periodic = kind.condition == "periodic"
     grids = {n: Grid.uniform((n, n), registration="node", periodic=periodic) for n in sizes}
     held = {grid: [split for split in splits if n in loaded[split]] for n, grid in grids.items()}
-    plan = {
-        "grids": list(grids.values()),
-        "variables": kind.variables,
-        "splits": splits,
-        "boundary_conditions": {"y": kind.condition, "x": kind.condition},
-        "levels": levels,
-        "chunk": chunk_for(sizes[-1] ** 2, splits, held.values()) if chunk is None else chunk,
-        "held": held,
-    }
+    layout = Layout.plan(
+        list(grids.values()),
+        kind.variables,
+        splits,
+        boundary_conditions={"y": kind.condition, "x": kind.condition},
+        levels=levels,
+        chunk=chunk_for(sizes[-1] ** 2, splits, held.values()) if chunk is None else chunk,
+        held=held,
+    )
     provenance = {
         "problem": problem,
         "source": "neuraloperator",
@@ -151,14 +152,12 @@ def import_neuralop_pt(
     }
     return write_store(
         path,
-        plan,
-        provenance,
+        layout,
         partial(_write_chunk, joined),
+        Writing(progress=progress, resume=resume, overwrite=overwrite),
         title=kind.title if title is None else title,
+        provenance=provenance,
         workers=1,
-        progress=progress,
-        resume=resume,
-        overwrite=overwrite,
     )
 
 

@@ -64,12 +64,12 @@ def import_pdebench(
     files : mapping of str to sequence of path
         Of each split, all of one layout and grid.
     boundary_conditions, domain
-        For each axis, "x" first; as in `mano_op.data.fields.write_fields`. The files do not say them.
+        For each axis, "x" first; as in `mano_op.data.write.write_fields`. The files do not say them.
     variables : tuple of str
         Names for ``tensor`` or ``data``; by default "u", or "u0", "u1", ...
     title : str
     **options
-        Of `mano_op.data.fields.write_fields`: ``overwrite``, ``resume``, ``chunk``, ...
+        Of `mano_op.data.write.write_fields`: ``overwrite``, ``resume``, ``chunk``, ...
 
     References
     ----------

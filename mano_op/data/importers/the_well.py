@@ -50,7 +50,7 @@ def import_the_well(
     files : mapping of str to sequence of path
         Of each split, with the same fields on one grid.
     registration, domain
-        As in `mano_op.data.fields.write_fields`; the format does not say them.
+        As in `mano_op.data.write.write_fields`; the format does not say them.
     **options
         Of `write_fields`: ``overwrite``, ``resume``, ``title``, ...
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence, Set
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import xarray as xr
@@ -27,16 +27,14 @@ from mano_op.data.coordinates import (
 )
 from mano_op.data.guards import check_ends_differ, check_has, check_increasing, check_same, check_some_of
 from mano_op.data.jobs import check_sendable, write_store
-from mano_op.data.layout import Levels, Variable, check_splits, group_name
+from mano_op.data.layout import Layout, Variable, check_splits, group_name
+from mano_op.data.options import FieldWriting
 from mano_op.data.samples import splits_held
 from mano_op.data.source import SourceReader, blocks_of
 from mano_op.data.store import FieldStore
 from mano_op.data.times import times_of
 from mano_op.errors import InputError
 from mano_op.grid import Grid, Registration
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 # The attributes of a variable that are kept, and what is taken where they are missing.
 _ATTRIBUTES = {"units": "1", "long_name": ""}
@@ -57,16 +55,7 @@ def write_fields(
     domain: Domain | None = None,
     reference: Mapping[str, float] | None = None,
     initial: Mapping[str, str] | None = None,
-    as_plane: bool = False,
-    levels: Levels = "unknown",
-    title: str = "",
-    provenance: Mapping[str, Any] | None = None,
-    chunk: int | None = None,
-    chunk_times: int | None = None,
-    client: Client | None = None,
-    progress: bool = True,
-    resume: bool = False,
-    overwrite: bool = False,
+    **options: Any,
 ) -> FieldStore:
     """Write xarray data sets, one for each resolution, to a store, and open it.
 
@@ -102,13 +91,8 @@ def write_fields(
     initial : mapping of str to str, optional
         Steady inputs that an output starts from: ``{"u0": "u"}``. By default an input that is an output's
         first time is refused; ``{}`` says that there is none.
-    as_plane, levels, title, provenance, chunk, chunk_times, overwrite
-        As in `mano_op.data.store.create_store`. By default a chunk has some 1 MiB at the finest level, and
-        all times if that is at most 8 MiB.
-    client : distributed.Client, optional
-        Where to read and write. Its workers must see the store and files under the same names.
-    progress, resume : bool
-        Show a bar on stderr; go on with an interrupted store, from the same data sets and options.
+    **options
+        Of `mano_op.data.options.FieldWriting`: ``title``, ``chunk``, ``client``, ``resume``, ...
 
     Raises
     ------
@@ -129,6 +113,7 @@ def write_fields(
     >>> store.grids["r8"] == Grid.uniform((8,), registration="cell")
     True
     """
+    writing = FieldWriting(**options)
     _check_given(fields, inputs, outputs, splits)
     names = [*inputs, *outputs]
     axes, varying = _check_variables(fields, names)
@@ -146,43 +131,38 @@ def write_fields(
         grids[grid], holds[grid] = data[names], held[resolution]
 
     finest, n_times = next(iter(grids)), max(1, len(times))
-    if chunk is None:
-        chunk = chunk_for(math.prod(finest.shape) * n_times, splits, held.values())
-    plan = {
-        "grids": list(grids),
-        "variables": _variables(
-            fields, axes, inputs, outputs, boundary_values or {}, varying, reference or {}, initial
-        ),
-        "splits": splits,
-        "boundary_conditions": boundary_conditions,
-        "levels": levels,
-        "chunk": chunk,
-        "held": holds,
-        "times": times,
-        "time_units": time_units,
-        "chunk_times": _times_to_a_chunk(finest, n_times, chunk) if chunk_times is None else chunk_times,
-        "coordinates": coordinates_of(fields, axes),
-        "as_plane": as_plane,
-    }
+    chunk = writing.chunk or chunk_for(math.prod(finest.shape) * n_times, splits, held.values())
+    layout = Layout.plan(
+        list(grids),
+        _variables(fields, axes, inputs, outputs, boundary_values or {}, varying, reference or {}, initial),
+        splits,
+        boundary_conditions=boundary_conditions,
+        levels=writing.levels,
+        chunk=chunk,
+        held=holds,
+        times=times,
+        time_units=time_units,
+        chunk_times=writing.chunk_times or _times_to_a_chunk(finest, n_times, chunk),
+        coordinates=coordinates_of(fields, axes),
+        as_plane=writing.as_plane,
+    )
+    client = writing.client
     if client is not None:
         for resolution, data in fields.items():
             check_sendable(f"fields at {resolution}", _culled(data[names].isel(sample=slice(0, 1))))
     ask = initial is None
     return write_store(
         path,
-        plan,
-        provenance or {},
+        layout,
         partial(_write_block, grids, ask) if client is None else partial(_write_parts, "synchronous", ask),
-        title=title,
-        client=client,
+        writing,
+        title=writing.title,
+        provenance=writing.provenance or {},
         workers=1,  # one block in memory; dask reads its chunks side by side
         blocks=lambda store: blocks_of(
             store.layout, {store.key(g): data for g, data in grids.items()}, names
         ),
         parts=None if client is None else partial(_parts, grids, culled=True),
-        progress=progress,
-        resume=resume,
-        overwrite=overwrite,
         check=partial(_check_chunk, grids),
     )
 
