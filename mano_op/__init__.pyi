@@ -3,7 +3,6 @@
 from .data.check import check_store as check_store
 from .data.coarsen import coarsen_store as coarsen_store
 from .data.dataset import FieldDataset as FieldDataset
-from .data.write import write_fields as write_fields
 from .data.importers import import_fno_mat as import_fno_mat
 from .data.importers import import_netcdf as import_netcdf
 from .data.importers import import_neuralop_pt as import_neuralop_pt
@@ -17,6 +16,7 @@ from .data.processor import FieldProcessor as FieldProcessor
 from .data.sampler import ResolutionBatchSampler as ResolutionBatchSampler
 from .data.store import FieldStore as FieldStore
 from .data.store import open_store as open_store
+from .data.write import write_fields as write_fields
 from .errors import InputError as InputError
 from .export import export_onnx as export_onnx
 from .export import export_program as export_program
