@@ -14,6 +14,7 @@ from mano_op.data.check import check_store
 from mano_op.data.coarsen import coarsen_store
 from mano_op.data.layout import Variable
 from mano_op.data.store import create_store, open_store
+from mano_op.errors import InputError
 from mano_op.grid import Grid
 from mano_op.problems import generate_darcy
 
@@ -108,13 +109,35 @@ CRC, ZSTD = zarr.codecs.Crc32cCodec(), zarr.codecs.ZstdCodec(level=3)
         ),
         (
             set_attributes("r12x8/u", boundary_value=0.5),
-            ["r6x4/u: attribute boundary_value=None, another level has 0.5; say the same"],
+            ["r6x4/u: attribute boundary_value=None, another resolution has 0.5; say the same"],
         ),
         (
             set_attributes("r6x4/u", boundary_value={"y": [0.5, None]}),
-            ["r6x4/u: attribute boundary_value={'y': [0.5, None]}, another level has None; say the same"],
+            ["r6x4/u: attribute boundary_value={'y': [0.5, None]}, another resolution has None; say"],
         ),
-        (say_two_values, ["r6x4/u: attribute boundary_value=0.5, another level has 0.25; say the same"]),
+        (say_two_values, ["r6x4/u: attribute boundary_value=0.5, another resolution has 0.25; say the same"]),
+        (set_attributes("r6x4/u", units="K"), ["r6x4/u: attribute units='K', another resolution has 'Pa'"]),
+        (set_attributes("r6x4/x", units="km"), ["r6x4/x: attribute units='km', another resolution has '1'"]),
+        (set_attributes("r6x4/x", bounds="b"), ["r6x4/x: attribute bounds='b', expected 'x_bnds'; set it"]),
+        (
+            set_value("r6x4/x_bnds", ..., 0.0),
+            ["r6x4/x_bnds: expected the interval that each point of a node"],
+        ),
+        (
+            set_value("r6x4/sample", 1, 7),
+            ["r6x4/sample: expected the numbers 0 to 7 of train, test, as they"],
+        ),
+        (set_value("r6x4/split", 1, "test"), ["r6x4/split: expected train 5 times, test 3 times; set them"]),
+        (
+            partial(write_anew, path="r6x4/u", dtype=float),
+            ["r6x4/u: stored as float64, expected float32; write the array anew"],
+        ),
+        (
+            partial(write_anew, path="r6x4/u", fill_value=0.0),
+            ["r6x4/u: fill_value=0.0, expected NaN, or a chunk that is lost reads as values; write the arr"],
+        ),
+        (lambda root: root.create_group("more"), ["more: a group that the layout of multiscales does not"]),
+        (lambda root: root.create_array("more", data=np.ones(1)), ["more: an array at the root; a complete"]),
         (forget("Conventions"), ["attribute Conventions=None, expected 'CF-1.11'; set it"]),
         (forget("Conventions", "r6x4"), ["r6x4: attribute Conventions=None, expected 'CF-1.11'; set it"]),
         (set_attributes(Conventions="CF-1.1"), ["attribute Conventions='CF-1.1', expected 'CF-1.11'"]),
@@ -177,11 +200,46 @@ def test_damaged_chunks_are_each_named(store):
     assert found[2].startswith("r12x8/a: the chunk of samples 3 to 3 is damaged")
 
 
-def test_a_missing_array_and_a_missing_store(store, tmp_path):
-    shutil.rmtree(store.path / "r12x8" / "a")
-    assert check(store) == ["r12x8/a: the array is missing; restore it or make the store anew"]
-    [sentence] = check_store(tmp_path / "none.zarr", progress=False)
-    assert "does not exist" in sentence
+@pytest.mark.parametrize(
+    ("file", "content", "violation"),
+    [
+        ("r6x4/zarr.json", None, "r6x4: its zarr.json is missing; restore it or make the store anew"),
+        ("r6x4/zarr.json", "(", "r6x4: its zarr.json is damaged"),
+        ("r12x8/a/zarr.json", None, "r12x8/a: the array is missing; restore it or make the store anew"),
+        ("r12x8/a/zarr.json", "(", "r12x8/a: its zarr.json is damaged"),
+    ],
+)
+def test_missing_and_damaged_metadata_are_named(store, file, content, violation):
+    (store.path / file).unlink() if content is None else (store.path / file).write_text(content)
+    (sentence,) = check(store)
+    assert sentence.startswith(violation)
+
+
+def test_missing_store_is_refused_and_partial_one_is_a_violation(tmp_path):
+    with pytest.raises(InputError, match=r"none\.zarr does not exist"):
+        check_store(tmp_path / "none.zarr", progress=False)
+    wave_store(tmp_path / "a.zarr", [COARSE], {"test": 1}).path.rename(tmp_path / "a.zarr.partial")
+    (sentence,) = check_store(tmp_path / "a.zarr", progress=False)
+    assert "is a partial store: 1 of 1 samples are written" in sentence
+
+
+@pytest.mark.parametrize(
+    ("changes", "violation"),
+    [
+        ({"derived_from": "r9"}, "derived_from='r9', expected one of r12x8, r6x4; set it, or leave it out"),
+        ({"resampling_method": ""}, "resampling_method='', expected how it was made from r12x8; set it"),
+        ({"transform": {}}, "transform={}, expected {'scale': [2.0, 2.0], 'translation': [0.0, 0.0]}, from"),
+    ],
+)
+def test_wrong_derivations_are_named(kept, tmp_path, changes, violation):
+    means = coarsen_store(kept, tmp_path / "means.zarr", [(6, 4)], method="mean", progress=False)
+    root = zarr.open_group(means.path, mode="r+", use_consolidated=False)
+    multiscales = dict(root.attrs["multiscales"])
+    (level,) = [level for level in multiscales["layout"] if level["asset"] == "r6x4"]
+    level |= changes
+    root.attrs["multiscales"] = multiscales
+    (sentence,) = check(means)
+    assert sentence.startswith(f"multiscales: r6x4 has {violation}")
 
 
 def test_only_values_at_points_have_to_agree_at_shared_points(kept, tmp_path):
@@ -221,7 +279,7 @@ def test_no_flipped_bit_of_the_metadata_is_a_traceback(store):
         file = store.path / f"{name}zarr.json"
         right = file.read_bytes()
         # the labels of the root, and some of the copies of the others' that follow them
-        for position in generator.integers(0, len(right), 60):
+        for position in generator.integers(0, len(right), 16):
             content = bytearray(right)
             content[position] ^= 1 << int(generator.integers(0, 8))
             file.write_bytes(content)

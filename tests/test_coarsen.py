@@ -221,7 +221,7 @@ def test_only_what_the_level_holds_is_made(tmp_path):
     store = coarsen(fine, tmp_path / "coarse.zarr", [4], "injection")
     assert store.splits == {"test": 2}
     np.testing.assert_array_equal(store.read(4, "u"), fine.read(12, "u")[:, ::3, ::3])
-    from_coarse = coarsen(fine, tmp_path / "other.zarr", [3], "injection", level=6)
+    from_coarse = coarsen(fine, tmp_path / "other.zarr", [3], "injection", from_resolution=6)
     assert from_coarse.splits == fine.splits
 
 
@@ -264,7 +264,11 @@ def test_an_interruption_is_gone_on_with(source, tmp_path, monkeypatch, cluster)
         ([(12, 24)], {}, r"resolution \(12, 24\) from \(12, 24\)"),
         ([(6, 8, 2)], {}, r"resolution \(6, 8, 2\) from .* for each of 2 axes"),
         ([6.5], {}, "6.5"),
-        ([(6, 8)], {"level": 64}, "no resolution 64"),
+        ([], {}, r"resolutions=\[\]; expected at least one to make"),
+        ([(6, 8)], {"method": {"a": "mean"}}, "expected one for each of a, b, u"),
+        ([(6, 8)], {"method": "lowpass"}, "by 'lowpass': expected axes that all wrap; use 'mean'"),
+        ([(5, 8)], {"method": "injection"}, "do not share the coarse points .*; use 'mean', or a resolution"),
+        ([(6, 8)], {"from_resolution": 64}, "no resolution 64"),
     ],
 )
 def test_what_cannot_be_coarsened_is_refused_before_anything_is_written(
@@ -273,3 +277,5 @@ def test_what_cannot_be_coarsened_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match=message):
         coarsen(source, tmp_path / "new.zarr", resolutions, **options)
     assert not any(tmp_path.iterdir())
+    with pytest.raises(InputError, match="is the source itself; give another path"):
+        coarsen(source, source.path)

@@ -57,7 +57,7 @@ def test_a_loader_makes_batches_of_them(store):
 
 def test_what_cannot_be_used_is_refused(store):
     data = store.dataset(24)
-    with pytest.raises(InputError, match=r"\['height'\].*variables permeability, pressure"):
+    with pytest.raises(InputError, match=r"\['height'\].*that has permeability, pressure"):
         patches(data, {"y": 8, "x": 8}, inputs=["height"])
     with pytest.raises(InputError, match=r"one sample each: give the generator input_dims=\{'sample': 1"):
         patches(data, {"sample": 2, "y": 8, "x": 8})

@@ -356,6 +356,7 @@ def test_a_lost_chunk_names_its_first_sample(store):
     [
         (COARSE, {"a": 0.0, "b": 0.0}, r"r6x4: variables \['a', 'b'\]; expected \['a', 'b', 'u'\]"),
         (COARSE, waves(range(4), COARSE) | {"u": np.zeros((4, 6, 4), complex)}, "r6x4/u: of complex128"),
+        (COARSE, waves(range(3), COARSE), r"r6x4/a: shape \(3, 6, 4\); expected \(4, 6, 4\)"),
     ],
 )
 def test_fields_that_are_missing_or_complex_are_refused(tmp_path, resolution, change, message):
@@ -365,6 +366,32 @@ def test_fields_that_are_missing_or_complex_are_refused(tmp_path, resolution, ch
             slice(0, 4), {grid: waves(range(4), grid) for grid in (COARSE, FINE)} | {resolution: change}
         )
     assert len(store.pending()) == 2
+    with pytest.raises(InputError, match=r"resolutions \['r6x4'\]; expected \['r12x8', 'r6x4'\]: give these"):
+        store.write(slice(0, 4), {COARSE: waves(range(4), COARSE)})
+    with pytest.raises(InputError, match=r"samples=slice\(1, 5, None\) is no chunk .*`pending\(\)`"):
+        store.write(slice(1, 5), {})
+    with pytest.raises(InputError, match=r"2 chunks of samples are not written, the first is 0 to 3"):
+        store.finish()
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        ("r6x4/u", "has shape"),
+        ("r6x4/time", "differs from the times"),
+        ("r6x4/x", "is not where a node axis"),
+    ],
+)
+def test_labels_that_do_not_describe_the_arrays_are_refused(tmp_path, array, message):
+    root = zarr.open_group(heat_store(tmp_path / "heat.zarr").path, mode="r+")
+    if array.endswith("u"):
+        root[array].resize((8, 2, 6, 4))
+        with pytest.warns(UserWarning, match="Consolidated metadata"):
+            zarr.consolidate_metadata(root.store)
+    else:
+        root[array].set_basic_selection(2, 9.0)
+    with pytest.raises(InputError, match=f"{array} {message}.*laid out to the end, or was changed since"):
+        open_store(tmp_path / "heat.zarr")
 
 
 def test_a_missing_array_is_an_error(store):
@@ -494,7 +521,23 @@ def test_statistics_are_those_of_the_split_asked_for(kept):
         ({"splits": {"": 2}}, "splits={'': 2}"),
         ({"chunk": 0}, "chunk=0"),
         ({"chunk": 2.5}, "chunk=2.5"),
+        ({"splits": [5, 3]}, r"splits=\[5, 3\]; expected the number of samples of each by its name"),
         ({"held": {FINE: ["validation"]}}, "holds validation"),
+        ({"held": {FINE: ["test"]}, "chunk": 2}, r"r12x8 holds only .*chunk=2, expected a divisor of 5"),
+        ({"held": {FINE: ["test"], COARSE: ["test"]}, "chunk": 1}, "no resolution holds split 'train'"),
+        ({"held": {Grid.uniform((3, 2)): ["test"]}}, "held: grids .*add it to the grids, or leave it out"),
+        ({"grids": []}, "grids of the shapes .*give each once"),
+        ({"grids": [COARSE, COARSE]}, "grids of the shapes .*give each once"),
+        ({"grids": [Grid.uniform((6, 4), periodic=True)]}, "'y': periodic=True in the grids.*say the same"),
+        ({"levels": "sampled"}, "levels='sampled'; expected one of resampled, independent, unknown"),
+        ({"levels": "unknown", "derived": {COARSE: (FINE, "mean")}}, "derived: .* and levels='resampled'"),
+        ({"coordinates": {"z": {"units": "m"}}}, "coordinates of z; expected some of y, x"),
+        ({"coordinates": {"x": {"units": "degrees_north"}}}, "on a sphere.* pass as_plane=True"),
+        ({"variables": WAVES[2:]}, "no input .*only outputs that vary in time need none"),
+        (
+            {"variables": [Variable("a", "input", initial_of="v"), HEAT[1]], "times": TIMES},
+            "initial_of='v'; expected, of a steady input, an output that varies in time: u",
+        ),
     ],
 )
 def test_a_plan_that_does_not_hold_together_is_refused_and_replaces_nothing(kept, change, message):
@@ -505,12 +548,26 @@ def test_a_plan_that_does_not_hold_together_is_refused_and_replaces_nothing(kept
     )
 
 
+def test_a_version_that_is_not_known_is_refused(store):
+    root = zarr.open_group(store.path, mode="r+")
+    root.attrs["format_version"] = 2
+    with pytest.raises(InputError, match=r"format version 2, .* reads version 1: read it with the mano_op"):
+        open_store(store.path)
+    root.attrs["format"] = "other"
+    with pytest.raises(
+        InputError, match=r"is a zarr store, but not one of fields \(attribute format='other'\)"
+    ):
+        open_store(store.path)
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "__hidden", "a/b", "a\nb", "a" * 201, "w@+1", "u@t=0.5", 3])
 def test_names_that_zarr_or_labels_cannot_have_are_refused(name):
     with pytest.raises(InputError, match=f"variable {re.escape(repr(name))}: .*"):
         Variable(name, "input")
     with pytest.raises(InputError, match="role='target'"):
         Variable("a", "target")
+    with pytest.raises(InputError, match="reference=nan; expected a finite number"):
+        Variable("a", "input", reference=np.nan)
 
 
 @pytest.mark.parametrize(

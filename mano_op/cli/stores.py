@@ -78,7 +78,7 @@ def generate(
         raise InputError(f"generate {problem}: give the --resolution")
     else:
         recipe = Recipe(problem=problem, resolutions=resolution, samples={"train": 1000, "test": 50})
-    given: dict[str, Any] = {
+    replaced: dict[str, Any] = {
         "resolutions": resolution,
         "seed": seed,
         "registration": registration,
@@ -86,7 +86,7 @@ def generate(
         "samples": {split: n for split, n in {**recipe.samples, **(samples or {})}.items() if n},
         "options": {**recipe.options, **(option or {})},
     }
-    recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
+    recipe = replace(recipe, **{name: value for name, value in replaced.items() if value is not None})
     names = ("samples", "seed", "registration", "solver_resolution")
     choices = {**{name: getattr(recipe, name) for name in names}, "chunk": chunk, **writing.choices}
     sizes = [n if isinstance(n, int) else tuple(n) for n in recipe.resolutions]
@@ -148,17 +148,14 @@ def coarsen(
 
 
 def _cluster(scheduler: str | None) -> AbstractContextManager[Any]:
-    """A client of a dask scheduler; None, for the threads of this process, if no address is given."""
+    """Open a client of a dask scheduler; None, for the threads of this process, without an address."""
     if scheduler is None:
         return nullcontext()
-    try:
+    from mano_op.data.guards import refusing
+
+    with refusing("--scheduler needs dask's distributed", "pip install 'mano_op[cluster]'", ImportError):
         from distributed import Client
-    except ModuleNotFoundError as error:
-        raise InputError("--scheduler needs dask's distributed: pip install 'mano_op[cluster]'") from error
-    try:
+    remedy = "start one with `dask scheduler`"
+    with refusing(f"no dask scheduler answers at {scheduler}", remedy, OSError, ValueError):
         client: AbstractContextManager[Any] = Client(scheduler)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"no dask scheduler answers at {scheduler} ({error}); start one with `dask scheduler`"
-        ) from error
     return client

@@ -18,7 +18,16 @@ from zarr.codecs import Crc32cCodec
 
 from mano_op.data.digests import Digests
 from mano_op.data.layout import AVERAGE, Variable
-from mano_op.data.schema import CONVENTIONS, DAMAGED, VERSIONS, array, multiscales, values_of
+from mano_op.data.schema import (
+    CONVENTIONS,
+    DAMAGED,
+    VERSIONS,
+    array,
+    multiscales,
+    partial_path,
+    place_of,
+    values_of,
+)
 from mano_op.data.store import FieldStore, open_store
 from mano_op.errors import InputError
 from mano_op.grid import Grid
@@ -35,9 +44,10 @@ def check_store(
     """Read all of a store and list what is not as the format asks.
 
     Checked are labels, coordinates, conventions and provenance; types, chunks and checksums of fields; every
-    value; the statistics; fields of "resampled" levels at shared points; fields that two splits share; and
-    undeclared initial fields. What can still be read as it was meant, such as float64, is a violation too.
-    `path` and `storage_options` are those of `open_store`; `progress` shows a bar on stderr.
+    value; the statistics; fields of "resampled" resolutions at shared points; fields that two splits share;
+    and undeclared initial fields. What can be read as it was meant, such as float64, is a violation too.
+    `path` and `storage_options` are those of `open_store`; `progress` shows a bar on stderr. `InputError` if
+    there is nothing at the path.
 
     Examples
     --------
@@ -56,32 +66,29 @@ def check_store(
     try:
         store = open_store(path, storage_options=storage_options)
     except InputError as error:
+        place = None if isinstance(path, Store) else place_of(path)
+        if isinstance(place, Path) and not (place.exists() or partial_path(place).exists()):
+            raise
         return [str(error)]
     options = None if storage_options is None else dict(storage_options)
     root = zarr.open_group(store.location, mode="r", use_consolidated=False, storage_options=options)
-    found = list(_arrays(store, root))
-    if found:
-        return found
-    found += [*_groups(store, root), *_about(store, root), *_derived(store)]
+    if violations := list(_arrays(store, root)):
+        return violations
+    violations += [*_groups(store, root), *_about(store, root), *_derived(store)]
     for key in store.grids:
-        damaged = list(_damaged_labels(store, root, key))
-        found += damaged or _labels(store, root, key)
-        found += _storage(store, root, key)
+        violations += list(_damaged_labels(store, root, key)) or _labels(store, root, key)
+        violations += _storage(store, root, key)
     digests = Digests(store)
-    bad = list(_fields(store, progress, digests))
-    found += bad
-    if not bad:  # else these would say the same again
-        found += [
-            *_statistics(store),
-            *_shared_points(store),
-            *digests.shared_fields(),
-            *digests.initial_fields(),
-        ]
-    return found
+    damaged = list(_fields(store, progress, digests))
+    violations += damaged
+    if not damaged:  # else these would say the same again
+        violations += [*_statistics(store), *_shared_points(store)]
+        violations += [*digests.shared_fields(), *digests.initial_fields()]
+    return violations
 
 
 def _arrays(store: FieldStore, root: zarr.Group) -> Iterator[str]:
-    """Find levels and arrays in the root's metadata that are missing or damaged."""
+    """Find resolutions and arrays in the root's metadata that are missing or damaged."""
     for key in store.grids:
         names = [*_names(store, key), *store.inputs, *store.outputs]
         for where in (key, *(f"{key}/{name}" for name in names)):
@@ -112,9 +119,9 @@ def _damaged_labels(store: FieldStore, root: zarr.Group, key: str) -> Iterator[s
 
 def _groups(store: FieldStore, root: zarr.Group) -> Iterator[str]:
     for name in sorted({*root.group_keys()} - {*store.grids}):
-        yield f"{name}: a group that the layout of the levels does not name; take it out, or name it there"
+        yield f"{name}: a group that the layout of multiscales does not name; take it out, or name it there"
     for name in sorted(root.array_keys()):
-        yield f"{name}: an array at the root; a complete store has levels only; take it out"
+        yield f"{name}: an array at the root; a complete store has resolutions only; take it out"
 
 
 def _about(store: FieldStore, root: zarr.Group) -> Iterator[str]:
@@ -136,10 +143,10 @@ def _about(store: FieldStore, root: zarr.Group) -> Iterator[str]:
 
 
 def _conventions(where: str, attributes: Mapping[str, Any]) -> Iterator[str]:
-    given = attributes.get("Conventions")
+    conventions = attributes.get("Conventions")
     # CF lets a file name several, between blanks or commas.
-    if CONVENTIONS not in re.split(r"[\s,]+", str(given)):
-        yield f"{where}attribute Conventions={given!r}, expected {CONVENTIONS!r}; set it"
+    if CONVENTIONS not in re.split(r"[\s,]+", str(conventions)):
+        yield f"{where}attribute Conventions={conventions!r}, expected {CONVENTIONS!r}; set it"
 
 
 def _derived(store: FieldStore) -> Iterator[str]:
@@ -148,19 +155,19 @@ def _derived(store: FieldStore) -> Iterator[str]:
         key, source = level["asset"], level.get("derived_from")
         if source is None:
             continue
-        where = f"multiscales: level {key} has"
+        where = f"multiscales: {key} has"
         if source not in expected:
-            levels = ", ".join(expected)
-            yield f"{where} derived_from={source!r}, expected one of {levels}; set it, or leave it out"
+            keys = ", ".join(expected)
+            yield f"{where} derived_from={source!r}, expected one of {keys}; set it, or leave it out"
             continue
         if not (method := level.get("resampling_method")):
             yield f"{where} resampling_method={method!r}, expected how it was made from {source}; set it"
-        if (given := level.get("transform")) != (right := expected[key]["transform"]):
-            yield f"{where} transform={given!r}, expected {right!r}, from the grids; set it"
+        if (transform := level.get("transform")) != (right := expected[key]["transform"]):
+            yield f"{where} transform={transform!r}, expected {right!r}, from the grids; set it"
         for variable in store.variables if method == AVERAGE else ():
-            if "mean" not in (given := variable.cell_methods_at(key)):
+            if "mean" not in (methods := variable.cell_methods_at(key)):
                 yield (
-                    f"{key}/{variable.name}: attribute cell_methods={given!r}, expected 'area: mean', as "
+                    f"{key}/{variable.name}: attribute cell_methods={methods!r}, expected 'area: mean', as "
                     f"multiscales has resampling_method={method!r} for {key}; set the one that is wrong"
                 )
 
@@ -201,19 +208,19 @@ def _labels(store: FieldStore, root: zarr.Group, key: str) -> Iterator[str]:
     if not np.array_equal(values_of(root, f"{key}/sample"), samples):
         yield (
             f"{key}/sample: expected the numbers {samples[0]} to {samples[-1]} of {', '.join(held)}, as they "
-            "are at other levels; set them"
+            "are at other resolutions; set them"
         )
     split = np.concatenate([np.full(layout.splits[name], name, dtype=object) for name in held])
     if not np.array_equal(values_of(root, f"{key}/split").astype(object), split):
-        told = ", ".join(f"{name} {layout.splits[name]} times" for name in held)
-        yield f"{key}/split: expected {told}; set them"
+        expected = ", ".join(f"{name} {layout.splits[name]} times" for name in held)
+        yield f"{key}/split: expected {expected}; set them"
     for axis in grid:
         where, bounds = f"{key}/{axis.name}", f"{axis.name}_bnds"
-        if array(root, where).attrs.get("bounds") != bounds:
-            given = array(root, where).attrs.get("bounds")
-            yield f"{where}: attribute bounds={given!r}, expected {bounds!r}; set it"
-        for about, expected in layout.coordinates[axis.name].items():
-            yield from _same(where, about, array(root, where).attrs.get(about), expected)
+        attributes = array(root, where).attrs
+        if attributes.get("bounds") != bounds:
+            yield f"{where}: attribute bounds={attributes.get('bounds')!r}, expected {bounds!r}; set it"
+        for name, value in layout.coordinates[axis.name].items():
+            yield from _same(where, name, attributes.get(name), value)
         if not np.allclose(values_of(root, f"{key}/{bounds}"), axis.bounds, rtol=0, atol=1e-6 * axis.spacing):
             yield (
                 f"{key}/{bounds}: expected the interval that each point of a {axis.registration} axis stands "
@@ -225,17 +232,16 @@ def _labels(store: FieldStore, root: zarr.Group, key: str) -> Iterator[str]:
 
 def _attributes(key: str, variable: Variable, attributes: dict[str, Any]) -> Iterator[str]:
     for name in ("units", "long_name", "role", "reference", "initial_of", "boundary_value"):
-        given = attributes.get(name, 0.0 if name == "reference" else None)
-        # Compared as JSON has it, with lists for pairs.
-        yield from _same(
-            f"{key}/{variable.name}", name, given, json.loads(json.dumps(getattr(variable, name)))
-        )
+        expected = json.loads(json.dumps(getattr(variable, name)))  # as JSON has it, with lists for pairs
+        value = attributes.get(name, 0.0 if name == "reference" else None)
+        yield from _same(f"{key}/{variable.name}", name, value, expected)
 
 
-def _same(where: str, name: str, given: object, expected: object) -> Iterator[str]:
-    if given != expected:
+def _same(where: str, name: str, value: object, expected: object) -> Iterator[str]:
+    if value != expected:
         yield (
-            f"{where}: attribute {name}={given!r}, another level has {expected!r}; say the same at all levels"
+            f"{where}: attribute {name}={value!r}, another resolution has {expected!r}; say the same at all "
+            "resolutions"
         )
 
 
@@ -261,11 +267,11 @@ def _statistics(store: FieldStore) -> Iterator[str]:
     if "train" not in store.splits:
         return
     expected = store.statistics_of("train")["variables"]
-    for name, told in expected.items():
-        given = store.statistics.get(name, {})
-        for what, value in told.items():
-            if not np.isclose(given.get(what, np.nan), value, rtol=1e-6, atol=1e-6 * told["std"]):
-                yield f"statistics of {name}: {what} {given.get(what)}, expected {value:.9g}; set it"
+    for name, moments in expected.items():
+        stored = store.statistics.get(name, {})
+        for moment, value in moments.items():
+            if not np.isclose(stored.get(moment, np.nan), value, rtol=1e-6, atol=1e-6 * moments["std"]):
+                yield f"statistics of {name}: {moment} {stored.get(moment)}, expected {value:.9g}; set it"
 
 
 def _shared_points(store: FieldStore) -> Iterator[str]:
@@ -288,14 +294,14 @@ def _shared_points(store: FieldStore) -> Iterator[str]:
                 for i in differing[:1]:
                     yield (
                         f"{key}/{variable.name}: sample {common[i]} differs from {finest} where they share "
-                        "points, though the levels are resampled and values are at points ('area: point'); "
-                        "write them from one field, or say levels='independent'"
+                        "points, though the resolutions are resampled and values are at points ('area: "
+                        "point'); write them from one field, or say levels='independent'"
                     )
 
 
 def _positions(fine: Grid, coarse: Grid, axis: int) -> NDArray[np.int64]:
-    here, there = fine.axes[axis], coarse.axes[axis]
-    return np.rint((there.points - here.points[0]) / here.spacing).astype(np.int64)
+    points = coarse.axes[axis].points
+    return np.rint((points - fine.axes[axis].points[0]) / fine.axes[axis].spacing).astype(np.int64)
 
 
 def _differing(
@@ -305,17 +311,16 @@ def _differing(
     fine: tuple[str, NDArray[np.int64]],
     at: tuple[NDArray[np.int64], ...],
 ) -> list[int]:
-    """Find samples that differ at the points that two levels share."""
+    """Find samples that differ at the points that two resolutions share."""
     tolerance = _SAME * max(store.statistics.get(variable.name, {}).get("std", 1.0), 1e-30)
-    found: list[int] = []
+    differing: list[int] = []
     for start in range(0, len(coarse[1]), store.layout.chunk):
         rows = slice(start, start + store.layout.chunk)
         apart = np.zeros(len(coarse[1][rows]))
         for times in store.layout.time_chunks if variable.time else [slice(None)]:
-            one = store.read(coarse[0], variable.name, coarse[1][rows], times)
-            other = store.read(fine[0], variable.name, fine[1][rows], times)
-            shared = other[(Ellipsis, *at)]  # type: ignore[arg-type]
-            difference = np.abs(np.subtract(one, shared))
-            apart = np.maximum(apart, difference.reshape(len(one), -1).max(axis=1))
-        found += (start + np.flatnonzero(apart > tolerance)).tolist()
-    return found
+            values = store.read(coarse[0], variable.name, coarse[1][rows], times)
+            shared = store.read(fine[0], variable.name, fine[1][rows], times)[(Ellipsis, *at)]  # type: ignore
+            difference = np.abs(values - shared)
+            apart = np.maximum(apart, difference.reshape(len(values), -1).max(axis=1))
+        differing += (start + np.flatnonzero(apart > tolerance)).tolist()
+    return differing

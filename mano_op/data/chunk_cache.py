@@ -1,4 +1,4 @@
-"""Cache of the chunks of a level that were read last."""
+"""Cache of the chunks of a resolution that were read last."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mano_op.data.store import FieldStore
 
 
 class ChunkCache:
-    """Reads rows of a level by whole chunks, and keeps those that were used last, within `budget` bytes.
+    """Read rows of a resolution by whole chunks, and keep those that were used last, within `budget` bytes.
 
     Decompressing a chunk costs far more than copying from it. With less than a chunk, none is kept.
     """
@@ -46,7 +46,7 @@ class ChunkCache:
         length, n = self._store.layout.chunk, len(self._store.layout.samples(self._key))
         rows = [np.arange(chunk * length, min((chunk + 1) * length, n)) for chunk in chunks]
         values = self._store.read(self._key, name, np.concatenate(rows))
-        pieces = np.split(values, np.cumsum([len(one) for one in rows])[:-1])
+        pieces = np.split(values, np.cumsum([len(numbers) for numbers in rows])[:-1])
         return {chunk: piece.copy() for chunk, piece in zip(chunks, pieces, strict=True)}
 
     def _keep(self, name: str, chunk: int, values: NDArray[np.float32] | None) -> None:
@@ -62,7 +62,7 @@ class ChunkCache:
 
     def _shape(self, name: str) -> tuple[int, ...]:
         layout = self._store.layout
-        return layout.shape(self._key, next(one for one in layout.variables if one.name == name))
+        return layout.shape(self._key, next(v for v in layout.variables if v.name == name))
 
     def _bytes(self, name: str) -> int:
         return 4 * self._store.layout.chunk * int(np.prod(self._shape(name)))

@@ -17,8 +17,8 @@ def chunk_for(
 ) -> int:
     """Return the samples to a chunk that make about `target_bytes` of float32, and divide all `cuts`.
 
-    `points` are those of one sample, at the finest level and all of its times; `held` are the splits of each
-    level.
+    `points` counts a sample's at the finest resolution and all times; `held` has the splits of each
+    resolution.
 
     Examples
     --------
@@ -28,12 +28,12 @@ def chunk_for(
     3
     """
     chunk = max(1, min(target_bytes // (4 * points), sum(splits.values())))
-    common = math.gcd(*(cut for some in held for cut in cuts(splits, some)))
+    common = math.gcd(*(cut for names in held for cut in cuts(splits, names)))
     return next(k for k in range(chunk, 0, -1) if common % k == 0)
 
 
 def cuts(splits: Mapping[str, int], held: Sequence[str]) -> list[int]:
-    """Return what a chunk must divide for a level that holds only some splits.
+    """Return what a chunk must divide for a resolution that holds only some splits.
 
     Both the rows before a skipped split and the samples skipped must be whole chunks, or two chunks of
     samples would meet in one chunk of the array.

@@ -1,10 +1,11 @@
-"""Coarser levels of a store's fields: by means, by low-pass or at shared points, never by a silent stride."""
+"""Coarser resolutions of a store: by means, by low-pass or at shared points, never by a silent stride."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -31,14 +32,14 @@ def coarsen_store(
     resolutions: Sequence[int | tuple[int, ...]],
     *,
     method: Coarsening | Mapping[str, Coarsening],
-    level: Resolution | None = None,
+    from_resolution: Resolution | None = None,
     keep: bool = True,
     **options: Any,
 ) -> FieldStore:
-    r"""Make a store with coarser levels of the same samples, "resampled" from one.
+    r"""Make a store with coarser resolutions of the same samples, "resampled" from one.
 
     =============  =====================================================================================
-    method         values of a coarse level
+    method         values at a coarse resolution
     =============  =====================================================================================
     "mean"         mean over the control volume of each point, which keeps the integral ("area: mean")
     "lowpass"      Fourier modes that the coarse grid carries, on axes that all wrap
@@ -51,20 +52,20 @@ def coarsen_store(
     path : path
         Of the new store.
     resolutions : sequence of int or tuple of int
-        Points of each new level.
+        Points of each new resolution.
     method : str or mapping of str to str
         For all variables, or for each.
-    level : resolution, optional
+    from_resolution : resolution, optional
         Of the source, to make them from; by default its finest.
     keep : bool
-        Whether the new store has that level too.
+        Whether the new store has that resolution too.
     **options
         Of `mano_op.data.options.Writing`: ``progress``, ``resume``, ``overwrite``, ``client``.
 
     Raises
     ------
     InputError
-        If a level is not coarser, a method cannot be used between the grids, or as `write_store`.
+        If a resolution is not coarser, a method cannot be used between the grids, or as `write_store`.
 
     Examples
     --------
@@ -78,23 +79,23 @@ def coarsen_store(
     """
     writing = Writing(**options)
     source = opened(source)
-    finest = source.key(level if level is not None else next(reversed(source.grids)))
+    finest = source.key(next(reversed(source.grids)) if from_resolution is None else from_resolution)
     fine = source.grids[finest]
     chosen = _methods(source, method)
-    if not (coarse := [_coarser(fine, resolution) for resolution in resolutions]):
-        raise InputError("no resolutions; expected at least one level to make")
-    for grid in coarse:
-        for name, how in chosen.items():
-            _check_possible(fine, grid, name, how)
-    if _is_place_of(source, path):
+    coarse = [_coarser(fine, resolution) for resolution in resolutions]
+    if not coarse:
+        raise InputError("resolutions=[]; expected at least one to make")
+    for grid, (name, how) in product(coarse, chosen.items()):
+        _check_possible(fine, grid, name, how)
+    if isinstance(source.path, Path) and path_of(path).resolve() == source.path.resolve():
         raise InputError(f"{path} is the source itself; give another path")
     held = source.layout.held[finest]
     grids = [*coarse, *([fine] if keep else [])]
-    levels = [group_name(grid.shape) for grid in grids]
+    keys = [group_name(grid.shape) for grid in grids]
     kept = ("boundary_conditions", "chunk", "times", "time_units", "coordinates", "as_plane")
     layout = Layout.plan(
         grids,
-        [_described(v, chosen[v.name], finest, levels) for v in source.variables],
+        [_described(v, chosen[v.name], finest, keys) for v in source.variables],
         {split: size for split, size in source.splits.items() if split in held},
         levels="resampled",
         chunk_times=source.layout.chunk_times if source.layout.times else None,
@@ -113,10 +114,6 @@ def coarsen_store(
         title=source.attrs.get("title", ""),
         provenance=provenance,
     )
-
-
-def _is_place_of(source: FieldStore, path: str | Path) -> bool:
-    return isinstance(source.path, Path) and path_of(path).resolve() == source.path.resolve()
 
 
 def coarsened(
@@ -151,21 +148,25 @@ def _coarser(fine: Grid, resolution: int | tuple[int, ...]) -> Grid:
 
 
 def _check_possible(fine: Grid, coarse: Grid, name: str, method: Coarsening) -> None:
-    where = f"{name} from {group_name(fine.shape)} to {group_name(coarse.shape)}"
-    if method == "lowpass" and not all(axis.periodic for axis in fine):
-        raise InputError(f"{where} by 'lowpass': expected axes that all wrap; use 'mean'")
-    if method == "injection" and not nests(fine, coarse):
-        raise InputError(
-            f"{where} by 'injection': they do not share the coarse points ({coarse}); use 'mean', or a "
-            "resolution whose points are among those of the fine one"
+    possible, remedy = True, ""
+    if method == "lowpass":
+        possible, remedy = all(axis.periodic for axis in fine), "expected axes that all wrap; use 'mean'"
+    elif method == "injection":
+        possible, remedy = (
+            nests(fine, coarse),
+            f"they do not share the coarse points ({coarse}); use 'mean', or a resolution whose points are "
+            "among those of the fine one",
         )
+    if not possible:
+        grids = f"from {group_name(fine.shape)} to {group_name(coarse.shape)}"
+        raise InputError(f"{name} {grids} by {method!r}: {remedy}")
 
 
-def _described(variable: Variable, method: Coarsening, finest: str, levels: Sequence[str]) -> Variable:
+def _described(variable: Variable, method: Coarsening, finest: str, keys: Sequence[str]) -> Variable:
     """Describe the variable in the new store, where coarse values may stand for something else."""
-    kept = variable.cell_methods_at(finest)
-    made = "area: mean" if method == "mean" else kept
-    return replace(variable, cell_methods={key: kept if key == finest else made for key in levels})
+    fine = variable.cell_methods_at(finest)
+    coarse = "area: mean" if method == "mean" else fine
+    return replace(variable, cell_methods={key: fine if key == finest else coarse for key in keys})
 
 
 def _in_words(chosen: Mapping[str, Coarsening]) -> str:
@@ -179,9 +180,9 @@ def _in_words(chosen: Mapping[str, Coarsening]) -> str:
 def _write_chunk(
     source: FieldStore, finest: str, chosen: Mapping[str, Coarsening], store: FieldStore, samples: slice
 ) -> int:
-    """Coarsen one chunk of samples to every level and write it; return the number of samples."""
+    """Coarsen one chunk of samples to every resolution and write it; return the number of samples."""
     fine = source.grids[finest]
-    # Splits that the level does not hold are not in the new store, so its samples are the level's rows.
+    # Splits that the resolution does not hold are not in the new store, so its samples are the rows there.
     for times in store.layout.time_chunks:
         fields: dict[Any, dict[str, NDArray[np.float32]]] = {grid: {} for grid in store.grids.values()}
         for variable in store.variables:

@@ -36,7 +36,7 @@ class Digests:
         self._fields: dict[tuple[str, str], dict[int, list[bytes]]] = {}
 
     def add(self, key: str, variable: Variable, row: int, values: NDArray[np.float32]) -> None:
-        """Add fields of some rows of a level, from `row` on: all times of a row, or the next of them."""
+        """Add fields of some rows of a resolution, from `row` on: all times of a row, or the next of them."""
         rows = self._fields.setdefault((key, variable.name), {})
         points = self._store.grids[key].n_dim
         for i, fields in enumerate(values, start=row):
@@ -44,7 +44,7 @@ class Digests:
             rows.setdefault(i, []).extend(digests)
 
     def shared_fields(self) -> Iterator[str]:
-        """Report levels at which samples of two splits share all fields, or those of two times.
+        """Report resolutions at which samples of two splits share all fields, or those of two times.
 
         Two first times do not count: two flows from one state need not be one flow.
         """
@@ -53,12 +53,11 @@ class Digests:
             if not pairs:
                 continue
             samples, split_of = self._store.layout.samples(key), self._splits(key)
-            (one, first), (other, second) = pairs[0]
             text = []
-            for row, time in ((one, first), (other, second)):
+            for row, time in pairs[0]:
                 at = "" if time is None else f" at time {self._store.layout.times[time]:g}"
                 text.append(f"{samples[row]} ({split_of[row]!r}){at}")
-            n = len({(one[0], other[0]) for one, other in pairs})
+            n = len({(first[0], second[0]) for first, second in pairs})
             more = f", as have {n - 1} more pairs of two splits" if n > 1 else ""
             yield (
                 f"{key}: samples {text[0]} and {text[1]} have the same fields{more}; expected splits that "
@@ -78,7 +77,7 @@ class Digests:
                     yield (
                         f"{variable.name}: is {output} at the first time in every sample, but has no "
                         "attribute initial_of, so each step is given where the field began; set "
-                        f"initial_of={output!r} at all levels"
+                        f"initial_of={output!r} at all resolutions"
                     )
 
     def _splits(self, key: str) -> list[str]:
@@ -86,17 +85,11 @@ class Digests:
         return [split for split in layout.held[key] for _ in range(layout.splits[split])]
 
     def _equal_samples(self, key: str) -> Iterator[tuple[tuple[int, None], tuple[int, None]]]:
-        names = [variable.name for variable in self._store.variables]
-        whole = [
-            tuple(digest for name in names for digest in self._fields[key, name][row])
-            for row in range(len(self._store.layout.samples(key)))
-        ]
-        split_of = self._splits(key)
+        names, split_of = [variable.name for variable in self._store.variables], self._splits(key)
         first: dict[tuple[bytes, ...], int] = {}
-        for row, digests in enumerate(whole):
-            if not any(digests):
-                continue
-            other = first.setdefault(digests, row)
+        for row in range(len(split_of)):
+            digests = tuple(digest for name in names for digest in self._fields[key, name][row])
+            other = first.setdefault(digests, row) if any(digests) else row
             if split_of[other] != split_of[row]:
                 yield (other, None), (row, None)
 
@@ -107,9 +100,7 @@ class Digests:
         for row in range(len(split_of)) if names else ():
             for time in range(len(self._store.layout.times)):
                 state = tuple(self._fields[key, name][row][time] for name in names)
-                if not any(state):
-                    continue
-                other = seen.setdefault(state, (row, time))
+                other = seen.setdefault(state, (row, time)) if any(state) else (row, time)
                 if split_of[other[0]] != split_of[row] and (other[1], time) != (0, 0):
                     yield other, (row, time)
 

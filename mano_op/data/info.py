@@ -1,12 +1,11 @@
-"""A store in words, for a person."""
+"""Description of a store in words."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from mano_op.data.layout import Layout, Variable
+from mano_op.data.layout import Variable
 from mano_op.data.schema import partial_path
 from mano_op.data.store import FieldStore
 
@@ -32,26 +31,22 @@ def describe(store: FieldStore) -> str:
     <BLANKLINE>
       r8     8 x 8      spacing 0.125 x 0.125     train 4
       r16    16 x 16    spacing 0.0625 x 0.0625   train 4
-      the levels are resampled
+      the resolutions are resampled
     <BLANKLINE>
       ...
     """
     attrs, layout = store.attrs, store.layout
-    missing = sum(samples.stop - samples.start for samples in store.pending())
+    missing = store.n_pending
     state = f"partial: {missing} of {layout.n_samples} samples missing" if missing else "complete"
     if not missing and not store.complete:
         state = "partial: all samples are there, but it was not finished"
     if store.complete and isinstance(store.path, Path) and partial_path(store.path).exists():
         state += f", and {partial_path(store.path).name} is there to replace it when it is finished"
     fields = [
-        [
-            f"{variable.name} ({variable.role})",
-            f"{'at each time, ' if variable.time else ''}unit {variable.units}"
-            f"{_statistics(store.statistics.get(variable.name))}{_origin(variable)}",
-        ]
+        [f"{variable.name} ({variable.role})", _variable(variable, store.statistics.get(variable.name))]
         for variable in store.variables
     ]
-    levels = [
+    resolutions = [
         [
             key,
             " x ".join(map(str, grid.shape)),
@@ -60,11 +55,16 @@ def describe(store: FieldStore) -> str:
         ]
         for key, grid in store.grids.items()
     ]
-    axes = [
+    domain = [
         f"  {axis.name} on [{axis.start:g}, {axis.stop:g}], {axis.registration}, "
         f"{layout.boundary_conditions[axis.name]}"
         for axis in next(iter(store.grids.values()))
     ]
+    if layout.as_plane:
+        domain.append("  latitude and longitude are taken as lengths on a plane")
+    if layout.times:
+        units = "" if layout.time_units == "1" else f" {layout.time_units}"
+        domain.append(f"  {len(layout.times)} times from {layout.times[0]:g} to {layout.times[-1]:g}{units}")
     return "\n".join(
         [
             f"{attrs.get('title') or 'Fields'} ({store.path})",
@@ -72,34 +72,22 @@ def describe(store: FieldStore) -> str:
             "",
             *_aligned(fields),
             "",
-            *axes,
-            *(["  latitude and longitude are taken as lengths on a plane"] if layout.as_plane else []),
-            *_times(layout),
+            *domain,
             "",
-            *_aligned(levels),
-            f"  the levels are {layout.levels}",
+            *_aligned(resolutions),
+            f"  the resolutions are {layout.levels}",
             "",
             *(f"  {name}: {value}" for name, value in attrs.get("provenance", {}).items()),
         ]
     )
 
 
-def _statistics(statistics: Mapping[str, Any] | None) -> str:
-    if not statistics:
-        return ""
-    return f", training mean {statistics['mean']:.4g}, standard deviation {statistics['std']:.4g}"
-
-
-def _origin(variable: Variable) -> str:
-    less = f", less {variable.reference:.9g}" if variable.reference else ""
-    return less + (f", where {variable.initial_of} begins" if variable.initial_of else "")
-
-
-def _times(layout: Layout) -> list[str]:
-    if not layout.times:
-        return []
-    units = "" if layout.time_units == "1" else f" {layout.time_units}"
-    return [f"  {len(layout.times)} times from {layout.times[0]:g} to {layout.times[-1]:g}{units}"]
+def _variable(variable: Variable, statistics: Mapping[str, float] | None) -> str:
+    text = f"{'at each time, ' if variable.time else ''}unit {variable.units}"
+    if statistics:
+        text += f", training mean {statistics['mean']:.4g}, standard deviation {statistics['std']:.4g}"
+    text += f", less {variable.reference:.9g}" if variable.reference else ""
+    return text + (f", where {variable.initial_of} begins" if variable.initial_of else "")
 
 
 def _sizes(splits: Mapping[str, int]) -> str:

@@ -6,7 +6,7 @@ import json
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -38,14 +38,10 @@ def only_writer(path: str | Path) -> Iterator[Path]:
     path = path_of(path)
     file = path.with_name(path.name + ".lock")
     make_folder(path)
-    try:
-        lock = FileLock(file, timeout=0)
+    lock = FileLock(file, timeout=0)
+    what = f"{path} is being written by another process, which holds {file}"
+    with refusing(what, "wait for it, or give another path", Timeout):
         lock.acquire()
-    except Timeout as error:
-        raise InputError(
-            f"{path} is being written by another process, which holds {file}: wait for it, or give "
-            "another path"
-        ) from error
     try:
         yield path
     finally:
@@ -98,31 +94,27 @@ def write_store(
         store = _start(path, layout, writing, title, provenance)
         if store.complete:
             return store
-        pending = store.pending()
-        total, missing = store.layout.n_samples, sum(samples.stop - samples.start for samples in pending)
+        pending, total = store.pending(), store.layout.n_samples
         if check is not None and len(pending) < len(store.layout.chunks):
             written = [samples for samples in store.layout.chunks if samples not in pending]
             for samples in written[:: max(1, len(written) - 1)]:  # the first and the last
                 check(store, samples)
+        units = [
+            unit
+            for unit in (pending if blocks is None else blocks(store))
+            if any(unit.start <= samples.start < unit.stop for samples in pending)
+        ]
+        arguments = ((store, unit, *([parts(store, unit)] if parts else [])) for unit in units)
+        bar = tqdm(total=total, initial=total - store.n_pending, unit="sample", disable=not writing.progress)
         try:
-            with tqdm(
-                total=total, initial=total - missing, unit="sample", disable=not writing.progress
-            ) as bar:
-                units = [
-                    unit
-                    for unit in (pending if blocks is None else blocks(store))
-                    if any(unit.start <= samples.start < unit.stop for samples in pending)
-                ]
-                arguments = ((store, unit, *([parts(store, unit)] if parts else [])) for unit in units)
-                _compute(write, arguments, writing.client, workers, lambda _, written: bar.update(written))
-        except InputError:
-            if store.pending() == store.layout.chunks:
-                store.discard()
-            raise
-        try:
+            with bar:
+                for _, written in _compute(write, arguments, writing.client, workers):
+                    bar.update(written)
             store.check_precision()
-        except InputError:  # which no resuming mends
-            store.discard()
+        except InputError:
+            # There is nothing to resume, or nothing that resuming would mend.
+            if store.pending() in (store.layout.chunks, []):
+                store.discard()
             raise
         store.finish(partial(_map, writing.client, workers, writing.progress))
     return store
@@ -136,15 +128,12 @@ def _map(
     rows: Sequence[slice],
 ) -> list[Any]:
     """Call a function with rows, side by side; results are in their order."""
-    found: dict[int, Any] = {}
+    results = {}
     with tqdm(total=len(rows), unit="chunk", desc="statistics", disable=not progress) as bar:
-
-        def report(i: int, result: Any) -> None:
-            found[i] = result
+        for i, result in _compute(function, [(chunk,) for chunk in rows], client, workers):
+            results[i] = result
             bar.update()
-
-        _compute(function, [(chunk,) for chunk in rows], client, workers, report)
-    return [found[i] for i in range(len(rows))]
+    return [results[i] for i in range(len(rows))]
 
 
 def check_sendable(what: str, source: object) -> None:
@@ -166,14 +155,13 @@ def _start(
     if writing.overwrite or not (partial_path(path).exists() or path.exists()):
         return begin_store(path, layout, title, provenance, overwrite=writing.overwrite)
     if not writing.resume:
-        remedy = "pass resume=True to go on with it, overwrite=True to replace it, or another path"
-        refuse_present(path, remedy)
+        refuse_present(
+            path, "pass resume=True to go on with it, overwrite=True to replace it, or another path"
+        )
     store = open_store(path, incomplete=True)
-    asked = _summary(layout, json.loads(json.dumps(provenance)))
-    there = _summary(store.layout, {name: store.attrs["provenance"].get(name) for name in provenance})
-    different = [
-        f"{name} is {there[name]}, not {asked[name]}" for name in asked if there[name] != asked[name]
-    ]
+    now = _summary(layout, json.loads(json.dumps(provenance)))
+    then = _summary(store.layout, {name: store.attrs["provenance"].get(name) for name in provenance})
+    different = [f"{name} is {then[name]}, not {now[name]}" for name in now if then[name] != now[name]]
     if different:
         raise InputError(
             f"{path} was started with other options: {'; '.join(different)}. To resume it, "
@@ -193,37 +181,23 @@ def _compute(
     arguments: Iterable[tuple[Any, ...]],
     client: Client | None,
     workers: int | None,
-    report: Callable[[int, Any], object],
-) -> None:
-    """Call a function with each of some arguments, in order; report place and result as they come."""
-    if client is None:
-        workers = workers or config.get("num_workers", None) or CPU_COUNT
-        with ThreadPoolExecutor(workers) as pool:
-            tasks = {pool.submit(function, *given): i for i, given in enumerate(arguments)}
-            _report(tasks, as_completed, report)
-        return
-    import distributed
+) -> Iterator[tuple[int, Any]]:
+    """Call a function with each of some arguments, begun in order; yield place and result as they come."""
+    with ExitStack() as stack:  # after a failure or an interrupt, what has not started is cancelled
+        if client is None:
+            pool = ThreadPoolExecutor(workers or config.get("num_workers", None) or CPU_COUNT)
+            stack.callback(pool.shutdown, cancel_futures=True)
+            futures: dict[Any, int] = {pool.submit(function, *each): i for i, each in enumerate(arguments)}
+            completed = as_completed(futures)
+        else:
+            import distributed
 
-    run = secrets.token_hex(8)  # a cluster takes tasks of one name for one task
-    futures = {
-        client.submit(function, *given, key=f"samples-{run}-{i}", priority=-i): i
-        for i, given in enumerate(arguments)
-    }
-    try:
-        _report(futures, distributed.as_completed, report)
-    finally:
-        client.cancel(list(futures))  # after a failure, those that have not started
-
-
-def _report(
-    futures: Mapping[Any, int],
-    as_completed: Callable[[Iterable[Any]], Iterator[Any]],
-    report: Callable[[int, Any], object],
-) -> None:
-    try:
-        for future in as_completed(list(futures)):
-            report(futures[future], future.result())
-    except BaseException:  # an interrupt too; it goes on
-        for future in futures:
-            future.cancel()
-        raise
+            run = secrets.token_hex(8)  # a cluster takes tasks of one name for one task
+            futures = {
+                client.submit(function, *each, key=f"samples-{run}-{i}", priority=-i): i
+                for i, each in enumerate(arguments)
+            }
+            stack.callback(client.cancel, list(futures))
+            completed = distributed.as_completed(list(futures))
+        for future in completed:
+            yield futures[future], future.result()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from numbers import Real
 from typing import Literal, get_args
 
@@ -52,7 +53,7 @@ class Variable:
     long_name : str
         Label of a plot; by default the name.
     cell_methods : str or mapping of str to str
-        CF's words for what a value stands for, "area: point" or "area: mean": one for all levels, or
+        CF's words for what a value stands for, "area: point" or "area: mean": one for all resolutions, or
         ``{"r16": "area: mean", "r32": "area: point"}``. It decides how the field may be coarsened.
     boundary_value : float or mapping, optional
         Known value at the ends of axes that do not wrap: one number, or by axis a number or a pair,
@@ -99,7 +100,7 @@ class Variable:
             object.__setattr__(self, "boundary_value", pairs)
 
     def cell_methods_at(self, key: str) -> str:
-        """Return what a value stands for at a level.
+        """Return what a value stands for at a resolution.
 
         Examples
         --------
@@ -114,9 +115,9 @@ class Variable:
 class Layout:
     """Plan of a store, made by `Layout.plan`: what that takes, in Python's own types.
 
-    Samples are numbered 0, 1, ... in the order of the splits, at every level alike. A level holds each split
-    whole or not at all. `grids` has the levels, coarsest first, under the names of their groups, by which
-    `held` and `derived` name them too.
+    Samples are numbered 0, 1, ... in the order of the splits, at every resolution alike. A resolution holds
+    each split whole or not at all. `grids` has the resolutions, coarsest first, under the names of their
+    groups, by which `held` and `derived` name them too.
     """
 
     grids: dict[str, Grid]
@@ -134,114 +135,101 @@ class Layout:
     as_plane: bool = False
 
     def __post_init__(self) -> None:
-        self._check_grids()
-        self._check_coordinates()
-        self._check_variables()
-        self._check_times()
-        self._check_splits()
-        self._check_derived()
+        axes = next(iter(self.grids.values()))
+        check_each("boundary_conditions", self.boundary_conditions, axes.names)
+        for name, condition in self.boundary_conditions.items():
+            check_one_of(f"boundary condition of axis {name!r}", condition, get_args(BoundaryCondition))
+        check_one_of("levels", self.levels, get_args(Levels))
+        check_some_of("coordinates of", self.coordinates, axes.names)
+        for name, about in self.coordinates.items():
+            check_some_of(f"coordinate {name!r}: attributes", about, COORDINATE_ATTRIBUTES)
+        for variable in self.variables:
+            where = f"variable {variable.name!r}"
+            if not isinstance(variable.cell_methods, str):
+                remedy = "one for all resolutions, or "
+                check_each(f"{where}: cell_methods", variable.cell_methods, list(self.grids), remedy)
+            with refusing(where, "see `Variable`", InputError):
+                ends_by_axis(axes, variable.boundary_value)
+        check_increasing("time", np.asarray(self.times, dtype=np.float64))
+        for key, held in self.held.items():
+            check_some_of(f"{key} holds", held or ["nothing"], self.splits)
+        for violation in chain(
+            self._axes_violations(), self._variable_violations(), self._split_violations()
+        ):
+            raise InputError(violation)
 
-    def _check_grids(self) -> None:
+    def _axes_violations(self) -> Iterator[str]:
         first = next(iter(self.grids.values()))
         for key, grid in self.grids.items():
             if _domain(grid) != _domain(first):
-                raise InputError(
-                    f"the levels of a store cover one domain in one registration, but {key} has ({grid}) and "
-                    f"another ({first}): put them into two stores"
+                yield (
+                    "the resolutions of a store cover one domain in one registration, but "
+                    f"{key} has ({grid}) and another ({first}): put them into two stores"
                 )
-        check_each("boundary_conditions", self.boundary_conditions, first.names)
         for axis in first:
             if axis.periodic != (self.boundary_conditions[axis.name] == "periodic"):
-                raise InputError(
+                yield (
                     f"axis {axis.name!r}: periodic={axis.periodic} in the grids, but "
                     f"boundary_conditions={self.boundary_conditions[axis.name]!r}: they must say the same"
                 )
-            condition = self.boundary_conditions[axis.name]
-            check_one_of(f"boundary condition of axis {axis.name!r}", condition, get_args(BoundaryCondition))
-        check_one_of("levels", self.levels, get_args(Levels))
-
-    def _check_coordinates(self) -> None:
-        axes = {axis.name: axis for axis in next(iter(self.grids.values()))}
-        check_some_of("coordinates of", self.coordinates, axes)
-        for name, about in self.coordinates.items():
-            check_some_of(f"coordinate {name!r}: attributes", about, COORDINATE_ATTRIBUTES)
-            sign = None if self.as_plane else _sign_of_a_sphere(axes[name], about)
+            sign = None if self.as_plane else _sign_of_a_sphere(axis, self.coordinates.get(axis.name, {}))
             if sign is not None:
-                raise InputError(
-                    f"axis {name!r} ({sign}) is on a sphere, where cells shrink to the poles; grids are "
+                yield (
+                    f"axis {axis.name!r} ({sign}) is on a sphere, where cells shrink to the poles; grids are "
                     "Cartesian, and means, norms and statistics would weight the poles too much. Project the "
                     "fields onto a plane first. Where the domain is so small that this does not matter, pass "
                     "as_plane=True, which the store will say"
                 )
 
-    def _check_variables(self) -> None:
+    def _variable_violations(self) -> Iterator[str]:
         names = [variable.name for variable in self.variables]
         axes = next(iter(self.grids.values())).names
         taken = {"sample", "split", "time", "bnds", *axes, *(f"{name}_bnds" for name in axes)}
         for name in names:
             if name in taken or names.count(name) > 1:
-                raise InputError(
+                yield (
                     f"variable {name!r}: the name is taken; give each another, and none of "
                     f"{', '.join(sorted(taken))}"
                 )
+        evolving = [
+            variable.name for variable in self.variables if variable.time and variable.role == "output"
+        ]
         for variable in self.variables:
-            given = variable.cell_methods
-            if not isinstance(given, str):
-                where = f"variable {variable.name!r}: cell_methods"
-                check_each(where, given, list(self.grids), "one for all resolutions, or ")
-            with refusing(f"variable {variable.name!r}", "see `Variable`", InputError):
-                ends_by_axis(next(iter(self.grids.values())), variable.boundary_value)
-        self._check_initial()
-        moving = any(variable.time for variable in self.variables)
-        if not self.named("output") or not (self.named("input") or moving):
-            role = "input" if self.named("output") else "output"
-            raise InputError(
-                f"no {role} among the variables {names}; expected at least one output, and one input: only "
-                "outputs that vary in time need none"
-            )
-
-    def _check_initial(self) -> None:
-        evolving = [field.name for field in self.variables if field.time and field.role == "output"]
-        for variable in self.variables:
-            if not variable.initial_of:
-                continue
             outputs = evolving if not variable.time and variable.role == "input" else []
-            if variable.initial_of not in outputs:
-                raise InputError(
+            if variable.initial_of and variable.initial_of not in outputs:
+                yield (
                     f"variable {variable.name!r}: initial_of={variable.initial_of!r}; expected, of a steady "
                     "input, an output that varies in time: "
                     f"{', '.join(outputs) or 'there is none, so leave initial_of out'}"
                 )
-
-    def _check_times(self) -> None:
         varying = [variable.name for variable in self.variables if variable.time]
+        if not self.named("output") or not (self.named("input") or varying):
+            role = "input" if self.named("output") else "output"
+            yield (
+                f"no {role} among the variables {names}; expected at least one output, and one input: only "
+                "outputs that vary in time need none"
+            )
         if bool(varying) != bool(self.times):
-            raise InputError(
+            yield (
                 f"{len(self.times)} times, and variables that vary in time: {varying or 'none'}; expected "
                 "times exactly where a variable varies (Variable(..., time=True))"
             )
-        check_increasing("time", np.asarray(self.times, dtype=np.float64))
 
-    def _check_splits(self) -> None:
+    def _split_violations(self) -> Iterator[str]:
         for key, held in self.held.items():
-            check_some_of(f"{key} holds", held or ["nothing"], self.splits)
             for cut in cuts(self.splits, held):
                 if cut % self.chunk:
-                    raise InputError(
-                        f"level {key} holds only {list(held)} of {self.splits}, so a chunk of it would be "
-                        "shared by two chunks of samples, which could not be written side by side: "
+                    yield (
+                        f"{key} holds only {list(held)} of {self.splits}, so two chunks of samples would "
+                        "share a chunk of it, and could not be written side by side: "
                         f"chunk={self.chunk}, expected a divisor of {cut}"
                     )
         for split in self.splits:
             if not any(split in held for held in self.held.values()):
-                raise InputError(
-                    f"split {split!r} is held by no level; leave it out, or give a level that holds it"
-                )
-
-    def _check_derived(self) -> None:
+                yield f"no resolution holds split {split!r}; leave it out, or give a resolution that holds it"
         for key, (source, _) in self.derived.items():
             if source == key or self.levels != "resampled":
-                raise InputError(
+                yield (
                     f"derived: {key} from {source}, with levels={self.levels!r}; expected another of "
                     f"{list(self.grids)}, and levels='resampled' for those that are made from one another"
                 )
@@ -303,27 +291,30 @@ class Layout:
             raise InputError(
                 f"grids of the shapes {[grid.shape for grid in ordered]}; expected some: give each once"
             )
-        chosen, made, n_times = held or {}, dict(derived or {}), max(1, len(times))
-        about: dict[str, Mapping[str, str]] = {axis: {} for axis in ordered[0].names}
-        about |= coordinates or {}
-        named = {"held": [*chosen], "derived": [*made, *(source for source, _ in made.values())]}
-        for option, some in named.items():
-            check_some_of(f"{option}: grids", some, ordered, "; add it to the grids, or leave it out")
+        held, derived, n_times = held or {}, derived or {}, max(1, len(times))
+        about = {axis: {} for axis in ordered[0].names} | dict(coordinates or {})
+        for option, named in (
+            ("held", held),
+            ("derived", [*derived, *(source for source, _ in derived.values())]),
+        ):
+            check_some_of(f"{option}: grids", named, ordered, "; add it to the grids, or leave it out")
         return cls(
             grids=keyed,
             variables=tuple(_simplest(variable, keyed) for variable in variables),
             splits={name: int(size) for name, size in splits.items()},
-            held={key: tuple(chosen.get(grid, splits)) for key, grid in keyed.items()},
+            held={key: tuple(held.get(grid, splits)) for key, grid in keyed.items()},
             boundary_conditions={str(axis): str(bc) for axis, bc in boundary_conditions.items()},
             levels=levels,
             chunk=min(int(chunk), sum(splits.values())),
             times=tuple(float(time) for time in times),
             time_units=time_units,
             chunk_times=min(int(chunk_times or n_times), n_times),
-            coordinates={axis: {"units": "1", "long_name": axis, **given} for axis, given in about.items()},
+            coordinates={
+                axis: {"units": "1", "long_name": axis, **attributes} for axis, attributes in about.items()
+            },
             derived={
-                group_name(grid.shape): (group_name(source.shape), how)
-                for grid, (source, how) in made.items()
+                group_name(grid.shape): (group_name(source.shape), method)
+                for grid, (source, method) in derived.items()
             },
             as_plane=bool(as_plane),
         )
@@ -350,16 +341,16 @@ class Layout:
         return tuple(variable.name for variable in self.variables if variable.role == role)
 
     def shape(self, key: str, variable: Variable, times: slice = slice(None)) -> tuple[int, ...]:
-        """Shape of one sample of a variable at a level: times, if it varies, and points."""
+        """Shape of one sample of a variable at a resolution: times, if it varies, and points."""
         return (*([len(self.times[times])] if variable.time else []), *self.grids[key].shape)
 
     def chunk_shape(self, key: str, variable: Variable) -> tuple[int, ...]:
-        """Shape of one chunk of a variable at a level: whole fields of some samples and times."""
+        """Shape of one chunk of a variable at a resolution: whole fields of some samples and times."""
         times = [self.chunk_times] if variable.time else []
         return (min(self.chunk, len(self.samples(key))), *times, *self.grids[key].shape)
 
     def samples(self, key: str) -> NDArray[np.int64]:
-        """Numbers of the samples that a level holds, row by row."""
+        """Numbers of the samples that a resolution holds, row by row."""
         runs, start = [], 0
         for split, size in self.splits.items():
             if split in self.held[key]:
@@ -368,7 +359,7 @@ class Layout:
         return np.concatenate(runs)
 
     def rows(self, key: str, split: str) -> slice:
-        """Rows of a level in which a split lies."""
+        """Rows of a resolution in which a split lies."""
         keys = [other for other, held in self.held.items() if split in held]
         elsewhere = f", while {split!r} is at {', '.join(keys)}" if keys else ""
         check_has(key, "split", [split], self.held[key], elsewhere)
@@ -377,7 +368,7 @@ class Layout:
         return slice(start, start + self.splits[split])
 
     def rows_of(self, key: str, samples: slice) -> slice:
-        """Rows of a level in which sample numbers lie; empty where it holds none of them."""
+        """Rows of a resolution in which sample numbers lie; empty where it holds none of them."""
         start, stop = np.searchsorted(self.samples(key), [samples.start, samples.stop])
         return slice(int(start), int(stop))
 
@@ -386,16 +377,16 @@ def _check_name(name: object) -> None:
     """Refuse names that zarr cannot store, or that a channel's label would be taken for."""
     fits = isinstance(name, str) and name not in ("", ".", "..") and not name.startswith("__")
     if not fits or "/" in name or not name.isprintable() or len(name.encode()) > 200:  # type: ignore
-        raise InputError(
-            f"variable {name!r}: expected a name of printable characters without '/', of at most 200 bytes, "
-            f"that does not begin with '__', nor '.' or '..': `data.rename({{{name!r}: 'field'}})`"
+        expected, rename = (
+            "expected a name of printable characters without '/', of at most 200 bytes, that does not begin "
+            "with '__', nor '.' or '..'",
+            "field",
         )
-    assert isinstance(name, str)
-    if varies_in_time(name):
-        raise InputError(
-            f"variable {name!r}: its end says a time, as labels of channels do: "
-            f"`data.rename({{{name!r}: {variable_of(name)!r}}})`"
-        )
+    elif varies_in_time(str(name)):
+        expected, rename = "its end says a time, as labels of channels do", variable_of(str(name))
+    else:
+        return
+    raise InputError(f"variable {name!r}: {expected}: `data.rename({{{name!r}: {rename!r}}})`")
 
 
 def _sign_of_a_sphere(axis: Axis, about: Mapping[str, str]) -> str | None:
@@ -414,10 +405,10 @@ def _sign_of_a_sphere(axis: Axis, about: Mapping[str, str]) -> str | None:
     return None
 
 
-def _simplest(variable: Variable, levels: Iterable[str]) -> Variable:
-    """Replace equal cell_methods of all levels by one, so that equal variables compare equal."""
+def _simplest(variable: Variable, keys: Iterable[str]) -> Variable:
+    """Replace equal cell_methods of all resolutions by one, so that equal variables compare equal."""
     given = variable.cell_methods
-    if isinstance(given, str) or set(given) != set(levels) or len(set(given.values())) != 1:
+    if isinstance(given, str) or set(given) != set(keys) or len(set(given.values())) != 1:
         return variable
     return replace(variable, cell_methods=next(iter(given.values())))
 
@@ -440,7 +431,7 @@ def check_splits(splits: Mapping[str, int]) -> None:
 
 
 def group_name(shape: Sequence[int]) -> str:
-    """Name a level's group, for people: a reader takes the size from the dimensions.
+    """Name a resolution's group, for people: a reader takes the size from the dimensions.
 
     Examples
     --------

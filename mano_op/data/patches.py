@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +17,7 @@ from mano_op.errors import InputError
 
 
 class Batches(Protocol):
-    """Protocol of an ``xbatcher.BatchGenerator``: the parts of it that are used."""
+    """Protocol of the part of an ``xbatcher.BatchGenerator`` that is used."""
 
     def __len__(self) -> int: ...
 
@@ -57,32 +57,49 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
     def __init__(
         self, batches: Batches, *, inputs: Sequence[str], outputs: Sequence[str], sample: str = "sample"
     ) -> None:
-        if len(batches) == 0:
-            raise InputError("batches has no patch; expected patches no larger than the fields")
         self.batches, self.inputs, self.outputs = batches, tuple(inputs), tuple(outputs)
-        self._sample = sample
-        self._process = os.getpid()
-        first = batches[0]
-        names = (*self.inputs, *self.outputs)
-        missing = [name for name in names if name not in first.data_vars]
-        if missing or not (inputs and outputs):
-            raise InputError(
-                f"inputs={list(inputs)} and outputs={list(outputs)} of a data set with the variables "
+        self._sample, self._process = sample, os.getpid()
+        for violation in self._violations():
+            raise InputError(violation)
+        names, first = (*self.inputs, *self.outputs), batches[0]
+        self._dims = tuple(dim for dim in first[names[0]].dims if dim != sample)
+        # A patch of a data set in memory is a view of it; any other is read when its values are asked for.
+        self._in_memory = all(first[name].variable._in_memory for name in names)
+
+    def _violations(self) -> Iterator[str]:
+        if len(self.batches) == 0:
+            yield "batches has no patch; expected patches no larger than the fields"
+        first, names = self.batches[0], (*self.inputs, *self.outputs)
+        if not (self.inputs and self.outputs and set(names) <= set(first.data_vars)):
+            yield (
+                f"inputs={list(self.inputs)} and outputs={list(self.outputs)} of a data set that has "
                 f"{', '.join(map(str, first.data_vars))}; expected one input and one output at least"
             )
         dims = {name: first[name].dims for name in names}
         if len(set(dims.values())) > 1:
-            raise InputError(f"variables of the dimensions {dims}; expected the same for all")
-        if first.sizes.get(sample) != 1:
-            raise InputError(
+            yield f"variables of the dimensions {dims}; expected the same for all"
+        if first.sizes.get(self._sample) != 1:
+            yield (
                 f"patches of the sizes {dict(first.sizes)}; expected one sample each: give the generator "
-                f"input_dims={{{sample!r}: 1, ...}}"
+                f"input_dims={{{self._sample!r}: 1, ...}}"
             )
-        self._dims = tuple(dim for dim in dims[names[0]] if dim != sample)
-        for dim in self._dims:
-            _check_coordinate(first, dim)
-        # A patch of a data set in memory is a view of it; any other is read when its values are asked for.
-        self._in_memory = all(first[name].variable._in_memory for name in names)
+        for dim in dims[names[0]]:
+            if dim == self._sample:
+                continue
+            if dim not in first.coords:
+                yield (
+                    f"dimension {dim!r} has no coordinate, so nothing says where a patch lies; assign it to "
+                    "the data set that the generator cuts: `data.assign_coords({"
+                    f"{dim!r}: Axis({dim!r}, data.sizes[{dim!r}], start, stop, registration).points"
+                    "})`, with mano_op.Axis"
+                )
+            if first[dim].dtype.kind not in "iuf":
+                yield (
+                    f"the coordinate of {dim!r} is of {first[dim].dtype}; expected numbers. Of dates, in the "
+                    "data set that the generator cuts, those since the first: `data.assign_coords({"
+                    f"{dim!r}: (data[{dim!r}] - data[{dim!r}][0]) / np.timedelta64(1, 's')"
+                    "})`"
+                )
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -115,19 +132,3 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
     def _stacked(self, patch: xr.Dataset, names: Sequence[str]) -> Tensor:
         values = np.stack([patch[name].transpose(*self._dims).to_numpy() for name in names])
         return torch.from_numpy(values.astype(np.float32))
-
-
-def _check_coordinate(data: xr.Dataset, dim: Hashable) -> None:
-    """Refuse a dimension without coordinates: nothing would say where a patch lies."""
-    if dim not in data.coords:
-        raise InputError(
-            f"dimension {dim!r} has no coordinate, so nothing says where a patch lies; assign it to the data "
-            f"set that the generator cuts: `data.assign_coords({{{dim!r}: Axis({dim!r}, data.sizes[{dim!r}], "
-            "start, stop, registration).points})`, with mano_op.Axis"
-        )
-    if data[dim].dtype.kind not in "iuf":
-        raise InputError(
-            f"the coordinate of {dim!r} is of {data[dim].dtype}; expected numbers. Of dates, in the data set "
-            f"that the generator cuts, those since the first: `data.assign_coords({{{dim!r}: (data[{dim!r}] "
-            f"- data[{dim!r}][0]) / np.timedelta64(1, 's')}})`"
-        )

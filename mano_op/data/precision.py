@@ -64,17 +64,28 @@ class Rounding:
             return True
         return bool(self.moments.std <= 8 * np.finfo(np.float64).eps * abs(self.moments.mean))
 
-    @property
-    def is_too_small(self) -> bool:
-        """Whether values that are not all the same lie below what float32 holds."""
-        low, high = self.moments.low, self.moments.high
-        return low < high and max(abs(low), abs(high)) < SMALLEST
-
-    @property
-    def reference(self) -> float:
-        """Round number near the mean, beside which the variation is not small."""
-        step = 10.0 ** math.ceil(math.log10(self.moments.std))
-        return float(f"{round(self.moments.mean / step) * step:.15g}")
+    def violation(self, name: str, reference: float) -> str | None:
+        """Return what float32 loses of values less a reference, and the remedy; None if it holds them."""
+        mean, std, low, high = self.moments.mean, self.moments.std, self.moments.low, self.moments.high
+        if low < high and max(abs(low), abs(high)) < SMALLEST:
+            return (
+                f"values from {low:g} to {high:g}, below what float32 holds, {SMALLEST:.1e}: give the "
+                "variable in a smaller unit"
+            )
+        if reference and self.moments.count and self.is_constant:
+            return (
+                f"does not vary beside reference={{{name!r}: {reference!r}}}; expected a constant near the "
+                "variable's mean, or none for one that is constant: leave reference out"
+            )
+        if self.loss <= LARGEST_LOSS:
+            return None
+        step = 10.0 ** math.ceil(math.log10(std))  # a round number, beside which the variation is not small
+        constant = reference + float(f"{round(mean / step) * step:.15g}")
+        return (
+            f"{mean:.9g} with a standard deviation of {std:.3g}, of which float32 loses {self.loss:.1%}; "
+            f"expected at most {LARGEST_LOSS:.1%}. Write its difference from a constant, which the store "
+            f"keeps: reference={{{name!r}: {constant!r}}}"
+        )
 
     SIZE: ClassVar[int] = 6
 

@@ -41,8 +41,7 @@ def scatter_by_rounding(points: NDArray[Any]) -> float:
     """
     if len(points) < 3:
         return 0.0
-    spacing = abs(float(points[-1]) - float(points[0])) / (len(points) - 1)
-    scatter = deviation(points)
+    spacing, scatter = _mean_step(points), deviation(points)
     least = TOLERANCE * spacing
     if scatter <= least and not _is_short(points):
         return 0.0
@@ -62,12 +61,10 @@ def coarse_unit(points: NDArray[Any]) -> float:
     """
     if len(points) < 3:
         return 0.0
-    spacing = abs(float(points[-1]) - float(points[0])) / (len(points) - 1)
+    spacing, scatter = _mean_step(points), deviation(points)
     units = [_float_unit(points), _decimal_unit(points, 2 * spacing)]
-    return max(
-        (unit for unit in units if spacing / 2 < unit <= 2 * spacing and deviation(points) <= unit),
-        default=0.0,
-    )
+    explaining = [unit for unit in units if spacing / 2 < unit <= 2 * spacing and scatter <= unit]
+    return max(explaining, default=0.0)
 
 
 def unit_in_the_last_place(points: NDArray[Any]) -> float:
@@ -83,21 +80,27 @@ def unit_in_the_last_place(points: NDArray[Any]) -> float:
     return float(np.spacing(np.abs(points).max()))
 
 
-def tolerance_between(one: NDArray[Any], other: NDArray[Any], rounding: float = 0.0) -> float:
+def tolerance_between(first: NDArray[Any], second: NDArray[Any], rounding: float = 0.0) -> float:
     """Return how far equal numbers of two increasing sequences may lie apart.
 
     `TOLERANCE` of the smallest step of either, or the rounding, below a quarter of the step.
     """
-    rounding += 2 * (unit_in_the_last_place(one) + unit_in_the_last_place(other))
-    steps = [np.abs(np.diff(values.astype(np.float64))).min() for values in (one, other) if len(values) > 1]
+    rounding += 2 * (unit_in_the_last_place(first) + unit_in_the_last_place(second))
+    steps = [
+        np.abs(np.diff(points.astype(np.float64))).min() for points in (first, second) if len(points) > 1
+    ]
     return max(TOLERANCE * min(steps), min(rounding, min(steps) / 4)) if steps else rounding
 
 
-def agree(one: NDArray[Any], other: NDArray[Any], rounding: float = 0.0) -> NDArray[np.bool_]:
+def agree(first: NDArray[Any], second: NDArray[Any], rounding: float = 0.0) -> NDArray[np.bool_]:
     """Compare two sequences of as many numbers, within `tolerance_between` them."""
-    apart = np.abs(one.astype(np.float64) - other.astype(np.float64))
-    same: NDArray[np.bool_] = apart <= tolerance_between(one, other, rounding)
+    apart = np.abs(first.astype(np.float64) - second.astype(np.float64))
+    same: NDArray[np.bool_] = apart <= tolerance_between(first, second, rounding)
     return same
+
+
+def _mean_step(points: NDArray[Any]) -> float:
+    return abs(float(points[-1]) - float(points[0])) / (len(points) - 1)
 
 
 def _is_short(points: NDArray[Any]) -> bool:

@@ -9,6 +9,7 @@ import json
 import secrets
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ VERSIONS = ("mano_op", "numpy", "zarr")
 # never touch the same file. It exists for as long as the store is being written.
 WRITTEN = "written"
 
-# What rounding to float32 loses of each chunk of samples, by level and variable: rows of
+# What rounding to float32 loses of each chunk of samples, by resolution and variable: rows of
 # `mano_op.data.precision.Rounding`. Likewise.
 ROUNDING = "rounding"
 
@@ -116,9 +117,9 @@ def _other_content(path: Path) -> str | None:
         return "is a file, no zarr store of format 3"
     if (path / "zarr.json").exists():
         return None
-    for name, what in ((".zgroup", "a group"), (".zmetadata", "a group"), (".zarray", "an array")):
-        if (path / name).exists():
-            return f"is {what} of zarr format 2, no zarr store of format 3"
+    for file, node in ((".zgroup", "a group"), (".zmetadata", "a group"), (".zarray", "an array")):
+        if (path / file).exists():
+            return f"is {node} of zarr format 2, no zarr store of format 3"
     return "is a folder without a zarr.json, no zarr store of format 3"
 
 
@@ -128,16 +129,11 @@ def partial_path(path: Path) -> Path:
 
 
 def clear(path: Path, overwrite: bool) -> None:
-    """Make way for a new store: refuse what is there, or remove a half-written store.
-
-    A complete one stays until `put_in_place`; what is no store always stays.
-    """
-    for there in (path, partial_path(path)):
-        if not there.exists():
-            continue
+    """Refuse what is at the path, or remove a half-written store; `put_in_place` replaces a complete one."""
+    for place in filter(Path.exists, (path, partial_path(path))):
         if not overwrite:
             refuse_present(path, "give another path, or overwrite=True to replace the store there")
-        _check_is_store(there)
+        _check_is_store(place)
     if partial_path(path).exists():
         shutil.rmtree(partial_path(path))
 
@@ -145,8 +141,8 @@ def clear(path: Path, overwrite: bool) -> None:
 def refuse_present(path: Path, remedy: str) -> None:
     """Refuse to write where a store is, or was begun."""
     begun = partial_path(path)
-    what = f"was begun and not finished ({begun} is there)" if begun.exists() else "exists"
-    raise InputError(f"{path} {what}; {remedy}")
+    state = f"was begun and not finished ({begun} is there)" if begun.exists() else "exists"
+    raise InputError(f"{path} {state}; {remedy}")
 
 
 def put_in_place(path: Path) -> None:
@@ -163,11 +159,10 @@ def put_in_place(path: Path) -> None:
 
 
 def _check_is_store(path: Path) -> None:
-    try:
-        found = zarr.open_group(path, mode="r").attrs.get("format")
-    except DAMAGED:
-        found = None
-    if found != FORMAT:
+    kind = None
+    with suppress(*DAMAGED):
+        kind = zarr.open_group(path, mode="r").attrs.get("format")
+    if kind != FORMAT:
         raise InputError(
             f"{path} is no store of fields, so overwrite=True leaves it alone; give another path"
         )
@@ -194,8 +189,8 @@ def root_attributes(layout: Layout, title: str, provenance: Mapping[str, Any]) -
         "splits": layout.splits,
         "samples_per_chunk": layout.chunk,
         **({"times_per_chunk": layout.chunk_times} if layout.times else {}),
-        # https://github.com/zarr-conventions/multiscales: tells other readers which groups are levels.
-        # https://github.com/zarr-conventions/spatial: where a level of two dimensions lies.
+        # https://github.com/zarr-conventions/multiscales: tells other readers which groups are resolutions.
+        # https://github.com/zarr-conventions/spatial: where a grid of two dimensions lies.
         "zarr_conventions": [
             {"uuid": "d35379db-88df-4056-af3a-620245f8e347", "name": "multiscales"},
             {"uuid": "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4", "name": "spatial"},
@@ -209,9 +204,9 @@ def root_attributes(layout: Layout, title: str, provenance: Mapping[str, Any]) -
 
 
 def multiscales(layout: Layout) -> list[dict[str, Any]]:
-    """List the levels, finest first, as https://github.com/zarr-conventions/multiscales lays them out.
+    """List the resolutions, finest first, as https://github.com/zarr-conventions/multiscales lays them out.
 
-    Point i of a derived level lies at ``scale * i + translation`` along each axis, in points of its source.
+    Along each axis, point i of a derived grid lies at ``scale * i + translation``, in points of its source.
     """
     return [{"asset": key, **_derivation(layout, key)} for key in reversed(layout.grids)]
 
@@ -240,10 +235,10 @@ def lay_out(path: Path, layout: Layout, attributes: dict[str, Any]) -> None:
     root.create_array(WRITTEN, shape=shape[:1], chunks=(1,), dtype=bool, dimension_names=("chunk",))
     root.create_array(ROUNDING, shape=shape, chunks=(1, *shape[1:]), dtype=np.float64)
     for key in layout.grids:
-        _create_level(root, layout, key)
+        _create_group(root, layout, key)
 
 
-def _create_level(root: zarr.Group, layout: Layout, key: str) -> None:
+def _create_group(root: zarr.Group, layout: Layout, key: str) -> None:
     grid, samples, held = layout.grids[key], layout.samples(key), layout.held[key]
     attributes = {"Conventions": CONVENTIONS, "splits": list(held), **_spatial(grid)}
     group = root.create_group(key, attributes=attributes)
@@ -336,86 +331,70 @@ def read_layout(root: zarr.Group) -> Layout:
 
 def _read_layout(root: zarr.Group) -> Layout:
     attributes: dict[str, Any] = dict(root.attrs)
-    assets = [level["asset"] for level in attributes["multiscales"]["layout"]]
-    names = attributes["input_fields"] + attributes["output_fields"]
-    spatial = list(attributes["domain"])
-    grids: list[Grid] = []
-    held: dict[Grid, list[str]] = {}
-    for asset in assets:
-        first = array(root, f"{asset}/{names[0]}")
-        shape = first.shape[-len(spatial) :]
-        grid = Grid(tuple(_axis(attributes, name, n) for name, n in zip(spatial, shape, strict=True)))
-        grids.append(grid)
-        about: dict[str, Any] = dict(root[asset].attrs)
-        held[grid] = list(about["splits"])
+    levels: list[dict[str, str]] = attributes["multiscales"]["layout"]
+    names, axes = attributes["input_fields"] + attributes["output_fields"], list(attributes["domain"])
+    keys = [level["asset"] for level in levels]
+    grids = {}
+    for key in keys:
+        shape = array(root, f"{key}/{names[0]}").shape[-len(axes) :]
+        grids[key] = Grid(tuple(_axis(attributes, name, n) for name, n in zip(axes, shape, strict=True)))
     variables = []
     for name in names:
-        about = dict(array(root, f"{assets[0]}/{name}").attrs)
+        first = array(root, f"{keys[0]}/{name}")
+        about: dict[str, Any] = dict(first.attrs)
         variables.append(
             Variable(
                 name,
                 about["role"],
                 about["units"],
                 about["long_name"],
-                {asset: str(array(root, f"{asset}/{name}").attrs["cell_methods"]) for asset in assets},
+                {key: str(array(root, f"{key}/{name}").attrs["cell_methods"]) for key in keys},
                 about.get("boundary_value"),
-                array(root, f"{assets[0]}/{name}").ndim == len(spatial) + 2,
+                first.ndim == len(axes) + 2,
                 float(about.get("reference", 0.0)),
                 about.get("initial_of"),
             )
         )
+    times: dict[str, Any] = {}
+    if "times_per_chunk" in attributes:
+        units = array(root, f"{keys[0]}/time").attrs["units"]
+        times = {"times": values_of(root, f"{keys[0]}/time").tolist(), "time_units": units}
+        times["chunk_times"] = attributes["times_per_chunk"]
+    coordinates = {axis: array(root, f"{keys[0]}/{axis}").attrs for axis in axes}
     return Layout.plan(
-        grids,
+        list(grids.values()),
         variables,
         attributes["splits"],
         boundary_conditions=attributes["boundary_conditions"],
         levels=attributes["levels"],
         chunk=attributes["samples_per_chunk"],
-        held=held,
-        coordinates={name: read_coordinate(root, assets[0], name) for name in spatial},
-        derived=_derived(attributes, dict(zip(assets, grids, strict=True))),
+        held={grid: list(root[key].attrs["splits"]) for key, grid in grids.items()},  # type: ignore
+        coordinates={
+            axis: {name: str(about[name]) for name in COORDINATE_ATTRIBUTES if name in about}
+            for axis, about in coordinates.items()
+        },
+        derived={  # `check_store` reports what is odd
+            grids[level["asset"]]: (grids[level["derived_from"]], str(level.get("resampling_method", "")))
+            for level in levels
+            if level.get("derived_from") in grids
+        },
         as_plane=bool(attributes.get("as_plane", False)),
-        **_times(root, assets[0], attributes),
+        **times,
     )
 
 
 def read_statistics(root: zarr.Group) -> dict[str, dict[str, float]]:
     """Read the mean and standard deviation of each variable from the root; empty where it has none."""
-    told: Any = root.attrs.get("statistics", {})
-    what = f"{root.store_path}: attribute statistics={told!r:.80}"
+    statistics: Any = root.attrs.get("statistics", {})
+    what = f"{root.store_path}: attribute statistics={statistics!r:.80}"
     remedy = (
-        "expected a mean and a std for each variable, under 'variables': restore the store or make it anew"
+        "expected a mean and a std of each variable, under 'variables': restore the store or make it anew"
     )
     with refusing(what, remedy, *DAMAGED):
         return {
-            name: {what: float(about[what]) for what in ("mean", "std")}
-            for name, about in told.get("variables", {}).items()
+            name: {moment: float(about[moment]) for moment in ("mean", "std")}
+            for name, about in statistics.get("variables", {}).items()
         }
-
-
-def read_coordinate(root: zarr.Group, key: str, name: str) -> dict[str, str]:
-    """Read the attributes of an axis' coordinate that a layout has."""
-    attributes = array(root, f"{key}/{name}").attrs
-    return {about: str(attributes[about]) for about in COORDINATE_ATTRIBUTES if about in attributes}
-
-
-def _times(root: zarr.Group, key: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    if "times_per_chunk" not in attributes:
-        return {}
-    return {
-        "times": values_of(root, f"{key}/time").tolist(),
-        "time_units": array(root, f"{key}/time").attrs["units"],
-        "chunk_times": attributes["times_per_chunk"],
-    }
-
-
-def _derived(attributes: Mapping[str, Any], grids: Mapping[str, Grid]) -> dict[Grid, tuple[Grid, str]]:
-    """Read which levels were made from which; `check_store` reports what is odd."""
-    return {
-        grids[level["asset"]]: (grids[level["derived_from"]], str(level.get("resampling_method", "")))
-        for level in attributes["multiscales"]["layout"]
-        if level.get("derived_from") in grids
-    }
 
 
 def _axis(attributes: Mapping[str, Any], name: str, n: int) -> Axis:

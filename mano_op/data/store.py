@@ -10,6 +10,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,15 +25,15 @@ from mano_op.data import schema
 from mano_op.data.guards import check_has, refusing
 from mano_op.data.layout import Layout, Levels, Resolution, Variable
 from mano_op.data.moments import Moments
-from mano_op.data.precision import LARGEST_LOSS, SMALLEST, Rounding
+from mano_op.data.precision import Rounding
 from mano_op.data.transforms import check_transforms, transformed
-from mano_op.data.validate import accept, check_finite
+from mano_op.data.validate import LOST, accept, check_finite
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 
 __all__ = ["FieldStore", "Levels", "Resolution", "Variable", "create_store", "open_store"]
 
-_Level = TypeVar("_Level", bound=Resolution)
+_Resolution = TypeVar("_Resolution", bound=Resolution)
 # As `map` of a function over chunks of samples.
 Each = Callable[[Callable[[slice], Any], Sequence[slice]], Iterable[Any]]
 
@@ -119,10 +120,9 @@ def open_store(
         store = FieldStore(place, beside if begun else place)
     if not (incomplete or store.complete):
         total = store.layout.n_samples
-        missing = sum(samples.stop - samples.start for samples in store.pending())
         raise InputError(
-            f"{store.path} is a partial store: {total - missing} of {total} samples are written. To resume, "
-            "run again what was making it with resume=True, or write what "
+            f"{store.path} is a partial store: {total - store.n_pending} of {total} samples are written. To "
+            "resume, run again what was making it with resume=True, or write what "
             "`open_store(path, incomplete=True).pending()` lists and call `finish()`. To start anew, make it "
             "with overwrite=True"
         )
@@ -152,7 +152,7 @@ class FieldStore:
     layout : Layout
         Which sample of which variable lies where.
     grids : dict of str to Grid
-        Levels, coarsest first, under the names of their groups: ``"r16"``.
+        Of each resolution, coarsest first, under the names of their groups: ``"r16"``.
     variables : tuple of Variable
     inputs, outputs : tuple of str
         Names of the variables, in the order of a model's channels.
@@ -187,9 +187,9 @@ class FieldStore:
         return str(self.path).rstrip("/").rpartition("/")[2]
 
     def __repr__(self) -> str:
-        levels = ", ".join(f"{key}: {'+'.join(held)}" for key, held in self.layout.held.items())
+        resolutions = ", ".join(f"{key}: {'+'.join(held)}" for key, held in self.layout.held.items())
         fields = f"{', '.join(self.inputs)} -> {', '.join(self.outputs)}"
-        return f"FieldStore({str(self.path)!r}: {fields}; {levels})"
+        return f"FieldStore({str(self.path)!r}: {fields}; {resolutions})"
 
     def _read_layout(self) -> None:
         self._root = schema.open_root(self.location, self._storage_options)
@@ -221,7 +221,7 @@ class FieldStore:
         return None
 
     def dataset(self, resolution: Resolution) -> xr.Dataset:
-        """Open one level as a labelled data set, read when its values are asked for."""
+        """Open one resolution as a labelled data set, read when its values are asked for."""
         options = None if self._storage_options is None else dict(self._storage_options)
         return xr.open_zarr(self.location, group=self.key(resolution), chunks=None, storage_options=options)
 
@@ -232,7 +232,7 @@ class FieldStore:
         rows: slice | NDArray[np.int64] = slice(None),
         times: slice = slice(None),
     ) -> NDArray[np.float32]:
-        """Read a variable in some rows of a level, counted within it, and at some times where it varies.
+        """Read a variable in some rows of a resolution, counted within it, and at some times where it varies.
 
         ``layout.rows`` gives the rows of a split. `InputError` if there is no such variable, a chunk is
         damaged, or a value is not finite, as of a lost chunk.
@@ -246,19 +246,19 @@ class FieldStore:
                 f"{self.path}, {key}/{name}: {self._damaged(key, name, rows, times)} is damaged ({error}). "
                 "Restore the store or make it anew"
             ) from error
-        check_finite(values, self.layout.samples(key)[rows], f"{self.path}, {key}/{name}", lost=True)
+        check_finite(values, self.layout.samples(key)[rows], f"{self.path}, {key}/{name}", LOST)
         return values
 
     def _damaged(self, key: str, name: str, rows: slice | NDArray[np.int64], times: slice) -> str:
         """Name the chunk that cannot be read, among those that hold some rows."""
         samples = self.layout.samples(key)
         for chunk in np.unique(np.arange(len(samples))[rows] // self.layout.chunk):
-            here = slice(chunk * self.layout.chunk, (chunk + 1) * self.layout.chunk)
+            span = slice(chunk * self.layout.chunk, (chunk + 1) * self.layout.chunk)
             try:
-                schema.values_of(self._root, f"{key}/{name}", here, times)
+                schema.values_of(self._root, f"{key}/{name}", span, times)
             except schema.DAMAGED:
-                return f"the chunk of samples {samples[here][0]} to {samples[here][-1]}"
-        return "a chunk"  # not any more: somebody is mending it
+                return f"the chunk of samples {samples[span][0]} to {samples[span][-1]}"
+        return "a chunk"  # not any more: it is being mended
 
     def pending(self) -> list[slice]:
         """List the chunks that are not written yet, as slices of sample numbers."""
@@ -267,10 +267,18 @@ class FieldStore:
         written = schema.values_of(self._root, schema.WRITTEN)
         return [samples for samples, done in zip(self.layout.chunks, written, strict=True) if not done]
 
+    @property
+    def n_pending(self) -> int:
+        """Number of samples that are not written yet."""
+        return sum(samples.stop - samples.start for samples in self.pending())
+
     def write(
-        self, samples: slice, fields: Mapping[_Level, Mapping[str, ArrayLike]], times: slice | None = None
+        self,
+        samples: slice,
+        fields: Mapping[_Resolution, Mapping[str, ArrayLike]],
+        times: slice | None = None,
     ) -> None:
-        """Write the fields of one chunk of samples at every level, then mark it as written.
+        """Write the fields of one chunk of samples at every resolution, then mark it as written.
 
         Processes may write different chunks at once. A chunk larger than memory is written in pieces of time,
         in their order, steady variables with the first; the last one marks it.
@@ -280,7 +288,7 @@ class FieldStore:
         samples : slice
             One of `pending`.
         fields : mapping
-            For each level that holds the samples its variables, shape ``(samples, *grid.shape)``, or
+            For each resolution that holds the samples its variables, shape ``(samples, *grid.shape)``, or
             ``(samples, times, *grid.shape)``.
         times : slice, optional
             One of ``layout.time_chunks``; by default all times.
@@ -292,41 +300,37 @@ class FieldStore:
             another store was begun in this one's place.
         """
         schema.path_of(self.location)
-        every = self.layout.time_chunks
-        for name, span, chunks, known in (
+        time_chunks = self.layout.time_chunks
+        for name, part, chunks, known in (
             ("samples", samples, self.layout.chunks, "pending()"),
-            ("times", every[0] if times is None else times, every, "layout.time_chunks"),
+            ("times", times or time_chunks[0], time_chunks, "layout.time_chunks"),
         ):
-            if span not in chunks:
-                raise InputError(f"{name}={span} is no chunk of {self.path}; expected one of `{known}`")
-        span = slice(0, every[-1].stop) if times is None else times
-        given = {self.key(resolution): variables for resolution, variables in fields.items()}
-        arrays = accept(self.layout, samples, given, span)
+            if part not in chunks:
+                raise InputError(f"{name}={part} is no chunk of {self.path}; expected one of `{known}`")
+        span = times or slice(0, time_chunks[-1].stop)
+        keyed = {self.key(resolution): variables for resolution, variables in fields.items()}
+        arrays = accept(self.layout, samples, keyed, span)
         root = self._to_write()
         if root.attrs["complete"]:
             raise InputError(f"{self.path} is finished; to write it anew, create it with overwrite=True")
-        chunk, levels = self.layout.chunks.index(samples), list(self.grids)
+        chunk, keys = self.layout.chunks.index(samples), list(self.grids)
         names = [variable.name for variable in self.variables]
         rounding = schema.array(root, schema.ROUNDING)
         lost = np.array(rounding[chunk]) if span.start else np.zeros(rounding.shape[1:])
         for (key, name), (values, loss) in arrays.items():
-            rows, place = self.layout.rows_of(key, samples), (levels.index(key), names.index(name))
-            stored = schema.array(root, f"{key}/{name}")
-            if self.variables[place[1]].time:
-                stored[rows, span] = values
-            else:
-                stored[rows] = values
+            rows, place = self.layout.rows_of(key, samples), (keys.index(key), names.index(name))
+            index = (rows, span) if self.variables[place[1]].time else rows
+            schema.array(root, f"{key}/{name}")[index] = values
             if loss.moments.count:
                 lost[place] = (Rounding.from_row(lost[place]) + loss).to_row()
         if lost.any() or span.start:
             rounding[chunk] = lost
-        if span.stop == every[-1].stop:
+        if span.stop == time_chunks[-1].stop:
             schema.array(root, schema.WRITTEN)[chunk] = True
 
     def _to_write(self) -> zarr.Group:
         """Open the root for changes, if it is still the store that this one was opened as."""
-        what = f"{self.location} is gone, or is no store any more"
-        with refusing(what, "open the store again", *schema.DAMAGED):
+        with refusing(f"{self.location} is gone, or is no store any more", "open it again", *schema.DAMAGED):
             root = zarr.open_group(self.location, mode="r+")
         if root.attrs.get(schema.TOKEN) != self._token:
             raise InputError(
@@ -361,30 +365,10 @@ class FieldStore:
         if schema.ROUNDING not in self._root:
             return
         rows = schema.values_of(self._root, schema.ROUNDING)
-        for i, key in enumerate(self.grids):
-            for j, variable in enumerate(self.variables):
-                rounding = sum(map(Rounding.from_row, rows[:, i, j]), Rounding())
-                if rounding.is_too_small:
-                    raise InputError(
-                        f"{self.path}, {key}/{variable.name}: values from {rounding.moments.low:g} to "
-                        f"{rounding.moments.high:g}, below what float32 holds, {SMALLEST:.1e}: give the "
-                        "variable in a smaller unit"
-                    )
-                if variable.reference and rounding.moments.count and rounding.is_constant:
-                    raise InputError(
-                        f"{self.path}, {key}/{variable.name}: does not vary beside "
-                        f"reference={{{variable.name!r}: {variable.reference!r}}}; expected a constant near "
-                        "the variable's mean, or none for one that is constant: leave reference out"
-                    )
-                if rounding.loss > LARGEST_LOSS:
-                    mean, std = rounding.moments.mean, rounding.moments.std
-                    constant = variable.reference + rounding.reference
-                    raise InputError(
-                        f"{self.path}, {key}/{variable.name}: {mean:.9g} with a standard deviation of "
-                        f"{std:.3g}, of which float32 loses {rounding.loss:.1%}; expected at most "
-                        f"{LARGEST_LOSS:.1%}. Write its difference from a constant, which the store keeps: "
-                        f"reference={{{variable.name!r}: {constant!r}}}"
-                    )
+        for (i, key), (j, variable) in product(enumerate(self.grids), enumerate(self.variables)):
+            rounding = sum(map(Rounding.from_row, rows[:, i, j]), Rounding())
+            if violation := rounding.violation(variable.name, variable.reference):
+                raise InputError(f"{self.path}, {key}/{variable.name}: {violation}")
 
     def discard(self) -> None:
         """Remove a store that is not finished and still this one; the one that it was to replace stays."""
@@ -410,7 +394,7 @@ class FieldStore:
     def statistics_of(
         self, split: str, transforms: Mapping[str, str] | None = None, *, each: Each = map
     ) -> dict[str, Any]:
-        """Take the statistics of a split at the finest level that holds it, as ``attrs["statistics"]``.
+        """Take the statistics of a split at the finest resolution that holds it, as ``attrs["statistics"]``.
 
         Parameters
         ----------
@@ -429,11 +413,11 @@ class FieldStore:
         chunks = [slice(start, min(start + self.layout.chunk, rows.stop)) for start in starts]
         total = [Moments() for _ in self.variables]
         for part in each(partial(_moments, self, key, chosen), chunks):
-            total = [one + other for one, other in zip(total, part, strict=True)]
+            total = [whole + moments for whole, moments in zip(total, part, strict=True)]
         variables = {}
-        for variable, moments in zip(self.variables, total, strict=True):
-            told = {"transform": chosen[variable.name]} if variable.name in chosen else {}
-            variables[variable.name] = {"mean": moments.mean, "std": moments.std, **told}
+        for name, moments in zip((variable.name for variable in self.variables), total, strict=True):
+            transform = {"transform": chosen[name]} if name in chosen else {}
+            variables[name] = {"mean": moments.mean, "std": moments.std, **transform}
         return {
             "split": split,
             "level": key,
@@ -444,9 +428,9 @@ class FieldStore:
 
 
 def _moments(store: FieldStore, key: str, transforms: Mapping[str, str], rows: slice) -> list[Moments]:
-    """Take the moments of each variable over some rows of a level."""
+    """Take the moments of each variable over some rows of a resolution."""
     weights = store.grids[key].weights
-    found = []
+    moments = []
     for variable in store.variables:
         name, total = variable.name, Moments()
         for times in store.layout.time_chunks if variable.time else [slice(None)]:
@@ -454,5 +438,5 @@ def _moments(store: FieldStore, key: str, transforms: Mapping[str, str], rows: s
             values = transformed(read, transforms.get(name), f"{store.path}, {key}/{name}")
             # Every time counts as a sample.
             total += Moments.of(values.reshape(-1, *weights.shape), weights)
-        found.append(total)
-    return found
+        moments.append(total)
+    return moments

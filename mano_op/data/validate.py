@@ -1,4 +1,4 @@
-"""Values that a store accepts: all variables of a level, of its shape, finite in float32."""
+"""Checks of the values that are written to a store: all variables, of their shapes, finite in float32."""
 
 from __future__ import annotations
 
@@ -13,40 +13,36 @@ from mano_op.data.layout import Layout
 from mano_op.data.precision import Rounding
 from mano_op.errors import InputError
 
+# A lost chunk reads as NaN.
+LOST = "a chunk of the store is lost or was changed: restore the store or make it anew"
 
-def check_finite(values: NDArray[Any], samples: NDArray[np.int64], where: str, *, lost: bool = False) -> None:
-    """Refuse values ``(n, ...)`` that are not finite, naming the first of the sample numbers ``(n,)``.
 
-    `lost` tells that a lost chunk reads as NaN.
-    """
+def check_finite(
+    values: NDArray[Any], samples: NDArray[np.int64], where: str, remedy: str = "expected finite values"
+) -> None:
+    """Refuse values ``(n, ...)`` that are not finite, naming the first of the sample numbers ``(n,)``."""
     bad = samples[~np.isfinite(values).reshape(len(values), -1).all(axis=1)]
     if len(bad):
         more = f" (and {len(bad) - 1} more samples)" if len(bad) > 1 else ""
-        remedy = (
-            "a chunk of the store is lost or was changed: restore the store or make it anew"
-            if lost
-            else "expected finite values"
-        )
         raise InputError(f"{where}: sample {bad[0]}{more} has a NaN or an infinity; {remedy}")
 
 
 def accept(
     layout: Layout, samples: slice, fields: Mapping[str, Mapping[str, ArrayLike]], times: slice = slice(None)
 ) -> dict[tuple[str, str], tuple[NDArray[np.float32], Rounding]]:
-    """Return the fields of some samples as they are stored, by level and variable, and their rounding.
+    """Return the fields of some samples as they are stored, by resolution and variable, and their rounding.
 
-    Each level that holds any of the samples has its variables, shape ``(samples, *grid.shape)``, or
+    Each resolution that holds any of the samples has its variables, shape ``(samples, *grid.shape)``, or
     ``(samples, times, *grid.shape)``; steady ones come with the first time. `InputError` if names or shapes
     do not fit, or a value is not finite.
     """
     rows = {key: layout.rows_of(key, samples) for key in layout.grids}
-    expected = sorted(key for key in layout.grids if rows[key].start < rows[key].stop)
-    _check_given(f"samples {samples.start} to {samples.stop - 1}: resolutions", fields, expected)
+    expected = [key for key in layout.grids if rows[key].start < rows[key].stop]
+    _check_names(f"samples {samples.start} to {samples.stop - 1}: resolutions", fields, expected)
     written = [variable for variable in layout.variables if variable.time or not times.start]
-    names = [variable.name for variable in written]
     accepted = {}
     for key, variables in fields.items():
-        _check_given(f"{key}: variables", variables, sorted(names))
+        _check_names(f"{key}: variables", variables, [variable.name for variable in written])
         numbers = layout.samples(key)[rows[key]]
         for variable in written:
             where = f"{key}/{variable.name}"
@@ -59,9 +55,9 @@ def accept(
     return accepted
 
 
-def _check_given(what: str, given: Iterable[str], expected: list[str]) -> None:
-    if sorted(given) != expected:
-        raise InputError(f"{what} {sorted(given)}; expected {expected}: give these")
+def _check_names(what: str, names: Iterable[str], expected: list[str]) -> None:
+    if sorted(names) != sorted(expected):
+        raise InputError(f"{what} {sorted(names)}; expected {sorted(expected)}: give these")
 
 
 def _rounded(

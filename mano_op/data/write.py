@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import xarray as xr
@@ -85,7 +85,7 @@ def write_fields(
         `Variable`. Without them the interpolated baseline of a transfer is worse than it could be.
     domain : mapping of str to (float, float), optional
         Ends of each axis. By default those of CF bounds, or what the finest coordinates and `registration`
-        imply; with a single level one of the two is required, except where an axis is periodic.
+        imply; with a single resolution one of the two is required, except where an axis is periodic.
     reference : mapping of str to float, optional
         Constants to subtract, where float32 does not hold the variation: ``{"pressure": 101325.0}``.
     initial : mapping of str to str, optional
@@ -114,21 +114,23 @@ def write_fields(
     True
     """
     writing = FieldWriting(**options)
-    _check_given(fields, inputs, outputs, splits)
+    for violation in _violations(fields, inputs, outputs):
+        raise InputError(violation)
+    check_splits(splits)
     names = [*inputs, *outputs]
     axes, varying = _check_variables(fields, names)
     registration = registrations_of(registration, axes)
     times, time_units = times_of(fields) if varying else ([], "1")
     periodic = {axis: bc == "periodic" for axis, bc in boundary_conditions.items()}
-    held = splits_held(fields, splits)
+    splits_at = splits_held(fields, splits)
     grids: dict[Grid, xr.Dataset] = {}
-    holds: dict[Grid, list[str]] = {}
+    held: dict[Grid, list[str]] = {}
     for resolution in sorted(fields, key=lambda key: -math.prod(fields[key].sizes[axis] for axis in axes)):
         data = fields[resolution]
-        if domain is None:  # as the finest level has it
+        if domain is None:  # as the finest resolution has it
             domain = domain_of(resolution, data, axes, registration, periodic, alone=len(fields) == 1)
         grid = grid_of(resolution, data, axes, registration, domain, periodic)
-        grids[grid], holds[grid] = data[names], held[resolution]
+        grids[grid], held[grid] = data[names], splits_at[resolution]
 
     finest, n_times = next(iter(grids)), max(1, len(times))
     chunk = writing.chunk or chunk_for(math.prod(finest.shape) * n_times, splits, held.values())
@@ -139,7 +141,7 @@ def write_fields(
         boundary_conditions=boundary_conditions,
         levels=writing.levels,
         chunk=chunk,
-        held=holds,
+        held=held,
         times=times,
         time_units=time_units,
         chunk_times=writing.chunk_times or _times_to_a_chunk(finest, n_times, chunk),
@@ -149,7 +151,7 @@ def write_fields(
     client = writing.client
     if client is not None:
         for resolution, data in fields.items():
-            check_sendable(f"fields at {resolution}", _culled(data[names].isel(sample=slice(0, 1))))
+            check_sendable(f"fields at {resolution}", optimize(data[names].isel(sample=slice(0, 1)))[0])
     ask = initial is None
     return write_store(
         path,
@@ -173,23 +175,22 @@ def _times_to_a_chunk(grid: Grid, n_times: int, chunk: int) -> int:
     return n_times if field_bytes * n_times <= 8 * TARGET_BYTES else max(1, TARGET_BYTES // field_bytes)
 
 
-def _check_given(fields: Any, inputs: Sequence[str], outputs: Sequence[str], splits: Any) -> None:
+def _violations(fields: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Iterator[str]:
     several = isinstance(fields, Mapping) and not isinstance(fields, xr.Dataset) and fields
     if not several or not (inputs or outputs):
-        raise InputError(
+        yield (
             f"fields is a {type(fields).__name__}, inputs={inputs}, outputs={outputs}; expected a data set "
             "for each resolution: {64: data}, say, and names of its variables"
         )
-    for what, given in (("inputs", inputs), ("outputs", outputs)):
-        if isinstance(given, str):
-            raise InputError(f"{what}={given!r}; expected a list of names: {what}=[{given!r}]")
+    for option, names in (("inputs", inputs), ("outputs", outputs)):
+        if isinstance(names, str):
+            yield f"{option}={names!r}; expected a list of names: {option}=[{names!r}]"
     for resolution, data in fields.items():
         if not isinstance(data, xr.Dataset):
-            raise InputError(
+            yield (
                 f"fields at {resolution} is a {type(data).__name__}; expected a Dataset: open a file with "
                 "`xarray.open_dataset`, and make one of arrays with `xarray.Dataset({name: array})`"
             )
-    check_splits(splits)
 
 
 def _parts(
@@ -201,13 +202,8 @@ def _parts(
         for grid, data in sources.items()
         if (rows := store.layout.rows_of(store.key(grid), samples)).start < rows.stop
     }
-    return {grid: _culled(part) for grid, part in parts.items()} if culled else parts
-
-
-def _culled(data: xr.Dataset) -> xr.Dataset:
-    """Drop the tasks behind dask that the values do not need."""
-    (culled,) = optimize(data)
-    return cast(xr.Dataset, culled)
+    # Without the tasks behind dask that the values do not need.
+    return {grid: optimize(part)[0] for grid, part in parts.items()} if culled else parts
 
 
 def _write_block(sources: Mapping[Grid, xr.Dataset], ask: bool, store: FieldStore, block: slice) -> int:
@@ -223,7 +219,7 @@ def _write_parts(
     reader = SourceReader(parts, [*store.inputs, *store.outputs], scheduler)
     for times in store.layout.time_chunks:
         for samples in missing:
-            fields = _differences(store, _read(reader, store, parts, block, samples, times))
+            fields = _read(reader, store, parts, block, samples, times)
             if samples.start == 0 and times.start == 0:
                 _check_ends(store, fields)
                 if ask:
@@ -240,7 +236,7 @@ def _read(
     samples: slice,
     times: slice,
 ) -> dict[Grid, dict[str, NDArray[Any]]]:
-    """Read some samples of a block at some times; what does not vary in time, with the first."""
+    """Read samples of a block at some times, steady variables with the first, and subtract references."""
     names = [variable.name for variable in store.variables if variable.time or not times.start]
     rows = {}
     for grid in parts:
@@ -248,13 +244,6 @@ def _read(
         span = store.layout.rows_of(store.key(grid), samples)
         if span.start < span.stop:
             rows[grid] = slice(span.start - first, span.stop - first)
-    return reader.read(rows, times, names)
-
-
-def _differences(
-    store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray[Any]]]
-) -> dict[Grid, dict[str, NDArray[Any]]]:
-    """Subtract the reference of each variable."""
     constants = {variable.name: variable.reference for variable in store.variables}
     return {
         grid: {
@@ -263,7 +252,7 @@ def _differences(
             else values
             for name, values in variables.items()
         }
-        for grid, variables in fields.items()
+        for grid, variables in reader.read(rows, times, names).items()
     }
 
 
@@ -294,7 +283,7 @@ def _check_chunk(sources: Mapping[Grid, xr.Dataset], store: FieldStore, samples:
     reader = SourceReader(parts, [*store.inputs, *store.outputs], "threads")
     varying = {variable.name for variable in store.variables if variable.time}
     for times in store.layout.time_chunks:
-        fields = _differences(store, _read(reader, store, parts, samples, samples, times))
+        fields = _read(reader, store, parts, samples, samples, times)
         for grid, variables in fields.items():
             key = store.key(grid)
             rows = store.layout.rows_of(key, samples)
@@ -312,21 +301,21 @@ def _check_variables(
     fields: Mapping[_Shape, xr.Dataset], names: Sequence[str]
 ) -> tuple[tuple[str, ...], frozenset[str]]:
     """Return the spatial dimensions, which all variables share, and the variables that vary in time."""
-    found: set[tuple[str, ...]] = set()
+    dimensions: set[tuple[str, ...]] = set()
     varying: dict[str, set[bool]] = {name: set() for name in names}
     for resolution, data in fields.items():
         for name in names:
             check_has(f"the data set at {resolution}", "variable", [name], data.data_vars)
-            dimensions = tuple(map(str, data[name].dims))
-            varying[name].add(dimensions[1:2] == ("time",))
-            found.add(dimensions)
-    spatial = {("sample", *dims[2:]) if dims[1:2] == ("time",) else dims for dims in found}
+            dims = tuple(map(str, data[name].dims))
+            varying[name].add(dims[1:2] == ("time",))
+            dimensions.add(dims)
+    spatial = {("sample", *dims[2:]) if dims[1:2] == ("time",) else dims for dims in dimensions}
     first = min(spatial)
     alike = len(spatial) == 1 and all(len(has_times) == 1 for has_times in varying.values())
     if not alike or first[0] != "sample" or len(first) < 2:
         raise InputError(
-            f"dimensions {sorted(found)}; expected ('sample', ...) or ('sample', 'time', ...) and then the "
-            "same axes for all variables at all resolutions: first `data.rename(run='sample')`, "
+            f"dimensions {sorted(dimensions)}; expected ('sample', ...) or ('sample', 'time', ...) and then "
+            "the same axes for all variables at all resolutions: first `data.rename(run='sample')`, "
             "`data.transpose(...)`, or `data.expand_dims('sample')` for a single sample"
         )
     axes = first[1:]
@@ -353,35 +342,34 @@ def _variables(
     initial: Mapping[str, str] | None,
 ) -> list[Variable]:
     """Make variables of attributes, which are the same at every resolution, but for cell_methods."""
-    given = {"boundary_values": boundary_values, "reference": reference, "initial": initial or {}}
-    for option, about in given.items():
-        check_some_of(f"{option} of", about, [*inputs, *outputs])
-    levels = {group_name([data.sizes[axis] for axis in axes]): data for data in fields.values()}
+    options = {"boundary_values": boundary_values, "reference": reference, "initial": initial or {}}
+    for option, by_name in options.items():
+        check_some_of(f"{option} of", by_name, [*inputs, *outputs])
+    keyed = {group_name([data.sizes[axis] for axis in axes]): data for data in fields.values()}
     variables = []
-    for role, names in (("input", inputs), ("output", outputs)):
-        for name in names:
-            told: list[dict[str, Any]] = [
-                {about: str(data[name].attrs.get(about, missing)) for about, missing in _ATTRIBUTES.items()}
-                for data in fields.values()
-            ]
-            check_same(f"{name}: attributes", dict(zip(fields, told, strict=True)))
-            methods = {
-                key: str(data[name].attrs.get("cell_methods", "area: point")) for key, data in levels.items()
-            }
-            parameter = role == "input" and varying and name not in varying
-            unsaid = "" if parameter else None
-            variables.append(
-                Variable(
-                    name,
-                    cast(Literal["input", "output"], role),
-                    **told[0],
-                    cell_methods=methods,
-                    boundary_value=_difference(boundary_values.get(name), reference.get(name, 0.0)),
-                    time=name in varying,
-                    reference=reference.get(name, 0.0),
-                    initial_of=None if initial is None else initial.get(name, unsaid),
-                )
+    for name in [*inputs, *outputs]:
+        role: Literal["input", "output"] = "input" if name in inputs else "output"
+        attributes: dict[Any, dict[str, Any]] = {
+            resolution: {key: str(data[name].attrs.get(key, missing)) for key, missing in _ATTRIBUTES.items()}
+            for resolution, data in fields.items()
+        }
+        check_same(f"{name}: attributes", attributes)
+        parameter = role == "input" and varying and name not in varying
+        variables.append(
+            Variable(
+                name,
+                role,
+                **next(iter(attributes.values())),
+                cell_methods={
+                    key: str(data[name].attrs.get("cell_methods", "area: point"))
+                    for key, data in keyed.items()
+                },
+                boundary_value=_difference(boundary_values.get(name), reference.get(name, 0.0)),
+                time=name in varying,
+                reference=reference.get(name, 0.0),
+                initial_of=None if initial is None else initial.get(name, "" if parameter else None),
             )
+        )
     return variables
 
 
