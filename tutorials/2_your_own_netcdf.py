@@ -70,8 +70,8 @@ print(check_store(store.path) or "The store is as its format asks.")
 # %% [markdown]
 # ## A second resolution
 #
-# A coarse level of the same runs, by the low-pass that a periodic field allows; `"mean"` is for fields that
-# are averages over cells. A silent stride would alias, so there is none.
+# A coarser resolution of the same runs, by the low-pass that a periodic field allows; `"mean"` is for
+# fields that are averages over cells. A silent stride would alias, so there is none.
 
 # %%
 store = coarsen_store(store, here / "both.zarr", [64], method="lowpass")

@@ -13,7 +13,7 @@ from mano_op.errors import InputError, did_you_mean, listed
 
 
 def check_one_of(name: str, value: object, choices: Iterable[str]) -> None:
-    """Refuse a value that is none of some words."""
+    """Refuse a value that is none of the choices."""
     words = list(choices)
     if value not in words:
         raise InputError(
@@ -21,26 +21,26 @@ def check_one_of(name: str, value: object, choices: Iterable[str]) -> None:
         )
 
 
-def check_some_of(what: str, given: Iterable[object], known: Iterable[object], remedy: str = "") -> None:
+def check_some_of(what: str, names: Iterable[object], known: Iterable[object], remedy: str = "") -> None:
     """Refuse names that are not known."""
-    there = list(known)
-    if unknown := [str(name) for name in given if name not in there]:
-        expected = ", ".join(map(str, there)) or "nothing"
+    choices = list(known)
+    if unknown := [str(name) for name in names if name not in choices]:
+        expected = ", ".join(map(str, choices)) or "nothing"
         raise InputError(f"{what} {', '.join(unknown)}; expected some of {expected}{remedy}")
 
 
 def check_each(
-    name: str, given: Mapping[str, Any], keys: Sequence[str], alone: str = "", words: str = ""
+    name: str, values: Mapping[str, Any], keys: Sequence[str], alone: str = "", words: str = ""
 ) -> None:
-    """Refuse a mapping that has not one value for each of some keys."""
-    if sorted(given) != sorted(keys):
-        raise InputError(f"{name}={dict(given)}; expected {alone}one for each of {', '.join(keys)}{words}")
+    """Refuse a mapping that has not one value for each key."""
+    if sorted(values) != sorted(keys):
+        raise InputError(f"{name}={dict(values)}; expected {alone}one for each of {', '.join(keys)}{words}")
 
 
 def check_has(
-    where: object, kind: str, names: Iterable[str], there: Iterable[object], remedy: str = ""
+    where: object, kind: str, names: Iterable[str], present: Iterable[object], remedy: str = ""
 ) -> None:
-    """Refuse names of what is not there.
+    """Refuse names of what is missing.
 
     Examples
     --------
@@ -49,7 +49,7 @@ def check_has(
     ...
     mano_op.errors.InputError: darcy.zarr has no variable 'v'; it has a, u
     """
-    known = list(there)
+    known = list(present)
     if missing := [name for name in names if name not in known]:
         raise InputError(
             f"{where} has no {kind} {missing[0]!r}; it has {', '.join(map(str, known)) or 'none'}{remedy}"
@@ -138,11 +138,11 @@ def check_ends_differ(
             )
 
 
-def check_same(what: str, told: Mapping[Any, object]) -> None:
-    """Refuse resolutions that say different things."""
-    first, *others = told.values()
+def check_same(what: str, values: Mapping[Any, object]) -> None:
+    """Refuse values that differ between resolutions."""
+    first, *others = values.values()
     if any(other != first for other in others):
-        raise InputError(f"{what} differ between resolutions: {dict(told)}; make them agree")
+        raise InputError(f"{what} differ between resolutions: {dict(values)}; make them agree")
 
 
 def check_alike(file: object, first: object, what: str, ours: object, theirs: object) -> None:

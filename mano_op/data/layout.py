@@ -292,7 +292,9 @@ class Layout:
                 f"grids of the shapes {[grid.shape for grid in ordered]}; expected some: give each once"
             )
         held, derived, n_times = held or {}, derived or {}, max(1, len(times))
-        about = {axis: {} for axis in ordered[0].names} | dict(coordinates or {})
+        about: dict[str, Mapping[str, str]] = {axis: {} for axis in ordered[0].names} | dict(
+            coordinates or {}
+        )
         for option, named in (
             ("held", held),
             ("derived", [*derived, *(source for source, _ in derived.values())]),
