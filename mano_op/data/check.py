@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from itertools import product
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec
+from zarr.storage import MemoryStore
 
 from mano_op.data.digests import Digests
 from mano_op.data.layout import AVERAGE, Variable
@@ -23,19 +23,31 @@ from mano_op.data.schema import (
     DAMAGED,
     VERSIONS,
     array,
+    lay_out,
     multiscales,
     partial_path,
     place_of,
-    values_of,
 )
 from mano_op.data.store import FieldStore, open_store
-from mano_op.errors import InputError
+from mano_op.errors import InputError, listed
 from mano_op.grid import Grid
 from mano_op.resample import nests
 
 # How far fields that are one at shared points may differ there, in standard deviations: float32, and a sum.
 _SAME = 1e-4
 _RESTORE = "restore it or make the store anew"
+
+# Attributes of fields and coordinates that a reader goes by.
+_ATTRIBUTES = (
+    "units",
+    "long_name",
+    "standard_name",
+    "bounds",
+    "role",
+    "reference",
+    "initial_of",
+    "boundary_value",
+)
 
 
 def check_store(
@@ -72,12 +84,18 @@ def check_store(
         return [str(error)]
     options = None if storage_options is None else dict(storage_options)
     root = zarr.open_group(store.location, mode="r", use_consolidated=False, storage_options=options)
-    if violations := list(_arrays(store, root)):
+    expected = _laid_out(store)
+    if violations := list(_missing(root, expected)):
         return violations
     violations += [*_groups(store, root), *_about(store, root), *_derived(store)]
-    for key in store.grids:
-        violations += list(_damaged_labels(store, root, key)) or _labels(store, root, key)
-        violations += _storage(store, root, key)
+    variables = [*store.inputs, *store.outputs]
+    for key, grid in store.grids.items():
+        for name in sorted(expected[key].array_keys(), key=lambda name: (name in variables, name)):
+            where = f"{key}/{name}"
+            stored, right = array(root, where), array(expected, where)
+            violations += (_field if name in variables else _label)(where, stored, right)
+            if name in (*grid.names, *variables):
+                violations += _attributes(where, stored, right)
     digests = Digests(store)
     damaged = list(_fields(store, progress, digests))
     violations += damaged
@@ -87,11 +105,17 @@ def check_store(
     return violations
 
 
-def _arrays(store: FieldStore, root: zarr.Group) -> Iterator[str]:
+def _laid_out(store: FieldStore) -> zarr.Group:
+    """Lay out in memory what the store should be, by its own labels at the finest resolution."""
+    memory = MemoryStore()
+    lay_out(memory, store.layout, {})
+    return zarr.open_group(memory, mode="r")
+
+
+def _missing(root: zarr.Group, expected: zarr.Group) -> Iterator[str]:
     """Find resolutions and arrays in the root's metadata that are missing or damaged."""
-    for key in store.grids:
-        names = [*_names(store, key), *store.inputs, *store.outputs]
-        for where in (key, *(f"{key}/{name}" for name in names)):
+    for key, group in expected.groups():
+        for where in (key, *(f"{key}/{name}" for name in sorted(group.array_keys()))):
             try:
                 _ = root[key] if where == key else array(root, where)
                 continue
@@ -101,20 +125,6 @@ def _arrays(store: FieldStore, root: zarr.Group) -> Iterator[str]:
                 yield f"{where}: its zarr.json is damaged ({error}); {_RESTORE}"
             if where == key:
                 break
-
-
-def _names(store: FieldStore, key: str) -> list[str]:
-    """Names of the arrays that label the others."""
-    axes = [name for axis in store.grids[key].names for name in (axis, f"{axis}_bnds")]
-    return ["sample", "split", *(["time"] if store.layout.times else []), *axes]
-
-
-def _damaged_labels(store: FieldStore, root: zarr.Group, key: str) -> Iterator[str]:
-    for name in _names(store, key):
-        try:
-            values_of(root, f"{key}/{name}")
-        except DAMAGED as error:
-            yield f"{key}/{name}: cannot be read ({error}); {_RESTORE}"
 
 
 def _groups(store: FieldStore, root: zarr.Group) -> Iterator[str]:
@@ -172,25 +182,44 @@ def _derived(store: FieldStore) -> Iterator[str]:
                 )
 
 
-def _storage(store: FieldStore, root: zarr.Group, key: str) -> Iterator[str]:
-    for name in _names(store, key):
-        yield from _checksum(f"{key}/{name}", array(root, f"{key}/{name}"))
-    for variable in store.variables:
-        where = f"{key}/{variable.name}"
-        stored, expected = array(root, where), store.layout.chunk_shape(key, variable)
-        if stored.dtype != np.float32:
-            yield f"{where}: stored as {stored.dtype}, expected float32; write the array anew"
-        elif not np.isnan(stored.fill_value):
-            yield (
-                f"{where}: fill_value={stored.fill_value}, expected NaN, or a chunk that is lost reads as "
-                "values; write the array anew"
-            )
-        if stored.chunks != expected:
-            yield (
-                f"{where}: chunks of shape {stored.chunks}, expected {expected}, whole fields of "
-                f"samples_per_chunk={store.layout.chunk} samples; write the array anew"
-            )
-        yield from _checksum(where, stored)
+def _field(where: str, stored: zarr.Array, expected: zarr.Array) -> Iterator[str]:
+    if stored.dtype != expected.dtype:
+        yield f"{where}: stored as {stored.dtype}, expected {expected.dtype}; write the array anew"
+    elif not np.isnan(stored.fill_value):
+        yield (
+            f"{where}: fill_value={stored.fill_value}, expected NaN, or a chunk that is lost reads as "
+            "values; write the array anew"
+        )
+    if stored.chunks != expected.chunks:
+        yield (
+            f"{where}: chunks of shape {stored.chunks}, expected {expected.chunks}, whole fields of "
+            "samples_per_chunk samples; write the array anew"
+        )
+    yield from _checksum(where, stored)
+
+
+def _label(where: str, stored: zarr.Array, expected: zarr.Array) -> Iterator[str]:
+    try:
+        values = np.asarray(stored[...])
+    except DAMAGED as error:
+        yield f"{where}: cannot be read ({error}); {_RESTORE}"
+        return
+    right = np.asarray(expected[...])
+    if right.dtype.kind == "f" and right.shape == values.shape:
+        same = np.allclose(values, right, rtol=0, atol=1e-6 * np.ptp(right) / len(right))
+    else:
+        same = np.array_equal(values.astype(object), right.astype(object))
+    if not same:
+        yield f"{where}: expected {listed(right.ravel().tolist())}; set them"
+    yield from _checksum(where, stored)
+
+
+def _attributes(where: str, stored: zarr.Array, expected: zarr.Array) -> Iterator[str]:
+    for name in _ATTRIBUTES:
+        default = 0.0 if name == "reference" else None
+        value, right = (array.attrs.get(name, default) for array in (stored, expected))
+        if value != right:
+            yield f"{where}: attribute {name}={value!r}, expected {right!r}, as at all resolutions; set it"
 
 
 def _checksum(where: str, stored: zarr.Array) -> Iterator[str]:
@@ -199,49 +228,6 @@ def _checksum(where: str, stored: zarr.Array) -> Iterator[str]:
         yield (
             f"{where}: compressors {codecs}, expected Crc32cCodec as the last, or a flipped bit reads as a "
             "value; write the array anew"
-        )
-
-
-def _labels(store: FieldStore, root: zarr.Group, key: str) -> Iterator[str]:
-    grid, layout = store.grids[key], store.layout
-    samples, held = layout.samples(key), layout.held[key]
-    if not np.array_equal(values_of(root, f"{key}/sample"), samples):
-        yield (
-            f"{key}/sample: expected the numbers {samples[0]} to {samples[-1]} of {', '.join(held)}, as they "
-            "are at other resolutions; set them"
-        )
-    split = np.concatenate([np.full(layout.splits[name], name, dtype=object) for name in held])
-    if not np.array_equal(values_of(root, f"{key}/split").astype(object), split):
-        expected = ", ".join(f"{name} {layout.splits[name]} times" for name in held)
-        yield f"{key}/split: expected {expected}; set them"
-    for axis in grid:
-        where, bounds = f"{key}/{axis.name}", f"{axis.name}_bnds"
-        attributes = array(root, where).attrs
-        if attributes.get("bounds") != bounds:
-            yield f"{where}: attribute bounds={attributes.get('bounds')!r}, expected {bounds!r}; set it"
-        for name, value in layout.coordinates[axis.name].items():
-            yield from _same(where, name, attributes.get(name), value)
-        if not np.allclose(values_of(root, f"{key}/{bounds}"), axis.bounds, rtol=0, atol=1e-6 * axis.spacing):
-            yield (
-                f"{key}/{bounds}: expected the interval that each point of a {axis.registration} axis stands "
-                "for; set them to the `bounds` of the grid's axis"
-            )
-    for variable in layout.variables:
-        yield from _attributes(key, variable, dict(array(root, f"{key}/{variable.name}").attrs))
-
-
-def _attributes(key: str, variable: Variable, attributes: dict[str, Any]) -> Iterator[str]:
-    for name in ("units", "long_name", "role", "reference", "initial_of", "boundary_value"):
-        expected = json.loads(json.dumps(getattr(variable, name)))  # as JSON has it, with lists for pairs
-        value = attributes.get(name, 0.0 if name == "reference" else None)
-        yield from _same(f"{key}/{variable.name}", name, value, expected)
-
-
-def _same(where: str, name: str, value: object, expected: object) -> Iterator[str]:
-    if value != expected:
-        yield (
-            f"{where}: attribute {name}={value!r}, another resolution has {expected!r}; say the same at all "
-            "resolutions"
         )
 
 

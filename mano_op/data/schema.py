@@ -228,7 +228,7 @@ def _derivation(layout: Layout, key: str) -> dict[str, Any]:
     }
 
 
-def lay_out(path: Path, layout: Layout, attributes: dict[str, Any]) -> None:
+def lay_out(path: Path | Store, layout: Layout, attributes: dict[str, Any]) -> None:
     """Write a store with all its labels and none of its fields."""
     root = zarr.create_group(path, zarr_format=3, attributes=attributes)
     shape = (len(layout.chunks), len(layout.grids), len(layout.variables), Rounding.SIZE)
