@@ -264,8 +264,16 @@ def test_only_values_at_points_have_to_agree_at_shared_points(kept, tmp_path):
     assert check(means) == []
 
 
-@pytest.mark.parametrize("name", ["sample", "split", "y_bnds", "x_bnds"])
-@pytest.mark.parametrize("damage", ["flip", "empty", "truncate"])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("sample", "flip"),
+        ("split", "empty"),
+        ("split", "truncate"),
+        ("y_bnds", "flip"),
+        ("x_bnds", "truncate"),
+    ],
+)
 def test_a_damaged_label_is_named(store, name, damage):
     file = next(path for path in (store.path / "r6x4" / name / "c").rglob("*") if path.is_file())
     content = bytearray(file.read_bytes())

@@ -49,8 +49,7 @@ def test_parts_give_the_loss_of_the_whole(mean, spread, cut):
     assert loss == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("amplitude", [0.02, 0.005, 0.0003])
-@pytest.mark.parametrize("chunk", [1, 5, None])
+@pytest.mark.parametrize(("amplitude", "chunk"), [(0.02, 1), (0.005, 5), (0.0003, None)])
 def test_a_variation_that_float32_loses_is_refused_and_its_remedy_keeps_it(tmp_path, amplitude, chunk):
     u = 101325.0 + amplitude * wave()
     with pytest.raises(
@@ -111,9 +110,8 @@ def test_boundary_values_are_those_of_the_difference(tmp_path):
         "int",
     ],
 )
-@pytest.mark.parametrize("chunk", [1, 12])
-def test_what_varies_little_in_a_part_is_judged_by_all_of_it(tmp_path, u, chunk):
-    store = write(tmp_path / "a.zarr", u, chunk=chunk)
+def test_what_varies_little_in_a_part_is_judged_by_all_of_it(tmp_path, u):
+    store = write(tmp_path / "a.zarr", u, chunk=1)
     np.testing.assert_array_equal(store.read(16, "u"), u.astype(np.float32))
 
 

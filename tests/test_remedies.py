@@ -1,7 +1,6 @@
 """What an error of `mano_op.data` says to do is done to the letter, and nothing is lost by it."""
 
 import ast
-import contextlib
 import re
 import shutil
 import threading
@@ -82,17 +81,9 @@ def told(store, part):
 
 def option(name, after="", **others):
     """Of messages, the value that they give an option: of "give domain={'x': (0, 1)}", the dictionary."""
-
-    def of(message, broken=None):
-        start = message.index(f"{after}{' ' if after.endswith(':') else ''}{name}=")
-        text = message[start:].partition("=")[2]
-        for end in range(1, len(text) + 1):
-            with contextlib.suppress(SyntaxError, ValueError):
-                if not text[end : end + 1].isalnum():
-                    return {name: ast.literal_eval(text[:end]), **others}
-        raise AssertionError(f"no {name}= in {message}")
-
-    return of
+    value = r"(\{.*?\}|\[.*?\]|\(.*?\)|'.*?'|[\w.]+)"
+    pattern = rf"{re.escape(after)} ?{name}={value}"
+    return lambda message, broken=None: {name: ast.literal_eval(re.search(pattern, message)[1]), **others}
 
 
 def code(message, start, /, dots=None, **names):

@@ -81,11 +81,11 @@ def coarsen_store(
     source = opened(source)
     finest = source.key(next(reversed(source.grids)) if from_resolution is None else from_resolution)
     fine = source.grids[finest]
-    chosen = _methods(source, method)
+    methods = _methods(source, method)
     coarse = [_coarser(fine, resolution) for resolution in resolutions]
     if not coarse:
         raise InputError("resolutions=[]; expected at least one to make")
-    for grid, (name, how) in product(coarse, chosen.items()):
+    for grid, (name, how) in product(coarse, methods.items()):
         _check_possible(fine, grid, name, how)
     if isinstance(source.path, Path) and path_of(path).resolve() == source.path.resolve():
         raise InputError(f"{path} is the source itself; give another path")
@@ -95,21 +95,21 @@ def coarsen_store(
     kept = ("boundary_conditions", "chunk", "times", "time_units", "coordinates", "as_plane")
     layout = Layout.plan(
         grids,
-        [_described(v, chosen[v.name], finest, keys) for v in source.variables],
+        [_described(v, methods[v.name], finest, keys) for v in source.variables],
         {split: size for split, size in source.splits.items() if split in held},
         levels="resampled",
         chunk_times=source.layout.chunk_times if source.layout.times else None,
-        derived={grid: (fine, _in_words(chosen)) for grid in coarse} if keep else {},
+        derived={grid: (fine, _in_words(methods)) for grid in coarse} if keep else {},
         **{name: getattr(source.layout, name) for name in kept},
     )
     provenance = {
-        "coarsened": {"store": source.name, "level": finest, "method": chosen},
+        "coarsened": {"store": source.name, "level": finest, "method": methods},
         "of": {k: v for k, v in source.attrs.get("provenance", {}).items() if k != "versions"},
     }
     return write_store(
         path,
         layout,
-        partial(_write_chunk, source, finest, chosen),
+        partial(_write_chunk, source, finest, methods),
         writing,
         title=source.attrs.get("title", ""),
         provenance=provenance,
@@ -129,11 +129,11 @@ def coarsened(
 
 def _methods(source: FieldStore, method: Coarsening | Mapping[str, Coarsening]) -> dict[str, Coarsening]:
     names = [variable.name for variable in source.variables]
-    chosen = dict(method) if isinstance(method, Mapping) else dict.fromkeys(names, method)
-    check_each("method", chosen, names)
-    for name, how in chosen.items():
+    methods = dict(method) if isinstance(method, Mapping) else dict.fromkeys(names, method)
+    check_each("method", methods, names)
+    for name, how in methods.items():
         check_one_of(f"method for {name}", how, get_args(Coarsening))
-    return {name: chosen[name] for name in names}
+    return {name: methods[name] for name in names}
 
 
 def _coarser(fine: Grid, resolution: int | tuple[int, ...]) -> Grid:
@@ -169,16 +169,16 @@ def _described(variable: Variable, method: Coarsening, finest: str, keys: Sequen
     return replace(variable, cell_methods={key: fine if key == finest else coarse for key in keys})
 
 
-def _in_words(chosen: Mapping[str, Coarsening]) -> str:
+def _in_words(methods: Mapping[str, Coarsening]) -> str:
     """Join the methods to one resampling_method."""
-    words = {name: AVERAGE if how == "mean" else how for name, how in chosen.items()}
+    words = {name: AVERAGE if how == "mean" else how for name, how in methods.items()}
     if len(set(words.values())) == 1:
         return next(iter(words.values()))
     return ", ".join(f"{name}: {word}" for name, word in words.items())
 
 
 def _write_chunk(
-    source: FieldStore, finest: str, chosen: Mapping[str, Coarsening], store: FieldStore, samples: slice
+    source: FieldStore, finest: str, methods: Mapping[str, Coarsening], store: FieldStore, samples: slice
 ) -> int:
     """Coarsen one chunk of samples to every resolution and write it; return the number of samples."""
     fine = source.grids[finest]
@@ -190,6 +190,6 @@ def _write_chunk(
                 continue
             values = source.read(finest, variable.name, samples, times if variable.time else slice(None))
             for grid in fields:
-                fields[grid][variable.name] = coarsened(values, fine, grid, chosen[variable.name])
+                fields[grid][variable.name] = coarsened(values, fine, grid, methods[variable.name])
         store.write(samples, fields, *([times] if len(store.layout.time_chunks) > 1 else []))
     return samples.stop - samples.start

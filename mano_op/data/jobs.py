@@ -172,8 +172,8 @@ def _start(
 
 def _summary(layout: Layout, provenance: dict[str, Any]) -> dict[str, Any]:
     """Return what has to be the same for a store to be resumed."""
-    about = {field.name: getattr(layout, field.name) for field in fields(layout)}
-    return {**about, "grids": {key: str(grid) for key, grid in layout.grids.items()}, **provenance}
+    attributes = {field.name: getattr(layout, field.name) for field in fields(layout)}
+    return {**attributes, "grids": {key: str(grid) for key, grid in layout.grids.items()}, **provenance}
 
 
 def _compute(

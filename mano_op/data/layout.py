@@ -47,7 +47,7 @@ class Variable:
     ----------
     name : str
     role : {"input", "output"}
-        Whether an operator is given it or predicts it.
+        Whether an operator is methods it or predicts it.
     units : str
         As UDUNITS writes them; "1" for a number without units.
     long_name : str
@@ -64,7 +64,7 @@ class Variable:
         Constant that was subtracted before storing, for float32's sake. Values, statistics and
         `boundary_value` are differences from it.
     initial_of : str, optional
-        Of a steady input, the output that starts from it; steps are not given it. Empty for a parameter.
+        Of a steady input, the output that starts from it; steps are not methods it. Empty for a parameter.
 
     Examples
     --------
@@ -141,8 +141,8 @@ class Layout:
             check_one_of(f"boundary condition of axis {name!r}", condition, get_args(BoundaryCondition))
         check_one_of("levels", self.levels, get_args(Levels))
         check_some_of("coordinates of", self.coordinates, axes.names)
-        for name, about in self.coordinates.items():
-            check_some_of(f"coordinate {name!r}: attributes", about, COORDINATE_ATTRIBUTES)
+        for name, attributes in self.coordinates.items():
+            check_some_of(f"coordinate {name!r}: attributes", attributes, COORDINATE_ATTRIBUTES)
         for variable in self.variables:
             where = f"variable {variable.name!r}"
             if not isinstance(variable.cell_methods, str):
@@ -292,13 +292,10 @@ class Layout:
                 f"grids of the shapes {[grid.shape for grid in ordered]}; expected some: give each once"
             )
         held, derived, n_times = held or {}, derived or {}, max(1, len(times))
-        about: dict[str, Mapping[str, str]] = {axis: {} for axis in ordered[0].names} | dict(
-            coordinates or {}
-        )
-        for option, named in (
-            ("held", held),
-            ("derived", [*derived, *(source for source, _ in derived.values())]),
-        ):
+        labels: dict[str, Mapping[str, str]] = {axis: {} for axis in ordered[0].names}
+        labels |= coordinates or {}
+        related = [*derived, *(source for source, _ in derived.values())]
+        for option, named in (("held", [*held]), ("derived", related)):
             check_some_of(f"{option}: grids", named, ordered, "; add it to the grids, or leave it out")
         return cls(
             grids=keyed,
@@ -311,9 +308,7 @@ class Layout:
             times=tuple(float(time) for time in times),
             time_units=time_units,
             chunk_times=min(int(chunk_times or n_times), n_times),
-            coordinates={
-                axis: {"units": "1", "long_name": axis, **attributes} for axis, attributes in about.items()
-            },
+            coordinates={axis: {"units": "1", "long_name": axis, **about} for axis, about in labels.items()},
             derived={
                 group_name(grid.shape): (group_name(source.shape), method)
                 for grid, (source, method) in derived.items()
@@ -329,14 +324,12 @@ class Layout:
     @property
     def chunks(self) -> list[slice]:
         """Units of writing, as slices of sample numbers."""
-        n = self.n_samples
-        return [slice(start, min(start + self.chunk, n)) for start in range(0, n, self.chunk)]
+        return pieces(slice(0, self.n_samples), self.chunk)
 
     @property
     def time_chunks(self) -> list[slice]:
         """Times of each chunk, as slices; one where no variable varies in time."""
-        n = max(1, len(self.times))
-        return [slice(start, min(start + self.chunk_times, n)) for start in range(0, n, self.chunk_times)]
+        return pieces(slice(0, max(1, len(self.times))), self.chunk_times)
 
     def named(self, role: str) -> tuple[str, ...]:
         """Names of the variables in that role, in their order."""
@@ -391,14 +384,14 @@ def _check_name(name: object) -> None:
     raise InputError(f"variable {name!r}: {expected}: `data.rename({{{name!r}: {rename!r}}})`")
 
 
-def _sign_of_a_sphere(axis: Axis, about: Mapping[str, str]) -> str | None:
+def _sign_of_a_sphere(axis: Axis, attributes: Mapping[str, str]) -> str | None:
     """Return what says that an axis is latitude or longitude, if anything does."""
-    units, standard_name = about.get("units", "1"), about.get("standard_name", "")
+    units, standard_name = attributes.get("units", "1"), attributes.get("standard_name", "")
     if _UNITS_ON_A_SPHERE.fullmatch(units):
         return f"units {units!r}"
     if standard_name in _STANDARD_NAMES_ON_A_SPHERE:
         return f"standard_name {standard_name!r}"
-    names = (axis.name, about.get("long_name", ""))
+    names = (axis.name, attributes.get("long_name", ""))
     named = next((name for name in names if _NAMES_ON_A_SPHERE.fullmatch(name)), None)
     if named is not None and units.lower() in _ANGLES:
         turn = 90 if "lat" in named.lower() else 360
@@ -409,14 +402,25 @@ def _sign_of_a_sphere(axis: Axis, about: Mapping[str, str]) -> str | None:
 
 def _simplest(variable: Variable, keys: Iterable[str]) -> Variable:
     """Replace equal cell_methods of all resolutions by one, so that equal variables compare equal."""
-    given = variable.cell_methods
-    if isinstance(given, str) or set(given) != set(keys) or len(set(given.values())) != 1:
+    methods = variable.cell_methods
+    if isinstance(methods, str) or set(methods) != set(keys) or len(set(methods.values())) != 1:
         return variable
-    return replace(variable, cell_methods=next(iter(given.values())))
+    return replace(variable, cell_methods=next(iter(methods.values())))
 
 
 def _domain(grid: Grid) -> list[tuple[object, ...]]:
     return [(axis.name, axis.start, axis.stop, axis.registration, axis.periodic) for axis in grid]
+
+
+def pieces(span: slice, size: int) -> list[slice]:
+    """Cut a span into pieces of a size, the last one as long as it is.
+
+    Examples
+    --------
+    >>> pieces(slice(2, 7), 4)
+    [slice(2, 6, None), slice(6, 7, None)]
+    """
+    return [slice(i, min(i + size, span.stop)) for i in range(span.start, span.stop, size)]
 
 
 def check_splits(splits: Mapping[str, int]) -> None:

@@ -17,7 +17,7 @@ class Moments:
         \sigma^2 = \frac{1}{S} \sum_{s} \sum_i w_i (f_{s,i} - \mu)^2, \qquad \sum_i w_i = 1
 
     Moments of pieces add up, as in [1]_, which loses no digits to the difference of two large sums. `count`
-    is S, `centre` the mean, `squares` S times the variance, `low` and `high` are the extremes.
+    is S, `squares` S times the variance, `low` and `high` are the extremes.
 
     References
     ----------
@@ -32,7 +32,7 @@ class Moments:
     """
 
     count: int = 0
-    centre: float = 0.0
+    mean: float = 0.0
     squares: float = 0.0
     low: float = np.inf
     high: float = -np.inf
@@ -50,20 +50,15 @@ class Moments:
     def __add__(self, other: Moments) -> Moments:
         if not (total := self.count + other.count):
             return self
-        apart = other.centre - self.centre
+        apart = other.mean - self.mean
         squares = other.squares + apart**2 * self.count * other.count / total
         return Moments(
             total,
-            self.centre + apart * other.count / total,
+            self.mean + apart * other.count / total,
             self.squares + squares,
             min(self.low, other.low),
             max(self.high, other.high),
         )
-
-    @property
-    def mean(self) -> float:
-        """Mean."""
-        return self.centre
 
     @property
     def std(self) -> float:

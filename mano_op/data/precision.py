@@ -92,12 +92,12 @@ class Rounding:
     def to_row(self) -> list[float]:
         """Return the `SIZE` numbers that `from_row` takes."""
         moments = self.moments
-        return [moments.count, moments.centre, moments.squares, moments.low, moments.high, self.lost]
+        return [moments.count, moments.mean, moments.squares, moments.low, moments.high, self.lost]
 
     @classmethod
     def from_row(cls, row: NDArray[np.float64]) -> Rounding:
         """Make the rounding that `to_row` wrote down; none for a row of zeros."""
         if not row[0]:
             return cls()
-        count, centre, squares, low, high, lost = map(float, row)
-        return cls(Moments(int(count), centre, squares, low, high), lost)
+        count, mean, squares, low, high, lost = map(float, row)
+        return cls(Moments(int(count), mean, squares, low, high), lost)

@@ -262,8 +262,7 @@ def _create_group(root: zarr.Group, layout: Layout, key: str) -> None:
     for axis in grid:
         bounds = f"{axis.name}_bnds"
         cf_axis = {"axis": axis.name.upper()} if axis.name in ("x", "y", "z") else {}
-        about = layout.coordinates[axis.name]
-        label(axis.name, axis.points, (axis.name,), **about, bounds=bounds, **cf_axis)
+        label(axis.name, axis.points, (axis.name,), **layout.coordinates[axis.name], bounds=bounds, **cf_axis)
         label(bounds, axis.bounds, (axis.name, "bnds"))
     for variable in layout.variables:
         group.create_array(
@@ -341,18 +340,18 @@ def _read_layout(root: zarr.Group) -> Layout:
     variables = []
     for name in names:
         first = array(root, f"{keys[0]}/{name}")
-        about: dict[str, Any] = dict(first.attrs)
+        labels: dict[str, Any] = dict(first.attrs)
         variables.append(
             Variable(
                 name,
-                about["role"],
-                about["units"],
-                about["long_name"],
+                labels["role"],
+                labels["units"],
+                labels["long_name"],
                 {key: str(array(root, f"{key}/{name}").attrs["cell_methods"]) for key in keys},
-                about.get("boundary_value"),
+                labels.get("boundary_value"),
                 first.ndim == len(axes) + 2,
-                float(about.get("reference", 0.0)),
-                about.get("initial_of"),
+                float(labels.get("reference", 0.0)),
+                labels.get("initial_of"),
             )
         )
     times: dict[str, Any] = {}
@@ -370,8 +369,8 @@ def _read_layout(root: zarr.Group) -> Layout:
         chunk=attributes["samples_per_chunk"],
         held={grid: list(root[key].attrs["splits"]) for key, grid in grids.items()},  # type: ignore
         coordinates={
-            axis: {name: str(about[name]) for name in COORDINATE_ATTRIBUTES if name in about}
-            for axis, about in coordinates.items()
+            axis: {name: str(labels[name]) for name in COORDINATE_ATTRIBUTES if name in labels}
+            for axis, labels in coordinates.items()
         },
         derived={  # `check_store` reports what is odd
             grids[level["asset"]]: (grids[level["derived_from"]], str(level.get("resampling_method", "")))
@@ -392,8 +391,8 @@ def read_statistics(root: zarr.Group) -> dict[str, dict[str, float]]:
     )
     with refusing(what, remedy, *DAMAGED):
         return {
-            name: {moment: float(about[moment]) for moment in ("mean", "std")}
-            for name, about in statistics.get("variables", {}).items()
+            name: {moment: float(moments[moment]) for moment in ("mean", "std")}
+            for name, moments in statistics.get("variables", {}).items()
         }
 
 

@@ -23,7 +23,7 @@ from zarr.errors import ZarrUserWarning
 
 from mano_op.data import schema
 from mano_op.data.guards import check_has, refusing
-from mano_op.data.layout import Layout, Levels, Resolution, Variable
+from mano_op.data.layout import Layout, Levels, Resolution, Variable, pieces
 from mano_op.data.moments import Moments
 from mano_op.data.precision import Rounding
 from mano_op.data.transforms import check_transforms, transformed
@@ -354,7 +354,17 @@ class FieldStore:
             )
         if not self.attrs["complete"]:
             self.check_precision()
-            self._complete(each)
+            statistics = self.statistics_of("train", each=each) if "train" in self.splits else {}
+            root = self._to_write()
+            for name in {schema.WRITTEN, schema.ROUNDING} & set(root):
+                del root[name]
+            with warnings.catch_warnings():
+                # zarr 3 has no specification of it yet, but every reader opens a store in one request by it.
+                warnings.filterwarnings("ignore", "Consolidated metadata", ZarrUserWarning)
+                root = zarr.consolidate_metadata(root.store)
+            kept = {name: value for name, value in root.attrs.items() if name != schema.TOKEN}
+            root.attrs.put({**kept, "statistics": statistics, "complete": True})  # in one write
+            self._token = None
         if self._partial and isinstance(self.path, Path):
             schema.put_in_place(self.path)
             self.location = self.path
@@ -377,20 +387,6 @@ class FieldStore:
         self._to_write()
         shutil.rmtree(self.location)
 
-    def _complete(self, each: Each) -> None:
-        statistics = self.statistics_of("train", each=each) if "train" in self.splits else {}
-        root = self._to_write()
-        for name in (schema.WRITTEN, schema.ROUNDING):
-            if name in root:
-                del root[name]
-        with warnings.catch_warnings():
-            # zarr 3 has no specification of it yet, but every reader of it opens a store in one request.
-            warnings.filterwarnings("ignore", "Consolidated metadata", ZarrUserWarning)
-            root = zarr.consolidate_metadata(root.store)
-        kept = {name: value for name, value in root.attrs.items() if name != schema.TOKEN}
-        root.attrs.put({**kept, "statistics": statistics, "complete": True})  # in one write
-        self._token = None
-
     def statistics_of(
         self, split: str, transforms: Mapping[str, str] | None = None, *, each: Each = map
     ) -> dict[str, Any]:
@@ -404,19 +400,18 @@ class FieldStore:
         each : callable
             As `map`, of a function and slices of rows; chunks may be read side by side.
         """
-        chosen = dict(transforms or {})
-        check_transforms(chosen, (*self.inputs, *self.outputs))
+        transforms = dict(transforms or {})
+        check_transforms(transforms, (*self.inputs, *self.outputs))
         held = [key for key in self.grids if split in self.layout.held[key]]
         key = held[-1] if held else next(iter(self.grids))
         rows = self.layout.rows(key, split)
-        starts = range(rows.start, rows.stop, self.layout.chunk)
-        chunks = [slice(start, min(start + self.layout.chunk, rows.stop)) for start in starts]
+        chunks = pieces(rows, self.layout.chunk)
         total = [Moments() for _ in self.variables]
-        for part in each(partial(_moments, self, key, chosen), chunks):
+        for part in each(partial(_moments, self, key, transforms), chunks):
             total = [whole + moments for whole, moments in zip(total, part, strict=True)]
         variables = {}
         for name, moments in zip((variable.name for variable in self.variables), total, strict=True):
-            transform = {"transform": chosen[name]} if name in chosen else {}
+            transform = {"transform": transforms[name]} if name in transforms else {}
             variables[name] = {"mean": moments.mean, "std": moments.std, **transform}
         return {
             "split": split,
