@@ -163,7 +163,7 @@ def test_each_violation_is_explained(store, damage, violations):
         assert sentence.startswith(violation)
 
 
-def test_what_the_format_allows_is_no_violation(tmp_path):
+def test_options_of_the_format_are_no_violations(tmp_path):
     """No title, pairs of boundary values, chunks of times, a last chunk that is not full, two conventions."""
     channel = create_store(
         tmp_path / "channel.zarr",
@@ -365,7 +365,7 @@ def test_runs_that_overlap_in_time_share_fields(tmp_path, lag, shared):
         assert told == []
 
 
-def test_an_input_that_says_it_is_an_outputs_first_time_is_no_violation(tmp_path):
+def test_declared_initial_field_is_no_violation(tmp_path):
     def flow(samples, grid):
         x, t = grid.mesh[0], np.arange(3.0)[:, None]
         w = np.stack([np.sin(2 * np.pi * (x - 0.1 * t + 0.13 * i)) for i in samples])

@@ -45,7 +45,7 @@ def reads(monkeypatch):
     budget=st.integers(0, 12) | st.just(1000),
     batches=st.lists(st.lists(st.integers(0, 26), min_size=1, unique=True), min_size=1, max_size=12),
 )
-def test_rows_are_the_stores_whatever_is_kept(store, budget, batches):
+def test_rows_equal_those_of_the_store_for_any_budget(store, budget, batches):
     cache = ChunkCache(store, "r4", budget * CHUNK)
     expected = {name: values.astype(np.float32) for name, values in waves(range(27), GRID).items()}
     for rows in batches:
@@ -55,7 +55,7 @@ def test_rows_are_the_stores_whatever_is_kept(store, budget, batches):
         assert cache._held == sum(one.nbytes for one in cache._kept.values()) <= budget * CHUNK
 
 
-def test_what_is_kept_is_not_read_again(store, reads):
+def test_kept_chunks_are_not_read_again(store, reads):
     cache = ChunkCache(store, "r4", 2 * CHUNK)
     cache.read("a", np.array([0, 2, 4]))
     assert reads == [("a", [0, 1, 2, 3, 4, 5])]  # two chunks, in one read
@@ -68,7 +68,7 @@ def test_what_is_kept_is_not_read_again(store, reads):
     assert reads[-1] == ("a", [0, 1, 2])
 
 
-def test_a_row_that_was_given_out_may_be_changed(store):
+def test_returned_rows_are_copies(store):
     cache = ChunkCache(store, "r4", 10 * CHUNK)
     cache.read("a", np.array([1]))[:] = 0
     np.testing.assert_array_equal(cache.read("a", np.array([1])), waves([1], GRID)["a"].astype(np.float32))
@@ -99,7 +99,7 @@ def test_an_epoch_by_chunks_reads_each_chunk_once(store, reads):
     at_once=st.integers(1, 10),
     seed=st.integers(0, 50),
 )
-def test_no_chunk_is_come_back_to(sizes, at_once, seed):
+def test_sampler_never_returns_to_a_chunk(sizes, at_once, seed):
     ends = np.cumsum([0, *sizes])
     chunks = [np.arange(a, b) for a, b in pairwise(ends)]
     sampler = ChunkSampler(chunks, at_once=at_once, seed=seed)
@@ -118,7 +118,7 @@ def test_no_chunk_is_come_back_to(sizes, at_once, seed):
             open_chunks.add(owner)
 
 
-def test_chunks_come_in_another_order_each_epoch_that_follows_from_the_seed():
+def test_order_of_chunks_follows_from_seed_and_epoch():
     chunks = np.split(np.arange(40), 10)
 
     def epochs(seed):

@@ -70,7 +70,7 @@ def stored(level, name):
     return dict(zarr.open_array(level / name, mode="r").attrs), chunks
 
 
-def test_the_level_that_means_are_made_of_stays_as_it_is(source, tmp_path):
+def test_source_of_means_is_kept_unchanged(source, tmp_path):
     made = coarsen(source, tmp_path / "both.zarr", [(6, 8)], "mean", keep=True)
     for name in ("a", "b", "u"):
         attributes, chunks = stored(source.path / "r12x24", name)
@@ -94,7 +94,7 @@ def levels_of(store):
     return zarr.open_group(store.path, mode="r").attrs["multiscales"]["layout"]
 
 
-def test_a_coarse_level_says_what_it_was_made_from(tmp_path):
+def test_derivation_names_source_method_and_transform(tmp_path):
     """Along y cells, whose centres move as they grow; along x nodes, which stay."""
     y, x = Axis("y", 12, registration="cell"), Axis("x", 12, 0.0, 3.0)
     fine = wave_store(tmp_path / "fine.zarr", [Grid((y, x))], SPLITS)
@@ -151,7 +151,7 @@ def test_methods_in_the_words_of_the_convention(source, tmp_path):
     assert levels_of(alone) == [{"asset": "r6x8"}]
 
 
-def test_levels_that_were_solved_for_derive_from_none(tmp_path):
+def test_solved_resolutions_derive_from_none(tmp_path):
     store = generate_darcy(tmp_path / "d.zarr", [4, 8], samples={"test": 1}, progress=False)
     assert levels_of(store) == [{"asset": "r8"}, {"asset": "r4"}] and store.layout.derived == {}
     options = {
@@ -196,7 +196,7 @@ def test_lowpass_keeps_the_modes_that_the_coarse_grid_carries(tmp_path):
         np.testing.assert_allclose(store.read(8, name), kept, atol=1e-6)
 
 
-def test_each_variable_its_own_way_and_times_are_kept(tmp_path):
+def test_method_may_differ_between_variables_and_times_are_kept(tmp_path):
     times = (0.0, 1.0, 3.0)
 
     def moving(samples, grid):
@@ -215,7 +215,7 @@ def test_each_variable_its_own_way_and_times_are_kept(tmp_path):
     assert made.variables[1].cell_methods == {"r6x8": "area: mean", "r12x24": "area: point"}
 
 
-def test_only_what_the_level_holds_is_made(tmp_path):
+def test_coarse_store_has_the_splits_of_its_source_resolution(tmp_path):
     grids = [Grid.uniform((6, 6)), Grid.uniform((12, 12))]
     fine = wave_store(tmp_path / "fine.zarr", grids, {"train": 4, "test": 2}, held={grids[1]: ["test"]})
     store = coarsen(fine, tmp_path / "coarse.zarr", [4], "injection")
@@ -226,7 +226,7 @@ def test_only_what_the_level_holds_is_made(tmp_path):
 
 
 @pytest.mark.parametrize("cluster", [False, True])
-def test_an_interruption_is_gone_on_with(source, tmp_path, monkeypatch, cluster):
+def test_interrupted_coarsening_resumes(source, tmp_path, monkeypatch, cluster):
     whole = coarsen(source, tmp_path / "whole.zarr")
     path, write, calls = tmp_path / "broken.zarr", FieldStore.write, []
 
@@ -271,9 +271,7 @@ def test_an_interruption_is_gone_on_with(source, tmp_path, monkeypatch, cluster)
         ([(6, 8)], {"from_resolution": 64}, "no resolution 64"),
     ],
 )
-def test_what_cannot_be_coarsened_is_refused_before_anything_is_written(
-    source, tmp_path, resolutions, options, message
-):
+def test_impossible_coarsening_is_refused_before_writing(source, tmp_path, resolutions, options, message):
     with pytest.raises(InputError, match=message):
         coarsen(source, tmp_path / "new.zarr", resolutions, **options)
     assert not any(tmp_path.iterdir())

@@ -59,7 +59,7 @@ def test_fields_and_their_labels_are_kept(tmp_path):
         assert_holds(open_store(store.path), grid, range(8))
 
 
-def test_levels_may_differ_in_what_their_values_stand_for(tmp_path):
+def test_cell_methods_may_differ_between_resolutions(tmp_path):
     fine = labelled(NODES.refine())
     fine["u"].attrs["cell_methods"] = "area: point"
     store = open_store(write(tmp_path / "a.zarr", {(6, 4): labelled(NODES), (12, 8): fine}).path)
@@ -69,7 +69,7 @@ def test_levels_may_differ_in_what_their_values_stand_for(tmp_path):
     assert store.dataset((12, 8))["u"].attrs["cell_methods"] == "area: point"
 
 
-def test_fields_behind_dask_are_never_whole_in_memory(tmp_path):
+def test_fields_behind_dask_are_read_by_chunks(tmp_path):
     data, largest = labelled(NODES), []
 
     def watch(block, which):
@@ -92,7 +92,7 @@ def two_levels():
     return {(6, 4): in_time(NODES, [0.0, 0.5, 1.5]), (12, 8): fine.chunk(sample=2)}
 
 
-def test_a_cluster_writes_the_same_store(tmp_path, scheduler, monkeypatch):
+def test_cluster_writes_the_same_store(tmp_path, scheduler, monkeypatch):
     here, there = (write(tmp_path / "here.zarr", two_levels(), chunk=1).path, tmp_path / "there.zarr")
     spoilt = two_levels()
     spoilt[6, 4]["u"][6, 0] = np.nan
@@ -113,7 +113,7 @@ def test_a_cluster_writes_the_same_store(tmp_path, scheduler, monkeypatch):
 
 
 @pytest.mark.parametrize("behind_dask", [False, True])
-def test_a_worker_is_sent_its_chunk_alone(tmp_path, scheduler, behind_dask):
+def test_worker_is_sent_its_chunk_alone(tmp_path, scheduler, behind_dask):
     data = labelled(NODES.refine(24))
     whole, sent = sum(data[name].nbytes for name in data), []
 
@@ -130,7 +130,7 @@ def test_a_worker_is_sent_its_chunk_alone(tmp_path, scheduler, behind_dask):
     assert len(sent) >= 8 and whole < sum(sent) < 1.1 * whole
 
 
-def test_samples_that_a_level_holds_are_told_by_their_numbers(tmp_path):
+def test_sample_numbers_tell_the_splits_of_a_resolution(tmp_path):
     fine = NODES.refine()
     tested = labelled(fine, [5, 6, 7]).assign_coords(sample=[5, 6, 7], split=("sample", ["test"] * 3))
     store = write(tmp_path / "a.zarr", {(6, 4): labelled(NODES), (12, 8): tested})
@@ -139,7 +139,7 @@ def test_samples_that_a_level_holds_are_told_by_their_numbers(tmp_path):
     assert_holds(store, fine, [5, 6, 7])
 
 
-def test_what_a_store_gives_can_be_written_again(tmp_path):
+def test_dataset_of_a_store_is_written_again_unchanged(tmp_path):
     first = write(tmp_path / "a.zarr", {(6, 4): labelled(NODES)}, splits=SPLITS)
     # Its bounds say what the domain is.
     again = write(tmp_path / "b.zarr", {(6, 4): first.dataset((6, 4))}, splits=first.splits, domain=None)
@@ -155,14 +155,14 @@ def test_what_a_store_gives_can_be_written_again(tmp_path):
     registration=st.sampled_from(REGISTRATIONS),
     dtype=st.sampled_from([np.float64, np.float32]),
 )
-def test_the_domain_follows_from_the_points(n, ends, registration, dtype):
+def test_domain_follows_from_points_and_registration(n, ends, registration, dtype):
     points = Axis("x", n, *ends, registration).points.astype(dtype)
     # Where the ends are round numbers they are found exactly.
     close = 0 if ends[1] != 2 * np.pi else 8 * np.finfo(dtype).eps
     np.testing.assert_allclose(_domain("x", points, registration), ends, rtol=close, atol=0)
 
 
-def test_two_levels_tell_a_wrong_registration_without_a_domain(tmp_path):
+def test_two_resolutions_reveal_a_wrong_registration(tmp_path):
     fields = {(6, 4): labelled(CELLS), (12, 8): labelled(CELLS.refine())}
     with pytest.raises(
         InputError, match=r"\(6, 4\): y is 0.0833333, 0.25, ..., 0.916667, but 6 points in regist"
@@ -174,14 +174,14 @@ def test_two_levels_tell_a_wrong_registration_without_a_domain(tmp_path):
     ]
 
 
-def test_an_axis_that_wraps_is_said_by_its_boundary_condition(tmp_path):
+def test_periodic_boundary_condition_makes_a_periodic_axis(tmp_path):
     store = write(
         tmp_path / "a.zarr", {(6, 4): labelled(NODES)}, boundary_conditions={"y": "wall", "x": "periodic"}
     )
     assert store.grids["r6x4"] == Grid.uniform((6, 4), periodic=[False, True])
 
 
-def test_boundary_values_are_kept_and_belong_to_variables(tmp_path):
+def test_boundary_values_are_kept_by_variable(tmp_path):
     values = {"u": {"y": (1.0, 0.0)}, "a": 2.0}
     store = write(tmp_path / "a.zarr", {(6, 4): labelled(NODES)}, boundary_values=values)
     assert {v.name: v.boundary_value for v in open_store(store.path).variables} == {**values, "b": None}
@@ -241,13 +241,13 @@ def test_times_are_kept_as_numbers_and_units(tmp_path, times, numbers, units):
         (lambda d: d, {"chunk": 0}, "chunk=0"),
     ],
 )
-def test_labels_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, change, options, message):
+def test_misfitting_labels_are_refused_before_writing(tmp_path, change, options, message):
     with pytest.raises(InputError, match=message):
         write(tmp_path / "a.zarr", {(6, 4): change(labelled(NODES))}, **options)
     assert not (tmp_path / "a.zarr").exists()
 
 
-def test_a_domain_that_wraps_needs_no_proof(tmp_path):
+def test_periodic_domain_follows_from_one_resolution(tmp_path):
     store = write(
         tmp_path / "a.zarr",
         {(6, 4): labelled(Grid.uniform((6, 4), periodic=True))},
@@ -257,7 +257,7 @@ def test_a_domain_that_wraps_needs_no_proof(tmp_path):
     assert store.grids["r6x4"] == Grid.uniform((6, 4), periodic=True)
 
 
-def test_bounds_are_the_domain_and_tell_a_wrong_registration(tmp_path):
+def test_bounds_give_the_domain_and_reveal_a_wrong_registration(tmp_path):
     data = labelled(CELLS)
     for axis in CELLS:
         data[axis.name].attrs["bounds"] = f"{axis.name}_edges"
@@ -268,12 +268,12 @@ def test_bounds_are_the_domain_and_tell_a_wrong_registration(tmp_path):
         write(tmp_path / "b.zarr", {(6, 4): data}, registration="node", domain=None)
 
 
-def test_no_domain_starts_at_minus_zero():
+def test_domain_never_starts_at_minus_zero():
     assert not np.signbit(_domain("x", np.array([0.125, 0.375, 0.625, 0.875]), "cell")[0])
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_a_nan_is_named_and_leaves_what_was_there(tmp_path, there):
+def test_nan_is_named_and_leaves_the_old_store(tmp_path, there):
     if there:
         write(tmp_path / "a.zarr", {(6, 4): labelled(NODES)})
     data = labelled(NODES)
@@ -286,7 +286,7 @@ def test_a_nan_is_named_and_leaves_what_was_there(tmp_path, there):
         assert_holds(open_store(tmp_path / "a.zarr"), NODES, range(8))
 
 
-def test_what_comes_before_a_nan_is_kept_and_gone_on_with(tmp_path):
+def test_chunks_before_a_nan_are_kept_for_resume(tmp_path):
     data, path = labelled(NODES), tmp_path / "a.zarr"
     spoilt = data.copy(deep=True)
     spoilt["a"][5, 0, 0] = np.nan
@@ -299,7 +299,7 @@ def test_what_comes_before_a_nan_is_kept_and_gone_on_with(tmp_path):
     assert [found.name for found in tmp_path.iterdir()] == ["a.zarr"]
 
 
-def test_a_nan_at_the_start_leaves_nothing(tmp_path):
+def test_nan_in_the_first_chunk_leaves_nothing(tmp_path):
     data = labelled(NODES)
     data["a"][0, 0, 0] = np.nan
     with pytest.raises(InputError, match="sample 0 has a NaN"):
@@ -307,7 +307,7 @@ def test_a_nan_at_the_start_leaves_nothing(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_store_may_be_rewritten_from_itself(tmp_path):
+def test_store_is_rewritten_from_itself(tmp_path):
     """Its fields are read, lazily, while the store that replaces it is written."""
     path = write(tmp_path / "a.zarr", {(6, 4): labelled(NODES)}).path
     lazy = xr.open_zarr(path, group="r6x4")
@@ -327,7 +327,7 @@ def test_a_store_may_be_rewritten_from_itself(tmp_path):
     blocks=st.tuples(st.integers(1, 7), st.integers(1, 4), st.integers(1, 5)),
     seed=st.integers(0, 9),
 )
-def test_any_type_and_any_chunks_come_back(
+def test_any_type_and_chunks_are_read_back(
     tmp_path_factory, dtype, samples, chunk, chunk_times, blocks, seed
 ):
     random = np.random.default_rng(seed)
@@ -362,7 +362,7 @@ def about_x(data, **attributes):
     return data
 
 
-def test_what_is_said_of_a_coordinate_is_kept(tmp_path):
+def test_attributes_of_coordinates_are_kept(tmp_path):
     said = {"units": "km", "standard_name": "projection_x_coordinate", "long_name": "east of the gauge"}
     store = write(tmp_path / "a.zarr", {(6, 4): about_x(labelled(NODES), **said)})
     level = xr.open_zarr(store.path, group="r6x4")
@@ -423,7 +423,7 @@ def test_latitude_and_longitude_are_said_to_be_a_plane(tmp_path):
     ("name", "about"),
     [("x", {"units": "degrees"}), ("lat", {"units": "m"}), ("late", {}), ("lateral", {"units": "degrees"})],
 )
-def test_angles_and_lengths_that_are_no_latitude_are_taken_as_they_are(tmp_path, name, about):
+def test_other_angles_and_lengths_are_accepted(tmp_path, name, about):
     axes = {"y": (0.0, 1.0), name: (0.0, 1.0)}
     options = {"domain": axes, "boundary_conditions": dict.fromkeys(axes, "open")}
     fields = {(6, 4): about_x(labelled(NODES), **about).rename(x=name)}
@@ -431,7 +431,7 @@ def test_angles_and_lengths_that_are_no_latitude_are_taken_as_they_are(tmp_path,
     assert not store.layout.as_plane and "as_plane" not in store.attrs
 
 
-def test_an_axis_called_lat_with_values_beyond_the_poles_is_no_latitude(tmp_path):
+def test_axis_lat_beyond_the_poles_is_no_latitude(tmp_path):
     data = labelled(NODES).rename(x="lat").assign_coords(lat=[0.0, 100.0, 200.0, 300.0])
     axes = {"y": (0.0, 1.0), "lat": (0.0, 400.0)}
     store = write(
@@ -440,7 +440,7 @@ def test_an_axis_called_lat_with_values_beyond_the_poles_is_no_latitude(tmp_path
     assert store.grids["r6x4"].axes[1].stop == 400.0
 
 
-def test_each_axis_may_have_a_registration_of_its_own(tmp_path):
+def test_registrations_may_differ_between_axes(tmp_path):
     """Walls with points on both of them, in a channel that wraps."""
     y, x = Axis("y", 7, 0.0, 1.0, "node_both"), Axis("x", 4, 0.0, 2.0, "node", periodic=True)
     channel, fine = Grid((y, x)), Grid((y, x)).refine()
@@ -461,7 +461,7 @@ def test_each_axis_may_have_a_registration_of_its_own(tmp_path):
         write(tmp_path / "b.zarr", {(7, 4): labelled(channel)}, registration={"y": "node_both"})
 
 
-def test_fields_with_and_without_times_are_no_levels_of_one_store(tmp_path):
+def test_steady_and_varying_fields_are_no_resolutions_of_one_store(tmp_path):
     fields = {(6, 4): labelled(NODES), (12, 8): in_time(NODES.refine(), [0.0, 1.0])}
     with pytest.raises(InputError, match="then the same axes for all"):
         write(tmp_path / "a.zarr", fields)
@@ -484,7 +484,7 @@ def on_a_circle(n, last):
 
 
 @pytest.mark.parametrize("kind", ["decimals", "single"])
-def test_coordinates_that_are_rounded_too_coarsely_are_said_to_be_and_not_to_be_stretched(tmp_path, kind):
+def test_coarse_rounding_of_coordinates_is_named_and_its_remedy_works(tmp_path, kind):
     data, u = on_a_circle(64, last=False)
     start = 0.0 if kind == "decimals" else 5_634_000.0
     exact = start + data["x"].values * (1.0 if kind == "decimals" else 38.4)
@@ -498,7 +498,7 @@ def test_coordinates_that_are_rounded_too_coarsely_are_said_to_be_and_not_to_be_
     np.testing.assert_array_equal(store.read(64, "u"), u.astype(np.float32))
 
 
-def test_fields_of_yes_and_no_are_checked_like_numbers(tmp_path):
+def test_boolean_fields_are_checked_like_numbers(tmp_path):
     data, u = on_a_circle(16, last=False)
     data["a"] = data["u"] > 0
     options = CIRCLE | {"domain": None}

@@ -44,7 +44,7 @@ def test_patches_are_where_their_coordinates_say(store, overlap, starts):
     assert seen == {(n, i, j) for n in range(3) for i in starts for j in starts}
 
 
-def test_a_loader_makes_batches_of_them(store):
+def test_loader_batches_patches(store):
     data = patches(store.dataset(24), {"y": 12, "x": 8})
     batches = list(DataLoader(data, batch_size=6))
     assert [batch["x"].shape for batch in batches] == [(6, 1, 12, 8)] * 3
@@ -55,7 +55,7 @@ def test_a_loader_makes_batches_of_them(store):
         data[18]
 
 
-def test_what_cannot_be_used_is_refused(store):
+def test_misfitting_patches_are_refused(store):
     data = store.dataset(24)
     with pytest.raises(InputError, match=r"\['height'\].*that has permeability, pressure"):
         patches(data, {"y": 8, "x": 8}, inputs=["height"])
@@ -111,7 +111,7 @@ def unlabelled(store):
     return data.drop_vars([name for name in data.coords])
 
 
-def test_no_coordinate_is_made_up_and_an_axis_gives_the_right_ones(store):
+def test_missing_coordinates_are_refused_and_the_remedy_gives_them(store):
     data = unlabelled(store)
     with pytest.raises(
         InputError, match="dimension 'y' has no coordinate, so nothing says where a patch lies"

@@ -110,7 +110,7 @@ def test_boundary_values_are_those_of_the_difference(tmp_path):
         "int",
     ],
 )
-def test_what_varies_little_in_a_part_is_judged_by_all_of_it(tmp_path, u):
+def test_nearly_constant_chunks_are_judged_by_the_whole_variable(tmp_path, u):
     store = write(tmp_path / "a.zarr", u, chunk=1)
     np.testing.assert_array_equal(store.read(16, "u"), u.astype(np.float32))
 
@@ -123,7 +123,7 @@ def test_numbers_in_single_precision_are_kept_whatever_their_variation(tmp_path)
 
 
 @given(ulps=st.integers(1, 4), base=st.floats(1.0, 1e6, width=32))
-def test_what_varies_by_a_last_digit_has_a_deviation(ulps, base):
+def test_variation_of_a_last_digit_has_a_deviation(ulps, base):
     values = np.full((3, 4), base, np.float32)
     values[1, 2] += ulps * np.spacing(np.float32(base))
     assert 0 < Moments.of(values, np.ones(4)).std < 1e-4 * base

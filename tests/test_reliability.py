@@ -96,7 +96,7 @@ def test_a_killed_import_resumes_from_the_same_files(netcdf, tmp_path):
             np.testing.assert_array_equal(store.read(8, name), data[name].values.astype(np.float32))
 
 
-def test_a_second_writer_is_refused_and_a_dead_one_is_forgotten(tmp_path):
+def test_second_writer_is_refused_and_a_killed_one_forgotten(tmp_path):
     path = tmp_path / "darcy.zarr"
     options = {"samples": {"train": 3}, "problem": Darcy(n_modes=16), "progress": False}
     process = subprocess.Popen([sys.executable, "-c", SLOW_GENERATION, str(path)])
@@ -139,7 +139,7 @@ def tiny_disk(tmp_path):
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_a_full_disk_leaves_what_is_written_to_go_on_with(tiny_disk):
+def test_store_resumes_after_a_full_disk(tiny_disk):
     options = {
         "samples": {"train": 60},
         "problem": Darcy(n_modes=16, coefficient="lognormal"),

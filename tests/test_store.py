@@ -218,7 +218,7 @@ def test_every_time_counts_in_the_statistics(tmp_path):
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_statistics_are_over_the_area_of_the_training_split_at_the_finest_level(tmp_path, chunk):
+def test_statistics_weight_the_area_of_the_training_split_at_the_finest_resolution(tmp_path, chunk):
     store = wave_store(tmp_path / "waves.zarr", [COARSE, FINE], SPLITS, chunk=chunk)
     for name, values in waves(range(5), FINE).items():
         assert store.statistics[name] == moments(values.astype(np.float32))
@@ -242,7 +242,7 @@ def test_a_store_without_a_training_split_has_no_statistics(tmp_path):
     assert wave_store(tmp_path / "waves.zarr", [COARSE], {"test": 2}).statistics == {}
 
 
-def test_a_level_may_hold_only_some_splits(tmp_path):
+def test_resolution_may_hold_some_splits(tmp_path):
     path, splits = tmp_path / "waves.zarr", {"train": 4, "test": 3, "hard": 2}
     wave_store(path, [COARSE, FINE], splits, held={FINE: ["test"]})
     store = open_store(path)
@@ -266,7 +266,7 @@ def test_chunks_are_written_side_by_side(tmp_path):
     np.testing.assert_array_equal(store.read(FINE, "a"), waves(range(41), FINE)["a"].astype(np.float32))
 
 
-def test_a_chunk_counts_as_written_only_when_all_its_levels_are(tmp_path, monkeypatch):
+def test_chunk_counts_as_written_once_all_resolutions_are(tmp_path, monkeypatch):
     store = empty(tmp_path / "waves.zarr", chunk=8)
     write = zarr.Array.__setitem__
 
@@ -445,7 +445,7 @@ def test_a_store_is_replaced_when_another_is_finished_and_not_before(tmp_path, s
     assert [path.name for path in tmp_path.iterdir()] == ["waves.zarr"]
 
 
-def test_a_begun_store_is_in_nobodys_way_once_it_is_discarded(tmp_path, store):
+def test_discarded_store_leaves_no_trace(tmp_path, store):
     empty(tmp_path / "other.zarr")
     empty(tmp_path / "other.zarr", overwrite=True).discard()
     empty(store.path, overwrite=True).discard()
@@ -540,7 +540,7 @@ def test_statistics_are_those_of_the_split_asked_for(kept):
         ),
     ],
 )
-def test_a_plan_that_does_not_hold_together_is_refused_and_replaces_nothing(kept, change, message):
+def test_inconsistent_layout_is_refused_and_replaces_nothing(kept, change, message):
     with pytest.raises(InputError, match=message):
         empty(kept.path, overwrite=True, **change)
     np.testing.assert_array_equal(
@@ -597,7 +597,7 @@ def test_a_store_pickles_as_its_path(kept):
     assert copy.statistics == kept.statistics
 
 
-def test_a_store_that_was_begun_anew_is_not_written_to_by_who_holds_the_old_one(tmp_path):
+def test_store_begun_anew_refuses_writes_through_the_old_one(tmp_path):
     old = empty(tmp_path / "waves.zarr", provenance={"seed": 0})
     first = old.pending()[0]
     sent = pickle.dumps(old)
@@ -666,13 +666,13 @@ def version_2(path, consolidated):
         (lambda path: path.write_bytes(b"CDF"), "is a file"),
     ],
 )
-def test_other_contents_are_named_for_what_they_are(tmp_path, make, what):
+def test_paths_of_other_contents_name_them(tmp_path, make, what):
     make(tmp_path / "other")
     with pytest.raises(InputError, match=f"{what}, no zarr store of format 3; .*`write_fields` makes one"):
         open_store(tmp_path / "other")
 
 
-def test_times_are_written_in_pieces_and_the_chunk_counts_with_the_last(tmp_path):
+def test_chunk_written_by_times_counts_with_the_last(tmp_path):
     grid, times = Grid.uniform((4,)), [0.0, 1.0, 2.0]
     variables = [Variable("a", "input"), Variable("u", "output", time=True)]
     store = empty(
