@@ -129,14 +129,17 @@ def test_mixed_data_sets_are_indexed_part_after_part(store):
 def test_options_that_make_no_sense_are_refused(store, options, message):
     with pytest.raises(InputError, match=message):
         field_loaders(store, **({"train": (6, 8), "test": [], "batch_size": 2} | options))
+    with pytest.raises(InputError, match="start_method='fork', expected 'forkserver' or 'spawn'"):
+        Reading(start_method="fork")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"resolutions": []}, r"Mixed\(resolutions=\[\]\); expected a list, one for each resolution"),
+        ({"resolutions": []}, r"Mixed\(resolutions=\[\]\); expected a list, .*such as resolutions=\[16"),
         ({"resolutions": "r8"}, r"Mixed\(resolutions='r8'\)"),
         ({"batch_size": 4}, r"Mixed\(batch_size=4\); expected a list"),
+        ({"ratios": [0.5]}, r"Mixed\(ratios=\[0.5\]\); .* resolution of the 2, such as ratios=\[1, 1\]"),
         ({"batch_size": [4, 0]}, r"batch_size\[1\]=0"),
     ],
 )

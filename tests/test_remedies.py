@@ -257,7 +257,7 @@ cases(
     write_common,
     (
         {"fields": {8: days(units="s"), 16: days(16)}},
-        "Convert them to one kind and unit",
+        "in one unit",
         {"fields": {n: days(n, units="s") for n in (8, 16)}},
     ),
     (
@@ -549,11 +549,11 @@ cases(
     ({**DRIVEN, "at": [1.0]}, "use time_steps=(steps_in, steps_out)", {"time_steps": (2, 1)}),
     (
         {**MOVING, "at": [0.7]},
-        "is none of the store's times, 0, 0.5, 1",
+        "all of the store's times, 0, 0.5, 1",
         search(".*times, (.*)", "at", lambda times: list(ast.literal_eval(times))),
     ),
     ({**MOVING, "at": []}, "expected at least one time", {"at": [0.5]}),
-    ({**MOVING, "time_steps": (1, 1, 1)}, "expected two numbers of steps", {"time_steps": (1, 1)}),
+    ({**MOVING, "time_steps": (1, 1, 1)}, "expected two numbers", {"time_steps": (1, 1)}),
     ({**MOVING, "time_steps": (3, 1)}, "give at most 3 steps", {"time_steps": (2, 1)}),
     ({**UNEVEN, "time_steps": (1, 1)}, "or predict times by themselves with at=", {"at": [2.0]}),
 )
@@ -654,11 +654,6 @@ cases(
     ({"time_steps": (1, 2), "rollout": 2}, "time_steps=(steps_in, 1)", {"time_steps": (1, 1), "rollout": 2}),
     ({"time_steps": (1, 2), "pushforward": 1}, "(steps_in, 1)", {"time_steps": (1, 1), "pushforward": 1}),
     ({"time_steps": (1, 1), "pushforward": 3}, "give at most 1", search(r"(\d+)$", "pushforward", int)),
-    (
-        {"reading": Reading(num_workers=1, start_method="fork"), "test": []},
-        "expected one of forkserver",
-        search(r"one of (\w+)", "reading", lambda method: Reading(num_workers=1, start_method=method)),
-    ),
 )
 
 
@@ -679,7 +674,7 @@ cases(
     ({"rank": 1, "num_replicas": 1, "sizes": [1]}, "expected 0 to 0", search(r"(\d+)$", "rank", int)),
     ({"ratios": [1.0]}, "expected one for each", {"ratios": [1.0, 1.0]}),
     ({"batch_size": 4, "drop_last": True}, "give smaller batches", {"batch_size": 3, "drop_last": True}),
-    ({"ratios": [0.0, 0.0]}, "expected at least one above 0", {"ratios": [0.5, 0.5]}),
+    ({"ratios": [0.0, 0.0]}, "at least one above 0", {"ratios": [0.5, 0.5]}),
 )
 
 
@@ -793,20 +788,21 @@ def well_samples(folder, given=None, **options):
 cases(
     well_samples,
     ({"given": [1, 2]}, "expected a the_well.data.WellDataset"),
-    ({"grid_type": "spherical"}, "Project the fields onto a plane first"),
+    ({"grid_type": "spherical"}, "project the fields onto a plane first"),
     ({"use_normalization": True}, "use_normalization=False", option("use_normalization", "make it with ")),
 )
 
 
 def case_statistics_of_other_components(folder):
     statistics = {"mean": {"u": [1.0, 2.0]}, "std": {"u": 3.0}}
-    message = refused(well_samples(folder).processor, statistics, part="expected 1")
-    statistics["mean"]["u"] = statistics["mean"]["u"][: int(message.split()[-1])]
+    message = refused(well_samples(folder).processor, statistics, part="expected (1,)")
+    n = int(re.search(r"expected \((\d+)", message)[1])
+    statistics["mean"]["u"] = statistics["mean"]["u"][:n]
     assert well_samples(folder).processor(statistics).out_mean.item() == 1.0
 
 
 def case_a_data_set_without_conditions(folder):
-    message = refused(lambda: well_samples(folder).periodic, part="the data set returns no boundary")
+    message = refused(lambda: well_samples(folder).periodic, part="no entry 'boundary_conditions'")
     assert well_samples(folder, **option("boundary_return_type")(message)).periodic == (True,)
 
 
@@ -900,28 +896,28 @@ def import_pde(folder, first=None, last=None, *, layout=tensor, files=None, name
 cases(
     import_pde,
     ({"files": ["first.hdf5"]}, "such as {'train': ['a.hdf5']}"),
-    ({"files": {"train": ["first.hdf5", "first.hdf5"], "test": ["last.hdf5"]}}, "twice among the files"),
-    ({"files": {"train": ["begin.hdf5"], "test": ["last.hdf5"]}}, "give the path of a file to import"),
+    ({"files": {"train": ["first.hdf5", "first.hdf5"], "test": ["last.hdf5"]}}, "each file once"),
+    ({"files": {"train": ["begin.hdf5"], "test": ["last.hdf5"]}}, "give the path of one"),
     ({"first": {"tensor": np.full((3, 3, 8), b"a")}}, "write it anew with such"),
     ({"first": {"t-coordinate": np.zeros((3, 4))}}, "others go into stores of their own"),
-    ({"first": {"tensor": None}, "last": {"tensor": None}}, "or fields by their names"),
-    ({"layout": darcy, "first": {"tensor": np.zeros((3, 2, 8))}}, "and no other field", {"layout": darcy}),
+    ({"first": {"tensor": None}, "last": {"tensor": None}}, "has no data set 'tensor'"),
+    ({"layout": darcy, "first": {"tensor": np.zeros((3, 2, 8))}}, "expected (3, 1, 8)", {"layout": darcy}),
     (
         {
             "first": {"Vx": tensor(range(3))["tensor"], "tensor": None},
             "last": {"Vx": tensor([3])["tensor"], "tensor": None},
             "variables": ("u",),
         },
-        "leave them out",
+        "leave variables out",
         lambda _, broken: broken | {"variables": ()},
     ),
-    ({"variables": ("u", "v")}, "expected one name for each, each once", {"variables": ("v",)}),
+    ({"variables": ("u", "v")}, "each once: give 1", {"variables": ("v",)}),
     (
         {"first": dict.fromkeys(tensor([0])), "last": dict.fromkeys(tensor([0]))},
         "or a group for each sample, with 'data' and 'grid'",
         {"layout": groups},
     ),
-    ({"variables": ("time",)}, "expected another name: rename it in the files", {"variables": ("u",)}),
+    ({"variables": ("time",)}, "rename one of them in the files", {"variables": ("u",)}),
 )
 
 
@@ -1017,12 +1013,8 @@ cases(
     import_mat,
     (
         {"layout": closed},
-        "leave the last ones out",
-        lambda said, broken: {
-            "layout": lambda samples: {
-                name: code(said, "array.take", array=array) for name, array in closed(samples).items()
-            }
-        },
+        "drop the last",
+        {"layout": lambda samples: {name: array[:, :-1] for name, array in closed(samples).items()}},
     ),
 )
 
@@ -1055,7 +1047,7 @@ cases(
     ),
     (
         {"parts": [part.assign(time=1.0) for part in HOURS], "time": "hour"},
-        "or rename it in the files",
+        "rename one of them in the files",
         {"parts": HOURS, "time": "hour", "steps": STEPS},
     ),
     ({"parts": [flow(samples=range(3)), metres(flow(samples=[3]))]}, "units of u = 'm'"),
@@ -1131,7 +1123,7 @@ cases(
     ({"given": {"train": [(8, "a.pt"), (8, "b.pt")]}}, "one file for each of a split's resolutions"),
     ({"change": {"y": torch.zeros(3, 9, 9)}}, "expected (3, 8, 8)"),
     ({"layout": forced}, "give problem='navier_stokes'", option("problem", "give ", layout=forced)),
-    ({"problem": "navier_stokes"}, "expected problem='darcy'", option("problem", "expected ")),
+    ({"problem": "navier_stokes"}, "give problem='darcy'", option("problem", "give ")),
     (
         {"change": {"y": darcy_tensors(range(3), 8)["y"] + 1}},
         "pass levels='independent'",

@@ -87,9 +87,9 @@ def test_common_times_loses_none_that_is_only_rounded():
     kept = common_times({32: fine, 16: coarse})
     assert {key: kept[key]["u"].values.tolist() for key in kept} == {32: [1, 2, 3, 4, 5], 16: [0, 1, 2, 3, 4]}
     assert len(times_of(kept)[0]) == 5
-    with pytest.raises(InputError, match="no time is at all resolutions: 32 has 0 first; 16 has 7 first"):
+    with pytest.raises(InputError, match="no time is at all resolutions: 32 has .*, 0 first; 16 has .*, 7 first"):
         common_times({32: fine, 16: data(np.array([7.0]))})
-    with pytest.raises(InputError, match=r"cannot be compared: 32 has numbers in '1'; 16 has dates"):
+    with pytest.raises(InputError, match=r"32 has numbers in '1', 0 first; 16 has dates, 2000-01-01T"):
         common_times({32: fine, 16: data(DAYS)})
 
 
@@ -105,7 +105,7 @@ def test_missing_and_odd_times_are_refused():
         times_of({16: data(HOURS, units="hours since yesterday")})
     with pytest.raises(InputError, match="calendar 'noleap', which a store has no place for"):
         times_of({16: data(HOURS, units="hours since 2000-01-01", calendar="noleap")})
-    with pytest.raises(InputError, match=r"dimension 'time' has no coordinate; assign the times.* 3 of them"):
+    with pytest.raises(InputError, match=r"16 has no coordinate 'time'; .*assign the times.* 3 of them"):
         times_of({16: xr.Dataset({"u": ("time", np.zeros(3))})})
 
 

@@ -105,12 +105,11 @@ class FieldProcessor(Processor):
         self._known: Tensor | None = None  # in a rollout, the inputs of the next step, in units,
         self._ahead: Tensor | None = None  # and the truth of all steps
         for role, statistics in (("in", inputs), ("out", outputs)):
-            mean = torch.tensor([float(one["mean"]) for one in statistics.values()])
-            std = torch.tensor([float(one["std"]) for one in statistics.values()])
-            names = tuple(
-                str(one["transform"]) if one.get("transform") else None for one in statistics.values()
+            channels = statistics.values()
+            mean, std = (
+                torch.tensor([float(numbers[what]) for numbers in channels]) for what in ("mean", "std")
             )
-            self._transforms[role] = names
+            self._transforms[role] = names = tuple(numbers.get("transform") or None for numbers in channels)
             check_some_of("transforms", filter(None, names), _FORWARD)
             if not (mean.isfinite().all() and std.isfinite().all() and (std >= 0).all()):
                 raise InputError(f"statistics {statistics}: expected finite means and std of at least 0")
@@ -146,7 +145,7 @@ class FieldProcessor(Processor):
 
     @property
     def device(self) -> torch.device:
-        """Where samples are moved to."""
+        """Device that samples are moved to."""
         return self.in_mean.device
 
     def preprocess(
@@ -166,10 +165,9 @@ class FieldProcessor(Processor):
             returned.
         """
         if step is not None:
-            ahead = self._step(data_dict, step)
-            if ahead is None:
+            data_dict = self._step(data_dict, step)
+            if not data_dict:
                 return None  # type: ignore[return-value]  # how the Trainer is told that a rollout is over
-            data_dict = ahead
         data = self._moved(data_dict, self.device)
         data["x"] = self._normal("in", data["x"], batched)
         if "y" in data and self.training:
@@ -178,8 +176,8 @@ class FieldProcessor(Processor):
             self._check_channels("out", data["y"], batched)
         return data
 
-    def _step(self, data_dict: Mapping[str, Any], step: int) -> dict[str, Any] | None:
-        """Make the sample of one step of a rollout."""
+    def _step(self, data_dict: Mapping[str, Any], step: int) -> Mapping[str, Any]:
+        """Make the sample of one step of a rollout; empty after the last."""
         n = len(self.outputs)
         if step == 0:
             self.check_rollout()
@@ -188,9 +186,8 @@ class FieldProcessor(Processor):
             self._known, self._ahead = (data_dict[name].to(self.device) for name in ("x", "y"))
         if self._known is None or self._ahead is None:
             raise InputError(f"step={step} without a step 0; a rollout begins there")
-        if step * n >= self._ahead.shape[1]:
-            return None
-        return {**data_dict, "x": self._known, "y": self._ahead[:, step * n : (step + 1) * n]}
+        later = self._ahead[:, step * n : (step + 1) * n]
+        return {**data_dict, "x": self._known, "y": later} if later.shape[1] else {}
 
     def check_rollout(self) -> None:
         """Refuse a rollout in which a step's output is not all that changes in the next input."""
@@ -238,12 +235,11 @@ class FieldProcessor(Processor):
     ) -> tuple[Tensor, dict[str, Any]]:
         """Return the model's output as the loss takes it: in units, except in training."""
         self._check_channels("out", output, batched=True)
-        if not self.training:
-            output = self._in_units("out", output)
-        if step is not None and self._known is not None:
-            later = output if not self.training else self._in_units("out", output)
-            self._known = self.next_known(self._known, later)
-        return output, data_dict
+        rollout = step is not None and self._known is not None
+        in_units = self._in_units("out", output) if rollout or not self.training else output
+        if self._known is not None and rollout:
+            self._known = self.next_known(self._known, in_units)
+        return (output if self.training else in_units), data_dict
 
     def _normal(self, role: str, field: Tensor, batched: bool) -> Tensor:
         self._check_channels(role, field, batched)
@@ -260,11 +256,8 @@ class FieldProcessor(Processor):
         names = self._transforms[role]
         if not any(names):
             return field
-        channels = [
-            channel if name is None else functions[name](channel)
-            for name, channel in zip(names, field.unbind(dim), strict=True)
-        ]
-        return torch.stack(channels, dim)
+        channels = zip(names, field.unbind(dim), strict=True)
+        return torch.stack([functions[name](channel) if name else channel for name, channel in channels], dim)
 
     def _check_channels(self, role: str, field: Tensor, batched: bool) -> None:
         names = self.inputs if role == "in" else self.outputs
