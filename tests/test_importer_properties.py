@@ -24,6 +24,7 @@ from mano_op.data.importers import (
     import_the_well,
 )
 from mano_op.errors import InputError
+from mano_op.grid import Grid
 
 NAMES = [
     "time",
@@ -331,6 +332,10 @@ def test_matlab_file_is_imported_exactly_or_refused(data, version, kind):
             expected["vorticity"] = [np.moveaxis(part, -1, 1) for part in expected["vorticity"]]
             np.testing.assert_array_equal(store.layout.times, np.ravel(files[0]["t"]))
         assert_fields(store, {name: expected[name] for name in (*store.inputs, *store.outputs)})
+        (grid,) = store.grids.values()
+        ends = {"registration": "node_both"} if said == "darcy" else {"periodic": True}
+        assert grid == Grid.uniform(grid.shape, **ends)
+        assert store.variables[1].boundary_value == (0.0 if said == "darcy" else None)
 
 
 def labelled(seed):

@@ -25,21 +25,11 @@ Statistics = Mapping[str, Mapping[str, Any]]
 class Processor(DataProcessor):
     """A data processor of neuraloperator whose `to`, `train` and `eval` return it, as those of torch do."""
 
+    to, train, eval = nn.Module.to, nn.Module.train, nn.Module.eval
+
     def __init__(self) -> None:
         super().__init__()
         self.model: Any = None
-
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move the statistics, and the model if there is one; as `torch.nn.Module.to`."""
-        return nn.Module.to(self, *args, **kwargs)
-
-    def train(self, mode: bool = True) -> Self:
-        """Switch to training, or back; the model too, if there is one."""
-        return nn.Module.train(self, mode)
-
-    def eval(self) -> Self:
-        """Switch to evaluation."""
-        return self.train(False)
 
     def _moved(self, data_dict: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         """Return a sample whose tensors are on a device."""
@@ -288,17 +278,17 @@ class FieldProcessor(Processor):
 
     def to_dict(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Return all of it in JSON types, for `from_dict`."""
-        return {"inputs": self._named("in", self.inputs), "outputs": self._named("out", self.outputs)}
+        statistics = {}
+        for option, role in (("inputs", "in"), ("outputs", "out")):
+            means, stds = (getattr(self, f"{role}_{what}").tolist() for what in ("mean", "std"))
+            rows = zip(getattr(self, option), means, stds, self._transforms[role], strict=True)
+            statistics[option] = {
+                label: {"mean": mean, "std": std} | ({"transform": name} if name else {})
+                for label, mean, std, name in rows
+            }
+        return statistics
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Statistics]) -> FieldProcessor:
         """Make the processor that `to_dict` wrote down."""
         return cls(state["inputs"], state["outputs"])
-
-    def _named(self, role: str, labels: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-        means, stds = (getattr(self, f"{role}_{what}").tolist() for what in ("mean", "std"))
-        rows = zip(labels, means, stds, self._transforms[role], strict=True)
-        return {
-            label: {"mean": mean, "std": std, **({"transform": name} if name else {})}
-            for label, mean, std, name in rows
-        }
