@@ -6,14 +6,27 @@ import warnings
 from functools import partial
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
-import scipy.io
 import torch
-import xarray as xr
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from importer_files import (
+    CENTRES,
+    LABELLED,
+    MATLAB,
+    TIMES,
+    WELL,
+    labelled,
+    pde_darcy,
+    pde_fields,
+    pde_groups,
+    values,
+    well_arrays,
+    write_hdf5,
+    write_mat,
+    write_netcdf,
+)
 
 from mano_op.data.check import check_store
 from mano_op.data.importers import (
@@ -57,10 +70,6 @@ SHAPES = [
     lambda array, axis: array + 0.1,
 ]
 ATTRIBUTES = [None, 3, -1, 2.5, "one", "", b"two", np.nan, [1, 2, 3], ["x"], ["x", "y", "z"], True, [[True]]]
-
-
-def values(seed, *shape):
-    return 100 * np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def retyped(array, dtype):
@@ -141,44 +150,6 @@ def assert_axes(store, points, times=()):
     np.testing.assert_array_equal(store.layout.times, np.asarray(times)[: len(store.layout.times)])
 
 
-def write_hdf5(path, arrays, attributes=()):
-    """Arrays by their paths in an HDF5 file, where these fit one another."""
-    with h5py.File(path, "w") as file:
-        for name, array in arrays.items():
-            try:
-                file[name] = array
-            except (ValueError, OSError, TypeError):  # a group in the place of an array, say
-                assume(False)
-        for name, given in dict(attributes).items():
-            for key, value in given.items():
-                if name in file and value is not None:
-                    file[name].attrs[key] = value
-    return path
-
-
-CENTRES = {"x": (np.arange(4) + 0.5) / 4, "y": (np.arange(5) + 0.5) / 5}
-TIMES = np.arange(4.0)
-
-
-def pde_fields(names, axes, seed):
-    shape = [len(CENTRES[axis]) for axis in axes]
-    made = {name: values(10 * seed + i, 2, 3, *shape) for i, name in enumerate(names)}
-    return made | {f"{axis}-coordinate": CENTRES[axis] for axis in axes} | {"t-coordinate": TIMES}
-
-
-def pde_darcy(seed):
-    steady = {"nu": values(10 * seed, 2, 4, 5), "tensor": values(10 * seed + 1, 2, 1, 4, 5)}
-    return steady | {f"{axis}-coordinate": points for axis, points in CENTRES.items()}
-
-
-def pde_groups(seed):
-    made = {}
-    for i in range(2):
-        made[f"000{i}/data"] = values(10 * seed + i, 3, 4, 5, 2)
-        made |= {f"000{i}/grid/t": TIMES[:3]} | {f"000{i}/grid/{axis}": CENTRES[axis] for axis in CENTRES}
-    return made
-
-
 PDEBENCH = {
     "tensor": (partial(pde_fields, ["tensor"], ["x"]), "x"),
     "plane tensor": (partial(pde_fields, ["tensor"], ["x", "y"]), "xy"),
@@ -204,7 +175,7 @@ def pde_expected(files):
     return {"u" if name == "tensor" and renamed else name: parts for name, parts in fields.items()}
 
 
-@settings(max_examples=80)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_pdebench_file_is_imported_exactly_or_refused(data):
     make, axes = PDEBENCH[data.draw(st.sampled_from(sorted(PDEBENCH)))]
@@ -220,33 +191,6 @@ def test_pdebench_file_is_imported_exactly_or_refused(data):
             place = "{}-coordinate" if "x-coordinate" in files[0] else "0000/grid/{}"
             points = {axis: files[0][place.format(axis)] for axis in store.layout.coordinates}
             assert_axes(store, points, files[0].get(place.format("t"), ()))
-
-
-def well_arrays(seed):
-    return {
-        "dimensions/time": TIMES[:3],
-        "dimensions/x": CENTRES["x"],
-        "dimensions/y": CENTRES["y"],
-        "t0_fields/pressure": values(10 * seed, 2, 3, 4, 5),
-        "t0_fields/height": values(10 * seed + 1, 4, 1),
-        "t1_fields/velocity": values(10 * seed + 2, 2, 3, 4, 5, 2),
-        "t2_fields/stress": values(10 * seed + 3, 2, 4, 5, 2, 2),
-        "boundary_conditions/x_open/mask": np.ones(4, dtype=bool),
-        "boundary_conditions/y_wall/mask": np.ones(5, dtype=bool),
-    }
-
-
-WELL = {
-    "/": {"n_trajectories": 2, "n_spatial_dims": 2, "grid_type": "cartesian", "dataset_name": "made"},
-    "dimensions": {"spatial_dims": ["x", "y"]},
-    "t0_fields": {"field_names": ["pressure", "height"]},
-    "t0_fields/pressure": {"sample_varying": True, "time_varying": True, "dim_varying": [True, True]},
-    "t0_fields/height": {"sample_varying": False, "time_varying": False, "dim_varying": [True, False]},
-    "t1_fields/velocity": {"sample_varying": True, "time_varying": True, "dim_varying": [True, True]},
-    "t2_fields/stress": {"sample_varying": True, "time_varying": False, "dim_varying": [True, True]},
-    "boundary_conditions/x_open": {"bc_type": "OPEN", "associated_dims": ["x"]},
-    "boundary_conditions/y_wall": {"bc_type": "WALL", "associated_dims": ["y"]},
-}
 
 
 @st.composite
@@ -276,6 +220,7 @@ def well_expected(files):
     return expected
 
 
+@settings(max_examples=25)
 @given(data=st.data())
 def test_file_of_the_well_is_imported_exactly_or_refused(data):
     files = data.draw(contents(well_arrays))
@@ -293,32 +238,11 @@ def test_file_of_the_well_is_imported_exactly_or_refused(data):
             assert_axes(store, points, files[0]["dimensions/time"])
 
 
-MATLAB = {
-    "burgers": lambda seed: {"a": values(10 * seed, 2, 5), "u": values(10 * seed + 1, 2, 5)},
-    "darcy": lambda seed: {"coeff": values(10 * seed, 2, 4, 5), "sol": values(10 * seed + 1, 2, 4, 5)},
-    "navier_stokes": lambda seed: {
-        "a": values(10 * seed, 2, 4, 5),
-        "u": values(10 * seed + 1, 2, 4, 5, 3),
-        "t": TIMES[None, 1:],
-    },
-}
 MATLAB_NAMES = {"a": "initial", "u": "velocity", "coeff": "permeability", "sol": "pressure"}
 FLOW_NAMES = {"a": "initial_vorticity", "u": "vorticity"}
 
 
-def write_mat(path, arrays, version):
-    if version == 7.3:
-        return write_hdf5(path, {name: np.asarray(array).T for name, array in arrays.items()})
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            scipy.io.savemat(path, arrays)
-    except (ValueError, TypeError, OSError):
-        assume(False)
-    return path
-
-
-@settings(max_examples=80)
+@settings(max_examples=60)
 @given(data=st.data(), version=st.sampled_from([5, 7.3]), kind=st.sampled_from(sorted(MATLAB)))
 def test_matlab_file_is_imported_exactly_or_refused(data, version, kind):
     files = data.draw(contents(MATLAB[kind]))
@@ -338,49 +262,12 @@ def test_matlab_file_is_imported_exactly_or_refused(data, version, kind):
         assert store.variables[1].boundary_value == (0.0 if said == "darcy" else None)
 
 
-def labelled(seed):
-    """The arrays of a NetCDF file."""
-    return {
-        "a": values(10 * seed, 2, 4, 5),
-        "u": values(10 * seed + 1, 2, 3, 4, 5),
-        "run": 2 * seed + np.arange(2),
-        "t": TIMES[:3],
-        "x": CENTRES["x"],
-        "y": CENTRES["y"],
-    }
-
-
-DIMENSIONS = {"a": ("run", "x", "y"), "u": ("run", "t", "x", "y")}
 UNITS = ["1", "m", "days since 2000-01-01", "hours", "degrees_north", "nonsense since then", "", 3]
 
 
-LABELLED = {
-    "sample": "run",
-    "time": "t",
-    "inputs": ["a"],
-    "outputs": ["u"],
-    "splits": {"train": 2, "test": 2},
-    "registration": "cell",
-    "domain": {"x": (0.0, 1.0), "y": (0.0, 1.0)},
-    "boundary_conditions": {"x": "open", "y": "periodic"},
-}
 HALVES = "`pandas.Index` does not support the `float16`"
 
 
-def write_netcdf(path, arrays, engine, units):
-    try:
-        data = xr.Dataset()
-        for name, array in arrays.items():
-            array = np.asarray(array)
-            dims = [*DIMENSIONS.get(name, (name,)), "extra", "more"][: array.ndim]
-            data[name] = (dims, array, {"units": units[name]} if name in units else {})
-        data.to_netcdf(path, engine=engine)
-    except (ValueError, TypeError, OSError, KeyError, NotImplementedError, OverflowError):
-        assume(False)
-    return path
-
-
-@settings(max_examples=60)
 @given(data=st.data(), engine=st.sampled_from(["scipy", "h5netcdf"]), relabel=st.booleans())
 def test_netcdf_file_is_imported_exactly_or_refused(data, engine, relabel):
     files = data.draw(contents(labelled))
@@ -425,7 +312,6 @@ def write_pt(path, arrays):
 PAIRS = {"train": [(4, 0), (8, 1)], "test": [(4, 2), (8, 3)]}
 
 
-@settings(max_examples=60)
 @given(data=st.data(), problem=st.sampled_from(["darcy", "navier_stokes"]))
 def test_file_of_neuraloperator_is_imported_exactly_or_refused(data, problem):
     files = data.draw(contents(partial(tensors, problem), 4))

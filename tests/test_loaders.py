@@ -56,14 +56,13 @@ def test_mixed_epoch_has_every_sample_at_every_resolution(store):
             assert len(batch["x"]) <= (4 if batch["x"].shape[-2:] == (6, 8) else 3)
             seen[tuple(batch["x"].shape[-2:])].append(batch)
         for grid in (COARSE, FINE):
-            came = {name: torch.cat([one[name] for one in seen[grid.shape]]) for name in ("x", "y")}
-            order = came["x"][:, 0, 0, 0].argsort()
+            x, y = (torch.cat([batch[name] for batch in seen[grid.shape]]) for name in ("x", "y"))
             fields = waves(range(10), grid)
             expected = torch.from_numpy(np.stack([fields["a"], fields["b"]], 1)).float()
             truth = torch.from_numpy(fields["u"][:, None]).float()
-            sort = expected[:, 0, 0, 0].argsort()
-            torch.testing.assert_close(came["x"][order], expected[sort], rtol=0, atol=0)
-            torch.testing.assert_close(came["y"][order], truth[sort], rtol=0, atol=0)
+            order, sort = x[:, 0, 0, 0].argsort(), expected[:, 0, 0, 0].argsort()
+            torch.testing.assert_close(x[order], expected[sort], rtol=0, atol=0)
+            torch.testing.assert_close(y[order], truth[sort], rtol=0, atol=0)
 
 
 def test_trainer_on_mixed_resolutions_matches_a_plain_loop(store):
@@ -77,21 +76,19 @@ def test_trainer_on_mixed_resolutions_matches_a_plain_loop(store):
     def loaders():
         return field_loaders(store, train=Mixed([(6, 8), (12, 10)]), test=[(12, 10)], batch_size=5, seed=1)
 
-    trained, plain = model(), model()
-    given = loaders()
+    trained, plain, data, repeated = model(), model(), loaders(), loaders()
     optimizer = torch.optim.SGD(trained.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    trainer = Trainer(model=trained, n_epochs=2, device="cpu", data_processor=given.processor.double())
-    trainer.train(given.train, given.test, optimizer, schedule, training_loss=LpLoss(d=2, p=2))
+    trainer = Trainer(model=trained, n_epochs=2, device="cpu", data_processor=data.processor.double())
+    trainer.train(data.train, data.test, optimizer, schedule, training_loss=LpLoss(d=2, p=2))
 
-    again = loaders()
-    again.processor.double().train()
+    repeated.processor.double().train()
     optimizer = torch.optim.SGD(plain.parameters(), lr=1e-3)
     for _ in range(2):
-        for batch in again.train:
+        for batch in repeated.train:
             optimizer.zero_grad()
-            sample = again.processor.preprocess(batch)
-            out, sample = again.processor.postprocess(plain(sample["x"]), sample)
+            sample = repeated.processor.preprocess(batch)
+            out, sample = repeated.processor.postprocess(plain(sample["x"]), sample)
             LpLoss(d=2, p=2)(out, sample["y"]).backward()
             optimizer.step()
     for ours, theirs in zip(trained.parameters(), plain.parameters(), strict=True):
@@ -268,10 +265,8 @@ def test_worker_processes_give_the_same_mixed_batches(moving_store):
         torch.testing.assert_close(batch, expected, rtol=0, atol=0)
     assert shared.multiprocessing_context.get_start_method() in ("forkserver", "spawn")
     assert shared.persistent_workers
-    assert [[part.cached for part in loader.dataset.parts] for loader in (alone, shared)] == [
-        [True] * 2,
-        [False] * 2,
-    ]
+    assert all(part.cached for part in alone.dataset.parts)
+    assert not any(part.cached for part in shared.dataset.parts)
 
 
 def read_in_a_fork(data, connection):

@@ -500,8 +500,8 @@ cases(
     ),
     (
         {"fields": {16: flow()}},
-        "use that as its key",
-        search(r"has shape (\(.*\));", "fields", lambda shape: {ast.literal_eval(shape): flow()}),
+        "use its shape as its key",
+        search(r"shape (\(.*\)); expected", "fields", lambda shape: {ast.literal_eval(shape): flow()}),
     ),
     (
         {"fields": {8: flow().rename(a="__a")}, "inputs": ["__a"]},
@@ -702,7 +702,7 @@ cases(
 def case_no_split_to_take_statistics_of(folder):
     trained = create(folder)
     store = create(folder, name="c.zarr", splits={"test": 4})
-    message = refused(FieldProcessor.from_store, store, part="has no split 'train', so no statistics")
+    message = refused(FieldProcessor.from_store, store, part="has no split 'train'; it has test;")
     assert message.endswith("take the processor of the store that the model is trained on")
     processor = FieldProcessor.from_store(trained)
     assert processor.in_mean.item() == pytest.approx(trained.read(8, "a")[:3].mean(), rel=1e-5)

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from mano_op.data.guards import check_each, check_has, check_one_of, check_same
+from mano_op.data.guards import check_each, check_has, check_one_of, check_same, check_shape
 from mano_op.data.layout import COORDINATE_ATTRIBUTES
 from mano_op.data.rounded import TOLERANCE, coarse_unit, deviation, scatter_by_rounding
 from mano_op.errors import InputError
@@ -132,8 +132,8 @@ def grid_of(
             )
         declared.append(axis)
     grid = Grid(tuple(declared))
-    if resolution != grid.shape and any(n != resolution for n in grid.shape):
-        raise InputError(f"the data set under {resolution} has shape {grid.shape}; use that as its key")
+    expected = resolution if isinstance(resolution, tuple) else (resolution,) * grid.n_dim
+    check_shape(f"the data set under {resolution}", grid.shape, expected, "use its shape as its key")
     return grid
 
 

@@ -76,7 +76,7 @@ class FieldDataset(Dataset[Sample]):
         16, (16, 24), "r16", or the grid itself.
     split : str
     time_steps : (int, int), optional
-        How many steps are known and how many to be predicted; see `mano_op.data.channels.channels_of`. Every
+        Numbers of known and of predicted steps; see `mano_op.data.channels.channels_of`. Every
         such run of times is a sample.
     at : sequence of float, optional
         Instead, the times to predict from the steady inputs.
@@ -129,25 +129,14 @@ class FieldDataset(Dataset[Sample]):
         self._rows = self.store.layout.rows(self.key, split)
         self._coordinates = coordinates
         self._process = os.getpid()
-        self._cache: dict[str, NDArray[np.float32]] | None
-        # The cached split as x and y, where a sample has no times to choose.
-        self._steady: dict[str, NDArray[np.float32]] = {}
-        self._chunks = ChunkCache(self.store, self.key, 0)
+        self._cache: dict[str, NDArray[np.float32]] | None = None
         self.keep(cache_bytes)
 
     def keep(self, cache_bytes: int) -> None:
         """Read the split into memory if it fits into `cache_bytes`, or keep the last chunks from now on."""
-        self._cache, self._steady = None, {}
-        self._chunks = ChunkCache(self.store, self.key, cache_bytes)
-        if self.nbytes > cache_bytes:
-            return
-        self._cache = {name: self.store.read(self.key, name, self._rows) for name in self._variables}
-        if all(channel.offset is None for channel in self.channels.all):
-            fields, self._cache = self._cache, {}
-            self._steady = {
-                name: _stacked([fields[channel.variable] for channel in channels])
-                for name, channels in (("x", self.channels.x), ("y", self.channels.y))
-            }
+        self._chunks, self._cache = ChunkCache(self.store, self.key, cache_bytes), None
+        if self.nbytes <= cache_bytes:
+            self._cache = {name: self.store.read(self.key, name, self._rows) for name in self._variables}
 
     @property
     def nbytes(self) -> int:
@@ -200,19 +189,11 @@ class FieldDataset(Dataset[Sample]):
             return []
         wanted = _counted(indices, len(self), f"the split {self.split!r} has")
         rows, starts = np.divmod(wanted, len(self.channels.starts))
-        if self._steady:
-            # numpy copies whole rows in one thread; torch's index_select waits for threads of its own, which
-            # costs far more where another process has the cores. The rows are in range, so "clip" clips none.
-            batch = {
-                name: torch.from_numpy(field.take(rows, axis=0, mode="clip"))
-                for name, field in self._steady.items()
-            }
-        else:
-            fields, rows, first = self._fields(rows, starts)
-            batch = {
-                name: torch.from_numpy(_gather(fields, channels, rows, starts - first))
-                for name, channels in (("x", self.channels.x), ("y", self.channels.y))
-            }
+        fields, rows, first = self._fields(rows, starts)
+        batch = {
+            name: torch.from_numpy(_gather(fields, channels, rows, starts - first))
+            for name, channels in (("x", self.channels.x), ("y", self.channels.y))
+        }
         if self._coordinates:
             mesh = torch.from_numpy(self.grid.mesh.astype(np.float32))
             batch["coordinates"] = mesh.expand(len(wanted), *mesh.shape).contiguous()
@@ -241,7 +222,7 @@ class FieldDataset(Dataset[Sample]):
         return fields, index, first
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": None, "_steady": {}, "_chunks": None}
+        return {**self.__dict__, "_cache": None, "_chunks": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A copy in another process keeps nothing: there are as many as there are workers.
@@ -257,11 +238,6 @@ def _counted(indices: Sequence[int], n: int, whole: str) -> NDArray[np.int64]:
     return wanted % n
 
 
-def _stacked(fields: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Stack channels; a single one is not copied."""
-    return fields[0][:, None] if len(fields) == 1 else np.stack(fields, axis=1)
-
-
 def _gather(
     fields: dict[str, NDArray[np.float32]],
     channels: Sequence[Channel],
@@ -269,8 +245,15 @@ def _gather(
     starts: NDArray[np.int64],
 ) -> NDArray[np.float32]:
     """Stack the channels of samples; always a copy, to keep the cache as it is."""
-    times = {channel: () if channel.offset is None else (starts + channel.offset,) for channel in channels}
-    return np.stack([fields[channel.variable][rows, *times[channel]] for channel in channels], axis=1)
+    # numpy copies whole rows in one thread; torch's index_select waits for threads of its own, which costs
+    # far more where another process has the cores. The rows are in range, so "clip" clips none.
+    values = [
+        fields[channel.variable].take(rows, axis=0, mode="clip")
+        if channel.offset is None
+        else fields[channel.variable][rows, starts + channel.offset]
+        for channel in channels
+    ]
+    return values[0][:, None] if len(values) == 1 else np.stack(values, axis=1)
 
 
 class SomeSamples(Subset[Sample]):

@@ -171,7 +171,7 @@ def field_loaders(
     else:
         held = _held_out(store.splits[splits.train], splits.hold_out, seed)
         parts = [SomeSamples(whole, np.flatnonzero(~held[whole.rows])) for whole in wholes]
-        # The same fields are read once.
+        # Equal fields are read once.
         same = {whole.key: whole for whole in wholes} if test_steps == train_steps else {}
         for resolution in names:
             whole = same.get(store.key(resolution)) or samples(resolution, splits.train, test_steps)
@@ -219,7 +219,7 @@ def _held_out(n: int, part: float, seed: int) -> NDArray[np.bool_]:
             f"hold_out={part} of {n} samples is {size}; expected at least one, and one to be left: {remedy}"
         )
     held = np.zeros(n, dtype=bool)
-    # A stream of its own, so that what is held out says nothing of the order of what is left.
+    # A stream of its own, so that the order of the remaining samples does not follow from those held out.
     random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
     held[random.permutation(n)[:size]] = True
     return held

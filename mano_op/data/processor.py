@@ -10,7 +10,7 @@ from neuralop.data.transforms.data_processors import DataProcessor
 from torch import Tensor, nn
 
 from mano_op.data.channels import Channels, channels_of
-from mano_op.data.guards import check_some_of
+from mano_op.data.guards import check_has, check_some_of
 from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
 from mano_op.labels import variable_of, varies_in_time
@@ -119,11 +119,8 @@ class FieldProcessor(Processor):
         `channels` are those of the samples, where fields vary in time. With `transforms` of variables,
         ``{"permeability": "log"}``, the statistics are taken anew.
         """
-        if split == "train" and not store.statistics:
-            raise InputError(
-                f"{store.path} has no split 'train', so no statistics: take the processor of the store that "
-                "the model is trained on"
-            )
+        remedy = "; take the processor of the store that the model is trained on"
+        check_has(store.path, "split", [split], store.splits, remedy)
         statistics: Statistics = store.statistics
         if split != "train" or transforms:
             statistics = store.statistics_of(split, transforms)["variables"]
@@ -141,7 +138,7 @@ class FieldProcessor(Processor):
     def preprocess(
         self, data_dict: Mapping[str, Any], batched: bool = True, step: int | None = None
     ) -> dict[str, Any]:
-        """Make of a sample or batch what the model and the loss take.
+        """Return a sample or batch as the model and the loss take it.
 
         Parameters
         ----------
@@ -149,7 +146,7 @@ class FieldProcessor(Processor):
             ``x`` of shape ``(batch, in_channels, *grid)``; perhaps ``y`` likewise. Other channels are
             refused.
         batched : bool
-            Whether there is the dimension of the batch.
+            Whether tensors have the dimension of the batch.
         step : int, optional
             Of a rollout, in order from 0; ``y`` has the channels of all steps. After the last, None is
             returned.
@@ -157,7 +154,7 @@ class FieldProcessor(Processor):
         if step is not None:
             data_dict = self._step(data_dict, step)
             if not data_dict:
-                return None  # type: ignore[return-value]  # how the Trainer is told that a rollout is over
+                return None  # type: ignore[return-value]  # tells the Trainer that a rollout is over
         data = self._moved(data_dict, self.device)
         data["x"] = self._normal("in", data["x"], batched)
         if "y" in data and self.training:
@@ -208,7 +205,7 @@ class FieldProcessor(Processor):
     def advance(self, model: nn.Module, known: Tensor, **rest: Any) -> Tensor:
         """Make the input of the next step of a rollout by a model, of this one's, in units.
 
-        `rest` is what else the model is given, such as ``coordinates``.
+        `rest` are further arguments of the model, such as ``coordinates``.
 
         Examples
         --------

@@ -17,7 +17,7 @@ from mano_op.errors import InputError
 def splits_held(fields: Mapping[Any, xr.Dataset], splits: Mapping[str, int]) -> dict[Any, list[str]]:
     """Return the splits that each data set holds, if all hold the same samples in one order.
 
-    A coordinate "sample" of integers numbers the samples of whole splits; any other one labels them, each
+    A coordinate "sample" of integers numbers the samples of whole splits; other coordinates label them, each
     once. `InputError` names the first two places of a label that is repeated, or differs.
 
     Examples
@@ -48,7 +48,7 @@ def splits_held(fields: Mapping[Any, xr.Dataset], splits: Mapping[str, int]) -> 
             )
         if "split" in data.coords and not np.array_equal(data["split"].values.astype(object), split_of[rows]):
             raise InputError(
-                f"{key}: the coordinate 'split' says otherwise than splits={dict(splits)}: correct one, or "
+                f"{key}: the coordinate 'split' contradicts splits={dict(splits)}: correct one, or "
                 "leave the coordinate out, `data.drop_vars('split')`"
             )
     return held
@@ -95,13 +95,13 @@ def _labels(key: Any, data: xr.Dataset) -> pd.Index | None:
 def _numbers(
     data: xr.Dataset, labels: pd.Index | None, splits: Mapping[str, int]
 ) -> NDArray[np.int64] | None:
-    """Return the numbers of a data set's samples among all, where it says or needs not say them."""
+    """Return the numbers of a data set's samples among all, if its labels or its size tell them."""
     n, total = data.sizes["sample"], sum(splits.values())
     if labels is not None and labels.dtype.kind in "iu":
-        given = labels.to_numpy().astype(np.int64)
-        if _whole_splits(given, splits):
-            return given
-        if given.min() >= 0 and given.max() < total:  # numbers, of parts of splits or in another order
+        numbers = labels.to_numpy().astype(np.int64)
+        if _whole_splits(numbers, splits):
+            return numbers
+        if numbers.min() >= 0 and numbers.max() < total:  # numbers, of parts of splits or in another order
             return None
     return np.arange(n) if n == total else None
 

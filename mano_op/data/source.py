@@ -74,11 +74,11 @@ class SourceReader:
 
     def _chunks(self, field: tuple[Grid, str], box: _Box) -> Iterator[_Box]:
         """Return the chunks of a variable that hold some rows and times, or these where it has none."""
-        along = []
-        for bounds, span in zip(self._edges[field], box, strict=True):
-            chunks = [slice(*pair) for pair in pairwise(bounds or [span.start, span.stop])]
-            along.append([chunk for chunk in chunks if chunk.start < span.stop and chunk.stop > span.start])
-        return product(*along)
+        samples, times = (
+            [slice(*ends) for ends in pairwise(bounds or (span.start, span.stop)) if _overlap(ends, span)]
+            for bounds, span in zip(self._edges[field], box, strict=True)
+        )
+        return product(samples, times)
 
     def _select(self, field: tuple[Grid, str], chunk: _Box) -> xr.Variable:
         """Select a chunk of a variable, unread where it is behind dask."""
@@ -157,6 +157,10 @@ def blocks_of(layout: Layout, sources: Mapping[str, xr.Dataset], names: Sequence
             blocks.append(slice(start, chunk.stop))
             start = chunk.stop
     return blocks
+
+
+def _overlap(ends: tuple[int, int], span: slice) -> bool:
+    return ends[0] < span.stop and ends[1] > span.start
 
 
 def _shifted(spans: Sequence[slice], origins: Sequence[slice]) -> tuple[slice, ...]:

@@ -18,7 +18,7 @@ from mano_op.errors import InputError
 
 _Key = TypeVar("_Key")
 
-# What CF calls the calendar of civil dates; a date of another one has no number of days in this one.
+# Names of the civil calendar in CF; dates of other calendars have no number of its days.
 _CIVIL = ("standard", "gregorian", "proleptic_gregorian")
 
 # Seconds of the units of durations that UDUNITS, CF and pandas have in common.
@@ -180,7 +180,7 @@ def _check(where: object, times: xr.Variable) -> None:
         )
     elif str(calendar).lower() not in _CIVIL:
         problem = (
-            f"dates of the calendar {calendar!r}, which a store has no place for; expected one of "
+            f"dates of the calendar {calendar!r}, which a store cannot hold; expected one of "
             f"{', '.join(_CIVIL)}. Give the times as numbers from the first on: "
             "`data.assign_coords(time=('time', days, {'units': 'days'}))`"
         )

@@ -15,7 +15,7 @@ from mano_op.data.processor import FieldProcessor
 from mano_op.errors import InputError
 from mano_op.labels import variable_of
 
-_PERIODIC = 2  # in what The Well's package returns for the ends of an axis; 0 is a wall, 1 is open
+_PERIODIC = 2  # The Well's number for the ends of an axis; 0 is a wall, 1 is open
 
 
 class WellSamples(Dataset[dict[str, Tensor]]):
@@ -40,7 +40,7 @@ class WellSamples(Dataset[dict[str, Tensor]]):
     Examples
     --------
     >>> from types import SimpleNamespace
-    >>> class TwoSteps:  # what is used of a WellDataset
+    >>> class TwoSteps:  # attributes of a WellDataset that are used
     ...     metadata = SimpleNamespace(field_names={0: ["u"]}, constant_field_names={0: ["c"]})
     ...     n_steps_input, n_steps_output, max_rollout_steps, use_normalization = 1, 2, 100, False
     ...     def __len__(self): return 1
@@ -96,7 +96,7 @@ class WellSamples(Dataset[dict[str, Tensor]]):
     def processor(self, statistics: Mapping[str, Mapping[str, Any]]) -> FieldProcessor:
         """Make the processor with The Well's statistics, the content of ``stats.yaml``.
 
-        That is "mean" and "std" of each field, a number for each component; `InputError` if one is missing.
+        It has "mean" and "std" of each field, a number for each component; `InputError` if one is missing.
 
         Examples
         --------

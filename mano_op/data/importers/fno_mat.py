@@ -63,8 +63,8 @@ def import_fno_mat(
     """
     check_one_of("kind", kind, _KINDS)
     known = _KINDS[kind]
-    given, predicted = known.names.values()
-    options.setdefault("initial", {given: predicted} if known.varying else None)
+    initial, predicted = known.names.values()
+    options.setdefault("initial", {initial: predicted} if known.varying else None)
     options.setdefault("title", f"{kind.replace('_', ' ').capitalize()}, Li et al.")
     return import_files(
         path,

@@ -29,7 +29,7 @@ Files = Mapping[str, Sequence[str | Path]]
 
 
 class Part(NamedTuple):
-    """Content of a file: fields ``(sample, [time], axes)`` with coordinates, and what else it says.
+    """Content of a file: fields ``(sample, [time], *axes)`` with coordinates, options and scalars.
 
     `options` are those of `write_fields`; boundary conditions have to be the same in all files.
     """
@@ -63,8 +63,8 @@ def import_files(
             path,
             {tuple(data.sizes[name] for name in data.coords if name != "time"): data},
             splits={
-                split: sum(parts[file].data.sizes["sample"] for file in given)
-                for split, given in paths.items()
+                split: sum(parts[file].data.sizes["sample"] for file in names)
+                for split, names in paths.items()
             },
             provenance=about,
             **{

@@ -46,7 +46,7 @@ def import_netcdf(
     files : mapping of int or tuple of int to path or sequence of path
         For each resolution.
     sample, time : str
-        Names of those dimensions in the files.
+        Names of the dimensions of samples and times in the files.
     engine : str, optional
         Of xarray, by default chosen by the file. NetCDF 4 needs ``pip install 'mano_op[netcdf]'``. With
         "zarr" a file is the folder of a zarr store.
@@ -60,8 +60,8 @@ def import_netcdf(
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
     >>> u = np.arange(12.0).reshape(3, 4)
-    >>> made = xr.Dataset({"a": (("run", "x"), u), "u": (("run", "x"), 2 * u)}, {"x": [3.5, 2.5, 1.5, 0.5]})
-    >>> made.to_netcdf(f"{folder}/runs.nc", engine="scipy")
+    >>> data = xr.Dataset({"a": (("run", "x"), u), "u": (("run", "x"), 2 * u)}, {"x": [3.5, 2.5, 1.5, 0.5]})
+    >>> data.to_netcdf(f"{folder}/runs.nc", engine="scipy")
     >>> store = import_netcdf(f"{folder}/runs.zarr", {4: f"{folder}/runs.nc"}, sample="run", inputs=["a"],
     ...     outputs=["u"], splits={"train": 3}, registration="cell", domain={"x": (0.0, 4.0)},
     ...     boundary_conditions={"x": "open"}, progress=False)
@@ -95,7 +95,7 @@ def _open(stack: ExitStack, path: Path, sample: str, engine: str | None) -> xr.D
     _check_engine(path, engine)
     remedy = "NetCDF 4 needs pip install 'mano_op[netcdf]', and other formats the engine that xarray names"
     with refusing(f"{path} cannot be opened", remedy, OSError, ValueError, ImportError):
-        # Without dask, whose pieces would be those of the file; and nothing is kept that was read.
+        # Without dask, whose pieces would be the chunks of the file, and without a cache.
         data = stack.enter_context(xr.open_dataset(path, engine=engine, chunks=None, cache=False))
     check_has(path, "dimension", [sample], data.dims, "; give sample=")
     return data.assign({name: _pieced(data[name]) for name in data.data_vars})

@@ -69,16 +69,16 @@ def import_neuralop_pt(
 
     .. math:: -\nabla \cdot (a \nabla u) = f \ \text{on} \ [0, 1]^2, \qquad u = 0 \ \text{on the boundary}.
 
-    Points are nodes at i/n: at 16 exactly every second one of those at 32. On the boundary that is in, the
-    published pressures are small, 0.003 on average where the largest are 2, but not zero.
+    Points are nodes at i/n, so that the nodes at 16 are every second node at 32. On the boundary at 0 the
+    published pressures are small, 0.003 on average with a largest pressure of 2, but not zero.
 
     Parameters
     ----------
     path : path
     files : mapping of str to sequence of (int, path)
-        For each split its resolutions and their files; not every split need be at every resolution.
+        Resolutions of each split, with their files; splits may have different resolutions.
     problem : {"darcy", "navier_stokes"}, optional
-        Of the files; not needed for Darcy flow, whose ``x`` is 0 or 1 everywhere.
+        Problem of the files; not needed for Darcy flow, whose ``x`` is 0 or 1 everywhere.
     levels : {"resampled", "independent", "unknown"}
         "resampled" checks that coarser fields are the finest ones at every k-th point.
     **options
@@ -202,7 +202,7 @@ def _check_split(split: str, by_size: Mapping[int, _Fields], levels: Levels) -> 
             if finest % n or not np.array_equal(values, by_size[finest][name][:, ::step, ::step]):
                 raise InputError(
                     f"split {split!r}: {name!r} at {n} differs from that at {finest} where they share "
-                    "points. If they were solved for apart, pass levels='independent'; if not, the files do "
-                    "not match"
+                    "points. If they were solved for apart, pass levels='independent'; otherwise the files "
+                    "do not match"
                 )
     return counts[finest]

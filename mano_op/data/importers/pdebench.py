@@ -48,7 +48,7 @@ def import_pdebench(
 ) -> FieldStore:
     """Import HDF5 files as PDEBench [1]_ publishes them.
 
-    Four layouts are told apart by the names in the file:
+    The names in a file tell four layouts apart:
 
     ===================================  ===========================================================
     names                                fields
@@ -60,8 +60,8 @@ def import_pdebench(
     ``0000/data`` (T, X, ..., C), ...    a group for each sample, variables last
     ===================================  ===========================================================
 
-    with coordinates of cells' centres, ``x-coordinate``, ..., ``t-coordinate`` (or ``grid/x``, ``grid/t``). A
-    time more than fields, the end of the last step, is left out.
+    with coordinates of cells' centres, ``x-coordinate``, ..., ``t-coordinate`` (or ``grid/x``, ``grid/t``).
+    One time more than the fields have, the end of the last step, is left out.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def import_pdebench(
     files : mapping of str to sequence of path
         Of each split, all of one layout and grid.
     boundary_conditions, domain
-        For each axis, "x" first; as in `mano_op.data.write.write_fields`. The files do not say them.
+        For each axis, "x" first; as in `mano_op.data.write.write_fields`. Files do not state them.
     variables : tuple of str
         Names for ``tensor`` or ``data``; by default "u", or "u0", "u1", ...
     title : str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
@@ -61,8 +60,10 @@ def import_the_well(
     .. [1] Ohana et al., "The Well: a Large-Scale Collection of Diverse Physics Simulations for Machine
        Learning", NeurIPS 2024, arXiv:2412.00568; https://polymathic-ai.org/the_well/data_format/.
     """
-    about = {"registration": registration, "domain": domain, "provenance": {"source": "The Well"}}
-    return import_files(path, files, _read, **about, **options)
+    provenance = {"source": "The Well"}
+    return import_files(
+        path, files, _read, registration=registration, domain=domain, provenance=provenance, **options
+    )
 
 
 _FORMAT = "; expected a file in The Well's format"
@@ -104,7 +105,7 @@ def _flags(node: h5py.Dataset, name: str, n: int = 1) -> list[bool]:
     return [bool(flag) for flag in value]
 
 
-def _group(root: h5py.Group, name: str, *, needed: bool = False) -> Mapping[str, Any]:
+def _group(root: h5py.Group, name: str, *, needed: bool = False) -> Any:
     """Return a group of a file; empty if there is none and none is needed."""
     if needed or name in root:
         groups = [key for key in root if isinstance(root.get(key), h5py.Group)]
@@ -177,10 +178,10 @@ def _field(node: h5py.Dataset, order: int, n: int, steps: int, points: list[int]
     return da.broadcast_to(values, (n, *times, *points, n_components))
 
 
-def _names(group: Mapping[str, Any]) -> list[str]:
+def _names(group: Any) -> list[str]:
     """Order the fields as the file and The Well's own reader do."""
-    stated = np.ravel(group.attrs.get("field_names", [])) if group else []
-    return list(dict.fromkeys([*map(_text, stated), *group]))
+    names = group.attrs.get("field_names", []) if len(group) else []
+    return list(dict.fromkeys([*(_text(name) for name in np.ravel(names)), *group]))
 
 
 def _conditions(root: h5py.File, axes: tuple[str, ...]) -> dict[str, str]:
