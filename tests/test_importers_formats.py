@@ -64,14 +64,28 @@ def test_pdebench_groups_become_samples_of_named_variables(tmp_path):
             "points along y = 6, in .* 5",
         ),
         ({"t-coordinate": np.arange(2.0)}, r"times: shape \(2,\); expected"),
+        (
+            {"tensor": np.full((2, 3, 4, 5), b"a")},
+            "expected real numbers, stored densely: write it anew with",
+        ),
+        ({"t-coordinate": np.zeros((2, 4))}, "others go into stores of their own"),
+        ({"tensor": None}, "has no data set 'tensor'; it has t-coordinate, x-coordinate, y-coordinate"),
+        ({"nu": values(0, 2, 4, 5)}, r"tensor: shape \(2, 3, 4, 5\); expected \(2, 1, 4, 5\)"),
         (None, r"other.hdf5 cannot be opened \(OSError: .*expected an HDF5 file"),
     ],
 )
 def test_pdebench_files_that_do_not_fit_are_refused(tmp_path, change, message):
     good, other = write_hdf5(tmp_path / "good.hdf5", PLANE), tmp_path / "other.hdf5"
-    other.write_text("no HDF5") if change is None else write_hdf5(other, PLANE | change)
+    if change is None:
+        other.write_text("no HDF5")
+    else:
+        write_hdf5(other, {name: array for name, array in (PLANE | change).items() if array is not None})
     with pytest.raises(InputError, match=message):
         import_pde(tmp_path / "new.zarr", good, other)
+    with pytest.raises(InputError, match=r"expected at least one for each, each file once, such as {'train'"):
+        import_pde(tmp_path / "new.zarr", good, good)
+    with pytest.raises(InputError, match=r"none.h5 cannot be opened .*give the path of one"):
+        import_pde(tmp_path / "new.zarr", tmp_path / "none.h5")
     assert not (tmp_path / "new.zarr").exists()
 
 
@@ -86,9 +100,9 @@ def test_nan_in_a_file_names_its_sample_and_keeps_earlier_ones(tmp_path):
     assert 2 in [samples.start for samples in begun.pending()]
 
 
-def well(path, n=2, attributes=None):
+def well(path, n=2, attributes=None, arrays=None):
     """A file of The Well, and its arrays."""
-    arrays = well_arrays(n, n)
+    arrays = well_arrays(n, n) if arrays is None else arrays
     root = {"/": WELL["/"] | {"n_trajectories": n}}
     return write_hdf5(path, arrays, WELL | root | (attributes or {})), arrays
 
@@ -102,6 +116,11 @@ def import_well(path, *parts, **options):
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
+        ({"/": WELL["/"] | {"n_spatial_dims": 3}}, "expected as many names, each once"),
+        (
+            {"t0_fields/height": WELL["t0_fields/height"] | {"time_varying": 2}},
+            "expected True or False, 1 times",
+        ),
         ({"/": WELL["/"] | {"grid_type": "spherical"}}, "grid_type='spherical'; expected one of cartesian"),
         (
             {"boundary_conditions/y_wall": {"bc_type": "WALL", "associated_dims": ["x"]}},
@@ -115,6 +134,17 @@ def test_well_files_that_do_not_fit_are_refused(tmp_path, attributes, message):
     with pytest.raises(InputError, match=message):
         import_well(tmp_path / "w.zarr", file)
     assert not (tmp_path / "w.zarr").exists()
+
+
+def test_well_fields_have_names_of_their_own(tmp_path):
+    none = {name: array for name, array in well_arrays(0).items() if "_fields" not in name}
+    pressure = well_arrays(0)["t0_fields/pressure"]
+    twice = well_arrays(0) | {"t0_fields/velocity_x": pressure}
+    about = {"t0_fields/velocity_x": WELL["t0_fields/pressure"]}
+    for arrays, message in ((none, "has no fields in t0_fields"), (twice, "rename one of them in the files")):
+        file, _ = well(tmp_path / "well.h5", attributes=about, arrays=arrays)
+        with pytest.raises(InputError, match=message):
+            import_well(tmp_path / "w.zarr", file)
 
 
 def test_well_walls_that_differ_are_mixed_and_scalars_are_kept(tmp_path):

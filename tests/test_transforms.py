@@ -84,6 +84,7 @@ def test_processor_with_transforms_survives_its_dictionary_and_its_state(store):
 def test_transforms_that_do_not_fit_are_refused(store):
     for transforms, message in (
         ({"u": "log"}, r"r4x5/u: the smallest value is -.*of positive values"),
+        ({"u": "logg"}, r"transform of u='logg'; expected one of log, asinh; did you mean 'log'\?"),
         ({"v": "log"}, "a transform of v; expected some of k, u"),
     ):
         with pytest.raises(InputError, match=message):
