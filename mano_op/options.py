@@ -55,12 +55,12 @@ def options(cls: type[T]) -> type[T]:
 
     @functools.wraps(validate)
     def __init__(self: Any, **values: Any) -> None:
-        known, renamed = [field.name for field in fields(frozen)], getattr(frozen, "RENAMED", {})
+        known = [field.name for field in fields(frozen)]
         for name in values:
             if name not in known:
                 raise InputError(
                     f"there is no option {name}={values[name]!r} of {cls.__name__}"
-                    f"{renamed.get(name) or did_you_mean(name, known) or ': it has ' + ', '.join(known)}"
+                    f"{did_you_mean(name, known) or ': it has ' + ', '.join(known)}"
                 )
         try:
             validate(self, **values)

@@ -20,7 +20,6 @@ from mano_op.data.mixed import Mixed
 from mano_op.data.store import FieldStore, open_store
 from mano_op.errors import InputError
 from mano_op.grid import Grid
-from mano_op.train.options import FieldOptions
 
 COARSE, FINE = Grid.uniform((6, 8)), Grid.uniform((12, 10))
 TIMES = (0.0, 0.1, 0.2, 0.3, 0.4)
@@ -137,20 +136,6 @@ def test_loader_options_that_do_not_fit_are_refused(store, options, message):
 def test_mixed_needs_one_value_for_each_resolution(options, message):
     with pytest.raises(InputError, match=message):
         Mixed(**({"resolutions": [8, 16]} | options))
-
-
-@pytest.mark.parametrize(
-    ("options", "remedy"),
-    [
-        ({"window": (2, 1)}, r"give time_steps=\(1, 1\)"),
-        ({"ratios": [1, 3]}, r"give resolution=Mixed\(\[16, 32\], ratios=\[1, 3\]\)"),
-    ],
-)
-def test_earlier_names_of_training_options_point_to_the_new_ones(options, remedy):
-    with pytest.raises(
-        InputError, match=f"there is no option {next(iter(options))}=.* of FieldOptions: {remedy}"
-    ):
-        FieldOptions(resolution=8, **options)
 
 
 @pytest.mark.parametrize("resolution", [[6, 8], (6, 8), COARSE, "r6x8"])

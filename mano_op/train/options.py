@@ -175,12 +175,6 @@ class FieldOptions(TrainOptions):
     pushforward: Whole = 0
     validate_resolution: Resolution | None = None
 
-    # Names of earlier versions, and what to give now.
-    RENAMED: ClassVar[Mapping[str, str]] = {
-        "window": ": give time_steps=(1, 1), or the window of a model as options={'window': 4}",
-        "ratios": ": give resolution=Mixed([16, 32], ratios=[1, 3])",
-    }
-
 
 @options
 class Augmentation:
