@@ -19,7 +19,7 @@ def owner(sizes, index):
 
 
 @given(sizes=counts, data=st.data(), shuffle=st.booleans(), drop_last=st.booleans(), seed=st.integers(0, 99))
-def test_every_sample_comes_once_in_batches_of_its_resolution(sizes, data, shuffle, drop_last, seed):
+def test_sample_comes_once_in_a_batch_of_its_resolution(sizes, data, shuffle, drop_last, seed):
     batch_sizes = [data.draw(st.integers(1, size)) for size in sizes]
     sampler = ResolutionBatchSampler(sizes, batch_sizes, shuffle=shuffle, drop_last=drop_last, seed=seed)
     for _ in range(2):
@@ -42,9 +42,7 @@ def test_every_sample_comes_once_in_batches_of_its_resolution(sizes, data, shuff
     shuffle=st.booleans(),
     drop_last=st.booleans(),
 )
-def test_ranks_share_the_samples_and_take_the_same_resolution_in_every_step(
-    sizes, data, ranks, shuffle, drop_last
-):
+def test_ranks_share_samples_and_take_one_resolution_in_every_step(sizes, data, ranks, shuffle, drop_last):
     batch_size = data.draw(st.integers(1, max(1, max(sizes) // ranks)))
     if drop_last and all(size < batch_size * ranks for size in sizes):
         return
@@ -74,7 +72,7 @@ def test_ranks_share_the_samples_and_take_the_same_resolution_in_every_step(
     sizes=st.lists(st.integers(20, 400), min_size=2, max_size=4),
     data=st.data(),
 )
-def test_an_epoch_has_the_ratios_and_is_as_large_as_can_be(sizes, data):
+def test_epoch_has_the_ratios_and_is_as_large_as_possible(sizes, data):
     ratios = [data.draw(st.floats(0.05, 1)) for _ in sizes]
     drawn = Counter(
         owner(sizes, index) for batch in ResolutionBatchSampler(sizes, 7, ratios=ratios) for index in batch
@@ -86,7 +84,7 @@ def test_an_epoch_has_the_ratios_and_is_as_large_as_can_be(sizes, data):
     assert any(drawn[k] == size for k, size in enumerate(sizes))
 
 
-def test_a_resolution_of_ratio_zero_is_left_out():
+def test_resolution_of_ratio_zero_is_left_out():
     batches = list(ResolutionBatchSampler([10, 10], 4, ratios=[1, 0]))
     assert {index for batch in batches for index in batch} == set(range(10))
 
@@ -121,7 +119,7 @@ def test_epochs_differ_and_follow_from_the_seed():
         ([4, 4], {"seed": -1}, "seed=-1"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(sizes, options, message):
+def test_sampler_options_that_do_not_fit_are_refused(sizes, options, message):
     with pytest.raises(InputError, match=message):
         ResolutionBatchSampler(sizes, **({"batch_size": 2} | options))
 

@@ -25,7 +25,7 @@ def data(labels=None, n=5):
 
 
 @pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
-def test_a_level_with_some_splits_is_matched_by_its_labels(labels):
+def test_resolution_with_some_splits_is_matched_by_its_labels(labels):
     both = ["train", "test"]
     assert splits_held({64: data(labels)}, SPLITS) == {64: both}
     assert splits_held({64: data(labels), 32: data(labels)}, SPLITS) == {64: both, 32: both}
@@ -34,7 +34,7 @@ def test_a_level_with_some_splits_is_matched_by_its_labels(labels):
 
 
 @pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
-def test_a_label_twice_is_an_error_that_names_both_places(labels):
+def test_repeated_label_is_refused_with_both_places(labels):
     twice = labels.copy()
     twice[4] = twice[1]
     with pytest.raises(InputError, match=r"64: sample 1 and sample 4 are both .*; expected each sample once"):
@@ -42,7 +42,7 @@ def test_a_label_twice_is_an_error_that_names_both_places(labels):
 
 
 @pytest.mark.parametrize("labels", [v for k, v in LABELS.items() if k != "numbers"])
-def test_other_labels_or_another_order_at_a_resolution_are_errors_that_name_two_places(labels):
+def test_other_labels_or_order_at_a_resolution_are_refused_with_two_places(labels):
     swapped = labels[[0, 2, 1, 3, 4]]
     with pytest.raises(
         InputError, match=r"sample 2 at 32 is .*, which is sample 1 at 64, after .*, sample 2"
@@ -56,13 +56,13 @@ def test_other_labels_or_another_order_at_a_resolution_are_errors_that_name_two_
         splits_held({64: data(labels), 32: data(other)}, SPLITS)
 
 
-def test_numbers_out_of_order_are_no_numbers_of_samples():
+def test_numbers_out_of_order_are_refused():
     for labels in ([1, 0, 2, 3, 4], [0, 1, 2, 4, 3], [2, 3, 4], [0, 1]):
         with pytest.raises(InputError, match=r"are not whole splits of .*number them from 0 to 4"):
             splits_held({64: data(np.array(labels))}, SPLITS)
 
 
-def test_dates_that_differ_by_rounding_are_the_same_labels():
+def test_dates_that_differ_by_rounding_are_equal_labels():
     single = DATES + np.array([0, 1, -1, 2, 0], "timedelta64[s]")
     assert splits_held({64: data(DATES), 32: data(single)}, SPLITS)[32] == ["train", "test"]
     late = DATES + np.array([0, 0, 0, 0, 2], "timedelta64[h]")
@@ -70,7 +70,7 @@ def test_dates_that_differ_by_rounding_are_the_same_labels():
         splits_held({64: data(DATES), 32: data(late)}, SPLITS)
 
 
-def test_a_data_set_without_labels_has_its_samples_in_the_order_of_the_splits():
+def test_samples_without_labels_are_in_the_order_of_the_splits():
     assert splits_held({64: data()}, SPLITS) == {64: ["train", "test"]}
     with pytest.raises(InputError, match="64: 4 samples are not whole splits"):
         splits_held({64: data(n=4)}, SPLITS)
@@ -78,7 +78,7 @@ def test_a_data_set_without_labels_has_its_samples_in_the_order_of_the_splits():
         splits_held({64: data(np.array([0.0, np.nan, 2.0, 3.0, 4.0]))}, SPLITS)
 
 
-def test_labels_of_two_files_are_named_with_their_files():
+def test_repeated_label_is_named_with_its_files():
     first, second = pd.Index([0, 1, 2]), pd.Index([2, 3])
     with pytest.raises(
         InputError, match=r"16: sample 2 of a\.nc and sample 0 of b\.nc are both 2; .*: leave"

@@ -34,24 +34,12 @@ def values(*shape):
 
 def counted(array, name, chunks, reads):
     """An array behind dask whose blocks are counted as they are computed."""
-    pieces = da.core.normalize_chunks(chunks, array.shape)
-    starts = [np.concatenate([[0], np.cumsum(sizes)])[:-1] for sizes in pieces]
 
-    def load(*corner, shape):
-        reads[name, corner] += 1
-        return array[tuple(slice(a, a + n) for a, n in zip(corner, shape, strict=True))]
+    def load(block, block_info=None):
+        reads[name, tuple(block_info[0]["chunk-location"])] += 1
+        return block
 
-    def block(numbers):
-        corner = tuple(int(start[i]) for start, i in zip(starts, numbers, strict=True))
-        shape = tuple(sizes[i] for sizes, i in zip(pieces, numbers, strict=True))
-        return da.from_delayed(dask.delayed(load, pure=False)(*corner, shape=shape), shape, array.dtype)
-
-    def nested(numbers):
-        if len(numbers) == array.ndim:
-            return block(numbers)
-        return [nested([*numbers, i]) for i in range(len(pieces[len(numbers)]))]
-
-    return da.block(nested([]))
+    return da.from_array(array, chunks).map_blocks(load, name=f"{name} {id(reads)}", meta=np.empty(0))
 
 
 def fields(reads, chunks, n=12, grid=LINE, prefix=""):
@@ -70,11 +58,11 @@ def fields(reads, chunks, n=12, grid=LINE, prefix=""):
     )
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=12)
 @given(
     sample=st.integers(1, 12), time=st.integers(1, 5), chunk=st.integers(1, 12), chunk_times=st.integers(1, 5)
 )
-def test_every_chunk_of_a_source_is_read_once(tmp_path_factory, sample, time, chunk, chunk_times):
+def test_chunk_of_a_source_is_read_once(tmp_path_factory, sample, time, chunk, chunk_times):
     reads = Counter()
     data, a, u = fields(reads, (sample, time))
     store = write_fields(
@@ -90,7 +78,7 @@ def test_every_chunk_of_a_source_is_read_once(tmp_path_factory, sample, time, ch
     np.testing.assert_array_equal(store.read(4, "u"), u)
 
 
-def test_levels_of_other_chunks_are_each_read_once(tmp_path):
+def test_resolutions_with_other_chunks_are_each_read_once(tmp_path):
     reads, fine = Counter(), LINE.refine()
     coarse, _, u = fields(reads, (5, 2))
     tests, fine_a, _ = fields(reads, (3, 5), n=4, grid=fine, prefix="fine ")
@@ -107,8 +95,8 @@ def test_levels_of_other_chunks_are_each_read_once(tmp_path):
     assert store.layout.held == {"r4": ("train", "test"), "r8": ("test",)}
 
 
-def test_what_variables_have_in_common_is_computed_once(tmp_path):
-    """An input that is derived from the output, and a level that is the mean of another."""
+def test_shared_source_of_variables_is_computed_once(tmp_path):
+    """An input that is derived from the output, and a resolution that is the mean of another."""
     reads = Counter()
     data, _, u = fields(reads, (4, 5))
     data = data.assign(a=data["u"].mean("time"))
@@ -118,21 +106,18 @@ def test_what_variables_have_in_common_is_computed_once(tmp_path):
     np.testing.assert_allclose(store.read(2, "a"), u.mean(1).reshape(12, 2, 2).mean(2), rtol=1e-6)
 
 
-def test_the_workers_of_a_cluster_read_every_chunk_once(tmp_path, scheduler):
+def test_workers_of_a_cluster_read_every_chunk_once(tmp_path, scheduler):
     data, a, u = fields(Counter(), (5, 5))
-    names = [str(tmp_path / f"{name}.npy") for name in "au"]
-    for name, array in zip(names, (a, u), strict=True):
-        np.save(name, array)
 
     def noted(block, name, block_info=None):
-        place = block_info[0]["chunk-location"]
-        (
-            tmp_path / f"{name}{place}-{threading.get_ident()}-{np.random.default_rng().integers(10**9)}"
-        ).touch()
+        place, number = block_info[0]["chunk-location"], np.random.default_rng().integers(10**9)
+        (tmp_path / f"{name}{place}-{threading.get_ident()}-{number}").touch()
         return block
 
-    for name, file in zip("au", names, strict=True):
-        lazy = da.from_array(np.load(file, mmap_mode="r"), chunks=(5, *[-1] * (data[name].ndim - 1)))
+    for name, array in (("a", a), ("u", u)):
+        np.save(tmp_path / f"{name}.npy", array)
+        file = np.load(tmp_path / f"{name}.npy", mmap_mode="r")
+        lazy = da.from_array(file, chunks=(5, *[-1] * (array.ndim - 1)))
         data[name] = (data[name].dims, lazy.map_blocks(noted, f"read {name}", dtype=float, meta=np.empty(0)))
     for file in tmp_path.glob("read *"):
         file.unlink()
@@ -144,7 +129,7 @@ def test_the_workers_of_a_cluster_read_every_chunk_once(tmp_path, scheduler):
     assert len(list(tmp_path.glob("read a*"))) == len(list(tmp_path.glob("read u*"))) == 3
 
 
-def test_a_chunk_that_is_done_with_is_forgotten():
+def test_finished_chunk_is_freed():
     data, a, _ = fields(Counter(), (5, 5))
     reader = SourceReader({LINE: data}, ["a"], "synchronous")
     for row in range(12):
@@ -153,7 +138,7 @@ def test_a_chunk_that_is_done_with_is_forgotten():
         assert len(reader._kept) == (0 if row + 1 in (5, 10, 12) else 1)
 
 
-def test_a_run_that_is_longer_than_memory_is_written_in_pieces_of_time(tmp_path):
+def test_run_longer_than_memory_is_written_in_pieces_of_time(tmp_path):
     """Memory at the peak is that of a few chunks, and does not grow with the run."""
     side, part = 64, 100
     grid = Grid.uniform((side, side), registration="cell")
@@ -193,4 +178,4 @@ def test_a_run_that_is_longer_than_memory_is_written_in_pieces_of_time(tmp_path)
 
     peak(200)  # what is allocated once
     whole = 4 * 3000 * side * side
-    assert min(peak(3000), peak(3000)) < 0.6 * whole
+    assert any(peak(3000) < 0.6 * whole for _ in range(2))

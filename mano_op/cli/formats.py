@@ -25,7 +25,7 @@ FIELDS = Group("Fields and axes", sort_key=2)
 
 Files = Annotated[tuple[Path, ...], Parameter(metavar="FILE...", help="Files of that split.")]
 Names = Annotated[tuple[str, ...], Parameter(metavar="NAME...")]
-Leveled = Annotated[
+SizedFiles = Annotated[
     tuple[Any, ...],
     pairs(
         "N=FILE",
@@ -69,7 +69,7 @@ class Fields:
     reference : mapping
         Constants to subtract where float32 cannot hold the variation: pressure=101325.
     initial : mapping
-        Steady inputs that are where an output begins, u0=u; without any: there is none.
+        Steady inputs that an output starts from, u0=u; without words, none does.
     as_plane : bool
         Take latitude and longitude as lengths on a plane.
     """
@@ -85,8 +85,8 @@ def neuralop(
     store: NewStore,
     /,
     *,
-    train: Leveled = (),
-    test: Leveled = (),
+    train: SizedFiles = (),
+    test: SizedFiles = (),
     problem: Literal["darcy", "navier_stokes"] | None = None,
     writing: Writing = Writing(),
 ) -> None:
@@ -95,7 +95,7 @@ def neuralop(
     Parameters
     ----------
     problem : str
-        Which files they are; need not be given for Darcy flow, whose x is 0 or 1.
+        Problem of the files; not needed for Darcy flow, whose x is 0 or 1.
     """
     from mano_op.data.importers import import_neuralop_pt
 
@@ -117,7 +117,7 @@ def fno_mat(
     Parameters
     ----------
     kind : str
-        Which of the paper's problems.
+        Problem of the files.
     """
     from mano_op.data.importers import import_fno_mat
 
@@ -208,18 +208,13 @@ def netcdf(
     """
     from mano_op.data.importers import import_netcdf
 
-    levels: dict[Any, list[Path]] = {}
+    by_resolution: dict[Any, list[Path]] = {}
     for resolution, file in files:
-        levels.setdefault(resolution, []).append(file)
-    described: dict[str, Any] = {
-        "inputs": list(inputs),
-        "outputs": list(outputs),
-        "splits": samples,
-        **vars(fields),
-    }
+        by_resolution.setdefault(resolution, []).append(file)
+    names: dict[str, Any] = {"sample": sample, "time": time, "inputs": list(inputs), "outputs": list(outputs)}
     axes: dict[str, Any] = {"registration": _by_axis(registration), "boundary_conditions": boundary or {}}
-    read: dict[str, Any] = {"sample": sample, "time": time, "engine": engine, "relabel": relabel}
-    print(import_netcdf(store, levels, **read, **described, **axes, **writing.choices))
+    choices = {"splits": samples, "engine": engine, "relabel": relabel, **vars(fields), **writing.choices}
+    print(import_netcdf(store, by_resolution, **names, **axes, **choices))
 
 
 def _splits(train: Any, test: Any) -> dict[str, list[Any]]:

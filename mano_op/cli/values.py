@@ -16,13 +16,13 @@ Parse = Callable[[str], Any]
 RUNNING = Group("Logging and resuming", sort_key=9)
 
 
-def place(text: str) -> str | Path:
-    """A path, or an address that fsspec knows, which a path would change: s3://bucket/a.zarr."""
+def path_or_url(text: str) -> str | Path:
+    """Return a path, or an address that fsspec knows, which a path would change: s3://bucket/a.zarr."""
     return text if "://" in text else Path(text)
 
 
 def size(text: str) -> int | tuple[int, ...]:
-    """``16``, ``16x24``, or the name of a resolution, ``r16``."""
+    """Return a size by ``16``, ``16x24``, or the name of a resolution, ``r16``."""
     try:
         sizes = tuple(int(n) for n in text.lower().removeprefix("r").split("x"))
     except ValueError as error:
@@ -31,7 +31,7 @@ def size(text: str) -> int | tuple[int, ...]:
 
 
 def whole(text: str) -> int:
-    """A whole number, which 1.5 is not."""
+    """Return a whole number."""
     try:
         return int(text)
     except ValueError as error:
@@ -39,7 +39,7 @@ def whole(text: str) -> int:
 
 
 def literal(text: str) -> Any:
-    """A JSON value, or the word itself."""
+    """Return a JSON value, or the word itself."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
@@ -47,7 +47,7 @@ def literal(text: str) -> Any:
 
 
 def word_or_pair(text: str) -> Any:
-    """``mean``, or ``permeability=mean``."""
+    """Return the word ``mean``, or the pair of ``permeability=mean``."""
     name, equals, word = text.partition("=")
     return (name, literal(word)) if equals else text
 
@@ -56,8 +56,8 @@ def one_or_each(values: Sequence[Any], expected: str) -> Any:
     """Return the only word of an option, or its words by name, each name once."""
     pairs = [value for value in values if isinstance(value, tuple)]
     if len(pairs) < len(values) != 1 or len(dict(pairs)) < len(pairs):
-        said = (f"{value[0]}={value[1]}" if isinstance(value, tuple) else value for value in values)
-        raise InputError(f"{' '.join(said)}: expected {expected}")
+        given = (f"{value[0]}={value[1]}" if isinstance(value, tuple) else value for value in values)
+        raise InputError(f"{' '.join(given)}: expected {expected}")
     return dict(pairs) if pairs else values[0]
 
 
@@ -94,8 +94,8 @@ def pairs(
 
 Pairs = dict[str, Any]
 Int = Annotated[int, word(whole)]  # cyclopts would round 1.5
-Store = Annotated[Any, word(place, help="NAME.zarr, or an address of it: s3://bucket/NAME.zarr.")]
-NewStore = Annotated[Any, word(place, help="The store to make, NAME.zarr.")]
+Store = Annotated[Any, word(path_or_url, help="NAME.zarr, or an address of it: s3://bucket/NAME.zarr.")]
+NewStore = Annotated[Any, word(path_or_url, help="The store to make, NAME.zarr.")]
 Size = Annotated[Any, word(size, metavar="N|NxM")]
 Sizes = Annotated[list[Any], words(size, metavar="N|NxM...")]
 Options = Annotated[Pairs, pairs("NAME=VALUE", "hidden_channels=24", literal, allow_repeating=True)]

@@ -33,6 +33,11 @@ class Channels:
     starts: range
 
     @property
+    def all(self) -> tuple[Channel, ...]:
+        """Channels of ``x``, then those of ``y``."""
+        return (*self.x, *self.y)
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """Labels of the channels of ``x``."""
         return tuple(channel.label for channel in self.x)
@@ -76,94 +81,78 @@ def channels_of(
         for variable in layout.variables
         if variable.role == "input" and not variable.time
     )
-    varying = [variable for variable in layout.variables if variable.time]
-    predicted = [variable.name for variable in varying if variable.role == "output"]
-    fixed = [field.name for field in layout.variables if field.role == "output" and not field.time]
-    given = sum(option is not None for option in (time_steps, at))
-    if given != bool(varying):
-        remedy = (
-            f"fields vary in time ({len(layout.times)} times from {layout.times[0]:g} to "
-            f"{layout.times[-1]:g}), so expected one of them: time_steps=(steps_in, steps_out) to step on "
-            "from known times, or at=[times] to predict from the steady inputs"
-            if varying
-            else "nothing in the store varies in time: leave them out"
-        )
-        raise InputError(f"time_steps={time_steps}, at={at}; {remedy}")
+    varying = [variable.name for variable in layout.variables if variable.time]
+    outputs = layout.named("output")
+    fixed = [name for name in outputs if name not in varying]
+    options, n_times = f"time_steps={time_steps}, at={at}", len(layout.times)
+    if (time_steps is not None) + (at is not None) != bool(varying):
+        remedy = "nothing in the store varies in time: leave them out"
+        if varying:
+            remedy = (
+                f"fields vary in time ({n_times} times from {layout.times[0]:g} to {layout.times[-1]:g}), so "
+                "expected one of them: time_steps=(steps_in, steps_out) to step on from known times, or "
+                "at=[times] to predict from the steady inputs"
+            )
+        raise InputError(f"{options}; {remedy}")
     if not varying:
-        return Channels(steady, tuple(Channel(name, None, name) for name in fixed), range(1))
-    if fixed or not predicted:
+        return Channels(steady, tuple(Channel(name, None, name) for name in outputs), range(1))
+    if fixed or not outputs:
         raise InputError(
-            f"outputs {', '.join(fixed) or 'none'} do not vary in time while {varying[0].name} does; "
-            "expected outputs that all vary: put the steady ones into a store of their own"
+            f"outputs {', '.join(fixed) or 'none'} do not vary in time while {varying[0]} does; expected "
+            "outputs that all vary: put the steady ones into a store of their own"
         )
     if at is not None:
-        return _at(layout, at, steady, varying_inputs=[v.name for v in varying if v.role == "input"])
+        return Channels(steady, _at(layout, at, steady, outputs), range(1))
     initial = {variable.name for variable in layout.variables if variable.initial_of}
-    parameters = tuple(channel for channel in steady if channel.variable not in initial)
-    return _steps(layout, time_steps or (), parameters, [v.name for v in varying], predicted)
+    steps_in, steps_out = _steps(layout.times, time_steps or ())
+    known = [
+        Channel(name, step, f"{name}@{step - steps_in + 1:+d}")
+        for step in range(steps_in)
+        for name in varying
+    ]
+    later = [
+        Channel(name, steps_in + step, f"{name}@{step + 1:+d}")
+        for step in range(steps_out)
+        for name in outputs
+    ]
+    parameters = [channel for channel in steady if channel.variable not in initial]
+    return Channels((*parameters, *known), tuple(later), range(n_times - steps_in - steps_out + 1))
 
 
 def _at(
-    layout: Layout, at: Sequence[float], steady: tuple[Channel, ...], varying_inputs: list[str]
-) -> Channels:
-    if varying_inputs or not steady:
-        told = f"{', '.join(varying_inputs)} vary in time" if varying_inputs else "there are none"
+    layout: Layout, at: Sequence[float], steady: tuple[Channel, ...], outputs: Sequence[str]
+) -> tuple[Channel, ...]:
+    """Return the channels of the outputs at some times."""
+    varying = [variable.name for variable in layout.variables if variable.time and variable.role == "input"]
+    if varying or not steady:
         raise InputError(
-            f"at={list(at)} predicts from steady inputs alone, but {told}; use time_steps=(steps_in, "
-            "steps_out)"
+            f"at={list(at)} predicts from steady inputs alone, but "
+            f"{', '.join(varying) + ' vary in time' if varying else 'there are none'}; use "
+            "time_steps=(steps_in, steps_out)"
         )
     times = np.asarray(layout.times)
-    y = []
-    for time in at:
-        nearest = int(np.abs(times - time).argmin())
-        if not np.isclose(times[nearest], time, rtol=1e-9, atol=1e-12):
-            raise InputError(
-                f"at={list(at)}: {time} is none of the store's times, {', '.join(f'{t:g}' for t in times)}"
-            )
-        y += [
-            Channel(variable.name, nearest, f"{variable.name}@t={times[nearest]:g}")
-            for variable in layout.variables
-            if variable.role == "output"
-        ]
-    if not y:
-        raise InputError("at=[]; expected at least one time")
-    return Channels(steady, tuple(y), range(1))
+    nearest = [int(np.abs(times - time).argmin()) for time in at]
+    if not nearest or not np.allclose(times[nearest], at, rtol=1e-9, atol=1e-12):
+        known = ", ".join(f"{time:g}" for time in times)
+        raise InputError(f"at={list(at)}; expected at least one time, all of the store's times, {known}")
+    return tuple(Channel(name, i, f"{name}@t={times[i]:g}") for i in nearest for name in outputs)
 
 
-def _steps(
-    layout: Layout,
-    time_steps: Sequence[int],
-    steady: tuple[Channel, ...],
-    varying: list[str],
-    predicted: list[str],
-) -> Channels:
-    if len(time_steps) != 2:
-        raise InputError(f"time_steps={time_steps}; expected two numbers of steps, (steps_in, steps_out)")
-    steps_in, steps_out = time_steps
-    check_whole(steps_in=steps_in, steps_out=steps_out)
-    n = len(layout.times) - steps_in - steps_out + 1
-    if n < 1:
+def _steps(times: Sequence[float], time_steps: Sequence[int]) -> tuple[int, int]:
+    """Return the numbers of known and predicted steps, if the store has as many, equally far apart."""
+    check_whole(**dict(zip(("steps_in", "steps_out"), time_steps, strict=False)))
+    if len(time_steps) != 2 or sum(time_steps) > len(times):
         raise InputError(
-            f"time_steps={tuple(time_steps)} spans {steps_in + steps_out} times, the store has "
-            f"{len(layout.times)}: give at most {len(layout.times)} steps, in and out together"
+            f"time_steps={tuple(time_steps)} spans {sum(time_steps[:2])} times, the store has {len(times)}: "
+            f"expected two numbers, (steps_in, steps_out): give at most {len(times)} steps together"
         )
-    steps = np.diff(layout.times)
+    steps = np.diff(times)
     if not np.allclose(steps, steps.mean(), rtol=1e-4, atol=0):
         first = int(np.abs(steps - steps.mean()).argmax())
         raise InputError(
             f"time_steps={tuple(time_steps)}, but the store's times are not equally far apart: from "
-            f"{layout.times[first]:g} to {layout.times[first + 1]:g} it is {steps[first]:g}, "
-            f"{steps.mean():g} on average, so a step would not mean the same everywhere; interpolate the "
-            "fields to uniform times, or predict times by themselves with at="
+            f"{times[first]:g} to {times[first + 1]:g} it is {steps[first]:g}, {steps.mean():g} on average, "
+            "so a step would not mean the same everywhere; interpolate the fields to uniform times, or "
+            "predict times by themselves with at="
         )
-    known = [
-        Channel(name, step, f"{name}@{step - steps_in + 1:+d}" if step < steps_in - 1 else f"{name}@+0")
-        for step in range(steps_in)
-        for name in varying
-    ]
-    y = [
-        Channel(name, steps_in + step, f"{name}@{step + 1:+d}")
-        for step in range(steps_out)
-        for name in predicted
-    ]
-    return Channels((*steady, *known), tuple(y), range(n))
+    return time_steps[0], time_steps[1]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, get_args
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from mano_op.data.guards import check_each, check_has, check_one_of, check_same
+from mano_op.data.guards import check_each, check_has, check_one_of, check_same, check_shape
 from mano_op.data.layout import COORDINATE_ATTRIBUTES
 from mano_op.data.rounded import TOLERANCE, coarse_unit, deviation, scatter_by_rounding
 from mano_op.errors import InputError
@@ -29,11 +29,6 @@ def registrations_of(registration: Registration | Registrations, axes: Sequence[
     --------
     >>> registrations_of({"y": "node_both", "x": "node"}, ["y", "x"])["y"]
     'node_both'
-    >>> registrations_of({"y": "cell"}, ["y", "x"])
-    Traceback (most recent call last):
-    ...
-    mano_op.errors.InputError: registration={'y': 'cell'}; expected one word, or one for each of y, x: node,
-    node_both or cell
     """
     each = dict(registration) if isinstance(registration, Mapping) else dict.fromkeys(axes, registration)
     words = f": {', '.join(REGISTRATIONS[:-1])} or {REGISTRATIONS[-1]}"
@@ -45,15 +40,19 @@ def registrations_of(registration: Registration | Registrations, axes: Sequence[
 
 def coordinates_of(fields: Mapping[Any, xr.Dataset], axes: Sequence[str]) -> dict[str, dict[str, str]]:
     """Return units, long_name and standard_name of the axes; all data sets have to agree."""
-    found = {}
+    attributes = {}
     for axis in axes:
-        told = {}
-        for resolution, data in fields.items():
-            given = {"units": "1", "long_name": axis, **data[axis].attrs}
-            told[resolution] = {about: str(given[about]) for about in COORDINATE_ATTRIBUTES if about in given}
-        check_same(f"axis {axis!r}: attributes", told)
-        found[axis] = next(iter(told.values()))
-    return found
+        stated = {
+            resolution: {"units": "1", "long_name": axis, **data[axis].attrs}
+            for resolution, data in fields.items()
+        }
+        kept = {
+            resolution: {name: str(given[name]) for name in COORDINATE_ATTRIBUTES if name in given}
+            for resolution, given in stated.items()
+        }
+        check_same(f"axis {axis!r}: attributes", kept)
+        attributes[axis] = next(iter(kept.values()))
+    return attributes
 
 
 def domain_of(
@@ -66,39 +65,38 @@ def domain_of(
     alone: bool,
 ) -> Domain:
     """Infer the ends of the axes from their points, if anything could contradict them."""
-    domain, told = {}, dict(periodic)  # the domain of an axis that wraps may start anywhere
+    domain, confirmed = {}, dict(periodic)  # the domain of an axis that wraps may start anywhere
     for axis in axes:
-        domain[axis] = _domain(axis, data[axis].values, registration[axis])
-        if scatter := scatter_by_rounding(data[axis].values):
+        points = data[axis].values
+        if len(points) < 2:
+            raise InputError(f"axis {axis!r} has {len(points)} points, which have no spacing: give `domain`")
+        domain[axis] = _domain(points, registration[axis])
+        if scatter := scatter_by_rounding(points):
             start, stop = domain[axis]
             raise InputError(
-                f"{resolution}: {axis} = {_ends(data[axis].values)} is rounded, to {scatter:.3g}, so its "
-                f"ends are known no better: give domain={{{axis!r}: ({start:.9g}, {stop:.9g})}}, or what the "
-                "data's authors say, for all axes"
+                f"{resolution}: {axis} = {_ends(points)} is rounded, to {scatter:.3g}, so its ends are known "
+                f"no better: give domain={{{axis!r}: ({start:.9g}, {stop:.9g})}}, or what the data's authors "
+                "say, for all axes"
             )
         bounds = data[axis].attrs.get("bounds")
         if not periodic.get(axis) and bounds in data.variables:
             domain[axis] = float(data[bounds].min()) + 0.0, float(data[bounds].max()) + 0.0
-            told[axis] = True
-    if alone and not all(told.get(axis) for axis in axes):
-        words = [*dict.fromkeys(registration.values())]
+            confirmed[axis] = True
+    if alone and not all(confirmed.get(axis) for axis in axes):
         grid_of(resolution, data, axes, registration, domain, periodic)  # what else is wrong comes first
+        words = set(registration.values())
+        ends = ", ".join(f"{axis} = {_ends(data[axis].values)}" for axis in axes)
         raise InputError(
-            f"domain is not given, and nothing else tells whether registration="
-            f"{words[0] if len(words) == 1 else dict(registration)!r} is right for "
-            f"{', '.join(f'{axis} = {_ends(data[axis].values)}' for axis in axes)}. If it is, give "
-            f"domain={domain}; if that is not the domain, the registration is another one too"
+            "domain is not given, and nothing else tells whether registration="
+            f"{words.pop() if len(words) == 1 else dict(registration)!r} is right for {ends}. If it is, "
+            f"give domain={domain}; if that is not the domain, the registration is another one too"
         )
     return domain
 
 
-def _domain(axis: str, points: NDArray[Any], registration: Registration) -> tuple[float, float]:
+def _domain(points: NDArray[Any], registration: Registration) -> tuple[float, float]:
     """Infer the ends of an axis from its first and last point."""
-    if len(points) < 2:
-        raise InputError(
-            f"axis {axis!r} has {len(points)} points, from which no domain follows: give `domain`"
-        )
-    unit = Axis(axis, len(points), registration=registration).points
+    unit = Axis("x", len(points), registration=registration).points
     length = float(points[-1] - points[0]) / (unit[-1] - unit[0])
     start = float(points[0]) - length * unit[0]
     # The differences leave 0.9999999999999999 where the coordinates mean 1: take the round number if
@@ -120,7 +118,7 @@ def grid_of(
     periodic: Mapping[str, bool],
 ) -> Grid:
     """Return the declared grid of a data set, if its coordinates agree."""
-    made = []
+    declared = []
     for name in axes:
         check_has("domain", "axis", [name], domain)
         points = data[name].values.astype(np.float64)
@@ -132,10 +130,10 @@ def grid_of(
                 f"{axis.registration!r} on {list(map(float, domain[name]))} are {_ends(axis.points)}"
                 f"{_remedy(points, axis, tolerance)}"
             )
-        made.append(axis)
-    grid = Grid(tuple(made))
-    if resolution != grid.shape and any(n != resolution for n in grid.shape):
-        raise InputError(f"the data set under {resolution} has shape {grid.shape}; use that as its key")
+        declared.append(axis)
+    grid = Grid(tuple(declared))
+    expected = resolution if isinstance(resolution, tuple) else (resolution,) * grid.n_dim
+    check_shape(f"the data set under {resolution}", grid.shape, expected, "use its shape as its key")
     return grid
 
 
@@ -159,16 +157,13 @@ def _remedy(points: NDArray[np.float64], axis: Axis, tolerance: float) -> str:
             f"`data.interp({{{axis.name!r}: np.linspace({points[0]:.9g}, {points[-1]:.9g}, {axis.n})}})`, "
             "and give its registration and domain"
         )
-    fitting = [
-        name
-        for name in REGISTRATIONS
-        if not (axis.periodic and name == "node_both")
-        and np.abs(replace(axis, registration=cast(Registration, name)).points - points).max() <= tolerance
-    ]
-    if fitting:
-        return f": registration={fitting[0]!r} would fit"
-    start, stop = _domain(axis.name, points, axis.registration)
-    return (
-        ": look up the registration and the domain of your data and give both; in registration "
-        f"{axis.registration!r} these points lie on {[start, stop]}"
-    )
+    for word in get_args(Registration):
+        if axis.periodic and word == "node_both":
+            continue
+        if np.abs(replace(axis, registration=word).points - points).max() <= tolerance:
+            return f": registration={word!r} would fit"
+    remedy = ": look up the registration and the domain of your data and give both"
+    if axis.n > 1:
+        ends = [*_domain(points, axis.registration)]
+        remedy += f"; in registration {axis.registration!r} these points lie on {ends}"
+    return remedy

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, Subset, default_collate
 
 from mano_op.data.channels import Channel, channels_of
 from mano_op.data.chunk_cache import ChunkCache
@@ -76,7 +76,7 @@ class FieldDataset(Dataset[Sample]):
         16, (16, 24), "r16", or the grid itself.
     split : str
     time_steps : (int, int), optional
-        How many steps are known and how many to be predicted; see `mano_op.data.channels.channels_of`. Every
+        Numbers of known and of predicted steps; see `mano_op.data.channels.channels_of`. Every
         such run of times is a sample.
     at : sequence of float, optional
         Instead, the times to predict from the steady inputs.
@@ -88,9 +88,9 @@ class FieldDataset(Dataset[Sample]):
     Attributes
     ----------
     key : str
-        Name of the level.
+        Name of the resolution in the store.
     channels : Channels
-        Which field, of which time, is which channel.
+        Variable and time of each channel.
     inputs, outputs : tuple of str
         Names of the channels of ``x`` and ``y``.
 
@@ -103,17 +103,11 @@ class FieldDataset(Dataset[Sample]):
     Examples
     --------
     >>> import tempfile
-    >>> from mano_op.data.store import Variable, create_store
-    >>> grid = Grid.uniform((4, 4))
-    >>> store = create_store(f"{tempfile.mkdtemp()}/fields.zarr", [grid],
-    ...     [Variable("a", "input"), Variable("u", "output")], {"train": 2}, title="Fields",
-    ...     provenance={}, levels="unknown", boundary_conditions={"y": "open", "x": "open"}, chunk=2)
-    >>> a = np.stack([np.zeros((4, 4)), np.ones((4, 4))])
-    >>> store.write(slice(0, 2), {grid: {"a": a, "u": 2 * a}})
-    >>> store.finish()
+    >>> from mano_op.problems import generate_darcy
+    >>> store = generate_darcy(f"{tempfile.mkdtemp()}/darcy.zarr", [4], samples={"train": 2}, progress=False)
     >>> data = FieldDataset(store, 4)
-    >>> len(data), data[1]["x"].shape, data[1]["y"].mean().item()
-    (2, torch.Size([1, 4, 4]), 2.0)
+    >>> len(data), data[1]["x"].shape, np.array_equal(data[1]["y"][0], store.read(4, "pressure")[1])
+    (2, torch.Size([1, 4, 4]), True)
     """
 
     def __init__(
@@ -135,36 +129,25 @@ class FieldDataset(Dataset[Sample]):
         self._rows = self.store.layout.rows(self.key, split)
         self._coordinates = coordinates
         self._process = os.getpid()
-        self._cache: dict[str, NDArray[np.float32]] | None
-        # The cached split as x and y, where a sample has no times to choose.
-        self._steady: dict[str, NDArray[np.float32]] = {}
-        self._chunks = ChunkCache(self.store, self.key, 0)
+        self._cache: dict[str, NDArray[np.float32]] | None = None
         self.keep(cache_bytes)
 
     def keep(self, cache_bytes: int) -> None:
         """Read the split into memory if it fits into `cache_bytes`, or keep the last chunks from now on."""
-        self._cache, self._steady = None, {}
-        self._chunks = ChunkCache(self.store, self.key, cache_bytes)
-        if self.nbytes > cache_bytes:
-            return
-        self._cache = {one.name: self.store.read(self.key, one.name, self._rows) for one in self._variables}
-        if all(one.offset is None for one in (*self.channels.x, *self.channels.y)):
-            fields, self._cache = self._cache, {}
-            self._steady = {
-                name: _stacked([fields[one.variable] for one in channels])
-                for name, channels in (("x", self.channels.x), ("y", self.channels.y))
-            }
+        self._chunks, self._cache = ChunkCache(self.store, self.key, cache_bytes), None
+        if self.nbytes <= cache_bytes:
+            self._cache = {name: self.store.read(self.key, name, self._rows) for name in self._variables}
 
     @property
     def nbytes(self) -> int:
         """Bytes that the split takes in memory."""
         layout = self.store.layout
-        values = sum(math.prod(layout.shape(self.key, variable)) for variable in self._variables)
+        values = sum(math.prod(layout.shape(self.key, variable)) for variable in self._variables.values())
         return 4 * self._n_rows * values
 
     @property
     def grid(self) -> Grid:
-        """Where the points of the samples are."""
+        """Points of the samples."""
         return self.store.grids[self.key]
 
     @property
@@ -173,9 +156,9 @@ class FieldDataset(Dataset[Sample]):
         return self._cache is not None
 
     @property
-    def _variables(self) -> list[Variable]:
-        used = {channel.variable for channel in (*self.channels.x, *self.channels.y)}
-        return [variable for variable in self.store.variables if variable.name in used]
+    def _variables(self) -> dict[str, Variable]:
+        used = {channel.variable for channel in self.channels.all}
+        return {variable.name: variable for variable in self.store.variables if variable.name in used}
 
     @property
     def chunks(self) -> list[NDArray[np.int64]]:
@@ -206,19 +189,11 @@ class FieldDataset(Dataset[Sample]):
             return []
         wanted = _counted(indices, len(self), f"the split {self.split!r} has")
         rows, starts = np.divmod(wanted, len(self.channels.starts))
-        if self._steady:
-            # numpy copies whole rows in one thread; torch's index_select waits for threads of its own, which
-            # costs far more where another process has the cores. The rows are in range, so "clip" clips none.
-            batch = {
-                name: torch.from_numpy(field.take(rows, axis=0, mode="clip"))
-                for name, field in self._steady.items()
-            }
-        else:
-            fields, rows, first = self._fields(rows, starts)
-            batch = {
-                name: torch.from_numpy(_gather(fields, channels, rows, starts - first))
-                for name, channels in (("x", self.channels.x), ("y", self.channels.y))
-            }
+        fields, rows, first = self._fields(rows, starts)
+        batch = {
+            name: torch.from_numpy(_gather(fields, channels, rows, starts - first))
+            for name, channels in (("x", self.channels.x), ("y", self.channels.y))
+        }
         if self._coordinates:
             mesh = torch.from_numpy(self.grid.mesh.astype(np.float32))
             batch["coordinates"] = mesh.expand(len(wanted), *mesh.shape).contiguous()
@@ -227,7 +202,7 @@ class FieldDataset(Dataset[Sample]):
     def _fields(
         self, rows: NDArray[np.int64], starts: NDArray[np.int64]
     ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int64], int]:
-        """Return fields that hold what is wanted, its rows in them, and their first time."""
+        """Return fields with the samples, the rows of these, and the first time."""
         if self._cache is not None:
             return self._cache, rows, 0
         check_not_forked(self._process, os.getpid(), "a store", "use `field_loaders`")
@@ -235,19 +210,19 @@ class FieldDataset(Dataset[Sample]):
         distinct = distinct + self._rows.start
         layout = self.store.layout
         if layout.chunk_times >= len(layout.times):  # a chunk has all times, so it is read whole anyway
-            return {one.name: self._chunks.read(one.name, distinct) for one in self._variables}, index, 0
-        offsets = [c.offset for c in (*self.channels.x, *self.channels.y) if c.offset is not None]
+            return {name: self._chunks.read(name, distinct) for name in self._variables}, index, 0
+        offsets = [channel.offset for channel in self.channels.all if channel.offset is not None]
         first, last = int(starts.min()) + min(offsets), int(starts.max()) + max(offsets)
         fields = {
-            one.name: self.store.read(self.key, one.name, distinct, slice(first, last + 1))
-            if one.time
-            else self._chunks.read(one.name, distinct)
-            for one in self._variables
+            name: self.store.read(self.key, name, distinct, slice(first, last + 1))
+            if variable.time
+            else self._chunks.read(name, distinct)
+            for name, variable in self._variables.items()
         }
         return fields, index, first
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": None, "_steady": {}, "_chunks": None}
+        return {**self.__dict__, "_cache": None, "_chunks": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A copy in another process keeps nothing: there are as many as there are workers.
@@ -263,11 +238,6 @@ def _counted(indices: Sequence[int], n: int, whole: str) -> NDArray[np.int64]:
     return wanted % n
 
 
-def _stacked(fields: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Stack channels; a single one is not copied."""
-    return fields[0][:, None] if len(fields) == 1 else np.stack(fields, axis=1)
-
-
 def _gather(
     fields: dict[str, NDArray[np.float32]],
     channels: Sequence[Channel],
@@ -275,18 +245,18 @@ def _gather(
     starts: NDArray[np.int64],
 ) -> NDArray[np.float32]:
     """Stack the channels of samples; always a copy, to keep the cache as it is."""
-    return np.stack(
-        [
-            fields[channel.variable][rows]
-            if channel.offset is None
-            else fields[channel.variable][rows, starts + channel.offset]
-            for channel in channels
-        ],
-        axis=1,
-    )
+    # numpy copies whole rows in one thread; torch's index_select waits for threads of its own, which costs
+    # far more where another process has the cores. The rows are in range, so "clip" clips none.
+    values = [
+        fields[channel.variable].take(rows, axis=0, mode="clip")
+        if channel.offset is None
+        else fields[channel.variable][rows, starts + channel.offset]
+        for channel in channels
+    ]
+    return values[0][:, None] if len(values) == 1 else np.stack(values, axis=1)
 
 
-class SomeSamples(Dataset[Sample]):
+class SomeSamples(Subset[Sample]):
     """Samples of a data set at some indices, under numbers of their own.
 
     Examples
@@ -300,25 +270,17 @@ class SomeSamples(Dataset[Sample]):
     (2, True)
     """
 
+    dataset: FieldDataset
+
     def __init__(self, whole: FieldDataset, indices: NDArray[np.int64]) -> None:
-        self.whole, self.indices = whole, np.asarray(indices, dtype=np.int64)
+        super().__init__(whole, np.asarray(indices).tolist())
         self.grid, self.inputs, self.outputs = whole.grid, whole.inputs, whole.outputs
 
     @property
     def chunks(self) -> list[NDArray[np.int64]]:
         """Indices of the samples in each chunk of the store that has any of them."""
-        parts = [np.flatnonzero(np.isin(self.indices, chunk)) for chunk in self.whole.chunks]
+        parts = [np.flatnonzero(np.isin(self.indices, chunk)) for chunk in self.dataset.chunks]
         return [part for part in parts if len(part)]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.whole[int(self.indices[index])]
-
-    def __getitems__(self, indices: Sequence[int]) -> Sequence[Sample]:
-        """Read several samples, in the order asked for, at once."""
-        return self.whole.__getitems__(self.indices[np.asarray(indices, dtype=np.int64)].tolist())
 
 
 class MixedDataset(Dataset[Sample]):
@@ -358,16 +320,12 @@ class MixedDataset(Dataset[Sample]):
             return []
         wanted = _counted(indices, len(self), "there are")
         owners = np.searchsorted(self._firsts, wanted, side="right") - 1
+        rows = wanted - self._firsts[owners]
         if len({self.parts[owner].grid.shape for owner in owners}) > 1:
             raise InputError(
                 "a batch of samples of several resolutions, which do not stack: give the DataLoader a "
                 "batch_sampler=ResolutionBatchSampler(...), as `field_loaders` does"
             )
-        if len(np.unique(owners)) == 1:
-            return self.parts[owners[0]].__getitems__((wanted - self._firsts[owners[0]]).tolist())
-        samples: dict[int, Sample] = {}
-        for owner in np.unique(owners):
-            mine = np.flatnonzero(owners == owner)
-            read = self.parts[owner].__getitems__((wanted[mine] - self._firsts[owner]).tolist())
-            samples |= dict(zip(mine.tolist(), read, strict=True))
-        return [samples[i] for i in range(len(wanted))]
+        if len(set(owners)) == 1:
+            return self.parts[owners[0]].__getitems__(rows.tolist())
+        return [self.parts[owner][row] for owner, row in zip(owners, rows, strict=True)]

@@ -10,11 +10,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler
+from torch.utils.data import DataLoader, RandomSampler
 
 from mano_op.data.channels import channels_of
 from mano_op.data.dataset import FieldDataset, MixedDataset, Sample, SomeSamples, collate
-from mano_op.data.guards import check_one_of
 from mano_op.data.layout import Resolution
 from mano_op.data.mixed import Mixed
 from mano_op.data.processor import FieldProcessor
@@ -64,7 +63,7 @@ class Reading:
     shuffle: Literal["samples", "chunks"] = "samples"
     drop_last: bool = False
     num_workers: Whole = 0
-    start_method: str | None = None
+    start_method: Literal["forkserver", "spawn"] | None = None
     cache_bytes: Whole = 2**30
 
 
@@ -139,35 +138,29 @@ def field_loaders(
     """
     store, splits, reading = opened(store), splits or Splits(), reading or Reading()
     mixed = train if isinstance(train, Mixed) else None
-    levels = [train] if not isinstance(train, Mixed) else list(train.resolutions)
+    resolutions = list(train.resolutions) if isinstance(train, Mixed) else [train]
     check_whole(batch_size=batch_size)
-    sizes = list(mixed.batch_size) if mixed and mixed.batch_size else [batch_size] * len(levels)
+    sizes = list(mixed.batch_size) if mixed and mixed.batch_size else [batch_size] * len(resolutions)
     if reading.shuffle == "chunks" and mixed:
         raise InputError(f"shuffle='chunks' with train={train!r}; expected one resolution, or 'samples'")
     if isinstance(test, str | int | Grid) or not isinstance(test, Sequence):
         raise InputError(f"test={test!r}; expected a list of resolutions, such as test=[{test!r}]")
-    tested = min(sizes) if test_batch_size is None else test_batch_size
-    check_whole(test_batch_size=tested)
+    test_size = min(sizes) if test_batch_size is None else test_batch_size
+    check_whole(test_batch_size=test_size)
     check_whole(at_least=0, seed=seed, pushforward=pushforward)
-    common: dict[str, Any] = {"num_workers": reading.num_workers, "collate_fn": collate}
-    cache_bytes = reading.cache_bytes
-    if reading.num_workers:
-        start = _start_method(reading.start_method)
-        common |= {"multiprocessing_context": start, "persistent_workers": True}
-        cache_bytes = 0
+    train_steps, test_steps = time_steps, time_steps
+    if rollout is not None or pushforward:
+        check_whole(rollout=1 if rollout is None else rollout)
+        steps_in = _steps_in(time_steps, rollout, pushforward, len(store.layout.times))
+        train_steps = steps_in, 1 + pushforward
+        test_steps = steps_in, rollout or 1
 
     def samples(resolution: Resolution, split: str, steps: Sequence[int] | None) -> FieldDataset:
         return FieldDataset(
             store, resolution, split, time_steps=steps, at=at, coordinates=coordinates, cache_bytes=0
         )
 
-    n_times = len(store.layout.times)
-    test_steps = time_steps
-    if rollout is not None:
-        check_whole(rollout=rollout)
-        test_steps = _steps_in(time_steps, f"rollout={rollout}"), rollout
-    train_steps = _pushforward_steps(time_steps, pushforward, n_times) if pushforward else time_steps
-    wholes = [samples(resolution, splits.train, train_steps) for resolution in levels]
+    wholes = [samples(resolution, splits.train, train_steps) for resolution in resolutions]
     parts: list[FieldDataset | SomeSamples] = list(wholes)
     tests: dict[Resolution, FieldDataset | SomeSamples] = {}
     others: list[FieldDataset] = []
@@ -178,34 +171,39 @@ def field_loaders(
     else:
         held = _held_out(store.splits[splits.train], splits.hold_out, seed)
         parts = [SomeSamples(whole, np.flatnonzero(~held[whole.rows])) for whole in wholes]
-        # The same fields are read once.
+        # Equal fields are read once.
         same = {whole.key: whole for whole in wholes} if test_steps == train_steps else {}
         for resolution in names:
             whole = same.get(store.key(resolution)) or samples(resolution, splits.train, test_steps)
             tests[resolution] = SomeSamples(whole, np.flatnonzero(held[whole.rows]))
             others += [] if whole in wholes else [whole]
-    _share(cache_bytes, [*wholes, *others])
-    training: Dataset[Sample] = MixedDataset(parts) if mixed else parts[0]
+    _share(0 if reading.num_workers else reading.cache_bytes, [*wholes, *others])
     # A DataLoader draws from its generator, or from the global one, for its workers, and not as often with
     # workers as without: the order would depend on their number. The samplers draw from numbers of their own.
-    common["generator"] = torch.Generator().manual_seed(seed)
+    common: dict[str, Any] = {
+        "num_workers": reading.num_workers,
+        "collate_fn": collate,
+        "generator": torch.Generator().manual_seed(seed),
+    }
+    if reading.num_workers:
+        methods = multiprocessing.get_all_start_methods()
+        start = reading.start_method or ("forkserver" if "forkserver" in methods else "spawn")
+        common |= {"multiprocessing_context": start, "persistent_workers": True}
+    sampler: dict[str, Any] = {"batch_size": sizes[0], "drop_last": reading.drop_last}
     if mixed or (ranks()[0] > 1 and reading.shuffle == "samples"):
         lengths, ratios = [len(part) for part in parts], mixed.ratios if mixed else None
         batches = ResolutionBatchSampler(
             lengths, sizes, ratios=ratios, drop_last=reading.drop_last, seed=seed
         )
-        sampler: dict[str, Any] = {"batch_sampler": batches}
+        sampler = {"batch_sampler": batches}
+    elif reading.shuffle == "samples":
+        sampler["sampler"] = RandomSampler(parts[0], generator=torch.Generator().manual_seed(seed))
     else:
-        order: Sampler[int] = (
-            RandomSampler(parts[0], generator=torch.Generator().manual_seed(seed))
-            if reading.shuffle == "samples"
-            else ChunkSampler(parts[0].chunks, seed=seed)
-        )
-        sampler = {"sampler": order, "batch_size": sizes[0], "drop_last": reading.drop_last}
+        sampler["sampler"] = ChunkSampler(parts[0].chunks, seed=seed)
     channels = channels_of(store.layout, time_steps, at)
     return FieldLoaders(
-        train=DataLoader(training, **sampler, **common),
-        test={name: DataLoader(data, batch_size=tested, **common) for name, data in tests.items()},
+        train=DataLoader(MixedDataset(parts) if mixed else parts[0], **sampler, **common),
+        test={name: DataLoader(data, batch_size=test_size, **common) for name, data in tests.items()},
         processor=FieldProcessor.from_store(store, splits.train, channels, transforms),
     )
 
@@ -221,7 +219,7 @@ def _held_out(n: int, part: float, seed: int) -> NDArray[np.bool_]:
             f"hold_out={part} of {n} samples is {size}; expected at least one, and one to be left: {remedy}"
         )
     held = np.zeros(n, dtype=bool)
-    # A stream of its own, so that what is held out says nothing of the order of what is left.
+    # A stream of its own, so that the order of the remaining samples does not follow from those held out.
     random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
     held[random.permutation(n)[:size]] = True
     return held
@@ -238,30 +236,17 @@ def _share(cache_bytes: int, parts: Sequence[FieldDataset]) -> None:
         part.keep(part.nbytes if part in whole else cache_bytes // (len(parts) - len(whole)))
 
 
-def _steps_in(time_steps: Sequence[int] | None, asked: str) -> int:
+def _steps_in(time_steps: Sequence[int] | None, rollout: int | None, pushforward: int, n_times: int) -> int:
+    """Return the number of known steps of a model that takes several steps."""
     if time_steps is None or len(time_steps) != 2 or time_steps[1] != 1:
         raise InputError(
-            f"{asked} with time_steps={time_steps}; expected fields that vary in time and to train one step "
-            "out, time_steps=(steps_in, 1)"
+            f"rollout={rollout}, pushforward={pushforward} with time_steps={time_steps}; expected fields "
+            "that vary in time and to train one step out, time_steps=(steps_in, 1)"
         )
-    return time_steps[0]
-
-
-def _pushforward_steps(time_steps: Sequence[int] | None, pushforward: int, n_times: int) -> tuple[int, int]:
-    steps_in = _steps_in(time_steps, f"pushforward={pushforward}")
-    most = n_times - steps_in - 1
+    most = n_times - time_steps[0] - 1
     if n_times and pushforward > most:  # without times, `channels_of` refuses
         raise InputError(
-            f"pushforward={pushforward} with time_steps=({steps_in}, 1) needs {steps_in + 1 + pushforward} "
-            f"times, the store has {n_times}: give at most {max(0, most)}"
+            f"pushforward={pushforward} with time_steps={tuple(time_steps)} needs "
+            f"{1 + time_steps[0] + pushforward} times, the store has {n_times}: give at most {max(0, most)}"
         )
-    return steps_in, 1 + pushforward
-
-
-def _start_method(asked: str | None) -> str:
-    known = multiprocessing.get_all_start_methods()
-    there = [method for method in ("forkserver", "spawn") if method in known]
-    if asked is not None:
-        what = "a fork of a process that has used zarr, dask or CUDA may hang: start_method"
-        check_one_of(what, asked, there)
-    return asked or there[0]
+    return time_steps[0]

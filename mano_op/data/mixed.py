@@ -28,17 +28,24 @@ class Mixed:
     Mixed(resolutions=(16, (32, 48)), ratios=(1, 3), batch_size=None)
     """
 
-    resolutions: Sequence[Any]
+    resolutions: Sequence[Any] = ()
     ratios: Sequence[float] | None = None
     batch_size: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("resolutions", "ratios", "batch_size"):
+        n = len(self.resolutions) if _is_list(self.resolutions) else 0
+        for name, example in (("resolutions", [16, 32]), ("ratios", [1] * n), ("batch_size", [20] * n)):
             values = getattr(self, name)
             if values is None and name != "resolutions":
                 continue
-            several = isinstance(values, Sequence) and not isinstance(values, str)
-            if not several or len(values) != max(1, len(self.resolutions)):
-                raise InputError(f"Mixed({name}={values!r}); expected a list, one for each resolution")
+            if not _is_list(values) or len(values) != n or not n:
+                raise InputError(
+                    f"Mixed({name}={values!r}); expected a list, one for each resolution"
+                    f"{f' of the {n}' if n else ''}, such as {name}={example}"
+                )
             object.__setattr__(self, name, tuple(values))
         check_whole(**{f"Mixed: batch_size[{i}]": size for i, size in enumerate(self.batch_size or ())})
+
+
+def _is_list(values: object) -> bool:
+    return isinstance(values, Sequence) and not isinstance(values, str)

@@ -10,7 +10,7 @@ from neuralop.data.transforms.data_processors import DataProcessor
 from torch import Tensor, nn
 
 from mano_op.data.channels import Channels, channels_of
-from mano_op.data.guards import check_some_of
+from mano_op.data.guards import check_has, check_some_of
 from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
 from mano_op.labels import variable_of, varies_in_time
@@ -25,21 +25,11 @@ Statistics = Mapping[str, Mapping[str, Any]]
 class Processor(DataProcessor):
     """A data processor of neuraloperator whose `to`, `train` and `eval` return it, as those of torch do."""
 
+    to, train, eval = nn.Module.to, nn.Module.train, nn.Module.eval
+
     def __init__(self) -> None:
         super().__init__()
         self.model: Any = None
-
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move the statistics, and the model if there is one; as `torch.nn.Module.to`."""
-        return nn.Module.to(self, *args, **kwargs)
-
-    def train(self, mode: bool = True) -> Self:
-        """Switch to training, or back; the model too, if there is one."""
-        return nn.Module.train(self, mode)
-
-    def eval(self) -> Self:
-        """Switch to evaluation."""
-        return self.train(False)
 
     def _moved(self, data_dict: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         """Return a sample whose tensors are on a device."""
@@ -105,12 +95,11 @@ class FieldProcessor(Processor):
         self._known: Tensor | None = None  # in a rollout, the inputs of the next step, in units,
         self._ahead: Tensor | None = None  # and the truth of all steps
         for role, statistics in (("in", inputs), ("out", outputs)):
-            mean = torch.tensor([float(one["mean"]) for one in statistics.values()])
-            std = torch.tensor([float(one["std"]) for one in statistics.values()])
-            names = tuple(
-                str(one["transform"]) if one.get("transform") else None for one in statistics.values()
+            channels = statistics.values()
+            mean, std = (
+                torch.tensor([float(numbers[what]) for numbers in channels]) for what in ("mean", "std")
             )
-            self._transforms[role] = names
+            self._transforms[role] = names = tuple(numbers.get("transform") or None for numbers in channels)
             check_some_of("transforms", filter(None, names), _FORWARD)
             if not (mean.isfinite().all() and std.isfinite().all() and (std >= 0).all()):
                 raise InputError(f"statistics {statistics}: expected finite means and std of at least 0")
@@ -130,11 +119,8 @@ class FieldProcessor(Processor):
         `channels` are those of the samples, where fields vary in time. With `transforms` of variables,
         ``{"permeability": "log"}``, the statistics are taken anew.
         """
-        if split == "train" and not store.statistics:
-            raise InputError(
-                f"{store.path} has no split 'train', so no statistics: take the processor of the store that "
-                "the model is trained on"
-            )
+        remedy = "; take the processor of the store that the model is trained on"
+        check_has(store.path, "split", [split], store.splits, remedy)
         statistics: Statistics = store.statistics
         if split != "train" or transforms:
             statistics = store.statistics_of(split, transforms)["variables"]
@@ -146,13 +132,13 @@ class FieldProcessor(Processor):
 
     @property
     def device(self) -> torch.device:
-        """Where samples are moved to."""
+        """Device that samples are moved to."""
         return self.in_mean.device
 
     def preprocess(
         self, data_dict: Mapping[str, Any], batched: bool = True, step: int | None = None
     ) -> dict[str, Any]:
-        """Make of a sample or batch what the model and the loss take.
+        """Return a sample or batch as the model and the loss take it.
 
         Parameters
         ----------
@@ -160,16 +146,15 @@ class FieldProcessor(Processor):
             ``x`` of shape ``(batch, in_channels, *grid)``; perhaps ``y`` likewise. Other channels are
             refused.
         batched : bool
-            Whether there is the dimension of the batch.
+            Whether tensors have the dimension of the batch.
         step : int, optional
             Of a rollout, in order from 0; ``y`` has the channels of all steps. After the last, None is
             returned.
         """
         if step is not None:
-            ahead = self._step(data_dict, step)
-            if ahead is None:
-                return None  # type: ignore[return-value]  # how the Trainer is told that a rollout is over
-            data_dict = ahead
+            data_dict = self._step(data_dict, step)
+            if not data_dict:
+                return None  # type: ignore[return-value]  # tells the Trainer that a rollout is over
         data = self._moved(data_dict, self.device)
         data["x"] = self._normal("in", data["x"], batched)
         if "y" in data and self.training:
@@ -178,8 +163,8 @@ class FieldProcessor(Processor):
             self._check_channels("out", data["y"], batched)
         return data
 
-    def _step(self, data_dict: Mapping[str, Any], step: int) -> dict[str, Any] | None:
-        """Make the sample of one step of a rollout."""
+    def _step(self, data_dict: Mapping[str, Any], step: int) -> Mapping[str, Any]:
+        """Make the sample of one step of a rollout; empty after the last."""
         n = len(self.outputs)
         if step == 0:
             self.check_rollout()
@@ -188,9 +173,8 @@ class FieldProcessor(Processor):
             self._known, self._ahead = (data_dict[name].to(self.device) for name in ("x", "y"))
         if self._known is None or self._ahead is None:
             raise InputError(f"step={step} without a step 0; a rollout begins there")
-        if step * n >= self._ahead.shape[1]:
-            return None
-        return {**data_dict, "x": self._known, "y": self._ahead[:, step * n : (step + 1) * n]}
+        later = self._ahead[:, step * n : (step + 1) * n]
+        return {**data_dict, "x": self._known, "y": later} if later.shape[1] else {}
 
     def check_rollout(self) -> None:
         """Refuse a rollout in which a step's output is not all that changes in the next input."""
@@ -221,7 +205,7 @@ class FieldProcessor(Processor):
     def advance(self, model: nn.Module, known: Tensor, **rest: Any) -> Tensor:
         """Make the input of the next step of a rollout by a model, of this one's, in units.
 
-        `rest` is what else the model is given, such as ``coordinates``.
+        `rest` are further arguments of the model, such as ``coordinates``.
 
         Examples
         --------
@@ -238,12 +222,11 @@ class FieldProcessor(Processor):
     ) -> tuple[Tensor, dict[str, Any]]:
         """Return the model's output as the loss takes it: in units, except in training."""
         self._check_channels("out", output, batched=True)
-        if not self.training:
-            output = self._in_units("out", output)
-        if step is not None and self._known is not None:
-            later = output if not self.training else self._in_units("out", output)
-            self._known = self.next_known(self._known, later)
-        return output, data_dict
+        rollout = step is not None and self._known is not None
+        in_units = self._in_units("out", output) if rollout or not self.training else output
+        if self._known is not None and rollout:
+            self._known = self.next_known(self._known, in_units)
+        return (output if self.training else in_units), data_dict
 
     def _normal(self, role: str, field: Tensor, batched: bool) -> Tensor:
         self._check_channels(role, field, batched)
@@ -260,11 +243,8 @@ class FieldProcessor(Processor):
         names = self._transforms[role]
         if not any(names):
             return field
-        channels = [
-            channel if name is None else functions[name](channel)
-            for name, channel in zip(names, field.unbind(dim), strict=True)
-        ]
-        return torch.stack(channels, dim)
+        channels = zip(names, field.unbind(dim), strict=True)
+        return torch.stack([functions[name](channel) if name else channel for name, channel in channels], dim)
 
     def _check_channels(self, role: str, field: Tensor, batched: bool) -> None:
         names = self.inputs if role == "in" else self.outputs
@@ -295,17 +275,17 @@ class FieldProcessor(Processor):
 
     def to_dict(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Return all of it in JSON types, for `from_dict`."""
-        return {"inputs": self._named("in", self.inputs), "outputs": self._named("out", self.outputs)}
+        statistics = {}
+        for option, role in (("inputs", "in"), ("outputs", "out")):
+            means, stds = (getattr(self, f"{role}_{what}").tolist() for what in ("mean", "std"))
+            rows = zip(getattr(self, option), means, stds, self._transforms[role], strict=True)
+            statistics[option] = {
+                label: {"mean": mean, "std": std} | ({"transform": name} if name else {})
+                for label, mean, std, name in rows
+            }
+        return statistics
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Statistics]) -> FieldProcessor:
         """Make the processor that `to_dict` wrote down."""
         return cls(state["inputs"], state["outputs"])
-
-    def _named(self, role: str, labels: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-        means, stds = (getattr(self, f"{role}_{what}").tolist() for what in ("mean", "std"))
-        rows = zip(labels, means, stds, self._transforms[role], strict=True)
-        return {
-            label: {"mean": mean, "std": std, **({"transform": name} if name else {})}
-            for label, mean, std, name in rows
-        }

@@ -32,7 +32,25 @@ def ranks(num_replicas: int | None = None, rank: int | None = None) -> tuple[int
     return num_replicas, rank
 
 
-class ResolutionBatchSampler(Sampler[list[int]]):
+class _Epochs:
+    """Passes of a sampler, each with random numbers that follow from the seed and the epoch."""
+
+    def __init__(self, seed: int, num_replicas: int | None, rank: int | None) -> None:
+        check_whole(seed=seed, at_least=0)
+        self.seed, self.epoch = seed, 0
+        self.num_replicas, self.rank = ranks(num_replicas, rank)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the next pass, to resume a training."""
+        check_whole(epoch=epoch, at_least=0)
+        self.epoch = epoch
+
+    def _next_epoch(self) -> np.random.Generator:
+        self.epoch += 1
+        return np.random.default_rng([self.seed, self.epoch - 1])
+
+
+class ResolutionBatchSampler(_Epochs, Sampler[list[int]]):
     """Batches of indices into concatenated data sets, each batch out of one of them.
 
     The ``batch_sampler`` of a DataLoader over `mano_op.data.dataset.MixedDataset`. All randomness follows
@@ -83,31 +101,28 @@ class ResolutionBatchSampler(Sampler[list[int]]):
         num_replicas: int | None = None,
         rank: int | None = None,
     ) -> None:
-        check_whole(**{f"sizes[{i}]": size for i, size in enumerate(sizes)})
+        super().__init__(seed, num_replicas, rank)
         batch_sizes = list(batch_size) if isinstance(batch_size, Sequence) else [batch_size] * len(sizes)
-        check_whole(**{f"batch_size[{i}]": size for i, size in enumerate(batch_sizes)})
-        check_whole(seed=seed, at_least=0)
-        for what, given in (("batch_size", batch_sizes), ("ratios", ratios)):
-            if given is not None and len(given) != max(1, len(sizes)):
+        for name, numbers in (("sizes", sizes), ("batch_size", batch_sizes)):
+            check_whole(**{f"{name}[{i}]": number for i, number in enumerate(numbers)})
+        check_finite_number(zero=True, **{f"ratios[{i}]": ratio for i, ratio in enumerate(ratios or ())})
+        for name, values in (
+            ("batch_size", batch_sizes),
+            ("ratios", batch_sizes if ratios is None else ratios),
+        ):
+            if len(values) != len(sizes) or not sum(values) > 0:
                 raise InputError(
-                    f"{what}={given} for {len(sizes)} resolutions; expected one for each, and at least one"
+                    f"{name}={list(values)} for {len(sizes)} resolutions; expected one for each, and at "
+                    "least one above 0"
                 )
-        num_replicas, rank = ranks(num_replicas, rank)
         self.sizes, self.batch_sizes = [int(size) for size in sizes], batch_sizes
         self.drawn = self.sizes if ratios is None else _drawn(self.sizes, ratios)
-        self.shuffle, self.drop_last, self.seed = shuffle, drop_last, seed
-        self.num_replicas, self.rank = num_replicas, rank
-        self.epoch = 0
+        self.shuffle, self.drop_last = shuffle, drop_last
         if len(self) == 0:
             raise InputError(
-                f"no full batch: batches of {batch_sizes} on {num_replicas} ranks, of {self.drawn} samples, "
-                "with drop_last=True; give smaller batches, or drop_last=False"
+                f"no full batch: batches of {batch_sizes} on {self.num_replicas} ranks, of {self.drawn} "
+                "samples, with drop_last=True; give smaller batches, or drop_last=False"
             )
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next pass, to resume a training."""
-        check_whole(epoch=epoch, at_least=0)
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return sum(
@@ -116,8 +131,7 @@ class ResolutionBatchSampler(Sampler[list[int]]):
         )
 
     def __iter__(self) -> Iterator[list[int]]:
-        random = np.random.default_rng([self.seed, self.epoch])
-        self.epoch += 1
+        random = self._next_epoch()
         batches: list[list[int]] = []
         firsts = np.cumsum([0, *self.sizes])
         for first, size, n, batch_size in zip(firsts, self.sizes, self.drawn, self.batch_sizes, strict=False):
@@ -136,16 +150,12 @@ class ResolutionBatchSampler(Sampler[list[int]]):
 
 def _drawn(sizes: Sequence[int], ratios: Sequence[float]) -> list[int]:
     """Return the samples of each resolution in the largest epoch with these ratios."""
-    for i, ratio in enumerate(ratios):
-        check_finite_number(zero=True, **{f"ratios[{i}]": ratio})
-    if not sum(ratios) > 0:
-        raise InputError(f"ratios={list(ratios)}; expected at least one above 0")
     # The resolution that runs out first is drawn whole.
     epoch = min(size / ratio for size, ratio in zip(sizes, ratios, strict=True) if ratio > 0)
     return [min(size, round(epoch * ratio)) for size, ratio in zip(sizes, ratios, strict=True)]
 
 
-class ChunkSampler(Sampler[int]):
+class ChunkSampler(_Epochs, Sampler[int]):
     """Order of samples that comes back to no chunk, for stores larger than memory.
 
     Chunks come in an order drawn anew in every epoch, `at_once` at a time, and their samples shuffled
@@ -169,16 +179,9 @@ class ChunkSampler(Sampler[int]):
         num_replicas: int | None = None,
         rank: int | None = None,
     ) -> None:
+        super().__init__(seed, num_replicas, rank)
         check_whole(at_once=at_once)
-        check_whole(seed=seed, at_least=0)
-        self._chunks, self._at_once, self.seed = list(chunks), at_once, seed
-        self.num_replicas, self.rank = ranks(num_replicas, rank)
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next pass, to resume a training."""
-        check_whole(epoch=epoch, at_least=0)
-        self.epoch = epoch
+        self._chunks, self._at_once = list(chunks), at_once
 
     def __len__(self) -> int:
         return -(-sum(len(chunk) for chunk in self._chunks) // self.num_replicas)
@@ -190,8 +193,7 @@ class ChunkSampler(Sampler[int]):
 
     def _order(self) -> Iterator[NDArray[np.int64]]:
         """Order all ranks' samples, some chunks after another."""
-        random = np.random.default_rng([self.seed, self.epoch])
-        self.epoch += 1
+        random = self._next_epoch()
         order = random.permutation(len(self._chunks))
         for start in range(0, len(order), self._at_once):
             at_hand = np.concatenate([self._chunks[i] for i in order[start : start + self._at_once]])

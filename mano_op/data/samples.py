@@ -17,7 +17,7 @@ from mano_op.errors import InputError
 def splits_held(fields: Mapping[Any, xr.Dataset], splits: Mapping[str, int]) -> dict[Any, list[str]]:
     """Return the splits that each data set holds, if all hold the same samples in one order.
 
-    A coordinate "sample" of integers numbers the samples of whole splits; any other one labels them, each
+    A coordinate "sample" of integers numbers the samples of whole splits; other coordinates label them, each
     once. `InputError` names the first two places of a label that is repeated, or differs.
 
     Examples
@@ -30,28 +30,27 @@ def splits_held(fields: Mapping[Any, xr.Dataset], splits: Mapping[str, int]) -> 
     total = sum(splits.values())
     labels = {key: _labels(key, data) for key, data in fields.items()}
     numbers = {key: _numbers(data, labels[key], splits) for key, data in fields.items()}
-    whole = [key for key, data in fields.items() if labels[key] is not None and data.sizes["sample"] == total]
-    for key in fields:
-        if whole and labels[key] is not None and key != whole[0]:
-            numbers[key] = _matched(key, labels, whole[0], fields)
-    held = {}
+    labelled = [key for key in fields if labels[key] is not None]
+    whole = next((key for key in labelled if fields[key].sizes["sample"] == total), None)
+    for key in labelled if whole is not None else ():
+        if key != whole:
+            numbers[key] = _matched(key, whole, fields)
+    split_of, held = _split_of(splits), {}
     for key, data in fields.items():
-        row_numbers = numbers[key]
-        held[key] = _whole_splits(row_numbers, splits) if row_numbers is not None else []
+        rows = numbers[key]
+        held[key] = _whole_splits(rows, splits) if rows is not None else []
         if not held[key]:
-            n, told = data.sizes["sample"], "" if labels[key] is None else f", {_ends(labels[key])},"
+            ends = f", {_ends(labels[key])}," if key in labelled else ""
             raise InputError(
-                f"{key}: {n} samples{told} are not whole splits of {dict(splits)}; number them from 0 to "
-                f"{total - 1} in the order of the splits, `data.assign_coords(sample=...)`, where a data set "
-                "holds only some of them"
+                f"{key}: {data.sizes['sample']} samples{ends} are not whole splits of {dict(splits)}; number "
+                f"them from 0 to {total - 1} in the order of the splits, `data.assign_coords(sample=...)`, "
+                "where a data set holds only some of them"
             )
-        if "split" in data.coords:
-            expected = np.repeat(np.array(list(splits), dtype=object), list(splits.values()))[row_numbers]
-            if not np.array_equal(data["split"].values.astype(object), expected):
-                raise InputError(
-                    f"{key}: the coordinate 'split' says otherwise than splits={dict(splits)}: correct one, "
-                    "or leave the coordinate out, `data.drop_vars('split')`"
-                )
+        if "split" in data.coords and not np.array_equal(data["split"].values.astype(object), split_of[rows]):
+            raise InputError(
+                f"{key}: the coordinate 'split' contradicts splits={dict(splits)}: correct one, or "
+                "leave the coordinate out, `data.drop_vars('split')`"
+            )
     return held
 
 
@@ -60,20 +59,15 @@ def check_distinct(where: str, labels: Sequence[tuple[str, pd.Index]], remedy: s
     joined = labels[0][1].append([part for _, part in labels[1:]])
     if not joined.has_duplicates:
         return
+    places = [
+        f"sample {i}" + (f" of {name}" if name else "") for name, part in labels for i in range(len(part))
+    ]
     second = int(np.argmax(joined.duplicated()))
     first = int(np.argmax(joined == joined[second]))
     raise InputError(
-        f"{where}: {_place(labels, first)} and {_place(labels, second)} are both {_text(joined[first])}; "
-        f"expected each sample once: {remedy}"
+        f"{where}: {places[first]} and {places[second]} are both {_text(joined[first])}; expected each "
+        f"sample once: {remedy}"
     )
-
-
-def _place(labels: Sequence[tuple[str, pd.Index]], row: int) -> str:
-    for name, part in labels:
-        if row < len(part):
-            return f"sample {row}" + (f" of {name}" if name else "")
-        row -= len(part)
-    raise IndexError(row)
 
 
 def _text(label: Any) -> str:
@@ -101,53 +95,55 @@ def _labels(key: Any, data: xr.Dataset) -> pd.Index | None:
 def _numbers(
     data: xr.Dataset, labels: pd.Index | None, splits: Mapping[str, int]
 ) -> NDArray[np.int64] | None:
-    """Return the numbers of a data set's samples among all, where it says or needs not say them."""
+    """Return the numbers of a data set's samples among all, if its labels or its size tell them."""
     n, total = data.sizes["sample"], sum(splits.values())
     if labels is not None and labels.dtype.kind in "iu":
-        given = labels.to_numpy().astype(np.int64)
-        if _whole_splits(given, splits):
-            return given
-        if given.min() >= 0 and given.max() < total:  # numbers, of parts of splits or in another order
+        numbers = labels.to_numpy().astype(np.int64)
+        if _whole_splits(numbers, splits):
+            return numbers
+        if numbers.min() >= 0 and numbers.max() < total:  # numbers, of parts of splits or in another order
             return None
     return np.arange(n) if n == total else None
 
 
+def _split_of(splits: Mapping[str, int]) -> NDArray[np.object_]:
+    """Return the split of each sample."""
+    return np.repeat(np.array(list(splits), dtype=object), list(splits.values()))
+
+
 def _whole_splits(numbers: NDArray[np.int64], splits: Mapping[str, int]) -> list[str]:
     """Return the splits whose numbers these are, whole and in order; none otherwise."""
-    split_of = np.repeat(np.array(list(splits), dtype=object), list(splits.values()))
+    split_of = _split_of(splits)
     held = [split for split in splits if np.isin(np.flatnonzero(split_of == split), numbers).any()]
     return held if np.array_equal(numbers, np.flatnonzero(np.isin(split_of, held))) else []
 
 
-def _matched(
-    key: Any, labels: Mapping[Any, pd.Index | None], whole: Any, fields: Mapping[Any, xr.Dataset]
-) -> NDArray[np.int64]:
+def _matched(key: Any, whole: Any, fields: Mapping[Any, xr.Dataset]) -> NDArray[np.int64]:
     """Return the numbers of samples by their labels in the data set that has all samples."""
-    given, expected = labels[key], labels[whole]
-    assert given is not None and expected is not None
-    if len(given) == len(expected) and _are_same_times(key, whole, fields):
-        return np.arange(len(given))
-    numbers = expected.get_indexer(given)
-    if (missing := numbers < 0).any():
-        first = int(np.argmax(missing))
-        raise InputError(
-            f"sample {first} at {key} is {_text(given[first])}, which no sample at {whole} is, "
-            f"{_ends(expected)}; expected the same samples at all resolutions: label them alike, "
-            "`data.assign_coords(sample=...)`"
+    labels, expected = (pd.Index(fields[name]["sample"].values) for name in (key, whole))
+    if len(labels) == len(expected) and _are_same_times(key, whole, fields):
+        return np.arange(len(labels))
+    numbers = np.asarray(expected.get_indexer(labels), dtype=np.int64)
+    wrong = (numbers < 0) | (np.diff(numbers, prepend=-1) <= 0)
+    if wrong.any():
+        i = int(np.argmax(wrong))
+        problem = (
+            f"which no sample at {whole} is, {_ends(expected)}; expected the same samples at all "
+            "resolutions: label them alike, `data.assign_coords(sample=...)`"
         )
-    if (np.diff(numbers) <= 0).any():
-        first = int(np.argmax(np.diff(numbers) <= 0)) + 1
-        raise InputError(
-            f"sample {first} at {key} is {_text(given[first])}, which is sample {numbers[first]} at {whole}, "
-            f"after {_text(given[first - 1])}, sample {numbers[first - 1]} there; expected one order at all "
-            f"resolutions: `fields[{key!r}].sel(sample=fields[{whole!r}]['sample'])`"
-        )
-    return np.asarray(numbers, dtype=np.int64)
+        if numbers[i] >= 0:
+            problem = (
+                f"which is sample {numbers[i]} at {whole}, after {_text(labels[i - 1])}, sample "
+                f"{numbers[i - 1]} there; expected one order at all resolutions: "
+                f"`fields[{key!r}].sel(sample=fields[{whole!r}]['sample'])`"
+            )
+        raise InputError(f"sample {i} at {key} is {_text(labels[i])}, {problem}")
+    return numbers
 
 
 def _are_same_times(key: Any, whole: Any, fields: Mapping[Any, xr.Dataset]) -> bool:
-    given, expected = (fields[name]["sample"].variable for name in (key, whole))
-    if given.dtype.kind not in "Mmf" or expected.dtype.kind not in "Mmf":
+    labels, expected = (fields[name]["sample"].variable for name in (key, whole))
+    if labels.dtype.kind not in "Mmf" or expected.dtype.kind not in "Mmf":
         return False
-    ours, theirs = Times.of(key, given), Times.of(whole, expected)
+    ours, theirs = Times.of(key, labels), Times.of(whole, expected)
     return ours.measure == theirs.measure and bool(ours.agrees_with(theirs).all())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import pairwise, product
 from typing import Any
 
@@ -38,12 +38,12 @@ class SourceReader:
         self._variables = {
             (grid, name): data[name].variable for grid, data in sources.items() for name in names
         }
+        self._edges = {
+            field: (edges(variable, "sample"), edges(variable, "time"))
+            for field, variable in self._variables.items()
+        }
         self._scheduler = scheduler
         self._kept: dict[_Key, NDArray[Any]] = {}
-        self._edges = {
-            place: (edges(variable, "sample"), edges(variable, "time"))
-            for place, variable in self._variables.items()
-        }
 
     def read(
         self, rows: Mapping[Grid, slice], times: slice, names: Sequence[str]
@@ -54,57 +54,53 @@ class SourceReader:
             for grid, span in rows.items()
             for name in names
         }
-        parts = {place: self._parts(place, box) for place, box in boxes.items()}
-        needed = {
-            _key(place, chunk): self._chunk(place, chunk)
-            for place, chunks in parts.items()
-            for chunk in chunks
-            if _key(place, chunk) not in self._kept
+        chunks = {
+            (*field, *(span.start for span in chunk)): (field, chunk)
+            for field, box in boxes.items()
+            for chunk in self._chunks(field, box)
         }
+        needed = {key: self._select(*chunk) for key, chunk in chunks.items() if key not in self._kept}
         # In one go, so that what chunks have in common is computed once.
         read = compute(*(chunk.data for chunk in needed.values()), scheduler=self._scheduler)
-        self._kept |= {place: np.asarray(values) for place, values in zip(needed, read, strict=True)}
+        self._kept |= {key: np.asarray(values) for key, values in zip(needed, read, strict=True)}
         values: dict[Grid, dict[str, NDArray[Any]]] = {grid: {} for grid in rows}
-        for (grid, name), chunks in parts.items():
-            values[grid][name] = self._joined((grid, name), boxes[grid, name], chunks)
-        for (grid, name), chunks in parts.items():
-            span, until = boxes[grid, name]
-            for chunk in chunks:
-                if chunk[0].stop <= span.stop and chunk[1].stop <= until.stop:
-                    del self._kept[_key((grid, name), chunk)]
+        for (grid, name), box in boxes.items():
+            parts = {key: chunk for key, (field, chunk) in chunks.items() if field == (grid, name)}
+            values[grid][name] = self._joined(box, parts, self._variables[grid, name].dims)
+        for key, (field, chunk) in chunks.items():
+            if all(part.stop <= span.stop for part, span in zip(chunk, boxes[field], strict=True)):
+                del self._kept[key]
         return values
 
-    def _parts(self, place: tuple[Grid, str], box: _Box) -> list[_Box]:
+    def _chunks(self, field: tuple[Grid, str], box: _Box) -> Iterator[_Box]:
         """Return the chunks of a variable that hold some rows and times, or these where it has none."""
-        along = []
-        for bounds, wanted in zip(self._edges[place], box, strict=True):
-            ends = [wanted.start, wanted.stop] if bounds is None else bounds
-            every = (slice(*pair) for pair in pairwise(ends))
-            along.append([part for part in every if part.start < wanted.stop and part.stop > wanted.start])
-        return list(product(*along))
+        samples, times = (
+            [slice(*ends) for ends in pairwise(bounds or (span.start, span.stop)) if _overlap(ends, span)]
+            for bounds, span in zip(self._edges[field], box, strict=True)
+        )
+        return product(samples, times)
 
-    def _chunk(self, place: tuple[Grid, str], box: _Box) -> xr.Variable:
+    def _select(self, field: tuple[Grid, str], chunk: _Box) -> xr.Variable:
         """Select a chunk of a variable, unread where it is behind dask."""
-        variable = self._variables[place]
-        wanted = dict(zip(("sample", "time"), box, strict=True))
-        return variable.isel({dim: span for dim, span in wanted.items() if dim in variable.dims})
+        variable = self._variables[field]
+        spans = zip(("sample", "time"), chunk, strict=True)
+        return variable.isel({dim: span for dim, span in spans if dim in variable.dims})
 
-    def _joined(self, place: tuple[Grid, str], box: _Box, parts: Sequence[_Box]) -> NDArray[Any]:
+    def _joined(self, box: _Box, chunks: Mapping[_Key, _Box], dims: Sequence[Hashable]) -> NDArray[Any]:
         """Join rows and times of a variable from chunks; a single one as a view."""
-        dims = 2 if "time" in self._variables[place].dims else 1
+        n = 2 if "time" in dims else 1
         out: NDArray[Any] | None = None
-        for held in parts:
-            chunk = self._kept[_key(place, held)]
+        for key, chunk in chunks.items():
             common = [
-                slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(box, held, strict=True)
+                slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(box, chunk, strict=True)
             ]
-            inside = tuple(_shifted(a, b) for a, b in zip(common, held, strict=True))[:dims]
-            if len(parts) == 1:
-                return chunk[inside]
+            values = self._kept[key][_shifted(common, chunk)[:n]]
+            if len(chunks) == 1:
+                return values
             if out is None:
-                sizes = [span.stop - span.start for span in box][:dims]
-                out = np.empty((*sizes, *chunk.shape[dims:]), dtype=chunk.dtype)
-            out[tuple(_shifted(a, b) for a, b in zip(common, box, strict=True))[:dims]] = chunk[inside]
+                sizes = [span.stop - span.start for span in box][:n]
+                out = np.empty((*sizes, *values.shape[n:]), dtype=values.dtype)
+            out[_shifted(common, box)[:n]] = values
         assert out is not None
         return out
 
@@ -139,7 +135,7 @@ def chunk_in_file(variable: xr.Variable, dim: str) -> int | None:
 
 
 def blocks_of(layout: Layout, sources: Mapping[str, xr.Dataset], names: Sequence[str]) -> list[slice]:
-    """Group the chunks of samples of a store so that no chunk of a source (by level) lies in two blocks.
+    """Group the chunks of samples of a store so that no chunk of a source lies in two blocks.
 
     Examples
     --------
@@ -163,9 +159,11 @@ def blocks_of(layout: Layout, sources: Mapping[str, xr.Dataset], names: Sequence
     return blocks
 
 
-def _key(place: tuple[Grid, str], part: _Box) -> _Key:
-    return (*place, part[0].start, part[1].start)
+def _overlap(ends: tuple[int, int], span: slice) -> bool:
+    return ends[0] < span.stop and ends[1] > span.start
 
 
-def _shifted(span: slice, origin: slice) -> slice:
-    return slice(span.start - origin.start, span.stop - origin.start)
+def _shifted(spans: Sequence[slice], origins: Sequence[slice]) -> tuple[slice, ...]:
+    """Count spans from the starts of others."""
+    pairs = zip(spans, origins, strict=True)
+    return tuple(slice(span.start - origin.start, span.stop - origin.start) for span, origin in pairs)

@@ -10,29 +10,30 @@ from typing import Any, TypeVar
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from scipy.spatial import KDTree
 
-from mano_op.data.guards import refusing
+from mano_op.data.guards import check_has, refusing
 from mano_op.data.rounded import agree, tolerance_between, unit_in_the_last_place
 from mano_op.errors import InputError
 
 _Key = TypeVar("_Key")
 
-# What CF calls the calendar of civil dates; a date of another one has no number of days in this one.
+# Names of the civil calendar in CF; dates of other calendars have no number of its days.
 _CIVIL = ("standard", "gregorian", "proleptic_gregorian")
 
 # Seconds of the units of durations that UDUNITS, CF and pandas have in common.
 _SECONDS = {
     name: seconds
-    for names, seconds in (
-        (("d", "day", "days"), 86400.0),
-        (("h", "hr", "hrs", "hour", "hours"), 3600.0),
-        (("min", "mins", "minute", "minutes"), 60.0),
-        (("s", "sec", "secs", "second", "seconds"), 1.0),
-        (("ms", "msec", "msecs", "millisecond", "milliseconds"), 1e-3),
-        (("us", "microsecond", "microseconds"), 1e-6),
-        (("ns", "nanosecond", "nanoseconds"), 1e-9),
-    )
-    for name in names
+    for names, seconds in {
+        "d day days": 86400.0,
+        "h hr hrs hour hours": 3600.0,
+        "min mins minute minutes": 60.0,
+        "s sec secs second seconds": 1.0,
+        "ms msec msecs millisecond milliseconds": 1e-3,
+        "us microsecond microseconds": 1e-6,
+        "ns nanosecond nanoseconds": 1e-9,
+    }.items()
+    for name in names.split()
 }
 
 
@@ -64,12 +65,7 @@ class Times:
         >>> Times.of(16, hours).seconds.tolist()
         [86400.0, 108000.0]
         """
-        if bool(times.isnull().any()):
-            raise InputError(
-                f"{where}: a time is missing (NaT or NaN): drop it, "
-                "`data.isel(time=data['time'].notnull())`, or assign it"
-            )
-        _check_calendar(where, times)
+        _check(where, times)
         units = str(times.attrs.get("units", ""))
         if times.dtype.kind in "iuf" and " since " in units:
             times = _decoded(where, times)
@@ -77,12 +73,7 @@ class Times:
             times = xr.Variable(times.dims, times.values, encoding=times.encoding)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the units of a file do not fit any more: others are taken
-            encoded = xr.conventions.encode_cf_variable(times) if isinstance(times.dtype, np.dtype) else times
-        if encoded.dtype.kind not in "iuf":
-            raise InputError(
-                f"{where}: times of type {encoded.dtype}; expected numbers, dates or durations: convert "
-                "dates in words, `data.assign_coords(time=data['time'].values.astype('datetime64[ns]'))`"
-            )
+            encoded = xr.conventions.encode_cf_variable(times)
         units = str(encoded.attrs.get("units", "1"))
         numbers = encoded.values.astype(np.float64)
         step = _SECONDS.get(units.partition(" since ")[0])
@@ -112,15 +103,12 @@ def times_of(fields: Mapping[Any, xr.Dataset]) -> tuple[list[float], str]:
     """
     times_at: dict[Any, Times] = {}
     for resolution, data in fields.items():
-        if "time" not in data.coords:
-            raise InputError(
-                f"{resolution}: dimension 'time' has no coordinate; assign the times: "
-                f"`data.assign_coords(time=...)`, {data.sizes['time']} of them"
-            )
+        remedy = f"; assign the times: `data.assign_coords(time=...)`, {data.sizes['time']} of them"
+        check_has(resolution, "coordinate", ["time"], data.coords, remedy)
         times_at[resolution] = Times.of(resolution, data["time"].variable)
     first, *others = times_at
     for other in others:
-        if difference := difference_of(times_at, first, other):
+        if difference := _difference(times_at, first, other):
             raise InputError(
                 f"the times differ between resolutions: {difference}. Keep those that all have: "
                 "`write_fields(path, common_times(fields), ...)`, from mano_op.data.times"
@@ -129,7 +117,7 @@ def times_of(fields: Mapping[Any, xr.Dataset]) -> tuple[list[float], str]:
     return best.numbers.tolist(), best.units
 
 
-def difference_of(times_at: Mapping[Any, Times], first: Any, other: Any) -> str | None:
+def _difference(times_at: Mapping[Any, Times], first: Any, other: Any) -> str | None:
     """Describe the first times of two data sets that differ; None if all agree."""
     ours, theirs = times_at[first], times_at[other]
     if ours.measure != theirs.measure:
@@ -158,44 +146,46 @@ def common_times(fields: Mapping[_Key, xr.Dataset]) -> dict[_Key, xr.Dataset]:
     {32: 2, 16: 2}
     """
     times_at = {key: Times.of(key, data["time"].variable) for key, data in fields.items()}
-    if len({times.measure for times in times_at.values()}) > 1:
-        measures = "; ".join(f"{key} has {times.measure}" for key, times in times_at.items())
-        raise InputError(f"times that cannot be compared: {measures}. Convert them to one kind and unit")
-    first = min(times_at.values(), key=lambda times: len(times.seconds))
-    kept = {key: _nearest(times, first) for key, times in times_at.items()}
-    shared = np.logical_and.reduce([near >= 0 for near in kept.values()])
-    if not shared.any():
-        firsts = "; ".join(f"{key} has {times.text(0)} first" for key, times in times_at.items())
+    shortest = min(times_at.values(), key=lambda times: len(times.seconds))
+    rows = {key: _nearest(times, shortest) for key, times in times_at.items()}
+    shared = np.logical_and.reduce([nearest >= 0 for nearest in rows.values()])
+    if len({times.measure for times in times_at.values()}) > 1 or not shared.any():
+        firsts = "; ".join(
+            f"{key} has {times.measure}, {times.text(0)} first" for key, times in times_at.items()
+        )
         raise InputError(f"no time is at all resolutions: {firsts}. Count them from one origin, in one unit")
-    return {key: data.isel(time=kept[key][shared]) for key, data in fields.items()}
+    return {key: data.isel(time=rows[key][shared]) for key, data in fields.items()}
 
 
 def _nearest(times: Times, wanted: Times) -> NDArray[np.int64]:
-    """Find for each wanted time the place of the one that agrees with it; -1 where none does."""
-    if not len(times.seconds):
-        return np.full(len(wanted.seconds), -1)
-    order = np.argsort(times.seconds)
-    ordered = times.seconds[order]
-    after = np.searchsorted(ordered, wanted.seconds).clip(1, len(ordered) - 1) if len(ordered) > 1 else 0
-    before = np.maximum(after - 1, 0) + np.zeros(len(wanted.seconds), dtype=np.int64)
-    nearer = np.abs(ordered[after] - wanted.seconds) < np.abs(ordered[before] - wanted.seconds)
-    places = np.where(nearer, after, before)
-    apart = np.abs(ordered[places] - wanted.seconds)
+    """Return for each wanted time the index of the one that agrees with it; -1 where none does."""
+    distances, indices = KDTree(times.seconds[:, None]).query(wanted.seconds[:, None], p=1)
     tolerance = tolerance_between(times.seconds, wanted.seconds, times.rounding + wanted.rounding)
-    return np.where(apart <= tolerance, order[places], -1)
+    return np.where(distances <= tolerance, indices, -1)
 
 
-def _check_calendar(where: object, times: xr.Variable) -> None:
-    first = times.values.flat[0] if times.dtype.kind == "O" and times.size else None
-    calendar = getattr(
-        first, "calendar", times.attrs.get("calendar", times.encoding.get("calendar", "standard"))
-    )
-    if str(calendar).lower() not in _CIVIL:
-        raise InputError(
-            f"{where}: dates of the calendar {calendar!r}, which a store has no place for; expected one of "
+def _check(where: object, times: xr.Variable) -> None:
+    """Refuse missing times, words, and dates of other calendars than civil ones."""
+    date = times.values.flat[0] if times.dtype.kind == "O" and times.size else None
+    stated = times.attrs.get("calendar", times.encoding.get("calendar", "standard"))
+    calendar, problem = getattr(date, "calendar", stated), ""
+    if bool(times.isnull().any()):
+        problem = (
+            "a time is missing (NaT or NaN): drop it, `data.isel(time=data['time'].notnull())`, or assign it"
+        )
+    elif times.dtype.kind not in "iufmM" and not hasattr(date, "calendar"):
+        problem = (
+            f"times of type {times.dtype}; expected numbers, dates or durations: convert dates in words, "
+            "`data.assign_coords(time=data['time'].values.astype('datetime64[ns]'))`"
+        )
+    elif str(calendar).lower() not in _CIVIL:
+        problem = (
+            f"dates of the calendar {calendar!r}, which a store cannot hold; expected one of "
             f"{', '.join(_CIVIL)}. Give the times as numbers from the first on: "
             "`data.assign_coords(time=('time', days, {'units': 'days'}))`"
         )
+    if problem:
+        raise InputError(f"{where}: {problem}")
 
 
 def _decoded(where: object, times: xr.Variable) -> xr.Variable:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mano_op.data.guards import check_has, check_shape
 from mano_op.data.processor import FieldProcessor
 from mano_op.errors import InputError
 from mano_op.labels import variable_of
 
-_PERIODIC = 2  # in what The Well's package returns for the ends of an axis; 0 is a wall, 1 is open
+_PERIODIC = 2  # The Well's number for the ends of an axis; 0 is a wall, 1 is open
 
 
 class WellSamples(Dataset[dict[str, Tensor]]):
@@ -39,7 +40,7 @@ class WellSamples(Dataset[dict[str, Tensor]]):
     Examples
     --------
     >>> from types import SimpleNamespace
-    >>> class TwoSteps:  # what is used of a WellDataset
+    >>> class TwoSteps:  # attributes of a WellDataset that are used
     ...     metadata = SimpleNamespace(field_names={0: ["u"]}, constant_field_names={0: ["c"]})
     ...     n_steps_input, n_steps_output, max_rollout_steps, use_normalization = 1, 2, 100, False
     ...     def __len__(self): return 1
@@ -54,20 +55,16 @@ class WellSamples(Dataset[dict[str, Tensor]]):
     """
 
     def __init__(self, dataset: Any) -> None:
-        wanted = ("metadata", "n_steps_input", "n_steps_output", "max_rollout_steps", "use_normalization")
-        if missing := [name for name in wanted if not hasattr(dataset, name)]:
+        used = ("metadata", "n_steps_input", "n_steps_output", "max_rollout_steps", "use_normalization")
+        known = [name for name in used if hasattr(dataset, name)]
+        check_has(type(dataset).__name__, "attribute", used, known, "; expected a the_well.data.WellDataset")
+        grid_type = getattr(dataset.metadata, "grid_type", "cartesian")
+        if dataset.use_normalization or grid_type != "cartesian":
             raise InputError(
-                f"{type(dataset).__name__} has no {missing[0]!r}; expected a the_well.data.WellDataset"
-            )
-        if dataset.use_normalization:
-            raise InputError(
-                "the data set normalises its fields, so errors would not be in units: make it with "
-                "use_normalization=False, and take the statistics with `WellSamples.processor`"
-            )
-        if (kind := getattr(dataset.metadata, "grid_type", "cartesian")) != "cartesian":
-            raise InputError(
-                f"the data set is on a grid of type {kind!r}; expected 'cartesian': losses and means would "
-                "weight the poles of a sphere too much. Project the fields onto a plane first"
+                f"the data set has use_normalization={dataset.use_normalization}, on a {grid_type} grid; "
+                "expected fields in units, as errors should be: make it with use_normalization=False, the "
+                "statistics are for `WellSamples.processor`; on a cartesian grid, as losses and means would "
+                "weight the poles of a sphere too much: project the fields onto a plane first"
             )
         self.dataset = dataset
         varying, steady = (
@@ -91,17 +88,15 @@ class WellSamples(Dataset[dict[str, Tensor]]):
     @property
     def periodic(self) -> tuple[bool, ...]:
         """Whether each axis wraps; refused if the data set has no boundary conditions."""
-        ends = self.dataset[0].get("boundary_conditions")
-        if ends is None:
-            raise InputError(
-                'the data set returns no boundary conditions; make it with boundary_return_type="padding"'
-            )
-        return tuple(bool((axis == _PERIODIC).all()) for axis in ends)
+        remedy = '; make the data set with boundary_return_type="padding"'
+        sample = self.dataset[0]
+        check_has("a sample of the data set", "entry", ["boundary_conditions"], sample, remedy)
+        return tuple(bool((axis == _PERIODIC).all()) for axis in sample["boundary_conditions"])
 
     def processor(self, statistics: Mapping[str, Mapping[str, Any]]) -> FieldProcessor:
         """Make the processor with The Well's statistics, the content of ``stats.yaml``.
 
-        That is "mean" and "std" of each field, a number for each component; `InputError` if one is missing.
+        It has "mean" and "std" of each field, a number for each component; `InputError` if one is missing.
 
         Examples
         --------
@@ -125,7 +120,7 @@ class WellSamples(Dataset[dict[str, Tensor]]):
 
     def _numbers(self, statistics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
         """Return mean and standard deviation of each scalar and component."""
-        found: dict[str, dict[str, float]] = {}
+        numbers: dict[str, dict[str, float]] = {}
         metadata = self.dataset.metadata
         for fields, names in (
             (iter(self.dataset.core_field_names), metadata.field_names),
@@ -137,14 +132,11 @@ class WellSamples(Dataset[dict[str, Tensor]]):
                     field, components = next(fields), names[order][first : first + n]
                     for what in ("mean", "std"):
                         values = np.ravel(statistics.get(what, {}).get(field, []))
-                        if len(values) != n:
-                            raise InputError(
-                                f"the statistics have {len(values)} numbers for the {what} of {field!r}; "
-                                f"expected {n}"
-                            )
+                        remedy = "a number for each component"
+                        check_shape(f"statistics, {what} of {field!r}", values.shape, (n,), remedy)
                         for name, value in zip(components, values, strict=True):
-                            found.setdefault(name, {})[what] = float(value)
-        return found
+                            numbers.setdefault(name, {})[what] = float(value)
+        return numbers
 
 
 def _times_first(fields: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask.array as da
 import h5py
@@ -19,86 +20,74 @@ from numpy.typing import NDArray
 from mano_op.data.guards import check_alike, check_has, check_real, check_shape, refusing
 from mano_op.data.rounded import agree
 from mano_op.data.store import FieldStore
+from mano_op.data.times import Times
 from mano_op.data.write import write_fields
 from mano_op.errors import InputError
 
-PIECE_BYTES = 2**23  # of an array of a file, read in one
+PIECE_BYTES = 2**23  # of an array of a file, read at once
 Files = Mapping[str, Sequence[str | Path]]
-# What to do about arrays with both ends of an axis that wraps; see `check_ends_differ`.
-REPEATED = "leave the last ones out, `array.take(range({n}), {dim})`"
 
 
-@dataclass(frozen=True)
-class Part:
-    """Content of a file: variables with their dimensions, axes in order and "time".
+class Part(NamedTuple):
+    """Content of a file: fields ``(sample, [time], *axes)`` with coordinates, options and scalars.
 
-    `about` is what else has to be the same in all files.
+    `options` are those of `write_fields`; boundary conditions have to be the same in all files.
     """
 
-    fields: Mapping[str, tuple[tuple[str, ...], da.Array]]
-    coordinates: Mapping[str, NDArray[Any]]
-    about: Mapping[str, Any] = field(default_factory=dict)
+    data: xr.Dataset
+    options: Mapping[str, Any]
+    scalars: Mapping[str, Any] | None = None
 
 
-def paths_of(files: Mapping[Any, Any], example: str) -> dict[Any, list[Path]]:
-    """Return the files of each split or resolution, each there and named once."""
-    several = {
-        key: [Path(given)] if isinstance(given, str | Path) else [Path(file) for file in given]
-        for key, given in (files.items() if isinstance(files, Mapping) else ())
-        if isinstance(given, Sequence | Path)
-    }
-    if not several or len(several) < len(files) or not all(several.values()):
-        raise InputError(f"files={files!r}; expected at least one for each, such as {example}")
-    paths = [path for given in several.values() for path in given]
-    if twice := {str(path) for path in paths if paths.count(path) > 1}:
-        raise InputError(f"{', '.join(sorted(twice))} twice among the files; expected each once")
-    for path in paths:
-        if not path.exists():
-            raise InputError(f"{path} does not exist; give the path of a file to import")
-    return several
-
-
-def write_parts(
+def import_files(
     path: str | Path,
-    files: Mapping[str, Sequence[Path]],
-    parts: Mapping[Path, Part],
+    files: Files,
+    read: Callable[[ExitStack, Path], Part],
     *,
-    inputs: Sequence[str],
     provenance: Mapping[str, Any],
     **options: Any,
 ) -> FieldStore:
     """Write files, split after split, to a store, if all have the same fields on one grid."""
-    first, expected = next(iter(parts.items()))
-    for file, part in parts.items():
-        dims = {name: dims for name, (dims, _) in part.fields.items()}
-        check_alike(file, first, "fields", dims, {name: dims for name, (dims, _) in expected.fields.items()})
-        check_alike(file, first, "coordinates", list(part.coordinates), list(expected.coordinates))
-        for what, value in part.about.items():
-            check_alike(file, first, what, value, expected.about[what])
-    coordinates = {
-        name: same(name, [(file, part.coordinates[name]) for file, part in parts.items()])
-        for name in expected.coordinates
-    }
-    data = {
-        name: (dims, da.concatenate([part.fields[name][1] for part in parts.values()], axis=0))
-        for name, (dims, _) in expected.fields.items()
-    }
-    if taken := sorted(set(data) & {"sample", *coordinates}):
-        raise InputError(
-            f"{first}: a field is called {taken[0]!r}, as a dimension is; expected another name: rename it "
-            "in the files"
+    paths = paths_of(files, "{'train': ['a.hdf5']}")
+    with ExitStack() as stack:
+        parts = {file: read(stack, file) for file in chain(*paths.values())}
+        first, stated = next((file, part.options) for file, part in parts.items())
+        for file, part in parts.items():
+            conditions = (given.get("boundary_conditions") for given in (part.options, stated))
+            check_alike(file, first, "boundary conditions", *conditions)
+        data = concatenated({file: part.data for file, part in parts.items()}, "sample")
+        about = dict(provenance) | {"files": [file.name for file in parts], "files_as_read": stamps(parts)}
+        if parts[first].scalars is not None:
+            about["scalars"] = {file.name: part.scalars for file, part in parts.items()}
+        return write_fields(
+            path,
+            {tuple(data.sizes[name] for name in data.coords if name != "time"): data},
+            splits={
+                split: sum(parts[file].data.sizes["sample"] for file in names)
+                for split, names in paths.items()
+            },
+            provenance=about,
+            **{
+                **stated,
+                "outputs": [name for name in data.data_vars if name not in stated["inputs"]],
+                **options,
+            },
         )
-    counts = {file: len(next(iter(part.fields.values()))[1]) for file, part in parts.items()}
-    shape = tuple(len(points) for name, points in coordinates.items() if name != "time")
-    return write_fields(
-        path,
-        {shape: xr.Dataset(data, coordinates)},
-        inputs=inputs,
-        outputs=[name for name in data if name not in inputs],
-        splits={split: sum(counts[file] for file in given) for split, given in files.items()},
-        provenance={**provenance, "files": [file.name for file in parts], "files_as_read": stamps(parts)},
-        **options,
-    )
+
+
+def paths_of(files: Mapping[Any, Any], example: str) -> dict[Any, list[Path]]:
+    """Return the files of each split or resolution, each named once."""
+    paths = {
+        key: [Path(name) for name in ([names] if isinstance(names, str | Path) else names)]
+        for key, names in (files.items() if isinstance(files, Mapping) else ())
+        if isinstance(names, Sequence | Path)
+    }
+    named = list(chain(*paths.values()))
+    if not paths or len(paths) < len(files) or not all(paths.values()) or len(set(named)) < len(named):
+        raise InputError(
+            f"files={files!r}; expected at least one for each, each file once, such as {example}"
+        )
+    return paths
 
 
 def stamps(files: Iterable[str | Path]) -> list[str]:
@@ -114,16 +103,17 @@ def stamps(files: Iterable[str | Path]) -> list[str]:
 
 def open_hdf5(stack: ExitStack, path: Path) -> h5py.File:
     """Open an HDF5 file for as long as the stack is open."""
-    with refusing(f"{path} is no HDF5 file, or is damaged", "restore it, or give another", OSError):
+    remedy = "expected an HDF5 file: give the path of one, or restore it"
+    with refusing(f"{path} cannot be opened", remedy, OSError):
         return stack.enter_context(h5py.File(path, "r"))
 
 
 def dataset(file: h5py.File | h5py.Group, name: str) -> h5py.Dataset:
     """Return a data set of numbers in a file."""
     known = [key for key in file if isinstance(file.get(key), h5py.Dataset)]
-    check_has(place(file), "data set", [name], known)
+    check_has(location(file), "data set", [name], known)
     node = file[name]
-    check_real(place(node), "nothing" if node.shape is None else node.dtype)
+    check_real(location(node), "nothing" if node.shape is None else node.dtype)
     return node
 
 
@@ -131,25 +121,30 @@ def coordinate(file: h5py.File | h5py.Group, name: str) -> NDArray[Any]:
     """Read points or times: all of a data set of one dimension."""
     node = dataset(file, name)
     remedy = "coordinates and times are the same for all samples, others go into stores of their own"
-    check_shape(place(node), node.shape, (max(1, node.size),), remedy)
-    return np.asarray(node[:])
+    check_shape(location(node), node.shape, (max(1, node.size),), remedy)
+    return np.asarray(node[:], dtype=np.result_type(node.dtype, np.float32))
 
 
-def place(node: h5py.Group | h5py.Dataset) -> str:
-    """Name the file, and where in it."""
+def location(node: h5py.Group | h5py.Dataset) -> str:
+    """Name the file, and the place of a group or data set in it."""
     return node.file.filename + ("" if node.name == "/" else f", {node.name.removeprefix('/')}")
 
 
-def lazy(array: Any) -> da.Array:
+def lazy(array: Any, *, reverse: bool = False) -> da.Array:
     """Put an array ``(samples, ...)`` of a file behind dask, in pieces of whole chunks of the file.
+
+    With `reverse` the array has its dimensions the other way round.
 
     Examples
     --------
-    >>> lazy(np.zeros((10, 1024, 512))).chunks[0]
-    (2, 2, 2, 2, 2)
+    >>> lazy(np.zeros((10, 1024, 512))).chunks[0], lazy(np.zeros((512, 1024, 10)), reverse=True).chunks[0]
+    ((2, 2, 2, 2, 2), (2, 2, 2, 2, 2))
     """
+    order = -1 if reverse else 1
     own = getattr(array, "chunks", None) or (1,) * array.ndim
-    return da.from_array(array, chunks=piece_of(array.shape, own, array.dtype.itemsize))
+    piece = piece_of(array.shape[::order], own[::order], array.dtype.itemsize)
+    values = da.from_array(array, chunks=piece[::order])
+    return values.T if reverse else values
 
 
 def piece_of(shape: Sequence[int], own: Sequence[int], itemsize: int) -> tuple[int, ...]:
@@ -170,12 +165,73 @@ def piece_of(shape: Sequence[int], own: Sequence[int], itemsize: int) -> tuple[i
     return tuple(piece)
 
 
-def same(what: str, given: Sequence[tuple[object, NDArray[Any]]]) -> NDArray[np.float64]:
-    """Return the coordinates of the first file, if all agree within rounding."""
-    (first, expected), *others = given
-    for file, values in others:
-        check_alike(file, first, f"shape of {what}", values.shape, expected.shape)
-        if not (alike := agree(values, expected)).all():
-            i = int(np.argmin(alike))
-            check_alike(file, first, f"{what} {i}", float(values[i]), float(expected[i]))
-    return np.asarray(expected, dtype=np.float64)
+def labelled(
+    where: object, fields: Mapping[str, da.Array], coordinates: Mapping[str, NDArray[Any]]
+) -> xr.Dataset:
+    """Return fields ``(sample, [time], *axes)`` as a data set, with the coordinates of the axes in order."""
+    axes = [name for name in coordinates if name != "time"]
+    check_free(where, fields, {"sample", *coordinates})
+    dims = {n: ("sample", *(["time"] if n > 1 + len(axes) else []), *axes) for n in range(len(axes) + 3)}
+    return xr.Dataset({name: (dims[field.ndim], field) for name, field in fields.items()}, dict(coordinates))
+
+
+def check_free(where: object, names: Iterable[object], taken: Container[object]) -> None:
+    """Refuse names of fields or dimensions that others have."""
+    if used := [name for name in names if name in taken]:
+        raise InputError(
+            f"{where}: {used[0]!r} is the name of two fields, components or dimensions; expected one name "
+            "for each: rename one of them in the files"
+        )
+
+
+def concatenated(parts: Mapping[Any, xr.Dataset], dim: str) -> xr.Dataset:
+    """Concatenate files along a dimension, if they have the same variables, attributes and coordinates."""
+    first, *others = parts
+    for file in others:
+        _check_continues(file, parts[file], first, parts[first], dim)
+    what = f"{', '.join(map(str, parts))} cannot be concatenated along {dim!r}"
+    remedy = "expected variables of the same types and dimensions in all of them: make them agree"
+    with refusing(what, remedy, ValueError, TypeError, KeyError, NotImplementedError):
+        if not others:
+            return parts[first]
+        return xr.concat(
+            parts.values(), dim, data_vars="minimal", coords="minimal", compat="override", join="override"
+        )
+
+
+def _check_continues(file: object, data: xr.Dataset, first: object, expected: xr.Dataset, dim: str) -> None:
+    """Refuse a file that does not continue the first along a dimension."""
+    check = partial(check_alike, file, first)
+    check("variables", sorted(map(str, data.data_vars)), sorted(map(str, expected.data_vars)))
+    for name, size in expected.sizes.items():
+        if name != dim:
+            check(f"points along {name}", data.sizes.get(name), size)
+    known = [str(name) for name in data.coords if name in {*expected.coords, *expected.dims}]
+    check("coordinates", sorted(known), sorted(map(str, expected.coords)))
+    for name in expected.variables:
+        ours, theirs = data.variables[name], expected.variables[name]
+        check(f"dimensions of {name}", ours.dims, theirs.dims)
+        for label in ("units", "long_name", "standard_name", "cell_methods"):
+            check(f"{label} of {name}", *(repr(variable.attrs.get(label)) for variable in (ours, theirs)))
+        if dim not in ours.dims and (pair := _difference(ours, theirs)):
+            check(f"{name}", *pair)
+
+
+def _difference(ours: xr.Variable, theirs: xr.Variable) -> tuple[object, object] | None:
+    """Return the first two values that differ by more than rounding, if any."""
+    values, others = ours.values, theirs.values
+    if ours.dtype.kind in "mM" and theirs.dtype.kind in "mM" and ours.ndim == 1:
+        times, expected = Times.of("", ours), Times.of("", theirs)
+        same = (
+            times.agrees_with(expected) if times.measure == expected.measure else np.zeros(len(values), bool)
+        )
+    elif ours.dtype.kind in "iuf" and theirs.dtype.kind in "iuf":
+        same = (np.isnan(values) & np.isnan(others)) | (
+            agree(values, others) if ours.ndim == 1 else np.isclose(values, others, rtol=1e-6, atol=1e-12)
+        )
+    else:
+        same = np.asarray(values == others)
+    if np.all(same):
+        return None
+    i = np.unravel_index(int(np.argmin(same)), np.shape(same))
+    return values[i], others[i]

@@ -4,31 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from itertools import chain
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import dask.array as da
 import h5py
+import xarray as xr
 from numpy.typing import NDArray
 
-from mano_op.data.guards import check_has, check_shape
+from mano_op.data.guards import check_each, check_has, check_shape
 from mano_op.data.importers.lazy import (
     Files,
     Part,
+    concatenated,
     coordinate,
     dataset,
+    import_files,
+    labelled,
     lazy,
+    location,
     open_hdf5,
-    paths_of,
-    place,
-    same,
-    write_parts,
 )
 from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
 
 _AXES = ("x", "y", "z")
+_ARRANGE = (
+    "the samples and times of the first field, and the points of the coordinates. Arrange the file so, with "
+    "a data set for each component, or give its arrays to `mano_op.write_fields`"
+)
 
 
 def import_pdebench(
@@ -43,7 +48,7 @@ def import_pdebench(
 ) -> FieldStore:
     """Import HDF5 files as PDEBench [1]_ publishes them.
 
-    Four layouts are told apart by the names in the file:
+    The names in a file tell four layouts apart:
 
     ===================================  ===========================================================
     names                                fields
@@ -55,8 +60,8 @@ def import_pdebench(
     ``0000/data`` (T, X, ..., C), ...    a group for each sample, variables last
     ===================================  ===========================================================
 
-    with coordinates of cells' centres, ``x-coordinate``, ..., ``t-coordinate`` (or ``grid/x``, ``grid/t``). A
-    time more than fields, the end of the last step, is left out.
+    with coordinates of cells' centres, ``x-coordinate``, ..., ``t-coordinate`` (or ``grid/x``, ``grid/t``).
+    One time more than the fields have, the end of the last step, is left out.
 
     Parameters
     ----------
@@ -64,7 +69,7 @@ def import_pdebench(
     files : mapping of str to sequence of path
         Of each split, all of one layout and grid.
     boundary_conditions, domain
-        For each axis, "x" first; as in `mano_op.data.write.write_fields`. The files do not say them.
+        For each axis, "x" first; as in `mano_op.data.write.write_fields`. Files do not state them.
     variables : tuple of str
         Names for ``tensor`` or ``data``; by default "u", or "u0", "u1", ...
     title : str
@@ -90,88 +95,67 @@ def import_pdebench(
     >>> store.outputs, len(store.layout.times), store.grids["r8"].axes[0].registration
     (('u',), 3, 'cell')
     """
-    paths = paths_of(files, "{'train': ['a.hdf5']}")
-    with ExitStack() as stack:
-        parts = {
-            file: _read(file, open_hdf5(stack, file), tuple(variables)) for file in chain(*paths.values())
-        }
-        first = next(iter(parts.values()))
-        return write_parts(
-            path,
-            paths,
-            parts,
-            inputs=[name for name in first.fields if name == "nu" and "time" not in first.coordinates],
-            registration="cell",
-            domain=domain,
-            boundary_conditions=boundary_conditions,
-            title=title,
-            provenance={"source": "PDEBench"},
-            **options,
-        )
+    return import_files(
+        path,
+        files,
+        partial(_read, tuple(variables)),
+        registration="cell",
+        domain=domain,
+        boundary_conditions=boundary_conditions,
+        title=title,
+        provenance={"source": "PDEBench"},
+        **options,
+    )
 
 
-def _read(path: Path, file: h5py.File, variables: tuple[str, ...]) -> Part:
+def _read(variables: tuple[str, ...], stack: ExitStack, path: Path) -> Part:
     """Read the fields of a file, in pieces, and its coordinates."""
+    file = open_hdf5(stack, path)
     axes = [axis for axis in _AXES if f"{axis}-coordinate" in file]
     if not axes:
-        return _groups(path, file, variables)
+        return _groups(variables, path, file)
     coordinates = {axis: coordinate(file, f"{axis}-coordinate") for axis in axes}
-    points = tuple(map(len, coordinates.values()))
-    nodes = {name: file.get(name) for name in file if name not in {f"{axis}-coordinate" for axis in "xyzt"}}
+    nodes = {name: file.get(name) for name in file if not name.endswith("-coordinate")}
     arrays = {
         name: dataset(file, name)
         for name, node in nodes.items()
         if isinstance(node, h5py.Dataset) and node.ndim > len(axes)
-    }
-    if not arrays:
-        raise InputError(f"{path} has {', '.join(file)}; expected 'tensor' too, or fields by their names")
-    if "nu" in arrays:
-        if set(arrays) != {"nu", "tensor"} or arrays["tensor"].shape[1] != 1:
-            shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-            raise InputError(
-                f"{path} has {shapes}; with 'nu', which is Darcy flow's, expected 'tensor' of one time, and "
-                "no other field"
-            )
-        n = len(arrays["nu"])
-        check_shape(place(arrays["nu"]), arrays["nu"].shape, (n, *points), _ARRANGE)
-        check_shape(place(arrays["tensor"]), arrays["tensor"].shape, (n, 1, *points), _ARRANGE)
+    } or {"tensor": dataset(file, "tensor")}
+    steady = "nu" in arrays  # the files of Darcy flow have it, and a pressure at one time
+    if steady:
+        shapes = {name: array.shape for name, array in arrays.items()}
+        check_each(f"{path}, Darcy flow by its 'nu': shapes of fields", shapes, ["nu", "tensor"])
+    n, steps = (*next(iter(arrays.values())).shape, 1)[:2]
+    times = [1 if steady else steps]
+    for name, array in arrays.items():
+        expected = (n, *([] if name == "nu" else times), *map(len, coordinates.values()))
+        check_shape(location(array), array.shape, expected, _ARRANGE)
+    fields = {name: lazy(array) for name, array in arrays.items()}
+    if steady:
         (name,) = _names(path, variables, ("u",))
-        return _part({"nu": lazy(arrays["nu"]), name: lazy(arrays["tensor"])[:, 0]}, coordinates)
-    n, steps = next(iter(arrays.values())).shape[:2]
-    for array in arrays.values():
-        check_shape(place(array), array.shape, (n, steps, *points), _ARRANGE)
-    given = ("u",) if list(arrays) == ["tensor"] else tuple(arrays)
-    names = _names(path, variables, given, named=list(arrays) != ["tensor"])
-    fields = dict(zip(names, map(lazy, arrays.values()), strict=True))
-    return _part(fields, {**coordinates, "time": _times(path, coordinate(file, "t-coordinate"), steps)})
+        fields = {"nu": fields["nu"], name: fields["tensor"][:, 0]}
+        return Part(labelled(path, fields, coordinates), {"inputs": ["nu"]})
+    unnamed = ("u",) if list(arrays) == ["tensor"] else ()
+    names = _names(path, variables, unnamed) or tuple(fields)
+    coordinates["time"] = _times(path, coordinate(file, "t-coordinate"), steps)
+    return Part(labelled(path, dict(zip(names, fields.values(), strict=True)), coordinates), {"inputs": []})
 
 
-_ARRANGE = (
-    "the samples and times of the first field, and the points of the coordinates. Arrange the file so, with "
-    "a data set for each component, or give its arrays to `mano_op.write_fields`"
-)
+def _names(path: Path, variables: tuple[str, ...], unnamed: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of fields that have none in a file: as asked for, or the usual ones."""
+    if variables and (len(variables) != len(unnamed) or len(set(variables)) < len(variables)):
+        raise InputError(
+            f"variables={variables}; expected one name for each field that {path} does not name, each once: "
+            + (
+                f"give {len(unnamed)}, or leave variables out"
+                if unnamed
+                else "there is none, leave variables out"
+            )
+        )
+    return variables or unnamed
 
 
-def _part(fields: Mapping[str, da.Array], coordinates: Mapping[str, NDArray[Any]]) -> Part:
-    spatial = [name for name in _AXES if name in coordinates]
-    dims = ("sample", *(["time"] if "time" in coordinates else []), *spatial)
-    return Part({name: (dims, values) for name, values in fields.items()}, coordinates)
-
-
-def _names(
-    path: Path, asked: tuple[str, ...], plain: tuple[str, ...], *, named: bool = False
-) -> tuple[str, ...]:
-    """Name variables that have no names in a file, or as the file does."""
-    names = asked or plain
-    if (asked and named) or len(names) != len(plain) or len(set(names)) != len(names):
-        what = "one name for each, each once"
-        if named:
-            what = f"{', '.join(plain)}, which have names: leave them out"
-        raise InputError(f"variables={names} for {len(plain)} channels in {path}; expected {what}")
-    return names
-
-
-def _groups(path: Path, file: h5py.File, variables: tuple[str, ...]) -> Part:
+def _groups(variables: tuple[str, ...], path: Path, file: h5py.File) -> Part:
     """Read the layout with a group for each sample."""
     groups = [node for name in sorted(file) if isinstance(node := file.get(name), h5py.Group)]
     if not any("data" in group for group in groups):
@@ -184,35 +168,29 @@ def _groups(path: Path, file: h5py.File, variables: tuple[str, ...]) -> Part:
             f"{path} has {', '.join(file) or 'nothing'}; expected 'x-coordinate', ..., 't-coordinate' and "
             f"fields, or a group for each sample, with 'data' and 'grid'{flow if 'velocity' in file else ''}"
         )
-    samples = [dataset(group, "data") for group in groups]
-    grids = [group.get("grid") for group in groups]
-    for group in groups:
-        nodes = [name for name in group if isinstance(group.get(name), h5py.Group)]
-        check_has(place(group), "group", ["grid"], nodes, ", with coordinates")
-    axes = [axis for axis in _AXES if axis in grids[0]]
-    coordinates = {
-        name: same(f"coordinate {name}", [(place(grid), coordinate(grid, name)) for grid in grids])
-        for name in [*axes, "t"]
-    }
-    first, points = samples[0].shape or (0,), tuple(len(coordinates[axis]) for axis in axes)
-    expected = (first[0] or 1, *points, max(1, first[-1]))
-    for sample in samples:
-        check_shape(
-            place(sample),
-            sample.shape,
-            expected if axes else (),
-            f"times, points along {', '.join(axes) or 'axes, of which none is in grid'}, and one channel at "
-            "least, in all samples",
-        )
-    plain = ("u",) if first[-1] == 1 else tuple(f"u{i}" for i in range(first[-1]))
-    names = _names(path, variables, plain)
-    stacked = da.stack([da.from_array(sample, chunks=sample.shape) for sample in samples])
-    fields = {name: stacked[..., i] for i, name in enumerate(names)}
-    times = _times(path, coordinates.pop("t"), first[0])
-    return _part(fields, {**coordinates, "time": times})
+    samples = {location(group): _sample(variables, path, group) for group in groups}
+    return Part(concatenated(samples, "sample"), {"inputs": []})
+
+
+def _sample(variables: tuple[str, ...], path: Path, group: h5py.Group) -> xr.Dataset:
+    """Read one sample."""
+    nodes = [name for name in group if isinstance(group.get(name), h5py.Group)]
+    check_has(location(group), "group", ["grid"], nodes, ", with coordinates")
+    data, grid = dataset(group, "data"), group["grid"]
+    coordinates = {axis: coordinate(grid, axis) for axis in _AXES if axis in grid}
+    steps, channels = (data.shape[0], data.shape[-1]) if data.ndim > 1 else (1, 1)
+    expected = (max(1, steps), *map(len, coordinates.values()), max(1, channels))
+    check_shape(
+        location(data), data.shape, expected, "times, points of the coordinates in grid, and channels"
+    )
+    names = _names(path, variables, ("u",) if channels == 1 else tuple(f"u{i}" for i in range(channels)))
+    values = da.from_array(data, chunks=data.shape)[None]
+    coordinates["time"] = _times(path, coordinate(grid, "t"), steps)
+    return labelled(path, {name: values[..., i] for i, name in enumerate(names)}, coordinates)
 
 
 def _times(path: Path, times: NDArray[Any], steps: int) -> NDArray[Any]:
+    """Return the times of the fields, of which a file may have one more."""
     if not steps or not 0 <= len(times) - steps <= 1:
         expected = (steps or len(times) + 1,)
         check_shape(f"{path}, times", times.shape, expected, "as many as the fields have, or one more")
