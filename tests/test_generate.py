@@ -212,7 +212,7 @@ def test_existing_store_is_kept_without_overwrite(reference, tmp_path):
     [
         ([], {}, "no grids"),
         ([8], {"registration": "nodes"}, "registration='nodes' is none of"),
-        ([8], {"solver_resolution": 12}, "resolution of 12"),
+        ([8], {"solver_resolution": 12}, "solver_resolution=12; expected a multiple of 8"),
         ([8], {"seed": -1}, "seed="),
         ([(4, 4, 4, 4)], {}, r"alpha=2.0 in 4 dimensions"),
         ([8], {"samples": {"train": 0}}, "samples of split '.*'=0"),
