@@ -95,7 +95,7 @@ def waves(n_modes, x, period):
     return height @ np.cos(2 * np.pi * np.arange(n_modes)[:, None] * x / period + phase[:, None])
 
 
-@pytest.mark.parametrize(("kind", "target_kind"), product(WRAPPING, repeat=2))
+@pytest.mark.parametrize(("kind", "target_kind"), [*product(WRAPPING, repeat=2)])
 def test_spectral_is_exact_for_band_limited_fields_up_and_down(kind, target_kind):
     """Even and odd sizes: every mode below the Nyquist mode of both grids, with any phase."""
     for n, m in product(range(5, 13), repeat=2):
