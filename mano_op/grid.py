@@ -1,8 +1,8 @@
 r"""Grids: positions of the points of a field.
 
-Every coordinate, spacing and quadrature weight in this package comes from a `Grid`. The field's data sets use
-three registrations; taking one for another costs ten per cent of error on a Darcy solution. A grid names its
-own:
+Every coordinate, spacing and quadrature weight in this package comes from a `Grid`. Published data sets use
+three registrations, and to take one for another costs ten per cent of error on a Darcy solution. So a grid
+names its own:
 
 =============  ==================================  ========================================
 registration   points of an axis on [a, b]         spacing h
@@ -17,9 +17,9 @@ neuraloperator's Darcy fields are ``node``, PDEBench's are ``cell``.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -42,18 +42,17 @@ class Axis:
     n : int
         Number of points.
     start, stop : float
-        Ends a and b of the domain, in the units of the coordinate. A ``node`` axis has no point
-        at b, a ``cell`` axis none at either end; the domain is the interval all the same.
+        Ends a and b of the domain, in the units of the coordinate, whether or not there are points at them.
     registration : {"node", "node_both", "cell"}
-        Positions of the points; see the module's table.
+        Positions of the points; see the table of `mano_op.grid`.
     periodic : bool
-        Whether b coincides with a.
+        True if b is the same place as a.
 
     Raises
     ------
     InputError
-        If `n` is too small, the interval is empty, the registration is unknown, or a periodic axis has both
-        ends, and so one point twice.
+        If `n` is too small, the interval is empty, the registration is unknown, or a periodic axis has points
+        at both ends.
 
     Examples
     --------
@@ -71,28 +70,21 @@ class Axis:
     periodic: bool = False
 
     def __post_init__(self) -> None:
+        both_ends, problem = self.registration == "node_both", ""
         if self.registration not in REGISTRATIONS:
-            raise InputError(
-                f"axis {self.name!r}: registration={self.registration!r} is none of "
-                f"{', '.join(REGISTRATIONS)}. It cannot be guessed from a shape: look it up for your data"
+            problem = (
+                f"registration={self.registration!r} is none of {', '.join(REGISTRATIONS)}. It cannot be "
+                "guessed from a shape: look it up for your data"
             )
-        if not (np.isfinite(self.start) and np.isfinite(self.stop) and self.stop > self.start):
-            raise InputError(
-                f"axis {self.name!r}: the domain [{self.start}, {self.stop}] is empty or not finite; "
-                "expected start < stop"
+        elif not -np.inf < self.start < self.stop < np.inf:
+            problem = f"the domain [{self.start}, {self.stop}] is empty or not finite; expected start < stop"
+        elif self.periodic and both_ends:
+            problem = (
+                "its two ends are one place, as it is periodic: drop the last point, registration='node'"
             )
-        check_whole(**{f"n of axis {self.name!r}": self.n}, at_least=0)
-        fewest = 2 if self.registration == "node_both" else 1
-        if self.n < fewest:
-            raise InputError(
-                f"axis {self.name!r}: n={self.n}, expected at least {fewest} points for "
-                f"registration={self.registration!r}"
-            )
-        if self.periodic and self.registration == "node_both":
-            raise InputError(
-                f"axis {self.name!r} is periodic and has both ends, so its first and last point are "
-                "the same place: drop the last one and use registration='node'"
-            )
+        if problem:
+            raise InputError(f"axis {self.name!r}: {problem}")
+        check_whole(**{f"n of axis {self.name!r}": self.n}, at_least=2 if both_ends else 1)
 
     @property
     def length(self) -> float:
@@ -114,17 +106,16 @@ class Axis:
         """Distance of the first point from `start`, in spacings: 0 or 1/2."""
         return 0.5 if self.registration == "cell" else 0.0
 
-    @cached_property
+    @functools.cached_property
     def points(self) -> NDArray[np.float64]:
         """Coordinates of the points, shape ``(n,)``."""
         return self.start + self.spacing * (np.arange(self.n, dtype=np.float64) + self.offset)
 
-    @cached_property
+    @functools.cached_property
     def bounds(self) -> NDArray[np.float64]:
-        """Control volume of each point, shape ``(n, 2)``: half way to its neighbours.
+        """Control volume of each point, shape ``(n, 2)``: half way to its neighbours, and to the ends.
 
-        They cover the domain once. On an axis that does not wrap, the outer two reach its ends; a periodic
-        ``node`` axis starts half a cell before a.
+        They cover the domain once, a periodic ``node`` axis from half a spacing before a.
         """
         half = self.spacing / 2
         bounds = np.stack([self.points - half, self.points + half], axis=1)
@@ -132,13 +123,13 @@ class Axis:
             bounds[0, 0], bounds[-1, 1] = self.start, self.stop
         return bounds
 
-    @cached_property
+    @functools.cached_property
     def weights(self) -> NDArray[np.float64]:
         r"""Quadrature weights, shape ``(n,)``: :math:`\sum_i w_i f(x_i) \approx \int_a^b f`.
 
-        Second order, and exact for linear functions unless the axis is periodic or has one node
-        only: the midpoint rule on cells, the trapezoidal rule on nodes. A ``node`` axis that does not
-        wrap has no point at b, so its last interval is integrated with the line through its last two points.
+        The midpoint rule on cells, the trapezoidal rule on nodes: of second order, and exact for linear
+        functions unless the axis is periodic or has one node only. The last interval of a ``node`` axis that
+        does not wrap is integrated with the line through the last two points.
 
         Examples
         --------
@@ -157,8 +148,8 @@ class Axis:
     def positions(self, other: Axis) -> NDArray[np.float64]:
         """Positions of another axis' points in spacings of this one, shape ``(other.n,)``.
 
-        Whole and half positions are exact: rounding must not split a shared point, or decide which of two
-        points is nearer.
+        Whole and half positions are exact, so that rounding decides neither whether a point is shared nor
+        which of two points is nearer.
 
         Examples
         --------
@@ -179,8 +170,8 @@ class Axis:
     ) -> NDArray[np.float64]:
         """Weights of the points in the mean over each interval [left, right], ``(intervals, n)``.
 
-        A point's weight is the part of its control volume (`bounds`) in the interval, on a periodic axis also
-        across its ends. `among` selects the columns, which must hold all nonzero weights.
+        The weight of a point is the part of its control volume (`bounds`) in the interval, on a periodic axis
+        also across the ends. `among` selects columns, which must hold all nonzero weights.
 
         Examples
         --------
@@ -193,20 +184,17 @@ class Axis:
             volumes = bounds + turn * self.length
             inner = np.minimum.outer(right, volumes[:, 1]) - np.maximum.outer(left, volumes[:, 0])
             overlap += np.maximum(inner, 0)
-        averages: NDArray[np.float64] = overlap / overlap.sum(axis=1, keepdims=True)
-        return averages
+        return np.asarray(overlap / overlap.sum(axis=1, keepdims=True))
 
     def refine(self, factor: int = 2) -> Axis:
         """Divide the spacing by `factor`, over the same domain."""
-        if factor < 1:
-            raise InputError(f"axis {self.name!r}: refine by {factor}; expected a factor of at least 1")
-        if self.registration == "node_both":
-            return replace(self, n=(self.n - 1) * factor + 1)
-        return replace(self, n=self.n * factor)
+        check_whole(factor=factor)
+        return replace(self, n=self.n - self.intervals + self.intervals * factor)
 
     def coarsen(self, factor: int = 2) -> Axis:
         """Multiply the spacing by `factor`; the inverse of `refine`."""
-        if factor < 1 or self.intervals % factor:
+        check_whole(factor=factor)
+        if self.intervals % factor:
             raise InputError(
                 f"axis {self.name!r}: {self.intervals} intervals cannot be coarsened by {factor}; "
                 "expected a factor that divides them. To reach any other size, use `resample`"
@@ -260,25 +248,25 @@ class Grid:
         shape : sequence of int
             Number of points along each axis.
         domain : sequence of (float, float), optional
-            Ends of each axis; the unit cube if not given.
+            Ends of each axis, by default 0 and 1.
         registration : {"node", "node_both", "cell"}
         periodic : bool or sequence of bool
         names : sequence of str, optional
-            ``("x",)``, ``("y", "x")``, ``("z", "y", "x")`` if not given.
+            By default ``("x",)``, ``("y", "x")``, ``("z", "y", "x")``.
         """
         n_dim = len(shape)
         if names is None:
             names = ("z", "y", "x")[-n_dim:] if n_dim <= 3 else [f"x{i}" for i in range(n_dim)]
         wraps = [periodic] * n_dim if isinstance(periodic, bool) else list(periodic)
         ends = [(0.0, 1.0)] * n_dim if domain is None else list(domain)
-        for what, value in (("domain", ends), ("periodic", wraps), ("names", names)):
-            if len(value) != n_dim:
-                raise InputError(f"{what}={value} has {len(value)} entries, expected {n_dim}: one an axis")
+        for option, values in (("domain", ends), ("periodic", wraps), ("names", names)):
+            if len(values) != n_dim:
+                raise InputError(
+                    f"{option}={values} has {len(values)} entries, expected {n_dim}: one an axis"
+                )
+        columns = zip(names, shape, ends, wraps, strict=True)
         return cls(
-            tuple(
-                Axis(name, n, float(a), float(b), registration, wrap)
-                for name, n, (a, b), wrap in zip(names, shape, ends, wraps, strict=True)
-            )
+            tuple(Axis(name, n, float(a), float(b), registration, w) for name, n, (a, b), w in columns)
         )
 
     def __iter__(self) -> Iterator[Axis]:
@@ -317,10 +305,7 @@ class Grid:
     @property
     def weights(self) -> NDArray[np.float64]:
         """Quadrature weights of every point, shape ``shape``: the product of the axes' weights."""
-        weights = np.ones(())
-        for axis in self.axes:
-            weights = np.multiply.outer(weights, axis.weights)
-        return weights
+        return functools.reduce(np.multiply.outer, (axis.weights for axis in self.axes), np.ones(()))
 
     def refine(self, factor: int = 2) -> Grid:
         """Divide the spacing by `factor` along each axis."""
@@ -332,7 +317,7 @@ class Grid:
 
     def __str__(self) -> str:
         return " x ".join(
-            f"{axis.name}: {axis.n} {axis.registration}{'' if not axis.periodic else ' periodic'} "
+            f"{axis.name}: {axis.n} {axis.registration}{' periodic' if axis.periodic else ''} "
             f"on [{axis.start:g}, {axis.stop:g}]"
             for axis in self.axes
         )

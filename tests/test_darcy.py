@@ -2,24 +2,13 @@ import itertools
 
 import numpy as np
 import pytest
-from helpers import rates
-from hypothesis import assume, given
+from helpers import grids, rates
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mano_op.grid import REGISTRATIONS, Axis, Grid
 from mano_op.problems.darcy import solve_darcy
 
-axes = st.builds(
-    Axis,
-    name=st.uuids().map(str),
-    n=st.integers(2, 5),
-    start=st.just(-1.0),
-    stop=st.sampled_from([0.0, 1.5]),
-    registration=st.sampled_from(REGISTRATIONS),
-)
-grids = st.lists(axes, min_size=1, max_size=3, unique_by=lambda axis: axis.name).map(
-    lambda grid_axes: Grid(tuple(grid_axes))
-)
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -65,7 +54,7 @@ def solve_by_loops(a, grid, f):
     return np.linalg.solve(matrix, right_side).reshape(grid.shape)
 
 
-@given(grids, seeds)
+@given(grids(False, 5), seeds)
 def test_solution_is_that_of_a_dense_matrix_of_fluxes(grid, seed):
     a = random_coefficient(seed, grid)
     f = np.random.default_rng(seed + 1).standard_normal(grid.shape)
@@ -73,36 +62,6 @@ def test_solution_is_that_of_a_dense_matrix_of_fluxes(grid, seed):
     np.testing.assert_allclose(
         solve_darcy(a, grid, f), expected, rtol=0, atol=1e-12 * max(1, np.abs(expected).max())
     )
-
-
-@given(grids, seeds)
-def test_solution_obeys_scaling_superposition_maximum_principle_and_reciprocity(grid, seed):
-    rng = np.random.default_rng(seed)
-    a, source = random_coefficient(seed, grid), rng.uniform(0.0, 1.0, grid.shape)
-    inside = ~on_boundary(grid)
-    assume(inside.any())
-    u = solve_darcy(a, grid, source)
-    scale = np.abs(u).max()
-    close = {"rtol": 0, "atol": 1e-12 * scale}
-
-    assert np.all(u[inside] > 0), "a positive source gives a positive pressure"
-    assert np.all(u[~inside] == 0)
-    np.testing.assert_allclose(solve_darcy(4 * a, grid, source), u / 4, **close)
-    np.testing.assert_allclose(solve_darcy(a, grid, -3 * source), -3 * u, rtol=0, atol=3e-12 * scale)
-    other = rng.standard_normal(grid.shape)
-    both = solve_darcy(a, grid, source + other)
-    np.testing.assert_allclose(both - solve_darcy(a, grid, other), u, rtol=0, atol=1e-11 * max(1, scale))
-
-    # Maximum principle: the pressure is largest where there is a source.
-    dry = np.where(rng.uniform(size=grid.shape) < 0.5, 0.0, source)
-    if np.any(dry[inside] > 0):
-        wet = solve_darcy(a, grid, dry)
-        assert wet[inside & (dry > 0)].max() >= wet.max() * (1 - 1e-12)
-
-    # Reciprocity, the symmetry of the operator: v . L^-1 f = f . L^-1 v.
-    left = np.sum(other[inside] * u[inside])
-    right = np.sum(source[inside] * solve_darcy(a, grid, other)[inside])
-    assert left == pytest.approx(right, abs=1e-11 * max(1, np.abs(other).sum() * scale))
 
 
 @pytest.mark.parametrize(

@@ -1,25 +1,21 @@
 """Properties that all problems share: each test is a table of problems."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from helpers import rates
+from threadpoolctl import threadpool_limits
 
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 from mano_op.problems.burgers import Burgers
 from mano_op.problems.darcy import Darcy, solve_darcy
 from mano_op.problems.navier_stokes import NavierStokes
-from mano_op.problems.poisson import Poisson, solve_poisson
+from mano_op.problems.poisson import Poisson
 from mano_op.problems.random_field import GaussianRandomField, PeriodicRandomField
-from mano_op.problems.reaction_diffusion import FitzHughNagumo, solve_reaction_diffusion
+from mano_op.problems.reaction_diffusion import FitzHughNagumo
 from mano_op.problems.series import evaluate_series
-
-SQUARE = [(-1.0, 1.0)] * 2
 
 
 def grids_of(problem, *kinds):
@@ -70,12 +66,8 @@ def test_steady_levels_are_read_off_one_solution(name):
     fields = problem.sample(1, 5, [coarse, fine, cell, solver])
     (inputs,), output = solved(problem, 1, 5, solver)
     n_dim = len(shape)
-    for grid, common in (
-        (coarse, np.s_[:-1:2]),
-        (fine, np.s_[:-1]),
-        (cell, np.s_[1::2]),
-        (solver, np.s_[:]),
-    ):
+    points = {coarse: np.s_[:-1:2], fine: np.s_[:-1], cell: np.s_[1::2], solver: np.s_[:]}
+    for grid, common in points.items():
         first, second = fields[grid].values()
         np.testing.assert_array_equal(first, inputs[(common,) * n_dim])
         np.testing.assert_array_equal(second, output[(common,) * n_dim])
@@ -122,11 +114,7 @@ def test_levels_in_time_evaluate_one_series(name):
 @pytest.mark.parametrize(
     ("problem", "law", "factor"),
     [
-        (
-            Darcy(coefficient="lognormal", tau=5.0, alpha=2.5, n_modes=9),
-            GaussianRandomField(tau=5, alpha=2.5, n_modes=9),
-            1,
-        ),
+        (Darcy(coefficient="lognormal", tau=5, n_modes=9), GaussianRandomField(tau=5, n_modes=9), 1),
         (Poisson(n_modes=8), GaussianRandomField(tau=3.0, alpha=3.0, n_modes=8), 1),
         (Burgers(n_modes=8), PeriodicRandomField(scale=25.0, tau=5.0, alpha=2.0, n_modes=8), 1),
         (NavierStokes(n_modes=8), PeriodicRandomField(scale=7**1.5, tau=7.0, alpha=2.5, n_modes=8), 1),
@@ -195,9 +183,7 @@ def test_default_solver_grid_resolves_the_default_fields(problem, points, finer,
 def test_error_in_time_is_of_fourth_order(problem, n, steps, smallest):
     periodic = problem.boundary_condition == "periodic"
     (grid,) = grids_of(problem, ("node" if periodic else "cell", n))
-    exact, *ends = (
-        solved(replace(problem, time_step=h), 0, 0, grid)[1][-1] for h in (steps[-1] / 10, *steps)
-    )
+    exact, *ends = (solved(replace(problem, time_step=h), 0, 0, grid)[1][-1] for h in (steps[-1] / 4, *steps))
     errors = [np.abs(u - exact).max() / np.abs(exact).max() for u in ends]
     assert np.all(rates(errors) > 3.7)
     assert errors[-1] < smallest
@@ -238,12 +224,12 @@ def test_error_in_space_falls_faster_than_any_power(problem, finest, growth):
         (Darcy, {"coefficient": "binary"}, "coefficient='binary', expected 'piecewise' or 'lognormal'"),
         (Darcy, {"values": (3.0,)}, r"values=\(3.0,\)"),
         (Darcy, {"values": (3.0, -12.0)}, "values=-12.0, expected a finite number, more than 0"),
-        (Darcy, {"forcing": float("inf")}, "forcing=inf, expected a finite number"),
         (Poisson, {"n_dim": 4}, "n_dim=4, expected 1, 2 or 3"),
         (Poisson, {"alpha": 1.5}, "alpha=1.5 in 3 dimensions"),
         (Poisson, {"n_modes": 1}, "n_modes=1"),
         (Burgers, {"viscosity": 0.0}, "viscosity=0.0"),
         (Burgers, {"time_step": 0.0}, "time_step=0.0"),
+        (NavierStokes, {"n_modes": 8.0}, "n_modes=8.0"),
         (Burgers, {"alpha": 0.5}, "alpha=0.5 in 1 dimensions"),
         (NavierStokes, {"forcing": float("nan")}, "forcing=nan"),
         (NavierStokes, {"alpha": 1.0}, "alpha=1.0 in 2 dimensions"),
@@ -265,11 +251,6 @@ LINE, PLANE, WRAPS = Grid.uniform((8,)), Grid.uniform((8, 6)), Grid.uniform((8, 
 CELLS, RING = Grid.uniform((8, 6), registration="cell"), Grid.uniform((8,), periodic=True)
 PARTLY = Grid.uniform((8, 6), periodic=[False, True])
 ZERO, ONE, BAD = np.zeros((8, 6)), np.ones((8, 6)), np.where(np.arange(48).reshape(8, 6) == 1, np.inf, 1.0)
-REACTION = {"reaction": np.zeros_like, "final_time": 1.0, "n_steps": 1, "time_step": 0.1}
-
-
-def react(initial, grid, *diffusivities):
-    return solve_reaction_diffusion(initial, grid, diffusivities=diffusivities, **REACTION)
 
 
 @pytest.mark.parametrize(
@@ -279,25 +260,24 @@ def react(initial, grid, *diffusivities):
         (solve_darcy, (ZERO, PLANE), r"coefficient\[0, 0\] = 0.0; expected positive and finite"),
         (solve_darcy, (ONE, PLANE, np.ones(6)), r"forcing of shape \(6,\), expected \(8, 6\)"),
         (solve_darcy, (ONE, PLANE, np.nan), r"forcing\[\] = nan; expected finite"),
-        (solve_darcy, (ONE, PARTLY), "axis 'x' is periodic"),
-        (solve_poisson, (ONE.T, PLANE), r"source of shape \(6, 8\), expected \(8, 6\)"),
-        (solve_poisson, (BAD, PLANE), r"source\[0, 1\] = inf; expected finite"),
-        (solve_poisson, (ONE, PARTLY), "axis 'x' is periodic"),
+        (solve_darcy, (ONE, PARTLY), "all axes with periodic=False, as the problem has a boundary"),
+        (Poisson().solve, (ONE.T, PLANE), r"source of shape \(6, 8\), expected \(8, 6\)"),
+        (Poisson().solve, (BAD, PLANE), r"source\[0, 1\] = inf; expected finite"),
+        (Poisson().solve, (ONE, PARTLY), "all axes with periodic=False"),
         (Burgers().solve, (np.zeros(7), RING), r"initial of shape \(7,\)"),
-        (Burgers().solve, (ZERO, WRAPS), "has 2 axes; Burgers' equation needs 1"),
-        (Burgers().solve, (np.zeros(8), LINE), "axis 'x' is not periodic"),
+        (Burgers().solve, (ZERO, WRAPS), "expected 1 axes with periodic=True, as the fields wrap"),
+        (Burgers().solve, (np.zeros(8), LINE), "expected 1 axes with periodic=True"),
         (Burgers().solve, (np.full(8, np.nan), RING), r"initial\[0\] = nan; expected finite"),
         (Burgers(viscosity=1e-3, time_step=0.2).solve, (1e3 * np.arange(8.0), RING), "shorter time_step"),
         (NavierStokes().solve, (ZERO.T, WRAPS), r"initial of shape \(6, 8\)"),
         (NavierStokes().solve, (ZERO, WRAPS, np.zeros(6)), r"forcing of shape \(6,\)"),
-        (NavierStokes().solve, (np.zeros(8), RING), "has 1 axes; Navier-Stokes flow needs 2"),
-        (NavierStokes().solve, (ZERO, PARTLY), "axis 'y' is not periodic"),
-        (NavierStokes().solve, (ONE, WRAPS), "initial has the mean 1, but"),
-        (react, (ONE[np.newaxis], CELLS, 1.0, 1.0), r"initial of shape \(1, 8, 6\), expected \(2, 8, 6\)"),
-        (react, (ONE[np.newaxis], PLANE, 1.0), "expected registration='cell'"),
-        (react, (ONE[np.newaxis], WRAPS, 1.0), "axis 'y' is periodic"),
-        (react, (BAD[np.newaxis], CELLS, 1.0), r"initial\[0, 0, 1\] = inf; expected finite"),
-        (react, (ONE[np.newaxis], CELLS, -1.0), r"diffusivities\[0\]=-1"),
+        (NavierStokes().solve, (np.zeros(8), RING), "expected 2 axes with periodic=True"),
+        (NavierStokes().solve, (ZERO, PARTLY), "expected 2 axes with periodic=True"),
+        (NavierStokes().solve, (ONE, WRAPS), "initial has the mean 1; expected 0"),
+        (FitzHughNagumo().solve, (ONE[None], CELLS), r"initial of shape \(1, 8, 6\), expected \(2, 8, 6\)"),
+        (FitzHughNagumo().solve, ([ONE, ONE], PLANE), "expected registration='cell'"),
+        (FitzHughNagumo().solve, ([ONE, ONE], WRAPS), "expected all axes with periodic=False"),
+        (FitzHughNagumo().solve, ([BAD, ONE], CELLS), r"initial\[0, 0, 1\] = inf; expected finite"),
     ],
 )
 def test_fields_and_grids_that_do_not_fit_are_refused(solve, arguments, message):
@@ -308,12 +288,12 @@ def test_fields_and_grids_that_do_not_fit_are_refused(solve, arguments, message)
 @pytest.mark.parametrize(
     ("problem", "seed", "index", "grids", "resolution", "message"),
     [
-        (Burgers(), 0, 0, [WRAPS], None, "has 2 axes; Burgers' equation needs 1"),
-        (Burgers(), 0, 0, [RING], 64, "even number of at least 511"),
+        (Burgers(), 0, 0, [WRAPS], None, "expected 1 axes"),
+        (Burgers(), 0, 0, [RING], 64, "multiple of 2, at least 511, or fewer n_modes"),
         (NavierStokes(), -1, 0, [WRAPS], None, "seed=-1"),
         (FitzHughNagumo(), 0, 0, [], None, "no grids"),
         (FitzHughNagumo(), 0, 0, [PLANE], 32, "at least 64"),
-        (FitzHughNagumo(), 0, 0, [WRAPS], None, "axis 'y' is periodic"),
+        (FitzHughNagumo(), 0, 0, [WRAPS], None, "expected all axes with periodic=False"),
         (FitzHughNagumo(), 0, -1, [PLANE], None, "index=-1"),
         (Poisson(), 0, 0.5, [PLANE], None, "index=0.5"),
         (Darcy(alpha=1.0), 0, 0, [PLANE], None, "alpha=1.0 in 2 dimensions"),
@@ -324,41 +304,22 @@ def test_samples_that_cannot_be_drawn_are_refused(problem, seed, index, grids, r
         problem.sample(seed, index, grids, resolution)
 
 
-BITS = """
-import hashlib
-from mano_op.grid import Grid
-from mano_op.problems import Burgers, Darcy, FitzHughNagumo, NavierStokes, Poisson
-
-brief, square = {"final_time": 0.1, "n_steps": 2}, [(-1.0, 1.0)] * 2
-samples = (
-    Burgers(**brief).sample(0, 0, [Grid.uniform((500,), periodic=True)]),
-    NavierStokes(**brief).sample(0, 0, [Grid.uniform((160, 200), periodic=True)]),
-    Darcy(coefficient="lognormal").sample(0, 0, [Grid.uniform((160, 200))]),
-    Poisson().sample(0, 0, [Grid.uniform((64, 48, 80))]),
-    FitzHughNagumo(**brief).sample(0, 0, [Grid.uniform((160, 200), domain=square)]),
+@pytest.mark.parametrize(
+    ("problem", "shape"),
+    [
+        (Burgers(final_time=0.01, n_steps=1), (500,)),
+        (NavierStokes(final_time=0.02, n_steps=1), (160, 200)),
+        (Darcy(coefficient="lognormal"), (130, 140)),
+        (Poisson(), (64, 48, 80)),
+        (FitzHughNagumo(final_time=0.02, n_steps=1), (160, 200)),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
 )
-bits = {
-    name: hashlib.sha256(values.tobytes()).hexdigest()
-    for fields in samples
-    for level in fields.values()
-    for name, values in level.items()
-}
-"""
-
-
-def test_bits_of_a_sample_do_not_depend_on_the_number_of_threads():
-    # A matrix product in BLAS rounds differently with one and with two threads at these sizes.
-    namespace = {}
-    exec(BITS, namespace)
-    single = os.environ.get("OMP_NUM_THREADS") == "1" or os.cpu_count() == 1
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "2" if single else "1")
-    other = subprocess.run(
-        [sys.executable, "-c", f"{BITS}print(bits)"],
-        env=os.environ | threads,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    assert len(namespace["bits"]) == 12
-    assert other.stdout.strip() == str(namespace["bits"])
+def test_bits_of_a_sample_do_not_depend_on_the_number_of_threads(problem, shape):
+    """A matrix product in BLAS may round differently with one and with two threads at these sizes."""
+    grids, samples = grids_of(problem, ("node", shape)), []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            samples.append(problem.sample(0, 0, grids)[grids[0]])
+    for field, other in zip(*(sample.values() for sample in samples), strict=True):
+        np.testing.assert_array_equal(field, other)

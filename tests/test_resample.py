@@ -48,20 +48,13 @@ def grid_pairs(draw, n_dim=2, periodic=False, fewest=2, most=13):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("method", ANY_PAIR)
+@pytest.mark.parametrize("periodic", [False, True])
 @given(data=st.data())
-def test_constants_are_exact(method, dtype, data):
-    source, target = data.draw(grid_pairs(periodic=data.draw(st.booleans())))
-    field = torch.full(source.shape, 3.0, dtype=dtype)
-    result = resample(field, source, target, method)
-    close(result, torch.full(target.shape, 3.0, dtype=dtype), atol=200 * torch.finfo(dtype).eps)
-
-
-@given(grid_pairs(periodic=True, fewest=1))
-def test_constants_are_exact_with_few_periodic_points(pair):
-    for method in (*ANY_PAIR, "spectral"):
-        result = resample(torch.full(pair[0].shape, 3.0).double(), *pair, method)
-        close(result, torch.full(pair[1].shape, 3.0).double(), atol=1e-12)
+def test_constants_are_exact(periodic, dtype, data):
+    source, target = data.draw(grid_pairs(periodic=periodic, fewest=1 if periodic else 2))
+    for method in (*ANY_PAIR, "spectral")[: 5 if periodic else 4]:
+        result = resample(torch.full(source.shape, 3.0, dtype=dtype), source, target, method)
+        close(result, torch.full(target.shape, 3.0, dtype=dtype), atol=200 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -102,46 +95,38 @@ def waves(n_modes, x, period):
     return height @ np.cos(2 * np.pi * np.arange(n_modes)[:, None] * x / period + phase[:, None])
 
 
-@pytest.mark.parametrize("there", WRAPPING)
-@pytest.mark.parametrize("here", WRAPPING)
-def test_spectral_is_exact_for_band_limited_fields_up_and_down(here, there):
+@pytest.mark.parametrize(("kind", "target_kind"), [*product(WRAPPING, repeat=2)])
+def test_spectral_is_exact_for_band_limited_fields_up_and_down(kind, target_kind):
     """Even and odd sizes: every mode below the Nyquist mode of both grids, with any phase."""
-    for n, m in product(range(5, 18), repeat=2):
-        source, target = line(n, here, True, -1.0, 2.0), line(m, there, True, -1.0, 2.0)
+    for n, m in product(range(5, 13), repeat=2):
+        source, target = line(n, kind, True, -1.0, 2.0), line(m, target_kind, True, -1.0, 2.0)
         field = partial(waves, (min(n, m) + 1) // 2, period=3)
         result = resample(on_grid(field, source), source, target, "spectral")
         close(result, on_grid(field, target), atol=1e-12)
 
 
-# ------------------------------------------------------------------------- rates of convergence
+def smooth(x, frequency):
+    return np.exp(np.sin(frequency * x))
 
 
-def errors_of(method, registration, function, *, periodic=False, sizes=(32, 64, 128, 256)):
-    """Largest errors at targets of four cells to each source point, which have no point in common with it."""
+@pytest.mark.parametrize(
+    ("registration", "periodic"), [*product(REGISTRATIONS, [False]), *product(WRAPPING, [True])]
+)
+@pytest.mark.parametrize(("method", "order"), [("linear", 2), ("cubic", 4)])
+def test_interpolation_converges_with_its_order(method, order, registration, periodic):
+    """A polynomial of degree p through points h apart misses h^(p+1) times the next derivative, at most.
+
+    Targets are four cells to each source point, and share no point with the source.
+    """
     errors = []
-    for n in sizes:
+    for n in (32, 64, 128):
         source, target = line(n, registration, periodic), line(4 * n, "cell", periodic)
-        result = resample(on_grid(function, source), source, target, method)
-        errors.append(float((result - on_grid(function, target)).abs().max()))
-    return errors
-
-
-@pytest.mark.parametrize("registration", REGISTRATIONS)
-@pytest.mark.parametrize(("method", "order"), [("linear", 2), ("cubic", 4)])
-def test_interpolation_converges_with_its_order(method, order, registration):
-    """A polynomial of degree p through points h apart misses h^(p+1) times the next derivative, at most."""
-    errors = errors_of(method, registration, lambda x: np.exp(np.sin(5 * x)))
+        exact = partial(smooth, frequency=2 * np.pi if periodic else 5.0)
+        result = resample(on_grid(exact, source), source, target, method)
+        errors.append(float((result - on_grid(exact, target)).abs().max()))
     np.testing.assert_allclose(rates(errors), order, atol=0.35)
 
 
-@pytest.mark.parametrize("registration", WRAPPING)
-@pytest.mark.parametrize(("method", "order"), [("linear", 2), ("cubic", 4)])
-def test_periodic_interpolation_converges_with_its_order(method, order, registration):
-    errors = errors_of(method, registration, lambda x: np.exp(np.sin(2 * np.pi * x)), periodic=True)
-    np.testing.assert_allclose(rates(errors), order, atol=0.35)
-
-
-# ------------------------------------------------------------------------------ slow references
 # Each extends one axis by periods, or beyond its ends, as far as the target reaches.
 
 
@@ -196,12 +181,11 @@ def test_method_matches_its_slow_reference(method, reference, data):
 
 def test_spectral_on_nodes_is_the_fourier_method_of_scipy():
     """For any field, so with modes that the target cannot carry, and both Nyquist modes among them."""
-    for n, m in product(range(5, 18), repeat=2):
+    for n, m in product(range(5, 13), repeat=2):
         field = random(n)
         expected = torch.from_numpy(fft_resample(field.numpy(), m))
-        close(
-            resample(field, line(n, periodic=True), line(m, periodic=True), "spectral"), expected, atol=1e-13
-        )
+        result = resample(field, line(n, periodic=True), line(m, periodic=True), "spectral")
+        close(result, expected, atol=1e-13)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -221,9 +205,6 @@ def test_resampling_is_the_kronecker_product_of_axes_and_its_gradient_the_transp
     weights = random(*result.shape)
     (gradient,) = torch.autograd.grad(torch.sum(weights * result), field)
     close(gradient.flatten(1), weights.flatten(1) @ dense, atol=1e-13)
-
-
-# ------------------------------------------------------------------- properties of single methods
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -251,12 +232,11 @@ def test_injection_and_nearest_do_not_spread_nan():
 @pytest.mark.parametrize("n", [8, 9])
 def test_spectral_refined_and_coarsened_again_is_unchanged(n):
     """The Nyquist mode of an even source too, which the finer grid carries as a cosine of half each sign."""
-    for here, there in product(WRAPPING, WRAPPING):
-        coarse, fine = line(n, here, periodic=True), line(21, there, periodic=True)
+    for kind, target_kind in product(WRAPPING, WRAPPING):
+        coarse, fine = line(n, kind, periodic=True), line(21, target_kind, periodic=True)
         field = random(n)
-        close(
-            resample(resample(field, coarse, fine, "spectral"), fine, coarse, "spectral"), field, atol=1e-13
-        )
+        refined = resample(field, coarse, fine, "spectral")
+        close(resample(refined, fine, coarse, "spectral"), field, atol=1e-13)
 
 
 def test_nyquist_mode_is_a_cosine_about_the_source_points():
@@ -264,9 +244,6 @@ def test_nyquist_mode_is_a_cosine_about_the_source_points():
     source, target = line(8, periodic=True), line(24, "cell", periodic=True)
     result = resample(field, source, target, "spectral")
     close(result, on_grid(lambda x: np.cos(8 * np.pi * x), target), atol=1e-13)
-
-
-# -------------------------------------------------------------------------------- boundary values
 
 
 def test_boundary_values_are_source_points_at_the_ends():
@@ -386,16 +363,10 @@ def test_operator_of_inference_mode_keeps_its_gradients():
 
 
 def test_domains_equal_up_to_rounding_are_the_same():
-    source, target = (
-        line(8, periodic=True, stop=2 * np.pi),
-        line(8, periodic=True, stop=np.nextafter(2 * np.pi, 7)),
-    )
+    source, target = (line(8, periodic=True, stop=end) for end in (2 * np.pi, np.nextafter(2 * np.pi, 7)))
     assert source != target
     field = random(8)
     close(resample(field, source, target, "spectral"), field, atol=1e-14)
-
-
-# ---------------------------------------------------------------------------------------- errors
 
 
 NODES, CELLS, RING = Grid.uniform((4, 6)), Grid.uniform((4, 6), registration="cell"), line(4, periodic=True)
@@ -405,38 +376,27 @@ NODES, CELLS, RING = Grid.uniform((4, 6)), Grid.uniform((4, 6), registration="ce
     ("field", "source", "target", "method", "boundary", "message"),
     [
         (torch.zeros(4, 6).long(), NODES, CELLS, "linear", None, "torch.int64.*a floating dtype"),
-        (np.zeros((4, 6)), NODES, CELLS, "linear", None, "type ndarray, dtype float64; expected a tensor"),
-        (torch.zeros(6, 4), NODES, CELLS, "linear", None, r"shape \(6, 4\).*expected \(..., 4, 6\)"),
-        (torch.zeros(6), NODES, CELLS, "linear", None, r"shape \(6,\)"),
-        (torch.zeros(4, 6), NODES, CELLS, "bicubic", None, "'bicubic' is none of injection, nearest, linear"),
-        (torch.zeros(4, 6), NODES, line(8), "linear", None, "the same axes in the same order"),
-        (torch.zeros(4, 6), NODES, Grid(CELLS.axes[::-1]), "linear", None, "same axes in the same order"),
         (
-            torch.zeros(4, 6),
+            np.zeros((4, 6)),
             NODES,
-            Grid.uniform((4, 6), periodic=True),
+            CELLS,
             "linear",
             None,
-            "periodic in the same",
+            "type ndarray, dtype float64 and .*; expected a tensor",
         ),
+        (torch.zeros(6, 4), NODES, CELLS, "linear", None, r"shape \(6, 4\); expected .*\(..., 4, 6\)"),
+        (torch.zeros(4, 6), NODES, CELLS, "bicubic", None, "'bicubic' is none of injection, nearest, linear"),
+        (torch.zeros(4, 6), NODES, line(8), "linear", None, "the same axes in the same order"),
+        (torch.zeros(4), line(4), RING, "linear", None, "periodic in the same"),
         (torch.zeros(4), line(4), line(4, stop=2.0), "linear", None, r"\[0, 1\].*\[0, 2\].*same domains"),
         (torch.zeros(4, 6), NODES, CELLS, "injection", None, "none at 0.125.*Use 'cubic'.*nested"),
         (torch.zeros(4), RING, line(8, periodic=True), "injection", None, "none at 0.125.*Use 'spectral'"),
         (torch.zeros(4), line(4, "cell"), line(2, "node_both"), "injection", None, "none at 0,"),
-        (torch.zeros(4), line(4), line(2, "node_both"), "injection", None, "none at 1,"),
         (torch.zeros(4, 6), NODES, CELLS, "spectral", None, "'y' does not wrap.*use 'cubic'.*periodic=True"),
         (torch.zeros(4, 6), NODES, NODES, "mean", 0.0, "boundary=0.0 with method='mean'"),
         (torch.zeros(4, 6), NODES, CELLS, "linear", {"z": 0.0}, "do not wrap, which here are y, x"),
         (torch.zeros(4), RING, line(8, periodic=True), "cubic", 0.0, "none, so leave it out"),
-        (torch.zeros(4), RING, line(8, periodic=True), "cubic", {"x": 0.0}, "none, so leave it out"),
-        (
-            torch.zeros(4, 6),
-            NODES,
-            CELLS,
-            "linear",
-            {"x": (0, 1, 2)},
-            "'x' expects a finite number, or a pair",
-        ),
+        (torch.zeros(4, 6), NODES, CELLS, "linear", {"x": (0, 1, 2)}, "'x' expects a finite number, or a"),
     ],
 )
 def test_fields_grids_and_methods_that_do_not_fit_are_refused(

@@ -13,15 +13,16 @@ from mano_op.grid import Grid
 from mano_op.options import Count, Positive, options
 from mano_op.problems.exponential import integrate
 from mano_op.problems.problem import PeriodicProblem
-from mano_op.problems.solver_grid import field_values
+from mano_op.problems.solver_grid import check_periodic, field_values
 
 
 @options
 class Burgers(PeriodicProblem):
     r"""Burgers' equation from a random initial velocity: the map from u at time 0 to u at later times.
 
-    The initial velocity is a draw of :math:`N(0, 625 (-\Delta + 25)^{-2})`, as that of Li et al. [1]_,
-    and its mean is zero.
+    The initial velocity is a draw of :math:`N(0, 625 (-\Delta + 25)^{-2})` of mean zero, as in Li
+    et al., "Fourier Neural Operator for Parametric Partial Differential Equations", ICLR 2021,
+    arXiv:2010.08895, 5.1 and A.3.1.
 
     Parameters
     ----------
@@ -29,9 +30,9 @@ class Burgers(PeriodicProblem):
         :math:`\nu`, positive.
     final_time : float
     n_steps : int
-        Output times after the first, which is 0, at equal intervals.
+        Output times after time 0, at equal intervals.
     scale, tau, alpha, n_modes
-        Of the `PeriodicRandomField`.
+        Options of the `PeriodicRandomField`.
     time_step : float, optional
         The longest step; if not given, :math:`1 / (\kappa \max |u_0|)` with the largest angular
         wavenumber :math:`\kappa`, a third of the limit of stability: \|u\| never exceeds its first maximum.
@@ -46,11 +47,6 @@ class Burgers(PeriodicProblem):
     >= 0.01    1e-9
     0.001      1 %         0.1 %
     =========  ==========  ===========
-
-    References
-    ----------
-    .. [1] Li et al., "Fourier Neural Operator for Parametric Partial Differential Equations",
-       ICLR 2021, arXiv:2010.08895, section 5.1 and A.3.1.
 
     Examples
     --------
@@ -78,27 +74,10 @@ class Burgers(PeriodicProblem):
     )
 
     def solve(self, initial: ArrayLike, grid: Grid) -> NDArray[np.float64]:
-        r"""Solve :math:`u_t + (u^2 / 2)_x = \nu u_{xx}` on a periodic axis.
+        r"""Solve :math:`u_t + (u^2 / 2)_x = \nu u_{xx}`, by the method of `PeriodicProblem`.
 
-        A Fourier-Galerkin method with the wavenumbers below n/3 of n points, for which the product is exact
-        (the "2/3 rule"), and the integrator of `exponential`, which takes viscosity exactly.
-
-        Parameters
-        ----------
-        initial : array_like
-            u at time 0, shape ``grid.shape``. Its wavenumbers from n/3 on are dropped.
-        grid : Grid
-            One axis, periodic.
-
-        Returns
-        -------
-        numpy.ndarray
-            Shape ``(n_steps + 1, n)``, float64.
-
-        Raises
-        ------
-        InputError
-            If the grid or the shape does not fit, a value is not finite, or the step is too long.
+        `initial` is u at time 0, shape ``(n,)``, on one periodic axis; the result has the shape
+        ``(n_steps + 1, n)``.
 
         Examples
         --------
@@ -110,27 +89,18 @@ class Burgers(PeriodicProblem):
         >>> bool(np.allclose(u[-1], np.exp(-0.4 * np.pi**2) * wave, rtol=0, atol=1e-11))
         True
         """
-        self.check_grid(grid)
+        check_periodic(True, grid, self.n_dim)
         u = field_values("initial", initial, grid.shape)
         n, length = grid.shape[0], grid.axes[0].length
         k = np.arange(n // 2 + 1)
         kept = 3 * k < n
         slope = np.where(kept, 2j * np.pi * k / length, 0.0)
-        time_step = self.time_step
-        if time_step is None:
-            fastest = np.abs(slope).max() * np.abs(u).max()
-            time_step = 1 / fastest if fastest > 0 else self.final_time
+        fastest = np.abs(slope).max() * np.abs(u).max()
 
         def advection(v: NDArray[np.complex128]) -> NDArray[np.complex128]:
-            flux = fft.rfft(fft.irfft(v, n) ** 2 / 2)
-            return np.asarray(-slope * flux)
+            return np.asarray(-slope * fft.rfft(fft.irfft(v, n) ** 2 / 2))
 
-        states = integrate(
-            np.asarray(fft.rfft(u) * kept),
-            -self.viscosity * np.abs(slope) ** 2,
-            advection,
-            final_time=self.final_time,
-            n_steps=self.n_steps,
-            time_step=time_step,
-        )
+        time_step = self.time_step or (1 / fastest if fastest > 0 else self.final_time)
+        linear = -self.viscosity * np.abs(slope) ** 2
+        states = integrate(np.asarray(fft.rfft(u) * kept), linear, advection, self.times, time_step)
         return np.asarray(fft.irfft(states, n))

@@ -22,7 +22,7 @@ def solve_darcy(coefficient: ArrayLike, grid: Grid, forcing: ArrayLike = 1.0) ->
     r"""Solve :math:`-\nabla \cdot (a \nabla u) = f` with u = 0 on the whole boundary.
 
     Finite volumes of second order, one around each point. The flux between neighbours i and j at a distance h
-    is :math:`\bar a_{ij} (u_i - u_j) / h`, the harmonic mean :math:`\bar a_{ij} = 2 a_i a_j / (a_i + a_j)`
+    is :math:`\bar a_{ij} (u_i - u_j) / h`. The harmonic mean :math:`\bar a_{ij} = 2 a_i a_j / (a_i + a_j)` is
     exact if a jumps half way between them. The symmetric sparse system is factorised directly.
 
     Parameters
@@ -33,7 +33,7 @@ def solve_darcy(coefficient: ArrayLike, grid: Grid, forcing: ArrayLike = 1.0) ->
         Any registration, shape and box, not periodic. The boundary is half a cell away from the outer points
         of ``cell``; a spacing beyond the last point of ``node``, with the last value of a up to it.
     forcing : array_like
-        f, a number or an array of shape ``grid.shape``. Its values on the boundary are not used.
+        f, a number or an array of shape ``grid.shape``; values on the boundary are not used.
 
     Returns
     -------
@@ -80,18 +80,18 @@ class Darcy(BoundaryValueProblem):
     Parameters
     ----------
     coefficient : {"piecewise", "lognormal"}
-        ``"piecewise"``: ``values[1]`` where the random field is at least 0, ``values[0]`` elsewhere,
-        as Li et al. [1]_. ``"lognormal"``: the exponential of the field, which is smooth.
+        ``"piecewise"``: ``values[1]`` where the random field is at least 0, ``values[0]`` elsewhere, as in Li
+        et al., arXiv:2010.08895, 5.2. ``"lognormal"``: the exponential of the field, which is smooth.
     values : tuple of two floats
-        The permeabilities of ``"piecewise"``.
+        Permeabilities of ``"piecewise"``.
     tau, alpha, n_modes
-        Of the `GaussianRandomField`.
+        Options of the `GaussianRandomField`.
     forcing : float
         f, the same everywhere.
 
     Notes
     -----
-    Every level samples a solution on the grid of `solver_grids`, and has the error of that grid. Relative L2
+    Every level samples a solution on the grid of `solver_grids`, and has the error of this grid. Relative L2
     errors against 1024 intervals, with the default coefficient, which jumps between points:
 
     =========  ====  ====  =====  =====  ======
@@ -99,13 +99,8 @@ class Darcy(BoundaryValueProblem):
     error      3 %   1 %   0.5 %  0.2 %  0.07 %
     =========  ====  ====  =====  =====  ======
 
-    With ``"lognormal"`` 64 intervals leave 0.02 %. Where models come close to these errors, ask for a solver
-    resolution well above the finest level.
-
-    References
-    ----------
-    .. [1] Li et al., "Fourier Neural Operator for Parametric Partial Differential Equations",
-       ICLR 2021, arXiv:2010.08895, section 5.2.
+    With ``"lognormal"`` the error of 64 intervals is 0.02 %. Where models come close to these errors, ask for
+    a solver resolution well above the finest level.
 
     Examples
     --------
@@ -155,8 +150,7 @@ def _operator(a: NDArray[np.float64], grid: Grid) -> sparse.csc_array:
     for position, axis in enumerate(grid):
         across = tuple(slice(None) if i == position else points for i, points in enumerate(inner))
         faces = _faces(np.moveaxis(a[across], position, 0), axis)
-        along = np.moveaxis(diagonal, position, 0)  # a view: what is added here is added to the diagonal
-        along += faces[:-1] + faces[1:]
+        np.moveaxis(diagonal, position, 0)[...] += faces[:-1] + faces[1:]
         forward = -faces[1:]
         forward[-1] = 0.0  # the last point's neighbour is the boundary
         stride = math.prod(shape[position + 1 :])
@@ -172,8 +166,8 @@ def _operator(a: NDArray[np.float64], grid: Grid) -> sparse.csc_array:
 
 def _faces(a: NDArray[np.float64], axis: Axis) -> NDArray[np.float64]:
     """Flux per unit of difference at the faces along the first dimension, both boundaries included."""
-    beyond = (int(axis.registration == "cell"), int(axis.registration != "node_both"))
-    a = np.pad(a, [beyond] + [(0, 0)] * (a.ndim - 1), mode="edge")
+    outside = (int(axis.registration == "cell"), int(axis.registration != "node_both"))
+    a = np.pad(a, [outside] + [(0, 0)] * (a.ndim - 1), mode="edge")
     faces = 2 / (1 / a[:-1] + 1 / a[1:]) / axis.spacing**2
     if axis.registration == "cell":  # the boundary is h / 2 away
         faces[0] *= 2

@@ -1,10 +1,11 @@
-"""Data sets from problems: samples computed in parallel with dask, written chunk by chunk to a store."""
+"""Data sets from problems: samples are computed in parallel and written to a store chunk by chunk."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +34,23 @@ def generate_fields(
 ) -> FieldStore:
     """Make a store of a problem's fields, the same samples at every resolution.
 
-    Sample i of split s is ``problem.sample(split_seed(seed, s), i, grids, solver_resolution)``: more samples
-    keep the first ones.
+    Sample i of split s is ``problem.sample(split_seed(seed, s), i, grids, solver_resolution)``, so more
+    samples keep the first ones.
 
     Parameters
     ----------
     path : path
-        Of the new store. Dask workers must see it under the same name.
+        The new store. Dask workers must see it under the same name.
     problem : Problem
     resolutions : sequence of int or tuple of int
         Points of each level: 16 for 16 along every axis, a tuple for any other shape.
-    samples : mapping of str to int
+    samples : mapping of str to int, optional
         Size of each split; ``{"train": 1000, "test": 50}`` if not given.
     seed : int
     registration : {"node", "node_both", "cell"}
     solver_resolution : int, optional
-        Intervals or points of the solver grid along each axis. Default and accuracy: see the problem's notes.
-        Stores to be compared should share it.
+        Intervals or points of the solver grid along each axis; default and accuracy are in the notes of the
+        problem. Stores to be compared should share it.
     chunk : int
         Samples of a task and of a chunk of the store. A worker holds as many in float64.
     **options
@@ -58,7 +59,7 @@ def generate_fields(
     Returns
     -------
     FieldStore
-        Complete. An interrupted call leaves a partial store, which `open_store` refuses.
+        The complete store. An interrupted call leaves a partial one, which `open_store` refuses.
 
     Raises
     ------
@@ -79,7 +80,7 @@ def generate_fields(
     grids = [problem_grid(problem, n, registration) for n in resolutions]
     solvers = problem.solvers(grids, solver_resolution)
     for grid in grids:
-        problem.inputs(split_seed(seed, "train"), 0, grid)  # refuses bad arguments before there is a store
+        problem.inputs(split_seed(seed, "train"), 0, grid)  # refuses bad arguments before a store is made
     layout = Layout.plan(
         grids,
         problem.variables,
@@ -114,21 +115,19 @@ def generate_darcy(
     problem: Darcy | None = None,
     **options: Any,
 ) -> FieldStore:
-    """Make a store of Darcy fields: `generate_fields` with ``Darcy()`` by default.
+    """Make a store of Darcy fields: `generate_fields` with the problem ``Darcy()`` by default.
 
     Examples
     --------
     >>> import tempfile
-    >>> store = generate_darcy(f"{tempfile.mkdtemp()}/darcy.zarr", [8, 16], samples={"train": 3, "test": 1},
-    ...                        progress=False)
-    >>> store.inputs, store.outputs, store.splits
-    (('permeability',), ('pressure',), {'train': 3, 'test': 1})
+    >>> generate_darcy(f"{tempfile.mkdtemp()}/darcy.zarr", [8], samples={"train": 3}, progress=False).splits
+    {'train': 3}
     """
     return generate_fields(path, Darcy() if problem is None else problem, resolutions, **options)
 
 
 def problem_grid(problem: Problem, resolution: int | Sequence[int], registration: Registration) -> Grid:
-    """Grid of a problem's domain with `resolution` points along each axis."""
+    """Grid of the problem's domain with `resolution` points along each axis."""
     shape = tuple(resolution) if isinstance(resolution, Sequence) else (resolution,) * problem.n_dim
     return Grid.uniform(
         shape,
@@ -139,7 +138,7 @@ def problem_grid(problem: Problem, resolution: int | Sequence[int], registration
 
 
 def split_seed(seed: int, split: str) -> tuple[int, ...]:
-    """Seed of the samples of one split, whose random numbers are independent of the other splits'.
+    """Seed of the samples of one split; the random numbers of different splits are independent.
 
     Examples
     --------
@@ -158,26 +157,13 @@ def _write_chunk(
     samples: slice,
 ) -> int:
     """Compute and write the samples of one chunk; return their number."""
-    n = samples.stop - samples.start
-    keys = {grid: store.key(grid) for grid in grids}
-    shape, variables = store.layout.shape, store.variables
-    chunk = {
-        grid: {variable.name: np.empty((n, *shape(keys[grid], variable))) for variable in variables}
-        for grid in grids
-    }
-    for row, (split, i) in enumerate(_numbers(store.splits, samples)):
-        sample = problem.sample(split_seed(seed, split), i, grids, solver_resolution)
-        for grid, values in sample.items():
-            for name, field in values.items():
+    numbered = ((split, i) for split, size in store.splits.items() for i in range(size))
+    n, chunk = samples.stop - samples.start, {}
+    for row, (split, i) in enumerate(islice(numbered, samples.start, samples.stop)):
+        for grid, fields in problem.sample(split_seed(seed, split), i, grids, solver_resolution).items():
+            if row == 0:
+                chunk[grid] = {name: np.empty((n, *field.shape)) for name, field in fields.items()}
+            for name, field in fields.items():
                 chunk[grid][name][row] = field
     store.write(samples, chunk)
     return n
-
-
-def _numbers(splits: Mapping[str, int], samples: slice) -> Iterator[tuple[str, int]]:
-    """Split and number within the split of each of some samples."""
-    first = 0
-    for split, size in splits.items():
-        for i in range(max(samples.start - first, 0), min(samples.stop - first, size)):
-            yield split, i
-        first += size

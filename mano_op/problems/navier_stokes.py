@@ -14,14 +14,14 @@ from mano_op.grid import Grid
 from mano_op.options import Count, Positive, options
 from mano_op.problems.exponential import integrate
 from mano_op.problems.problem import Array, Finite, PeriodicProblem
-from mano_op.problems.solver_grid import field_values
+from mano_op.problems.solver_grid import check_periodic, field_values
 
 
 @options
 class NavierStokes(PeriodicProblem):
     r"""Forced two-dimensional turbulence: the map from the vorticity at time 0 to that at later times.
 
-    On the unit square, as Li et al. [1]_: the initial vorticity is a draw of
+    As in Li et al. (arXiv:2010.08895, 5.3 and A.3.3), on the unit square: the initial vorticity is a draw of
     :math:`N(0, 7^{3/2} (-\Delta + 49)^{-5/2})`, the forcing :math:`0.1 (\sin 2\pi(x+y) + \cos 2\pi(x+y))`.
     On another box the forcing is stretched to wrap once along each axis.
 
@@ -31,13 +31,13 @@ class NavierStokes(PeriodicProblem):
         :math:`\nu`, positive; 1e-3, 1e-4 and 1e-5 in the paper.
     final_time : float
     n_steps : int
-        Output times after the first, which is 0, at equal intervals.
+        Output times after time 0, at equal intervals.
     forcing : float
-        Its amplitude.
+        Amplitude of the forcing.
     scale, tau, alpha, n_modes
-        Of the `PeriodicRandomField`. The scale is that of the paper's code: after ten units of time, samples
-        differ by 22 % from their mean. With the factor of the paper's text, ``scale=7**0.75``, the forcing
-        soon outweighs the initial field, and they differ by 5 %.
+        Options of the `PeriodicRandomField`. The scale is that of the paper's code: after ten units of time,
+        samples differ by 22 % from their mean. With the factor of the paper's text, ``scale=7**0.75``, they
+        differ by 5 %, as the forcing soon outweighs the initial field.
     time_step : float, optional
         The longest step; if not given, 0.64 spacings, which is stable for speeds up to 2.
 
@@ -52,11 +52,6 @@ class NavierStokes(PeriodicProblem):
     1e-4       20          1 %        0.03 %
     1e-5       20          8 %        2.5 %
     =========  ==========  =========  ==========
-
-    References
-    ----------
-    .. [1] Li et al., "Fourier Neural Operator for Parametric Partial Differential Equations",
-       ICLR 2021, arXiv:2010.08895, section 5.3 and A.3.3.
 
     Examples
     --------
@@ -85,34 +80,16 @@ class NavierStokes(PeriodicProblem):
     )
 
     def solve(self, initial: ArrayLike, grid: Grid, forcing: ArrayLike | None = None) -> NDArray[np.float64]:
-        r"""Solve the vorticity equation with a steady forcing on a periodic box.
+        r"""Solve the vorticity equation with a steady forcing, by the method of `PeriodicProblem`.
 
         With :math:`u = (\partial_y \psi, -\partial_x \psi)`, :math:`-\Delta \psi = w`, advection is
 
         .. math:: u \cdot \nabla w =
                   (\partial_x^2 - \partial_y^2)(u_x u_y) + \partial_x \partial_y (u_y^2 - u_x^2).
 
-        A Fourier-Galerkin method with the wavenumbers below n/3 along each axis, for which the products are
-        exact (the "2/3 rule"), and the integrator of `exponential`, which takes viscosity exactly.
-
-        Parameters
-        ----------
-        initial : array_like
-            w at time 0, shape ``grid.shape``, of mean zero. Its wavenumbers from n/3 on are dropped.
-        grid : Grid
-            Two periodic axes, y and x.
-        forcing : array_like, optional
-            f, shape ``grid.shape``, of mean zero; likewise. That of the problem if not given.
-
-        Returns
-        -------
-        numpy.ndarray
-            Shape ``(n_steps + 1, *grid.shape)``, float64.
-
-        Raises
-        ------
-        InputError
-            If the grid or a shape does not fit, a mean is not zero, a value not finite, or the step too long.
+        `initial` is w at time 0, `forcing` is f, by default that of the problem: both of mean zero and of the
+        shape of the grid, whose periodic axes are y and x. The result has the shape
+        ``(n_steps + 1, *grid.shape)``.
 
         Examples
         --------
@@ -125,10 +102,13 @@ class NavierStokes(PeriodicProblem):
         >>> bool(np.isclose(w[-1, 0, 0], np.exp(-0.01 * 5 * (2 * np.pi) ** 2)))
         True
         """
-        self.check_grid(grid)
+        check_periodic(True, grid, self.n_dim)
         if forcing is None:
-            turns = sum((x - axis.start) / axis.length for x, axis in zip(grid.mesh, grid, strict=True))
-            angle = 2 * np.pi * turns
+            angle = (
+                2
+                * np.pi
+                * sum((x - axis.start) / axis.length for x, axis in zip(grid.mesh, grid, strict=True))
+            )
             forcing = self.forcing * (np.sin(angle) + np.cos(angle))
         spectrum, source = _spectrum("initial", initial, grid), _spectrum("forcing", forcing, grid)
         kappa_y, kappa_x, kept = _wavenumbers(grid)
@@ -145,23 +125,17 @@ class NavierStokes(PeriodicProblem):
             straining, shearing = to_advection * fft.rfft2(products)
             return np.asarray(straining + shearing + source)
 
-        states = integrate(
-            spectrum * kept,
-            -self.viscosity * square,
-            tendency,
-            final_time=self.final_time,
-            n_steps=self.n_steps,
-            time_step=self.time_step or 0.64 * min(grid.spacing),
-        )
+        linear = -self.viscosity * square
+        time_step = self.time_step or 0.64 * min(grid.spacing)
+        states = integrate(spectrum * kept, linear, tendency, self.times, time_step)
         return np.asarray(fft.irfft2(states, grid.shape))
 
 
 def _spectrum(name: str, field: ArrayLike, grid: Grid) -> NDArray[np.complex128]:
-    """Fourier coefficients of a vorticity, or of its rate of change."""
     values = field_values(name, field, grid.shape)
     if abs(values.mean()) > 1e-9 * np.abs(values).max():
         raise InputError(
-            f"{name} has the mean {values.mean():g}, but a vorticity that wraps has mean zero: subtract it"
+            f"{name} has the mean {values.mean():g}; expected 0, as of any curl on a torus: subtract it"
         )
     return np.asarray(fft.rfft2(values))
 

@@ -16,59 +16,6 @@ from mano_op.problems.random_field import Modes
 from mano_op.problems.solver_grid import check_periodic, field_values, interior
 
 
-def solve_poisson(source: ArrayLike, grid: Grid) -> NDArray[np.float64]:
-    r"""Solve :math:`-\Delta u = f` with u = 0 on the whole boundary.
-
-    Second differences, solved by sine transforms: with N intervals of length h between the boundaries of an
-    axis, the waves :math:`\sin(\pi k x / L)`, k = 1, 2, ..., are eigenvectors with the eigenvalues
-    :math:`(2/h)^2 \sin^2(\pi k / 2N)`. The equations are those of `solve_darcy` with a = 1; the time is
-    nearly proportional to the number of points.
-
-    Parameters
-    ----------
-    source : array_like
-        f at the points of the grid, shape ``grid.shape``. Its values on the boundary are not used.
-    grid : Grid
-        Any registration, shape and box, not periodic. The boundary is half a cell away from the outer points
-        of ``cell``; a spacing beyond the last point of ``node``.
-
-    Returns
-    -------
-    numpy.ndarray
-        u, shape ``grid.shape``, float64.
-
-    Raises
-    ------
-    InputError
-        If the shape does not fit, the source is not finite, or an axis is periodic.
-
-    Examples
-    --------
-    In one dimension with f = 1 the solution x (1 - x) / 2 is exact at the points:
-
-    >>> grid = Grid.uniform((8,))
-    >>> x = grid.points[0]
-    >>> bool(np.allclose(solve_poisson(np.ones(8), grid), x * (1 - x) / 2))
-    True
-    """
-    check_periodic(False, grid)
-    f = field_values("source", source, grid.shape)
-    u = np.zeros(grid.shape)
-    inner = interior(grid)
-    waves = f[inner]
-    if not waves.size:
-        return u
-    eigenvalues = np.zeros(())
-    for j, axis in enumerate(grid):
-        waves = fft.dst(waves, type=_kind(axis), axis=j, norm="ortho")
-        eigenvalues = np.add.outer(eigenvalues, _eigenvalues(axis, waves.shape[j]))
-    waves /= eigenvalues
-    for j, axis in enumerate(grid):
-        waves = fft.idst(waves, type=_kind(axis), axis=j, norm="ortho")
-    u[inner] = waves
-    return u
-
-
 @options
 class Poisson(BoundaryValueProblem):
     r"""Poisson's equation with a random source: the map from f to u.
@@ -76,13 +23,13 @@ class Poisson(BoundaryValueProblem):
     Parameters
     ----------
     n_dim : {1, 2, 3}
-        Spatial dimensions of a resolution that is one number; grids say their own.
+        Spatial dimensions of a resolution that is one number; grids have their own.
     tau, alpha, n_modes
-        Of the `GaussianRandomField` f, which needs ``alpha > n_dim / 2``.
+        Options of the `GaussianRandomField` f, which needs ``alpha > n_dim / 2``.
 
     Notes
     -----
-    Every level samples a solution on the grid of `solver_grids`, and has the error of that grid. Relative L2
+    Every level samples a solution on the grid of `solver_grids`, and has the error of this grid. Relative L2
     errors against 256 intervals in three dimensions, with the default source:
 
     =========  =====  =====  ======  ======
@@ -115,16 +62,46 @@ class Poisson(BoundaryValueProblem):
         self.random_field.amplitudes([1.0] * self.n_dim)
 
     def solve(self, source: ArrayLike, grid: Grid) -> NDArray[np.float64]:
-        """Solve for the potential, shape ``grid.shape``; see `solve_poisson`."""
-        return solve_poisson(source, grid)
+        r"""Solve :math:`-\Delta u = f` with u = 0 on the whole boundary, for u of shape ``grid.shape``.
+
+        Second differences, solved by sine transforms: with N intervals of length h between the boundaries of
+        an axis, the waves :math:`\sin(\pi k x / L)`, k = 1, 2, ..., are eigenvectors with the eigenvalues
+        :math:`(2/h)^2 \sin^2(\pi k / 2N)`. Grids, boundary and equations are those of `solve_darcy` with
+        a = 1; the time is nearly proportional to the number of points.
+
+        Examples
+        --------
+        In one dimension with f = 1 the solution x (1 - x) / 2 is exact at the points:
+
+        >>> grid = Grid.uniform((8,))
+        >>> x = grid.points[0]
+        >>> bool(np.allclose(Poisson().solve(np.ones(8), grid), x * (1 - x) / 2))
+        True
+        """
+        check_periodic(False, grid)
+        f = field_values("source", source, grid.shape)
+        u = np.zeros(grid.shape)
+        inner = interior(grid)
+        waves = f[inner]
+        if not waves.size:
+            return u
+        eigenvalues = np.zeros(())
+        for j, axis in enumerate(grid):
+            waves = fft.dst(waves, type=_kind(axis), axis=j, norm="ortho")
+            eigenvalues = np.add.outer(eigenvalues, _eigenvalues(axis, waves.shape[j]))
+        waves /= eigenvalues
+        for j, axis in enumerate(grid):
+            waves = fft.idst(waves, type=_kind(axis), axis=j, norm="ortho")
+        u[inner] = waves
+        return u
 
 
 def _kind(axis: Axis) -> Literal[1, 2]:
-    """Which sine transform: the boundary lies half a spacing, or a whole one, from the outer points."""
+    """Type of the sine transform: the boundary is half a spacing, or a whole one, from the outer points."""
     return 2 if axis.registration == "cell" else 1
 
 
 def _eigenvalues(axis: Axis, points: int) -> NDArray[np.float64]:
-    """Of minus the second difference, for the waves along `points` interior points."""
+    """Eigenvalues of minus the second difference, for the waves along `points` interior points."""
     k = np.arange(1, points + 1)
     return np.asarray((2 / axis.spacing * np.sin(np.pi * k / 2 * axis.spacing / axis.length)) ** 2)

@@ -13,9 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 
 from mano_op.data.layout import Variable
-from mano_op.errors import InputError
 from mano_op.grid import Grid
-from mano_op.problems.exponential import output_times
 from mano_op.problems.random_field import GaussianRandomField, PeriodicRandomField, RandomField, Seed
 from mano_op.problems.series import evaluate_series
 from mano_op.problems.solver_grid import check_periodic, injection, solver_grids, spectral_grids
@@ -29,19 +27,19 @@ Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 class Problem(ABC):
     """A random input and the solution that follows from it, both functions: the same on every grid.
 
-    Subclasses are frozen dataclasses of their options, among them those of the random field. An option out of
-    its range raises `InputError`; see `mano_op.options`.
+    Subclasses are frozen dataclasses of their options, which include those of the random field. An option
+    out of its range raises `InputError`; see `mano_op.options`.
 
     Attributes
     ----------
     name, title, method : str
-        In the provenance of a store: of the problem, for people, of the solver.
+        Names of the problem, for programs and for people, and of the solver's method, for the provenance.
     n_dim : int
         Spatial dimensions of a resolution that is one number.
     domain : (float, float)
         Ends of every axis.
     boundary_condition : str
-        Of every axis; "periodic" for axes that wrap.
+        Boundary condition of every axis; "periodic" for axes that wrap.
     variables : tuple of Variable
         Inputs first.
     """
@@ -77,25 +75,29 @@ class Problem(ABC):
 
     @abstractmethod
     def solve(self, inputs: ArrayLike, /, grid: Grid) -> NDArray[np.float64]:
-        """Solve for the output variables.
+        """Solve for the output variables, from the input variable at the points of the grid.
 
         Parameters
         ----------
         inputs : array_like
-            The input variable at the points of the grid, shape ``grid.shape``; several in one array of shape
-            ``(input, *grid.shape)``.
+            Shape ``grid.shape``, or ``(input, *grid.shape)`` where there are several inputs.
         grid : Grid
 
         Returns
         -------
         numpy.ndarray
-            Shape ``([time,] [output,] *grid.shape)``: a dimension for time where outputs vary in time, and
-            one for the outputs where there are several.
+            Shape ``([time,] [output,] *grid.shape)``: time where outputs vary in time, output where there are
+            several; float64.
+
+        Raises
+        ------
+        InputError
+            If the grid or a shape does not fit, a value is not usable, or a time step is too long.
         """
 
     @abstractmethod
     def solvers(self, grids: Iterable[Grid], resolution: int | None = None) -> dict[Grid, Grid]:
-        """Choose the grid to solve on for each of `grids`: by `solver_grids` or `spectral_grids`."""
+        """Choose the grid to solve on for each of `grids`, by `solver_grids` or `spectral_grids`."""
 
     def sample(
         self, seed: Seed, index: int, grids: Iterable[Grid], solver_resolution: int | None = None
@@ -104,18 +106,17 @@ class Problem(ABC):
 
         Parameters
         ----------
-        seed : int or sequence of int
-        index : int
-            Number of the sample, from 0. It is determined by `seed` and `index` alone.
+        seed, index
+            As of `RandomField.sample`: they alone determine the sample.
         grids : iterable of Grid
-            Of any shapes and registrations, over one domain; periodic if the boundary condition is.
+            Grids of any shapes and registrations over one domain, periodic if the boundary condition is.
         solver_resolution : int, optional
             Resolution of the solver grid.
 
         Returns
         -------
         dict of Grid to dict of str to numpy.ndarray
-            By grid and variable, float64. Time is the first dimension of variables that vary in time.
+            Values of each variable, float64, with time first where it varies in time.
 
         Raises
         ------
@@ -153,7 +154,7 @@ class BoundaryValueProblem(Problem):
 
 
 class InitialValueProblem(Problem):
-    """A problem in time whose solution is one spectral series for all levels."""
+    """A problem in time, solved as one spectral series for all levels."""
 
     final_time: float
     n_steps: int
@@ -165,7 +166,7 @@ class InitialValueProblem(Problem):
     @property
     def times(self) -> tuple[float, ...]:
         """Output times: 0 and the ends of `n_steps` equal intervals up to `final_time`."""
-        return output_times(self.final_time, self.n_steps)
+        return tuple(self.final_time * i / self.n_steps for i in range(self.n_steps + 1))
 
     def _restrict(self, solution: Solution, grid: Grid, seed: Seed, index: int) -> Fields:
         solver, _, outputs = solution
@@ -180,9 +181,9 @@ class InitialValueProblem(Problem):
 class PeriodicProblem(InitialValueProblem):
     """A periodic field with a quadratic nonlinearity, which starts as a `PeriodicRandomField`.
 
-    Solved on one periodic grid for all levels, see `spectral_grids`: of over 3 ``n_modes`` points along each
-    axis, for which products of the initial field are exact (the "2/3 rule"), as many as the finest level has,
-    or ``solver_resolution``.
+    A Fourier-Galerkin method on one grid for all levels. Wavenumbers from n/3 on, of n points along an axis,
+    are dropped, so products are exact (the "2/3 rule"); the linear part is integrated exactly. The grid has
+    over 3 ``n_modes`` points along each axis, as many as the finest level, or ``solver_resolution``.
     """
 
     n_modes: int
@@ -193,12 +194,7 @@ class PeriodicProblem(InitialValueProblem):
 
     def solvers(self, grids: Iterable[Grid], resolution: int | None = None) -> dict[Grid, Grid]:
         """Choose one periodic grid to solve on for all of `grids`; see `spectral_grids`."""
-        solvers = spectral_grids(grids, resolution, at_least=3 * self.n_modes + 1, periodic=True)
-        self.check_grid(next(iter(solvers)))
-        return solvers
-
-    def check_grid(self, grid: Grid) -> None:
-        """Raise `InputError` if the grid has another number of axes, or one that is not periodic."""
-        check_periodic(True, grid)
-        if grid.n_dim != self.n_dim:
-            raise InputError(f"the grid {grid} has {grid.n_dim} axes; {self.title} needs {self.n_dim}")
+        levels = tuple(grids)
+        for grid in levels:
+            check_periodic(True, grid, self.n_dim)
+        return spectral_grids(levels, resolution, at_least=3 * self.n_modes + 1, periodic=True)

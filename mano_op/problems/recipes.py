@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import field, fields
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,46 +29,46 @@ PROBLEMS: Mapping[str, type[Any]] = {
 }
 
 
+@contextmanager
+def _naming(source: object) -> Iterator[None]:
+    """Put the name of the source before the message of an error."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(f"{source}: {error}") from error
+
+
 def _resolutions(value: Any) -> Any:
-    if not isinstance(value, list | tuple) or not value:
-        raise InputError(f"resolutions={value!r}; expected a list of at least one: resolutions = [16, 32]")
-    for resolution in value:
-        sizes = resolution if isinstance(resolution, list | tuple) else [resolution]
-        if not sizes or any(isinstance(size, list | tuple) for size in sizes):
-            raise InputError(
-                f"resolutions={value!r} has {resolution!r}; expected a whole number, or one for each axis: "
-                "resolutions = [16, [16, 24]]"
-            )
-        for size in sizes:
-            check_whole(resolutions=size)
+    given = value if isinstance(value, list | tuple) else []
+    shapes = [shape if isinstance(shape, list | tuple) else [shape] for shape in given]
+    if not shapes or not all(shapes):
+        raise InputError(
+            f"resolutions={value!r}; expected a list of whole numbers, or of lists of one for each axis: "
+            "resolutions = [16, [16, 24]]"
+        )
+    for size in chain(*shapes):
+        check_whole(resolutions=size)
     return value
 
 
 def _samples(value: Any) -> Any:
-    try:
+    with _naming("samples"):
         check_splits(value)
-    except InputError as error:
-        raise InputError(f"samples: {error}") from error
     return value
 
 
 @options
 class Recipe:
-    """Contents of a data set: `generate_fields` makes the same fields of the same recipe.
+    """Contents of a data set. `generate_fields` makes the same fields of the same recipe.
 
     Parameters
     ----------
     problem : str
-        A name in `PROBLEMS`.
+        Name in `PROBLEMS`.
     resolutions, samples, seed, registration, solver_resolution
-        As in `generate_fields`.
+        Arguments of `generate_fields`.
     options : mapping
-        Of the problem.
-
-    Raises
-    ------
-    InputError
-        If a value is of another type or out of its range, or the problem has no such option.
+        Options of the problem.
 
     Examples
     --------
@@ -96,27 +98,23 @@ def read_recipe(path: str | Path) -> Recipe:
     Raises
     ------
     InputError
-        If there is no such file, it is no TOML, a key is missing or not known, or `Recipe` refuses a value.
+        If there is no such file, it is not TOML, a key is missing or unknown, or `Recipe` refuses a value.
     """
     path = Path(path)
     if not path.is_file():
         known, hint = ", ".join(PROBLEMS), did_you_mean(str(path), PROBLEMS)
         raise InputError(f"{path} is neither a problem ({known}) nor a file; give one of them{hint}")
-    try:
+    with _naming(path):
         return Recipe(**tomllib.loads(path.read_text()))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no TOML: {error}") from error
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
 
 
 def problem_of(name: str, options: Mapping[str, Any]) -> Problem:
-    """Make a problem from its name and some of its options.
+    """Make a problem from its name and options.
 
     Raises
     ------
     InputError
-        If there is no such problem, it has no such option, or a value is of another type or out of its range.
+        If there is no such problem or option, or a value is of another type or out of its range.
 
     Examples
     --------
@@ -131,12 +129,12 @@ def problem_of(name: str, options: Mapping[str, Any]) -> Problem:
         raise InputError(
             f"problem {name!r}; expected one of {', '.join(PROBLEMS)}{did_you_mean(name, PROBLEMS)}"
         )
+    cls = PROBLEMS[name]
     try:
         with np.errstate(over="raise", divide="raise", invalid="raise"):
-            problem: Problem = PROBLEMS[name](**options)
+            problem: Problem = cls(**options)
     except (ArithmeticError, MemoryError) as error:
-        known = fields(PROBLEMS[name])
-        defaults = ", ".join(f"{option.name}={option.default}" for option in known if option.name in options)
+        defaults = ", ".join(f"{f.name}={f.default}" for f in fields(cls) if f.name in options)
         raise InputError(
             f"{name} with {dict(options)} cannot be computed ({error}); expected values nearer to the "
             f"defaults: {defaults}"

@@ -18,26 +18,15 @@ def evaluate_series(values: ArrayLike, source: Grid, grid: Grid) -> NDArray[np.f
     .. math:: u(x) = \sum_{i=0}^{n-1} u_i\, D\Big(\frac{x - x_i}{L}\Big), \qquad D(t) =
               \frac1n \Big(1 + 2 \sum_{1 \le k < n/2} \cos 2\pi k t + [n \text{ even}] \cos \pi n t\Big),
 
-    exact for wavenumbers below n/2. For even n the values cannot tell the sine of wavenumber n/2 from zero,
-    and its cosine is taken. Along an axis with n cells, :math:`x_i = a + (i + 1/2) L/n`, it is the cosine
-    series
+    exact for wavenumbers below n/2; of wavenumber n/2 it has the cosine, as the sine is 0 at the points.
+    Along an axis with n cells, :math:`x_i = a + (i + 1/2) L/n`, it is the cosine series
 
     .. math:: u(x) = \sum_{i=0}^{n-1} u_i\, \frac1n \Big(1 + 2 \sum_{k=1}^{n-1}
               \cos\frac{\pi k (x_i - a)}{L} \cos\frac{\pi k (x - a)}{L}\Big).
 
-    Parameters
-    ----------
-    values : array_like
-        Shape ``(..., *source.shape)``; leading dimensions, such as time, are kept.
-    source : Grid
-        Periodic ``node`` axes, or ``cell`` axes that are not periodic: as of `spectral_grids`.
-    grid : Grid
-        Any shape and registration, over the same domain.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape ``(..., *grid.shape)``, float64.
+    `values` has the shape ``(..., *source.shape)``, the result ``(..., *grid.shape)``, in float64. The source
+    has periodic ``node`` axes, or ``cell`` axes that are not periodic, as `spectral_grids` makes them; `grid`
+    has any shape and registration, over the same domain.
 
     Examples
     --------
@@ -50,7 +39,7 @@ def evaluate_series(values: ArrayLike, source: Grid, grid: Grid) -> NDArray[np.f
     field = np.asarray(values, dtype=np.float64)
     leading = field.shape[: field.ndim - source.n_dim]
     field = field.reshape(-1, *source.shape)
-    for n, axis in zip(source.shape, grid, strict=True):  # sums over the second index, appends the points
+    for n, axis in zip(source.shape, grid, strict=True):  # sums over the second index
         kernel = _fourier_kernel(n, axis) if axis.periodic else _cosine_kernel(n, axis)
         field = np.einsum("ti...,ij->t...j", field, kernel)
     return np.ascontiguousarray(field).reshape(*leading, *grid.shape)
@@ -61,7 +50,7 @@ def _fourier_kernel(n: int, axis: Axis) -> NDArray[np.float64]:
     """D((x_j - x_i) / L) of n nodes i and the points j of the axis, shape ``(n, axis.n)``."""
     k = np.arange(n // 2 + 1)[:, np.newaxis]
     weight = np.where((k == 0) | (2 * k == n), 1.0, 2.0) / n
-    # Whole turns are taken off first: an angle of many turns has lost as many of its digits.
+    # Without whole turns, which would cost the angle digits.
     points = 2 * np.pi * np.mod(k * ((axis.points - axis.start) / axis.length), 1.0)
     nodes = 2 * np.pi * (k * np.arange(n) % n) / n
     return np.einsum("ki,kj->ij", np.cos(nodes), weight * np.cos(points)) + np.einsum(

@@ -1,7 +1,7 @@
 """Grids to solve on, chosen so that all levels of a data set sample one solution.
 
-A coarse level solved on its own has its own discretisation error, and a model judged against it is charged
-with the difference of two solvers. Levels sampled from one fine solution share a smaller error.
+A coarse level that is solved on its own has its own discretisation error, which a model evaluated on it is
+charged with. Levels that sample one fine solution share a smaller error.
 """
 
 from __future__ import annotations
@@ -16,35 +16,31 @@ from numpy.typing import ArrayLike, NDArray
 from mano_op.errors import InputError, check_whole
 from mano_op.grid import Axis, Grid, Registration
 
-# A solver grid that all levels share may be this many times finer than the finest level needs.
+# Refinement of a shared solver grid over the grid that the finest level needs, at most.
 MAX_REFINEMENT = 4
 
 
 def solver_grids(grids: Iterable[Grid], resolution: int | None = None) -> dict[Grid, Grid]:
     """Choose for each of `grids` a grid to solve on that contains its points; one for all, if possible.
 
-    A solver grid has points on both ends of every axis: the coefficient is known up to the boundary. The
-    solution is read off at the points of a level and never interpolated.
+    A solver grid has points at both ends of every axis, so the coefficient is known up to the boundary. The
+    solution is read off at the points of a level, never interpolated.
 
     Parameters
     ----------
     grids : iterable of Grid
-        Over one domain, not periodic.
+        At least one, all over one domain, not periodic.
     resolution : int, optional
         Intervals of the solver grid along each axis. If not given, the fewest that hold all grids (64 for
-        ``node`` grids of 16, 32 and 64 points, 128 for ``cell`` grids). Where they are over 4 times finer
-        than the finest grid needs, as for 60 and 61 points, each grid gets its own solver grid, at least as
-        fine as the finest grid.
-
-    Returns
-    -------
-    dict of Grid to Grid
+        ``node`` grids of 16, 32 and 64 points, 128 for ``cell`` grids). Where that is over 4 times finer than
+        the finest grid needs, as for 60 and 61 points, each grid gets its own solver grid, at least as fine
+        as the finest grid.
 
     Raises
     ------
     InputError
-        If there are no grids, their domains differ, an axis is periodic, or a grid has points
-        between those of the `resolution`.
+        If there are no grids, their domains differ, an axis is periodic, or the solver grid would not hold
+        all points.
 
     Examples
     --------
@@ -57,11 +53,7 @@ def solver_grids(grids: Iterable[Grid], resolution: int | None = None) -> dict[G
     shared = [math.lcm(*along) for along in zip(*needed, strict=True)]
     finest = [max(along) for along in zip(*needed, strict=True)]
     if resolution is not None:
-        if resolution < 1 or any(resolution % intervals for intervals in shared):
-            raise InputError(
-                f"a solver resolution of {resolution} does not hold all points of the levels; expected a "
-                f"multiple of {math.lcm(*shared)}"
-            )
+        _check_resolution(resolution, math.lcm(*shared), 1, "so that the grid holds all points of the levels")
         shared = [resolution] * len(shared)
     elif any(n > MAX_REFINEMENT * limit for n, limit in zip(shared, finest, strict=True)):
         separate = [[n * -(-limit // n) for n, limit in zip(own, finest, strict=True)] for own in needed]
@@ -72,31 +64,12 @@ def solver_grids(grids: Iterable[Grid], resolution: int | None = None) -> dict[G
 def spectral_grids(
     grids: Iterable[Grid], resolution: int | None, *, at_least: int, periodic: bool
 ) -> dict[Grid, Grid]:
-    """Choose the one grid on which a spectral method solves for all of `grids`.
+    """Choose one grid on which a spectral method solves for all of `grids`.
 
-    A spectral solution has a value everywhere: the solver grid need not contain the points of the levels.
-
-    Parameters
-    ----------
-    grids : iterable of Grid
-        Over one domain.
-    resolution : int, optional
-        Points along each axis, an even number; if not given, the fewest that the others and `at_least` allow.
-    at_least : int
-        The fewest that hold the initial fields.
-    periodic : bool
-        Solve with sines and cosines on a periodic ``node`` grid, or with cosines alone on a ``cell`` grid.
-
-    Returns
-    -------
-    dict of Grid to Grid
-        The same solver grid for each.
-
-    Raises
-    ------
-    InputError
-        If there are no grids, their domains differ, an axis is not as `periodic`, or the resolution is
-        odd or too small.
+    A spectral solution has a value everywhere, so the solver grid need not contain the points of the levels.
+    It has `resolution` points along each axis, an even number that is `at_least` so large. By default it has
+    as many as the finest level. Its axes are periodic ``node`` axes, for sines and cosines, or ``cell`` axes,
+    for cosines alone. Errors are those of `solver_grids`.
 
     Examples
     --------
@@ -108,12 +81,7 @@ def spectral_grids(
     if resolution is None:
         resolution = max(at_least, *(n for grid in levels for n in grid.shape))
         resolution += resolution % 2
-    check_whole(solver_resolution=resolution)
-    if resolution < at_least or resolution % 2:
-        raise InputError(
-            f"a solver resolution of {resolution}; expected an even number of at least {at_least}, which "
-            "the initial fields have modes for: ask for more points, or for fewer n_modes"
-        )
+    _check_resolution(resolution, 2, at_least, "or fewer n_modes")
     kind: Registration = "node" if periodic else "cell"
     axes = (replace(axis, n=resolution, registration=kind) for axis in levels[0])
     return dict.fromkeys(levels, Grid(tuple(axes)))
@@ -121,11 +89,12 @@ def spectral_grids(
 
 def injection(grid: Grid, solver: Grid) -> tuple[slice, ...]:
     """Slices of the points of `grid` among those of its solver grid."""
-    steps = [round(axis.spacing / fine.spacing) for axis, fine in zip(grid, solver, strict=True)]
-    return tuple(
-        slice(round(axis.offset * step), (axis.n - 1) * step + round(axis.offset * step) + 1, step)
-        for axis, step in zip(grid, steps, strict=True)
-    )
+    slices = []
+    for axis, fine in zip(grid, solver, strict=True):
+        step = round(axis.spacing / fine.spacing)
+        first = round(axis.offset * step)
+        slices.append(slice(first, first + (axis.n - 1) * step + 1, step))
+    return tuple(slices)
 
 
 def interior(grid: Grid) -> tuple[slice, ...]:
@@ -134,15 +103,13 @@ def interior(grid: Grid) -> tuple[slice, ...]:
     return tuple(inner[axis.registration] for axis in grid)
 
 
-def check_periodic(periodic: bool, grid: Grid) -> None:
-    """Raise `InputError` if an axis of the grid is not as `periodic`."""
-    for axis in grid:
-        if axis.periodic != periodic:
-            reason = "the fields wrap" if periodic else "the problem has a boundary at both of its ends"
-            raise InputError(
-                f"axis {axis.name!r} is {'' if axis.periodic else 'not '}periodic, but {reason}: "
-                f"pass a grid with periodic={periodic}"
-            )
+def check_periodic(periodic: bool, grid: Grid, n_dim: int | None = None) -> None:
+    """Raise `InputError` unless all axes of the grid, `n_dim` if given, are as `periodic`."""
+    if any(axis.periodic != periodic for axis in grid) or n_dim not in (None, grid.n_dim):
+        reason = "the fields wrap" if periodic else "the problem has a boundary at both ends of an axis"
+        raise InputError(
+            f"a grid of {grid}; expected {n_dim or 'all'} axes with periodic={periodic}, as {reason}"
+        )
 
 
 def field_values(
@@ -151,9 +118,7 @@ def field_values(
     """Convert a field to float64; `InputError` if its shape differs or a value is not finite and positive."""
     field = np.asarray(values, dtype=np.float64)
     if field.shape != shape:
-        raise InputError(
-            f"{name} of shape {field.shape}, expected {shape}: pass values at the points of the grid"
-        )
+        raise InputError(f"{name} of shape {field.shape}, expected {shape}: values at the points of the grid")
     usable = np.isfinite(field) & (field > 0) if positive else np.isfinite(field)
     if not usable.all():
         index = tuple(int(i) for i in np.argwhere(~usable)[0])
@@ -164,17 +129,23 @@ def field_values(
 
 def _levels(grids: Iterable[Grid], periodic: bool) -> list[Grid]:
     levels = list(dict.fromkeys(grids))
-    if not levels:
-        raise InputError("no grids to solve for: pass at least one")
-    domains = [[(axis.name, axis.start, axis.stop) for axis in grid] for grid in levels]
-    for grid, domain in zip(levels, domains, strict=True):
+    if len({tuple((axis.name, axis.start, axis.stop) for axis in grid) for grid in levels}) != 1:
+        raise InputError(
+            f"no grids, or over different domains: {'; '.join(map(str, levels))}. Expected at least one, all "
+            "over one domain: sample each domain on its own"
+        )
+    for grid in levels:
         check_periodic(periodic, grid)
-        if domain != domains[0]:
-            raise InputError(
-                f"the grids {levels[0]} and {grid} cover different domains; expected one domain for all: "
-                "sample each domain on its own"
-            )
     return levels
+
+
+def _check_resolution(resolution: int, multiple: int, at_least: int, reason: str) -> None:
+    check_whole(solver_resolution=resolution)
+    if resolution % multiple or resolution < at_least:
+        least = f", at least {at_least}" if at_least > 1 else ""
+        raise InputError(
+            f"solver_resolution={resolution}; expected a multiple of {multiple}{least}, {reason}"
+        )
 
 
 def _intervals(axis: Axis) -> int:
