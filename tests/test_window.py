@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mano_op.errors import InputError
-from mano_op.layers import chunks, whole
+from mano_op.layers import whole
 from mano_op.layers import window as module
 from mano_op.layers.attention import PositionBias
 from mano_op.layers.native.library import library
@@ -128,7 +128,7 @@ def cotangent(out):
 
 # Name: how it is reached, its type, and its error, relative to the largest value or one.
 IMPLEMENTATIONS = {
-    "in chunks": (differentiated, torch.float64, 1e-11),
+    "in blocks": (differentiated, torch.float64, 1e-11),
     "of whole tensors": (transformed, torch.float64, 1e-11),
     "compiled": (differentiated, torch.float32, 1e-5),
 }
@@ -222,7 +222,7 @@ def assert_every_implementation(inputs, options, n_threads, scores):
     """With so many threads, and scores in a chunk."""
     expected = expected_of(inputs, **options)
     for name, (_, _, within) in IMPLEMENTATIONS.items():
-        with threads(n_threads), patch.object(chunks, "_SCORES", scores):
+        with threads(n_threads), patch.object(whole, "_SCORES", scores):
             found = results(name, inputs, **options)
         assert_near(found, expected, within, name)
 
@@ -272,29 +272,6 @@ def test_tilings_of_a_part_of_the_queries_hold_only_the_windows_of_these(case, d
             assert len(tiling.queries) == len(tiling.keys) == len(tiling.key_exists)
             taken = tiling.place[tiling.share > 0] // tiling.queries.shape[1]
             assert set(taken) == set(range(len(tiling.queries)))
-
-
-@needs_library
-@given(
-    kind=st.sampled_from([(1, 2), (1, 4), (1, 8), (2, 2), (3, 2)]),
-    sides=st.lists(st.integers(-7, 6), min_size=3, max_size=3),
-    part=st.integers(1, 8),
-    periodic=st.lists(st.booleans(), min_size=3, max_size=3),
-    heads=st.sampled_from([1, 3, 9]),
-    head_dim=st.sampled_from([1, 8, 16, 21, 32]),
-    n_threads=st.sampled_from([1, 5, 40]),
-)
-def test_small_windows_without_a_bias_are_those_of_double_precision(
-    kind, sides, part, periodic, heads, head_dim, n_threads
-):
-    """Of 2, 4 or 8 points, also on grids that are narrower than a window."""
-    n_dim, side = kind
-    shape = [max(1, side + n) for n in sides[:n_dim]]
-    inputs = drawn(shape, heads=heads, head_dim=head_dim, biased=False)
-    options = {"window": side, "stride": min(part, side), "periodic": periodic[:n_dim]}
-    with threads(n_threads):
-        found = results("compiled", inputs, **options)
-    assert_near(found, results("in chunks", inputs, **options), 1e-5)
 
 
 @pytest.mark.parametrize("periodic", [False, True])
@@ -399,7 +376,7 @@ def test_nan_and_infinity_show_in_their_windows_alone(which, bad, options):
     inputs = drawn((8, 8), batch=1, heads=1, biased=False)
     inputs[which][0, 0, 3, 3, 0] = bad
     found = results("compiled", inputs, **options)[0].isfinite()
-    assert torch.equal(found, results("in chunks", inputs, **options)[0].isfinite())
+    assert torch.equal(found, results("in blocks", inputs, **options)[0].isfinite())
     assert not found.all() and found[0, 0, 6:].all()
 
 
@@ -488,17 +465,15 @@ def test_windows_kept_from_inference_and_from_fake_tensors_serve_training():
 @pytest.mark.parametrize(
     ("dtype", "options", "biased", "used"),
     [
-        (torch.float64, {"window": 4}, True, "attend_in_chunks"),
+        (torch.float64, {"window": 4}, True, "attend_in_blocks"),
         pytest.param(torch.float32, {"window": 4}, True, "attend_natively", marks=needs_library),
         pytest.param(
-            torch.float32, {"window": 2, "stride": 1}, False, "attend_in_small_windows", marks=needs_library
+            torch.float32, {"window": 2, "stride": 1}, False, "attend_natively", marks=needs_library
         ),
-        pytest.param(torch.float32, {"window": 2}, True, "attend_natively", marks=needs_library),
-        pytest.param(torch.float32, {"window": 2, "halo": 1}, False, "attend_natively", marks=needs_library),
     ],
 )
 def test_implementation_follows_from_type_windows_and_bias(dtype, options, biased, used, monkeypatch):
-    ways = ("attend_in_chunks", "attend_natively", "attend_in_small_windows", "attend_whole")
+    ways = ("attend_in_blocks", "attend_natively", "attend_whole")
     for way in set(ways) - {used}:
         monkeypatch.setattr(module, way, None)
     inputs = [t.to(dtype) for t in drawn((8, 5), biased=biased)]
@@ -521,7 +496,7 @@ def test_torchs_own_kernel_gives_the_same(most_heads, monkeypatch):
     for case in SPECIAL[4:]:
         shape, options = options_of(case)
         inputs = drawn(shape)
-        found, expected = (results(name, inputs, **options) for name in ("of whole tensors", "in chunks"))
+        found, expected = (results(name, inputs, **options) for name in ("of whole tensors", "in blocks"))
         assert_near(found, expected, 1e-11)
 
 
@@ -531,7 +506,7 @@ def test_cuda_gives_what_the_cpu_gives(case):
     shape, options = options_of(case)
     inputs = drawn(shape)
     found = differentiated(partial(attend, **options), [t.cuda() for t in inputs])
-    assert_near([t.cpu() for t in found], results("in chunks", inputs, **options), 1e-10)
+    assert_near([t.cpu() for t in found], results("in blocks", inputs, **options), 1e-10)
 
 
 @needs_cuda

@@ -21,6 +21,7 @@ from torch import Tensor
 from mano_op.layers.native.call import may_call
 from mano_op.layers.native.window import Windows
 from mano_op.layers.points import Hidden, Through, Total, add_in_place, chunks, fit_in_chunks, is_kept
+from mano_op.layers.replay import replay
 from mano_op.layers.scores import LEAST_NORM, STEEPEST, scored, steep
 
 
@@ -141,12 +142,11 @@ class _Level(torch.autograd.Function):
         needed = [*ctx.needs_input_grad[:2], *ctx.needs_input_grad[6 : 6 + len(tensors)]]
         of_plus = [grad] * ctx.n_plus
         if torch.is_grad_enabled():
-            # Of these very uses: `x` may itself depend on the same parameters.
-            every: list[Any] = [t if t is None else t.view_as(t) for t in (x, table, *tensors)]
-            result = _whole(every[0], every[1], parts, ctx.residual, ctx.n_norms, every[2:])
-            asked = [t for t, need in zip(every, needed, strict=True) if need]
-            found = iter(torch.autograd.grad(result, asked, grad, create_graph=True))
-            dx, dtable, *rest = (next(found) if need else None for need in needed)
+
+            def definition(x: Tensor, table: Tensor | None, *tensors: Any) -> Tensor:
+                return _whole(x, table, parts, ctx.residual, ctx.n_norms, tensors)
+
+            dx, dtable, *rest = replay(definition, (x, table, *tensors), needed, grad)
             return dx, dtable, None, None, None, None, *rest, *of_plus
 
         parameters, qkv, (weight, _), _ = _split(tensors, ctx.n_norms)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from mano_op.layers.eager import on_cpu_eagerly
 from mano_op.layers.native.call import may_call
 from mano_op.layers.native.elementwise import add_, gelu, gelu_backward_
+from mano_op.layers.replay import replay
 
 # Numbers of the widest field in a chunk: half a megabyte in single precision.
 _NUMBERS = 2**17
@@ -181,13 +182,12 @@ class _Chunked(torch.autograd.Function):
         needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[5 : 5 + sum(ctx.sizes)]]
         of_plus = [sum(grads[1:], start=grads[0])] * ctx.n_plus if ctx.n_plus else []
         if torch.is_grad_enabled():
-            # Of these very uses: `x` may itself depend on the same parameters.
-            x, tensors = x.view_as(x), [t if t is None else t.view_as(t) for t in tensors]
-            parameters, maps, _ = _parts(tensors, ctx.sizes)
-            asked = [t for t, need in zip((x, *tensors), needed, strict=True) if need]
-            outputs = _whole(x, hidden, parameters, maps, residual, ())
-            found = iter(torch.autograd.grad(outputs, asked, grads, create_graph=True))
-            dx, *rest = (next(found) if need else None for need in needed)
+
+            def definition(x: Tensor, *tensors: Any) -> tuple[Tensor, ...]:
+                parameters, maps, _ = _parts(tensors, ctx.sizes)
+                return _whole(x, hidden, parameters, maps, residual, ())
+
+            dx, *rest = replay(definition, (x, *tensors), needed, grads)
             return dx, None, None, None, None, *rest, *of_plus
 
         tokens, *ds = (t.reshape(-1, t.shape[-1]) for t in (x, *grads))

@@ -1,8 +1,8 @@
-"""Attention in windows from whole tensors: the plain form, and the one for devices other than a CPU."""
+"""Attention in windows by operations of torch: the definition, and the same for some windows at a time."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from mano_op.layers.tiling import Cut
+
+# Scores of a block, four megabytes in single precision, and blocks of a grid.
+_SCORES, _MOST_BLOCKS = 2**20, 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +59,65 @@ class Rows:
             None if (cut.share == 1).all() else tensor(cut.share[:, None], torch.float64),
         )
 
+    def part(self, windows: slice) -> Rows:
+        """Some of the windows; `place` stays that of all."""
+        missing = None if self.missing is None else self.missing[windows]
+        return replace(self, queries=self.queries[windows], keys=self.keys[windows], missing=missing)
+
 
 def attend_whole(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:
-    """As `mano_op.layers.chunks.attend_in_chunks`, of which this is the definition."""
-    batch, windows = len(q), len(rows.queries)
+    """Attend within the windows of one tiling, and put each result back in its place.
+
+    This is the definition of every other form.
+
+    Parameters
+    ----------
+    q, k, v : Tensor, ``(batch, points, heads * head_dim)``
+    table : Tensor, optional, ``(windows or 1, heads, queries, keys)``
+        What is added to the scores.
+    rows : Rows
+    heads : int
+
+    Returns
+    -------
+    Tensor, ``(batch, points of q, heads * head_dim)``
+    """
+    return _in_windows(q, k, v, table, rows, heads).index_select(1, rows.place)
+
+
+def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:
+    """`attend_whole`, some windows at a time: the scores of the others are not kept, but recomputed.
+
+    Softmax and sums are in single precision at least.
+    """
+    windows = len(rows.queries)
+    scores = max(1, len(q) * heads * rows.queries.shape[1] * rows.keys.shape[1])
+    # The backward pass of each block writes a whole gradient of q, k and v.
+    step = max(1, _SCORES * torch.get_num_threads() // scores, -(-windows // _MOST_BLOCKS))
+    tables = [table] * -(-windows // step) if table is None or len(table) == 1 else table.split(step)
+    results = []
+    for first, of_block in zip(range(0, windows, step), tables, strict=True):
+        inputs = q, k, v, of_block, rows.part(slice(first, first + step)), heads
+        if torch.is_grad_enabled():
+            options: dict[str, Any] = {"preserve_rng_state": False, "determinism_check": "none"}
+            results.append(checkpoint(_in_exact_windows, *inputs, use_reentrant=False, **options))
+        else:
+            results.append(_in_exact_windows(*inputs))
+    return torch.cat(results, dim=1).index_select(1, rows.place)
+
+
+def _in_exact_windows(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int
+) -> Tensor:
+    working = torch.promote_types(q.dtype, torch.float32)
+    exact = [t if t is None else t.to(working) for t in (q, k, v, table)]
+    with torch.autocast("cpu", enabled=False):
+        return _in_windows(*exact, rows, heads).to(q.dtype)
+
+
+def _in_windows(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:
+    """The result of every query of the windows, ``(batch, windows * queries, heads * head_dim)``."""
+    windows = len(rows.queries)
     q, k, v = (
         rearrange(t.index_select(1, index.flatten()), "b (m n) (h d) -> b (m h) n d", m=windows, h=heads)
         for t, index in ((q, rows.queries), (k, rows.keys), (v, rows.keys))
@@ -70,8 +129,7 @@ def attend_whole(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Ro
     if added is not None:
         added = added.expand(windows, heads, q.shape[2], k.shape[2]).flatten(0, 1)
     out = _softmax_attention(q, k, v, added)
-    out = rearrange(out, "b (m h) n d -> b (m n) (h d)", m=windows)
-    return out.index_select(1, rows.place).view(batch, len(rows.place), -1)
+    return rearrange(out, "b (m h) n d -> b (m n) (h d)", m=windows)
 
 
 def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None) -> Tensor:

@@ -15,13 +15,13 @@ and every size works.
 
 Queries, keys and values come in already projected: the projections act point by point, so they are
 applied once per point, not once per window. A window is then a list of points (`mano_op.layers.tiling`), of
-which rows are taken. On a CPU that is done a few windows at a time (`mano_op.layers.chunks`), so that
-nothing of the size of the scores is ever kept; elsewhere torch's own kernel does it.
+which rows are taken. On a CPU that is done a few windows at a time, by compiled code or by
+`mano_op.layers.whole`, so that nothing of the size of the scores is ever kept; elsewhere torch's own kernel
+does it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import product
@@ -33,13 +33,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mano_op.errors import InputError
-from mano_op.layers.chunks import attend_in_chunks
 from mano_op.layers.eager import on_cpu_eagerly
 from mano_op.layers.native.call import may_call
-from mano_op.layers.native.small_windows import SIZES, SmallWindows, attend_in_small_windows
 from mano_op.layers.native.window import Windows, attend_natively, filled_up, vectors
 from mano_op.layers.tiling import Tiling, cut, placed_tilings, tilings
-from mano_op.layers.whole import Rows, attend_whole
+from mano_op.layers.whole import Rows, attend_in_blocks, attend_whole
 
 
 def window_attention(
@@ -115,12 +113,10 @@ def window_attention(
         ]
     heads, grid = q.shape[1], q.shape[2:-1]
     q, k, v = (rearrange(t, "b h ... d -> b (...) (h d)") for t in (q, k, v))
-    every, between = tuple(product(*per_axis)), queries_at is not None
-    if bias is None and not between and may_call(q) and _are_small(every):
-        out = attend_in_small_windows(q, k, v, *_small_windows(every, tuple(grid)), heads)
-    else:
-        grids = tuple(grid), tuple(shape)
-        out = _attend_by_tilings(q, k, v, bias, every, grids, heads, between=between)
+    grids = tuple(grid), tuple(shape)
+    out = _attend_by_tilings(
+        q, k, v, bias, tuple(product(*per_axis)), grids, heads, between=queries_at is not None
+    )
     return rearrange(out.unflatten(1, grid), "b ... (h d) -> b h ... d", h=heads)
 
 
@@ -138,16 +134,15 @@ def native_windows(
     """The windows of a grid as the compiled library has them, and what it adds to scores.
 
     `x` is a field on the grid, ``(batch, *grid, channels)``; the others are `window_attention`'s. None where
-    that has other ways: without the library, and where windows overlap, or are small and nothing is added.
+    that has other ways: without the library, and where windows overlap.
     """
     if not may_call(x):
         return None
     grid = tuple(x.shape[1:-1])
     axes = [tilings(n, window, stride, halo, wrap, shift) for n, wrap in zip(grid, periodic, strict=True)]
-    every = tuple(product(*axes))
-    if len(every) > 1 or (bias is None and _are_small(every)):
+    if any(len(of_axis) > 1 for of_axis in axes):
         return None
-    [tiling] = every
+    tiling = tuple(of_axis[0] for of_axis in axes)
     rows = _rows(tiling, grid, grid, x.device, between=False)
     table = None if bias is None else _for_each_head(_native_table(bias, tiling, rows, x), heads)
     return Windows(rows), table
@@ -271,32 +266,6 @@ _kept_rows = lru_cache(maxsize=128)(_new_rows)
 _last_rows = lru_cache(maxsize=8)(_new_rows)
 
 
-def _are_small(every: tuple[tuple[Tiling, ...], ...]) -> bool:
-    """Whether windows have few queries and as many keys. Tilings of a grid differ in where they begin."""
-    n_queries, n_keys = (
-        math.prod(of_axis.shape[1] for of_axis in points)
-        for points in zip(*((axis.queries, axis.keys) for axis in every[0]), strict=True)
-    )
-    return n_queries == n_keys and n_queries in SIZES
-
-
-def _small_windows(
-    every: tuple[tuple[Tiling, ...], ...], grid: tuple[int, ...]
-) -> tuple[SmallWindows, Callable[[], list[Rows]]]:
-    """The windows of all tilings of a grid as one list, and how to have them tiling by tiling."""
-    cpu = torch.device("cpu")
-    of_all = (_new_small_windows if _are_wrapped() else _kept_small_windows)(every, grid)
-    return of_all, lambda: [_rows(tiling, grid, grid, cpu, between=False) for tiling in every]
-
-
-def _new_small_windows(every: tuple[tuple[Tiling, ...], ...], grid: tuple[int, ...]) -> SmallWindows:
-    with torch.inference_mode(False):
-        return SmallWindows.of([cut(tiling, grid, grid) for tiling in every])
-
-
-_kept_small_windows = lru_cache(maxsize=128)(_new_small_windows)
-
-
 def _attend(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:
     """The attention of the windows of one tiling, each result put back in its place.
 
@@ -306,7 +275,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, h
     if may_call(q):
         return attend_natively(q, k, v, table, rows, heads)
     if on_cpu_eagerly(q):
-        return attend_in_chunks(q, k, v, table, rows, heads)
+        return attend_in_blocks(q, k, v, table, rows, heads)
     return attend_whole(q, k, v, table, rows, heads)
 
 

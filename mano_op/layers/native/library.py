@@ -20,9 +20,7 @@ from pathlib import Path
 from mano_op.errors import InputError
 
 _HEADERS = tuple(Path(__file__).with_name(name) for name in ("vectors.h", "tokens.h"))
-_SOURCES = tuple(
-    Path(__file__).with_name(f"{name}.cpp") for name in ("window", "small_windows", "stencil", "elementwise")
-)
+_SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in ("window", "stencil", "elementwise"))
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread")
 _log = logging.getLogger(__name__)
 

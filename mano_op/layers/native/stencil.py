@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mano_op.layers.native.call import loaded, may_call, pointers
+from mano_op.layers.replay import replay
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,11 +163,7 @@ class _Stencil(torch.autograd.Function):
         x, kernel = ctx.saved_tensors
         needed = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():
-            x, kernel = x.view_as(x), kernel.view_as(kernel)  # of this very use
-            asked = [t for t, need in zip((x, kernel), needed, strict=True) if need]
-            out = ctx.otherwise(x, kernel).movedim(1, -1)
-            found = iter(torch.autograd.grad(out, asked, grad, create_graph=True))
-            return (*(next(found) if need else None for need in needed), None, None)
+            return *replay(ctx.otherwise, (x, kernel), needed, grad.movedim(-1, 1)), None, None
         grad = grad.contiguous()
         of_x = of_kernel = None
         if needed[0]:

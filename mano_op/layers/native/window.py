@@ -1,4 +1,12 @@
-"""Attention in windows by the compiled library, with gradients."""
+r"""Attention in windows by the compiled library, with gradients.
+
+The backward pass computes the scores again instead of keeping them. With the probabilities P it is
+
+.. math::
+
+    dV = P^T dO, \qquad dP = dO\, V^T, \qquad dS = P \circ (dP - \operatorname{rowsum}(P \circ dP)), \qquad
+    dQ = dS\, K, \qquad dK = dS^T Q .
+"""
 
 from __future__ import annotations
 
@@ -10,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mano_op.layers.chunks import differentiable
 from mano_op.layers.native.call import loaded, pointers
+from mano_op.layers.replay import replay
 from mano_op.layers.whole import Rows, attend_whole
 
 _LANES = 16
@@ -22,7 +30,7 @@ _SIZES = (
 
 
 def attend_natively(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:
-    """As `mano_op.layers.chunks.attend_in_chunks`, in single precision."""
+    """As `mano_op.layers.whole.attend_whole`, in single precision."""
     q, k, v = (with_channels_together(t) for t in (q, k, v))
     inputs = [t for t in (q, k, v, table) if t is not None]
     recorded = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
@@ -155,8 +163,11 @@ class _Native(torch.autograd.Function):
         q, k, v, table, stats = ctx.saved_tensors
         rows, heads = ctx.rows, ctx.heads
         if torch.is_grad_enabled():
-            needed = ctx.needs_input_grad[:4]
-            return *differentiable(q, k, v, table, rows, heads, grad, needed), None
+
+            def definition(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None) -> Tensor:
+                return attend_whole(q, k, v, table, rows, heads)
+
+            return *replay(definition, (q, k, v, table), ctx.needs_input_grad[:4], grad), None, None, None
         added = None if table is None else filled_up(table.detach(), rows)
         dq, dk, dv, dtable = Windows(rows).gradients(q, k, v, added, heads, stats, grad)
         by_table = None
