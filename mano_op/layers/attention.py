@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from mano_op.errors import InputError
 from mano_op.layers.eager import is_only
 from mano_op.layers.level import Parts, Projection, attend_on_level
 from mano_op.layers.points import Hidden, linear_maps
-from mano_op.layers.scores import Scores, scored
+from mano_op.layers.scores import scored
+from mano_op.layers.style import OPERATOR, Style
 from mano_op.layers.window import native_windows, window_attention
-
-Bias = Literal["swin"]
-_OF_WINDOWS = ("window", "stride", "halo", "shift", "periodic")
 
 
 class WindowAttention(nn.Module):
@@ -51,62 +48,51 @@ class WindowAttention(nn.Module):
         halo: int,
         periodic: Sequence[bool],
         shift: int = 0,
-        scores: Scores = "dot",
-        position_bias: bool | Bias = True,
-        qv_bias: bool = False,
-        norm: bool = True,
-        double_norm: bool = False,
+        style: Style = OPERATOR,
     ) -> None:
         super().__init__()
         self.n_heads, self.window, self.stride, self.halo, self.shift = n_heads, window, stride, halo, shift
         self.periodic = tuple(periodic)
         inner = n_heads * head_dim
-        self.norm1 = nn.LayerNorm(channels) if norm else nn.Identity()
-        self.norm2 = nn.LayerNorm(channels) if double_norm else nn.Identity()
+        self.norm1, self.norm2 = (
+            nn.LayerNorm(channels) if i < style.norms else nn.Identity() for i in range(2)
+        )
         self.qkv = nn.Linear(channels, 3 * inner, bias=False)
         # A bias of the keys would change no softmax of dot products.
-        self.q_bias, self.v_bias = (nn.Parameter(torch.zeros(inner)) if qv_bias else None for _ in "qv")
+        self.q_bias, self.v_bias = (nn.Parameter(torch.zeros(inner)) if style.qv_bias else None for _ in "qv")
         self.logit_scale = (
-            nn.Parameter(torch.full((n_heads,), math.log(10.0))) if scores == "cosine" else None
+            nn.Parameter(torch.full((n_heads,), math.log(10.0))) if style.scores == "cosine" else None
         )
         # The published layer has no linear map after a single head of full width; Swin's has.
-        without = n_heads == 1 and inner == channels and not qv_bias
+        without = n_heads == 1 and inner == channels and not style.qv_bias
         self.out = nn.Identity() if without else nn.Linear(inner, channels)
         self.bias: nn.Module | None = None
-        if position_bias == "swin":
+        if style.position_bias == "swin":
             self.bias = SwinPositionBias(n_heads, n_dim=n_dim, window=window)
-        elif position_bias:
+        elif style.position_bias:
             self.bias = PositionBias(n_heads, n_dim=n_dim)
 
     def forward(
         self,
         x: Tensor,
-        queries: Tensor | None = None,
-        queries_at: Sequence[tuple[float, ...]] | None = None,
         *,
         plus: Sequence[Tensor] = (),
         bias: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Map ``(batch, channels, *grid)`` to the same shape.
 
-        With `queries`, ``(batch, channels, *other grid)``, the points of that field attend to those of `x`,
-        and the result is on their grid; `queries_at` says where they are, see
-        `mano_op.layers.window.window_attention`. The fields of `plus` are added to the result. `bias` stands
-        for the module's own, where that is remembered.
+        The fields of `plus` are added to the result. `bias` stands for the module's own, where that is
+        remembered.
         """
         bias = self.bias if bias is None else bias
-        if queries is None:
-            at_once = self._at_once(x, plus, bias)
-            if at_once is not None:
-                return at_once
-            q, k, v = self._heads(x, "qkv")
-            return self._projected(self._attended(q, k, v, bias), plus)
-        if queries_at is None:
-            raise InputError("there are queries without queries_at: say where they are, counted in keys")
-        return self.between(queries, *self.keys_and_values(x), queries_at, plus)
+        fused = self._fused(x, plus, bias)
+        if fused is not None:
+            return fused
+        q, k, v = self._heads(x, "qkv")
+        return self._projected(window_attention(q, k, v, **self._windows, bias=bias), plus)
 
     def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the points of `x` have for queries that are elsewhere, ``(batch, heads, *grid, head_dim)``."""
+        """Compute keys and values for queries elsewhere, each ``(batch, heads, *grid, head_dim)``."""
         k, v = self._heads(x, "kv")
         return k, v
 
@@ -118,31 +104,18 @@ class WindowAttention(nn.Module):
         queries_at: Sequence[tuple[float, ...]],
         plus: Sequence[Tensor] = (),
     ) -> Tensor:
-        """`forward` with `queries`, of the field whose `keys_and_values` these are."""
-        (q,) = self._heads(queries, "q")
-        return self._projected(self._attended(q, k, v, self.bias, queries_at=queries_at), plus)
+        """Attend from the points of another field, ``(batch, channels, *other grid)``.
 
-    def _attended(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        bias: Callable[[Tensor], Tensor] | None,
-        *,
-        queries_at: Sequence[tuple[float, ...]] | None = None,
-    ) -> Tensor:
-        return window_attention(
-            q,
-            k,
-            v,
-            window=self.window,
-            stride=self.stride,
-            halo=self.halo,
-            shift=self.shift,
-            periodic=self.periodic,
-            bias=bias,
-            queries_at=queries_at,
-        )
+        `k` and `v` are `keys_and_values` of a field; `queries_at` is as in
+        `mano_op.layers.window.window_attention`, and `plus` as in `forward`.
+        """
+        (q,) = self._heads(queries, "q")
+        out = window_attention(q, k, v, **self._windows, bias=self.bias, queries_at=queries_at)
+        return self._projected(out, plus)
+
+    @property
+    def _windows(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("window", "stride", "halo", "shift", "periodic")}
 
     def _projected(self, out: Tensor, plus: Sequence[Tensor]) -> Tensor:
         """The results of the heads as a field; what they were made of is needed no longer, and gone."""
@@ -188,25 +161,24 @@ class WindowAttention(nn.Module):
             return Hidden(tuple(norm.eps for norm in norms)), parameters
         return None, parameters
 
-    def _at_once(
+    def _fused(
         self, x: Tensor, plus: Sequence[Tensor], bias: Callable[[Tensor], Tensor] | None
     ) -> Tensor | None:
-        """All of it as one function, where the compiled library is and nobody looks at the parts of it."""
+        """The layer as one function; None without the compiled library, or where modules have hooks."""
         norms, parameters = self._normalised()
         plain = is_only(self.out, nn.Linear) and is_only(self.qkv, nn.Linear)
         if norms is None or not plain or torch.is_autocast_enabled("cpu"):
             return None
         tokens = x.movedim(1, -1)
-        options = {name: getattr(self, name) for name in _OF_WINDOWS}
-        found = native_windows(tokens, self.n_heads, **options, bias=bias)
-        if found is None:
+        native = native_windows(tokens, self.n_heads, **self._windows, bias=bias)
+        if native is None:
             return None
-        windows, table = found
+        windows, table = native
         parts = Parts(norms, self.n_heads, windows)
         qkv = Projection(self.qkv.weight, self.q_bias, self.v_bias, self.logit_scale)
         added = [tokens if t is x else t.movedim(1, -1) for t in plus]
-        of_out = cast(Tensor, self.out.weight), cast(Tensor, self.out.bias)
-        out = attend_on_level(tokens, parts, parameters, qkv, of_out, table, added)
+        projection = cast(Tensor, self.out.weight), cast(Tensor, self.out.bias)
+        out = attend_on_level(tokens, parts, parameters, qkv, projection, table, added)
         return None if out is None else out.movedim(-1, 1)
 
     def extra_repr(self) -> str:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partialmethod
 from itertools import pairwise
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, Self, cast
 
 from einops import rearrange
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from mano_op.errors import InputError, check_whole, did_you_mean
 from mano_op.grid import Grid, Registration
-from mano_op.layers.multipole import MultipoleAttention, check_reference
+from mano_op.layers.checks import check_field, check_reference, check_shape
+from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.pyramid import covering_levels
 from mano_op.layers.reference import Anchored
 from mano_op.layers.regrid import regrid
@@ -202,28 +203,11 @@ fno_block_precision, complex_data
         registration: Registration = "node",
         periodic: bool | Sequence[bool] = False,
         reference_shape: Sequence[int] | None = None,
-        rank: float = 1.0,
-        factorization: str | None = None,
-        implementation: str = "factorized",
-        fixed_rank_modes: bool = False,
-        decomposition_kwargs: Mapping[str, Any] | None = None,
-        separable: bool = False,
-        fno_block_precision: str = "full",
-        complex_data: bool = False,
+        **spectral: Any,
     ) -> None:
         super().__init__()
         check_whole(in_channels=in_channels, out_channels=out_channels, n_heads=n_heads)
-        _refuse_spectral(
-            max_n_modes=max_n_modes,
-            rank=rank,
-            factorization=factorization,
-            implementation=implementation,
-            fixed_rank_modes=fixed_rank_modes,
-            decomposition_kwargs=decomposition_kwargs,
-            separable=separable,
-            fno_block_precision=fno_block_precision,
-            complex_data=complex_data,
-        )
+        _refuse_spectral(max_n_modes=max_n_modes, **spectral)
         self.in_channels, self.out_channels = in_channels, out_channels
         self._n_modes = _check_modes(n_modes)
         self.n_dim = n_dim = len(self._n_modes)
@@ -243,8 +227,6 @@ fno_block_precision, complex_data
                 "hidden_channels that n_heads divides"
             )
         reference = check_reference(reference_shape, n_dim, registration)
-        if n_levels is None:
-            n_levels = 3 if reference is None else covering_levels(reference, window)
         self.lifting = nn.Linear(in_channels, width) if width != in_channels else nn.Identity()
         self.attention = MultipoleAttention(
             width,
@@ -252,7 +234,7 @@ fno_block_precision, complex_data
             n_dim=n_dim,
             window=window,
             halo=halo,
-            n_levels=n_levels,
+            n_levels=covering_levels(reference, window) if n_levels is None else n_levels,
             registration=registration,
             periodic=periodic,
         )
@@ -326,11 +308,7 @@ fno_block_precision, complex_data
         output_shape : sequence of int, optional
             Points along each axis of the output; what `resolution_scaling_factor` says if not given.
         """
-        if x.ndim != self.n_dim + 2 or x.shape[1] != self.in_channels or 0 in x.shape[2:]:
-            raise InputError(
-                f"got an input of shape {tuple(x.shape)}, expected (batch, in_channels={self.in_channels}, "
-                f"{', '.join(f'n_{i + 1}' for i in range(self.n_dim))}), each n at least 1"
-            )
+        check_field(x, self.n_dim, in_channels=self.in_channels)
         path = self._path(x, output_shape)
         out = self.attention(_at_points(self.lifting, x), self.reference_for(path[0].shape))
         if math.prod(path[-1].shape) < math.prod(path[0].shape):
@@ -364,19 +342,11 @@ fno_block_precision, complex_data
         ends = 1 if registration == "node_both" else 0
         shape = tuple(x.shape[2:])
         reference = self.reference_for(shape)
-        if output_shape is None:
+        target = check_shape(self.n_dim, registration, "the output", output_shape=output_shape)
+        if target is None:
             factors = self.resolution_scaling_factor or (1.0,) * self.n_dim
             target = _scaled(shape, factors, ends)
         else:
-            fits = len(output_shape) == self.n_dim and all(
-                isinstance(n, Integral) and not isinstance(n, bool) and n >= 1 + ends for n in output_shape
-            )
-            if not fits:
-                raise InputError(
-                    f"output_shape={tuple(output_shape)}, expected {self.n_dim} whole numbers, at least "
-                    f"{1 + ends}: the points along each axis of the output"
-                )
-            target = tuple(int(n) for n in output_shape)
             factors = tuple((m - ends) / max(n - ends, 1) for n, m in zip(shape, target, strict=True))
         shapes = [shape, target]
         if shape != reference:
@@ -421,8 +391,10 @@ def _scaled(shape: Sequence[int], factors: Sequence[float], ends: int) -> tuple[
     return tuple(max(round((n - ends) * r), 1) + ends for n, r in zip(shape, factors, strict=True))
 
 
-def _refuse_spectral(**given: Any) -> None:
-    for name, value in given.items():
+def _refuse_spectral(**options: Any) -> None:
+    for name, value in options.items():
+        if name not in _PASSED:
+            raise TypeError(f"MultipoleConv() got an unexpected keyword argument {name!r}")
         passed, remedy = _PASSED[name]
         if not any(value == default for default in passed):
             raise InputError(

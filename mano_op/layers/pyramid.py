@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +43,6 @@ from mano_op.layers.native import stencil
 from mano_op.layers.native.stencil import apply_stencil, can_apply_natively
 
 Sampling = Literal["stencil", "conv", "avg_pool"]
-SAMPLINGS: tuple[str, ...] = get_args(Sampling)
 
 
 def level_shapes(shape: Sequence[int], rate: int, n_levels: int | None = None) -> list[tuple[int, ...]]:
@@ -69,8 +68,8 @@ def level_shapes(shape: Sequence[int], rate: int, n_levels: int | None = None) -
     return shapes
 
 
-def covering_levels(shape: Sequence[int], window: int, rate: int = 2) -> int:
-    """The number of levels, from the grid's own on, until a window covers one.
+def covering_levels(shape: Sequence[int] | None, window: int, rate: int = 2) -> int:
+    """Count the levels, from the grid's own on, until a window covers one; 3 for a grid that is not known.
 
     Examples
     --------
@@ -78,6 +77,8 @@ def covering_levels(shape: Sequence[int], window: int, rate: int = 2) -> int:
     (3, 5, 1)
     """
     check_whole(window=window)
+    if shape is None:
+        return 3
     levels, side = 1, max(shape)
     while side > window:
         levels, side = levels + 1, -(-side // rate)

@@ -110,9 +110,9 @@ def _in_exact_windows(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int
 ) -> Tensor:
     working = torch.promote_types(q.dtype, torch.float32)
-    exact = [t if t is None else t.to(working) for t in (q, k, v, table)]
+    table = None if table is None else table.to(working)
     with torch.autocast("cpu", enabled=False):
-        return _in_windows(*exact, rows, heads).to(q.dtype)
+        return _in_windows(q.to(working), k.to(working), v.to(working), table, rows, heads).to(q.dtype)
 
 
 def _in_windows(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mano_op.errors import InputError, did_you_mean
 from mano_op.files import read_tensors
+from mano_op.layers.checks import check_field
 from mano_op.pretrained import load_model, save_model
 
 
@@ -145,12 +146,7 @@ class DataModel(BaseModel, name="_data_model"):
 
     def _check_field(self, x: Tensor, axes: str, dtype: torch.dtype) -> None:
         """Refuse an input that is no field of the channels, and type, that the model has parameters for."""
-        if x.ndim != self.n_dim + 2 or x.shape[1] != self.in_channels or 0 in x.shape[2:]:
-            raise InputError(
-                f"{self._name} got an input of shape {tuple(x.shape)}, expected (batch, "
-                f"in_channels={self.in_channels}, {axes}), each n at least 1: reshape it, or build the model "
-                "with your data's in_channels and n_dim"
-            )
+        check_field(x, self.n_dim, axes, self._name, in_channels=self.in_channels)
         if not x.is_floating_point():
             raise InputError(f"{self._name} got {x.dtype} input, expected a floating type: use x.float()")
         if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
