@@ -431,8 +431,9 @@ def test_windows_kept_from_inference_and_from_fake_tensors_serve_training():
     inputs = [t.float().requires_grad_() for t in drawn((7, 23), biased=False)]  # as in no other test
     attend_here = partial(attend, window=4, halo=1)
     mode = FakeTensorMode()
+    fake = [mode.from_tensor(t.detach()) for t in inputs]
     with mode:
-        attend_here([mode.from_tensor(t.detach()) for t in inputs])
+        attend_here(fake)
     with torch.inference_mode():
         first = attend_here(inputs)
     with patch.object(module, "on_cpu_eagerly", lambda q: False):  # which saves indices

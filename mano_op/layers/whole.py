@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mano_op.layers.tiling import Cut
+from mano_op.layers.tiling import Tiling, cut
 
 # Scores of a block, four megabytes in single precision, and blocks of a grid.
 _SCORES, _MOST_BLOCKS = 2**20, 16
@@ -43,20 +44,23 @@ class Rows:
     share: Tensor | None
 
     @classmethod
-    def of(cls, cut: Cut, device: torch.device) -> Rows:
-        """The tensors of a cut."""
+    def of_tiling(
+        cls, tiling: Sequence[Tiling], queries: Sequence[int], keys: Sequence[int], device: torch.device
+    ) -> Rows:
+        """The windows of a tiling, given the shapes of the grids of queries and keys; see `cut`."""
+        windows = cut(tiling, queries, keys)
 
         def tensor(values: NDArray[Any], dtype: torch.dtype) -> Tensor:
             return torch.as_tensor(values, dtype=dtype, device=device)
 
-        missing = np.where(cut.key_exists, 0.0, -np.inf)
+        missing = np.where(windows.key_exists, 0.0, -np.inf)
         return cls(
-            tensor(cut.queries, torch.int32),
-            tensor(cut.keys, torch.int32),
-            tensor(cut.place, torch.int32),
-            None if cut.key_exists.all() else tensor(missing, torch.float32),
-            None if cut.query_exists.all() else tensor(cut.query_exists, torch.float32),
-            None if (cut.share == 1).all() else tensor(cut.share[:, None], torch.float64),
+            tensor(windows.queries, torch.int32),
+            tensor(windows.keys, torch.int32),
+            tensor(windows.place, torch.int32),
+            None if windows.key_exists.all() else tensor(missing, torch.float32),
+            None if windows.query_exists.all() else tensor(windows.query_exists, torch.float32),
+            None if (windows.share == 1).all() else tensor(windows.share[:, None], torch.float64),
         )
 
     def part(self, windows: slice) -> Rows:
