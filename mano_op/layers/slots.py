@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mano_op.layers.finer import Finer
-from mano_op.layers.tiling import cut, tilings
+from mano_op.layers.tiling import tilings
+from mano_op.layers.whole import Rows
 
 Bias = Callable[[Tensor], Tensor]
 
@@ -81,18 +82,18 @@ class Windows(nn.Module):
         axes = [tilings(n, window, window, halo, wrap)[0] for n, wrap in zip(shape, periodic, strict=True)]
         self.counts, self.sides = ([axis.queries.shape[i] for axis in axes] for i in (0, 1))
         self.halos = [(axis.keys.shape[1] - side) // 2 for axis, side in zip(axes, self.sides, strict=True)]
-        rows = cut(axes, shape, shape)
-        self.cut = not rows.key_exists.all()
+        rows = Rows.of(axes, shape, shape, torch.device("cpu"))
+        self.cut = rows.missing is not None
         # All of them are whole numbers, which stay what they are whatever the precision of the parameters
         # becomes; and they follow from the shape, so they are in no checkpoint.
         for name, values in (
-            ("queries", rows.queries.astype(np.int64)),
-            ("keys", rows.keys.astype(np.int64)),
-            ("exists", rows.key_exists),
-            ("place", rows.place.astype(np.int64)),
-            ("offsets", _pairs([axis.offsets[0].astype(np.int64) for axis in axes])),
+            ("queries", rows.queries.long()),
+            ("keys", rows.keys.long()),
+            ("exists", torch.tensor(True) if rows.missing is None else rows.missing == 0),
+            ("place", rows.place.long()),
+            ("offsets", torch.as_tensor(_pairs([axis.offsets[0].astype(np.int64) for axis in axes]))),
         ):
-            self.register_buffer(name, torch.as_tensor(values), persistent=False)
+            self.register_buffer(name, values, persistent=False)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, heads: int) -> Tensor:
         """Of the points to those of their windows; each tensor is ``(batch, points, heads * head_dim)``."""

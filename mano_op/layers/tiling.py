@@ -1,12 +1,11 @@
-"""How the points of a grid are cut into windows, as indices.
+"""Tilings of an axis by windows, as indices.
 
-Overlapping windows are seen as a few shifted tilings of each axis, whose windows do not overlap. One of them
-for each axis makes a tiling of the grid, a `Cut`.
+Overlapping windows are a few shifted tilings of each axis, whose windows do not overlap. One of them for each
+axis makes a tiling of the grid, `mano_op.layers.whole.Rows`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -185,72 +184,3 @@ def _offsets(
     if periodic:  # of two equally near ones the one ahead
         offsets = offsets - n * np.ceil(offsets / n - 0.5)
     return offsets
-
-
-@dataclass(frozen=True, eq=False)
-class Cut:
-    """Windows of a grid, as indices into its points, flattened.
-
-    Attributes
-    ----------
-    queries, keys : int32 arrays, ``(windows, n queries)`` and ``(windows, n keys)``
-        The points of each window, some of which may be fillers.
-    key_exists : bool array, ``(windows, n keys)``
-    query_exists : bool array, ``(windows, n queries)``
-        Where a query stands that somebody takes.
-    place : int32 array, ``(points,)``
-        Where each point stands among the flattened `queries`.
-    share : float array, ``(points,)``
-        Of each point's result in this tiling; 0 if it has none.
-    """
-
-    queries: NDArray[np.int32]
-    keys: NDArray[np.int32]
-    key_exists: NDArray[np.bool_]
-    query_exists: NDArray[np.bool_]
-    place: NDArray[np.int32]
-    share: NDArray[np.float64]
-
-
-def cut(tiling: Sequence[Tiling], queries: Sequence[int], keys: Sequence[int]) -> Cut:
-    """The windows of a grid of such axes, given the shapes of the grids of the queries and of the keys.
-
-    Examples
-    --------
-    >>> one = tilings(4, window=2, stride=2, halo=0, periodic=False)
-    >>> cut(one + one, (4, 4), (4, 4)).keys.tolist()
-    [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
-    """
-    windows = [len(axis.queries) for axis in tiling]
-    widths = [axis.queries.shape[1] for axis in tiling]
-    at = _outer([axis.queries for axis in tiling], queries)
-    exists = np.ones((1, 1), dtype=bool)
-    for axis in tiling:
-        exists = np.einsum("mk,nl->mnkl", exists, axis.key_exists)
-        exists = exists.reshape(len(exists) * exists.shape[1], -1)
-    place, share = np.zeros((), dtype=np.int64), np.ones(())
-    inner = np.zeros((), dtype=np.int64)
-    for axis, count, width in zip(tiling, windows, widths, strict=True):
-        window, slot = np.divmod(axis.place, width)
-        place, inner = (np.add.outer(a * b, c) for a, b, c in ((place, count, window), (inner, width, slot)))
-        share = np.multiply.outer(share, axis.share)
-    place = (place * at.shape[1] + inner).ravel()
-    taken = np.zeros(at.size, dtype=bool)
-    taken[place[share.ravel() > 0]] = True
-    return Cut(
-        at,
-        _outer([axis.keys for axis in tiling], keys),
-        exists,
-        taken.reshape(at.shape),
-        place.astype(np.int32),
-        share.ravel(),
-    )
-
-
-def _outer(points: Sequence[NDArray[np.int64]], shape: Sequence[int]) -> NDArray[np.int32]:
-    """Flat indices into a grid, ``(windows, points of a window)``, of points given along each axis."""
-    flat = np.zeros((1, 1), dtype=np.int64)
-    for of_axis, n in zip(points, shape, strict=True):
-        flat = flat[:, None, :, None] * n + of_axis[None, :, None, :]
-        flat = flat.reshape(flat.shape[0] * flat.shape[1], -1)
-    return flat.astype(np.int32)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mano_op.layers.tiling import Tiling, cut
+from mano_op.layers.tiling import Tiling
 
 # Scores of a block, four megabytes in single precision, and blocks of a grid.
 _SCORES, _MOST_BLOCKS = 2**20, 16
@@ -22,18 +22,27 @@ _SCORES, _MOST_BLOCKS = 2**20, 16
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """A `Cut` as tensors on a device.
+    """Windows of a grid, as indices into its points, flattened.
 
     Attributes
     ----------
     queries, keys : int32, ``(windows, n queries)`` and ``(windows, n keys)``
+        The points of each window, some of which may be fillers.
     place : int32, ``(points,)``
+        Position of each point among the flattened `queries`.
     missing : float32, ``(windows, n keys)``, optional
         -inf where there is no key, else 0; None if all are there.
     taken : float32, ``(windows, n queries)``, optional
         1 where a query's result is taken, 0 at a filler; None if all are.
     share : float64, ``(points, 1)``, optional
-        None if all are 1.
+        Weight of each point's result in this tiling; None if all are 1.
+
+    Examples
+    --------
+    >>> from mano_op.layers.tiling import tilings
+    >>> axes = 2 * tilings(4, window=2, stride=2, halo=0, periodic=False)
+    >>> Rows.of(axes, (4, 4), (4, 4), torch.device("cpu")).keys.tolist()
+    [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
     """
 
     queries: Tensor
@@ -44,29 +53,52 @@ class Rows:
     share: Tensor | None
 
     @classmethod
-    def of_tiling(
+    def of(
         cls, tiling: Sequence[Tiling], queries: Sequence[int], keys: Sequence[int], device: torch.device
     ) -> Rows:
-        """The windows of a tiling, given the shapes of the grids of queries and keys; see `cut`."""
-        windows = cut(tiling, queries, keys)
+        """Combine the windows of each axis, given the shapes of the grids of queries and keys."""
+        points = _outer([axis.queries for axis in tiling], queries)
+        exists = np.ones((1, 1), dtype=bool)
+        for axis in tiling:
+            exists = np.einsum("mk,nl->mnkl", exists, axis.key_exists)
+            exists = exists.reshape(len(exists) * exists.shape[1], -1)
+        place: Any = np.zeros((), dtype=np.int64)
+        inner, share = place, np.ones(())
+        for axis in tiling:
+            count, width = axis.queries.shape
+            window, slot = np.divmod(axis.place, width)
+            place = np.add.outer(place * count, window)
+            inner = np.add.outer(inner * width, slot)
+            share = np.multiply.outer(share, axis.share)
+        place = (place * points.shape[1] + inner).ravel()
+        taken = np.zeros(points.size, dtype=bool)
+        taken[place[share.ravel() > 0]] = True
 
-        def tensor(values: NDArray[Any], dtype: torch.dtype) -> Tensor:
-            return torch.as_tensor(values, dtype=dtype, device=device)
+        def tensor(values: NDArray[Any], dtype: torch.dtype, *, complete: Any = False) -> Any:
+            return None if complete else torch.as_tensor(values, dtype=dtype, device=device)
 
-        missing = np.where(windows.key_exists, 0.0, -np.inf)
         return cls(
-            tensor(windows.queries, torch.int32),
-            tensor(windows.keys, torch.int32),
-            tensor(windows.place, torch.int32),
-            None if windows.key_exists.all() else tensor(missing, torch.float32),
-            None if windows.query_exists.all() else tensor(windows.query_exists, torch.float32),
-            None if (windows.share == 1).all() else tensor(windows.share[:, None], torch.float64),
+            tensor(points, torch.int32),
+            tensor(_outer([axis.keys for axis in tiling], keys), torch.int32),
+            tensor(place, torch.int32),
+            tensor(np.where(exists, 0.0, -np.inf), torch.float32, complete=exists.all()),
+            tensor(taken.reshape(points.shape), torch.float32, complete=taken.all()),
+            tensor(share.reshape(-1, 1), torch.float64, complete=(share == 1).all()),
         )
 
     def part(self, windows: slice) -> Rows:
         """Some of the windows; `place` stays that of all."""
         missing = None if self.missing is None else self.missing[windows]
         return replace(self, queries=self.queries[windows], keys=self.keys[windows], missing=missing)
+
+
+def _outer(points: Sequence[NDArray[np.int64]], shape: Sequence[int]) -> NDArray[np.int64]:
+    """Flat indices into a grid, ``(windows, points of a window)``, of points given along each axis."""
+    flat = np.zeros((1, 1), dtype=np.int64)
+    for of_axis, n in zip(points, shape, strict=True):
+        flat = flat[:, None, :, None] * n + of_axis[None, :, None, :]
+        flat = flat.reshape(flat.shape[0] * flat.shape[1], -1)
+    return flat
 
 
 def attend_whole(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:

@@ -207,7 +207,7 @@ def _rows(
     cached: Callable[..., Rows],
 ) -> Rows:
     """The windows of a tiling, on a device, by one of the caches."""
-    return (Rows.of_tiling if _are_wrapped() else cached)(tiling, queries, keys, device)
+    return (Rows.of if _are_wrapped() else cached)(tiling, queries, keys, device)
 
 
 def _are_wrapped() -> bool:
@@ -223,7 +223,7 @@ def _new_rows(
     tiling: tuple[Tiling, ...], queries: tuple[int, ...], keys: tuple[int, ...], device: torch.device
 ) -> Rows:
     with torch.inference_mode(False):  # tensors of inference could not be used in training later
-        return Rows.of_tiling(tiling, queries, keys, device)
+        return Rows.of(tiling, queries, keys, device)
 
 
 _kept_rows = lru_cache(maxsize=128)(_new_rows)
