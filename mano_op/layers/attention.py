@@ -1,4 +1,4 @@
-"""Attention of one level: projections, windows, and a bias of the offset."""
+"""Attention of one level: projections, windows, and position bias."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from mano_op.layers.window import native_windows, window_attention
 class WindowAttention(nn.Module):
     r"""Multi-head attention within windows: LayerNorm, queries, keys and values, attention, a linear map.
 
-    All but the attention itself acts point by point and is computed once for each point. See
-    `mano_op.layers.window.window_attention` for the attention, `MultipoleAttention` for the parameters.
+    See `mano_op.layers.window.window_attention` for the attention, `MultipoleAttention` for the parameters.
 
     Examples
     --------
@@ -118,7 +117,7 @@ class WindowAttention(nn.Module):
         return {name: getattr(self, name) for name in ("window", "stride", "halo", "shift", "periodic")}
 
     def _projected(self, out: Tensor, plus: Sequence[Tensor]) -> Tensor:
-        """The results of the heads as a field; what they were made of is needed no longer, and gone."""
+        """Map the results of the heads to a field, and add others."""
         out = rearrange(out, "b h ... d -> b ... (h d)")
         added = [rearrange(t, "b c ... -> b ... c") for t in plus]
         if isinstance(self.out, nn.Linear) and is_only(self.out, nn.Linear):
@@ -128,20 +127,20 @@ class WindowAttention(nn.Module):
         return rearrange(out, "b ... c -> b c ...")
 
     def _heads(self, x: Tensor, which: str) -> tuple[Tensor, ...]:
-        """Some of queries, keys and values of the points, each ``(batch, heads, *grid, head_dim)``."""
+        """Compute queries, keys or values, by their letters, each ``(batch, heads, *grid, head_dim)``."""
         tokens = rearrange(x, "b c ... -> b ... c")
         normalised, parameters = self._normalised()
         if not is_only(self.qkv, nn.Linear):  # hooked, or another module in its place
-            every = dict(zip("qkv", self.qkv(self.norm2(self.norm1(tokens))).chunk(3, -1), strict=True))
-            pairs = [(every[name], self._biases[name]) for name in which]
+            qkv = dict(zip("qkv", self.qkv(self.norm2(self.norm1(tokens))).chunk(3, -1), strict=True))
+            pairs = [(qkv[name], self._biases[name]) for name in which]
             projected = tuple(t if bias is None else t + bias for t, bias in pairs)
         elif normalised is not None:
             projected = linear_maps(tokens, normalised, parameters, self._maps(which))
         else:
             tokens = self.norm2(self.norm1(tokens))
             projected = tuple(F.linear(tokens, weight, bias) for weight, bias in self._maps(which))
-        made = scored(dict(zip(which, projected, strict=True)), self.n_heads, self.logit_scale)
-        return tuple(rearrange(t, "b ... (h d) -> b h ... d", h=self.n_heads) for t in made)
+        projected = scored(dict(zip(which, projected, strict=True)), self.n_heads, self.logit_scale)
+        return tuple(rearrange(t, "b ... (h d) -> b h ... d", h=self.n_heads) for t in projected)
 
     def _maps(self, which: str) -> list[tuple[Tensor, Tensor | None]]:
         """The weights and biases of some of queries, keys and values."""
@@ -153,7 +152,7 @@ class WindowAttention(nn.Module):
         return {"q": self.q_bias, "k": None, "v": self.v_bias}
 
     def _normalised(self) -> tuple[Hidden | None, list[Tensor]]:
-        """The LayerNorms as what comes before projections, if they are nothing else, and their parameters."""
+        """The LayerNorms and their parameters; None for them if a module has hooks or is another one."""
         norms = [norm for norm in (self.norm1, self.norm2) if isinstance(norm, nn.LayerNorm)]
         parameters: list[Tensor] = [t for norm in norms for t in (norm.weight, norm.bias) if t is not None]
         complete = len(parameters) == 2 * len(norms)
@@ -190,28 +189,28 @@ class WindowAttention(nn.Module):
 
 
 class Remembered:
-    """A position bias for levels that share it: of the same offsets, on a CPU, it is computed once.
+    """A position bias that levels share: on a CPU it is computed once for the same offsets.
 
     Examples
     --------
-    >>> asked = []
-    >>> bias = Remembered(lambda offset: asked.append(1) or offset)
-    >>> torch.equal(bias(torch.zeros(3, 2)), bias(torch.zeros(3, 2))), len(asked)
+    >>> calls = []
+    >>> bias = Remembered(lambda offset: calls.append(1) or offset)
+    >>> torch.equal(bias(torch.zeros(3, 2)), bias(torch.zeros(3, 2))), len(calls)
     (True, 1)
     """
 
     def __init__(self, bias: Callable[[Tensor], Tensor]) -> None:
         self._bias = bias
-        self._said: dict[tuple[object, ...], Tensor] = {}
+        self._scores: dict[tuple[object, ...], Tensor] = {}
 
     def __call__(self, offset: Tensor) -> Tensor:
-        """The scores of some offsets."""
-        if torch._C._len_torch_dispatch_stack():  # numbers that are fake cannot be compared
+        """Return the scores of offsets."""
+        if torch._C._len_torch_dispatch_stack():  # fake numbers cannot be compared
             return self._bias(offset)
         key = tuple(offset.shape), offset.dtype, offset.double().numpy().tobytes()
-        if key not in self._said:
-            self._said[key] = self._bias(offset)
-        return self._said[key]
+        if key not in self._scores:
+            self._scores[key] = self._bias(offset)
+        return self._scores[key]
 
 
 class PositionBias(nn.Module):
@@ -221,8 +220,8 @@ class PositionBias(nn.Module):
 
         b(\delta) = \mathrm{MLP}\big(\operatorname{sign}(\delta_i) \log(1 + |\delta_i|),\ i = 1, \dots, d\big)
 
-    The offset :math:`\delta` is measured in spacings of the level. The bias is a smooth function of it, so it
-    can be evaluated between the points it was trained at.
+    The offset :math:`\delta` is in spacings of the level. The bias is smooth, so it can be evaluated between
+    the points it was trained at.
 
     Parameters
     ----------
@@ -234,8 +233,7 @@ class PositionBias(nn.Module):
     --------
     >>> import torch
     >>> bias = PositionBias(n_heads=4, n_dim=2)
-    >>> here = bias(torch.zeros(2))
-    >>> bool((bias(torch.tensor([1e-6, 0.0])) - here).abs().max() < 1e-5)
+    >>> bool((bias(torch.tensor([1e-6, 0.0])) - bias(torch.zeros(2))).abs().max() < 1e-5)
     True
     """
 
@@ -259,14 +257,13 @@ class SwinPositionBias(nn.Module):
         -\operatorname{sign}(\delta_i) \log_8\left(1 + \frac{8 |\delta_i|}{w - 1}\right),\ i = 1, \dots, d
         \right)\right)
 
-    Offsets :math:`\delta` are in spacings of the level, and counted in windows: the largest in a window of w
-    points is always :math:`\log_8 9`. Swin counts them from key to query, hence the sign.
+    Offsets :math:`\delta` are in spacings of the level. Swin counts them from key to query, hence the sign.
 
     Parameters
     ----------
     n_heads, n_dim : int
     window : int or sequence of int
-        Points along the sides of a window, w, that the weights belong to; those of an axis may be others.
+        Points along the sides of the window that the weights belong to, w.
     hidden_channels : int
         Width of the MLP.
 

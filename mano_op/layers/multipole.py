@@ -21,14 +21,14 @@ from mano_op.options import Count, Whole, checked, record
 
 
 class Sources(NamedTuple):
-    """All that the points of a reference grid have in a layer for points between them.
+    """Sources of a layer on the reference grid, for targets between its points.
 
     Attributes
     ----------
     keys, values : Tensor, ``(batch, heads, *reference, head_dim)``
-        Of the finest level.
+        Keys and values of the finest level.
     coarse : Tensor, optional, ``(batch, channels, *reference)``
-        What coarser levels add; None if there are none.
+        The far field: what coarser levels add; None if there are none.
     """
 
     keys: Tensor
@@ -110,17 +110,15 @@ class MultipoleAttention(nn.Module):
     Resolution: with `reference_shape`, windows and levels are lengths. Level l has the spacing
     :math:`h r^l`, with h that of the reference grid, on whatever grid the input is. An input on a finer grid
     is averaged onto the reference (`mano_op.layers.anchors`) and goes through the levels there, as in
-    training; the points of the finer grid are further queries, each with its own features, of the keys of
-    level 0, and take what the coarser levels add by interpolation. Their number does not enter any softmax.
-    An input on a coarser grid is interpolated to the reference first. So on the reference grid the layer is
-    what was trained, and on finer ones it has a limit.
+    training. The points of the finer grid are targets: each attends with its own features to the keys of
+    level 0 and interpolates the far field. They enter no softmax, so the layer has a limit as grids are
+    refined. An input on a coarser grid is interpolated to the reference first.
 
-    Without it, `window`, `halo` and `n_levels` count points of the grid that comes in. On a grid twice as
-    fine the near field is then half as wide, and so is the domain that the coarsest level sees: parameters
-    learned on one grid mean something else on another one.
+    Without it, `window`, `halo` and `n_levels` count points of the grid that comes in, so parameters learned
+    on one grid mean something else on another one.
 
-    Sizes: any. Where windows or cells are cut by the end of the grid, missing keys are masked and missing
-    points filled up as `mano_op.layers.pyramid` says; the published rules leave those cases undefined.
+    Sizes: any. Where the end of the grid cuts windows or cells, missing keys are masked and missing points
+    filled up as `mano_op.layers.pyramid` says; the published rules leave those cases undefined.
 
     References
     ----------
@@ -130,8 +128,7 @@ class MultipoleAttention(nn.Module):
 
     Examples
     --------
-    With a single level and a window as large as the grid it is plain attention, in which every point
-    takes part in every other point's result:
+    With a single level and a window as large as the grid it is dense attention:
 
     >>> _ = torch.manual_seed(0)
     >>> layer = MultipoleAttention(8, n_heads=2, window=6, n_levels=1)
@@ -305,14 +302,14 @@ class MultipoleAttention(nn.Module):
     def anchoring(
         self, shape: Sequence[int], reference_shape: Sequence[int] | None = None
     ) -> Anchoring | None:
-        """How a grid of some shape lies in the reference grid; None if it is that, or there is none."""
+        """Return how a grid lies beside the reference grid; None if it is the reference, or there is none."""
         reference = self.reference_shape if reference_shape is None else tuple(reference_shape)
         if reference is None or tuple(shape) == reference:
             return None
         return anchoring(tuple(shape), reference, self.registration, self.periodic)
 
     def on_reference(self, x: Tensor, *, residual: bool = False) -> tuple[Tensor, Tensor | None]:
-        r"""The layer on the grid of `x`; and what coarser levels add to it, :math:`s_0 \odot U_0(y_1)`.
+        r"""Return the layer on the grid of `x`, and its far field, :math:`s_0 \odot U_0(y_1)`.
 
         With `residual` the input is added to the first.
         """
@@ -334,14 +331,14 @@ class MultipoleAttention(nn.Module):
         return self._with_idle(out, n_levels), coarse
 
     def sources(self, anchors: Tensor, coarse: Tensor | None) -> Sources:
-        """What the points of the reference have for those between them.
+        """Compute the sources of the layer for targets between the points of the reference.
 
         Parameters
         ----------
         anchors : Tensor, ``(batch, channels, *reference)``
-            The features of the points of the reference.
+            Features on the reference.
         coarse : Tensor, optional
-            What `on_reference` returned for them.
+            The far field that `on_reference` returned for them.
         """
         finest = cast(WindowAttention, self.attention[0])
         keys, values = finest.keys_and_values(anchors)
@@ -349,12 +346,11 @@ class MultipoleAttention(nn.Module):
         return Sources(keys, self._with_idle(values, n_levels), coarse)
 
     def between(self, x: Tensor, sources: Sources, tile: Tile, *, residual: bool = False) -> Tensor:
-        """The layer at some points of a grid that refines the reference.
+        """Map targets, the points of a tile of a grid that refines the reference.
 
         Parameters
         ----------
         x : Tensor, ``(batch, channels, *points of the tile)``
-            The features of these points.
         sources : Sources
         tile : Tile
         residual : bool
@@ -367,27 +363,26 @@ class MultipoleAttention(nn.Module):
 
     @staticmethod
     def _each(modules: nn.ModuleList, count: int) -> list[nn.Module]:
-        """The modules of the first levels or steps, finest first: its own for each, or one for all."""
+        """The modules of the first levels or steps, finest first."""
         return list(modules)[:count] if len(modules) > 1 else [*modules] * count
 
     def _with_idle(self, result: Tensor, n_levels: int) -> Tensor:
-        """The same, as a function of all parameters.
+        """Add zero times every unused parameter, so that data-parallel training finds a gradient of each.
 
-        On a small grid some levels are left out. Data-parallel training waits for a gradient of every
-        parameter, so it gets theirs: of nothing at all, added up.
+        On a small grid some levels are left out.
         """
         idle = self._idle(n_levels)
         return result + sum(parameter.flatten()[:0].sum() for parameter in idle) if idle else result
 
     def _idle(self, n_levels: int) -> list[nn.Parameter]:
-        """The parameters that a grid with so many levels does not use."""
+        """The parameters that a grid with `n_levels` levels does not use."""
         idle = list(self.attention[n_levels:].parameters())  # none where all levels share one attention
         for steps in (self.down, self.up):
             idle += steps[n_levels - 1 :].parameters()
         return idle + ([self.scale] if self.style.level_weights == "learned" and n_levels == 1 else [])
 
     def _level_weight(self, step: int, level: int) -> Tensor | float:
-        """The factor of what comes up to `level` in the given step up from the coarsest one."""
+        """The factor of the far field of `level`, in a step up from the coarsest one."""
         if self.style.level_weights == "factorial":
             return 1 / (step + 1)
         return self.scale[level].clone()  # torch's module tracker cannot take a view made without gradients

@@ -1,4 +1,4 @@
-"""The parts that MANO's networks are made of, beside the attention."""
+"""Parts of MANO's networks beside the attention."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NON_LINEARITIES: dict[str, type[nn.Module]] = {
 
 
 def width(channels: int, **ratio: float) -> int:
-    """The hidden width of an MLP of some channels, from an option that is a ratio.
+    """Return the hidden width of an MLP, from an option that is a ratio.
 
     Examples
     --------
@@ -41,7 +41,7 @@ def width(channels: int, **ratio: float) -> int:
 
 
 class Mlp(nn.Module):
-    r"""Two linear maps of the channels of each point: ``fc2(act(fc1(norm(x))))``, ``norm`` if asked for."""
+    """Two linear maps of the channels of each point, ``fc2(act(fc1(norm(x))))``."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor, before: nn.LayerNorm | None = None, *, residual: bool = False) -> Tensor:
         """Map ``(batch, in_channels, *grid)`` to ``(batch, out_channels, *grid)``.
 
-        With `before` that norm comes first; with `residual` the input is added to the result.
+        The norm `before` comes first; with `residual` the input is added to the result.
         """
         tokens = rearrange(x, "b c ... -> b ... c")
         norms = [norm for norm in (before, self.norm) if isinstance(norm, nn.LayerNorm)]
@@ -99,12 +99,12 @@ class Block(nn.Module):
         return out
 
     def on_reference(self, anchors: Tensor) -> tuple[Tensor, Sources]:
-        """The block on the reference grid, and what it has there for points between the reference's."""
+        """Map the reference grid, and return its sources for the points of a finer grid."""
         x, coarse = self.attention.on_reference(anchors, residual=True)
         out: Tensor = self.mlp(x, residual=True)
         return out, self.attention.sources(anchors, coarse)
 
     def between(self, x: Tensor, sources: Sources, tile: Tile) -> Tensor:
-        """The block at some points of a finer grid, ``(batch, channels, *points of the tile)``."""
+        """Map points of a finer grid, ``(batch, channels, *points of the tile)``."""
         out: Tensor = self.mlp(self.attention.between(x, sources, tile, residual=True), residual=True)
         return out

@@ -20,18 +20,16 @@ from mano_op.pretrained import load_model, save_model
 class DataModel(BaseModel, name="_data_model"):
     """A model whose checkpoints are data.
 
-    neuraloperator's `BaseModel` keeps the constructor's arguments and writes them into every state dict.
-    Four things differ here:
+    neuraloperator's `BaseModel` keeps the constructor's arguments and writes them into every state dict. Here
 
-    * Only the state dict of the model itself has that entry. In one of a module that holds the model
-      (``nn.Sequential``, ``AveragedModel``) it would be a key that nothing there can load.
-    * Options are plain values, or refused: others could be written, and never read again.
-    * Files are read with ``weights_only=True``: a checkpoint is data, whoever it came from.
-    * A checkpoint of another class, version or configuration is refused, and the error says which.
+    * only the state dict of the model itself has that entry, which a module around it could not load,
+    * options are plain values, or refused,
+    * files are read with ``weights_only=True``, as data,
+    * a checkpoint of another class, version or configuration is refused.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Refuse options that the model does not have: neuraloperator's base class keeps them silently."""
+        """Refuse options that the model does not have, which neuraloperator's base class keeps."""
         known = [name for name in inspect.signature(cls).parameters if name not in ("args", "kwargs")]
         for name in kwargs:
             if name not in known:
@@ -43,7 +41,7 @@ class DataModel(BaseModel, name="_data_model"):
                     f"{name}={value!r} is of type {type(value).__name__}, expected a bool, int, float, str, "
                     "None, or a list of those: a checkpoint holds nothing else, so convert it"
                 )
-        # By name: the base class would keep the default of an option that is given by its place beside that.
+        # By name: the base class keeps the defaults of positional options.
         instance: Self = super().__new__(cls, **dict(zip(known, args, strict=False)), **kwargs)
         return instance
 
@@ -109,7 +107,7 @@ class DataModel(BaseModel, name="_data_model"):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, revision: str | None = None) -> Self:
-        """The model of a folder, or of a repository of the Hugging Face Hub, in evaluation mode.
+        """Load the model of a folder, or of a repository of the Hugging Face Hub, in evaluation mode.
 
         The errors are those of `mano_op.pretrained.load_model`.
         """
@@ -133,7 +131,7 @@ class DataModel(BaseModel, name="_data_model"):
 
     @classmethod
     def _options(cls, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """The options that metadata holds, by name, in a form in which equal ones are equal."""
+        """The options of metadata by name, with tuples in place of lists."""
         positional = zip(inspect.signature(cls).parameters, metadata.get("args", ()), strict=False)
         return {
             key: tuple(value) if isinstance(value, list) else value
@@ -145,7 +143,7 @@ class DataModel(BaseModel, name="_data_model"):
     n_dim: int
 
     def _check_field(self, x: Tensor, axes: str, dtype: torch.dtype) -> None:
-        """Refuse an input that is no field of the channels, and type, that the model has parameters for."""
+        """Refuse an input of other channels, or of another type than the parameters."""
         check_field(x, self.n_dim, axes, self._name, in_channels=self.in_channels)
         if not x.is_floating_point():
             raise InputError(f"{self._name} got {x.dtype} input, expected a floating type: use x.float()")
@@ -160,20 +158,16 @@ def _read(folder: str | Path, name: str, map_location: Any) -> dict[str, Any]:
     """Read a file of tensors and plain values; it is data, and no code in it is run."""
     path = Path(folder) / name
     if not path.exists():
-        present = sorted(p.name for p in Path(folder).glob("*_metadata.pkl")) if Path(folder).is_dir() else []
+        present = sorted(p.name for p in Path(folder).glob("*_metadata.pkl"))
         raise InputError(
-            f"there is no {path}. "
-            + (
-                f"The folder holds {present}"
-                if present
-                else "Give the folder and name that save_checkpoint was called with"
-            )
+            f"there is no {path}; the folder holds {present or 'no checkpoint'}. Give the folder and name that "
+            "save_checkpoint was called with"
         )
     return read_tensors(path, map_location=map_location)
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value can be kept in a checkpoint, which is read as data."""
+    """Whether a checkpoint can hold a value."""
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     return type(value) in (bool, int, float, str, type(None))

@@ -53,7 +53,7 @@ class Network:
 
 
 class GridModel(DataModel, name="_grid_model"):
-    """Lift the channels of each point, apply blocks, project; with checks of the input.
+    """Lift the channels of each point, apply blocks, project.
 
     A subclass builds ``lifting``, ``blocks``, ``norm`` and ``projection``, and sets ``in_channels`` and
     ``n_dim``.

@@ -1,7 +1,4 @@
-r"""MANO, the Multipole Attention Neural Operator, as a model of neuraloperator.
-
-``import mano_op`` registers it, so that neuraloperator's ``get_model(config)`` finds it as ``"mano"``.
-"""
+"""MANO, the Multipole Attention Neural Operator, ``"mano"`` in neuraloperator's registry."""
 
 from __future__ import annotations
 
@@ -26,8 +23,8 @@ from mano_op.models.coordinates import coordinate_channels, grid_points, with_co
 from mano_op.models.grid_model import GridModel, Network
 from mano_op.options import Count, Whole, checked, with_fields_of
 
-# Points of a finer grid, of all samples, that are done at a time where no gradient is recorded: on a CPU so
-# few that they stay in its cache, elsewhere so many that starting operations is no part of the time.
+# Points of a finer grid, of all samples, that are mapped at a time where no gradient is recorded: on a CPU so
+# few that they stay in its cache, elsewhere so many that starting operations takes no time.
 _TILE = 2**14
 _TILE_ELSEWHERE = 2**20
 
@@ -44,13 +41,12 @@ class MANO(GridModel, Anchored, name="MANO"):
         \quad (\times\, n_{layers}), \qquad
         u = Q(\mathrm{LN}(z)) .
 
-    MA is `mano_op.layers.multipole.MultipoleAttention`: attention within windows of the training grid and
-    on a pyramid of coarser levels, at a cost linear in the number of points. It takes the place of FNO's
-    spectral convolution, and the model that of
-    ``neuralop.models.FNO``: the same training code works with either.
+    MA is `mano_op.layers.multipole.MultipoleAttention`, at a cost linear in the number of points. It takes
+    the place of FNO's spectral convolution, and the model that of ``neuralop.models.FNO``: the same training
+    code works with either.
 
     Its levels are lengths. They belong to the grid that is trained on, the reference, and on any other grid
-    every weight acts over the length that it was trained for; see Notes.
+    every weight acts over the length that it was trained for.
 
     Parameters
     ----------
@@ -103,14 +99,13 @@ class MANO(GridModel, Anchored, name="MANO"):
     -----
     Resolution: the model takes any grid size. On the reference grid it is what was trained. An input on a
     finer grid is averaged over the length that one point stood for in training: at the points of the
-    reference, where the network runs as in training, and at its own points, which attend to the
-    reference's in every block and end as the output (`mano_op.layers.anchors`). The weights have then met
-    nothing finer than in training, and the input is known better, so errors need not grow. As the grid is
-    refined, the output tends to a limit. An input on a coarser grid is interpolated linearly to the
-    reference, and the output taken at its points. `mano_op.transfer.evaluate_transfer` judges all of this.
+    reference, where the network runs as in training, and at its own points, which attend to the reference's in
+    every block and end as the output (`mano_op.layers.anchors`). As the grid is refined, the output tends to
+    a limit. An input on a coarser grid is interpolated linearly to the reference, and the output taken at its
+    points. `mano_op.transfer.evaluate_transfer` judges all of this.
 
-    Memory: where no gradient is recorded, the points of a finer grid are done some thousand at a time, on
-    a GPU a million. What is held beside the input and the output then does not grow with their number.
+    Memory: where no gradient is recorded, the points of a finer grid are mapped some thousand at a time, on a
+    GPU a million. What is held beside the input and the output does not grow with their number.
 
     Every option is a plain value, so a checkpoint holds no code.
 
@@ -200,10 +195,9 @@ class MANO(GridModel, Anchored, name="MANO"):
         return place.settle(self._bounded(self._project(anchors), self._points(reference)))
 
     def _between(self, x: Tensor, sources: Sequence[Sources], place: Anchoring) -> Tensor:
-        """The output at the points of a grid that refines the reference, given the blocks' sources there.
+        """Map the points of a grid that refines the reference, given the sources of each block.
 
-        These points do not hear of each other. Where gradients would keep the features of all of them anyway
-        they are done at once, else a tile at a time.
+        Where gradients keep the features of all points anyway they are mapped at once, else tile by tile.
         """
         most = math.prod(place.working.shape)
         if not torch.is_grad_enabled():
@@ -224,11 +218,11 @@ class MANO(GridModel, Anchored, name="MANO"):
         return out
 
     def _located(self, x: Tensor, points: Sequence[Tensor]) -> Tensor:
-        """The input with its coordinates, given those of each axis."""
+        """Append coordinates to the input, given those of each axis."""
         return x if self.positional_embedding is None else with_coordinates(x, points, self.periodic)
 
     def _bounded(self, out: Tensor, points: Sequence[Tensor]) -> Tensor:
-        """The output with its known boundary values, given the coordinates of each axis."""
+        """Give the output its known boundary values, given the coordinates of each axis."""
         if self.boundary_values is None:
             return out
         inside = torch.ones(())
@@ -260,7 +254,7 @@ class MANO(GridModel, Anchored, name="MANO"):
         return tuple(values)
 
     def coordinates(self, shape: Sequence[int]) -> Tensor:
-        """The channels that "grid" appends, ``(n_coordinates, *shape)``."""
+        """Return the channels that "grid" appends, ``(n_coordinates, *shape)``."""
         return coordinate_channels(self._points(shape), self.periodic)
 
     def _points(self, shape: Sequence[int]) -> list[Tensor]:

@@ -1,7 +1,4 @@
-r"""MANO as published, to compare with.
-
-``import mano_op`` registers it with neuraloperator as ``"mano_published"``.
-"""
+"""MANO as published, ``"mano_published"`` in neuraloperator's registry."""
 
 from __future__ import annotations
 
@@ -28,14 +25,14 @@ class PublishedMANO(GridModel, name="MANO_published"):
     head_dim : int, optional
         Channels of a head; ``hidden_channels // n_heads`` if not given.
     window, stride, rate, n_levels, sampling
-        As in `MultipoleAttention.published`; `n_levels` None takes as many as fit.
+        As in `MultipoleAttention.published`.
     channel_mlp_expansion, projection_channel_ratio : float
         As in `MANO`.
 
     Notes
     -----
-    The number of levels follows from the size of the grid, and with it the factorial damping of all of
-    them: the same parameters are another operator on another grid.
+    The number of levels and their factorial damping follow from the size of the grid, so the same parameters
+    are another operator on another grid.
 
     References
     ----------
