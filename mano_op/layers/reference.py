@@ -92,8 +92,8 @@ def fix_references(model: nn.Module) -> None:
     """Fix the references that the layers of a model have learnt, so that it can be trained on several grids.
 
     For models whose layers see grids of their own, such as a U-shaped one: run the model once in training
-    mode on the grid that is to be the reference, then call this. Files do not hold that it was called, so call it
-    again where training goes on with a loaded model.
+    mode on the grid that is to be the reference, then call this. Files do not hold that it was called, so
+    call it again where training goes on with a loaded model.
 
     Parameters
     ----------

@@ -159,9 +159,9 @@ def _read(folder: str | Path, name: str, map_location: Any) -> dict[str, Any]:
     path = Path(folder) / name
     if not path.exists():
         present = sorted(p.name for p in Path(folder).glob("*_metadata.pkl"))
+        holds = f"The folder holds {present}. " if present else ""
         raise InputError(
-            f"there is no {path}; the folder holds {present or 'no checkpoint'}. Give the folder and name that "
-            "save_checkpoint was called with"
+            f"there is no {path}. {holds}Give the folder and name that save_checkpoint was called with"
         )
     return read_tensors(path, map_location=map_location)
 

@@ -20,10 +20,10 @@ from mano_op.models.mano import MANO
 class TraceableMANO(nn.Module):
     r"""The same operator as a `MANO`, in plain operations of torch, whatever the size of the grid.
 
-    `MANO` computes window indices in numpy, so it cannot be traced with symbolic sizes. Here the windows of the
-    reference are tensors that are made once, and averages, windows and offsets of a finer grid are arithmetic
-    on ``torch.arange(n)`` (`mano_op.layers.finer`, `mano_op.layers.slots`). The parameters are the model's
-    own, not copies.
+    `MANO` computes window indices in numpy, so it cannot be traced with symbolic sizes. Here the windows of
+    the reference are tensors that are made once, and averages, windows and offsets of a finer grid are
+    arithmetic on ``torch.arange(n)`` (`mano_op.layers.finer`, `mano_op.layers.slots`). The parameters are the
+    model's own, not copies.
 
     Parameters
     ----------
