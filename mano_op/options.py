@@ -86,16 +86,50 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
     """
     validate: Callable[..., T] = validate_call(config=_CONFIG)(function)
     signature = inspect.signature(function)
+    parameters = signature.parameters.values()
+    keywords = next((each.name for each in parameters if each.kind is each.VAR_KEYWORD), "")
 
     @functools.wraps(function)
     def call(*args: P.args, **values: P.kwargs) -> T:
         named = signature.bind(*args, **values).arguments
+        named.update(named.pop(keywords, {}))
         try:
             return validate(**named)
         except ValidationError as error:
             raise InputError(_message(error.errors(), named)) from None
 
     return call
+
+
+def with_fields_of(cls: type) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Show the fields of options in the signature of a function, in place of its ``**keywords``.
+
+    Examples
+    --------
+    >>> @options
+    ... class Walk:
+    ...     steps: Count = 1
+    >>> @with_fields_of(Walk)
+    ... def walk(start: float, **walk: Any) -> Walk:
+    ...     return Walk(**walk)
+    >>> list(inspect.signature(walk).parameters)
+    ['start', 'steps']
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        signature = inspect.signature(function)
+        *named, _ = signature.parameters.values()
+        of_fields = [
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type
+            )
+            for field in fields(cls)
+            if field.name not in signature.parameters
+        ]
+        function.__signature__ = signature.replace(parameters=[*named, *of_fields])  # type: ignore[attr-defined]
+        return function
+
+    return decorate
 
 
 def _message(errors: Sequence[Any], values: Mapping[str, Any]) -> str:

@@ -546,7 +546,7 @@ def test_data_parallel_training_finds_all_gradients_at_other_sizes(tmp_path):
 def errors_of(conv, store):
     """Relative L2 errors at 16 before training by neuraloperator's Trainer, and after it at each level."""
     model, n_epochs, rate = fno(conv, hidden_channels=16, n_layers=3), 8, 5e-3
-    loaders = field_loaders(store, train=16, test=[16, 32, 64], batch_size=10, seed=0)
+    loaders = field_loaders(store, train=16, test=[16, 64], batch_size=10, seed=0)
     loss, optimizer = LpLoss(d=2), AdamW(model.parameters(), lr=rate)
     options = {"max_lr": rate, "total_steps": n_epochs + 1, "pct_start": 0.2}
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, **options)
@@ -561,9 +561,10 @@ def errors_of(conv, store):
 
 
 def test_errors_of_an_fno_grow_less_with_it_than_with_its_own(tmp_path):
-    """From 16 to 64 points, after eight epochs, 1.09 to 1.23 times with three seeds; its own 1.33 to 1.35."""
-    darcy = generate_darcy(tmp_path / "darcy.zarr", [16, 32, 64], samples={"train": 200, "test": 16})
-    before, after = errors_of(MultipoleConv.with_options(n_heads=2), darcy)
-    _, spectral = errors_of(SpectralConv, darcy)
-    assert after[0] < before / 2
-    assert after[2] / after[0] < spectral[2] / spectral[0]
+    """From 16 to 64 points, after eight epochs."""
+    darcy = generate_darcy(tmp_path / "darcy.zarr", [16, 64], samples={"train": 100, "test": 8})
+    before, (coarse, fine) = errors_of(MultipoleConv.with_options(n_heads=2), darcy)
+    _, (spectral_coarse, spectral_fine) = errors_of(SpectralConv, darcy)
+    print(before, coarse, fine, spectral_coarse, spectral_fine)
+    assert coarse < before / 2
+    assert fine / coarse < spectral_fine / spectral_coarse

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mano_op import MANO, MultipoleAttention
 from mano_op.cost import count_flops, count_parameters
+from mano_op.layers.style import Style
 
 
 def test_complex_parameter_counts_twice() -> None:
@@ -47,7 +48,7 @@ def test_fno_matches_hand_count(n: int) -> None:
 def test_multipole_attention_matches_hand_count() -> None:
     """One level, window as large as the grid: four linear maps, and two products of all with all."""
     points, channels = 36, 8
-    layer = MultipoleAttention(channels, 2, window=6, halo=0, n_levels=1, position_bias=False)
+    layer = MultipoleAttention(channels, 2, window=6, halo=0, n_levels=1, style=Style(position_bias=False))
     expected = 2 * points * 4 * channels**2 + 2 * 2 * points**2 * channels
     assert count_flops(layer, torch.zeros(1, channels, 6, 6)) == expected
 

@@ -217,8 +217,11 @@ def test_layers_of_other_kinds_are_called(change):
     assert_close(model(x), before)
 
 
+LAYERS = ("norm1", "qkv", "out")
+
+
 @pytest.mark.parametrize("how", ["hook", "forward"])
-@pytest.mark.parametrize("name", ["mlp.fc1", "mlp.fc2", "attention.attention.0.norm1"])
+@pytest.mark.parametrize("name", ["mlp.fc1", "mlp.fc2", *(f"attention.attention.0.{n}" for n in LAYERS)])
 def test_layers_with_a_hook_or_another_forward_are_called(name, how):
     model, x, seen = small_model().eval(), field(), []
     before, part = model(x), model.blocks[0].get_submodule(name)
@@ -268,9 +271,7 @@ def test_results_may_be_changed_in_place():
     expected = torch.autograd.grad((2 * model(x)).square().sum(), list(model.parameters()))
     out = model(x)
     out *= 2
-    assert all(
-        map(torch.allclose, torch.autograd.grad(out.square().sum(), list(model.parameters())), expected)
-    )
+    assert_close(torch.autograd.grad(out.square().sum(), list(model.parameters())), expected)
 
 
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])

@@ -32,9 +32,9 @@ def test_published_model_is_its_composition(shape):
     [
         ({"in_channels": 0}, "in_channels=0, expected a whole number, at least 1"),
         ({"n_layers": 0}, "n_layers=0, expected a whole number, at least 1"),
-        ({"stride": 9}, "stride=9, expected .* at most 2"),
+        ({"stride": 9}, "stride=9, expected at most window=2"),
         ({"n_heads": 3}, "channels=8 is not divisible by n_heads=3: change one of them, or give head_dim"),
-        ({"sampling": "max_pool"}, "sampling='max_pool', expected one of stencil, conv, avg_pool"),
+        ({"sampling": "max_pool"}, "sampling='max_pool', expected 'stencil', 'conv' or 'avg_pool'"),
         ({"projection_channel_ratio": 0.01}, "=0.01 of 8 channels makes 0 hidden ones, .*: give 0.12 or"),
         ({"windows": 2}, "PublishedMANO has no option 'windows'.* did you mean 'window'"),
     ],

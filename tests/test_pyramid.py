@@ -63,27 +63,20 @@ def test_level_shapes(shape, rate, n_levels, expected):
 def test_published_samplings_of_cells_that_fit_are_torchs_layers(n_dim, rate):
     """The published samplings are convolution, its transpose, pooling and upsampling by copies."""
     fine, cells = draw(2, 3, *[2 * rate] * n_dim), draw(2, 3, *[2] * n_dim, seed=1)
-    restrict, prolong = (build(step, 3, n_dim, rate=rate, sampling="conv") for step in (Restrict, Prolong))
-    conv = getattr(nn, f"Conv{n_dim}d")(3, 3, rate, rate, bias=False)
-    transpose = getattr(nn, f"ConvTranspose{n_dim}d")(3, 3, rate, rate, bias=False)
-    for ours, theirs, given_values, options in (
-        (restrict, conv, fine, ()),
-        (prolong, transpose, cells, (fine.shape[2:],)),
+    for sampling, down, up in (
+        ("conv", getattr(nn, f"Conv{n_dim}d"), getattr(nn, f"ConvTranspose{n_dim}d")),
+        ("avg_pool", getattr(nn, f"AvgPool{n_dim}d"), nn.Upsample),
     ):
-        ours.load_state_dict(theirs.state_dict())
-        found, expected = ours(given_values, *options), theirs(given_values)
-        assert_same(found, expected)
-        cotangent = draw(*found.shape, seed=2)
-        assert_same(
-            torch.autograd.grad(found, ours.weight, cotangent),
-            torch.autograd.grad(expected, theirs.weight, cotangent),
-        )
-    restrict, prolong = (
-        build(step, 3, n_dim, rate=rate, sampling="avg_pool") for step in (Restrict, Prolong)
-    )
-    assert not list(restrict.parameters()) and not list(prolong.parameters())
-    assert_same(restrict(fine), getattr(nn, f"AvgPool{n_dim}d")(rate)(fine))
-    assert_same(prolong(cells, fine.shape[2:]), nn.Upsample(scale_factor=rate)(cells))
+        learned = sampling == "conv"
+        for step, layer, field, shape in (
+            (Restrict, down, fine, ()),
+            (Prolong, up, cells, (fine.shape[2:],)),
+        ):
+            ours = build(step, 3, n_dim, rate=rate, sampling=sampling)
+            size = {"scale_factor": rate} if layer is nn.Upsample else {"kernel_size": rate}
+            theirs = layer(3, 3, rate, rate, bias=False) if learned else layer(**size)
+            ours.load_state_dict(theirs.state_dict())
+            assert_same(ours(field, *shape), theirs(field))
 
 
 def nearest(i, n, wraps):
@@ -146,7 +139,7 @@ def test_constants_stay_constant_at_every_size(periodic, registration, rate, sam
     if sampling == "conv":
         normalise(restrict, Restrict)
         normalise(prolong, Prolong)
-    for shape in [(1, 1), (2, 7), (3, 6), (5, 1), (7, 7), (8, 6), (9, 7)]:
+    for shape in [(1, 1), (2, 7), (5, 1), (9, 7)]:
         constant = torch.full((1, 2, *shape), 2.5)
         down = restrict(constant).detach()
         assert_same(down, torch.full((1, 2, *coarse(shape, rate)), 2.5))
@@ -214,12 +207,12 @@ def test_prolongation_is_the_adjoint_of_restriction(sampling, registration, peri
 @pytest.mark.parametrize("rate", [2, 3, 4])
 def test_a_cut_cell_is_the_mean_of_the_points_it_has(rate):
     restrict = build(Restrict, 2, 2, rate=rate, sampling="avg_pool")
-    for shape in [(1, 1), (2, 7), (3, 5), (5, 2), (7, 7), (8, 1), (9, 5)]:
-        x = draw(1, 2, *shape)
-        rows = [x[:, :, i : i + rate].mean(2, keepdim=True) for i in range(0, shape[0], rate)]
-        expected = torch.cat(rows, 2)
-        columns = [expected[..., j : j + rate].mean(-1, keepdim=True) for j in range(0, shape[1], rate)]
-        assert_same(restrict(x), torch.cat(columns, -1))
+    for shape in [(1, 1), (2, 7), (7, 7), (9, 5)]:
+        x = expected = draw(1, 2, *shape)
+        for dim in (2, 3):
+            cells = expected.split(rate, dim)
+            expected = torch.cat([cell.mean(dim, keepdim=True) for cell in cells], dim)
+        assert_same(restrict(x), expected)
 
 
 @pytest.mark.parametrize("sampling", ["stencil", "conv"])
@@ -235,7 +228,7 @@ def test_half_precision_in_three_dimensions_is_that_of_single_precision(sampling
     expected = coarse, prolong(coarse, (5, 6, 2))
     if not autocast:
         restrict, prolong = restrict.bfloat16(), prolong.bfloat16()
-    for _ in range(20):
+    for _ in range(10):
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             for size in (64, 128, 256, 512, 1024, 4096):
                 torch.full((size,), torch.nan, dtype=torch.float32)

@@ -42,7 +42,7 @@ def exponents(costs, points):
     return [(d - c) / (n - m) for (c, d), (m, n) in zip(*map(pairwise, logarithms), strict=True)]
 
 
-@pytest.mark.parametrize(("n_dim", "sizes"), [(2, (32, 64, 128)), (3, (8, 16, 32))])
+@pytest.mark.parametrize(("n_dim", "sizes"), [(2, (32, 64, 128)), (3, (8, 16, 24))])
 def test_costs_of_mano_grow_as_the_number_of_points(n_dim, sizes):
     """At most: what does not grow, such as the memory of a chunk, weighs more on small grids.
 
@@ -89,10 +89,10 @@ def test_a_quick_run_of_the_benchmark_writes_ratios_and_compares_them(tmp_path, 
     speed.main(["floor", "--out", str(out), "--quick"])
     report = json.loads(out.read_text())
     [row] = report["rows"].values()
-    assert all(entry["ratio"] > 0 and entry["noise"] >= 0 for entry in row["entries"])
     for entry in row["entries"]:
+        assert entry["ratio"] > 0 and entry["noise"] >= 0
         entry.update(ratio=entry["ratio"] / 1e3, noise=0.1)
     out.write_text(json.dumps(report))
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit, match="1"):
         speed.main(["floor", "--compare", "--out", str(out), "--quick"])
-    assert stopped.value.code == 1 and "WORSE" in capsys.readouterr().out
+    assert "WORSE" in capsys.readouterr().out

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mano_op.errors import InputError
-from mano_op.layers import chunks, whole
+from mano_op.layers import whole
 from mano_op.layers import window as module
 from mano_op.layers.attention import PositionBias
 from mano_op.layers.native.library import library
@@ -128,7 +128,7 @@ def cotangent(out):
 
 # Name: how it is reached, its type, and its error, relative to the largest value or one.
 IMPLEMENTATIONS = {
-    "in chunks": (differentiated, torch.float64, 1e-11),
+    "in blocks": (differentiated, torch.float64, 1e-11),
     "of whole tensors": (transformed, torch.float64, 1e-11),
     "compiled": (differentiated, torch.float32, 1e-5),
 }
@@ -219,10 +219,10 @@ def every_special_case(test):
 
 
 def assert_every_implementation(inputs, options, n_threads, scores):
-    """With so many threads, and scores in a chunk."""
+    """With so many threads, and scores in a block."""
     expected = expected_of(inputs, **options)
     for name, (_, _, within) in IMPLEMENTATIONS.items():
-        with threads(n_threads), patch.object(chunks, "_SCORES", scores):
+        with threads(n_threads), patch.object(whole, "_SCORES", scores):
             found = results(name, inputs, **options)
         assert_near(found, expected, within, name)
 
@@ -236,7 +236,7 @@ def assert_every_implementation(inputs, options, n_threads, scores):
     st.sampled_from([1, 100, 300, 10**9]),
 )
 def test_every_implementation_is_the_definition(case, biased, head_dim, n_threads, scores):
-    """In values and gradients, with any threads and chunks."""
+    """In values and gradients, with any threads and blocks."""
     shape, options = options_of(case)
     inputs = drawn(shape, head_dim=head_dim, biased=biased)
     assert_every_implementation(inputs, options, n_threads, scores)
@@ -274,29 +274,6 @@ def test_tilings_of_a_part_of_the_queries_hold_only_the_windows_of_these(case, d
             assert set(taken) == set(range(len(tiling.queries)))
 
 
-@needs_library
-@given(
-    kind=st.sampled_from([(1, 2), (1, 4), (1, 8), (2, 2), (3, 2)]),
-    sides=st.lists(st.integers(-7, 6), min_size=3, max_size=3),
-    part=st.integers(1, 8),
-    periodic=st.lists(st.booleans(), min_size=3, max_size=3),
-    heads=st.sampled_from([1, 3, 9]),
-    head_dim=st.sampled_from([1, 8, 16, 21, 32]),
-    n_threads=st.sampled_from([1, 5, 40]),
-)
-def test_small_windows_without_a_bias_are_those_of_double_precision(
-    kind, sides, part, periodic, heads, head_dim, n_threads
-):
-    """Of 2, 4 or 8 points, also on grids that are narrower than a window."""
-    n_dim, side = kind
-    shape = [max(1, side + n) for n in sides[:n_dim]]
-    inputs = drawn(shape, heads=heads, head_dim=head_dim, biased=False)
-    options = {"window": side, "stride": min(part, side), "periodic": periodic[:n_dim]}
-    with threads(n_threads):
-        found = results("compiled", inputs, **options)
-    assert_near(found, results("in chunks", inputs, **options), 1e-5)
-
-
 @pytest.mark.parametrize("periodic", [False, True])
 @pytest.mark.parametrize("shape", [(7,), (5, 6), (2, 3, 4)])
 def test_a_window_or_halo_as_large_as_the_grid_gives_dense_attention(shape, periodic):
@@ -325,20 +302,6 @@ def test_shifted_windows_are_swins_rolled_and_masked_ones():
     out = rearrange(out, f"b h (y x) (p q) d -> b h {cut} d", y=n // window, p=window)
     found = window_attention(q, k, v, window=window, shift=shift)
     torch.testing.assert_close(found, out.roll((shift, shift), (-3, -2)), rtol=1e-11, atol=1e-12)
-
-
-@EVERY
-@pytest.mark.parametrize(("shape", "window", "halo"), [((11,), 4, 2), ((5, 7), 3, 1)])
-def test_padding_is_never_attended_to(shape, window, halo, name):
-    """It repeats the border: let that be huge."""
-    inputs = drawn(shape)
-    for t in inputs[1:3]:
-        for dim in range(2, t.ndim - 1):
-            t.select(dim, 0).mul_(30)
-            t.select(dim, -1).mul_(30)
-    options = {"window": window, "halo": halo, "periodic": (False,) * len(shape)}
-    expected = expected_of(inputs, **options)
-    assert_near(results(name, inputs, **options), expected, 10 * IMPLEMENTATIONS[name][2])
 
 
 def test_a_bias_between_quarters_of_a_step_is_interpolated():
@@ -392,14 +355,13 @@ def test_huge_scores_give_finite_means_of_values(case, name):
 
 
 @needs_library
-@pytest.mark.parametrize("options", [{"window": 3}, {"window": 2, "stride": 1}])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("which", [0, 1, 2])
-def test_nan_and_infinity_show_in_their_windows_alone(which, bad, options):
+def test_nan_and_infinity_show_in_their_windows_alone(which, bad):
     inputs = drawn((8, 8), batch=1, heads=1, biased=False)
     inputs[which][0, 0, 3, 3, 0] = bad
-    found = results("compiled", inputs, **options)[0].isfinite()
-    assert torch.equal(found, results("in chunks", inputs, **options)[0].isfinite())
+    found = results("compiled", inputs, window=3)[0].isfinite()
+    assert torch.equal(found, results("in blocks", inputs, window=3)[0].isfinite())
     assert not found.all() and found[0, 0, 6:].all()
 
 
@@ -426,14 +388,13 @@ def test_a_bias_that_autocast_makes_half_is_read_as_such():
 
 
 @needs_library
-@pytest.mark.parametrize("options", [{"window": 4, "halo": 1}, {"window": 2, "stride": 1}])
-def test_numbers_are_the_same_each_time_and_forward_with_any_threads(options):
+def test_numbers_are_the_same_each_time_and_forward_with_any_threads():
     inputs = drawn((16, 15), batch=3, heads=5, biased=False)
-    once, again = (results("compiled", inputs, **options) for _ in range(2))
-    assert all(map(torch.equal, once, again))
+    first, second = (results("compiled", inputs, window=4, halo=1) for _ in range(2))
+    assert all(map(torch.equal, first, second))
     for n_threads in (2, 7, 40):
         with threads(n_threads):
-            assert torch.equal(results("compiled", inputs, **options)[0], once[0])
+            assert torch.equal(results("compiled", inputs, window=4, halo=1)[0], first[0])
 
 
 # Memory
@@ -441,8 +402,7 @@ def test_numbers_are_the_same_each_time_and_forward_with_any_threads(options):
 
 @needs_library
 @pytest.mark.parametrize("head_dim", [4, 16, 21])
-@pytest.mark.parametrize("options", [{"window": 4, "halo": 1}, {"window": 2, "stride": 1}])
-def test_strided_inputs_are_read_where_they_are_and_nothing_beside_them(options, head_dim):
+def test_strided_inputs_are_read_where_they_are_and_nothing_beside_them(head_dim):
     """As a layer's are: heads side by side. Whatever lies between and after them is NaN here."""
     points = [torch.randn(2, 5, 7, 3, head_dim) for _ in range(3)]
     around = torch.full((2, 6, 7, 3, head_dim + 5), torch.nan)
@@ -450,7 +410,7 @@ def test_strided_inputs_are_read_where_they_are_and_nothing_beside_them(options,
     found, exact = [], []
     for into, inputs in ((found, parts), (exact, points)):
         inputs = [t.permute(0, 3, 1, 2, 4).requires_grad_() for t in inputs]
-        out = attend(inputs, **options)
+        out = attend(inputs, window=4, halo=1)
         into += [out, *torch.autograd.grad(out, inputs, cotangent(out))]
     for one, other in zip(found, exact, strict=True):
         torch.testing.assert_close(one, other)
@@ -468,41 +428,35 @@ def test_nothing_of_the_size_of_the_scores_is_kept(dtype):
 
 def test_windows_kept_from_inference_and_from_fake_tensors_serve_training():
     """Windows are kept for the next call of the same shape, in whatever mode the first one was."""
-    for options in ({"window": 4, "halo": 1}, {"window": 2, "stride": 1}):
-        inputs = [t.float().requires_grad_() for t in drawn((7, 23), biased=False)]  # as in no other test
-        mode = FakeTensorMode()
-        fake = [mode.from_tensor(t.detach()) for t in inputs]
-        with mode:
-            attend(fake, **options)
-        with torch.inference_mode():
-            first = attend(inputs, **options)
-        with patch.object(module, "on_cpu_eagerly", lambda q: False):  # which saves indices
-            again = attend(inputs, **options)
-        torch.testing.assert_close(again, first.clone())
-        assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(again.sum(), inputs))
+    inputs = [t.float().requires_grad_() for t in drawn((7, 23), biased=False)]  # as in no other test
+    attend_here = partial(attend, window=4, halo=1)
+    mode = FakeTensorMode()
+    fake = [mode.from_tensor(t.detach()) for t in inputs]
+    with mode:
+        attend_here(fake)
+    with torch.inference_mode():
+        first = attend_here(inputs)
+    with patch.object(module, "on_cpu_eagerly", lambda q: False):  # which saves indices
+        second = attend_here(inputs)
+    torch.testing.assert_close(second, first.clone())
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(second.sum(), inputs))
 
 
 # Which implementation
 
 
 @pytest.mark.parametrize(
-    ("dtype", "options", "biased", "used"),
+    ("dtype", "implementation"),
     [
-        (torch.float64, {"window": 4}, True, "attend_in_chunks"),
-        pytest.param(torch.float32, {"window": 4}, True, "attend_natively", marks=needs_library),
-        pytest.param(
-            torch.float32, {"window": 2, "stride": 1}, False, "attend_in_small_windows", marks=needs_library
-        ),
-        pytest.param(torch.float32, {"window": 2}, True, "attend_natively", marks=needs_library),
-        pytest.param(torch.float32, {"window": 2, "halo": 1}, False, "attend_natively", marks=needs_library),
+        (torch.float64, "attend_in_blocks"),
+        (torch.float32, "attend_natively" if library() else "attend_in_blocks"),
     ],
 )
-def test_implementation_follows_from_type_windows_and_bias(dtype, options, biased, used, monkeypatch):
-    ways = ("attend_in_chunks", "attend_natively", "attend_in_small_windows", "attend_whole")
-    for way in set(ways) - {used}:
-        monkeypatch.setattr(module, way, None)
-    inputs = [t.to(dtype) for t in drawn((8, 5), biased=biased)]
-    assert all(t.isfinite().all() for t in differentiated(partial(attend, **options), inputs))
+def test_implementation_follows_from_the_type(dtype, implementation, monkeypatch):
+    for other in {"attend_in_blocks", "attend_natively", "attend_whole"} - {implementation}:
+        monkeypatch.setattr(module, other, None)
+    inputs = [t.to(dtype) for t in drawn((8, 5))]
+    assert all(t.isfinite().all() for t in differentiated(partial(attend, window=4), inputs))
 
 
 @needs_library
@@ -521,7 +475,7 @@ def test_torchs_own_kernel_gives_the_same(most_heads, monkeypatch):
     for case in SPECIAL[4:]:
         shape, options = options_of(case)
         inputs = drawn(shape)
-        found, expected = (results(name, inputs, **options) for name in ("of whole tensors", "in chunks"))
+        found, expected = (results(name, inputs, **options) for name in ("of whole tensors", "in blocks"))
         assert_near(found, expected, 1e-11)
 
 
@@ -531,7 +485,7 @@ def test_cuda_gives_what_the_cpu_gives(case):
     shape, options = options_of(case)
     inputs = drawn(shape)
     found = differentiated(partial(attend, **options), [t.cuda() for t in inputs])
-    assert_near([t.cpu() for t in found], results("in chunks", inputs, **options), 1e-10)
+    assert_near([t.cpu() for t in found], results("in blocks", inputs, **options), 1e-10)
 
 
 @needs_cuda

@@ -21,9 +21,8 @@ step                what it does
 On the reference grid itself all of them are the identity. On a finer one the average tends to an integral, at
 second order, so what a layer makes of an input has a limit as the grid is refined.
 
-Points between those of the reference do not hear of each other, so what is done at them may be done for a
-box of them at a time, a `Tile`. Every step is a matrix for each axis, whose rows are 0 but near to
-their point (`Banded`).
+Points between those of the reference are targets and not sources, so they may be mapped a box at a time, a
+`Tile`. Every step is a banded matrix for each axis (`Banded`).
 """
 
 from __future__ import annotations
@@ -49,14 +48,12 @@ _BLOCK = 128
 class Banded:
     """A matrix whose rows have a few neighbouring columns each, as dense blocks of consecutive rows.
 
-    The memory and time that it takes are then linear in its sides. One of at most 128 rows and columns is one
-    block.
+    Memory and time are linear in its sides.
 
     Attributes
     ----------
     blocks : list of (slice, int array or None, float array)
-        For each some rows, the columns beyond which these are 0, None if that is every column, and what the
-        matrix has there.
+        Rows of a block, its columns, None for all of them, and its entries.
 
     Examples
     --------
@@ -74,28 +71,28 @@ class Banded:
     def of(
         cls,
         shape: tuple[int, int],
-        some: Callable[[slice], tuple[NDArray[np.int64], NDArray[np.float64]]],
+        block_of: Callable[[slice], tuple[NDArray[np.int64], NDArray[np.float64]]],
     ) -> Banded:
-        """The matrix of some shape, given a function of some rows: columns, in order, and what is there."""
+        """Build the matrix from a function that returns the columns and the entries of some rows."""
         n_rows, n_columns = shape
         step = max(1, _BLOCK * n_rows // max(n_rows, n_columns))
         blocks: list[tuple[slice, NDArray[np.int64] | None, NDArray[np.float64]]] = []
         for first in range(0, n_rows, step):
             rows = slice(first, min(first + step, n_rows))
-            columns, dense = some(rows)
+            columns, dense = block_of(rows)
             blocks.append((rows, None if len(columns) == n_columns else columns, dense))
         return cls(blocks)
 
     def apply(self, x: Tensor, dim: int, rows: slice = slice(None)) -> Tensor:
-        """The matrix, or some consecutive rows of it, on a dimension of a field."""
+        """Multiply a dimension of a field by the matrix, or by consecutive rows of it."""
         first, last, _ = rows.indices(self.blocks[-1][0].stop)
         parts = []
-        for here, columns, dense in self.blocks:
-            start, stop = max(first, here.start), min(last, here.stop)
+        for block, columns, dense in self.blocks:
+            start, stop = max(first, block.start), min(last, block.stop)
             if start >= stop:
                 continue
-            if stop - start < here.stop - here.start:  # which have fewer neighbours
-                dense = dense[start - here.start : stop - here.start]
+            if stop - start < block.stop - block.start:  # which have fewer neighbours
+                dense = dense[start - block.start : stop - block.start]
                 used = np.flatnonzero(dense.any(axis=0))
                 columns, dense = used if columns is None else columns[used], dense[:, used]
             part = x
@@ -136,12 +133,8 @@ class Anchoring:
     @cached_property
     def working(self) -> Grid:
         """The finer of the two along each axis."""
-        return Grid(
-            tuple(
-                here if here.n > there.n else there
-                for here, there in zip(self.source, self.reference, strict=True)
-            )
-        )
+        pairs = zip(self.source, self.reference, strict=True)
+        return Grid(tuple(source if source.n > reference.n else reference for source, reference in pairs))
 
     @property
     def refines(self) -> bool:
@@ -150,20 +143,20 @@ class Anchoring:
 
     @cached_property
     def queries_at(self) -> tuple[tuple[float, ...], ...]:
-        """For each axis where the points of the working grid are, counted in those of the reference."""
+        """Positions of the points of the working grid along each axis, counted in those of the reference."""
         pairs = zip(self.reference, self.working, strict=True)
-        return tuple(tuple(here.positions(there).tolist()) for here, there in pairs)
+        return tuple(tuple(reference.positions(axis).tolist()) for reference, axis in pairs)
 
     @cached_property
     def whole(self) -> Tile:
-        """All points of the working grid at once."""
+        """The working grid as one tile."""
         return Tile(self, (slice(None),) * self.working.n_dim)
 
     def tiles(self, most: int) -> list[Tile]:
-        """The working grid as boxes of at most so many points, in their order, or as small as they can be.
+        """Cut the working grid into boxes of at most `most` points, or as small as they can be.
 
-        They are slabs along the first axis, if one position of it has no more points. Axes that have no
-        point between two of the reference are not cut, so `settle` has all it needs in each box.
+        They are slabs along the first axis, if one position of it has no more points. Axes without a point
+        between two of the reference are not cut, so `settle` has all it needs in each box.
         """
         points, cuts = math.prod(self.working.shape), []
         for axis, here in zip(self.working, self.reference, strict=True):
@@ -173,7 +166,6 @@ class Anchoring:
                 most //= axis.n
                 continue
             width = min(axis.n, max(1, most // points))
-            # As many as that needs, and about equally wide.
             count = -(-axis.n // width)
             edges = [axis.n * i // count for i in range(count + 1)]
             cuts.append([slice(*pair) for pair in pairwise(edges)])
@@ -182,44 +174,45 @@ class Anchoring:
 
     @cached_property
     def _lift(self) -> list[Banded | None]:
-        return [lagrange(here, there, 2) for here, there in zip(self.source, self.working, strict=True)]
+        return [lagrange(axis, working, 2) for axis, working in zip(self.source, self.working, strict=True)]
 
     @cached_property
     def _anchors(self) -> list[Banded | None]:
         pairs = zip(self.working, self.reference, strict=True)
-        return [_averages(here, there, there.points) for here, there in pairs]
+        return [_averages(axis, reference, reference.points) for axis, reference in pairs]
 
     @cached_property
     def _smooth(self) -> list[Banded | None]:
         pairs = zip(self.working, self.reference, strict=True)
-        return [_averages(here, there, here.points) for here, there in pairs]
+        return [_averages(axis, reference, axis.points) for axis, reference in pairs]
 
     @cached_property
     def _interpolate(self) -> list[Banded | None]:
-        return [lagrange(here, there, 4) for here, there in zip(self.reference, self.working, strict=True)]
+        pairs = zip(self.reference, self.working, strict=True)
+        return [lagrange(reference, axis, 4) for reference, axis in pairs]
 
     @cached_property
     def _settle(self) -> list[Banded | None]:
-        return [lagrange(here, there, 4) for here, there in zip(self.working, self.source, strict=True)]
+        return [lagrange(axis, source, 4) for axis, source in zip(self.working, self.source, strict=True)]
 
     def lift(self, x: Tensor) -> Tensor:
-        """From the source to the working grid."""
+        """Interpolate from the source to the working grid."""
         return _apply(self._lift, x)
 
     def smooth(self, x: Tensor) -> Tensor:
-        """The averages at the points of the working grid, on which `x` is."""
+        """Average a field on the working grid at its points."""
         return _apply(self._smooth, x)
 
     def anchors(self, x: Tensor) -> Tensor:
-        """The averages at the points of the reference."""
+        """Average a field on the working grid at the points of the reference."""
         return _apply(self._anchors, x)
 
     def interpolate(self, x: Tensor) -> Tensor:
-        """From the reference to the working grid."""
+        """Interpolate from the reference to the working grid."""
         return _apply(self._interpolate, x)
 
     def settle(self, x: Tensor) -> Tensor:
-        """From the working grid to the source."""
+        """Interpolate from the working grid to the source."""
         return _apply(self._settle, x)
 
 
@@ -249,7 +242,7 @@ class Tile:
 
     @property
     def queries_at(self) -> tuple[tuple[float, ...], ...]:
-        """For each axis where the points are, counted in those of the reference."""
+        """Positions of the points along each axis, counted in those of the reference."""
         return tuple(at[part] for at, part in zip(self.place.queries_at, self.cut, strict=True))
 
     @property
@@ -259,15 +252,15 @@ class Tile:
         return [torch.as_tensor(axis.points[part]) for axis, part in axes]
 
     def smooth(self, x: Tensor) -> Tensor:
-        """The averages at the points, of a field on all of the working grid."""
+        """Average a field on all of the working grid at the points."""
         return _apply(self.place._smooth, x, self.cut)
 
     def interpolate(self, x: Tensor) -> Tensor:
-        """From all of the reference to the points."""
+        """Interpolate from all of the reference to the points."""
         return _apply(self.place._interpolate, x, self.cut)
 
     def settle(self, x: Tensor) -> Tensor:
-        """From the points to the box of the source that `cut` is there too."""
+        """Interpolate from the points to the same box of the source."""
         return _apply(self.place._settle, x)
 
 
@@ -278,7 +271,7 @@ def anchoring(
     registration: Registration,
     periodic: tuple[bool, ...],
 ) -> Anchoring:
-    """The `Anchoring` of two grids over one domain, kept for the next call."""
+    """Return the `Anchoring` of two grids over one domain, kept for the next call."""
     source, reference = (
         Grid.uniform(n, registration=registration, periodic=periodic) for n in (shape, reference_shape)
     )
@@ -286,7 +279,7 @@ def anchoring(
 
 
 def _apply(matrices: Sequence[Banded | None], x: Tensor, cut: Sequence[slice] | None = None) -> Tensor:
-    """Matrices, one for each axis, on a field; None leaves an axis alone. With `cut` some rows of each."""
+    """Multiply each axis of a field by its matrix, or the rows of `cut`; None leaves an axis alone."""
     for i, matrix in enumerate(matrices):
         if matrix is not None:
             x = matrix.apply(x, i + 2, slice(None) if cut is None else cut[i])
@@ -294,7 +287,7 @@ def _apply(matrices: Sequence[Banded | None], x: Tensor, cut: Sequence[slice] | 
 
 
 def _averages(source: Axis, reference: Axis, at: NDArray[np.float64]) -> Banded | None:
-    """The averages of the module's table, over the reference's intervals, at some places."""
+    """The averages of the module's table over the intervals of the reference, at some points."""
     if source.n == reference.n:
         return None
     if source.periodic:
@@ -302,28 +295,28 @@ def _averages(source: Axis, reference: Axis, at: NDArray[np.float64]) -> Banded 
     else:
         ends = [np.interp(at, reference.points, bound) for bound in reference.bounds.T]
 
-    def some(rows: slice) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def block_of(rows: slice) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         left, right = (end[rows] for end in ends)
-        first, last = ((place - source.points[0]) / source.spacing for place in (left.min(), right.max()))
+        first, last = ((end - source.points[0]) / source.spacing for end in (left.min(), right.max()))
         columns = _columns(source, int(np.floor(first)) - 1, int(np.ceil(last)) + 1)
         return columns, source.averages(left, right, columns)
 
-    return Banded.of((len(at), source.n), some)
+    return Banded.of((len(at), source.n), block_of)
 
 
 def _columns(axis: Axis, first: int, last: int) -> NDArray[np.int64]:
-    """The points of an axis from one position to another, some of which may be past its ends."""
+    """The points of an axis between two positions, which may be past its ends."""
     if axis.periodic:
         return np.unique(np.arange(first, min(last, first + axis.n - 1) + 1) % axis.n)
     return np.arange(max(first, 0), min(last, axis.n - 1) + 1)
 
 
 def lagrange(source: Axis, target: Axis, points: int, *, beyond: bool = False) -> Banded | None:
-    r"""Interpolation through the so many points near y_j, fewer where there are fewer.
+    r"""Return the matrix of Lagrange interpolation through `points` points near y_j, fewer at the ends.
 
-    The matrix is :math:`M_{ji} = \prod_{l \ne i} (y_j - x_l) / (x_i - x_l)`. Beyond the outermost points of
-    an axis that does not wrap it has their values or, with `beyond`, goes on along the polynomial through
-    those there are. None stands for an axis with as many points, which are the same.
+    It is :math:`M_{ji} = \prod_{l \ne i} (y_j - x_l) / (x_i - x_l)`. Beyond the outermost points of
+    an axis that does not wrap it has their values or, with `beyond`, extrapolates. None stands for the
+    identity, of an axis with as many points.
     """
     if source.n == target.n:
         return None
@@ -332,7 +325,7 @@ def lagrange(source: Axis, target: Axis, points: int, *, beyond: bool = False) -
     if not (source.periodic or beyond):
         at = at.clip(0, n - 1)
 
-    def some(rows: slice) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def block_of(rows: slice) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         y = at[rows, None]
         near = np.floor(y).astype(np.int64) + np.arange(1 - half, half + 1)
         if source.periodic:
@@ -348,4 +341,4 @@ def lagrange(source: Axis, target: Axis, points: int, *, beyond: bool = False) -
         np.add.at(dense, (row, np.searchsorted(columns, near[used] % n)), weights[used])
         return columns, dense
 
-    return Banded.of((target.n, n), some)
+    return Banded.of((target.n, n), block_of)

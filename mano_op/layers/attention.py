@@ -1,32 +1,28 @@
-"""Attention of one level: projections, windows, and a bias of the offset."""
+"""Attention of one level: projections, windows, and position bias."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from mano_op.errors import InputError
 from mano_op.layers.eager import is_only
 from mano_op.layers.level import Parts, Projection, attend_on_level
 from mano_op.layers.points import Hidden, linear_maps
-from mano_op.layers.scores import Scores, scored
+from mano_op.layers.scores import scored
+from mano_op.layers.style import OPERATOR, Style
 from mano_op.layers.window import native_windows, window_attention
-
-Bias = Literal["swin"]
-_OF_WINDOWS = ("window", "stride", "halo", "shift", "periodic")
 
 
 class WindowAttention(nn.Module):
     r"""Multi-head attention within windows: LayerNorm, queries, keys and values, attention, a linear map.
 
-    All but the attention itself acts point by point and is computed once for each point. See
-    `mano_op.layers.window.window_attention` for the attention, `MultipoleAttention` for the parameters.
+    See `mano_op.layers.window.window_attention` for the attention, `MultipoleAttention` for the parameters.
 
     Examples
     --------
@@ -51,62 +47,51 @@ class WindowAttention(nn.Module):
         halo: int,
         periodic: Sequence[bool],
         shift: int = 0,
-        scores: Scores = "dot",
-        position_bias: bool | Bias = True,
-        qv_bias: bool = False,
-        norm: bool = True,
-        double_norm: bool = False,
+        style: Style = OPERATOR,
     ) -> None:
         super().__init__()
         self.n_heads, self.window, self.stride, self.halo, self.shift = n_heads, window, stride, halo, shift
         self.periodic = tuple(periodic)
         inner = n_heads * head_dim
-        self.norm1 = nn.LayerNorm(channels) if norm else nn.Identity()
-        self.norm2 = nn.LayerNorm(channels) if double_norm else nn.Identity()
+        self.norm1, self.norm2 = (
+            nn.LayerNorm(channels) if i < style.norms else nn.Identity() for i in range(2)
+        )
         self.qkv = nn.Linear(channels, 3 * inner, bias=False)
         # A bias of the keys would change no softmax of dot products.
-        self.q_bias, self.v_bias = (nn.Parameter(torch.zeros(inner)) if qv_bias else None for _ in "qv")
+        self.q_bias, self.v_bias = (nn.Parameter(torch.zeros(inner)) if style.qv_bias else None for _ in "qv")
         self.logit_scale = (
-            nn.Parameter(torch.full((n_heads,), math.log(10.0))) if scores == "cosine" else None
+            nn.Parameter(torch.full((n_heads,), math.log(10.0))) if style.scores == "cosine" else None
         )
         # The published layer has no linear map after a single head of full width; Swin's has.
-        without = n_heads == 1 and inner == channels and not qv_bias
+        without = n_heads == 1 and inner == channels and not style.qv_bias
         self.out = nn.Identity() if without else nn.Linear(inner, channels)
         self.bias: nn.Module | None = None
-        if position_bias == "swin":
+        if style.position_bias == "swin":
             self.bias = SwinPositionBias(n_heads, n_dim=n_dim, window=window)
-        elif position_bias:
+        elif style.position_bias:
             self.bias = PositionBias(n_heads, n_dim=n_dim)
 
     def forward(
         self,
         x: Tensor,
-        queries: Tensor | None = None,
-        queries_at: Sequence[tuple[float, ...]] | None = None,
         *,
         plus: Sequence[Tensor] = (),
         bias: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Map ``(batch, channels, *grid)`` to the same shape.
 
-        With `queries`, ``(batch, channels, *other grid)``, the points of that field attend to those of `x`,
-        and the result is on their grid; `queries_at` says where they are, see
-        `mano_op.layers.window.window_attention`. The fields of `plus` are added to the result. `bias` stands
-        for the module's own, where that is remembered.
+        The fields of `plus` are added to the result. `bias` stands for the module's own, where that is
+        remembered.
         """
         bias = self.bias if bias is None else bias
-        if queries is None:
-            at_once = self._at_once(x, plus, bias)
-            if at_once is not None:
-                return at_once
-            q, k, v = self._heads(x, "qkv")
-            return self._projected(self._attended(q, k, v, bias), plus)
-        if queries_at is None:
-            raise InputError("there are queries without queries_at: say where they are, counted in keys")
-        return self.between(queries, *self.keys_and_values(x), queries_at, plus)
+        fused = self._fused(x, plus, bias)
+        if fused is not None:
+            return fused
+        q, k, v = self._heads(x, "qkv")
+        return self._projected(window_attention(q, k, v, **self._windows, bias=bias), plus)
 
     def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the points of `x` have for queries that are elsewhere, ``(batch, heads, *grid, head_dim)``."""
+        """Compute keys and values for queries elsewhere, each ``(batch, heads, *grid, head_dim)``."""
         k, v = self._heads(x, "kv")
         return k, v
 
@@ -118,34 +103,21 @@ class WindowAttention(nn.Module):
         queries_at: Sequence[tuple[float, ...]],
         plus: Sequence[Tensor] = (),
     ) -> Tensor:
-        """`forward` with `queries`, of the field whose `keys_and_values` these are."""
-        (q,) = self._heads(queries, "q")
-        return self._projected(self._attended(q, k, v, self.bias, queries_at=queries_at), plus)
+        """Attend from the points of another field, ``(batch, channels, *other grid)``.
 
-    def _attended(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        bias: Callable[[Tensor], Tensor] | None,
-        *,
-        queries_at: Sequence[tuple[float, ...]] | None = None,
-    ) -> Tensor:
-        return window_attention(
-            q,
-            k,
-            v,
-            window=self.window,
-            stride=self.stride,
-            halo=self.halo,
-            shift=self.shift,
-            periodic=self.periodic,
-            bias=bias,
-            queries_at=queries_at,
-        )
+        `k` and `v` are `keys_and_values` of a field; `queries_at` is as in
+        `mano_op.layers.window.window_attention`, and `plus` as in `forward`.
+        """
+        (q,) = self._heads(queries, "q")
+        out = window_attention(q, k, v, **self._windows, bias=self.bias, queries_at=queries_at)
+        return self._projected(out, plus)
+
+    @property
+    def _windows(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("window", "stride", "halo", "shift", "periodic")}
 
     def _projected(self, out: Tensor, plus: Sequence[Tensor]) -> Tensor:
-        """The results of the heads as a field; what they were made of is needed no longer, and gone."""
+        """Map the results of the heads to a field, and add others."""
         out = rearrange(out, "b h ... d -> b ... (h d)")
         added = [rearrange(t, "b c ... -> b ... c") for t in plus]
         if isinstance(self.out, nn.Linear) and is_only(self.out, nn.Linear):
@@ -155,20 +127,20 @@ class WindowAttention(nn.Module):
         return rearrange(out, "b ... c -> b c ...")
 
     def _heads(self, x: Tensor, which: str) -> tuple[Tensor, ...]:
-        """Some of queries, keys and values of the points, each ``(batch, heads, *grid, head_dim)``."""
+        """Compute queries, keys or values, by their letters, each ``(batch, heads, *grid, head_dim)``."""
         tokens = rearrange(x, "b c ... -> b ... c")
         normalised, parameters = self._normalised()
         if not is_only(self.qkv, nn.Linear):  # hooked, or another module in its place
-            every = dict(zip("qkv", self.qkv(self.norm2(self.norm1(tokens))).chunk(3, -1), strict=True))
-            pairs = [(every[name], self._biases[name]) for name in which]
+            qkv = dict(zip("qkv", self.qkv(self.norm2(self.norm1(tokens))).chunk(3, -1), strict=True))
+            pairs = [(qkv[name], self._biases[name]) for name in which]
             projected = tuple(t if bias is None else t + bias for t, bias in pairs)
         elif normalised is not None:
             projected = linear_maps(tokens, normalised, parameters, self._maps(which))
         else:
             tokens = self.norm2(self.norm1(tokens))
             projected = tuple(F.linear(tokens, weight, bias) for weight, bias in self._maps(which))
-        made = scored(dict(zip(which, projected, strict=True)), self.n_heads, self.logit_scale)
-        return tuple(rearrange(t, "b ... (h d) -> b h ... d", h=self.n_heads) for t in made)
+        projected = scored(dict(zip(which, projected, strict=True)), self.n_heads, self.logit_scale)
+        return tuple(rearrange(t, "b ... (h d) -> b h ... d", h=self.n_heads) for t in projected)
 
     def _maps(self, which: str) -> list[tuple[Tensor, Tensor | None]]:
         """The weights and biases of some of queries, keys and values."""
@@ -180,7 +152,7 @@ class WindowAttention(nn.Module):
         return {"q": self.q_bias, "k": None, "v": self.v_bias}
 
     def _normalised(self) -> tuple[Hidden | None, list[Tensor]]:
-        """The LayerNorms as what comes before projections, if they are nothing else, and their parameters."""
+        """The LayerNorms and their parameters; None for them if a module has hooks or is another one."""
         norms = [norm for norm in (self.norm1, self.norm2) if isinstance(norm, nn.LayerNorm)]
         parameters: list[Tensor] = [t for norm in norms for t in (norm.weight, norm.bias) if t is not None]
         complete = len(parameters) == 2 * len(norms)
@@ -188,25 +160,24 @@ class WindowAttention(nn.Module):
             return Hidden(tuple(norm.eps for norm in norms)), parameters
         return None, parameters
 
-    def _at_once(
+    def _fused(
         self, x: Tensor, plus: Sequence[Tensor], bias: Callable[[Tensor], Tensor] | None
     ) -> Tensor | None:
-        """All of it as one function, where the compiled library is and nobody looks at the parts of it."""
+        """The layer as one function; None without the compiled library, or where modules have hooks."""
         norms, parameters = self._normalised()
         plain = is_only(self.out, nn.Linear) and is_only(self.qkv, nn.Linear)
         if norms is None or not plain or torch.is_autocast_enabled("cpu"):
             return None
         tokens = x.movedim(1, -1)
-        options = {name: getattr(self, name) for name in _OF_WINDOWS}
-        found = native_windows(tokens, self.n_heads, **options, bias=bias)
-        if found is None:
+        native = native_windows(tokens, self.n_heads, **self._windows, bias=bias)
+        if native is None:
             return None
-        windows, table = found
+        windows, table = native
         parts = Parts(norms, self.n_heads, windows)
         qkv = Projection(self.qkv.weight, self.q_bias, self.v_bias, self.logit_scale)
         added = [tokens if t is x else t.movedim(1, -1) for t in plus]
-        of_out = cast(Tensor, self.out.weight), cast(Tensor, self.out.bias)
-        out = attend_on_level(tokens, parts, parameters, qkv, of_out, table, added)
+        projection = cast(Tensor, self.out.weight), cast(Tensor, self.out.bias)
+        out = attend_on_level(tokens, parts, parameters, qkv, projection, table, added)
         return None if out is None else out.movedim(-1, 1)
 
     def extra_repr(self) -> str:
@@ -218,28 +189,28 @@ class WindowAttention(nn.Module):
 
 
 class Remembered:
-    """A position bias for levels that share it: of the same offsets, on a CPU, it is computed once.
+    """A position bias that levels share: on a CPU it is computed once for the same offsets.
 
     Examples
     --------
-    >>> asked = []
-    >>> bias = Remembered(lambda offset: asked.append(1) or offset)
-    >>> torch.equal(bias(torch.zeros(3, 2)), bias(torch.zeros(3, 2))), len(asked)
+    >>> calls = []
+    >>> bias = Remembered(lambda offset: calls.append(1) or offset)
+    >>> torch.equal(bias(torch.zeros(3, 2)), bias(torch.zeros(3, 2))), len(calls)
     (True, 1)
     """
 
     def __init__(self, bias: Callable[[Tensor], Tensor]) -> None:
         self._bias = bias
-        self._said: dict[tuple[object, ...], Tensor] = {}
+        self._scores: dict[tuple[object, ...], Tensor] = {}
 
     def __call__(self, offset: Tensor) -> Tensor:
-        """The scores of some offsets."""
-        if torch._C._len_torch_dispatch_stack():  # numbers that are fake cannot be compared
+        """Return the scores of offsets."""
+        if torch._C._len_torch_dispatch_stack():  # fake numbers cannot be compared
             return self._bias(offset)
         key = tuple(offset.shape), offset.dtype, offset.double().numpy().tobytes()
-        if key not in self._said:
-            self._said[key] = self._bias(offset)
-        return self._said[key]
+        if key not in self._scores:
+            self._scores[key] = self._bias(offset)
+        return self._scores[key]
 
 
 class PositionBias(nn.Module):
@@ -249,8 +220,8 @@ class PositionBias(nn.Module):
 
         b(\delta) = \mathrm{MLP}\big(\operatorname{sign}(\delta_i) \log(1 + |\delta_i|),\ i = 1, \dots, d\big)
 
-    The offset :math:`\delta` is measured in spacings of the level. The bias is a smooth function of it, so it
-    can be evaluated between the points it was trained at.
+    The offset :math:`\delta` is in spacings of the level. The bias is smooth, so it can be evaluated between
+    the points it was trained at.
 
     Parameters
     ----------
@@ -262,8 +233,7 @@ class PositionBias(nn.Module):
     --------
     >>> import torch
     >>> bias = PositionBias(n_heads=4, n_dim=2)
-    >>> here = bias(torch.zeros(2))
-    >>> bool((bias(torch.tensor([1e-6, 0.0])) - here).abs().max() < 1e-5)
+    >>> bool((bias(torch.tensor([1e-6, 0.0])) - bias(torch.zeros(2))).abs().max() < 1e-5)
     True
     """
 
@@ -287,14 +257,13 @@ class SwinPositionBias(nn.Module):
         -\operatorname{sign}(\delta_i) \log_8\left(1 + \frac{8 |\delta_i|}{w - 1}\right),\ i = 1, \dots, d
         \right)\right)
 
-    Offsets :math:`\delta` are in spacings of the level, and counted in windows: the largest in a window of w
-    points is always :math:`\log_8 9`. Swin counts them from key to query, hence the sign.
+    Offsets :math:`\delta` are in spacings of the level. Swin counts them from key to query, hence the sign.
 
     Parameters
     ----------
     n_heads, n_dim : int
     window : int or sequence of int
-        Points along the sides of a window, w, that the weights belong to; those of an axis may be others.
+        Points along the sides of the window that the weights belong to, w.
     hidden_channels : int
         Width of the MLP.
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partialmethod
 from itertools import pairwise
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, Self, cast
 
 from einops import rearrange
@@ -16,14 +16,15 @@ from torch import Tensor, nn
 
 from mano_op.errors import InputError, check_whole, did_you_mean
 from mano_op.grid import Grid, Registration
-from mano_op.layers.multipole import MultipoleAttention, check_reference
+from mano_op.layers.checks import check_field, check_reference, check_shape
+from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.pyramid import covering_levels
 from mano_op.layers.reference import Anchored
 from mano_op.layers.regrid import regrid
 
 _UNFACTORISED = "use FNO in place of TFNO, which passes it; a smaller hidden_channels has fewer parameters"
-# What neuraloperator's blocks pass on for a spectral weight where their users ask for nothing, "tucker" being
-# CODALayer's. And what to do instead of asking.
+# Defaults that neuraloperator's blocks pass on for a spectral weight, and what to do instead of others.
+# "tucker" is CODALayer's.
 _PASSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "max_n_modes": ((None,), "what a point attends to is for window, halo and n_levels to say"),
     "rank": ((1.0,), _UNFACTORISED),
@@ -38,13 +39,7 @@ _PASSED: dict[str, tuple[tuple[Any, ...], str]] = {
 
 
 class _WithOptions(type):
-    """The type of `MultipoleConv`, which tells its subclasses with options apart.
-
-    Attributes
-    ----------
-    origin : tuple of type and dict, optional
-        Of a subclass that `with_options` made, and of no other: the class and the options it was made of.
-    """
+    """Metaclass of `MultipoleConv`: `origin` is the base and the options of a class of `with_options`."""
 
     @property
     def origin(cls) -> tuple[type[MultipoleConv], dict[str, Any]] | None:
@@ -58,7 +53,7 @@ class _WithOptions(type):
 
 
 def conv_with_options(base: type[MultipoleConv], options: Mapping[str, Any]) -> type[MultipoleConv]:
-    """The class that `MultipoleConv.with_options` returns; its pickle is a call of this function."""
+    """Return the class of `MultipoleConv.with_options`; its pickle is a call of this function."""
     return base.with_options(**options)
 
 
@@ -81,12 +76,10 @@ class MultipoleConv(Anchored, nn.Module, metaclass=_WithOptions):
         v = P\, R\, \mathrm{MA}(L u) + b,
 
     with multipole attention MA, the resampling R (`mano_op.layers.regrid`) from the grid of u to that of v,
-    and linear maps L, from `in_channels` to `hidden_channels`, and P, to `out_channels`. A map between equal
-    numbers of channels is left out, and R is the identity where the grids are the same. So with equal
-    channels and no change of the grid this is `MultipoleAttention`.
+    and linear maps L, from `in_channels` to `hidden_channels`, and P, to `out_channels`. Maps between equal
+    numbers of channels are left out, and R is the identity between equal grids.
 
-    `with_options` gives its options ahead, as ``conv = MultipoleConv.with_options(periodic=True)``. The other
-    arguments are what the hosts pass:
+    Options are given ahead, as ``conv = MultipoleConv.with_options(periodic=True)``:
 
     ======== ==============================================================================================
     host     how
@@ -104,15 +97,14 @@ class MultipoleConv(Anchored, nn.Module, metaclass=_WithOptions):
     ----------
     in_channels, out_channels : int
     n_modes : int or sequence of int
-        A number for each spatial dimension, 1 to 3. How many there are counts; attention has no modes, so
-        what they are, and become when they are set, does not.
+        A number for each spatial dimension, 1 to 3. Attention has no modes: only their count matters.
     resolution_scaling_factor : float or sequence of float, optional
         How many times finer the output is than the input, one number for all axes or one for each; see
         `transform`.
-    max_n_modes, rank, factorization, implementation, fixed_rank_modes, decomposition_kwargs, separable, \
-fno_block_precision, complex_data
-        Of a spectral convolution. Only what neuraloperator's models pass by default is accepted, and not
-        used.
+    max_n_modes, **spectral
+        Options of a spectral convolution: rank, factorization, implementation, fixed_rank_modes,
+        decomposition_kwargs, separable, fno_block_precision, complex_data. Only the defaults of
+        neuraloperator's models are accepted, and not used.
 
     Other Parameters
     ----------------
@@ -141,21 +133,17 @@ fno_block_precision, complex_data
 
     Notes
     -----
-    Order: the attention comes before the resampling because it is not linear. It then has all of the input,
-    and what it makes is averaged where the output is coarser; on points that were interpolated first it would
-    cost more and know nothing more. And the grid it is anchored to does not depend on which output is asked
-    for. P and R commute, since P acts at each point and the rows of R add up to 1, so P is applied on the
-    coarser of the grids.
+    Order: attention is not linear, so it comes before the resampling, where all of the input is known. Its
+    reference then does not depend on the output. P and R commute, since the rows of R add up to 1, and P is
+    applied on the coarser of the grids.
 
-    Lengths: a coarser output holds means over volumes, and their size is a length like that of a window. So
-    an input that is not on the reference is brought there, restricted as in training, and interpolated from
-    the result. Means over the volumes of whatever output grid there is would be smaller on finer ones, and
-    what the next layer gets rougher than in training. A finer output is interpolated from the input's grid.
+    Lengths: a coarser output holds means over volumes, whose size is a length like that of a window. So an
+    input that is not on the reference is brought there, restricted as in training, and interpolated from the
+    result. A finer output is interpolated from the input's grid.
 
-    Resolution: each layer has a reference of its own, that of the input it sees, so in a host that halves and
-    doubles the grid each level of it is a length of its own. A second grid in training is refused, unless
-    references are said to be fixed. In hosts with one grid, give `reference_shape`. In others let the layers
-    see the grid of the reference first::
+    Resolution: each layer has a reference of its own, that of the input it sees. A second grid in training is
+    refused, unless references are fixed. In hosts with one grid, give `reference_shape`. In others let the
+    layers see the grid of the reference first::
 
         model.train()(x)  # a field on that grid; the output is not needed
         mano_op.fix_references(model)
@@ -163,16 +151,16 @@ fno_block_precision, complex_data
     The hosts know nothing of references: their lifting sees the finer input as it is, where `MANO` averages
     it first.
 
-    Checkpoints: neuraloperator keeps the arguments of its models by pickling, this class too, with its
-    options. ``save_checkpoint`` and ``from_checkpoint`` work. Its ``load_training_state`` allows no classes
-    and functions, those of a plain FNO neither; tell torch which are to be trusted::
+    Checkpoints: ``save_checkpoint`` and ``from_checkpoint`` of neuraloperator work. Its
+    ``load_training_state`` allows no classes and functions, those of a plain FNO neither; tell torch which
+    are to be trusted::
 
         from mano_op.layers.convolution import MultipoleConv, conv_with_options
         with torch.serialization.safe_globals([MultipoleConv, conv_with_options, torch.nn.functional.gelu]):
             load_training_state(...)
 
-    The hosts' own parts know one registration: their "grid" embedding places points at i/n, as "node" does.
-    Their incremental training changes modes, and needs a spectral convolution.
+    The "grid" embedding of the hosts places points at i/n, as "node" does. Their incremental training changes
+    modes, and needs a spectral convolution.
 
     Examples
     --------
@@ -202,28 +190,11 @@ fno_block_precision, complex_data
         registration: Registration = "node",
         periodic: bool | Sequence[bool] = False,
         reference_shape: Sequence[int] | None = None,
-        rank: float = 1.0,
-        factorization: str | None = None,
-        implementation: str = "factorized",
-        fixed_rank_modes: bool = False,
-        decomposition_kwargs: Mapping[str, Any] | None = None,
-        separable: bool = False,
-        fno_block_precision: str = "full",
-        complex_data: bool = False,
+        **spectral: Any,
     ) -> None:
         super().__init__()
         check_whole(in_channels=in_channels, out_channels=out_channels, n_heads=n_heads)
-        _refuse_spectral(
-            max_n_modes=max_n_modes,
-            rank=rank,
-            factorization=factorization,
-            implementation=implementation,
-            fixed_rank_modes=fixed_rank_modes,
-            decomposition_kwargs=decomposition_kwargs,
-            separable=separable,
-            fno_block_precision=fno_block_precision,
-            complex_data=complex_data,
-        )
+        _refuse_spectral(max_n_modes=max_n_modes, **spectral)
         self.in_channels, self.out_channels = in_channels, out_channels
         self._n_modes = _check_modes(n_modes)
         self.n_dim = n_dim = len(self._n_modes)
@@ -243,8 +214,6 @@ fno_block_precision, complex_data
                 "hidden_channels that n_heads divides"
             )
         reference = check_reference(reference_shape, n_dim, registration)
-        if n_levels is None:
-            n_levels = 3 if reference is None else covering_levels(reference, window)
         self.lifting = nn.Linear(in_channels, width) if width != in_channels else nn.Identity()
         self.attention = MultipoleAttention(
             width,
@@ -252,7 +221,7 @@ fno_block_precision, complex_data
             n_dim=n_dim,
             window=window,
             halo=halo,
-            n_levels=n_levels,
+            n_levels=covering_levels(reference, window) if n_levels is None else n_levels,
             registration=registration,
             periodic=periodic,
         )
@@ -261,20 +230,20 @@ fno_block_precision, complex_data
 
     @classmethod
     def with_options(cls, **options: Any) -> type[Self]:
-        """The subclass with other defaults, for hosts to build their layers of.
+        """Return the subclass with other defaults, for hosts to build their layers of.
 
-        The arguments of the constructor come before them. Equal options, in any number of steps, give the
-        same class. It is pickled as this class and the options.
+        Equal options, in any number of steps, give the same class. It is pickled as this class and the
+        options.
 
         Parameters
         ----------
         **options
-            Those of "Other Parameters". What the hosts pass is no option.
+            Those of "Other Parameters". Values are checked when a layer is built.
 
         Raises
         ------
         InputError
-            If there is no such option. Values are looked at when a layer is built.
+            If there is no such option.
 
         Examples
         --------
@@ -291,7 +260,7 @@ fno_block_precision, complex_data
         mano_op.errors.InputError: MultipoleConv has no option 'n_head'; it has n_heads, hidden_channels,
         window, halo, n_levels, registration, periodic, reference_shape; did you mean 'n_heads'?
         """
-        base, given = cls.origin or (cls, {})
+        base, earlier = cls.origin or (cls, {})
         known = [
             name
             for name, parameter in inspect.signature(base).parameters.items()
@@ -301,7 +270,7 @@ fno_block_precision, complex_data
             if name not in known:
                 hint = did_you_mean(name, known) or ": leave it out, or use one of those"
                 raise InputError(f"{base.__name__} has no option {name!r}; it has {', '.join(known)}{hint}")
-        merged = {**given, **options}
+        merged = {**earlier, **options}
         ordered = {name: _frozen(merged[name]) for name in known if name in merged}
         if not ordered:
             return cast(type[Self], base)
@@ -326,11 +295,7 @@ fno_block_precision, complex_data
         output_shape : sequence of int, optional
             Points along each axis of the output; what `resolution_scaling_factor` says if not given.
         """
-        if x.ndim != self.n_dim + 2 or x.shape[1] != self.in_channels or 0 in x.shape[2:]:
-            raise InputError(
-                f"got an input of shape {tuple(x.shape)}, expected (batch, in_channels={self.in_channels}, "
-                f"{', '.join(f'n_{i + 1}' for i in range(self.n_dim))}), each n at least 1"
-            )
+        check_field(x, self.n_dim, in_channels=self.in_channels)
         path = self._path(x, output_shape)
         out = self.attention(_at_points(self.lifting, x), self.reference_for(path[0].shape))
         if math.prod(path[-1].shape) < math.prod(path[0].shape):
@@ -359,30 +324,22 @@ fno_block_precision, complex_data
         self._n_modes = modes
 
     def _path(self, x: Tensor, output_shape: Sequence[int] | None) -> list[Grid]:
-        """The grids from that of an input to that of its output: where it is coarser, by the reference."""
+        """The grids from the input's to the output's, which go by the reference where that is coarser."""
         registration, periodic = self.attention.registration, self.attention.periodic
         ends = 1 if registration == "node_both" else 0
         shape = tuple(x.shape[2:])
         reference = self.reference_for(shape)
-        if output_shape is None:
+        target = check_shape(self.n_dim, registration, "the output", output_shape=output_shape)
+        if target is None:
             factors = self.resolution_scaling_factor or (1.0,) * self.n_dim
             target = _scaled(shape, factors, ends)
         else:
-            fits = len(output_shape) == self.n_dim and all(
-                isinstance(n, Integral) and not isinstance(n, bool) and n >= 1 + ends for n in output_shape
-            )
-            if not fits:
-                raise InputError(
-                    f"output_shape={tuple(output_shape)}, expected {self.n_dim} whole numbers, at least "
-                    f"{1 + ends}: the points along each axis of the output"
-                )
-            target = tuple(int(n) for n in output_shape)
             factors = tuple((m - ends) / max(n - ends, 1) for n, m in zip(shape, target, strict=True))
         shapes = [shape, target]
         if shape != reference:
             axes = zip(shape, target, reference, _scaled(reference, factors, ends), strict=True)
-            by = [(r, m) if there < here else (here, there) for here, there, r, m in axes]
-            shapes[1:1] = zip(*by, strict=True)
+            steps = [(r, scaled) if m < n else (n, m) for n, m, r, scaled in axes]
+            shapes[1:1] = zip(*steps, strict=True)
         return [Grid.uniform(n, registration=registration, periodic=periodic) for n in shapes]
 
     def extra_repr(self) -> str:
@@ -395,7 +352,7 @@ fno_block_precision, complex_data
 
 
 def _frozen(value: Any) -> Any:
-    """An option's value, which nobody changes later: a list as a tuple."""
+    """A value with tuples in place of lists."""
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
@@ -414,15 +371,14 @@ def _along(path: Sequence[Grid], x: Tensor) -> Tensor:
 
 
 def _scaled(shape: Sequence[int], factors: Sequence[float], ends: int) -> tuple[int, ...]:
-    """The shape with so many times the intervals, of which an axis with both ends has one fewer than points.
-
-    At least one interval: where a grid has run out of points, it can be halved no more.
-    """
+    """The shape with `factors` times the intervals, at least one; an axis with both ends has a point more."""
     return tuple(max(round((n - ends) * r), 1) + ends for n, r in zip(shape, factors, strict=True))
 
 
-def _refuse_spectral(**given: Any) -> None:
-    for name, value in given.items():
+def _refuse_spectral(**options: Any) -> None:
+    for name, value in options.items():
+        if name not in _PASSED:
+            raise TypeError(f"MultipoleConv() got an unexpected keyword argument {name!r}")
         passed, remedy = _PASSED[name]
         if not any(value == default for default in passed):
             raise InputError(
@@ -432,21 +388,21 @@ def _refuse_spectral(**given: Any) -> None:
 
 
 def _check_modes(n_modes: Any) -> tuple[int, ...]:
-    given = n_modes if isinstance(n_modes, Sequence) else [n_modes]
-    if isinstance(n_modes, str) or not 1 <= len(given) <= 3:
+    modes = n_modes if isinstance(n_modes, Sequence) else [n_modes]
+    if isinstance(n_modes, str) or not 1 <= len(modes) <= 3:
         raise InputError(f"n_modes={n_modes!r}, expected 1 to 3 whole numbers: one for each dimension")
-    check_whole(**{f"n_modes[{i}]": n for i, n in enumerate(given)})
-    return tuple(int(n) for n in given)
+    check_whole(**{f"n_modes[{i}]": n for i, n in enumerate(modes)})
+    return tuple(int(n) for n in modes)
 
 
 def _check_factor(factor: Any, n_dim: int) -> tuple[float, ...] | None:
     if factor is None:
         return None
-    given = factor if isinstance(factor, Sequence) else [factor] * n_dim
-    numbers = all(isinstance(r, Real) and not isinstance(r, bool) for r in given)
-    if not numbers or len(given) != n_dim or not all(math.isfinite(r) and r > 0 for r in given):
+    factors = factor if isinstance(factor, Sequence) else [factor] * n_dim
+    numbers = all(isinstance(r, Real) and not isinstance(r, bool) for r in factors)
+    if not numbers or len(factors) != n_dim or not all(math.isfinite(r) and r > 0 for r in factors):
         raise InputError(
             f"resolution_scaling_factor={factor!r}, expected a positive number, or one for each of {n_dim} "
             "dimensions: 0.5 for half as many points along an axis"
         )
-    return tuple(float(r) for r in given)
+    return tuple(float(r) for r in factors)

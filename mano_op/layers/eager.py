@@ -1,4 +1,4 @@
-"""When code of our own may stand in for operations of torch: where nothing but a CPU looks at them."""
+"""Conditions for the compiled kernels: a CPU, eager execution, no transforms, no hooks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.autograd import forward_ad
 
 
 def on_cpu_eagerly(t: Tensor) -> bool:
-    """Whether operations on a tensor are carried out as they come, on a CPU, and nothing traces them.
+    """Whether a tensor is on a CPU and its operations run eagerly, neither traced nor transformed.
 
     Examples
     --------
@@ -25,9 +25,7 @@ def on_cpu_eagerly(t: Tensor) -> bool:
 
 
 def is_only(module: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """Whether a module is exactly one of some kinds, and calling it does nothing else: no hooks, no wrapping.
-
-    What stands in for its operations would leave these out.
+    """Whether a module is exactly of one of some kinds, without hooks or wrapping, which kernels leave out.
 
     Examples
     --------

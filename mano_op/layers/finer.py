@@ -1,9 +1,8 @@
-r"""The steps between a reference axis and a finer one, whose number of points may be a symbol.
+r"""The steps of `mano_op.layers.anchors` for a finer axis whose number of points may be a symbol.
 
-They are those of `mano_op.layers.anchors` as operations of torch on ``torch.arange(n)``, for whatever traces
-a model once for all sizes. Where points lie is counted in whole numbers, so no rounding decides which of two
-points is the lower one. The finer axis has at least as many points as the reference; on as many every step
-is the identity.
+They are operations of torch on ``torch.arange(n)``, for whatever traces a model once for all sizes. Positions
+are counted in whole numbers, so no rounding decides which of two points is the lower one. The finer axis has
+at least as many points as the reference.
 
 A mean over an interval is a difference of prefix sums. With the points of the finer axis at 0, 1, ... and
 :math:`C_i = x_0 + \dots + x_i` the integral up to v is, but for a constant,
@@ -13,8 +12,7 @@ A mean over an interval is a difference of prefix sums. With the points of the f
     F(v) = C_i - x_i\,(i + \tfrac12 - v), \quad i = \lfloor v + \tfrac12 \rfloor, \qquad
     \bar x = \frac{F(v_{right}) - F(v_{left})}{v_{right} - v_{left}},
 
-in double precision, so that nothing is lost in the difference. Time and memory are linear in the points,
-where a matrix between all of them would have their square.
+in double precision, so that nothing is lost in the difference.
 """
 
 from __future__ import annotations
@@ -61,12 +59,12 @@ class Finer(NamedTuple):
 
     @property
     def intervals(self) -> int:
-        """How many spacings of the finer axis fit into the domain."""
+        """Spacings of the finer axis in the domain."""
         return self.n - 1 if self.reference.registration == "node_both" else self.n
 
     @property
     def _first(self) -> float:
-        """Where the first point of either axis is, in its spacings."""
+        """Position of the first point of either axis, in its spacings."""
         return 0.5 if self.reference.registration == "cell" else 0.0
 
     def points(self) -> Tensor:
@@ -74,9 +72,9 @@ class Finer(NamedTuple):
         return (torch.arange(self.n, device=self.numerators.device).double() + self._first) / self.intervals
 
     def within(self) -> tuple[Tensor, Tensor]:
-        """The point of the reference at or below each one, and the share of the way to the next, ``(n,)``.
+        """The point of the reference at or below each point, and the share of the way to the next, ``(n,)``.
 
-        Beyond the outermost points of an axis that does not wrap they are that point and 0.
+        Beyond an outermost point of an axis that does not wrap they are that point and 0.
         """
         p, q = self.numerators, self.denominator
         if not self.reference.periodic:
@@ -104,10 +102,9 @@ class Finer(NamedTuple):
         return self._mean(x, dim, self._placed(left), self._placed(right))
 
     def taps(self) -> list[tuple[Tensor, Tensor]]:
-        """Four points of the reference for each of the finer axis and their weights, each ``(n,)``.
+        """Four points of the reference for each point of the finer axis, and their weights, each ``(n,)``.
 
-        The weights are those of the cubic through them, of the parabola or line through those there are at
-        an end.
+        The weights are those of the cubic through them; at an end of the parabola or line.
         """
         n, (below, share) = self.reference.n, self.within()
         i = torch.arange(4, device=below.device)
@@ -120,12 +117,12 @@ class Finer(NamedTuple):
         steps = i[:, None] - i  # from each other point to each
         counts = (steps != 0)[:, :, None] & used
         factors = (share - (i - 1)[:, None]) / torch.where(steps == 0, 1, steps)[:, :, None]
-        one, two, three, four = torch.where(counts, factors, 1.0).unbind(1)
-        weights = used * one * two * three * four
+        f0, f1, f2, f3 = torch.where(counts, factors, 1.0).unbind(1)
+        weights = used * f0 * f1 * f2 * f3
         return list(zip(near.unbind(0), weights.unbind(0), strict=True))
 
     def _ends(self, k: Tensor) -> tuple[Tensor, Tensor]:
-        """The interval that each point k of the reference stands for, in its spacings."""
+        """The control volume of each point k of the reference, in its spacings."""
         left, right = (k.double() + self._first + half for half in (-0.5, 0.5))
         if self.reference.periodic:
             return left, right
@@ -133,11 +130,11 @@ class Finer(NamedTuple):
         return left.clamp(min=0), torch.where(last, float(self.reference.intervals), right)
 
     def _placed(self, at: Tensor) -> Tensor:
-        """A place, given in spacings of the reference, counted in points of the finer axis."""
+        """A position in spacings of the reference, counted in points of the finer axis."""
         return at * self.intervals / self.reference.intervals - self._first
 
     def _mean(self, x: Tensor, dim: int, left: Tensor, right: Tensor) -> Tensor:
-        """The means of a field between places counted in its points."""
+        """The means of a field between positions counted in its points."""
         wide = x.double()
         sums = wide.cumsum(dim)
         total = sums.narrow(dim, self.n - 1, 1)
@@ -148,19 +145,19 @@ class Finer(NamedTuple):
                 turns = (i / self.n).floor()
             else:
                 i = i.clamp(0, self.n - 1)
-            here = (i if turns is None else i - turns * self.n).long()
-            rest = wide.index_select(dim, here) * _along(i + 0.5 - v, x, dim)
-            up_to = sums.index_select(dim, here) - rest
+            index = (i if turns is None else i - turns * self.n).long()
+            rest = wide.index_select(dim, index) * _along(i + 0.5 - v, x, dim)
+            up_to = sums.index_select(dim, index) - rest
             return up_to if turns is None else up_to + total * _along(turns, x, dim)
 
         return ((integral(right) - integral(left)) / _along(right - left, x, dim)).to(x.dtype)
 
 
 def finer(reference: Axis, n: int, device: torch.device) -> Finer:
-    """The points of an axis of n points, at least those of the reference, which may be a symbol."""
+    """Place the points of an axis of n points, at least those of the reference; n may be a symbol."""
     j = torch.arange(n, device=device)
-    # Where there are fewer points after all and nobody compares, as in a file for another program, this one
-    # is not there, which ends the computation. It changes nothing else.
+    # In an exported program nothing checks that n is at least the reference's. This index is out of range
+    # otherwise, so the program fails instead of returning nonsense.
     last = torch.full((1,), reference.n - 1, device=device)
     j = j + (j.index_select(0, last) - last)
     if reference.registration == "node_both":
@@ -171,11 +168,11 @@ def finer(reference: Axis, n: int, device: torch.device) -> Finer:
 
 
 def interpolate(x: Tensor, dim: int, taps: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """A field on the reference at the points of a finer axis, given its `Finer.taps`, along one dimension."""
+    """Interpolate a dimension of a field from the reference, given the `Finer.taps` of the finer axis."""
     parts = [x.index_select(dim, point) * _along(weight, x, dim).to(x.dtype) for point, weight in taps]
     return sum(parts[1:], start=parts[0])
 
 
 def _along(values: Tensor, x: Tensor, dim: int) -> Tensor:
-    """One value for each position of a dimension of a field, shaped to be multiplied."""
+    """Shape a value for each position of a dimension to be multiplied."""
     return values.view(-1, *[1] * (x.ndim - dim - 1))

@@ -1,10 +1,9 @@
-"""The attention of one level as one function of its points, by the compiled library.
+"""Attention of one level as one function of its points, by the compiled library.
 
-What `mano_op.layers.attention.WindowAttention` does in steps, each with a backward pass of its own:
-LayerNorms, queries, keys and values, attention in windows, a linear map, sums. A coarse level has so few
-points that what surrounds such a step takes longer than the step; and on a fine one, sums are done while
-their numbers are in the cache. If they are large, queries, keys and values are made again in the backward
-pass: a tenth more of a block's arithmetic, for half of what it keeps.
+`mano_op.layers.attention.WindowAttention` with one backward pass: LayerNorms, queries, keys and values,
+attention, a linear map, sums. On a coarse level calls would take longer than the work; on a fine one, sums
+are done while their numbers are in the cache. Large queries, keys and values are recomputed in the backward
+pass: a tenth more arithmetic of a block, for half of the memory.
 """
 
 from __future__ import annotations
@@ -21,12 +20,13 @@ from torch import Tensor
 from mano_op.layers.native.call import may_call
 from mano_op.layers.native.window import Windows
 from mano_op.layers.points import Hidden, Through, Total, add_in_place, chunks, fit_in_chunks, is_kept
+from mano_op.layers.replay import replay
 from mano_op.layers.scores import LEAST_NORM, STEEPEST, scored, steep
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a level is made of, beside its parameters.
+    """Parts of a level beside its parameters.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class Parts:
 
 
 class Projection(NamedTuple):
-    """How queries, keys and values are made of what the LayerNorms give.
+    """Parameters of the maps to queries, keys and values.
 
     Attributes
     ----------
@@ -67,7 +67,7 @@ def attend_on_level(
     table: Tensor | None,
     plus: Sequence[Tensor] = (),
 ) -> Tensor | None:
-    """The attention of all points to those of their windows, and the fields of `plus`; None if it cannot be.
+    """Attend within windows, and add the fields of `plus`; None where a parameter or the field does not fit.
 
     Parameters
     ----------
@@ -79,9 +79,9 @@ def attend_on_level(
     out : (Tensor, Tensor or None)
         Weight and bias of the linear map after the attention.
     table : Tensor, optional
-        What is added to scores, as `parts.windows` have it.
+        Added to scores; see `mano_op.layers.native.window.Windows`.
     plus : sequence of Tensor, ``(batch, *grid, channels of the result)``
-        If one of them is `x` itself, its two gradients are added up on the way.
+        `x` itself may be one of them.
 
     Returns
     -------
@@ -114,12 +114,14 @@ class _Level(torch.autograd.Function):
     ) -> Tensor:
         parameters, qkv, (weight, bias), plus = _split(tensors, n_norms)
         tokens, added = (x.reshape(-1, x.shape[-1]), [t.reshape(-1, t.shape[-1]) for t in plus])
-        made = _Made.of(x, tokens, Through(parts.norms, parameters, natively=True), qkv, parts.heads)
-        q, k, v = made.together
+        projected = _Projected.of(
+            x, tokens, Through(parts.norms, parameters, natively=True), qkv, parts.heads
+        )
+        q, k, v = projected.together
         attended, kept = parts.windows.attend(q, k, v, table, parts.heads, recorded=recorded)
-        keep = recorded and is_kept(made.together.numel())
-        of_made = (made.together, made.factors) if keep else (None, None)
-        del q, k, v, made
+        keep = recorded and is_kept(projected.together.numel())
+        of_projected = (projected.together, projected.factors) if keep else (None, None)
+        del q, k, v, projected
         rows = attended.flatten(0, 1)
         result = x.new_empty(*x.shape[:-1], len(weight))
         flat = result.view(-1, len(weight)) if len(tokens) else result
@@ -129,7 +131,7 @@ class _Level(torch.autograd.Function):
             first, *others = [t[chunk] for t in (*added, *[tokens] * residual)] or [None]
             for t, b in ((first, bias), *((t, None) for t in others)):
                 add_in_place(of_chunk, b, t, natively=True)
-        ctx.save_for_backward(x, table, attended, kept, *of_made, *parameters, *qkv, weight, bias)
+        ctx.save_for_backward(x, table, attended, kept, *of_projected, *parameters, *qkv, weight, bias)
         ctx.parts, ctx.residual, ctx.n_norms, ctx.n_plus = parts, residual, n_norms, len(plus)
         return result
 
@@ -141,12 +143,11 @@ class _Level(torch.autograd.Function):
         needed = [*ctx.needs_input_grad[:2], *ctx.needs_input_grad[6 : 6 + len(tensors)]]
         of_plus = [grad] * ctx.n_plus
         if torch.is_grad_enabled():
-            # Of these very uses: `x` may itself depend on the same parameters.
-            every: list[Any] = [t if t is None else t.view_as(t) for t in (x, table, *tensors)]
-            result = _whole(every[0], every[1], parts, ctx.residual, ctx.n_norms, every[2:])
-            asked = [t for t, need in zip(every, needed, strict=True) if need]
-            found = iter(torch.autograd.grad(result, asked, grad, create_graph=True))
-            dx, dtable, *rest = (next(found) if need else None for need in needed)
+
+            def definition(x: Tensor, table: Tensor | None, *tensors: Any) -> Tensor:
+                return _definition(x, table, parts, ctx.residual, ctx.n_norms, tensors)
+
+            dx, dtable, *rest = replay(definition, (x, table, *tensors), needed, grad)
             return dx, dtable, None, None, None, None, *rest, *of_plus
 
         parameters, qkv, (weight, _), _ = _split(tensors, ctx.n_norms)
@@ -165,13 +166,13 @@ class _Level(torch.autograd.Function):
                 of_bias.add(d.sum(0))
         through = Through(parts.norms, parameters, natively=True)
         if together is None:
-            made = _Made.of(x, tokens, through, qkv, parts.heads)
+            projected = _Projected.of(x, tokens, through, qkv, parts.heads)
         else:
-            made = _Made(together, factors)
-        q, k, v = made.together
+            projected = _Projected(together, factors)
+        q, k, v = projected.together
         *ds, dtable = parts.windows.gradients(q, k, v, table, parts.heads, kept, of_attended)
-        if made.factors is None:  # the way back needs no more than the gradients
-            made = _Made(x.new_empty(0), None)
+        if projected.factors is None:  # the way back needs no more than the gradients
+            projected = _Projected(x.new_empty(0), None)
         del of_attended, flat, q, k, v, together
         ds = [d.flatten(0, 1) for d in ds]
         weights = qkv.weight.chunk(3)
@@ -179,7 +180,9 @@ class _Level(torch.autograd.Function):
         dx = torch.empty_like(tokens) if needed[0] else None
         before = needed[0] or any(needed[2 : 2 + ctx.n_norms])
         for chunk in chunks(tokens, [*parameters, *weights]):
-            of_ds = made.back_to_projected(chunk, [d[chunk] for d in ds], qkv.logit_scale, of_qkv.logit_scale)
+            of_ds = projected.back_to_projected(
+                chunk, [d[chunk] for d in ds], qkv.logit_scale, of_qkv.logit_scale
+            )
             for d, total in ((of_ds[0], of_qkv.q_bias), (of_ds[2], of_qkv.v_bias)):
                 if total is not None:
                     total.add(d.sum(0))
@@ -202,23 +205,22 @@ class _Level(torch.autograd.Function):
         return of_x, dtable if needed[1] else None, None, None, None, None, *sums, *of_plus
 
 
-class _Made(NamedTuple):
-    """Queries, keys and values as scores are made of them, and the way back to their projections.
+class _Projected(NamedTuple):
+    """Queries, keys and values, normalised for cosine scores.
 
     Attributes
     ----------
     together : Tensor, ``(3, batch, points, heads * head_dim)``
-        Each of the three without gaps.
     factors : Tensor, optional, ``(2, batch * points, heads)``
-        What queries and keys were multiplied by, for cosine scores.
+        Factors of queries and keys, for cosine scores.
     """
 
     together: Tensor
     factors: Tensor | None
 
     @classmethod
-    def of(cls, x: Tensor, tokens: Tensor, through: Through, qkv: Projection, heads: int) -> _Made:
-        """Those of some points."""
+    def of(cls, x: Tensor, tokens: Tensor, through: Through, qkv: Projection, heads: int) -> _Projected:
+        """Compute them for all points."""
         weights, biases = qkv.weight.chunk(3), (qkv.q_bias, None, qkv.v_bias)
         together = x.new_empty(3, len(x), math.prod(x.shape[1:-1]), len(weights[0]))
         flat = together.flatten(1, 2)
@@ -247,9 +249,9 @@ class _Made(NamedTuple):
         logit_scale: Tensor | None,
         of_scale: Total | None,
     ) -> list[Tensor]:
-        r"""From the gradients of queries, keys and values of some points those of their projections.
+        r"""Turn gradients of queries, keys and values of a block into those of the raw projections.
 
-        Of :math:`u = c\, \hat t,\ \hat t = t / |t|` with a constant c it is
+        For :math:`u = c\, \hat t,\ \hat t = t / |t|` with a constant c it is
         :math:`\frac{c}{|t|} (g - \hat t\, (\hat t \cdot g))`, and :math:`u \cdot g` is that of the logarithm
         of c. Where :math:`|t|` is too small to divide by, it is a constant too.
         """
@@ -257,7 +259,7 @@ class _Made(NamedTuple):
             return list(ds)
         heads = self.factors.shape[-1]
         constant = steep(logit_scale) * math.sqrt(ds[0].shape[-1] // heads)
-        found = []
+        gradients = []
         for i, (d, c) in enumerate(zip(ds[:2], (constant, torch.ones_like(constant)), strict=True)):
             g, factor = d.unflatten(-1, (heads, -1)), self.factors[i][chunk]
             unit = self.together[i].flatten(0, 1)[chunk].unflatten(-1, (heads, -1)) / c[:, None]
@@ -266,14 +268,14 @@ class _Made(NamedTuple):
                 of_scale.add((along * c).sum(0) * (logit_scale <= STEEPEST))
             back = torch.addcmul(g, unit, (along * (factor < c / LEAST_NORM))[..., None], value=-1)
             back *= factor[..., None]
-            found.append(back.flatten(-2))
-        return [*found, ds[2]]
+            gradients.append(back.flatten(-2))
+        return [*gradients, ds[2]]
 
 
-def _whole(
+def _definition(
     x: Tensor, table: Tensor | None, parts: Parts, residual: int, n_norms: int, tensors: Sequence[Any]
 ) -> Tensor:
-    """The definition of what `_Level` gives, but for the fields that are added, by operations of torch."""
+    """The definition of `_Level`, without the fields of `plus`."""
     parameters, qkv, (weight, bias), _ = _split(tensors, n_norms)
     q, k, v = F.linear(parts.norms(x, *parameters), qkv.weight).flatten(1, -2).chunk(3, -1)
     q = q if qkv.q_bias is None else q + qkv.q_bias
@@ -286,7 +288,7 @@ def _whole(
 def _split(
     tensors: Sequence[Any], n_norms: int
 ) -> tuple[Sequence[Any], Projection, Sequence[Any], Sequence[Any]]:
-    """Parameters of norms; the projection before attention; weight and bias after it; the rest."""
+    """Split tensors into LayerNorms, projection before attention, weight and bias after it, fields to add."""
     after = n_norms + len(Projection._fields)
     return (
         tensors[:n_norms],

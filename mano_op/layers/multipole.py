@@ -3,32 +3,32 @@ r"""Multipole attention: near points exactly, far points through coarser levels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Any, NamedTuple, cast
 
 import torch
+from pydantic import SkipValidation
 from torch import Tensor, nn
 
 from mano_op.errors import InputError
-from mano_op.grid import REGISTRATIONS, Registration
+from mano_op.grid import Registration
 from mano_op.layers.anchors import Anchoring, Tile, anchoring
-from mano_op.layers.attention import Bias, Remembered, WindowAttention
+from mano_op.layers.attention import Remembered, WindowAttention
+from mano_op.layers.checks import Periodic, check_field, check_reference
 from mano_op.layers.eager import on_cpu_eagerly
-from mano_op.layers.pyramid import SAMPLINGS, Prolong, Restrict, Sampling, level_shapes
-from mano_op.layers.scores import Scores
-
-LevelWeights = Literal["learned", "factorial"]
+from mano_op.layers.pyramid import Prolong, Restrict, Sampling, level_shapes
+from mano_op.layers.style import OPERATOR, PUBLISHED, SWIN, Style
+from mano_op.options import Count, Whole, checked, record
 
 
 class Sources(NamedTuple):
-    """All that the points of a reference grid have in a layer for points between them.
+    """Sources of a layer on the reference grid, for targets between its points.
 
     Attributes
     ----------
     keys, values : Tensor, ``(batch, heads, *reference, head_dim)``
-        Of the finest level.
+        Keys and values of the finest level.
     coarse : Tensor, optional, ``(batch, channels, *reference)``
-        What coarser levels add; None if there are none.
+        The far field: what coarser levels add; None if there are none.
     """
 
     keys: Tensor
@@ -50,25 +50,22 @@ class MultipoleAttention(nn.Module):
     the number of points N: :math:`O(N\, C\, (C + (w + 2h)^d))`.
 
     The defaults are the operator's. `MultipoleAttention.published` gives the layer of [1]_,
-    `MultipoleAttention.swin` the one that starts from the weights of Swin Transformer V2 [2]_, and
-    what differs between them are these arguments:
+    `MultipoleAttention.swin` the one that starts from the weights of Swin Transformer V2 [2]_. They differ in
+    their `style`, and in their windows:
 
-    ======================= ======================= =========================== ===========================
-    argument                operator                published                   swin
-    ======================= ======================= =========================== ===========================
-    `halo`, `stride`        windows side by side,   overlapping windows,        windows side by side, which
-    and `shift`             each sees its           results averaged            end where they end, and are
-                            neighbours' keys                                    shifted in every other block
-    `sampling`              stencils centred on     strided convolutions over   stencils
-                            the points              cells, "conv"
-    `level_weights`         learned, for each       1/(i+1) at the i-th step    learned
-                            channel                 up: factorial damping
-    `scores`                dot products            dot products                cosines, a factor each head
-    `position_bias`         of the offset           none                        Swin's, of the offset
-    `qv_bias`               none                    none                        of queries and values
-    `shared_levels`         each level its own      one A, D and U for all      one A, D and U for all
-    `norm`, `double_norm`   one LayerNorm first     two, one after the other    none: it comes after
-    ======================= ======================= =========================== ===========================
+    ========================== ====================== ========================= ==============================
+    argument                   operator               published                 swin
+    ========================== ====================== ========================= ==============================
+    `halo`, `stride`, `shift`  windows side by side,  overlapping windows,      windows side by side without a
+                               each with a halo       results averaged          halo, every other one shifted
+    `Style.sampling`           centred stencils       strided convolutions      centred stencils
+    `Style.level_weights`      learned                1/(i+1), factorial        learned
+    `Style.scores`             dot products           dot products              cosines
+    `Style.position_bias`      of the offset          none                      Swin's, of the offset
+    `Style.qv_bias`            no                     no                        yes
+    `Style.shared_levels`      no                     yes                       yes
+    `Style.norms`              1                      2                         0: it comes after
+    ========================== ====================== ========================= ==============================
 
     Parameters
     ----------
@@ -93,21 +90,6 @@ class MultipoleAttention(nn.Module):
     n_levels : int, optional
         Levels, L. Fewer are used on a grid that runs out of points. None: as many as fit,
         :math:`\lfloor\log_r n\rfloor` for the shortest side n, the published rule.
-    sampling : {"stencil", "conv", "avg_pool"}
-        The restriction and prolongation; see `mano_op.layers.pyramid`.
-    level_weights : {"learned", "factorial"}
-        The factors :math:`s_l`, one for each channel or the published ones. "learned" needs `n_levels`.
-    scores : {"dot", "cosine"}
-        What compares a query with a key: :math:`q \cdot k / \sqrt{d_h}`, or the cosine of the angle between
-        them, times a learned factor of each head, which is at most 100.
-    position_bias : bool or "swin"
-        Whether scores depend on the offset from query to key; see `PositionBias`, and `SwinPositionBias`.
-    qv_bias : bool
-        Whether the maps to queries and values add a constant.
-    shared_levels : bool
-        Whether all levels use the same parameters of A, D and U. False needs `n_levels`.
-    norm, double_norm : bool
-        Whether a LayerNorm comes first, and whether a second one follows it.
     registration : {"node", "node_both", "cell"}
         Of the grids the layer will see; it decides where stencils are centred.
     periodic : bool or sequence of bool
@@ -115,6 +97,8 @@ class MultipoleAttention(nn.Module):
     reference_shape : sequence of int, optional
         Points along each axis of the grid whose spacing the levels belong to: that of the training. None:
         levels count the points of whatever grid comes in, as published.
+    style : Style
+        The parts that levels and the steps between them consist of.
 
     Raises
     ------
@@ -126,17 +110,15 @@ class MultipoleAttention(nn.Module):
     Resolution: with `reference_shape`, windows and levels are lengths. Level l has the spacing
     :math:`h r^l`, with h that of the reference grid, on whatever grid the input is. An input on a finer grid
     is averaged onto the reference (`mano_op.layers.anchors`) and goes through the levels there, as in
-    training; the points of the finer grid are further queries, each with its own features, of the keys of
-    level 0, and take what the coarser levels add by interpolation. Their number does not enter any softmax.
-    An input on a coarser grid is interpolated to the reference first. So on the reference grid the layer is
-    what was trained, and on finer ones it has a limit.
+    training. The points of the finer grid are targets: each attends with its own features to the keys of
+    level 0 and interpolates the far field. They enter no softmax, so the layer has a limit as grids are
+    refined. An input on a coarser grid is interpolated to the reference first.
 
-    Without it, `window`, `halo` and `n_levels` count points of the grid that comes in. On a grid twice as
-    fine the near field is then half as wide, and so is the domain that the coarsest level sees: parameters
-    learned on one grid mean something else on another one.
+    Without it, `window`, `halo` and `n_levels` count points of the grid that comes in, so parameters learned
+    on one grid mean something else on another one.
 
-    Sizes: any. Where windows or cells are cut by the end of the grid, missing keys are masked and missing
-    points filled up as `mano_op.layers.pyramid` says; the published rules leave those cases undefined.
+    Sizes: any. Where the end of the grid cuts windows or cells, missing keys are masked and missing points
+    filled up as `mano_op.layers.pyramid` says; the published rules leave those cases undefined.
 
     References
     ----------
@@ -146,8 +128,7 @@ class MultipoleAttention(nn.Module):
 
     Examples
     --------
-    With a single level and a window as large as the grid it is plain attention, in which every point
-    takes part in every other point's result:
+    With a single level and a window as large as the grid it is dense attention:
 
     >>> _ = torch.manual_seed(0)
     >>> layer = MultipoleAttention(8, n_heads=2, window=6, n_levels=1)
@@ -157,138 +138,96 @@ class MultipoleAttention(nn.Module):
     True
     """
 
+    @checked
     def __init__(
         self,
-        channels: int,
-        n_heads: int,
+        channels: Count,
+        n_heads: Count,
         *,
-        n_dim: int = 2,
-        head_dim: int | None = None,
-        window: int = 4,
-        stride: int | None = None,
-        halo: int = 1,
-        shift: int = 0,
-        rate: int = 2,
-        n_levels: int | None = 3,
-        sampling: Sampling = "stencil",
-        level_weights: LevelWeights = "learned",
-        scores: Scores = "dot",
-        position_bias: bool | Bias = True,
-        qv_bias: bool = False,
-        shared_levels: bool = False,
-        norm: bool = True,
-        double_norm: bool = False,
+        n_dim: Count = 2,
+        head_dim: Count | None = None,
+        window: Count = 4,
+        stride: Count | None = None,
+        halo: Whole = 1,
+        shift: Whole = 0,
+        rate: Count = 2,
+        n_levels: Count | None = 3,
         registration: Registration = "node",
-        periodic: bool | Sequence[bool] = False,
-        reference_shape: Sequence[int] | None = None,
+        periodic: Periodic = False,
+        reference_shape: SkipValidation[Sequence[int] | None] = None,
+        style: Style = OPERATOR,
     ) -> None:
         super().__init__()
-        for name, given, fewest, most in (
-            ("channels", channels, 1, None),
-            ("n_heads", n_heads, 1, None),
-            ("n_dim", n_dim, 1, 3),
-            ("head_dim", head_dim, 1, None),
-            ("window", window, 1, None),
-            ("stride", stride, 1, window if isinstance(window, Integral) else None),
-            ("halo", halo, 0, None),
-            ("shift", shift, 0, window - 1 if isinstance(window, Integral) else None),
-            ("rate", rate, 2, None),
-            ("n_levels", n_levels, 1, None),
-        ):
-            if given is None and name in ("head_dim", "stride", "n_levels"):
-                continue
-            whole = isinstance(given, Integral) and not isinstance(given, bool)
-            if not whole or given < fewest or (most is not None and given > most):  # type: ignore[operator]
-                upper = "" if most is None else f" and at most {most}"
-                raise InputError(f"{name}={given!r}, expected a whole number, at least {fewest}{upper}")
-        for name, word, words in (
-            ("sampling", sampling, SAMPLINGS),
-            ("level_weights", level_weights, get_args(LevelWeights)),
-            ("scores", scores, get_args(Scores)),
-            ("registration", registration, REGISTRATIONS),
-        ):
-            if word not in words:
-                raise InputError(f"{name}={word!r}, expected one of {', '.join(words)}")
-        for name, flag, other in (
-            ("position_bias", position_bias, ", or 'swin'"),
-            ("qv_bias", qv_bias, ""),
-            ("shared_levels", shared_levels, ""),
-            ("norm", norm, ""),
-            ("double_norm", double_norm, ""),
-        ):
-            if not isinstance(flag, bool) and not (other and flag in get_args(Bias)):
-                raise InputError(f"{name}={flag!r}, expected True or False{other}")
-        if double_norm and not norm:
-            raise InputError("double_norm=True with norm=False: there is no first one; leave out one of them")
         stride = window if stride is None else stride
-        if head_dim is None:
-            if channels % n_heads:
-                raise InputError(
-                    f"channels={channels} is not divisible by n_heads={n_heads}: change one of them, "
-                    "or give head_dim"
-                )
-            head_dim = channels // n_heads
-        if n_levels is None and (level_weights == "learned" or not shared_levels):
-            raise InputError(
-                "n_levels=None, but each level has parameters of its own, so n_levels cannot be None: give "
-                "their number"
-            )
-        wraps = (periodic,) * n_dim if isinstance(periodic, bool) else _wraps(periodic)
-        if len(wraps) != n_dim:
-            raise InputError(f"periodic={periodic} has {len(wraps)} entries, expected n_dim={n_dim}")
-        if registration == "node_both" and any(wraps):
-            raise InputError(
-                f"periodic={periodic} with registration='node_both': the first and the last point of an axis "
-                "that wraps are the same place, so drop the last one and use registration='node'"
-            )
-
-        if shift and stride != window:
-            raise InputError(
-                f"shift={shift} with stride={stride} and window={window}: windows that are shifted lie side "
-                "by side: leave out one of the two"
-            )
-        if reference_shape is not None and stride != window:
-            raise InputError(
+        wraps = (periodic,) * n_dim if isinstance(periodic, bool) else tuple(periodic)
+        own_levels = style.level_weights == "learned" or not style.shared_levels
+        for wrong, message in (
+            (n_dim > 3, f"n_dim={n_dim}, expected 1, 2 or 3"),
+            (rate < 2, f"rate={rate}, expected at least 2"),
+            (stride > window, f"stride={stride}, expected at most window={window}"),
+            (shift >= window, f"shift={shift}, expected less than window={window}"),
+            (
+                shift and stride != window,
+                f"shift={shift} with stride={stride} and window={window}: shifted windows lie side by "
+                "side: leave out one of the two",
+            ),
+            (
+                reference_shape is not None and stride != window,
                 f"reference_shape={reference_shape} with stride={stride} and window={window}: windows of "
-                "anchored levels lie side by side: leave out the stride, or the reference"
-            )
+                "anchored levels lie side by side: leave out the stride, or the reference",
+            ),
+            (
+                head_dim is None and channels % n_heads,
+                f"channels={channels} is not divisible by n_heads={n_heads}: change one of them, or give "
+                "head_dim",
+            ),
+            (
+                n_levels is None and own_levels,
+                "n_levels=None, but each level has parameters of its own: give their number",
+            ),
+            (
+                len(wraps) != n_dim,
+                f"periodic={periodic} has {len(wraps)} entries, expected n_dim={n_dim}",
+            ),
+            (
+                registration == "node_both" and any(wraps),
+                f"periodic={periodic} with registration='node_both': the first and the last point of an axis "
+                "that wraps are the same place, so drop the last one and use registration='node'",
+            ),
+        ):
+            if wrong:
+                raise InputError(message)
         self.channels, self.n_dim, self.periodic, self.registration = channels, n_dim, wraps, registration
         self.reference_shape = check_reference(reference_shape, n_dim, registration)
-        self.rate, self.n_levels, self.sampling, self.level_weights = rate, n_levels, sampling, level_weights
+        self.rate, self.n_levels, self.style = rate, n_levels, style
+        n_attentions = 1 if style.shared_levels or n_levels is None else n_levels
+        n_steps = 1 if n_levels is None else min(n_levels - 1, n_attentions)
         self.attention = nn.ModuleList(
             WindowAttention(
                 channels,
                 n_heads,
-                head_dim=head_dim,
+                head_dim=channels // n_heads if head_dim is None else head_dim,
                 n_dim=n_dim,
                 window=window,
                 stride=stride,
                 halo=halo,
-                periodic=wraps,
                 shift=shift,
-                scores=scores,
-                position_bias=position_bias,
-                qv_bias=qv_bias,
-                norm=norm,
-                double_norm=double_norm,
+                periodic=wraps,
+                style=style,
             )
-            for _ in range(1 if shared_levels or n_levels is None else n_levels)
+            for _ in range(n_attentions)
         )
+        options: dict[str, Any] = {
+            "n_dim": n_dim,
+            "rate": rate,
+            "registration": registration,
+            "periodic": wraps,
+        }
         self.down, self.up = (
-            nn.ModuleList(
-                step(
-                    channels,
-                    n_dim=n_dim,
-                    rate=rate,
-                    sampling=sampling,
-                    registration=registration,
-                    periodic=wraps,
-                )
-                for _ in range(1 if n_levels is None else min(n_levels - 1, 1 if shared_levels else n_levels))
-            )
+            nn.ModuleList(step(channels, sampling=style.sampling, **options) for _ in range(n_steps))
             for step in (Restrict, Prolong)
         )
-        if level_weights == "learned" and n_levels is not None:
+        if style.level_weights == "learned" and n_levels is not None:
             self.scale = nn.Parameter(torch.ones(n_levels - 1, channels))
 
     @classmethod
@@ -297,15 +236,13 @@ class MultipoleAttention(nn.Module):
         channels: int,
         n_heads: int,
         *,
-        n_dim: int = 2,
-        head_dim: int | None = None,
         window: int = 2,
         stride: int = 1,
-        rate: int = 2,
         n_levels: int | None = None,
         sampling: Sampling = "conv",
+        **options: Any,
     ) -> MultipoleAttention:
-        """The layer as published, arXiv:2507.02748; the arguments are the class's.
+        """Build the layer as published, arXiv:2507.02748; `options` are ``n_dim``, ``head_dim`` and ``rate``.
 
         Examples
         --------
@@ -315,22 +252,9 @@ class MultipoleAttention(nn.Module):
          'attention.0.norm2.bias', 'attention.0.qkv.weight', 'attention.0.out.weight',
          'attention.0.out.bias', 'down.0.weight', 'up.0.weight']
         """
-        return cls(
-            channels,
-            n_heads,
-            n_dim=n_dim,
-            head_dim=head_dim,
-            window=window,
-            stride=stride,
-            halo=0,
-            rate=rate,
-            n_levels=n_levels,
-            sampling=sampling,
-            level_weights="factorial",
-            position_bias=False,
-            shared_levels=True,
-            double_norm=True,
-        )
+        style = Style(**(record(PUBLISHED) | {"sampling": sampling}))
+        windows: dict[str, Any] = {"window": window, "stride": stride, "halo": 0, "n_levels": n_levels}
+        return cls(channels, n_heads, **windows, style=style, **options)
 
     @classmethod
     def swin(
@@ -340,13 +264,12 @@ class MultipoleAttention(nn.Module):
         *,
         window: int = 8,
         halo: int = 0,
-        shift: int = 0,
-        n_levels: int = 3,
-        n_dim: int = 2,
-        rate: int = 2,
         sampling: Sampling = "stencil",
+        **options: Any,
     ) -> MultipoleAttention:
-        """The layer whose only level, or finest one, is the attention of Swin Transformer V2; for images.
+        """Build a layer whose finest level is the attention of Swin Transformer V2, for images.
+
+        `options` are ``shift``, ``n_levels``, ``n_dim`` and ``rate``.
 
         Examples
         --------
@@ -357,34 +280,15 @@ class MultipoleAttention(nn.Module):
          'attention.0.bias.fc1.weight', 'attention.0.bias.fc1.bias', 'attention.0.bias.fc2.weight',
          'down.0.weight', 'up.0.weight']
         """
-        return cls(
-            channels,
-            n_heads,
-            n_dim=n_dim,
-            window=window,
-            halo=halo,
-            shift=shift,
-            rate=rate,
-            n_levels=n_levels,
-            sampling=sampling,
-            scores="cosine",
-            position_bias="swin",
-            qv_bias=True,
-            shared_levels=True,
-            norm=False,
-            registration="cell",
-        )
+        style = Style(**(record(SWIN) | {"sampling": sampling}))
+        return cls(channels, n_heads, window=window, halo=halo, registration="cell", style=style, **options)
 
     def forward(self, x: Tensor, reference_shape: Sequence[int] | None = None) -> Tensor:
         """Map ``(batch, channels, *grid)`` to the same shape.
 
         `reference_shape` stands for that of the layer, for a module that learns it only in training.
         """
-        if x.ndim != self.n_dim + 2 or x.shape[1] != self.channels or 0 in x.shape[2:]:
-            raise InputError(
-                f"got an input of shape {tuple(x.shape)}, expected (batch, channels={self.channels}, "
-                f"{', '.join(f'n_{i + 1}' for i in range(self.n_dim))}), each n at least 1"
-            )
+        check_field(x, self.n_dim, channels=self.channels)
         place = self.anchoring(x.shape[2:], reference_shape)
         if place is None:
             return self.on_reference(x)[0]
@@ -398,14 +302,14 @@ class MultipoleAttention(nn.Module):
     def anchoring(
         self, shape: Sequence[int], reference_shape: Sequence[int] | None = None
     ) -> Anchoring | None:
-        """How a grid of some shape lies in the reference grid; None if it is that, or there is none."""
+        """Return how a grid lies beside the reference grid; None if it is the reference, or there is none."""
         reference = self.reference_shape if reference_shape is None else tuple(reference_shape)
         if reference is None or tuple(shape) == reference:
             return None
         return anchoring(tuple(shape), reference, self.registration, self.periodic)
 
     def on_reference(self, x: Tensor, *, residual: bool = False) -> tuple[Tensor, Tensor | None]:
-        r"""The layer on the grid of `x`; and what coarser levels add to it, :math:`s_0 \odot U_0(y_1)`.
+        r"""Return the layer on the grid of `x`, and its far field, :math:`s_0 \odot U_0(y_1)`.
 
         With `residual` the input is added to the first.
         """
@@ -427,14 +331,14 @@ class MultipoleAttention(nn.Module):
         return self._with_idle(out, n_levels), coarse
 
     def sources(self, anchors: Tensor, coarse: Tensor | None) -> Sources:
-        """What the points of the reference have for those between them.
+        """Compute the sources of the layer for targets between the points of the reference.
 
         Parameters
         ----------
         anchors : Tensor, ``(batch, channels, *reference)``
-            The features of the points of the reference.
+            Features on the reference.
         coarse : Tensor, optional
-            What `on_reference` returned for them.
+            The far field that `on_reference` returned for them.
         """
         finest = cast(WindowAttention, self.attention[0])
         keys, values = finest.keys_and_values(anchors)
@@ -442,12 +346,11 @@ class MultipoleAttention(nn.Module):
         return Sources(keys, self._with_idle(values, n_levels), coarse)
 
     def between(self, x: Tensor, sources: Sources, tile: Tile, *, residual: bool = False) -> Tensor:
-        """The layer at some points of a grid that refines the reference.
+        """Map targets, the points of a tile of a grid that refines the reference.
 
         Parameters
         ----------
         x : Tensor, ``(batch, channels, *points of the tile)``
-            The features of these points.
         sources : Sources
         tile : Tile
         residual : bool
@@ -460,57 +363,32 @@ class MultipoleAttention(nn.Module):
 
     @staticmethod
     def _each(modules: nn.ModuleList, count: int) -> list[nn.Module]:
-        """The modules of the first levels or steps, finest first: its own for each, or one for all."""
+        """The modules of the first levels or steps, finest first."""
         return list(modules)[:count] if len(modules) > 1 else [*modules] * count
 
     def _with_idle(self, result: Tensor, n_levels: int) -> Tensor:
-        """The same, as a function of all parameters.
+        """Add zero times every unused parameter, so that data-parallel training finds a gradient of each.
 
-        On a small grid some levels are left out. Data-parallel training waits for a gradient of every
-        parameter, so it gets theirs: of nothing at all, added up.
+        On a small grid some levels are left out.
         """
         idle = self._idle(n_levels)
         return result + sum(parameter.flatten()[:0].sum() for parameter in idle) if idle else result
 
     def _idle(self, n_levels: int) -> list[nn.Parameter]:
-        """The parameters that a grid with so many levels does not use."""
+        """The parameters that a grid with `n_levels` levels does not use."""
         idle = list(self.attention[n_levels:].parameters())  # none where all levels share one attention
         for steps in (self.down, self.up):
             idle += steps[n_levels - 1 :].parameters()
-        return idle + ([self.scale] if self.level_weights == "learned" and n_levels == 1 else [])
+        return idle + ([self.scale] if self.style.level_weights == "learned" and n_levels == 1 else [])
 
     def _level_weight(self, step: int, level: int) -> Tensor | float:
-        """The factor of what comes up to `level` in the given step up from the coarsest one."""
-        if self.level_weights == "factorial":
+        """The factor of the far field of `level`, in a step up from the coarsest one."""
+        if self.style.level_weights == "factorial":
             return 1 / (step + 1)
         return self.scale[level].clone()  # torch's module tracker cannot take a view made without gradients
 
     def extra_repr(self) -> str:
         """What `print(layer)` shows."""
         return (
-            f"{self.channels}, n_dim={self.n_dim}, rate={self.rate}, n_levels={self.n_levels}, "
-            f"sampling={self.sampling!r}, level_weights={self.level_weights!r}"
+            f"{self.channels}, n_dim={self.n_dim}, rate={self.rate}, n_levels={self.n_levels}, {self.style}"
         )
-
-
-def check_reference(
-    reference_shape: Sequence[int] | None, n_dim: int, registration: Registration
-) -> tuple[int, ...] | None:
-    """The shape of a reference grid, if it is one."""
-    if reference_shape is None:
-        return None
-    fewest = 2 if registration == "node_both" else 1
-    given = reference_shape if isinstance(reference_shape, Sequence) else [reference_shape]
-    whole = all(isinstance(n, Integral) and not isinstance(n, bool) and n >= fewest for n in given)
-    if isinstance(reference_shape, str) or not whole or len(given) != n_dim:
-        raise InputError(
-            f"reference_shape={reference_shape!r}, expected {n_dim} whole numbers, at least {fewest}: the "
-            "points along each axis of the grid that is trained on"
-        )
-    return tuple(int(n) for n in given)
-
-
-def _wraps(periodic: object) -> tuple[bool, ...]:
-    if not isinstance(periodic, Sequence) or not all(isinstance(wrap, bool) for wrap in periodic):
-        raise InputError(f"periodic={periodic!r}, expected True or False, or one of them for each axis")
-    return tuple(periodic)

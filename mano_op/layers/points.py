@@ -1,15 +1,13 @@
-r"""Maps of each point's channels, on a CPU some points at a time.
+r"""Pointwise maps, on a CPU a block of points at a time.
 
-A layer spends most of its arithmetic in linear maps that act on each point by itself, and before them a
-normalisation, or an activation. Written one operation after another over all points, each makes a field in
-fresh memory, and a CPU spends more time on that than on the products. Here as many points as fit the cache
-go through all operations before the next ones do,
+Most of a layer's arithmetic are linear maps of each point's channels, after a normalisation or an activation.
+One operation after another over all points makes each field in fresh memory, which takes a CPU longer than
+the products. Here as many points as fit the cache go through all operations before the next ones do,
 
 .. math:: y_i = W_i\, f(x) + b_i \quad (+\, x,\ + \text{other fields}),
 
-with f that of `Hidden`. The backward pass computes f(x) again instead of keeping it, so that of a large field
-of hidden channels nothing is ever in memory. It costs one more product for an MLP's first linear map. What
-the activation is given is kept where it is no more than some megabytes.
+with f that of `Hidden`. The backward pass recomputes f(x), for one more product in an MLP. The input of the
+activation is kept where it is no more than some megabytes.
 """
 
 from __future__ import annotations
@@ -25,18 +23,19 @@ from torch import Tensor, nn
 from mano_op.layers.eager import on_cpu_eagerly
 from mano_op.layers.native.call import may_call
 from mano_op.layers.native.elementwise import add_, gelu, gelu_backward_
+from mano_op.layers.replay import replay
 
 # Numbers of the widest field in a chunk: half a megabyte in single precision.
 _NUMBERS = 2**17
 _ROWS = 256  # of a chunk, at least
-# Numbers of a field, 28 MiB of them, that the backward pass finds as they were; larger ones it makes again.
-# From 32 MiB on glibc gives memory back, and a field in fresh pages takes half as long to write as to make.
+# Numbers of a field, 28 MiB, that is kept for the backward pass; larger ones are recomputed. From 32 MiB on
+# glibc gives memory back, and to write a field into fresh pages takes half as long as to compute it.
 _KEPT = 7 * 2**20
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """What comes before the linear maps: normalisations, one after the other, and a layer with an activation.
+    """LayerNorms, one after the other, and a linear map with an activation, before the linear maps.
 
     Attributes
     ----------
@@ -50,11 +49,11 @@ class Hidden:
     activation: Callable[[Tensor], Tensor] | None = None
 
     def __bool__(self) -> bool:
-        """Whether there is anything."""
+        """Whether it is more than the identity."""
         return bool(self.eps) or self.activation is not None
 
     def __call__(self, x: Tensor, *parameters: Tensor) -> Tensor:
-        """The hidden channels of points ``(..., channels)``; `parameters` are pairs of weight and bias."""
+        """Map points ``(..., channels)`` to hidden channels; `parameters` are pairs of weight and bias."""
         for i, eps in enumerate(self.eps):
             weight, bias = parameters[2 * i : 2 * i + 2]
             x = F.layer_norm(x, weight.shape, weight, bias, eps)
@@ -72,7 +71,7 @@ def linear_maps(
     residual: bool = False,
     plus: Sequence[Tensor] = (),
 ) -> tuple[Tensor, ...]:
-    """Linear maps of hidden channels of each point.
+    """Apply linear maps to the hidden channels of each point.
 
     Parameters
     ----------
@@ -85,7 +84,7 @@ def linear_maps(
     residual : bool
         Whether `x` is added to each result.
     plus : sequence of Tensor, each ``(..., out)``
-        What else is added to each result.
+        Fields that are added to each result too.
 
     Returns
     -------
@@ -95,8 +94,8 @@ def linear_maps(
     --------
     >>> norm, x = torch.nn.LayerNorm(8), torch.randn(4, 5, 8)
     >>> first, second = torch.randn(3, 8), torch.randn(6, 8)
-    >>> found = linear_maps(x, Hidden((norm.eps,)), list(norm.parameters()), [(first, None), (second, None)])
-    >>> torch.allclose(found[1], norm(x) @ second.T, atol=1e-6)
+    >>> _, y = linear_maps(x, Hidden((norm.eps,)), list(norm.parameters()), [(first, None), (second, None)])
+    >>> torch.allclose(y, norm(x) @ second.T, atol=1e-6)
     True
     """
     flat = [t for pair in maps for t in pair]
@@ -104,9 +103,9 @@ def linear_maps(
         sizes = len(parameters), len(flat)
         tensors = [*parameters, *flat, *plus]
         recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *tensors))
-        found: tuple[Tensor, ...] = _Chunked.apply(x, hidden, residual, recorded, sizes, *tensors)
-        return found
-    return _whole(x, hidden, parameters, maps, residual, plus)
+        results: tuple[Tensor, ...] = _Blocked.apply(x, hidden, residual, recorded, sizes, *tensors)
+        return results
+    return _definition(x, hidden, parameters, maps, residual, plus)
 
 
 def fit_in_chunks(
@@ -115,7 +114,7 @@ def fit_in_chunks(
     maps: Sequence[tuple[Tensor, Tensor | None]],
     residual: bool,
 ) -> bool:
-    """Whether the points may go through in chunks; where something does not fit, torch says what."""
+    """Whether points may be mapped in blocks; where a parameter does not fit, torch raises the error."""
     return (
         x.dtype in (torch.float32, torch.float64)
         and on_cpu_eagerly(x)
@@ -126,7 +125,7 @@ def fit_in_chunks(
     )
 
 
-def _whole(
+def _definition(
     x: Tensor,
     hidden: Hidden,
     parameters: Sequence[Tensor],
@@ -134,13 +133,13 @@ def _whole(
     residual: bool,
     plus: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
-    """As `linear_maps`, of which this is the definition."""
+    """The definition of `linear_maps`."""
     h = hidden(x, *parameters)
     added = [*plus, *([x] if residual else [])]
     return tuple(sum(added, start=F.linear(h, weight, bias)) for weight, bias in maps)
 
 
-class _Chunked(torch.autograd.Function):
+class _Blocked(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -181,20 +180,19 @@ class _Chunked(torch.autograd.Function):
         needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[5 : 5 + sum(ctx.sizes)]]
         of_plus = [sum(grads[1:], start=grads[0])] * ctx.n_plus if ctx.n_plus else []
         if torch.is_grad_enabled():
-            # Of these very uses: `x` may itself depend on the same parameters.
-            x, tensors = x.view_as(x), [t if t is None else t.view_as(t) for t in tensors]
-            parameters, maps, _ = _parts(tensors, ctx.sizes)
-            asked = [t for t, need in zip((x, *tensors), needed, strict=True) if need]
-            outputs = _whole(x, hidden, parameters, maps, residual, ())
-            found = iter(torch.autograd.grad(outputs, asked, grads, create_graph=True))
-            dx, *rest = (next(found) if need else None for need in needed)
+
+            def definition(x: Tensor, *tensors: Any) -> tuple[Tensor, ...]:
+                parameters, maps, _ = _parts(tensors, ctx.sizes)
+                return _definition(x, hidden, parameters, maps, residual, ())
+
+            dx, *rest = replay(definition, (x, *tensors), needed, grads)
             return dx, None, None, None, None, *rest, *of_plus
 
         tokens, *ds = (t.reshape(-1, t.shape[-1]) for t in (x, *grads))
         through = Through(hidden, parameters, natively=may_call(x))
         dx = torch.empty_like(tokens) if needed[0] else None
         totals = [Total.of(t, need, len(tokens)) for t, need in zip(tensors, needed[1:], strict=True)]
-        before = needed[0] or any(needed[1 : n + 1])  # whether a gradient goes further than the maps
+        before = any(needed[: n + 1])  # whether a gradient goes further than the maps
         for chunk in chunks(tokens, [*parameters, *(weight for weight, _ in maps)]):
             of_ds = [d[chunk] for d in ds]
             place = None if hidden or dx is None else dx[chunk]
@@ -217,49 +215,41 @@ class _Chunked(torch.autograd.Function):
 
 
 class Total:
-    """The gradient of a parameter, added up over chunks; the first is written and not added to zeros.
-
-    Parameters
-    ----------
-    total : Tensor
-        Where it goes.
-    begun : bool
-        Whether there is something in it.
-    """
+    """Gradient of a parameter, summed over blocks. The first block overwrites, so `sum` may begin empty."""
 
     def __init__(self, total: Tensor, begun: bool) -> None:
         self.sum, self._begun = total, begun
 
     @classmethod
     def of(cls, parameter: Tensor | None, needed: bool, points: int) -> Total | None:
-        """That of a parameter, if there is one and it needs one: of no points it is 0."""
+        """Begin the gradient of a parameter that needs one; over no points it is 0."""
         if parameter is None or not needed:
             return None
         return cls(torch.zeros_like(parameter) if points == 0 else torch.empty_like(parameter), points == 0)
 
     def chunk(self, chunks: int) -> list[Total]:
-        """Those of parts of the parameter, which are added up by themselves."""
+        """Split it into those of parts of the parameter."""
         return [Total(part, self._begun) for part in self.sum.chunk(chunks)]
 
     def add(self, part: Tensor) -> None:
-        """Add a part."""
+        """Add the part of a block."""
         if self._begun:
             self.sum += part
         else:
             self.sum.copy_(part)
         self._begun = True
 
-    def add_product(self, one: Tensor, other: Tensor) -> None:
+    def add_product(self, left: Tensor, right: Tensor) -> None:
         """Add a product of two matrices."""
         if self._begun:
-            self.sum.addmm_(one, other)
+            self.sum.addmm_(left, right)
         else:
-            torch.mm(one, other, out=self.sum)
+            torch.mm(left, right, out=self.sum)
         self._begun = True
 
 
 class Through:
-    """To the hidden channels of some points, and the way back through them."""
+    """Forward and backward pass of `Hidden` for a block of points."""
 
     def __init__(self, hidden: Hidden, parameters: Sequence[Tensor], *, natively: bool) -> None:
         self.hidden, self.parameters, self.natively = hidden, parameters, natively
@@ -270,13 +260,13 @@ class Through:
         )
 
     def room(self, points: int) -> Tensor | None:
-        """Where what the activation is given can be kept, if there is one and it is no large field."""
+        """Allocate the input of the activation, without its bias; None if it is not kept."""
         if self.layer is None or not self.by_gelu or not is_kept(points * len(self.layer[0])):
             return None
         return self.layer[0].new_empty(points, len(self.layer[0]))
 
     def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
-        """The hidden channels; what the activation is given, but for the bias, is put into `kept`."""
+        """Compute hidden channels; the input of the activation, without its bias, is written to `kept`."""
         if self.layer is None or not self.by_gelu:
             return self.hidden(x, *self.parameters)
         weight, bias = self.layer
@@ -289,7 +279,7 @@ class Through:
     def backward(
         self, x: Tensor, dh: Tensor | None, totals: Sequence[Total | None], kept: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The hidden channels again, and from their gradient that of `x`; `totals` are of the parameters."""
+        """Recompute hidden channels, and turn their gradient into that of `x`; parameters' go to `totals`."""
         fields = []
         for weight, bias, eps in self.norms:
             y, mean, rstd = torch.native_layer_norm(x, weight.shape, weight, bias, eps)
@@ -321,7 +311,7 @@ class Through:
             if kept is None:
                 z = x @ weight.T
                 h, dz = gelu_backward_(z, bias, dh, out=z)
-            else:  # it stays as it is, for another backward pass
+            else:  # kept unchanged for another backward pass
                 h, dz = gelu_backward_(kept, bias, dh)
         else:
             z = torch.addmm(bias, x, weight.T).requires_grad_()
@@ -338,7 +328,7 @@ class Through:
 
 
 def add_in_place(result: Tensor, bias: Tensor | None, x: Tensor | None, *, natively: bool) -> None:
-    """Add a bias and another field, if they are given."""
+    """Add a bias and another field, if given."""
     if bias is None and x is None:
         return
     if natively:
@@ -363,19 +353,22 @@ def _back_through_maps(
 def _parts(
     tensors: Sequence[Any], sizes: tuple[int, int]
 ) -> tuple[Sequence[Tensor], list[tuple[Tensor, Tensor | None]], Sequence[Tensor]]:
-    """Parameters before the maps, the maps' weights and biases, and what is added."""
+    """Split tensors into those of `Hidden`, pairs of the maps, and fields to add."""
     first, last = sizes[0], sum(sizes)
     pairs = zip(tensors[first:last:2], tensors[first + 1 : last : 2], strict=True)
     return tensors[:first], list(pairs), tensors[last:]
 
 
 def is_kept(numbers: int) -> bool:
-    """Whether a field of so many numbers is kept for the backward pass, which otherwise makes it again."""
+    """Whether a field of so many numbers is kept for the backward pass, and not recomputed."""
     return numbers <= _KEPT
 
 
 def chunks(tokens: Tensor, tensors: Sequence[Tensor]) -> list[slice]:
-    """All points, so many at once as give the widest field of a chunk; `tensors` have as many rows each."""
+    """Split the points into blocks, so many that the widest field fits the cache.
+
+    The rows of `tensors` are the widths of fields.
+    """
     widest = max(tokens.shape[1], *map(len, tensors))
     # The weights of wide fields do not fit the cache beside them, and are read again for each chunk.
     step = max(_ROWS, _NUMBERS // widest) * torch.get_num_threads()

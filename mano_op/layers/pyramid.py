@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -43,14 +43,13 @@ from mano_op.layers.native import stencil
 from mano_op.layers.native.stencil import apply_stencil, can_apply_natively
 
 Sampling = Literal["stencil", "conv", "avg_pool"]
-SAMPLINGS: tuple[str, ...] = get_args(Sampling)
 
 
 def level_shapes(shape: Sequence[int], rate: int, n_levels: int | None = None) -> list[tuple[int, ...]]:
-    r"""The shapes of the levels of a grid, finest first.
+    r"""Return the shapes of the levels of a grid, finest first.
 
-    At most `n_levels` of them; fewer where the grid has run out of points. Without `n_levels`, as many as
-    the published rule says, :math:`\lfloor \log_r n \rfloor` for the shortest side n, and at least one.
+    At most `n_levels`; fewer where the grid has run out of points. Without `n_levels`, by the published rule,
+    :math:`\lfloor \log_r n \rfloor` for the shortest side n, and at least one.
 
     Examples
     --------
@@ -69,8 +68,8 @@ def level_shapes(shape: Sequence[int], rate: int, n_levels: int | None = None) -
     return shapes
 
 
-def covering_levels(shape: Sequence[int], window: int, rate: int = 2) -> int:
-    """The number of levels, from the grid's own on, until a window covers one.
+def covering_levels(shape: Sequence[int] | None, window: int, rate: int = 2) -> int:
+    """Count the levels, from the grid's own on, until a window covers one; 3 for a grid that is not known.
 
     Examples
     --------
@@ -78,6 +77,8 @@ def covering_levels(shape: Sequence[int], window: int, rate: int = 2) -> int:
     (3, 5, 1)
     """
     check_whole(window=window)
+    if shape is None:
+        return 3
     levels, side = 1, max(shape)
     while side > window:
         levels, side = levels + 1, -(-side // rate)
@@ -85,7 +86,7 @@ def covering_levels(shape: Sequence[int], window: int, rate: int = 2) -> int:
 
 
 class _Step(nn.Module):
-    """What `Restrict` and `Prolong` have in common: their options, and a weight where there is one."""
+    """Options and weight of `Restrict` and `Prolong`."""
 
     convolutions: ClassVar[dict[int, Any]]
 
@@ -115,15 +116,12 @@ class _Step(nn.Module):
         return interpolation
 
     def kernel(self) -> Tensor:
-        """The weight, by a way back on which its gradient gets the weight's own strides.
-
-        That of a convolution of fields with channels last has others, which data-parallel training warns of.
-        """
+        """Return the weight as a view with a contiguous gradient, as data-parallel training wants it."""
         return self.weight.flatten(1).view(self.weight.shape)
 
 
 class Restrict(_Step):
-    """The field on the next coarser level.
+    """Restriction of a field to the next coarser level.
 
     Parameters
     ----------
@@ -134,7 +132,7 @@ class Restrict(_Step):
         How many times fewer points the coarser level has along each axis.
     sampling : {"stencil", "conv", "avg_pool"}
     registration : {"node", "node_both", "cell"}
-        Of the grid; decides where the centre of a stencil is.
+        Of the grid; decides where a stencil is centred.
     periodic : sequence of bool
 
     Examples
@@ -178,7 +176,7 @@ class Restrict(_Step):
 
 
 class Prolong(_Step):
-    """A coarse field at the points of the next finer level; the parameters are those of `Restrict`."""
+    """Prolongation of a coarse field to the next finer level; the parameters are those of `Restrict`."""
 
     convolutions: ClassVar[dict[int, Any]] = {
         1: nn.ConvTranspose1d,
@@ -189,8 +187,7 @@ class Prolong(_Step):
     def forward(self, x: Tensor, shape: Sequence[int], factor: Tensor | float = 1.0) -> Tensor:
         """Map ``(batch, channels, *coarse grid)`` to ``(batch, channels, *shape)``, times a factor.
 
-        The factor is a number, or one for each channel, ``(channels,)``. It is the weight that is multiplied,
-        or the coarse field, which take no time.
+        The factor is a number, or one for each channel, ``(channels,)``.
         """
         n_dim = x.ndim - 2
         if self.sampling == "stencil":
@@ -227,9 +224,9 @@ _TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 def _convolve(
     by_dimension: Sequence[Callable[..., Tensor]], x: Tensor, kernel: Tensor, **options: int
 ) -> Tensor:
-    """Convolve a field of any dimension; in single precision where torch's kernels of half precision fail.
+    """Convolve a field of any dimension; in three dimensions on a CPU in single precision.
 
-    In three dimensions on a CPU with AMX, those of oneDNN give a NaN for finite fields of one channel.
+    With AMX, oneDNN's kernels of half precision give a NaN for finite fields of one channel.
     """
     convolve = by_dimension[x.ndim - 3]
     half = x.dtype in (torch.float16, torch.bfloat16)
@@ -240,7 +237,7 @@ def _convolve(
 
 
 def _cut(x: Tensor, first: int, shape: Sequence[int]) -> Tensor:
-    """Of a field the points from `first` on, as many as `shape` says."""
+    """Cut `shape` points out of a field, from `first` on along each axis."""
     for dim, n in enumerate(shape, start=2):
         if n != x.shape[dim]:  # the gradient of the whole would be a copy of it
             x = x.narrow(dim, first, n)
@@ -248,12 +245,12 @@ def _cut(x: Tensor, first: int, shape: Sequence[int]) -> Tensor:
 
 
 def _along(factor: Tensor | float, dim: int, n_dim: int) -> Tensor | float:
-    """A factor for each entry of one of some dimensions, shaped to be multiplied."""
+    """Shape a factor for each entry of a dimension to be multiplied."""
     return factor.view(-1, *[1] * (n_dim - dim - 1)) if isinstance(factor, Tensor) else factor
 
 
 def stencil_reach(rate: int, registration: Registration) -> int:
-    """How many fine points a stencil reaches before the first fine point of its coarse cell.
+    """Return the number of fine points that a stencil reaches before its coarse cell.
 
     On nodes, coarse point I is fine point r I; on cells, it is the middle of r of them.
     """
@@ -261,7 +258,7 @@ def stencil_reach(rate: int, registration: Registration) -> int:
 
 
 def interpolation(rate: int, registration: Registration) -> Tensor:
-    """One axis of the stencils before training: linear interpolation of nodes, copying of cells."""
+    """Return one axis of the initial stencils: linear interpolation of nodes, copying of cells."""
     if registration == "cell":
         return torch.ones(rate)
     return 1 - torch.arange(1 - rate, rate).abs() / rate
@@ -269,10 +266,10 @@ def interpolation(rate: int, registration: Registration) -> Tensor:
 
 def _outer(line: Tensor, n_dim: int) -> Tensor:
     """The product of `line` with itself along `n_dim` axes, with two axes for channels before them."""
-    out = torch.ones(())
+    out = torch.ones(1, 1)
     for _ in range(n_dim):
         out = out[..., None] * line
-    return out[None, None]
+    return out
 
 
 def pad_edges(x: Tensor, widths: Sequence[tuple[int, int]], periodic: Sequence[bool]) -> Tensor:
@@ -304,8 +301,8 @@ def _wrapped(x: Tensor, dim: int, before: int, after: int) -> Tensor:
 def fill_last_cells(x: Tensor, rate: int) -> Tensor:
     """Pad ``(batch, channels, *grid)`` at the end of each axis to a multiple of `rate`.
 
-    Each line of a cell that the grid's end cuts is filled up with the mean of the points it has, axis by
-    axis. Their order does not matter, and the mean of the cell stays that of the points it has.
+    Each line of a cell that the grid's end cuts is filled up with the mean of its points, axis by axis, so
+    the mean of the cell stays that of its points.
     """
     for dim in range(2, x.ndim):
         remainder = x.shape[dim] % rate

@@ -1,4 +1,4 @@
-"""The grid that a module's levels belong to, kept with its parameters."""
+"""Reference grids of modules, kept with their parameters."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from mano_op.layers.eager import on_cpu_eagerly
 
 
 class Anchored:
-    """What lets a module know the grid it was trained on, its reference.
+    """Mixin for modules with a reference, the grid that they are trained on.
 
-    A class to inherit from beside `torch.nn.Module`. The reference is given, or it is the first grid that
-    comes in training mode; a second one is then refused in training, see `fix_references`. It is a buffer, so
-    that averaged, wrapped and distributed copies have it too, and files.
+    The reference is given, or it is the first grid that comes in training mode; a second one is then refused
+    in training, see `fix_references`. It is a buffer, so copies and files have it too.
 
     Attributes
     ----------
     reference : Tensor, ``(n_dim,)``
-        Points along each axis; zeros while they are not known.
+        Points along each axis; zeros while unknown.
 
     Examples
     --------
@@ -43,7 +42,7 @@ class Anchored:
     _known_reference: tuple[tuple[int, int], tuple[int, ...]] | None
 
     def keep_reference(self, shape: tuple[int, ...] | None, n_dim: int) -> None:
-        """Make the buffer; to be called once, by the constructor."""
+        """Register the buffer; for the constructor."""
         cast(nn.Module, self).register_buffer("reference", torch.tensor(shape or (0,) * n_dim))
         self._reference_is_fixed = shape is not None
         self._known_reference = None
@@ -65,7 +64,7 @@ class Anchored:
         return shape if all(shape) else None
 
     def reference_for(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The reference for an input on a grid of some shape, which becomes it if there is none in training.
+        """Return the reference for an input on a grid; the first grid in training becomes the reference.
 
         Before any training a grid is its own reference.
 
@@ -90,12 +89,11 @@ class Anchored:
 
 
 def fix_references(model: nn.Module) -> None:
-    """Keep the grids that the layers of a model have learnt, so that it can be trained on several.
+    """Fix the references that the layers of a model have learnt, so that it can be trained on several grids.
 
-    For models whose layers see grids of their own, such as a U-shaped one, so that no single
-    `reference_shape` can be given: run the model once in training mode on the grid that is to be the
-    reference, then call this. Files do not hold that it was called, so call it again where training goes on
-    after a model was loaded.
+    For models whose layers see grids of their own, such as a U-shaped one: run the model once in training
+    mode on the grid that is to be the reference, then call this. Files do not hold that it was called, so
+    call it again where training goes on with a loaded model.
 
     Parameters
     ----------

@@ -1,8 +1,6 @@
-r"""From the grid of a layer's input to the grid of its output, where these are two grids of one domain.
+r"""Resampling of features from the grid of a layer's input to that of its output, over one domain.
 
-Features are known at the points of one grid and wanted at those of another. Where the points lie is what
-`mano_op.grid` says, for each registration; a factor or a number of points alone would shift them by up to
-half a cell. Along each axis:
+Along each axis, with points where the registration of `mano_op.grid` has them:
 
 ===========  ======  ====================================================================================
 axis         target  values
@@ -18,8 +16,8 @@ has ends     coarse  the mean over the control volume of the target's point, wei
                      :math:`\sum_i w_i d_i = 0`
 ===========  ======  ====================================================================================
 
-All of them are exact for constants, and along an axis with ends for linear functions, up to the ends. A plain
-mean is not: at the first node it lies on one side of the point, and so does what it stands for.
+All of them are exact for constants, and along an axis with ends for linear functions, up to the ends, where
+a plain mean is not.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ from mano_op.resample import resample
 
 
 def regrid(x: Tensor, source: Grid, target: Grid) -> Tensor:
-    """The features on `target` of a field that is known on `source`.
+    """Resample a field from one grid to another.
 
     Parameters
     ----------
@@ -63,25 +61,24 @@ def regrid(x: Tensor, source: Grid, target: Grid) -> Tensor:
     True
     """
     pairs = list(zip(source, target, strict=True))
-    x = resample(
-        x, source, Grid(tuple(there if there.periodic else here for here, there in pairs)), "spectral"
-    )
-    for dim, (here, there) in enumerate(pairs, start=2):
-        if not here.periodic and (matrix := _matrix(here, there)) is not None:
+    wrapped = Grid(tuple(axis if axis.periodic else before for before, axis in pairs))
+    x = resample(x, source, wrapped, "spectral")
+    for dim, (before, axis) in enumerate(pairs, start=2):
+        if not axis.periodic and (matrix := _matrix(before, axis)) is not None:
             x = matrix.apply(x, dim)
     return x
 
 
 @lru_cache(maxsize=64)
 def _matrix(source: Axis, target: Axis) -> Banded | None:
-    """The matrix of an axis with ends."""
+    """The matrix of an axis with ends; None for the identity."""
     return _means(source, target) if target.n < source.n else lagrange(source, target, 4, beyond=True)
 
 
 def _means(source: Axis, target: Axis) -> Banded:
     """The means of the module's table."""
 
-    def some(rows: slice) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def block_of(rows: slice) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         left, right = target.bounds[rows].T
         first, last = ((end - source.points[0]) / source.spacing for end in (left.min(), right.max()))
         columns = np.arange(max(int(np.floor(first)) - 1, 0), min(int(np.ceil(last)) + 2, source.n))
@@ -93,4 +90,4 @@ def _means(source: Axis, target: Axis) -> Banded:
         spread = square - centre**2
         return columns, mean * (square - centre * from_target) / spread
 
-    return Banded.of((target.n, source.n), some)
+    return Banded.of((target.n, source.n), block_of)

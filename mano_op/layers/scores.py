@@ -1,4 +1,4 @@
-"""How queries are compared with keys: by dot products, or by the cosine of the angle between them."""
+"""Scores of queries and keys: dot products, or cosines of the angle between them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Scores = Literal["dot", "cosine"]
-# The logarithm of what cosines are multiplied by at most.
+# Logarithm of the largest factor of a cosine.
 STEEPEST = math.log(100.0)
 LEAST_NORM = 1e-12
 
 
 def steep(logit_scale: Tensor) -> Tensor:
-    r"""What cosines are multiplied by in each head, :math:`e^{\min(s, \log 100)}`.
+    r"""Return the factor of the cosines of each head, :math:`e^{\min(s, \log 100)}`.
 
     Examples
     --------
@@ -28,7 +28,7 @@ def steep(logit_scale: Tensor) -> Tensor:
 
 
 def scored(projected: Mapping[str, Tensor], n_heads: int, logit_scale: Tensor | None) -> tuple[Tensor, ...]:
-    r"""Queries and keys, ``(..., heads * head_dim)``, as scores are made of them; values as they are.
+    r"""Normalise queries and keys, ``(..., heads * head_dim)``, for cosine scores; values stay as they are.
 
     Scores are dot products over the square root of the width of a head, d. With `logit_scale`, ``(heads,)``,
     queries become :math:`\sqrt d\, e^{\min(s, \log 100)}\, q / |q|` and keys :math:`k / |k|`: scores are then
@@ -55,12 +55,12 @@ def scored(projected: Mapping[str, Tensor], n_heads: int, logit_scale: Tensor | 
         exact = t.unflatten(-1, (n_heads, -1)).to(torch.promote_types(t.dtype, torch.float32))
         return F.normalize(exact, dim=-1, eps=LEAST_NORM)
 
-    made = []
+    results = []
     for name, t in projected.items():
         if name == "q":
             factor = steep(logit_scale) * math.sqrt(t.shape[-1] // n_heads)
             t = (unit(t) * factor[:, None]).flatten(-2).to(t.dtype)
         elif name == "k":
             t = unit(t).flatten(-2).to(t.dtype)
-        made.append(t)
-    return tuple(made)
+        results.append(t)
+    return tuple(results)

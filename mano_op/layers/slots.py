@@ -1,10 +1,8 @@
-r"""The windows of a reference grid with the points of a finer one in them, whose number may be a symbol.
+r"""Windows of a reference grid with the points of a finer one in them, whose number may be a symbol.
 
-`mano_op.layers.window` makes lists of points with numpy, for one size after the other. Here the windows of
-the reference are tensors that are made once. Which points of a finer grid stand in which window follows from
-where these are (`mano_op.layers.finer`) by operations of torch, for whatever traces a model once for all
-sizes. The values are the same: a query between the last key of a window and the first of the next has its
-share of both, and the position bias is interpolated between quarters of a step.
+`mano_op.layers.window` lists points in numpy, for one size at a time. Here the windows of the reference are
+tensors that are made once, and the window of each point of a finer grid follows from its position
+(`mano_op.layers.finer`) by operations of torch. The values are the same.
 
 The queries of a window stand in slots, as many in every window: along each axis first those that it shares
 with the window before, then its own. Some slots are left over.
@@ -23,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mano_op.layers.finer import Finer
-from mano_op.layers.tiling import cut, tilings
+from mano_op.layers.tiling import tilings
+from mano_op.layers.whole import Rows
 
 Bias = Callable[[Tensor], Tensor]
 
@@ -34,10 +33,10 @@ class Slots(NamedTuple):
     Attributes
     ----------
     queries : int64, ``(windows, slots)``
-        The point in each slot, some of which nobody takes.
+        The point in each slot; a slot that is left over has any.
     held : list of (int64, int64, float64), ``(points,)``
-        A window and a slot that each point stands in, and its share of the result there. There are two such
-        along each axis; a point that has only one has nothing of the other.
+        A window and a slot of each point, and its share of the result there; two along each axis, the second
+        with share 0 for a point in one window.
     offsets : list of (int64, float64), ``(windows, keys, slots)``
         For each axis and each pair of a key and a slot of a window along it, the quarter of a step at or
         below their offset, counted from the least one that there can be, and the share of the way to the
@@ -50,7 +49,7 @@ class Slots(NamedTuple):
 
 
 class Windows(nn.Module):
-    """The windows of one grid, whose size is known: attention of its points, and of those of a finer one.
+    """Windows of one grid of known size: attention of its points, and of the points of a finer grid.
 
     Parameters
     ----------
@@ -63,10 +62,10 @@ class Windows(nn.Module):
     --------
     >>> from mano_op.layers.window import window_attention
     >>> q, k, v = torch.randn(3, 1, 7, 8)
-    >>> found = Windows((7,), window=3, halo=1, periodic=[False]).attend(q, k, v, None, heads=2)
+    >>> out = Windows((7,), window=3, halo=1, periodic=[False]).attend(q, k, v, None, heads=2)
     >>> q, k, v = (t.unflatten(2, (2, 4)).transpose(1, 2) for t in (q, k, v))
     >>> expected = window_attention(q, k, v, window=3, halo=1).transpose(1, 2).flatten(2)
-    >>> torch.allclose(found, expected, atol=1e-6)
+    >>> torch.allclose(out, expected, atol=1e-6)
     True
     """
 
@@ -81,21 +80,20 @@ class Windows(nn.Module):
         axes = [tilings(n, window, window, halo, wrap)[0] for n, wrap in zip(shape, periodic, strict=True)]
         self.counts, self.sides = ([axis.queries.shape[i] for axis in axes] for i in (0, 1))
         self.halos = [(axis.keys.shape[1] - side) // 2 for axis, side in zip(axes, self.sides, strict=True)]
-        rows = cut(axes, shape, shape)
-        self.cut = not rows.key_exists.all()
-        # All of them are whole numbers, which stay what they are whatever the precision of the parameters
-        # becomes; and they follow from the shape, so they are in no checkpoint.
+        rows = Rows.of(axes, shape, shape, torch.device("cpu"))
+        self.cut = rows.missing is not None
+        # Whole numbers, so that a change of precision leaves them alone; no checkpoint has them.
         for name, values in (
-            ("queries", rows.queries.astype(np.int64)),
-            ("keys", rows.keys.astype(np.int64)),
-            ("exists", rows.key_exists),
-            ("place", rows.place.astype(np.int64)),
-            ("offsets", _pairs([axis.offsets[0].astype(np.int64) for axis in axes])),
+            ("queries", rows.queries.long()),
+            ("keys", rows.keys.long()),
+            ("exists", torch.tensor(True) if rows.missing is None else rows.missing == 0),
+            ("place", rows.place.long()),
+            ("offsets", torch.as_tensor(_pairs([axis.offsets[0].astype(np.int64) for axis in axes]))),
         ):
-            self.register_buffer(name, torch.as_tensor(values), persistent=False)
+            self.register_buffer(name, values, persistent=False)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, heads: int) -> Tensor:
-        """Of the points to those of their windows; each tensor is ``(batch, points, heads * head_dim)``."""
+        """Attend within windows; each tensor is ``(batch, points, heads * head_dim)``."""
         table = None if bias is None else bias(self.offsets.to(q.dtype)).movedim(-1, 0)
         out = self._attended(q, k, v, self.queries, table, heads)
         return out.flatten(1, 2).index_select(1, self.place).flatten(2)
@@ -103,7 +101,7 @@ class Windows(nn.Module):
     def attend_from(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, heads: int, slots: Slots
     ) -> Tensor:
-        """Of the points of a finer grid, ``(batch, points, heads * head_dim)``, to those of this one."""
+        """Attend from the points of a finer grid, ``(batch, points, heads * head_dim)``, to this one's."""
         table = None if bias is None else self._table_from(bias, slots, q)
         out = self._attended(q, k, v, slots.queries, table, heads)
         parts = [
@@ -113,7 +111,7 @@ class Windows(nn.Module):
         return sum(parts[1:], start=parts[0])
 
     def slots(self, lines: Sequence[Finer]) -> Slots:
-        """Where the points of a finer grid stand, given its axes."""
+        """Put the points of a finer grid into slots, given its axes."""
         axes = [
             _along_axis(line, count, side, halo)
             for line, count, side, halo in zip(lines, self.counts, self.sides, self.halos, strict=True)
@@ -192,7 +190,7 @@ class _Axis(NamedTuple):
 
 
 def _along_axis(line: Finer, count: int, side: int, halo: int) -> _Axis:
-    """The slots of an axis in so many windows, each with some keys of its own and a halo of others."""
+    """The slots of an axis with `count` windows of `side` keys and a halo."""
     n, p, q, wraps = line.n, line.numerators, line.denominator, line.reference.periodic
     j, keys = torch.arange(n, device=p.device), line.reference.n
     # The points in the order t in which windows have them: once around, from the first one at or after key 0.
@@ -211,25 +209,25 @@ def _along_axis(line: Finer, count: int, side: int, halo: int) -> _Axis:
     before = first  # the t of the first one that it shares with the window before, whose last ones these are
     if count > 1:
         before = torch.where(windows == 0, n, first) - ((next_one == windows[:, None]) & shared).sum(1)
-        there = torch.where(shared, t - before.index_select(0, next_one), 0)
-        held.append((torch.where(shared, next_one, 0), there, torch.where(shared, way, 0.0)))
+        place = torch.where(shared, t - before.index_select(0, next_one), 0)
+        held.append((torch.where(shared, next_one, 0), place, torch.where(shared, way, 0.0)))
 
     from_before = slot < room_shared
     at = torch.where(from_before, before[:, None] + slot, first[:, None] + slot - room_shared)
-    at = at.clamp(max=n - 1) + ahead  # of slots that nobody takes any point; and t is j again
+    at = at.clamp(max=n - 1) + ahead  # slots that are left over have any point; and t is j again
     at = torch.where(at >= n, at - n, at)
     # Before the first window comes the last one, once around.
     start = torch.where(from_before & (windows == 0)[:, None], keys, side * windows[:, None])
     position = p.index_select(0, at.flatten()).view(at.shape) - start * q
-    position = position.clamp(-1 * q, side * q)  # what nobody takes may be far away
+    position = position.clamp(-1 * q, side * q)  # of slots that are left over
     return _Axis(at, held, _quarters(position, line, side, halo))
 
 
 def _quarters(position: Tensor, line: Finer, side: int, halo: int) -> tuple[Tensor, Tensor]:
-    """The offsets of `Slots`, given where each slot is from its window's first key, in q-ths of a step."""
+    """The offsets of `Slots`, given the position of each slot in its window, in q-ths of a step."""
     q, around, reach = line.denominator, line.reference.n * line.denominator, side + halo
     offset = (torch.arange(side + 2 * halo, device=position.device) - halo)[:, None] * q - position[:, None]
-    if line.reference.periodic:  # the nearest image; of two equally near ones the one ahead
+    if line.reference.periodic:  # the nearest image; the one ahead if two are equally near
         offset = torch.where(2 * offset > around, offset - around, offset)
         offset = torch.where(2 * offset <= -1 * around, offset + around, offset)
     quarters = 4 * (offset + reach * q)
@@ -238,7 +236,7 @@ def _quarters(position: Tensor, line: Finer, side: int, halo: int) -> tuple[Tens
 
 
 def _room(line: Finer, side: int, *, shares: bool) -> tuple[int, int]:
-    r"""How many slots a window needs at most, and how many of them for points it shares with the one before.
+    r"""The most slots of a window, and how many of them are for points shared with the window before.
 
     For w keys of an axis with R spacings, in which the finer one has N, that is
     :math:`\lceil w N / R \rceil + \lfloor N / R \rfloor + 1`, or one more, of which the latter are shared.

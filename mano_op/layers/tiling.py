@@ -1,12 +1,11 @@
-"""How the points of a grid are cut into windows, as indices.
+"""Tilings of an axis by windows, as indices.
 
-Overlapping windows are seen as a few shifted tilings of each axis, whose windows do not overlap. One of them
-for each axis makes a tiling of the grid, a `Cut`.
+Overlapping windows are a few shifted tilings of each axis, whose windows do not overlap. One of them for each
+axis makes a tiling of the grid, `mano_op.layers.whole.Rows`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,9 +25,9 @@ class Tiling:
     offsets : float array, ``(1 or windows, w, w + 2 h)``
         Steps from each query of a window to each of its keys; the first axis is 1 where windows are alike.
     place : int array, ``(n,)``
-        Where each point of the axis stands among the flattened `queries`.
+        Position of each point of the axis among the flattened `queries`.
     share : float array, ``(n,)``
-        The weight of this tiling in the average over all windows that hold the point; 0 if none here does.
+        Weight of this tiling in the average over all windows of a point; 0 without one here.
     """
 
     queries: NDArray[np.int64]
@@ -43,13 +42,12 @@ class Tiling:
 def tilings(
     n: int, window: int, stride: int, halo: int, periodic: bool, shift: int = 0
 ) -> tuple[Tiling, ...]:
-    """The shifted tilings that together hold the windows of an axis of `n` points.
+    """Return the shifted tilings that together hold the windows of an axis of `n` points.
 
     Windows start at 0, `stride`, 2 `stride`, ... until one reaches the end of the axis. The windows of
     one tiling do not overlap. A window wider than the axis is cut down to it.
 
-    With `shift`, windows side by side start that much later; see `first_window`. Its points before the axis
-    are points of the other end if it wraps, else there are none.
+    With `shift`, windows side by side start that much later; see `first_window`.
     """
     window = min(window, n)
     stride = min(stride, window)
@@ -87,11 +85,10 @@ def tilings(
 
 
 def first_window(n: int, window: int, periodic: bool, shift: int) -> int:
-    """Where the first of the windows of an axis starts.
+    """Return the start of the first window of an axis.
 
-    A shift moves the borders of windows to where without it their middles are. Where the axis ends it leaves
-    a part of a window, `shift` points of one that starts before the axis. A window that holds all of the
-    axis has no borders to move.
+    An axis with ends begins with the last `shift` points of a window. A window that holds all of the axis is
+    not shifted.
 
     Examples
     --------
@@ -108,19 +105,18 @@ def first_window(n: int, window: int, periodic: bool, shift: int) -> int:
 def placed_tilings(
     at: tuple[float, ...], n: int, window: int, halo: int, periodic: bool, shift: int = 0
 ) -> tuple[Tiling, ...]:
-    r"""The windows of an axis of `n` keys, side by side, with the queries that lie in each of them.
+    r"""Return the windows of an axis of `n` keys, side by side, with the queries that lie in each of them.
 
-    A query between two keys of one window is that window's. One between the last key of a window and the
-    first of the next, a share t of the way, belongs to both: its result is :math:`1 - t` times that in the
-    one and t times that in the other, so that results change continuously from window to window. The second
-    tiling, if there is one, has such queries only. Windows without a query are left out, so the queries may
-    be those of a part of the axis.
+    A query between two keys of one window is in that window. One between the last key of a window and the
+    first of the next, a share t of the way, is in both, with weights :math:`1 - t` and t, so that results
+    are continuous. The second tiling, if there is one, has such queries only. Windows without a query are
+    left out.
 
     Parameters
     ----------
     at : tuple of float
-        Where the queries are, increasing, counted in keys. Before the first and beyond the last key of an
-        axis that does not wrap they are that key's window's.
+        Positions of the queries, increasing, counted in keys. Before the first and beyond the last key of an
+        axis that does not wrap they are in the window of that key.
     n, window, halo, periodic, shift
         As in `tilings`, whose keys these are.
     """
@@ -153,21 +149,21 @@ def _placed(
     n: int,
     periodic: bool,
 ) -> Tiling:
-    """The tiling with those of some queries that it holds, each in its window; counted from the first one."""
+    """The tiling of the queries that are `held`, each in its window."""
     width, side = keys.keys.shape[1], keys.queries.shape[1]
     mine = np.flatnonzero(held)
     mine = mine[np.argsort(of_window[mine], kind="stable")]
     used, row, counts = np.unique(of_window[mine], return_inverse=True, return_counts=True)
     firsts = np.cumsum(counts) - counts
     slot = np.arange(len(mine)) - firsts[row]
-    # A window with fewer queries is filled up with any, whose results nobody takes.
+    # A window with fewer queries is filled up with any.
     queries = np.full((len(used), counts.max()), mine[0])
     queries[row, slot] = mine
     place = np.zeros(len(positions), dtype=np.int64)
     place[mine] = row * queries.shape[1] + slot
     inside = np.zeros(queries.shape)
     inside[row, slot] = positions[mine] - side * of_window[mine]
-    if periodic:  # of a window's images the one that is near
+    if periodic:  # the nearest image of a window
         inside -= n * np.rint((inside - side / 2) / n)
     alike = inside[counts.argmax()]  # as where one spacing is a multiple of the other
     if (np.abs(inside - alike)[row, slot] < 1e-9).all():
@@ -180,77 +176,8 @@ def _placed(
 def _offsets(
     queries: NDArray[np.generic], keys: NDArray[np.generic], n: int, periodic: bool
 ) -> NDArray[np.float64]:
-    """From each query, ``(m, w)``, to each key, ``(1, k)``, or the nearest of its images."""
+    """Offsets from each query, ``(m, w)``, to the nearest image of each key, ``(1, k)``."""
     offsets: NDArray[np.float64] = np.subtract(keys[:, None, :], queries[:, :, None], dtype=np.float64)
-    if periodic:  # of two equally near ones the one ahead
+    if periodic:  # the one ahead if two are equally near
         offsets = offsets - n * np.ceil(offsets / n - 0.5)
     return offsets
-
-
-@dataclass(frozen=True, eq=False)
-class Cut:
-    """Windows of a grid, as indices into its points, flattened.
-
-    Attributes
-    ----------
-    queries, keys : int32 arrays, ``(windows, n queries)`` and ``(windows, n keys)``
-        The points of each window, some of which may be fillers.
-    key_exists : bool array, ``(windows, n keys)``
-    query_exists : bool array, ``(windows, n queries)``
-        Where a query stands that somebody takes.
-    place : int32 array, ``(points,)``
-        Where each point stands among the flattened `queries`.
-    share : float array, ``(points,)``
-        Of each point's result in this tiling; 0 if it has none.
-    """
-
-    queries: NDArray[np.int32]
-    keys: NDArray[np.int32]
-    key_exists: NDArray[np.bool_]
-    query_exists: NDArray[np.bool_]
-    place: NDArray[np.int32]
-    share: NDArray[np.float64]
-
-
-def cut(tiling: Sequence[Tiling], queries: Sequence[int], keys: Sequence[int]) -> Cut:
-    """The windows of a grid of such axes, given the shapes of the grids of the queries and of the keys.
-
-    Examples
-    --------
-    >>> one = tilings(4, window=2, stride=2, halo=0, periodic=False)
-    >>> cut(one + one, (4, 4), (4, 4)).keys.tolist()
-    [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
-    """
-    windows = [len(axis.queries) for axis in tiling]
-    widths = [axis.queries.shape[1] for axis in tiling]
-    at = _outer([axis.queries for axis in tiling], queries)
-    exists = np.ones((1, 1), dtype=bool)
-    for axis in tiling:
-        exists = np.einsum("mk,nl->mnkl", exists, axis.key_exists)
-        exists = exists.reshape(len(exists) * exists.shape[1], -1)
-    place, share = np.zeros((), dtype=np.int64), np.ones(())
-    inner = np.zeros((), dtype=np.int64)
-    for axis, count, width in zip(tiling, windows, widths, strict=True):
-        window, slot = np.divmod(axis.place, width)
-        place, inner = (np.add.outer(a * b, c) for a, b, c in ((place, count, window), (inner, width, slot)))
-        share = np.multiply.outer(share, axis.share)
-    place = (place * at.shape[1] + inner).ravel()
-    taken = np.zeros(at.size, dtype=bool)
-    taken[place[share.ravel() > 0]] = True
-    return Cut(
-        at,
-        _outer([axis.keys for axis in tiling], keys),
-        exists,
-        taken.reshape(at.shape),
-        place.astype(np.int32),
-        share.ravel(),
-    )
-
-
-def _outer(points: Sequence[NDArray[np.int64]], shape: Sequence[int]) -> NDArray[np.int32]:
-    """Flat indices into a grid, ``(windows, points of a window)``, of points given along each axis."""
-    flat = np.zeros((1, 1), dtype=np.int64)
-    for of_axis, n in zip(points, shape, strict=True):
-        flat = flat[:, None, :, None] * n + of_axis[None, :, None, :]
-        flat = flat.reshape(flat.shape[0] * flat.shape[1], -1)
-    return flat.astype(np.int32)

@@ -15,13 +15,13 @@ and every size works.
 
 Queries, keys and values come in already projected: the projections act point by point, so they are
 applied once per point, not once per window. A window is then a list of points (`mano_op.layers.tiling`), of
-which rows are taken. On a CPU that is done a few windows at a time (`mano_op.layers.chunks`), so that
-nothing of the size of the scores is ever kept; elsewhere torch's own kernel does it.
+which rows are taken. On a CPU that is done a few windows at a time, by compiled code or by
+`mano_op.layers.whole`, so that nothing of the size of the scores is ever kept; elsewhere torch's own kernel
+does it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import product
@@ -33,13 +33,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mano_op.errors import InputError
-from mano_op.layers.chunks import attend_in_chunks
 from mano_op.layers.eager import on_cpu_eagerly
 from mano_op.layers.native.call import may_call
-from mano_op.layers.native.small_windows import SIZES, SmallWindows, attend_in_small_windows
 from mano_op.layers.native.window import Windows, attend_natively, filled_up, vectors
-from mano_op.layers.tiling import Tiling, cut, placed_tilings, tilings
-from mano_op.layers.whole import Rows, attend_whole
+from mano_op.layers.tiling import Tiling, placed_tilings, tilings
+from mano_op.layers.whole import Rows, attend_in_blocks, attend_whole
 
 
 def window_attention(
@@ -101,26 +99,24 @@ def window_attention(
     True
     """
     _check(q, k, v, queries_at)
-    shape = k.shape[2:-1]
-    wraps = [False] * len(shape) if periodic is None else periodic
-    if queries_at is not None:
-        per_axis = [
-            placed_tilings(at, n, window, halo, wrap, shift)
-            for at, n, wrap in zip(queries_at, shape, wraps, strict=True)
-        ]
-    else:
-        per_axis = [
-            tilings(n, window, window if stride is None else stride, halo, wrap, shift)
-            for n, wrap in zip(shape, wraps, strict=True)
-        ]
-    heads, grid = q.shape[1], q.shape[2:-1]
+    grid, shape, heads = tuple(q.shape[2:-1]), tuple(k.shape[2:-1]), q.shape[1]
+    stride = window if stride is None else stride
+    axes, cached = [], _kept_rows if queries_at is None else _last_rows
+    for i, (n, wrap) in enumerate(zip(shape, periodic or [False] * len(shape), strict=True)):
+        if queries_at is None:
+            axes.append(tilings(n, window, stride, halo, wrap, shift))
+        else:
+            axes.append(placed_tilings(queries_at[i], n, window, halo, wrap, shift))
     q, k, v = (rearrange(t, "b h ... d -> b (...) (h d)") for t in (q, k, v))
-    every, between = tuple(product(*per_axis)), queries_at is not None
-    if bias is None and not between and may_call(q) and _are_small(every):
-        out = attend_in_small_windows(q, k, v, *_small_windows(every, tuple(grid)), heads)
-    else:
-        grids = tuple(grid), tuple(shape)
-        out = _attend_by_tilings(q, k, v, bias, every, grids, heads, between=between)
+    out: Tensor | None = None
+    for tiling in product(*axes):
+        rows = _rows(tiling, grid, shape, q.device, cached)
+        table = None if bias is None else _bias_table(bias, tiling, q, heads)
+        part = _attend(q, k, v, table, rows, heads)
+        if rows.share is not None:
+            part = part * rows.share.to(part.dtype)
+        out = part if out is None else out + part
+    assert out is not None  # an axis has at least one tiling
     return rearrange(out.unflatten(1, grid), "b ... (h d) -> b h ... d", h=heads)
 
 
@@ -135,43 +131,35 @@ def native_windows(
     periodic: Sequence[bool],
     bias: Callable[[Tensor], Tensor] | None,
 ) -> tuple[Windows, Tensor | None] | None:
-    """The windows of a grid as the compiled library has them, and what it adds to scores.
+    """Return the windows of a grid for the compiled library, and the table that it adds to scores.
 
-    `x` is a field on the grid, ``(batch, *grid, channels)``; the others are `window_attention`'s. None where
-    that has other ways: without the library, and where windows overlap, or are small and nothing is added.
+    `x` is a field on the grid, ``(batch, *grid, channels)``; the others are as in `window_attention`. None
+    without the library, and where windows overlap.
     """
     if not may_call(x):
         return None
     grid = tuple(x.shape[1:-1])
     axes = [tilings(n, window, stride, halo, wrap, shift) for n, wrap in zip(grid, periodic, strict=True)]
-    every = tuple(product(*axes))
-    if len(every) > 1 or (bias is None and _are_small(every)):
+    if any(len(of_axis) > 1 for of_axis in axes):
         return None
-    [tiling] = every
-    rows = _rows(tiling, grid, grid, x.device, between=False)
-    table = None if bias is None else _for_each_head(_native_table(bias, tiling, rows, x), heads)
-    return Windows(rows), table
-
-
-def _native_table(
-    bias: Callable[[Tensor], Tensor], tiling: tuple[Tiling, ...], rows: Rows, like: Tensor
-) -> Tensor:
-    """The bias of every pair of a key and a query of a window, as `native.window.Windows` has it.
-
-    Where windows are alike, and offsets whole, all of it is one look-up.
-    """
-    found = None if _are_wrapped() else _look_up(tiling)
-    if found is None:
-        return filled_up(_bias_table(bias, tiling, like), rows)
-    offsets, index = found
-    return bias(offsets).T.index_select(1, index.view(-1)).unflatten(1, index.shape)[None]
+    tiling = tuple(of_axis[0] for of_axis in axes)
+    rows = _rows(tiling, grid, grid, x.device, _kept_rows)
+    if bias is None:
+        return Windows(rows), None
+    look_up = None if _are_wrapped() else _look_up(tiling)
+    if look_up is None:
+        return Windows(rows), filled_up(_bias_table(bias, tiling, x, heads), rows)
+    offsets, index = look_up
+    scores = _for_each_head(bias(offsets), heads)
+    return Windows(rows), scores.T.index_select(1, index.view(-1)).unflatten(1, index.shape)[None]
 
 
 @lru_cache(maxsize=128)
 def _look_up(tiling: tuple[Tiling, ...]) -> tuple[Tensor, Tensor] | None:
     """The lattice of a tiling, ``(points, n_dim)``, and the point of it of each ``(key, query)``.
 
-    Queries are filled up to whole vectors with the first point. None if one look-up is not enough.
+    Queries are filled up to whole vectors with the first point. None where windows differ, or where offsets
+    are not whole.
     """
     steps, places = _lattice(tiling)
     if any(share.any() or len(below) > 1 for below, share in places):
@@ -189,37 +177,13 @@ def _look_up(tiling: tuple[Tiling, ...]) -> tuple[Tensor, Tensor] | None:
         return offsets, torch.as_tensor(filled, device="cpu")
 
 
-def _attend_by_tilings(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Callable[[Tensor], Tensor] | None,
-    every: tuple[tuple[Tiling, ...], ...],
-    grids: tuple[tuple[int, ...], tuple[int, ...]],
-    heads: int,
-    *,
-    between: bool,
-) -> Tensor:
-    """One tiling after the other; `grids` are those of the queries and of the keys."""
-    out: Tensor | None = None
-    for tiling in every:
-        rows = _rows(tiling, *grids, q.device, between=between)
-        table = None if bias is None else _for_each_head(_bias_table(bias, tiling, q), heads)
-        part = _attend(q, k, v, table, rows, heads)
-        if rows.share is not None:
-            part = part * rows.share.to(part.dtype)
-        out = part if out is None else out + part
-    assert out is not None  # an axis has at least one tiling
-    return out
-
-
-def _for_each_head(table: Tensor, heads: int) -> Tensor:
-    """Refuse a table ``(windows, heads, ...)`` of other heads: the compiled library would read past it."""
-    if table.shape[1] != heads:
+def _for_each_head(scores: Tensor, heads: int) -> Tensor:
+    """Refuse scores ``(..., heads)`` of other heads: the compiled library would read past them."""
+    if scores.shape[-1] != heads:
         raise InputError(
-            f"bias gives {table.shape[1]} scores for each offset, expected one for each of {heads} heads"
+            f"bias gives {scores.shape[-1]} scores for each offset, expected one for each of {heads} heads"
         )
-    return table
+    return scores
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, queries_at: Sequence[tuple[float, ...]] | None) -> None:
@@ -240,17 +204,14 @@ def _rows(
     queries: tuple[int, ...],
     keys: tuple[int, ...],
     device: torch.device,
-    *,
-    between: bool,
+    cached: Callable[..., Rows],
 ) -> Rows:
-    """The windows of a tiling, on a device; `between` says that the queries are not at the keys."""
-    if _are_wrapped():
-        return Rows.of(cut(tiling, queries, keys), device)  # and not kept
-    return (_last_rows if between else _kept_rows)(tiling, queries, keys, device)
+    """The windows of a tiling, on a device, by one of the caches."""
+    return (Rows.of if _are_wrapped() else cached)(tiling, queries, keys, device)
 
 
 def _are_wrapped() -> bool:
-    """Whether tensors that are made now may be fake, or belong to a transform: they are of no use later."""
+    """Whether tensors that are made now may be fake, or belong to a transform, and cannot be kept."""
     return bool(
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
@@ -262,39 +223,13 @@ def _new_rows(
     tiling: tuple[Tiling, ...], queries: tuple[int, ...], keys: tuple[int, ...], device: torch.device
 ) -> Rows:
     with torch.inference_mode(False):  # tensors of inference could not be used in training later
-        return Rows.of(cut(tiling, queries, keys), device)
+        return Rows.of(tiling, queries, keys, device)
 
 
 _kept_rows = lru_cache(maxsize=128)(_new_rows)
 # Of queries between the keys only the last ones, at most 8 tilings in three dimensions: the blocks of a model
 # ask for the same ones in turn, and those of one part of a grid after the other would fill the memory.
 _last_rows = lru_cache(maxsize=8)(_new_rows)
-
-
-def _are_small(every: tuple[tuple[Tiling, ...], ...]) -> bool:
-    """Whether windows have few queries and as many keys. Tilings of a grid differ in where they begin."""
-    n_queries, n_keys = (
-        math.prod(of_axis.shape[1] for of_axis in points)
-        for points in zip(*((axis.queries, axis.keys) for axis in every[0]), strict=True)
-    )
-    return n_queries == n_keys and n_queries in SIZES
-
-
-def _small_windows(
-    every: tuple[tuple[Tiling, ...], ...], grid: tuple[int, ...]
-) -> tuple[SmallWindows, Callable[[], list[Rows]]]:
-    """The windows of all tilings of a grid as one list, and how to have them tiling by tiling."""
-    cpu = torch.device("cpu")
-    of_all = (_new_small_windows if _are_wrapped() else _kept_small_windows)(every, grid)
-    return of_all, lambda: [_rows(tiling, grid, grid, cpu, between=False) for tiling in every]
-
-
-def _new_small_windows(every: tuple[tuple[Tiling, ...], ...], grid: tuple[int, ...]) -> SmallWindows:
-    with torch.inference_mode(False):
-        return SmallWindows.of([cut(tiling, grid, grid) for tiling in every])
-
-
-_kept_small_windows = lru_cache(maxsize=128)(_new_small_windows)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:
@@ -306,11 +241,13 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, h
     if may_call(q):
         return attend_natively(q, k, v, table, rows, heads)
     if on_cpu_eagerly(q):
-        return attend_in_chunks(q, k, v, table, rows, heads)
+        return attend_in_blocks(q, k, v, table, rows, heads)
     return attend_whole(q, k, v, table, rows, heads)
 
 
-def _bias_table(bias: Callable[[Tensor], Tensor], tiling: Sequence[Tiling], like: Tensor) -> Tensor:
+def _bias_table(
+    bias: Callable[[Tensor], Tensor], tiling: Sequence[Tiling], like: Tensor, heads: int
+) -> Tensor:
     """The bias of every pair of a query and a key of a window, ``(windows or 1, heads, queries, keys)``.
 
     Many pairs have the same offset or nearly so. It is evaluated on a lattice: whole steps where all offsets
@@ -318,11 +255,11 @@ def _bias_table(bias: Callable[[Tensor], Tensor], tiling: Sequence[Tiling], like
     """
     steps, places = _lattice(tuple(tiling))
     axes = [torch.as_tensor(s, dtype=like.dtype, device=like.device) for s in steps]
-    table = bias(torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1))
+    table = _for_each_head(bias(torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)), heads)
     n_dim = len(tiling)
     # (o0, o1, ..., heads) -> (m0, q0, k0, m1, q1, k1, ..., heads)
     for i, (below, share) in enumerate(places):
-        table = _between(table, 3 * i, below, share)
+        table = _interpolated(table, 3 * i, below, share)
     if any(len(axis.offsets) > 1 for axis in tiling):  # along the other axes windows are alike
         widths = [n for axis in tiling for n in (len(axis.queries), *axis.offsets.shape[1:])]
         table = table.expand(*widths, -1)
@@ -350,7 +287,7 @@ def _lattice(
     return steps, places
 
 
-def _between(table: Tensor, dim: int, below: NDArray[np.int64], share: NDArray[np.float64]) -> Tensor:
+def _interpolated(table: Tensor, dim: int, below: NDArray[np.int64], share: NDArray[np.float64]) -> Tensor:
     """Entries of a table along a dimension, which becomes those of `below`; `share` is of the next one."""
 
     def entries(index: NDArray[np.int64]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The coordinates of the points of a grid, as channels beside those of a field."""
+"""Coordinates of the points of a grid, as channels beside those of a field."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mano_op.grid import Grid, Registration
 
 
 def grid_points(shape: Sequence[int], registration: Registration, periodic: Sequence[bool]) -> list[Tensor]:
-    """The coordinates of each axis of a grid over the unit box, in double precision.
+    """Return the coordinates of each axis of a grid over the unit box, in double precision.
 
     Examples
     --------
@@ -24,7 +24,7 @@ def grid_points(shape: Sequence[int], registration: Registration, periodic: Sequ
 
 
 def coordinate_channels(points: Sequence[Tensor], periodic: Sequence[bool]) -> Tensor:
-    """The coordinates of all points, or their sine and cosine on an axis that wraps: ``(channels, *grid)``.
+    """Return the coordinates of all points, of an axis that wraps sine and cosine: ``(channels, *grid)``.
 
     Parameters
     ----------
@@ -47,6 +47,6 @@ def coordinate_channels(points: Sequence[Tensor], periodic: Sequence[bool]) -> T
 
 
 def with_coordinates(x: Tensor, points: Sequence[Tensor], periodic: Sequence[bool]) -> Tensor:
-    """A field ``(batch, channels, *grid)`` with the coordinates of its points as further channels."""
+    """Append the coordinates of the points to the channels of a field ``(batch, channels, *grid)``."""
     channels = coordinate_channels(points, periodic).to(x)
     return torch.cat([x, channels.expand(x.shape[0], *channels.shape)], dim=1)

@@ -13,24 +13,23 @@ from torch import Tensor, nn
 
 from mano_op.errors import InputError, did_you_mean
 from mano_op.files import read_tensors
+from mano_op.layers.checks import check_field
 from mano_op.pretrained import load_model, save_model
 
 
 class DataModel(BaseModel, name="_data_model"):
     """A model whose checkpoints are data.
 
-    neuraloperator's `BaseModel` keeps the constructor's arguments and writes them into every state dict.
-    Four things differ here:
+    neuraloperator's `BaseModel` keeps the constructor's arguments and writes them into every state dict. Here
 
-    * Only the state dict of the model itself has that entry. In one of a module that holds the model
-      (``nn.Sequential``, ``AveragedModel``) it would be a key that nothing there can load.
-    * Options are plain values, or refused: others could be written, and never read again.
-    * Files are read with ``weights_only=True``: a checkpoint is data, whoever it came from.
-    * A checkpoint of another class, version or configuration is refused, and the error says which.
+    * only the state dict of the model itself has that entry, which a module around it could not load,
+    * options are plain values, or refused,
+    * files are read with ``weights_only=True``, as data,
+    * a checkpoint of another class, version or configuration is refused.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Refuse options that the model does not have: neuraloperator's base class keeps them silently."""
+        """Refuse options that the model does not have, which neuraloperator's base class keeps."""
         known = [name for name in inspect.signature(cls).parameters if name not in ("args", "kwargs")]
         for name in kwargs:
             if name not in known:
@@ -42,7 +41,7 @@ class DataModel(BaseModel, name="_data_model"):
                     f"{name}={value!r} is of type {type(value).__name__}, expected a bool, int, float, str, "
                     "None, or a list of those: a checkpoint holds nothing else, so convert it"
                 )
-        # By name: the base class would keep the default of an option that is given by its place beside that.
+        # By name: the base class keeps the defaults of positional options.
         instance: Self = super().__new__(cls, **dict(zip(known, args, strict=False)), **kwargs)
         return instance
 
@@ -108,7 +107,7 @@ class DataModel(BaseModel, name="_data_model"):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, revision: str | None = None) -> Self:
-        """The model of a folder, or of a repository of the Hugging Face Hub, in evaluation mode.
+        """Load the model of a folder, or of a repository of the Hugging Face Hub, in evaluation mode.
 
         The errors are those of `mano_op.pretrained.load_model`.
         """
@@ -132,7 +131,7 @@ class DataModel(BaseModel, name="_data_model"):
 
     @classmethod
     def _options(cls, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """The options that metadata holds, by name, in a form in which equal ones are equal."""
+        """The options of metadata by name, with tuples in place of lists."""
         positional = zip(inspect.signature(cls).parameters, metadata.get("args", ()), strict=False)
         return {
             key: tuple(value) if isinstance(value, list) else value
@@ -144,13 +143,8 @@ class DataModel(BaseModel, name="_data_model"):
     n_dim: int
 
     def _check_field(self, x: Tensor, axes: str, dtype: torch.dtype) -> None:
-        """Refuse an input that is no field of the channels, and type, that the model has parameters for."""
-        if x.ndim != self.n_dim + 2 or x.shape[1] != self.in_channels or 0 in x.shape[2:]:
-            raise InputError(
-                f"{self._name} got an input of shape {tuple(x.shape)}, expected (batch, "
-                f"in_channels={self.in_channels}, {axes}), each n at least 1: reshape it, or build the model "
-                "with your data's in_channels and n_dim"
-            )
+        """Refuse an input of other channels, or of another type than the parameters."""
+        check_field(x, self.n_dim, axes, self._name, in_channels=self.in_channels)
         if not x.is_floating_point():
             raise InputError(f"{self._name} got {x.dtype} input, expected a floating type: use x.float()")
         if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
@@ -164,20 +158,16 @@ def _read(folder: str | Path, name: str, map_location: Any) -> dict[str, Any]:
     """Read a file of tensors and plain values; it is data, and no code in it is run."""
     path = Path(folder) / name
     if not path.exists():
-        present = sorted(p.name for p in Path(folder).glob("*_metadata.pkl")) if Path(folder).is_dir() else []
+        present = sorted(p.name for p in Path(folder).glob("*_metadata.pkl"))
+        holds = f"The folder holds {present}. " if present else ""
         raise InputError(
-            f"there is no {path}. "
-            + (
-                f"The folder holds {present}"
-                if present
-                else "Give the folder and name that save_checkpoint was called with"
-            )
+            f"there is no {path}. {holds}Give the folder and name that save_checkpoint was called with"
         )
     return read_tensors(path, map_location=map_location)
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value can be kept in a checkpoint, which is read as data."""
+    """Whether a checkpoint can hold a value."""
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     return type(value) in (bool, int, float, str, type(None))

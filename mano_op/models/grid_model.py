@@ -1,16 +1,59 @@
-"""What MANO's models of fields have in common: the way through them, and what they take."""
+"""Models of fields on uniform grids: lift, blocks, project."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from einops import rearrange
 from neuralop.models.base_model import BaseModel
-from torch import Tensor
+from torch import Tensor, nn
 
+from mano_op.layers.multipole import MultipoleAttention
+from mano_op.models.block import Block, Mlp, NonLinearity, width
 from mano_op.models.data_model import DataModel
+from mano_op.options import Count, Positive, options
+
+
+@options
+class Network:
+    """Options of the network around the attention, under the names that FNO has for them.
+
+    Parameters
+    ----------
+    hidden_channels : int
+        Width of the network.
+    n_layers : int
+        Number of blocks.
+    channel_mlp_expansion : float
+        Hidden width of the blocks' MLP over `hidden_channels`.
+    projection_channel_ratio : float
+        Hidden width of the projection over `hidden_channels`.
+    """
+
+    hidden_channels: Count = 32
+    n_layers: Count = 4
+    channel_mlp_expansion: Positive = 2.0
+    projection_channel_ratio: Positive = 2.0
+
+    def blocks(
+        self, attention: Callable[[], MultipoleAttention], non_linearity: NonLinearity
+    ) -> nn.ModuleList:
+        """Build the blocks, each with an attention of its own."""
+        channels = self.hidden_channels
+        hidden = width(channels, channel_mlp_expansion=self.channel_mlp_expansion)
+        return nn.ModuleList(
+            Block(attention(), Mlp(channels, hidden, channels, norm=True, non_linearity=non_linearity))
+            for _ in range(self.n_layers)
+        )
+
+    def projection(self, out_channels: int, non_linearity: NonLinearity) -> Mlp:
+        """Build the projection."""
+        hidden = width(self.hidden_channels, projection_channel_ratio=self.projection_channel_ratio)
+        return Mlp(self.hidden_channels, hidden, out_channels, norm=False, non_linearity=non_linearity)
 
 
 class GridModel(DataModel, name="_grid_model"):
-    """Lift the channels of each point, apply blocks, project; with checks of the input.
+    """Lift the channels of each point, apply blocks, project.
 
     A subclass builds ``lifting``, ``blocks``, ``norm`` and ``projection``, and sets ``in_channels`` and
     ``n_dim``.
@@ -31,8 +74,7 @@ class GridModel(DataModel, name="_grid_model"):
         return out
 
     def _check_input(self, x: Tensor) -> None:
-        names = ", ".join(f"n_{i + 1}" for i in range(self.n_dim))
-        self._check_field(x, names, self.lifting.weight.dtype)
+        self._check_field(x, "", self.lifting.weight.dtype)
 
 
 # A base class is not a model to ask for: neuraloperator registers every subclass as one.

@@ -1,7 +1,4 @@
-r"""MANO, the Multipole Attention Neural Operator, as a model of neuraloperator.
-
-``import mano_op`` registers it, so that neuraloperator's ``get_model(config)`` finds it as ``"mano"``.
-"""
+"""MANO, the Multipole Attention Neural Operator, ``"mano"`` in neuraloperator's registry."""
 
 from __future__ import annotations
 
@@ -11,20 +8,23 @@ from numbers import Real
 from typing import Any, Literal, cast
 
 import torch
+from pydantic import SkipValidation
 from torch import Tensor, nn
 
-from mano_op.errors import InputError, check_whole
+from mano_op.errors import InputError
 from mano_op.grid import Registration
 from mano_op.layers.anchors import Anchoring, anchoring
-from mano_op.layers.multipole import MultipoleAttention, Sources, check_reference
+from mano_op.layers.checks import Periodic, check_reference
+from mano_op.layers.multipole import MultipoleAttention, Sources
 from mano_op.layers.pyramid import covering_levels
 from mano_op.layers.reference import Anchored
-from mano_op.models.block import Block, Mlp, NonLinearity, width
+from mano_op.models.block import Block, NonLinearity
 from mano_op.models.coordinates import coordinate_channels, grid_points, with_coordinates
-from mano_op.models.grid_model import GridModel
+from mano_op.models.grid_model import GridModel, Network
+from mano_op.options import Count, Whole, checked, with_fields_of
 
-# Points of a finer grid, of all samples, that are done at a time where no gradient is recorded: on a CPU so
-# few that they stay in its cache, elsewhere so many that starting operations is no part of the time.
+# Points of a finer grid, of all samples, that are mapped at a time where no gradient is recorded: on a CPU so
+# few that they stay in its cache, elsewhere so many that starting operations takes no time.
 _TILE = 2**14
 _TILE_ELSEWHERE = 2**20
 
@@ -41,13 +41,12 @@ class MANO(GridModel, Anchored, name="MANO"):
         \quad (\times\, n_{layers}), \qquad
         u = Q(\mathrm{LN}(z)) .
 
-    MA is `mano_op.layers.multipole.MultipoleAttention`: attention within windows of the training grid and
-    on a pyramid of coarser levels, at a cost linear in the number of points. It takes the place of FNO's
-    spectral convolution, and the model that of
-    ``neuralop.models.FNO``: the same training code works with either.
+    MA is `mano_op.layers.multipole.MultipoleAttention`, at a cost linear in the number of points. It takes
+    the place of FNO's spectral convolution, and the model that of ``neuralop.models.FNO``: the same training
+    code works with either.
 
     Its levels are lengths. They belong to the grid that is trained on, the reference, and on any other grid
-    every weight acts over the length that it was trained for; see Notes.
+    every weight acts over the length that it was trained for.
 
     Parameters
     ----------
@@ -96,18 +95,15 @@ class MANO(GridModel, Anchored, name="MANO"):
     periodic : bool or sequence of bool
         Whether each axis wraps around.
 
-    Notes
-    -----
-    Resolution: the model takes any grid size. On the reference grid it is what was trained. An input on a
-    finer grid is averaged over the length that one point stood for in training: at the points of the
-    reference, where the network runs as in training, and at its own points, which attend to the
-    reference's in every block and end as the output (`mano_op.layers.anchors`). The weights have then met
-    nothing finer than in training, and the input is known better, so errors need not grow. As the grid is
-    refined, the output tends to a limit. An input on a coarser grid is interpolated linearly to the
-    reference, and the output taken at its points. `mano_op.transfer.evaluate_transfer` judges all of this.
+    Notes ----- Resolution: the model takes any grid size. On the reference grid it is what was trained. An
+    input on a finer grid is averaged over the length that one point stood for in training: at the points of
+    the reference, where the network runs as in training, and at its own points, which attend to the
+    reference's in every block and end as the output (`mano_op.layers.anchors`). As the grid is refined, the
+    output tends to a limit. An input on a coarser grid is interpolated linearly to the reference, and the
+    output taken at its points. `mano_op.transfer.evaluate_transfer` judges all of this.
 
-    Memory: where no gradient is recorded, the points of a finer grid are done some thousand at a time, on
-    a GPU a million. What is held beside the input and the output then does not grow with their number.
+    Memory: where no gradient is recorded, the points of a finer grid are mapped some thousand at a time, on a
+    GPU a million. What is held beside the input and the output does not grow with their number.
 
     Every option is a plain value, so a checkpoint holds no code.
 
@@ -127,80 +123,52 @@ class MANO(GridModel, Anchored, name="MANO"):
 
     _version = "2"
 
+    @with_fields_of(Network)
+    @checked
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
+        in_channels: Count,
+        out_channels: Count,
         *,
-        hidden_channels: int = 32,
-        n_layers: int = 4,
-        n_heads: int = 4,
-        n_dim: int = 2,
-        reference_shape: Sequence[int] | None = None,
-        window: int = 4,
-        halo: int = 1,
-        n_levels: int | None = None,
-        channel_mlp_expansion: float = 2.0,
-        projection_channel_ratio: float = 2.0,
+        n_heads: Count = 4,
+        n_dim: Count = 2,
+        reference_shape: SkipValidation[Sequence[int] | None] = None,
+        window: Count = 4,
+        halo: Whole = 1,
+        n_levels: Count | None = None,
         non_linearity: NonLinearity = "gelu",
-        positional_embedding: Literal["grid"] | None = "grid",
-        boundary_values: Sequence[float | None] | None = None,
+        positional_embedding: Literal["grid", None] = "grid",
+        boundary_values: SkipValidation[Sequence[float | None] | None] = None,
         registration: Registration = "node",
-        periodic: bool | Sequence[bool] = False,
+        periodic: Periodic = False,
+        **network: Any,
     ) -> None:
         super().__init__()
-        check_whole(
-            in_channels=in_channels,
-            out_channels=out_channels,
-            hidden_channels=hidden_channels,
-            n_layers=n_layers,
-        )
-        if positional_embedding not in ("grid", None):
-            raise InputError(
-                f"positional_embedding={positional_embedding!r}, expected 'grid', which appends coordinates, "
-                "or None"
-            )
+        parts = Network(**network)
+        hidden = parts.hidden_channels
         self.in_channels, self.out_channels, self.n_dim = in_channels, out_channels, n_dim
         self.registration, self.positional_embedding = registration, positional_embedding
         reference = check_reference(reference_shape, n_dim, registration)
-        if n_levels is None:
-            n_levels = 3 if reference is None else covering_levels(reference, window)
-        blocks = [
-            Block(
-                MultipoleAttention(
-                    hidden_channels,
-                    n_heads,
-                    n_dim=n_dim,
-                    window=window,
-                    halo=halo,
-                    n_levels=n_levels,
-                    registration=registration,
-                    periodic=periodic,
-                ),
-                Mlp(
-                    hidden_channels,
-                    width(hidden_channels, channel_mlp_expansion=channel_mlp_expansion),
-                    hidden_channels,
-                    norm=True,
-                    non_linearity=non_linearity,
-                ),
-            )
-            for _ in range(n_layers)
-        ]
-        self.periodic = (periodic,) * n_dim if isinstance(periodic, bool) else tuple(periodic)
+        blocks = parts.blocks(
+            lambda: MultipoleAttention(
+                hidden,
+                n_heads,
+                n_dim=n_dim,
+                window=window,
+                halo=halo,
+                n_levels=covering_levels(reference, window) if n_levels is None else n_levels,
+                registration=registration,
+                periodic=periodic,
+            ),
+            non_linearity,
+        )
+        self.periodic = cast(Block, blocks[0]).attention.periodic
         self.boundary_values = self._check_boundary(boundary_values)
         self.keep_reference(reference, n_dim)
         n_coordinates = n_dim + sum(self.periodic) if positional_embedding == "grid" else 0
-        self.lifting = nn.Linear(in_channels + n_coordinates, hidden_channels)
-        self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.LayerNorm(hidden_channels)
-        self.projection = Mlp(
-            hidden_channels,
-            width(hidden_channels, projection_channel_ratio=projection_channel_ratio),
-            out_channels,
-            norm=False,
-            non_linearity=non_linearity,
-        )
+        self.lifting = nn.Linear(in_channels + n_coordinates, hidden)
+        self.blocks, self.norm = blocks, nn.LayerNorm(hidden)
+        self.projection = parts.projection(out_channels, non_linearity)
 
     def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
         """Map ``(batch, in_channels, *grid)`` to ``(batch, out_channels, *grid)``.
@@ -225,10 +193,9 @@ class MANO(GridModel, Anchored, name="MANO"):
         return place.settle(self._bounded(self._project(anchors), self._points(reference)))
 
     def _between(self, x: Tensor, sources: Sequence[Sources], place: Anchoring) -> Tensor:
-        """The output at the points of a grid that refines the reference, given the blocks' sources there.
+        """Map the points of a grid that refines the reference, given the sources of each block.
 
-        These points do not hear of each other. Where gradients would keep the features of all of them anyway
-        they are done at once, else a tile at a time.
+        Where gradients keep the features of all points anyway they are mapped at once, else tile by tile.
         """
         most = math.prod(place.working.shape)
         if not torch.is_grad_enabled():
@@ -249,11 +216,11 @@ class MANO(GridModel, Anchored, name="MANO"):
         return out
 
     def _located(self, x: Tensor, points: Sequence[Tensor]) -> Tensor:
-        """The input with its coordinates, given those of each axis."""
+        """Append coordinates to the input, given those of each axis."""
         return x if self.positional_embedding is None else with_coordinates(x, points, self.periodic)
 
     def _bounded(self, out: Tensor, points: Sequence[Tensor]) -> Tensor:
-        """The output with its known boundary values, given the coordinates of each axis."""
+        """Give the output its known boundary values, given the coordinates of each axis."""
         if self.boundary_values is None:
             return out
         inside = torch.ones(())
@@ -269,23 +236,23 @@ class MANO(GridModel, Anchored, name="MANO"):
     def _check_boundary(self, values: Sequence[float | None] | None) -> tuple[float | None, ...] | None:
         if values is None:
             return None
-        fits = (
-            not isinstance(values, str) and isinstance(values, Sequence) and len(values) == self.out_channels
-        )
-        if not (fits and all(value is None or _is_finite(value) for value in values)):
+        listed = isinstance(values, Sequence) and not isinstance(values, str)
+        finite = listed and all(value is None or _is_finite(value) for value in values)
+        if not finite or len(values) != self.out_channels:
             raise InputError(
                 f"boundary_values={values!r}, expected for each of out_channels={self.out_channels} a finite "
                 "number, or None where it is not known"
             )
-        known = any(value is not None for value in values)
-        if known and all(self.periodic):
+        if all(value is None for value in values):
+            return None
+        if all(self.periodic):
             raise InputError(
                 f"boundary_values={values!r} with periodic={self.periodic}: no axis has ends; leave them out"
             )
-        return tuple(values) if known else None
+        return tuple(values)
 
     def coordinates(self, shape: Sequence[int]) -> Tensor:
-        """The channels that "grid" appends, ``(n_coordinates, *shape)``."""
+        """Return the channels that "grid" appends, ``(n_coordinates, *shape)``."""
         return coordinate_channels(self._points(shape), self.periodic)
 
     def _points(self, shape: Sequence[int]) -> list[Tensor]:

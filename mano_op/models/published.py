@@ -1,7 +1,4 @@
-r"""MANO as published, to compare with.
-
-``import mano_op`` registers it with neuraloperator as ``"mano_published"``.
-"""
+"""MANO as published, ``"mano_published"`` in neuraloperator's registry."""
 
 from __future__ import annotations
 
@@ -9,11 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mano_op.errors import check_whole
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.pyramid import Sampling
-from mano_op.models.block import Block, Mlp, width
-from mano_op.models.grid_model import GridModel
+from mano_op.models.grid_model import GridModel, Network
+from mano_op.options import Count, Positive, checked, with_fields_of
 
 
 class PublishedMANO(GridModel, name="MANO_published"):
@@ -29,14 +25,14 @@ class PublishedMANO(GridModel, name="MANO_published"):
     head_dim : int, optional
         Channels of a head; ``hidden_channels // n_heads`` if not given.
     window, stride, rate, n_levels, sampling
-        As in `MultipoleAttention.published`; `n_levels` None takes as many as fit.
+        As in `MultipoleAttention.published`.
     channel_mlp_expansion, projection_channel_ratio : float
         As in `MANO`.
 
     Notes
     -----
-    The number of levels follows from the size of the grid, and with it the factorial damping of all of
-    them: the same parameters are another operator on another grid.
+    The number of levels and their factorial damping follow from the size of the grid, so the same parameters
+    are another operator on another grid.
 
     References
     ----------
@@ -53,64 +49,44 @@ class PublishedMANO(GridModel, name="MANO_published"):
 
     _version = "1"
 
+    @with_fields_of(Network)
+    @checked
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
+        in_channels: Count,
+        out_channels: Count,
         *,
-        hidden_channels: int = 32,
-        n_layers: int = 4,
-        n_heads: int = 4,
-        head_dim: int | None = None,
-        n_dim: int = 2,
-        window: int = 2,
-        stride: int = 1,
-        rate: int = 2,
-        n_levels: int | None = None,
+        n_heads: Count = 4,
+        head_dim: Count | None = None,
+        n_dim: Count = 2,
+        window: Count = 2,
+        stride: Count = 1,
+        rate: Count = 2,
+        n_levels: Count | None = None,
         sampling: Sampling = "conv",
-        channel_mlp_expansion: float = 2.0,
-        projection_channel_ratio: float = 0.5,
+        projection_channel_ratio: Positive = 0.5,
+        **network: Any,
     ) -> None:
         super().__init__()
-        check_whole(
-            in_channels=in_channels,
-            out_channels=out_channels,
-            hidden_channels=hidden_channels,
-            n_layers=n_layers,
-        )
+        parts = Network(projection_channel_ratio=projection_channel_ratio, **network)
         self.in_channels, self.out_channels, self.n_dim = in_channels, out_channels, n_dim
-        self.lifting = nn.Linear(in_channels, hidden_channels)
-        self.blocks = nn.ModuleList(
-            Block(
-                MultipoleAttention.published(
-                    hidden_channels,
-                    n_heads,
-                    n_dim=n_dim,
-                    head_dim=head_dim,
-                    window=window,
-                    stride=stride,
-                    rate=rate,
-                    n_levels=n_levels,
-                    sampling=sampling,
-                ),
-                Mlp(
-                    hidden_channels,
-                    width(hidden_channels, channel_mlp_expansion=channel_mlp_expansion),
-                    hidden_channels,
-                    norm=True,
-                    non_linearity="gelu",
-                ),
-            )
-            for _ in range(n_layers)
+        self.lifting = nn.Linear(in_channels, parts.hidden_channels)
+        self.blocks = parts.blocks(
+            lambda: MultipoleAttention.published(
+                parts.hidden_channels,
+                n_heads,
+                n_dim=n_dim,
+                head_dim=head_dim,
+                window=window,
+                stride=stride,
+                rate=rate,
+                n_levels=n_levels,
+                sampling=sampling,
+            ),
+            "gelu",
         )
-        self.norm = nn.LayerNorm(hidden_channels)
-        self.projection = Mlp(
-            hidden_channels,
-            width(hidden_channels, projection_channel_ratio=projection_channel_ratio),
-            out_channels,
-            norm=False,
-            non_linearity="tanh",
-        )
+        self.norm = nn.LayerNorm(parts.hidden_channels)
+        self.projection = parts.projection(out_channels, "tanh")
 
     def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
         """Map ``(batch, in_channels, *grid)`` to ``(batch, out_channels, *grid)``.

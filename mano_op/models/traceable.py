@@ -20,11 +20,10 @@ from mano_op.models.mano import MANO
 class TraceableMANO(nn.Module):
     r"""The same operator as a `MANO`, in plain operations of torch, whatever the size of the grid.
 
-    `MANO` works out windows and averages in numpy for each size that comes, which no symbol for a size
-    survives. But its weights belong to the reference grid, and what happens there does not depend on that
-    size: here the windows of the reference are tensors that are made once. The rest, which is the averages,
-    the windows that a point is in and its offsets from their keys, is arithmetic on ``torch.arange(n)``
-    (`mano_op.layers.finer`, `mano_op.layers.slots`). The parameters are the model's own, not copies.
+    `MANO` computes window indices in numpy, so it cannot be traced with symbolic sizes. Here the windows of
+    the reference are tensors that are made once, and averages, windows and offsets of a finer grid are
+    arithmetic on ``torch.arange(n)`` (`mano_op.layers.finer`, `mano_op.layers.slots`). The parameters are the
+    model's own, not copies.
 
     Parameters
     ----------
@@ -39,14 +38,11 @@ class TraceableMANO(nn.Module):
 
     Notes
     -----
-    Inputs have at least as many points as the reference along each axis. On coarser grids, which `MANO`
-    interpolates to the reference, use the model itself.
+    Inputs have at least as many points as the reference along each axis. On coarser grids use the model
+    itself. All points go through at once, without tiles, so memory grows with their number, by some
+    ``n_heads * (window + 2 * halo) ** n_dim`` scores a point. Uncompiled on a CPU the model itself is faster.
 
-    All points go through at once: memory grows with their number, by some
-    ``n_heads * (window + 2 * halo) ** n_dim`` scores a point, where the model itself takes tiles. Uncompiled
-    on a CPU the model itself is faster.
-
-    Forward hooks, and whatever else replaces the call of one of the model's layers, are left out.
+    Forward hooks, and whatever else replaces the call of a layer, are left out.
 
     Examples
     --------
@@ -121,7 +117,7 @@ class TraceableMANO(nn.Module):
         return on + _mlp(block.mlp, on), between + _mlp(block.mlp, between)
 
     def _from_coarser(self, layer: MultipoleAttention, anchors: Tensor) -> Tensor | None:
-        """What coarser levels add on the reference, ``(batch, channels, *reference)``; None if none are."""
+        """The far field on the reference, ``(batch, channels, *reference)``; None without coarser levels."""
         levels = [anchors.transpose(1, 2).unflatten(2, self.reference)]
         for down in list(layer.down)[: len(self.windows) - 1]:
             levels.append(down(levels[-1]))
@@ -130,9 +126,9 @@ class TraceableMANO(nn.Module):
             attention, windows = cast(WindowAttention, layer.attention[i]), cast(Windows, self.windows[i])
             q, k, v = _projections(attention, _as_points(levels[i]), "qkv")
             out = attention.out(windows.attend(q, k, v, attention.bias, attention.n_heads))
-            here = out.transpose(1, 2).unflatten(2, levels[i].shape[2:])
-            here = here if added is None else here + added
-            added = layer.up[i - 1](here, levels[i - 1].shape[2:], layer.scale[i - 1])
+            field = out.transpose(1, 2).unflatten(2, levels[i].shape[2:])
+            field = field if added is None else field + added
+            added = layer.up[i - 1](field, levels[i - 1].shape[2:], layer.scale[i - 1])
         return added
 
     def _lift(self, x: Tensor, lines: list[Finer]) -> Tensor:

@@ -1,1 +1,1 @@
-"""What is compiled where it runs: C++ for what torch has no kernel for, or none that stays in the cache."""
+"""Compiled kernels, built where they run: C++ for single precision on a CPU."""

@@ -1,4 +1,4 @@
-"""What all calls of the compiled library have in common: whether they may be made, and how."""
+"""Calls of the compiled library: conditions, handle, addresses."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mano_op.layers.native.library import library
 
 
 def may_call(t: Tensor) -> bool:
-    """Whether the library may be used on a tensor: eagerly on a CPU, in single precision, if there is one.
+    """Whether the library may be used on a tensor: in single precision, eagerly on a CPU, if there is one.
 
-    Not while a mode of torch looks on at the operations, as counters of operations do. One that asks for
-    tensors alone may say so by an attribute ``only_tensors``: those the library writes to are made by torch.
+    Not under a dispatch mode of torch, such as a counter of operations, unless it has an attribute
+    ``only_tensors``: the tensors that the library writes to are made by torch.
     """
     return (
         t.dtype == torch.float32
@@ -27,12 +27,12 @@ def may_call(t: Tensor) -> bool:
 
 
 def loaded() -> ctypes.CDLL:
-    """The library, where `may_call` said that there is one."""
+    """Return the library, where `may_call` is true."""
     lib = library()
     assert lib is not None
     return lib
 
 
 def pointers(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
-    """The addresses of tensors, null for None. They have to outlive the call."""
+    """Return the addresses of tensors, null for None. The tensors have to outlive the call."""
     return [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]

@@ -1,7 +1,7 @@
-"""What is done to the results of matrix products while they are in the cache, by the compiled library.
+"""Activation and sums of matrix products by the compiled library, while the products are in the cache.
 
-Fields are ones that `mano_op.layers.native.call.may_call` allows, ``(rows, channels)`` without gaps. Names
-that end in an underscore are of functions that change one in place.
+Fields are contiguous, ``(rows, channels)``, and `mano_op.layers.native.call.may_call` allows them. Functions
+whose name ends in an underscore change a field in place.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mano_op.layers.native.call import loaded, pointers
 def gelu(z: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:
     r"""The field :math:`\operatorname{gelu}(z + b)`, with :math:`\operatorname{gelu}(x) = x\, \Phi(x)`.
 
-    It is put into `out`, which may be `z`, or is a new one.
+    It is written to `out`, which may be `z`, or to a new field.
 
     Examples
     --------
@@ -47,14 +47,14 @@ def add_(z: Tensor, bias: Tensor | None, x: Tensor | None) -> Tensor:
 
 
 def _fitting(z: Tensor, t: Tensor) -> Tensor:
-    """A field like `z`, or a number for each channel, without gaps: the library reads what it is told to."""
+    """A contiguous field like `z`, or a number for each channel: the library itself checks no sizes."""
     if not (z.is_contiguous() and t.dtype == z.dtype == torch.float32 and t.shape in (z.shape, z.shape[1:])):
         raise ValueError(f"{t.dtype} of shape {tuple(t.shape)} for {z.dtype} of shape {tuple(z.shape)}")
     return t.contiguous()
 
 
 def _place(z: Tensor, out: Tensor | None) -> Tensor:
-    """Where a field like `z` goes."""
+    """The field `out`, or a new one like `z`."""
     if out is None:
         return torch.empty_like(z)
     if out.shape != z.shape or out.dtype != z.dtype or not out.is_contiguous():
@@ -67,5 +67,5 @@ def _sizes(z: Tensor) -> tuple[ctypes.c_int64, ctypes.c_int64]:
 
 
 def _threads(z: Tensor) -> ctypes.c_int64:
-    """As many as have something to do."""
+    """As many threads as have something to do."""
     return ctypes.c_int64(min(torch.get_num_threads(), 1 + z.numel() // 2**15))

@@ -1,8 +1,7 @@
-"""The compiled library: built once on a machine, by its own C++ compiler, and kept in the user's cache.
+"""The compiled library: built once by the machine's C++ compiler, and kept in the user's cache.
 
-Nothing is built where there is no compiler, or where the environment has ``MANO_OP_NATIVE=0``; attention then
-goes through torch's operations, with the same results up to rounding. ``MANO_OP_NATIVE=1`` makes it an error
-that there is no library.
+Without a compiler, or with ``MANO_OP_NATIVE=0`` in the environment, attention goes through torch's
+operations, with the same results up to rounding. With ``MANO_OP_NATIVE=1`` a missing library is an error.
 """
 
 from __future__ import annotations
@@ -20,16 +19,14 @@ from pathlib import Path
 from mano_op.errors import InputError
 
 _HEADERS = tuple(Path(__file__).with_name(name) for name in ("vectors.h", "tokens.h"))
-_SOURCES = tuple(
-    Path(__file__).with_name(f"{name}.cpp") for name in ("window", "small_windows", "stencil", "elementwise")
-)
+_SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in ("window", "stencil", "elementwise"))
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread")
 _log = logging.getLogger(__name__)
 
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
-    """The library, built if need be; None if there can be none, and the log says why.
+    """Load the library, built if need be; None without one, and the log says why.
 
     Raises
     ------
@@ -63,24 +60,24 @@ def _built() -> Path:
     if compiler is None:
         raise FileNotFoundError("there is no C++ compiler")
     # What the compiler defines tells its version and what the processor can do.
-    told = subprocess.run(
+    macros = subprocess.run(
         [compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull],
         capture_output=True,
         timeout=60,
         check=True,
     ).stdout
     sources = [source.read_bytes() for source in (*_HEADERS, *_SOURCES)]
-    key = hashlib.sha256(b"\0".join([*sources, " ".join(_FLAGS).encode(), told])).hexdigest()[:20]
+    key = hashlib.sha256(b"\0".join([*sources, " ".join(_FLAGS).encode(), macros])).hexdigest()[:20]
     folder = _cache()
     path = folder / f"native-{key}.so"
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = Path(scratch) / path.name
-            command = [compiler, *_FLAGS, *map(str, _SOURCES), "-o", str(made)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-            if done.returncode:
-                raise OSError(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}")
-            os.replace(made, path)  # two processes may build at once
+            library_path = Path(scratch) / path.name
+            command = [compiler, *_FLAGS, *map(str, _SOURCES), "-o", str(library_path)]
+            compiled = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            if compiled.returncode:
+                raise OSError(f"{' '.join(command)} failed: {compiled.stderr.strip()[-500:]}")
+            os.replace(library_path, path)  # two processes may build at once
     return path
 
 

@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mano_op.layers.native.call import loaded, may_call, pointers
+from mano_op.layers.replay import replay
 
 
 @dataclass(frozen=True, eq=False)
 class Lists:
-    """Along one axis: which points of the source, by which taps of the stencil, each point of the result has.
+    """Gather lists of one axis in CSR form: source index and stencil tap of each term of an output point.
 
     Attributes
     ----------
     start : int32 array, ``(n_out + 1,)``
-        Where the list of each point begins.
+        First term of each output point.
     source, tap : int32 array
     n_in, taps : int
     """
@@ -38,7 +39,7 @@ class Lists:
     def of(
         cls, out: NDArray[Any], source: NDArray[Any], tap: NDArray[Any], sizes: tuple[int, int, int]
     ) -> Lists:
-        """From entries in any order; `sizes` are the numbers of points of result and source, and of taps."""
+        """Sort terms by output point; `sizes` are the numbers of output and source points, and of taps."""
         n_out, n_in, taps = sizes
         order = np.argsort(out, kind="stable")
         start = np.searchsorted(out[order], np.arange(n_out + 1)).astype(np.int32)
@@ -46,20 +47,20 @@ class Lists:
 
     @property
     def n_out(self) -> int:
-        """Points of the result."""
+        """Output points."""
         return len(self.start) - 1
 
     def reversed(self) -> Lists:
-        """From the result to the source."""
+        """Transpose the lists."""
         out = np.repeat(np.arange(self.n_out), np.diff(self.start))
         return Lists.of(self.source, out, self.tap, (self.n_in, self.n_out, self.taps))
 
 
 @lru_cache(maxsize=256)
 def down(n: int, rate: int, reach: int, periodic: bool) -> tuple[Lists, Lists]:
-    """To every `rate`-th point, from those up to `reach` before its cell and after it; and back.
+    """Return the lists of a restriction, and their transpose.
 
-    What reaches past an end has the nearest point again, or the other end of a periodic axis.
+    Past an end a stencil sees the nearest point again, or the other end of a periodic axis.
     """
     taps, n_out = rate + reach, -(-n // rate)
     out, tap = (index.ravel() for index in np.indices((n_out, taps)))
@@ -70,9 +71,9 @@ def down(n: int, rate: int, reach: int, periodic: bool) -> tuple[Lists, Lists]:
 
 @lru_cache(maxsize=256)
 def up(n_in: int, n: int, rate: int, reach: int, periodic: bool) -> tuple[Lists, Lists]:
-    """To `n` points, as the transpose of `down` with one coarse point more than there are; and back."""
-    taps, more = rate + reach, n_in + min(reach, 1)
-    source, tap = (index.ravel() for index in np.indices((more, taps)))
+    """Return the lists of a prolongation, the transpose of `down` with one coarse point more, and theirs."""
+    taps, n_coarse = rate + reach, n_in + min(reach, 1)
+    source, tap = (index.ravel() for index in np.indices((n_coarse, taps)))
     out = rate * source + tap - reach
     inside = (out >= 0) & (out < n)
     source = source % n_in if periodic else source.clip(max=n_in - 1)
@@ -81,7 +82,7 @@ def up(n_in: int, n: int, rate: int, reach: int, periodic: bool) -> tuple[Lists,
 
 
 def can_apply_natively(x: Tensor, kernel: Tensor) -> bool:
-    """Whether `apply_stencil` may be used; where a kernel does not fit a field, torch says so."""
+    """Whether `apply_stencil` may be used; where a kernel does not fit a field, torch raises the error."""
     return (
         may_call(x)
         and kernel.dtype == x.dtype
@@ -94,20 +95,20 @@ def apply_stencil(
     x: Tensor,
     kernel: Tensor,
     axes: Sequence[tuple[Lists, Lists]],
-    otherwise: Callable[[Tensor, Tensor], Tensor],
+    definition: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """The stencil of a field.
+    """Apply a stencil to a field.
 
     Parameters
     ----------
     x : Tensor, ``(batch, channels, *grid)``
     kernel : Tensor, ``(channels, 1, *taps)``
     axes : sequence of (Lists, Lists)
-        For each axis, there and back.
-    otherwise : callable
-        The same by operations of torch, of `x` and `kernel`: for gradients of gradients.
+        For each axis, and their transposes.
+    definition : callable
+        The stencil of `x` by `kernel` in operations of torch, for second derivatives.
     """
-    out: Tensor = _Stencil.apply(x, kernel, tuple(axes), otherwise)
+    out: Tensor = _Stencil.apply(x, kernel, tuple(axes), definition)
     return out.movedim(-1, 1)
 
 
@@ -133,28 +134,27 @@ class _Problem(ctypes.Structure):
 
     @classmethod
     def of(cls, axes: Sequence[Lists], batch: int, channels: int) -> _Problem:
-        """It holds addresses: the lists, which are kept, have to outlive it."""
-        before = [_ONE] * (3 - len(axes))
-        lists = (_Lists * 3)(*(_Lists.of(one) for one in (*before, *axes)))
+        """Hold the addresses of lists, which have to outlive it."""
+        lists = (_Lists * 3)(*map(_Lists.of, (*[_POINT] * (3 - len(axes)), *axes)))
         return cls(lists, batch, channels, torch.get_num_threads())
 
 
-_ONE = Lists.of(np.zeros(1), np.zeros(1), np.zeros(1), (1, 1, 1))  # an axis of one point
+_POINT = Lists.of(np.zeros(1), np.zeros(1), np.zeros(1), (1, 1, 1))  # an axis of one point
 
 
 class _Stencil(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, kernel: Tensor, axes: tuple[tuple[Lists, Lists], ...], otherwise: Any
+        ctx: Any, x: Tensor, kernel: Tensor, axes: tuple[tuple[Lists, Lists], ...], definition: Any
     ) -> Tensor:
         tokens = x.movedim(1, -1).contiguous()
         weights = kernel.flatten(1).T.contiguous()
-        there = [lists for lists, _ in axes]
-        out = tokens.new_empty(len(x), *(lists.n_out for lists in there), x.shape[1])
-        problem = _Problem.of(there, len(x), x.shape[1])
+        lists = [forward for forward, _ in axes]
+        out = tokens.new_empty(len(x), *(forward.n_out for forward in lists), x.shape[1])
+        problem = _Problem.of(lists, len(x), x.shape[1])
         loaded().stencil(ctypes.byref(problem), *pointers(tokens, weights, out))
         ctx.save_for_backward(x, kernel)
-        ctx.axes, ctx.otherwise = axes, otherwise
+        ctx.axes, ctx.definition = axes, definition
         return out
 
     @staticmethod
@@ -162,11 +162,7 @@ class _Stencil(torch.autograd.Function):
         x, kernel = ctx.saved_tensors
         needed = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():
-            x, kernel = x.view_as(x), kernel.view_as(kernel)  # of this very use
-            asked = [t for t, need in zip((x, kernel), needed, strict=True) if need]
-            out = ctx.otherwise(x, kernel).movedim(1, -1)
-            found = iter(torch.autograd.grad(out, asked, grad, create_graph=True))
-            return (*(next(found) if need else None for need in needed), None, None)
+            return *replay(ctx.definition, (x, kernel), needed, grad.movedim(-1, 1)), None, None
         grad = grad.contiguous()
         of_x = of_kernel = None
         if needed[0]:
@@ -177,8 +173,8 @@ class _Stencil(torch.autograd.Function):
             of_x = of_tokens.movedim(-1, 1)
         if needed[1]:
             tokens = x.movedim(1, -1).contiguous()
-            there = _Problem.of([lists for lists, _ in ctx.axes], len(x), x.shape[1])
-            parts = grad.new_zeros(there.threads, kernel[0].numel(), len(kernel))
-            loaded().stencil_weights(ctypes.byref(there), *pointers(tokens, grad, parts))
+            forth = _Problem.of([lists for lists, _ in ctx.axes], len(x), x.shape[1])
+            parts = grad.new_zeros(forth.threads, kernel[0].numel(), len(kernel))
+            loaded().stencil_weights(ctypes.byref(forth), *pointers(tokens, grad, parts))
             of_kernel = parts.sum(0).T.reshape(kernel.shape)
         return of_x, of_kernel, None, None

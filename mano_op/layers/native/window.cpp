@@ -1,5 +1,5 @@
 // Attention in windows, one window and head at a time, with all that belongs to them in registers and the
-// first cache. See mano_op/layers/native/window.py, which calls it, and mano_op/layers/chunks.py for the formulas.
+// first cache. See mano_op/layers/native/window.py, which calls it and has the formulas.
 //
 // Scores are added to by a table, and the softmax is over keys. A vector holds 16 queries of one key, so that sums over
 // keys need no shuffling. For sums over queries, the gradients of keys and values, a vector holds the channels of a point

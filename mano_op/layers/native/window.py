@@ -1,4 +1,12 @@
-"""Attention in windows by the compiled library, with gradients."""
+r"""Attention in windows by the compiled library, with gradients.
+
+The backward pass computes the scores again instead of keeping them. With the probabilities P it is
+
+.. math::
+
+    dV = P^T dO, \qquad dP = dO\, V^T, \qquad dS = P \circ (dP - \operatorname{rowsum}(P \circ dP)), \qquad
+    dQ = dS\, K, \qquad dK = dS^T Q .
+"""
 
 from __future__ import annotations
 
@@ -10,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mano_op.layers.chunks import differentiable
 from mano_op.layers.native.call import loaded, pointers
+from mano_op.layers.replay import replay
 from mano_op.layers.whole import Rows, attend_whole
 
 _LANES = 16
@@ -22,7 +30,7 @@ _SIZES = (
 
 
 def attend_natively(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Rows, heads: int) -> Tensor:
-    """As `mano_op.layers.chunks.attend_in_chunks`, in single precision."""
+    """As `mano_op.layers.whole.attend_whole`, in single precision."""
     q, k, v = (with_channels_together(t) for t in (q, k, v))
     inputs = [t for t in (q, k, v, table) if t is not None]
     recorded = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
@@ -31,13 +39,13 @@ def attend_natively(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows:
 
 
 class Tokens(ctypes.Structure):
-    """Where the library finds points, ``(batch, points, channels)``, their channels side by side."""
+    """Address and strides of points, ``(batch, points, channels)``, with contiguous channels."""
 
     _fields_ = (("data", ctypes.c_void_p), ("batch_stride", ctypes.c_int64), ("row_stride", ctypes.c_int64))
 
     @classmethod
     def of(cls, t: Tensor) -> Tokens:
-        """Those of a tensor, which has to outlive this."""
+        """Hold the address of a tensor, which has to outlive it."""
         return cls(t.data_ptr(), t.stride(0), t.stride(1))
 
 
@@ -53,9 +61,9 @@ class _Problem(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Windows:
-    """The windows of one tiling, and what the library does in them.
+    """Attention within the windows of one tiling.
 
-    What is added to scores, `table`, is ``(windows or 1, heads, keys, queries)`` with queries filled up to
+    The table that is added to scores is ``(windows or 1, heads, keys, queries)``, with queries filled up to
     whole vectors; see `filled_up`.
     """
 
@@ -64,7 +72,7 @@ class Windows:
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, heads: int, *, recorded: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """The result, and, if it is `recorded`, two numbers for each query and head."""
+        """Return the result and, if `recorded`, two numbers for each query and head for the backward pass."""
         out = (q.new_empty if self._once() else q.new_zeros)(q.shape)
         problem, table = self._problem(q, k, v, table, heads)
         shape = len(q), len(self.rows.queries), heads, 2, table.shape[-1]
@@ -82,7 +90,7 @@ class Windows:
         stats: Tensor | None,
         grad: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Those of queries, keys, values and what was added."""
+        """Return the gradients of queries, keys, values and table."""
         grad = with_channels_together(grad)
         problem, added = self._problem(q, k, v, table, heads)
         threads = problem.threads
@@ -101,7 +109,7 @@ class Windows:
         return dq, dk, dv, None if table is None else dtable.sum(0)
 
     def whole(self, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, heads: int) -> Tensor:
-        """The result by operations of torch."""
+        """Return the result by operations of torch."""
         added = None if table is None else table[..., : self.rows.queries.shape[1]].mT
         return attend_whole(q, k, v, added, self.rows, heads)
 
@@ -112,18 +120,18 @@ class Windows:
     def _problem(
         self, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, heads: int
     ) -> tuple[_Problem, Tensor]:
-        """What the library is told, and does not check, and the table.
+        """Return the arguments of the library, which checks nothing, and the table.
 
-        It holds addresses: the tensors have to outlive it.
+        They hold addresses, so the tensors have to outlive them.
         """
         rows, head_dim = self.rows, q.shape[-1] // heads
         n_queries, n_keys = rows.queries.shape[1], rows.keys.shape[1]
         if table is None:
             table = q.new_zeros(1, heads, n_keys, vectors(n_queries))
-        given = table, rows.missing, rows.queries, rows.keys, rows.taken
+        arrays = table, rows.missing, rows.queries, rows.keys, rows.taken
         problem = _Problem(
             *(Tokens.of(t) for t in (q, k, v)),
-            *(None if t is None else t.data_ptr() for t in given),
+            *(None if t is None else t.data_ptr() for t in arrays),
             *(len(q), len(rows.queries), heads, head_dim, n_queries, n_keys, table.shape[-1]),
             *(len(table), q.shape[1], k.shape[1]),
             head_dim**-0.5,
@@ -155,8 +163,11 @@ class _Native(torch.autograd.Function):
         q, k, v, table, stats = ctx.saved_tensors
         rows, heads = ctx.rows, ctx.heads
         if torch.is_grad_enabled():
-            needed = ctx.needs_input_grad[:4]
-            return *differentiable(q, k, v, table, rows, heads, grad, needed), None
+
+            def definition(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None) -> Tensor:
+                return attend_whole(q, k, v, table, rows, heads)
+
+            return *replay(definition, (q, k, v, table), ctx.needs_input_grad[:4], grad), None, None, None
         added = None if table is None else filled_up(table.detach(), rows)
         dq, dk, dv, dtable = Windows(rows).gradients(q, k, v, added, heads, stats, grad)
         by_table = None
@@ -166,17 +177,17 @@ class _Native(torch.autograd.Function):
 
 
 def with_channels_together(t: Tensor) -> Tensor:
-    """The same numbers, as `Tokens` have to lie."""
+    """Make channels contiguous, as `Tokens` require."""
     return t if t.stride(-1) == 1 else t.contiguous()
 
 
 def vectors(n_queries: int) -> int:
-    """As many queries as whole vectors have."""
+    """Round the number of queries up to whole vectors."""
     return -(-n_queries // _LANES) * _LANES
 
 
 def filled_up(table: Tensor, rows: Rows) -> Tensor:
-    """What is added to scores, ``(windows or 1, heads, queries, keys)``, as `Windows` have it."""
+    """Turn a table ``(windows or 1, heads, queries, keys)`` into that of `Windows`."""
     n_queries = rows.queries.shape[1]
     # Autocast may have made it half.
     return F.pad(table.float().mT, (0, vectors(n_queries) - n_queries)).contiguous()
