@@ -75,7 +75,7 @@ def told(store, part):
 
 def option(name, after="", **others):
     """Of messages, the value that they give an option: of "give domain={'x': (0, 1)}", the dictionary."""
-    value = r"(\{.*?\}|\[.*?\]|\(.*?\)|'.*?'|[\w.]+)"
+    value = r"""(\{.*?\}|\[.*?\]|\(.*?\)|'.*?'|".*?"|[\w.]+)"""
     pattern = rf"{re.escape(after)} ?{name}={value}"
     return lambda message, broken=None: {name: ast.literal_eval(re.search(pattern, message)[1]), **others}
 

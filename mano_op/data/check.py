@@ -88,9 +88,9 @@ def check_store(
     if violations := list(_missing(root, expected)):
         return violations
     violations += [*_groups(store, root), *_about(store, root), *_derived(store)]
-    variables = [*store.inputs, *store.outputs]
+    variables, groups = [*store.inputs, *store.outputs], dict(expected.groups())
     for key, grid in store.grids.items():
-        for name in sorted(expected[key].array_keys(), key=lambda name: (name in variables, name)):
+        for name in sorted(groups[key].array_keys(), key=lambda name: (name in variables, name)):
             where = f"{key}/{name}"
             stored, right = array(root, where), array(expected, where)
             violations += (_field if name in variables else _label)(where, stored, right)
