@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mano_op.data.guards import check_each, check_one_of
 from mano_op.data.jobs import write_store
 from mano_op.data.layout import AVERAGE, Layout, Resolution, Variable, group_name
-from mano_op.data.options import Writing
+from mano_op.data.options import WriteOptions
 from mano_op.data.schema import path_of
 from mano_op.data.store import FieldStore, opened
 from mano_op.errors import InputError
@@ -60,7 +60,7 @@ def coarsen_store(
     keep : bool
         Whether the new store has that resolution too.
     **options
-        Of `mano_op.data.options.Writing`: ``progress``, ``resume``, ``overwrite``, ``client``.
+        Of `mano_op.data.options.WriteOptions`: ``progress``, ``resume``, ``overwrite``, ``client``.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def coarsen_store(
     >>> bool((store.read(8, "pressure") == fine.read(16, "pressure")[:, ::2, ::2]).all())
     True
     """
-    writing = Writing(**options)
+    writing = WriteOptions(**options)
     source = opened(source)
     finest = source.key(next(reversed(source.grids)) if from_resolution is None else from_resolution)
     fine = source.grids[finest]

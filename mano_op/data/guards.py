@@ -105,39 +105,6 @@ def check_increasing(name: str, values: NDArray[Any], where: str = "") -> None:
         )
 
 
-def check_ends_differ(
-    where: object,
-    fields: Sequence[NDArray[Any]],
-    axes: Mapping[str, int],
-    remedy: str,
-    *,
-    whole: bool = False,
-) -> None:
-    """Refuse fields on axes that wrap whose last points repeat the first ones.
-
-    `fields` have shape ``(samples, ...)``; `axes` has the dimension of each axis that wraps, counted from the
-    last; `remedy` has places for name, n and dim; `whole` counts fields of whole numbers too, which may
-    repeat by chance.
-    """
-    real = all(values.dtype.kind in "biuf" for values in fields)  # others are refused when they are written
-    for name, dim in axes.items() if real else ():
-        if (n := fields[0].shape[dim]) < 3:
-            continue
-        repeated, moving = True, False
-        for values in fields:
-            first, second, last = (values.take(k, dim).astype(np.float64) for k in (0, 1, -1))
-            step, gap = (np.abs(x - first).reshape(len(first), -1).max(axis=1) for x in (second, last))
-            repeated &= bool((gap <= 1e-6 * step).all())
-            if whole:
-                moving |= bool((first != first.flat[0]).any())
-            moving |= bool((step > 0).all()) and (whole or bool((values != np.rint(values)).any()))
-        if repeated and moving:
-            raise InputError(
-                f"{where}: along {name} the last of {n} points repeats the first in all fields, but an axis "
-                f"that wraps has each point once: {remedy.format(name=name, n=n - 1, dim=dim)}"
-            )
-
-
 def check_same(what: str, values: Mapping[Any, object]) -> None:
     """Refuse values that differ between resolutions."""
     first, *others = values.values()

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from mano_op.data.guards import refusing
 from mano_op.data.layout import Layout
-from mano_op.data.options import Writing
+from mano_op.data.options import WriteOptions
 from mano_op.data.schema import make_folder, partial_path, path_of, refuse_present
 from mano_op.data.store import FieldStore, begin_store, open_store
 from mano_op.errors import InputError
@@ -53,7 +53,7 @@ def write_store(
     path: str | Path,
     layout: Layout,
     write: Callable[..., int],
-    writing: Writing,
+    writing: WriteOptions,
     *,
     title: str,
     provenance: Mapping[str, Any],
@@ -72,7 +72,7 @@ def write_store(
     write : callable
         Writes the missing chunks in a slice of samples of a store; returns their number. It is pickled for
         the workers of ``writing.client``.
-    writing : Writing
+    writing : WriteOptions
     title, provenance
         As in `mano_op.data.store.create_store`.
     workers : int, optional
@@ -149,7 +149,7 @@ def check_sendable(what: str, source: object) -> None:
 
 
 def _start(
-    path: Path, layout: Layout, writing: Writing, title: str, provenance: Mapping[str, Any]
+    path: Path, layout: Layout, writing: WriteOptions, title: str, provenance: Mapping[str, Any]
 ) -> FieldStore:
     """Open a new store, or the one at `path` if it was started in the same way."""
     if writing.overwrite or not (partial_path(path).exists() or path.exists()):

@@ -13,7 +13,7 @@ from mano_op.options import Count, options
 
 
 @options
-class Writing:
+class WriteOptions:
     """How a store is written: options of every function that makes one.
 
     Attributes
@@ -41,7 +41,7 @@ class Writing:
 
 
 @options
-class FieldWriting(Writing):
+class StoreOptions(WriteOptions):
     """How `mano_op.write_fields` and the importers write a store, and what it says of its fields.
 
     Attributes

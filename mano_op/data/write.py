@@ -25,10 +25,10 @@ from mano_op.data.coordinates import (
     grid_of,
     registrations_of,
 )
-from mano_op.data.guards import check_ends_differ, check_has, check_increasing, check_same, check_some_of
+from mano_op.data.guards import check_has, check_increasing, check_same, check_some_of
 from mano_op.data.jobs import check_sendable, write_store
 from mano_op.data.layout import Layout, Variable, check_splits, group_name
-from mano_op.data.options import FieldWriting
+from mano_op.data.options import StoreOptions
 from mano_op.data.samples import splits_held
 from mano_op.data.source import SourceReader, blocks_of
 from mano_op.data.store import FieldStore
@@ -92,7 +92,7 @@ def write_fields(
         Steady inputs that an output starts from: ``{"u0": "u"}``. By default an input that is an output's
         first time is refused; ``{}`` says that there is none.
     **options
-        Of `mano_op.data.options.FieldWriting`: ``title``, ``chunk``, ``client``, ``resume``, ...
+        Of `mano_op.data.options.StoreOptions`: ``title``, ``chunk``, ``client``, ``resume``, ...
 
     Raises
     ------
@@ -113,7 +113,7 @@ def write_fields(
     >>> store.grids["r8"] == Grid.uniform((8,), registration="cell")
     True
     """
-    writing = FieldWriting(**options)
+    writing = StoreOptions(**options)
     for violation in _violations(fields, inputs, outputs):
         raise InputError(violation)
     check_splits(splits)
@@ -257,11 +257,25 @@ def _read(
 
 
 def _check_ends(store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray[Any]]]) -> None:
-    """Refuse an axis that wraps whose last values repeat the first."""
-    for grid, variables in fields.items():
-        wrapping = {axis.name: i - grid.n_dim for i, axis in enumerate(grid) if axis.periodic}
-        remedy = "drop the last, `data.isel({{{name!r}: slice(None, -1)}})`"
-        check_ends_differ(store.key(grid), list(variables.values()), wrapping, remedy, whole=True)
+    """Refuse an axis that wraps whose last values repeat the first in all fields, unless by chance."""
+    for (grid, variables), name in product(fields.items(), store.layout.boundary_conditions):
+        dim = grid.names.index(name) - grid.n_dim
+        n, periodic = grid.shape[dim], grid.axes[dim].periodic
+        # Values of other types are refused when they are written.
+        if not periodic or n < 3 or any(values.dtype.kind not in "biuf" for values in variables.values()):
+            continue
+        repeated, moving = True, False
+        for values in variables.values():
+            first, second, last = (values.take(k, dim).astype(np.float64) for k in (0, 1, -1))
+            step, gap = (np.abs(x - first).reshape(len(first), -1).max(axis=1) for x in (second, last))
+            repeated &= bool((gap <= 1e-6 * step).all())
+            moving |= bool((first != first.flat[0]).any() or (step > 0).all())
+        if repeated and moving:
+            raise InputError(
+                f"{store.key(grid)}: along {name} the last of {n} points repeats the first in all fields, "
+                "but an axis that wraps has each point once: drop the last, "
+                f"`data.isel({{{name!r}: slice(None, -1)}})`"
+            )
 
 
 def _check_initial(store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray[Any]]]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from mano_op.data.jobs import write_store
 from mano_op.data.layout import Layout, group_name
-from mano_op.data.options import Writing
+from mano_op.data.options import WriteOptions
 from mano_op.data.store import FieldStore
 from mano_op.grid import Grid, Registration
 from mano_op.problems.darcy import Darcy
@@ -54,7 +54,7 @@ def generate_fields(
     chunk : int
         Samples of a task and of a chunk of the store. A worker holds as many in float64.
     **options
-        Of `mano_op.data.options.Writing`: ``progress``, ``resume``, ``overwrite``, ``client``.
+        Of `mano_op.data.options.WriteOptions`: ``progress``, ``resume``, ``overwrite``, ``client``.
 
     Returns
     -------
@@ -76,7 +76,7 @@ def generate_fields(
     >>> bool((coarse == fine[:, ::2, ::2]).all())
     True
     """
-    writing = Writing(**options)
+    writing = WriteOptions(**options)
     grids = [problem_grid(problem, n, registration) for n in resolutions]
     solvers = problem.solvers(grids, solver_resolution)
     for grid in grids:
