@@ -105,19 +105,11 @@ def check_increasing(name: str, values: NDArray[Any], where: str = "") -> None:
         )
 
 
-def check_ends_differ(
-    where: object,
-    fields: Sequence[NDArray[Any]],
-    axes: Mapping[str, int],
-    remedy: str,
-    *,
-    whole: bool = False,
-) -> None:
+def check_ends_differ(where: object, fields: Sequence[NDArray[Any]], axes: Mapping[str, int]) -> None:
     """Refuse fields on axes that wrap whose last points repeat the first ones.
 
     `fields` have shape ``(samples, ...)``; `axes` has the dimension of each axis that wraps, counted from the
-    last; `remedy` has places for name, n and dim; `whole` counts fields of whole numbers too, which may
-    repeat by chance.
+    last.
     """
     real = all(values.dtype.kind in "biuf" for values in fields)  # others are refused when they are written
     for name, dim in axes.items() if real else ():
@@ -128,13 +120,11 @@ def check_ends_differ(
             first, second, last = (values.take(k, dim).astype(np.float64) for k in (0, 1, -1))
             step, gap = (np.abs(x - first).reshape(len(first), -1).max(axis=1) for x in (second, last))
             repeated &= bool((gap <= 1e-6 * step).all())
-            if whole:
-                moving |= bool((first != first.flat[0]).any())
-            moving |= bool((step > 0).all()) and (whole or bool((values != np.rint(values)).any()))
+            moving |= bool((first != first.flat[0]).any() or (step > 0).all())
         if repeated and moving:
             raise InputError(
                 f"{where}: along {name} the last of {n} points repeats the first in all fields, but an axis "
-                f"that wraps has each point once: {remedy.format(name=name, n=n - 1, dim=dim)}"
+                f"that wraps has each point once: drop the last, `data.isel({{{name!r}: slice(None, -1)}})`"
             )
 
 

@@ -260,8 +260,7 @@ def _check_ends(store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray[An
     """Refuse an axis that wraps whose last values repeat the first."""
     for grid, variables in fields.items():
         wrapping = {axis.name: i - grid.n_dim for i, axis in enumerate(grid) if axis.periodic}
-        remedy = "drop the last, `data.isel({{{name!r}: slice(None, -1)}})`"
-        check_ends_differ(store.key(grid), list(variables.values()), wrapping, remedy, whole=True)
+        check_ends_differ(store.key(grid), list(variables.values()), wrapping)
 
 
 def _check_initial(store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray[Any]]]) -> None:

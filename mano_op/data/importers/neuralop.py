@@ -36,14 +36,10 @@ class _Kind(NamedTuple):
 
 _KINDS = {
     "darcy": _Kind(
-        "permeability",
-        "which of the two permeabilities: 0 or 1",
-        "pressure",
-        "dirichlet",
-        "Darcy flow, neuraloperator",
+        "permeability", "which of the two permeabilities: 0 or 1", "pressure", "dirichlet", "Darcy flow"
     ),
     "navier_stokes": _Kind(
-        "forcing", "forcing of the vorticity", "vorticity", "periodic", "Navier-Stokes flow, neuraloperator"
+        "forcing", "forcing of the vorticity", "vorticity", "periodic", "Navier-Stokes flow"
     ),
 }
 
@@ -137,7 +133,7 @@ def import_neuralop_pt(
             "files": {split: [Path(file).name for _, file in pairs] for split, pairs in files.items()},
             "files_as_read": stamps(file for pairs in files.values() for _, file in pairs),
         },
-        **{"title": kind.title, **options},
+        **{"title": f"{kind.title}, neuraloperator", **options},
     )
 
 
