@@ -79,7 +79,8 @@ def test_trainer_on_mixed_resolutions_matches_a_plain_loop(store):
     optimizer = torch.optim.SGD(trained.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     trainer = Trainer(model=trained, n_epochs=2, device="cpu", data_processor=data.processor.double())
-    trainer.train(data.train, data.test, optimizer, schedule, training_loss=LpLoss(d=2, p=2))
+    losses = {"training_loss": LpLoss(d=2, p=2), "eval_losses": {"l2": LpLoss(d=2, p=2)}}
+    metrics = trainer.train(data.train, data.test, optimizer, schedule, **losses)
 
     repeated.processor.double().train()
     optimizer = torch.optim.SGD(plain.parameters(), lr=1e-3)
@@ -93,6 +94,12 @@ def test_trainer_on_mixed_resolutions_matches_a_plain_loop(store):
     for ours, theirs in zip(trained.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
     assert not torch.equal(next(iter(model().parameters())), next(iter(trained.parameters())))
+    (batch,) = data.test[(12, 10)]
+    y, (out, _) = batch["y"].double(), data.processor.wrap(trained).eval()(**batch)
+    error = ((out - y).flatten(1).norm(dim=1) / y.flatten(1).norm(dim=1)).mean()  # in units
+    torch.testing.assert_close(
+        torch.as_tensor(metrics["(12, 10)_l2"]), error.detach(), rtol=1e-6, atol=0, check_dtype=False
+    )
 
 
 def test_mixed_data_sets_are_indexed_part_after_part(store):

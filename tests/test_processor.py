@@ -2,19 +2,16 @@
 
 import copy
 import json
-import warnings
 
 import pytest
 import torch
 from helpers import wave_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from neuralop import LpLoss, Trainer
 from neuralop.data.transforms.data_processors import DefaultDataProcessor
 from neuralop.data.transforms.normalizers import UnitGaussianNormalizer
 from torch import nn
 
-from mano_op.data.loaders import field_loaders
 from mano_op.data.processor import FieldProcessor
 from mano_op.errors import InputError
 from mano_op.grid import Grid
@@ -159,17 +156,6 @@ def test_processor_survives_its_state_and_its_dictionary(processor, tmp_path):
         assert other.to_dict() == processor.to_dict()
 
 
-class Tiny(nn.Module):
-    """Takes the whole sample, as neuraloperator's models do."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(2, 1, 3, padding=1, padding_mode="circular")
-
-    def forward(self, x, **_):
-        return self.conv(x)
-
-
 def test_statistics_are_those_of_the_training_split(tmp_path):
     grid = Grid.uniform((8, 8))
     store = wave_store(tmp_path / "waves.zarr", [grid], {"train": 6, "test": 4})
@@ -180,35 +166,3 @@ def test_statistics_are_those_of_the_training_split(tmp_path):
     mean, variance = ((x**power * torch.from_numpy(grid.weights)).sum((-2, -1)).mean(0) for power in (1, 2))
     torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-6)
     torch.testing.assert_close(variance, torch.ones_like(variance), rtol=1e-5, atol=0)
-
-
-def test_trainer_evaluates_in_units(tmp_path, capsys):
-    grid = Grid.uniform((6, 6))
-    store = wave_store(tmp_path / "waves.zarr", [grid, grid.refine()], {"train": 8, "test": 3})
-    train, test, processor = field_loaders(store, train=6, test=[6, 12], batch_size=4)
-    torch.manual_seed(0)
-    model = Tiny()
-    untrained = copy.deepcopy(model)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    trainer = Trainer(model=model, n_epochs=1, data_processor=processor, device="cpu", verbose=False)
-    loss = LpLoss(d=2, p=2, reduction="sum")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        metrics = trainer.train(
-            train_loader=train,
-            test_loaders=test,
-            optimizer=optimizer,
-            scheduler=torch.optim.lr_scheduler.ConstantLR(optimizer),
-            regularizer=None,
-            training_loss=loss,
-            eval_losses={"l2": loss},
-        )
-    assert not torch.equal(model.conv.weight, untrained.conv.weight)
-    for n in (6, 12):
-        # The metric is the mean error over the test split, in units.
-        sample = next(iter(test[n]))
-        with torch.no_grad():
-            out, data = processor.wrap(model).eval()(**sample)
-        error = (out - sample["y"]).flatten(1).norm(dim=1) / sample["y"].flatten(1).norm(dim=1)
-        torch.testing.assert_close(torch.as_tensor(metrics[f"{n}_l2"]), error.mean(), rtol=1e-5, atol=0)
-        torch.testing.assert_close(data["y"], sample["y"], rtol=0, atol=0)

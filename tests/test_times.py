@@ -64,10 +64,10 @@ def test_times_of_two_solvers_agree_but_for_their_last_digits(other):
     ("other", "message"),
     [
         (data(np.array([0.0, 0.1, 0.2, 0.35, 0.4, 0.5])), r"time 3 is 0\.3 at 32 and 0\.35 at 16"),
-        (data(0.1 * np.arange(5)), r"32 has 6 and 16 5, and 0\.5 is at 32 alone"),
-        (data(0.1 * np.arange(6), units="s"), "32 has numbers in '1' and 16 durations"),
-        (data(DAYS), "32 has numbers in '1' and 16 dates, 0 and 2000-01-01T00:00:00 first"),
-        (data(0.1 * np.arange(600)), r"0\.6 is at 16 alone"),
+        (data(0.1 * np.arange(5)), r"32 has 6 .* and 16 5 .*; time 5 is 0\.5 at 32 and missing at 16"),
+        (data(0.1 * np.arange(6), units="s"), "32 has 6 numbers in '1' and 16 6 durations"),
+        (data(DAYS), "time 0 is 0 at 32 and 2000-01-01T00:00:00 at 16"),
+        (data(0.1 * np.arange(600)), r"time 6 is missing at 32 and 0\.6 at 16"),
     ],
 )
 def test_first_time_that_differs_is_named(other, message):

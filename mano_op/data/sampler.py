@@ -105,11 +105,9 @@ class ResolutionBatchSampler(_Epochs, Sampler[list[int]]):
         batch_sizes = list(batch_size) if isinstance(batch_size, Sequence) else [batch_size] * len(sizes)
         for name, numbers in (("sizes", sizes), ("batch_size", batch_sizes)):
             check_whole(**{f"{name}[{i}]": number for i, number in enumerate(numbers)})
-        check_finite_number(zero=True, **{f"ratios[{i}]": ratio for i, ratio in enumerate(ratios or ())})
-        for name, values in (
-            ("batch_size", batch_sizes),
-            ("ratios", batch_sizes if ratios is None else ratios),
-        ):
+        weights = [1] * len(sizes) if ratios is None else list(ratios)
+        check_finite_number(zero=True, **{f"ratios[{i}]": weight for i, weight in enumerate(weights)})
+        for name, values in (("batch_size", batch_sizes), ("ratios", weights)):
             if len(values) != len(sizes) or not sum(values) > 0:
                 raise InputError(
                     f"{name}={list(values)} for {len(sizes)} resolutions; expected one for each, and at "

@@ -118,21 +118,17 @@ def times_of(fields: Mapping[Any, xr.Dataset]) -> tuple[list[float], str]:
 
 
 def _difference(times_at: Mapping[Any, Times], first: Any, other: Any) -> str | None:
-    """Describe the first times of two data sets that differ; None if all agree."""
+    """Describe the first time of two data sets that differs; None if all agree."""
     ours, theirs = times_at[first], times_at[other]
-    if ours.measure != theirs.measure:
-        kinds = f"{first} has {ours.measure} and {other} {theirs.measure}"
-        return f"{kinds}, {ours.text(0)} and {theirs.text(0)} first"
-    n = min(len(ours.seconds), len(theirs.seconds))
+    sizes, comparable = (len(ours.seconds), len(theirs.seconds)), ours.measure == theirs.measure
+    n = min(sizes) if comparable else 0
     same = agree(ours.seconds[:n], theirs.seconds[:n], ours.rounding + theirs.rounding)
-    if same.all() and len(ours.seconds) == len(theirs.seconds):
+    if comparable and same.all() and sizes[0] == sizes[1]:
         return None
-    sizes = f"{first} has {len(ours.seconds)} and {other} {len(theirs.seconds)}"
-    if same.all():
-        longer, times = (first, ours) if len(ours.seconds) > n else (other, theirs)
-        return f"{sizes}, and {times.text(n)} is at {longer} alone"
-    i = int(np.argmin(same))
-    return f"{sizes}; time {i} is {ours.text(i)} at {first} and {theirs.text(i)} at {other}"
+    i = int(np.argmin([*same, False]))
+    time, its = (times.text(i) if i < len(times.seconds) else "missing" for times in (ours, theirs))
+    counts = f"{first} has {sizes[0]} {ours.measure} and {other} {sizes[1]} {theirs.measure}"
+    return f"{counts}; time {i} is {time} at {first} and {its} at {other}"
 
 
 def common_times(fields: Mapping[_Key, xr.Dataset]) -> dict[_Key, xr.Dataset]:

@@ -62,16 +62,10 @@ def import_files(
         return write_fields(
             path,
             {tuple(data.sizes[name] for name in data.coords if name != "time"): data},
-            splits={
-                split: sum(parts[file].data.sizes["sample"] for file in names)
-                for split, names in paths.items()
-            },
+            outputs=[name for name in data.data_vars if name not in stated["inputs"]],
+            splits={split: sum(len(parts[file].data["sample"]) for file in paths[split]) for split in paths},
             provenance=about,
-            **{
-                **stated,
-                "outputs": [name for name in data.data_vars if name not in stated["inputs"]],
-                **options,
-            },
+            **{**stated, **options},
         )
 
 

@@ -36,14 +36,10 @@ class _Kind(NamedTuple):
 
 _KINDS = {
     "darcy": _Kind(
-        "permeability",
-        "which of the two permeabilities: 0 or 1",
-        "pressure",
-        "dirichlet",
-        "Darcy flow, neuraloperator",
+        "permeability", "which of the two permeabilities: 0 or 1", "pressure", "dirichlet", "Darcy flow"
     ),
     "navier_stokes": _Kind(
-        "forcing", "forcing of the vorticity", "vorticity", "periodic", "Navier-Stokes flow, neuraloperator"
+        "forcing", "forcing of the vorticity", "vorticity", "periodic", "Navier-Stokes flow"
     ),
 }
 
@@ -98,8 +94,8 @@ def import_neuralop_pt(
     >>> torch.save(fields, f"{folder}/darcy_train_4.pt")
     >>> store = import_neuralop_pt(f"{folder}/darcy.zarr", {"train": [(4, f"{folder}/darcy_train_4.pt")]},
     ...     progress=False)
-    >>> store.splits, store.grids["r4"] == Grid.uniform((4, 4))
-    ({'train': 2}, True)
+    >>> store.splits, store.grids["r4"].shape
+    ({'train': 2}, (4, 4))
     """
     if problem is not None:
         check_one_of("problem", problem, _KINDS)
@@ -137,7 +133,7 @@ def import_neuralop_pt(
             "files": {split: [Path(file).name for _, file in pairs] for split, pairs in files.items()},
             "files_as_read": stamps(file for pairs in files.values() for _, file in pairs),
         },
-        **{"title": kind.title, **options},
+        **{"title": f"{kind.title}, neuraloperator", **options},
     )
 
 
