@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from helpers import assert_gradients, rates
+from helpers import rates
 
 from mano_op import InputError
 from mano_op.cost import count_parameters
@@ -40,8 +40,7 @@ def small(**options):
 
 
 def plain(**options):
-    made = MANOClassifier.plain(1, 5, image_size=8, channels=8, n_layers=2, n_heads=2, **options)
-    return randomised(made)
+    return randomised(MANOClassifier.plain(1, 5, image_size=8, channels=8, n_layers=2, n_heads=2, **options))
 
 
 def assert_same(found, expected, rtol=1e-10):
@@ -146,30 +145,42 @@ def test_logits_of_one_colour_are_equal_at_every_size(options):
 @pytest.mark.parametrize("size", [(8, 8), (11, 13)])
 @pytest.mark.parametrize("build", [small, plain], ids=["swin", "plain"])
 def test_classifier_gradients_are_slopes_of_differences(build, size):
+    """Along one random direction of the image and all parameters, of a step that few ReLUs notice."""
+    torch.manual_seed(0)
     model = build()
-    assert_gradients(model, draw(2, model.in_channels, *size))
+    x, weights = draw(2, model.in_channels, *size).requires_grad_(), draw(2, 5, seed=1)
+    tensors = [x, *model.parameters()]
+    directions = [draw(*t.shape, seed=i) for i, t in enumerate(tensors)]
+    grads = torch.autograd.grad((model(x) * weights).sum(), tensors)
+    values = []
+    with torch.no_grad():
+        for step in (-1e-8, 2e-8):  # to both sides
+            for t, direction in zip(tensors, directions, strict=True):
+                t += step * direction
+            values.append((model(x) * weights).sum().item())
+    slope = sum((grad * direction).sum().item() for grad, direction in zip(grads, directions, strict=True))
+    assert (values[1] - values[0]) / 2e-8 == pytest.approx(slope, rel=1e-5)
 
 
 @pytest.mark.parametrize("build", [small, plain], ids=["swin", "plain"])
 def test_every_parameter_has_a_gradient_at_every_size(build):
     model = build()
-    for size in [(1, 1), (2, 3), (5, 9), (16, 8), (40, 33)]:
+    for size in [(1, 1), (2, 3), (5, 9), (40, 33)]:
         model.zero_grad(set_to_none=True)
         model(draw(1, model.in_channels, *size)).square().sum().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters()), size
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_checkpointed_blocks_change_nothing_but_memory(training):
-    kept = small(depths=[3, 2], drop_path=0.3).train(training)
+def test_checkpointed_blocks_change_nothing_but_memory():
+    kept = small(depths=[3, 2], drop_path=0.3).train()
     again = copy.deepcopy(kept)
     again.checkpointed = True
-    x, found = draw(2, 3, 64, 64), []
+    x, grads = draw(2, 3, 64, 64), []
     for model in (kept, again):
         torch.manual_seed(5)
-        found.append(torch.autograd.grad(model(x).square().sum(), list(model.parameters())))
-    for one, other in zip(*found, strict=True):
-        assert_same(one, other)
+        grads.append(torch.autograd.grad(model(x).square().sum(), list(model.parameters())))
+    for grad, expected in zip(*grads, strict=True):
+        assert_same(grad, expected)
     less, more = (peak_bytes_of(lambda m=model: m(x).sum().backward()) for model in (again, kept))
     assert less < 0.7 * more
 
@@ -229,7 +240,7 @@ def of_smooth_image(model, n):
 
 def test_plain_classifier_converges_under_refinement():
     model = plain()
-    logits = [of_smooth_image(model, n) for n in (16, 32, 64, 128, 256)]
+    logits = [of_smooth_image(model, n) for n in (16, 32, 64, 128)]
     steps = [(fine - coarse).norm().item() for coarse, fine in pairwise(logits)]
     assert (rates(steps) > 1.7).all()
 

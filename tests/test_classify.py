@@ -22,11 +22,10 @@ from mano_op import InputError
 from mano_op.cli import main
 from mano_op.registry import model_class
 from mano_op.runs import load_run
-from mano_op.vision.evaluate import evaluate_classifier
+from mano_op.vision.evaluate import ClassMetrics, class_metrics, evaluate_classifier
 from mano_op.vision.images import Images, open_images
-from mano_op.vision.metrics import ClassMetrics, class_metrics
 from mano_op.vision.processor import ImageProcessor
-from mano_op.vision.resize import resize
+from mano_op.vision.transforms import resize
 
 # The numbers.
 
@@ -241,7 +240,15 @@ def test_from_a_folder_of_images_to_a_table(tmp_path: Path, capsys: pytest.Captu
         assert f"{row['cross_entropy']:.4f}" in line
     assert numbers["rows"][0]["accuracy"] == 1.0
     assert "in first 5" not in table  # of two classes
-    assert table.strip() in (run / "README.md").read_text()
+    card = (run / "README.md").read_text()
+    assert table.strip() in card
+    digest = made.training["images"]["digest"]
+    for row in (
+        f"| data | pets (folder, digest {digest[:8]}) |\n| split off.test | 0.3 |\n| split off.seed | 2 |\n",
+        "| trained on | 22 images of the split train |\n",
+        "| validated on | 6 images: a part of the split train, 0.2 |\n",
+    ):
+        assert row in card
     assert main(command.split()) == 2
     assert "give another path, or --overwrite to replace it" in capsys.readouterr().err
 

@@ -17,11 +17,10 @@ from sklearn.datasets import load_digits
 
 from mano_op import InputError
 from mano_op.train.options import Augmentation
-from mano_op.vision.augment import augmentation, check_augmentation
 from mano_op.vision.decode import decode
 from mano_op.vision.images import image_loader, open_images, stratified
 from mano_op.vision.processor import IMAGENET, ImageProcessor, moments
-from mano_op.vision.resize import resize, resize_and_crop
+from mano_op.vision.transforms import augmentation, resize, resize_and_crop
 
 COLOURS = {"blue": (10, 20, 200), "red": (200, 30, 40)}
 
@@ -99,7 +98,7 @@ def test_folder_holds_the_painted_colours(folder: Path) -> None:
         for row in range(2 * n):
             colour = torch.tensor(COLOURS["blue" if row < n else "red"]) + row % n
             assert torch.equal(x[row], (colour.float() / 255).view(3, 1, 1).expand(3, 6, 6))
-    batches = list(image_loader(images["train"], 3, num_workers=1))
+    batches = list(image_loader(images["train"], 3))
     assert torch.equal(torch.cat([batch["x"] for batch in batches]), batch_of(images["train"])[0])
 
 
@@ -176,8 +175,8 @@ def test_resize_and_crop_keeps_slope_and_middle() -> None:
     torch.testing.assert_close(resize_and_crop(slope, (6, 6)), expected.expand(3, 6, 6))
     assert torch.equal(resize_and_crop(slope, (12, 32)), slope)
     assert resize_and_crop(slope, (7, 5)).shape == (3, 7, 5)
-    strip = torch.zeros(1, 2, 200_000)  # cropped before it is enlarged
-    strip[..., 99_990:100_010] = 1.0
+    strip = torch.zeros(1, 2, 20_000)  # cropped before it is enlarged
+    strip[..., 9_990:10_010] = 1.0
     assert torch.equal(resize_and_crop(strip, (16, 16)), torch.ones(1, 16, 16))
 
 
@@ -277,7 +276,7 @@ def test_ambiguous_columns_have_to_be_named(tmp_path: Path) -> None:
             {"label_column": "picture"},
             r"label_column='picture' for .*two, which has 2 columns of ClassLabel",
         ),
-        ("none", {}, "0 columns of Image .* cast a column to that feature"),
+        ("none", {}, "0 columns of Image .* cast a column to it"),
     ):
         with pytest.raises(InputError, match=message):
             open_images(tmp_path / name, image_size=5, **options)
@@ -483,7 +482,7 @@ def test_targets_are_smoothed_in_training_only() -> None:
         ({"y": torch.tensor([-1, 0])}, "from -1 to 0"),
         ({"y": torch.ones(2, 1, 3)}, r"targets of shape \(2, 1, 3\) .* probabilities \(batch, 1, 4\)"),
         ({"x": torch.zeros(2, 3, 4, 4)}, r"images of shape \(2, 3, 4, 4\) .* expected 1 channels"),
-        ({"x": torch.zeros(2, 1, 4, 4, dtype=torch.uint8)}, "torch.uint8 .* divide bytes by 255"),
+        ({"x": torch.zeros(2, 1, 4, 4, dtype=torch.uint8)}, "torch.uint8.* divide bytes by 255"),
         ({"x": torch.zeros(1, 4, 4)}, r"images of shape \(1, 4, 4\)"),
     ],
 )
@@ -566,8 +565,3 @@ def test_augmentation_follows_its_generator() -> None:
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
     assert not torch.equal(first[0], other[0])
     assert augmentation(Augmentation(), 4, torch.Generator()) is None
-
-
-def test_shift_of_a_whole_image_is_refused() -> None:
-    with pytest.raises(InputError, match="shift=8 for images of 8 x 9 pixels, which may leave nothing"):
-        check_augmentation(Augmentation(shift=8), (8, 9), flippable=True)

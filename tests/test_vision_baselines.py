@@ -48,7 +48,7 @@ def test_vit_logits_are_those_of_transformers_classifier(attention):
 
 @pytest.mark.parametrize("config", [SMALL, DEEP], ids=["small", "deep"])
 def test_swin_logits_are_those_of_transformers_classifier(config):
-    source = swin_state("transformers", **config)
+    source = swin_state("transformers", config)
     model = SwinClassifier(3, 10, **config)
     state = source.state.items()
     model.load_state_dict(
