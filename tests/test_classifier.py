@@ -118,16 +118,14 @@ def test_classifier_matches_its_formula():
 
 def test_default_is_swin_v2_tiny_with_levels():
     with torch.device("meta"):
-        one, every = MANOClassifier(n_levels=1), MANOClassifier()
+        single, default = MANOClassifier(n_levels=1), MANOClassifier()
     published = 28_347_154  # of timm's and transformers' Swin-V2-T
-    assert published == count_parameters(one)
-    levels = [[part.attention.n_levels for part in stage] for stage in every.stages]
+    assert published == count_parameters(single)
+    levels = [[part.attention.n_levels for part in stage] for stage in default.stages]
     assert levels == [[4, 4], [3, 3], [2] * 6, [1, 1]]  # 64, 32, 16 and 8 points in windows of 8
     # Of a block a restriction and a prolongation of 2 x 2 taps, and a factor for each level but the first.
-    more = sum(
-        depth * 96 * 2**i * (8 + n - 1) for i, (depth, n) in enumerate(zip((2, 2, 6), (4, 3, 2), strict=True))
-    )
-    assert count_parameters(every) == published + more
+    more = sum(depth * 96 * 2**i * (8 + n - 1) for i, (depth, n) in enumerate(((2, 4), (2, 3), (6, 2))))
+    assert count_parameters(default) == published + more
 
 
 @pytest.mark.parametrize("options", [{}, {"blocks": "operator", "halo": 1, "shifted": False}], ids=str)
@@ -196,22 +194,17 @@ def test_levels_reach_beyond_windows():
     assert far[0] == 0 < far[1]
 
 
-def test_classifier_in_single_precision_and_autocast_matches_double():
-    model = small()
+def test_classifier_in_lower_precision_stays_near_its_logits():
+    model, x = small(), draw(2, 3, 40, 31)
     for part in model.modules():
         if isinstance(part, MultipoleAttention):
             part.scale.data.clamp_(-1, 1)
-    x, single = draw(2, 3, 40, 31), copy.deepcopy(model).float()
-    exact = model(x)
+    exact, single = model(x), copy.deepcopy(model).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = single(x.float())
+        mixed = single(x.float())
+    half = copy.deepcopy(model).bfloat16()(x.bfloat16())
     assert (single(x.float()) - exact).norm() < 1e-5 * exact.norm()
-    assert 1e-5 * exact.norm() < (half - exact).norm() < 5e-2 * exact.norm()
-
-
-def test_classifier_in_half_precision_stays_near_its_logits():
-    model, x = small(), draw(1, 3, 32, 32)
-    exact, half = model(x), copy.deepcopy(model).bfloat16()(x.bfloat16())
+    assert 1e-5 * exact.norm() < (mixed - exact).norm() < 5e-2 * exact.norm()
     assert half.dtype == torch.bfloat16 and (half - exact).norm() < 0.3 * exact.norm()
 
 
@@ -220,10 +213,9 @@ def test_plain_classifier_matches_its_formula():
     model, x = plain(), draw(2, 1, 8, 8)
     at = (torch.arange(8, dtype=torch.float64) + 0.5) / 8
     y = torch.cat([x, at[:, None].expand(2, 1, 8, 8), at.expand(2, 1, 8, 8)], 1)
-    weight = model.patches.project.weight.flatten(1)
-    y = normalised(y.movedim(1, -1) @ weight.T + model.patches.project.bias, model.patches.norm).movedim(
-        -1, 1
-    )
+    project = model.patches.project
+    tokens = y.movedim(1, -1) @ project.weight.flatten(1).T + project.bias
+    y = normalised(tokens, model.patches.norm).movedim(-1, 1)
     for part in model.stages[0]:
         y = y + part.attention(y)
         y = y + part.mlp(y)
@@ -284,7 +276,6 @@ def test_classifier_is_saved_loaded_and_registered(tmp_path):
     [
         ({"in_channels": 0}, "in_channels=0, expected"),
         ({"image_size": 0}, "image_size=0, expected a side or .*, whole numbers from 1 to 16384"),
-        ({"image_size": [8, 8, 8]}, "image_size="),
         ({"image_size": "8"}, "image_size='8', expected"),
         ({"depths": [2, 0]}, "depths=0, expected a whole number, at least 1"),
         ({"depths": 2}, "depths=2, expected an instance of Sequence"),
@@ -292,7 +283,6 @@ def test_classifier_is_saved_loaded_and_registered(tmp_path):
         ({"n_heads": [3, 2]}, "channels=8 is not divisible by n_heads=3"),
         ({"n_levels": [1, 1, 1]}, r"n_levels=\[1, 1, 1\], expected one for each of 2 stages"),
         ({"n_levels": 0}, "n_levels=0, expected a whole number, at least 1"),
-        ({"window": 0}, "window=0, expected"),
         ({"shifted": "no"}, "shifted='no', expected a valid boolean"),
         ({"anchored": 1}, "anchored=1, expected a valid boolean"),
         ({"blocks": "vit"}, "blocks='vit', expected 'swin' or 'operator'"),

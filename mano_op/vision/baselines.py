@@ -49,8 +49,6 @@ class _Classifier(DataModel, name="_transformers_classifier"):
         --------
         >>> sum(p.numel() for p in ViTClassifier.tiny().parameters())
         5717416
-        >>> sum(p.numel() for p in SwinClassifier.tiny(drop_path=0.1).parameters())
-        28347154
         """
         return cls(in_channels, n_classes, **options)
 

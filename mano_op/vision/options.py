@@ -55,15 +55,27 @@ class ClassifierOptions:
 
 
 @options
-class ViTOptions(ClassifierOptions):
+class TransformersOptions(ClassifierOptions):
+    """Options of the classifiers from transformers.
+
+    Attributes
+    ----------
+    drop, attention_drop : float
+        Dropout of the tokens' features and of the attention.
+    """
+
+    drop: float = 0.0
+    attention_drop: float = 0.0
+
+
+@options
+class ViTOptions(TransformersOptions):
     """Options of `ViTClassifier`; the defaults are ViT-Tiny.
 
     Attributes
     ----------
     depth, n_heads : int
         Number of blocks, and attention heads of each.
-    drop, attention_drop : float
-        Dropout of the tokens' features and of the attention.
     attention : {"sdpa", "eager"}
         torch's kernel, which keeps no scores, or scores as a matrix. Outputs are the same.
     """
@@ -73,8 +85,6 @@ class ViTOptions(ClassifierOptions):
     embed_dim: Count = 192
     depth: Count = 12
     n_heads: Count = 3
-    drop: float = 0.0
-    attention_drop: float = 0.0
     attention: Literal["sdpa", "eager"] = "sdpa"
 
     def __post_init__(self) -> None:
@@ -104,17 +114,8 @@ class StageOptions(ClassifierOptions):
 
 
 @options
-class SwinOptions(StageOptions):
-    """Options of `SwinClassifier`; the defaults are Swin-V2-Tiny without stochastic depth.
-
-    Attributes
-    ----------
-    drop, attention_drop : float
-        Dropout of the tokens' features and of the attention.
-    """
-
-    drop: float = 0.0
-    attention_drop: float = 0.0
+class SwinOptions(StageOptions, TransformersOptions):
+    """Options of `SwinClassifier`; the defaults are Swin-V2-Tiny without stochastic depth."""
 
 
 @options

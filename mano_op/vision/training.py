@@ -248,12 +248,11 @@ class _Start:
     """A saved model to start from."""
 
     def __init__(self, folder: str | Path, arch: str) -> None:
-        self.path, self.processor = fetched(folder), None
-        if (self.path / RUN).exists():
-            run = load_run(self.path, task="images")
-            self._model, saved, self.options, self.processor = run.model, run.arch, run.options, run.processor
-        else:
-            self._model, saved, self.options = load_model(self.path)
+        self.path = fetched(folder)
+        run = load_run(self.path, task="images") if (self.path / RUN).exists() else None
+        parts = (run.model, run.arch, run.options) if run else load_model(self.path)
+        self._model, saved, self.options = parts
+        self.processor = run.processor if run else None
         if saved.lower() != arch.lower():
             raise InputError(f"start={folder} holds a {saved}, arch={arch!r}: give arch={saved!r}")
         self.digest = weights_digest(self.path)
