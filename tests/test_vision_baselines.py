@@ -120,7 +120,7 @@ def test_unusable_options_are_refused(arch, options, words):
     [
         (16, (1, 3, 16, 18), "multiples of patch_size"),
         ((8, 24), (1, 3, 16, 24), "of image_size itself if it is not square"),
-        (16, (1, 1, 16, 16), "your data's in_channels"),
+        (16, (1, 1, 16, 16), r"expected \(batch, in_channels=3"),
     ],
 )
 def test_vit_refuses_unsuitable_images(image_size, shape, words):
