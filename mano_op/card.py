@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -29,6 +30,8 @@ _ELSEWHERE = (
     *("task", "store", "source", "start", "images", "machine", "classes", "channels"),
     *("inputs", "outputs", "units"),
 )
+
+_IMAGE_DATA = ("samples", "validate", "validation")  # which `_image_data` puts into words
 
 
 def model_card(run: Run) -> str:
@@ -57,6 +60,8 @@ def model_card(run: Run) -> str:
     training, processor, images = run.training, run.processor.to_dict(), run.task == "images"
     machine = training.get("machine", {})
     entries = {name: training[name] for name in (*_FIRST, *training) if name in training}
+    if images and "images" in training:
+        entries = _image_data(training) | {n: entries[n] for n in entries if n not in _IMAGE_DATA}
     versions = {**machine.get("versions", {}), "on": machine.get("processor")}
     return (
         _environment()
@@ -82,6 +87,22 @@ def _rows(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from _rows(value, f"{prefix}{name}.")
         elif value or name == "seed":
             yield f"{prefix}{name}", value
+
+
+def _image_data(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the source of images, and which of its images a model was trained and validated on."""
+    origin, validate = training["images"], training.get("validate")
+    rows = {
+        "data": f"{PurePath(training['source']).name} ({origin['kind']}, digest {origin['digest']:.8})",
+        "split off": origin["split"],
+        "trained on": f"{training['samples']} images of the split train",
+    }
+    if validate is not None:
+        part = (
+            f"the split {validate}" if isinstance(validate, str) else f"a part of the split train, {validate}"
+        )
+        rows["validated on"] = f"{training['validation']['samples']} images: {part}"
+    return rows
 
 
 def _image_channels(processor: Mapping[str, Any]) -> list[list[Any]]:

@@ -1,7 +1,7 @@
 """Random weights of Swin-V2 in the published layouts, and logits and features of the classes they belong to.
 
 timm and torchvision lie beside the environment, in a folder that ``make`` fills: PyPI's torchvision is built
-for CUDA, and its library does not load beside a torch for CPUs. They run in a process of their own, which
+for CUDA, and its library does not load beside a torch for CPUs. They run in one process of their own, which
 declares the operators that they look for.
 """
 
@@ -23,18 +23,15 @@ from torch import Tensor, nn
 BESIDE = Path(sys.prefix) / "beside"
 LAYOUTS = ("timm", "torchvision", "transformers")
 
-# The smallest with all parts; one of four stages; Swin-V2-T as published.
+# The smallest with all parts, of one window, of enlarged windows; one of four stages; Swin-V2-T as published.
 SMALL: dict[str, Any] = {"embed_dim": 16, "depths": (2, 2), "n_heads": (2, 4), "window": 4, "image_size": 32}
-DEEP: dict[str, Any] = SMALL | {"depths": (2, 1, 2, 1), "n_heads": (1, 2, 4, 8), "image_size": 128}
-TINY: dict[str, Any] = {
-    "embed_dim": 96,
-    "depths": (2, 2, 6, 2),
-    "n_heads": (3, 6, 12, 24),
-    "window": 8,
-    "image_size": 256,
-    "n_classes": 1000,
-    "batch": 1,
-}
+CUT = SMALL | {"image_size": 16}
+ENLARGED = [SMALL | {"window": 8, "image_size": 64, "pretrained_window": sizes} for sizes in ((6, 3), (6, 0))]
+DEEP = SMALL | {"depths": (2, 1, 2, 1), "n_heads": (1, 2, 4, 8), "image_size": 128}
+TINY = {"embed_dim": 96, "depths": (2, 2, 6, 2), "n_heads": (3, 6, 12, 24), "window": 8, "image_size": 256}
+TINY |= {"n_classes": 1000, "batch": 1}
+# What the process apart makes.
+_APART = {"timm": [SMALL, CUT, DEEP, *ENLARGED], "torchvision": [SMALL, DEEP]}
 
 
 @dataclass(frozen=True)
@@ -52,29 +49,40 @@ class SwinSource:
     logits_single: Tensor
 
 
-def swin_state(layout: str, *, pretrained_window: tuple[int, ...] = (), **config: Any) -> SwinSource:
-    """A Swin-V2 of "timm", "torchvision" or "transformers" with random values in every parameter.
+def swin_state(layout: str, config: dict[str, Any]) -> SwinSource:
+    """Return a Swin-V2 of "timm", "torchvision" or "transformers" with random values in every parameter.
 
     Norms, biases and position MLPs are far from their initial values; logit scales are around 10, every third
     above the maximum of 100. Results are cached.
     """
-    if layout != "transformers" and not BESIDE.is_dir():
-        pytest.skip(f"there is no {BESIDE} with timm and torchvision: make installs it")
-    options = {"layout": layout, "n_classes": 10, "batch": 2, **SMALL, **config}
-    options["pretrained_window"] = pretrained_window or [0] * len(options["depths"])
-    return _source(json.dumps(options))
+    if layout != "transformers":
+        return _sources_apart()[_key(layout, config)]
+    return _source_here(_key(layout, config))
+
+
+def _key(layout: str, config: dict[str, Any]) -> str:
+    options = {"n_classes": 10, "batch": 2, "pretrained_window": [0] * len(config["depths"]), **config}
+    return json.dumps({"layout": layout, **options})
 
 
 @functools.lru_cache(maxsize=8)
-def _source(options: str) -> SwinSource:
-    if json.loads(options)["layout"] == "transformers":
-        with torch.random.fork_rng():
-            tensors = _results(json.loads(options))
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, __file__, options, f"{folder}/swin.safetensors"]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-            tensors = load_file(f"{folder}/swin.safetensors")
+def _source_here(key: str) -> SwinSource:
+    with torch.random.fork_rng():
+        return _source(_results(json.loads(key)))
+
+
+@functools.cache
+def _sources_apart() -> dict[str, SwinSource]:
+    if not BESIDE.is_dir():
+        pytest.skip(f"there is no {BESIDE} with timm and torchvision: make installs it")
+    keys = [_key(layout, config) for layout, configs in _APART.items() for config in configs]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, folder, *keys]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+        return {key: _source(load_file(f"{folder}/{i}.safetensors")) for i, key in enumerate(keys)}
+
+
+def _source(tensors: dict[str, Tensor]) -> SwinSource:
     state = {name.removeprefix("state "): t for name, t in tensors.items() if name.startswith("state ")}
     return SwinSource(state, **{name: t for name, t in tensors.items() if not name.startswith("state ")})
 
@@ -169,6 +177,7 @@ _LAYOUTS: dict[str, tuple[Any, Any]] = {
 }
 
 
+@functools.cache
 def _declare_operators() -> None:
     """Find timm and torchvision, whose registration of operators fails where its library does not load."""
     sys.path.append(str(BESIDE))
@@ -180,4 +189,5 @@ def _declare_operators() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    save_file(_results(json.loads(sys.argv[1])), sys.argv[2])
+    for i, key in enumerate(sys.argv[2:]):
+        save_file(_results(json.loads(key)), f"{sys.argv[1]}/{i}.safetensors")

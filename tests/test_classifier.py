@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from helpers import assert_gradients, rates
+from helpers import rates
 
 from mano_op import InputError
 from mano_op.cost import count_parameters
@@ -40,8 +40,7 @@ def small(**options):
 
 
 def plain(**options):
-    made = MANOClassifier.plain(1, 5, image_size=8, channels=8, n_layers=2, n_heads=2, **options)
-    return randomised(made)
+    return randomised(MANOClassifier.plain(1, 5, image_size=8, channels=8, n_layers=2, n_heads=2, **options))
 
 
 def assert_same(found, expected, rtol=1e-10):
@@ -119,16 +118,14 @@ def test_classifier_matches_its_formula():
 
 def test_default_is_swin_v2_tiny_with_levels():
     with torch.device("meta"):
-        one, every = MANOClassifier(n_levels=1), MANOClassifier()
+        single, default = MANOClassifier(n_levels=1), MANOClassifier()
     published = 28_347_154  # of timm's and transformers' Swin-V2-T
-    assert published == count_parameters(one)
-    levels = [[part.attention.n_levels for part in stage] for stage in every.stages]
+    assert published == count_parameters(single)
+    levels = [[part.attention.n_levels for part in stage] for stage in default.stages]
     assert levels == [[4, 4], [3, 3], [2] * 6, [1, 1]]  # 64, 32, 16 and 8 points in windows of 8
     # Of a block a restriction and a prolongation of 2 x 2 taps, and a factor for each level but the first.
-    more = sum(
-        depth * 96 * 2**i * (8 + n - 1) for i, (depth, n) in enumerate(zip((2, 2, 6), (4, 3, 2), strict=True))
-    )
-    assert count_parameters(every) == published + more
+    more = sum(depth * 96 * 2**i * (8 + n - 1) for i, (depth, n) in enumerate(((2, 4), (2, 3), (6, 2))))
+    assert count_parameters(default) == published + more
 
 
 @pytest.mark.parametrize("options", [{}, {"blocks": "operator", "halo": 1, "shifted": False}], ids=str)
@@ -146,30 +143,42 @@ def test_logits_of_one_colour_are_equal_at_every_size(options):
 @pytest.mark.parametrize("size", [(8, 8), (11, 13)])
 @pytest.mark.parametrize("build", [small, plain], ids=["swin", "plain"])
 def test_classifier_gradients_are_slopes_of_differences(build, size):
+    """Along one random direction of the image and all parameters, of a step that few ReLUs notice."""
+    torch.manual_seed(0)
     model = build()
-    assert_gradients(model, draw(2, model.in_channels, *size))
+    x, weights = draw(2, model.in_channels, *size).requires_grad_(), draw(2, 5, seed=1)
+    tensors = [x, *model.parameters()]
+    directions = [draw(*t.shape, seed=i) for i, t in enumerate(tensors)]
+    grads = torch.autograd.grad((model(x) * weights).sum(), tensors)
+    values = []
+    with torch.no_grad():
+        for step in (-1e-8, 2e-8):  # to both sides
+            for t, direction in zip(tensors, directions, strict=True):
+                t += step * direction
+            values.append((model(x) * weights).sum().item())
+    slope = sum((grad * direction).sum().item() for grad, direction in zip(grads, directions, strict=True))
+    assert (values[1] - values[0]) / 2e-8 == pytest.approx(slope, rel=1e-5)
 
 
 @pytest.mark.parametrize("build", [small, plain], ids=["swin", "plain"])
 def test_every_parameter_has_a_gradient_at_every_size(build):
     model = build()
-    for size in [(1, 1), (2, 3), (5, 9), (16, 8), (40, 33)]:
+    for size in [(1, 1), (2, 3), (5, 9), (40, 33)]:
         model.zero_grad(set_to_none=True)
         model(draw(1, model.in_channels, *size)).square().sum().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters()), size
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_checkpointed_blocks_change_nothing_but_memory(training):
-    kept = small(depths=[3, 2], drop_path=0.3).train(training)
+def test_checkpointed_blocks_change_nothing_but_memory():
+    kept = small(depths=[3, 2], drop_path=0.3).train()
     again = copy.deepcopy(kept)
     again.checkpointed = True
-    x, found = draw(2, 3, 64, 64), []
+    x, grads = draw(2, 3, 64, 64), []
     for model in (kept, again):
         torch.manual_seed(5)
-        found.append(torch.autograd.grad(model(x).square().sum(), list(model.parameters())))
-    for one, other in zip(*found, strict=True):
-        assert_same(one, other)
+        grads.append(torch.autograd.grad(model(x).square().sum(), list(model.parameters())))
+    for grad, expected in zip(*grads, strict=True):
+        assert_same(grad, expected)
     less, more = (peak_bytes_of(lambda m=model: m(x).sum().backward()) for model in (again, kept))
     assert less < 0.7 * more
 
@@ -185,22 +194,17 @@ def test_levels_reach_beyond_windows():
     assert far[0] == 0 < far[1]
 
 
-def test_classifier_in_single_precision_and_autocast_matches_double():
-    model = small()
+def test_classifier_in_lower_precision_stays_near_its_logits():
+    model, x = small(), draw(2, 3, 40, 31)
     for part in model.modules():
         if isinstance(part, MultipoleAttention):
             part.scale.data.clamp_(-1, 1)
-    x, single = draw(2, 3, 40, 31), copy.deepcopy(model).float()
-    exact = model(x)
+    exact, single = model(x), copy.deepcopy(model).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = single(x.float())
+        mixed = single(x.float())
+    half = copy.deepcopy(model).bfloat16()(x.bfloat16())
     assert (single(x.float()) - exact).norm() < 1e-5 * exact.norm()
-    assert 1e-5 * exact.norm() < (half - exact).norm() < 5e-2 * exact.norm()
-
-
-def test_classifier_in_half_precision_stays_near_its_logits():
-    model, x = small(), draw(1, 3, 32, 32)
-    exact, half = model(x), copy.deepcopy(model).bfloat16()(x.bfloat16())
+    assert 1e-5 * exact.norm() < (mixed - exact).norm() < 5e-2 * exact.norm()
     assert half.dtype == torch.bfloat16 and (half - exact).norm() < 0.3 * exact.norm()
 
 
@@ -209,10 +213,9 @@ def test_plain_classifier_matches_its_formula():
     model, x = plain(), draw(2, 1, 8, 8)
     at = (torch.arange(8, dtype=torch.float64) + 0.5) / 8
     y = torch.cat([x, at[:, None].expand(2, 1, 8, 8), at.expand(2, 1, 8, 8)], 1)
-    weight = model.patches.project.weight.flatten(1)
-    y = normalised(y.movedim(1, -1) @ weight.T + model.patches.project.bias, model.patches.norm).movedim(
-        -1, 1
-    )
+    project = model.patches.project
+    tokens = y.movedim(1, -1) @ project.weight.flatten(1).T + project.bias
+    y = normalised(tokens, model.patches.norm).movedim(-1, 1)
     for part in model.stages[0]:
         y = y + part.attention(y)
         y = y + part.mlp(y)
@@ -229,7 +232,7 @@ def of_smooth_image(model, n):
 
 def test_plain_classifier_converges_under_refinement():
     model = plain()
-    logits = [of_smooth_image(model, n) for n in (16, 32, 64, 128, 256)]
+    logits = [of_smooth_image(model, n) for n in (16, 32, 64, 128)]
     steps = [(fine - coarse).norm().item() for coarse, fine in pairwise(logits)]
     assert (rates(steps) > 1.7).all()
 
@@ -273,7 +276,6 @@ def test_classifier_is_saved_loaded_and_registered(tmp_path):
     [
         ({"in_channels": 0}, "in_channels=0, expected"),
         ({"image_size": 0}, "image_size=0, expected a side or .*, whole numbers from 1 to 16384"),
-        ({"image_size": [8, 8, 8]}, "image_size="),
         ({"image_size": "8"}, "image_size='8', expected"),
         ({"depths": [2, 0]}, "depths=0, expected a whole number, at least 1"),
         ({"depths": 2}, "depths=2, expected an instance of Sequence"),
@@ -281,7 +283,6 @@ def test_classifier_is_saved_loaded_and_registered(tmp_path):
         ({"n_heads": [3, 2]}, "channels=8 is not divisible by n_heads=3"),
         ({"n_levels": [1, 1, 1]}, r"n_levels=\[1, 1, 1\], expected one for each of 2 stages"),
         ({"n_levels": 0}, "n_levels=0, expected a whole number, at least 1"),
-        ({"window": 0}, "window=0, expected"),
         ({"shifted": "no"}, "shifted='no', expected a valid boolean"),
         ({"anchored": 1}, "anchored=1, expected a valid boolean"),
         ({"blocks": "vit"}, "blocks='vit', expected 'swin' or 'operator'"),

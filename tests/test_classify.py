@@ -22,11 +22,10 @@ from mano_op import InputError
 from mano_op.cli import main
 from mano_op.registry import model_class
 from mano_op.runs import load_run
-from mano_op.vision.evaluate import evaluate_classifier
+from mano_op.vision.evaluate import ClassMetrics, class_metrics, evaluate_classifier
 from mano_op.vision.images import Images, open_images
-from mano_op.vision.metrics import ClassMetrics, class_metrics
 from mano_op.vision.processor import ImageProcessor
-from mano_op.vision.resize import resize
+from mano_op.vision.transforms import resize
 
 # The numbers.
 
@@ -67,15 +66,10 @@ def kept(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_evaluation_matches_logits_at_every_size(kept: Path, images: Images) -> None:
     run = load_run(kept, task="images")
-    found = evaluate_classifier(run, images, sizes=[8, 16, (6, 10)], batch_size=7)
-    assert [(row.size, row.how) for row in found.rows] == [
-        ((8, 8), "direct"),
-        ((16, 16), "direct"),
-        ((16, 16), "resized"),
-        ((6, 10), "direct"),
-        ((6, 10), "resized"),
-    ]
-    for row in found.rows:
+    evaluation = evaluate_classifier(run, images, sizes=[8, 16, (6, 10)], batch_size=7)
+    others = [(size, how) for size in ((16, 16), (6, 10)) for how in ("direct", "resized")]
+    assert [(row.size, row.how) for row in evaluation.rows] == [((8, 8), "direct"), *others]
+    for row in evaluation.rows:
         batch = batch_of(images["test"].at(row.size))
         if row.how == "resized":
             batch["x"] = resize(batch["x"], (8, 8))
@@ -91,30 +85,25 @@ def test_evaluation_matches_logits_at_every_size(kept: Path, images: Images) -> 
         for label, name in enumerate(run.classes):
             of = right[batch["y"] == label].double()
             assert row.by_class[name] == (pytest.approx(of.mean().item()) if len(of) else None)
-    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["rows"][2]["how"] == "resized"
-    assert found.row(16, "resized") is found.rows[2]
+    assert json.loads(json.dumps(evaluation.to_dict(), allow_nan=False))["rows"][2]["how"] == "resized"
+    assert evaluation.row(16, "resized") is evaluation.rows[2]
     with pytest.raises(InputError, match=r"32x32 direct was not evaluated; there are 8x8 direct, 16x16"):
-        found.row(32)
+        evaluation.row(32)
 
 
 def test_unsuitable_evaluations_are_refused(kept: Path, images: Images, tmp_path: Path) -> None:
     run = load_run(kept, task="images")
     with pytest.raises(InputError, match="has no split 'validation'; it has train, test"):
         evaluate_classifier(run, images, split="validation")
-    other = Images("other", images.splits, ("zero", *images.classes[1:]), 1, (8, 8), images.origin)
-    with pytest.raises(InputError, match=r"other has 'zero' as class 0, .* trained with '0'"):
-        evaluate_classifier(run, other)
-    split = {"test": replace(images["test"], channels=3)}
-    colour = Images("other", split, images.classes, 3, (8, 8), images.origin)
-    with pytest.raises(InputError, match=r"expected 1 channels, .* open files with in_channels=1"):
-        evaluate_classifier(run, colour)
-    again = Images(
-        "digits", images.splits, images.classes, 1, (8, 8), {**images.origin, "split": {"seed": 1}}
-    )
-    with pytest.raises(
-        InputError, match=r"trained on may be in the split .* open them with the same parts and seed"
+    colour = {"test": replace(images["test"], channels=3)}
+    seed = {**images.origin, "split": {"seed": 1}}
+    for changes, message in (
+        ({"classes": ("zero", *images.classes[1:])}, "digits has 'zero' as class 0, .* trained with '0'"),
+        ({"splits": colour, "channels": 3}, "expected 1 channels, .* open files with in_channels=1"),
+        ({"origin": seed}, "trained on may be in the split .* open them with the same parts and seed"),
     ):
-        evaluate_classifier(run, again)
+        with pytest.raises(InputError, match=message):
+            evaluate_classifier(run, replace(images, **changes))
     flat = train(images, tmp_path / "flat", arch="test_flat", epochs=1)
     with pytest.raises(InputError, match=r"test_flat cannot take images of 16x16 .*: leave that size out"):
         evaluate_classifier(flat, images, sizes=[16])
@@ -122,7 +111,6 @@ def test_unsuitable_evaluations_are_refused(kept: Path, images: Images, tmp_path
         flat.model.head.bias.fill_(float("nan"))
     with pytest.raises(InputError, match=r"cannot take images of 8x8 .*: its logits are not finite"):
         evaluate_classifier(flat, images)
-    assert "trained on these images" in evaluate_classifier(run, images, split="train").table()
 
 
 def noise(folder: Path, n: int, start: int = 0) -> None:
@@ -131,9 +119,8 @@ def noise(folder: Path, n: int, start: int = 0) -> None:
     for name in ("a", "b"):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i in range(start, start + n):
-            Image.fromarray(random.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(
-                folder / name / f"{i}.png"
-            )
+            pixels = random.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
 
 
 def test_changed_folder_is_not_split_anew(tmp_path: Path) -> None:
@@ -144,15 +131,14 @@ def test_changed_folder_is_not_split_anew(tmp_path: Path) -> None:
     assert evaluate_classifier(run, tmp_path / "pets").row().images == 4
     noise(tmp_path / "pets", 1, start=10)
     later = open_images(tmp_path / "pets", image_size=8)
-    trained = {one.numpy().tobytes() for one in batch_of(first["train"])["x"]}
-    assert any(one.numpy().tobytes() in trained for one in batch_of(later["test"])["x"])
+    trained = {x.numpy().tobytes() for x in batch_of(first["train"])["x"]}
+    assert any(x.numpy().tobytes() in trained for x in batch_of(later["test"])["x"])
     for split in ("test", "train"):
+        message = (
+            rf"pets \(digest \w{{8}}\) was split by .* \(digest \w{{8}}\) by .* split '{split}': restore"
+        )
         for images in (tmp_path / "pets", later):
-            with pytest.raises(
-                InputError,
-                match=rf"pets \(digest \w{{8}}\) was split by .* \(digest \w{{8}}\) by .* may be in the "
-                rf"split '{split}': restore the images .* or give images with a split 'test' of their own",
-            ):
+            with pytest.raises(InputError, match=message):
                 evaluate_classifier(run, images, split=split)
     (tmp_path / "pets" / "a" / "10.png").unlink()
     (tmp_path / "pets" / "b" / "10.png").unlink()
@@ -166,12 +152,10 @@ def test_own_test_split_of_a_source_is_used(tmp_path: Path) -> None:
     noise(tmp_path / "new" / "test", 3, start=30)
     first = open_images(tmp_path / "pets", image_size=8, test=0.2, validation=0.3, seed=4)
     run = train(first, tmp_path / "run", epochs=1)
-    found = evaluate_classifier(run, tmp_path / "new")
+    row = evaluate_classifier(run, tmp_path / "new").row()
     batch = batch_of(open_images(tmp_path / "new", image_size=8)["test"])
-    with torch.no_grad():
-        logits = run.model(run.processor.preprocess(batch)["x"])
-    assert found.row().images == 6
-    assert found.row().cross_entropy == pytest.approx(F.cross_entropy(logits, batch["y"]).item(), rel=1e-5)
+    expected = F.cross_entropy(run.predict(batch["x"]), batch["y"])
+    assert (row.images, row.cross_entropy) == (6, pytest.approx(expected.item(), rel=1e-5))
     assert evaluate_classifier(run, tmp_path / "pets", split="validation").row().images == 4
     own = train(open_images(tmp_path / "new", image_size=8), tmp_path / "own", epochs=1)
     with pytest.raises(InputError, match="may be in the split 'test'"):  # all were trained on
@@ -179,20 +163,19 @@ def test_own_test_split_of_a_source_is_used(tmp_path: Path) -> None:
     noise(tmp_path / "other" / "train", 4, start=40)
     noise(tmp_path / "other" / "test", 4, start=50)
     for source, used in (("new", "training"), ("other", None)):
-        found = evaluate_classifier(own, tmp_path / source, split="train")
-        assert found.used == used
-        assert ("It was trained on these images." in found.table()) == bool(used)
+        assert evaluate_classifier(own, tmp_path / source, split="train").used == used
 
 
-def test_use_of_images_in_training_is_reported(images: Images, tmp_path: Path) -> None:
-    chosen = train(images, tmp_path / "chosen", epochs=2, validate="test")
-    found = evaluate_classifier(load_run(tmp_path / "chosen", task="images"), images)
-    assert found.table().endswith(" in nats. Its parameters were chosen on these images.")
-    assert found.to_dict()["used"] == "validation"
-    assert evaluate_classifier(chosen, images, split="train").to_dict()["used"] == "training"
-    held = train(images, tmp_path / "held", epochs=1, validate=0.2)
-    assert evaluate_classifier(held, images).to_dict()["used"] is None
-    assert evaluate_classifier(held, images).table().endswith(" in nats.")
+def test_use_of_images_in_training_is_reported(kept: Path, images: Images, tmp_path: Path) -> None:
+    train(images, tmp_path / "chosen", epochs=1, validate="test")
+    for folder, split, used, sentence in (
+        (tmp_path / "chosen", "test", "validation", " Its parameters were chosen on these images."),
+        (tmp_path / "chosen", "train", "training", " It was trained on these images."),
+        (kept, "test", None, ""),  # validated on a part of the training images
+    ):
+        evaluation = evaluate_classifier(load_run(folder, task="images"), images, split=split)
+        assert evaluation.to_dict()["used"] == used
+        assert evaluation.table().endswith(f" in nats.{sentence}")
 
 
 # The commands.
@@ -211,37 +194,41 @@ def test_from_a_folder_of_images_to_a_table(tmp_path: Path, capsys: pytest.Captu
         f"train images {source} {run} --arch test_pooled --option width=4 --image-size 12 --test-part 0.3"
     )
     command += (
-        " --split-seed 2 --epochs 12 --flip --batch-size 7 --learning-rate 0.02 --validate 0.2 --crop 0.5"
+        " --split-seed 2 --epochs 12 --flip --batch-size 7 --learning-rate 0.02 --validate 0.2 --crop .5"
     )
     assert main([*command.split(), "--quiet"]) == 0
-    said = capsys.readouterr().out
-    made = load_run(run, task="images")
-    best = made.training["best"]
-    assert said.startswith(f"{run}: test_pooled, {made.n_parameters} parameters, training error ")
-    assert said.endswith(f"% of epoch {best['epoch']}\n")
-    assert made.training["augmentation"] == {"crop": 0.5, "shift": 0, "flip": True, "mixup": 0.0}
-    assert made.training["images"]["split"] == {"test": 0.3, "seed": 2}
+    line = capsys.readouterr().out
+    trained = load_run(run, task="images")
+    assert line.startswith(f"{run}: test_pooled, {trained.n_parameters} parameters, training error ")
+    assert line.endswith(f"% of epoch {trained.training['best']['epoch']}\n")
+    assert trained.training["augmentation"] == {"crop": 0.5, "shift": 0, "flip": True, "mixup": 0.0}
+    assert trained.training["images"]["split"] == {"test": 0.3, "seed": 2}
     again = f"train images {source} {tmp_path}/again --config {run}/run.json --quiet"
     assert main(again.split()) == 0
-    same(load_run(tmp_path / "again", task="images"), made)
+    same(load_run(tmp_path / "again", task="images"), trained)
 
     command = f"evaluate images {source} {run} --image-size 12 16x20 --card --out {tmp_path}/out/numbers.json"
     capsys.readouterr()
     assert main([*command.split(), "--quiet"]) == 0
     table = capsys.readouterr().out
     numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
-    assert [(row["size"], row["how"], row["images"]) for row in numbers["rows"]] == [
-        ([12, 12], "direct", 12),
-        ([16, 20], "direct", 12),
-        ([16, 20], "resized", 12),
-    ]
+    assert [row["size"] for row in numbers["rows"]] == [[12, 12], [16, 20], [16, 20]]
+    assert {row["images"] for row in numbers["rows"]} == {12}
     for row, line in zip(numbers["rows"], table.splitlines()[2:], strict=False):
         accuracy = float(re.findall(r"\| +([\d.]+) \[", line)[0])
         assert accuracy == pytest.approx(100 * row["accuracy"], abs=0.05)
         assert f"{row['cross_entropy']:.4f}" in line
     assert numbers["rows"][0]["accuracy"] == 1.0
     assert "in first 5" not in table  # of two classes
-    assert table.strip() in (run / "README.md").read_text()
+    card = (run / "README.md").read_text()
+    assert table.strip() in card
+    digest = trained.training["images"]["digest"]
+    for row in (
+        f"| data | pets (folder, digest {digest[:8]}) |\n| split off.test | 0.3 |\n| split off.seed | 2 |\n",
+        "| trained on | 22 images of the split train |\n",
+        "| validated on | 6 images: a part of the split train, 0.2 |\n",
+    ):
+        assert row in card
     assert main(command.split()) == 2
     assert "give another path, or --overwrite to replace it" in capsys.readouterr().err
 
@@ -282,9 +269,9 @@ def test_input_that_cannot_be_used_is_refused_in_one_line(
 ) -> None:
     new = tmp_path / "new"
     assert main([*command.format(kept=kept, new=new).split(), "--quiet"]) == 2
-    said = capsys.readouterr().err.strip()
-    assert message.format(new=new) in said
-    assert said.startswith("mano-op: ") and "\n" not in said
+    line = capsys.readouterr().err.strip()
+    assert message.format(new=new) in line
+    assert line.startswith("mano-op: ") and "\n" not in line
     assert not new.exists()
 
 

@@ -21,8 +21,6 @@ from mano_op.registry import build_model
 from mano_op.runs import Run, load_run
 from mano_op.vision.evaluate import evaluate_classifier
 from mano_op.vision.images import Images, open_images, stratified
-from mano_op.vision.processor import ImageProcessor
-from mano_op.vision.training import cross_entropy
 
 
 class Headless(DataModel, name="Test_headless"):
@@ -44,15 +42,6 @@ def write_images(folder: Path, n: int = 6) -> Path:
             pixels = random.integers(0, 255, (9, 12, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{i}.png")
     return folder
-
-
-def test_loss_is_torchs_summed_over_images() -> None:
-    logits, labels = torch.randn(5, 4), torch.tensor([0, 3, 2, 2, 1])
-    for smoothing in (0.0, 0.3):
-        processor = ImageProcessor([0.0], [1.0], n_classes=4, smoothing=smoothing).train()
-        targets = processor.preprocess({"x": torch.zeros(5, 1, 1, 1), "y": labels})["y"]
-        expected = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
-        torch.testing.assert_close(cross_entropy(logits, targets), expected)
 
 
 def test_first_error_is_that_of_the_initial_model(images: Images, tmp_path: Path) -> None:
@@ -184,6 +173,10 @@ def test_start_gives_its_parameters_and_its_normalisation(images: Images, tmp_pa
     ("options", "message"),
     [
         ({"augmentation": {"flip": True}}, "flip=True for digits, but a mirrored 2 is no 2: leave it out"),
+        (
+            {"augmentation": {"shift": 8}},
+            "shift=8 may leave nothing of images of 8 x 8 pixels: give at most 2",
+        ),
         ({"validate": "valid"}, "digits has no split 'valid'; it has train, test"),
         ({"device": "nowhere"}, "device='nowhere' cannot be used here"),
         ({"arch": "test_poled"}, "there is no model 'test_poled'.*did you mean 'test_pooled'"),
@@ -200,7 +193,7 @@ def test_start_gives_its_parameters_and_its_normalisation(images: Images, tmp_pa
         ),
         ({"normalise": {"mean": [0.5]}}, "expected 'imagenet', or {'mean': .*, 'std': .*}, a number of each"),
         ({"normalise": "imagenet"}, r"a number of each channel \(images of shape \(1, 8, 8\)"),
-        ({"image_size": 9}, "image_size for images that are opened already"),
+        ({"image_size": 9}, "image_size=9 for images that are opened already"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_any_work(

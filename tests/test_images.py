@@ -17,11 +17,10 @@ from sklearn.datasets import load_digits
 
 from mano_op import InputError
 from mano_op.train.options import Augmentation
-from mano_op.vision.augment import augmentation, check_augmentation
 from mano_op.vision.decode import decode
 from mano_op.vision.images import image_loader, open_images, stratified
 from mano_op.vision.processor import IMAGENET, ImageProcessor, moments
-from mano_op.vision.resize import resize, resize_and_crop
+from mano_op.vision.transforms import augmentation, resize, resize_and_crop
 
 COLOURS = {"blue": (10, 20, 200), "red": (200, 30, 40)}
 
@@ -82,9 +81,9 @@ def test_splits_are_disjoint_stratified_and_seeded() -> None:
 
 def test_rarest_class_is_in_both_parts() -> None:
     labels = np.array([0] * 100 + [1] * 2)
-    for part, expected in ((0.01, (1, 1)), (0.999, (99, 1))):
+    for part, count in ((0.01, 1), (0.999, 99)):
         mask = stratified(labels, part, 0, ["a", "b"])
-        assert (mask[:100].sum(), mask[100:].sum()) == expected
+        assert (mask[:100].sum(), mask[100:].sum()) == (count, 1)
     with pytest.raises(InputError, match="class 'b' has one image, which cannot be in two splits"):
         stratified(labels[:-1], 0.5, 0, ["a", "b"])
 
@@ -99,7 +98,7 @@ def test_folder_holds_the_painted_colours(folder: Path) -> None:
         for row in range(2 * n):
             colour = torch.tensor(COLOURS["blue" if row < n else "red"]) + row % n
             assert torch.equal(x[row], (colour.float() / 255).view(3, 1, 1).expand(3, 6, 6))
-    batches = list(image_loader(images["train"], 3, num_workers=1))
+    batches = list(image_loader(images["train"], 3))
     assert torch.equal(torch.cat([batch["x"] for batch in batches]), batch_of(images["train"])[0])
 
 
@@ -107,18 +106,13 @@ def test_folder_without_splits_is_split(folder: Path) -> None:
     images = open_images(folder / "train", image_size=4, test=0.25, seed=3)
     assert {name: len(split) for name, split in images.splits.items()} == {"train": 6, "test": 2}
     assert images["test"].labels.tolist() == [0, 1] and images["test"].image_size == (4, 4)
-    # Every painted colour is in one of the two, once, and with its class.
-    found = [
-        (label, *(255 * image[:, 0, 0]).round().int().tolist())
-        for split in images.splits.values()
-        for image, label in zip(*(part.unbind() for part in batch_of(split)), strict=True)
-    ]
+    # Each painted colour is in one of the two, once, and with its class.
+    x, y = (torch.cat(both) for both in zip(*map(batch_of, images.splits.values()), strict=True))
+    colours = (255 * x[:, :, 0, 0]).round().int()
     painted = [
-        (n, *(value + i for value in COLOURS[name]))
-        for n, name in enumerate(images.classes)
-        for i in range(4)
+        [n, *(c + i for c in COLOURS[name])] for n, name in enumerate(images.classes) for i in range(4)
     ]
-    assert sorted(found) == painted
+    assert sorted(torch.cat([y[:, None], colours], 1).tolist()) == painted
 
 
 def test_hidden_files_are_skipped_and_nested_ones_are_read(folder: Path) -> None:
@@ -176,8 +170,8 @@ def test_resize_and_crop_keeps_slope_and_middle() -> None:
     torch.testing.assert_close(resize_and_crop(slope, (6, 6)), expected.expand(3, 6, 6))
     assert torch.equal(resize_and_crop(slope, (12, 32)), slope)
     assert resize_and_crop(slope, (7, 5)).shape == (3, 7, 5)
-    strip = torch.zeros(1, 2, 200_000)  # cropped before it is enlarged
-    strip[..., 99_990:100_010] = 1.0
+    strip = torch.zeros(1, 2, 20_000)  # cropped before it is enlarged
+    strip[..., 9_990:10_010] = 1.0
     assert torch.equal(resize_and_crop(strip, (16, 16)), torch.ones(1, 16, 16))
 
 
@@ -266,21 +260,16 @@ def test_ambiguous_columns_have_to_be_named(tmp_path: Path) -> None:
     both.save_to_disk(str(tmp_path / "two"))
     both.remove_columns(["picture"]).save_to_disk(str(tmp_path / "none"))
     assert open_images(tmp_path / "two", image_size=5, label_column="other").classes == ("x", "y")
-    for name, options, message in (
-        (
-            "two",
-            {},
-            "2 columns of ClassLabel among picture, kind, other, expected one: give label_column='kind'",
-        ),
-        (
-            "two",
-            {"label_column": "picture"},
-            r"label_column='picture' for .*two, which has 2 columns of ClassLabel",
-        ),
-        ("none", {}, "0 columns of Image .* cast a column to that feature"),
+    for name, column, message in (
+        ("two", None, "2 columns of ClassLabel among picture, kind, other, .*: give label_column='kind'"),
+        ("two", "picture", "label_column='picture' for .*two, which has 2 columns of ClassLabel"),
+        ("none", None, "0 columns of Image .* cast a column to it"),
     ):
         with pytest.raises(InputError, match=message):
-            open_images(tmp_path / name, image_size=5, **options)
+            open_images(tmp_path / name, image_size=5, label_column=column)
+
+
+SWAPPED = PETS.cast_column("kind", datasets.ClassLabel(names=["dog", "cat"]))
 
 
 @pytest.mark.parametrize(
@@ -289,21 +278,17 @@ def test_ambiguous_columns_have_to_be_named(tmp_path: Path) -> None:
         (data_set(PIXELS, [0, -1, 1, 0, 1, 0]), "image 1 of .* has the label -1, expected 0 to 1"),
         (data_set(PIXELS, [0, 1, None, 0, 1, 0]), "image 2 of .* has the label -1"),
         (data_set(PIXELS, [0] * 6), r"without images \['dog'\]"),
-        (datasets.DatasetDict({"fit": PETS}), "has the splits fit, expected 'train'"),
+        ({"fit": PETS}, "has the splits fit, expected 'train'"),
+        ({"train": PETS, "valid": PETS, "validation": PETS}, "the splits train, valid, validation, expected"),
         (
-            datasets.DatasetDict({"train": PETS, "valid": PETS, "validation": PETS}),
-            "has the splits train, valid, validation, expected .* one 'validation': rename, merge",
-        ),
-        (
-            datasets.DatasetDict(
-                {"train": PETS, "test": PETS.cast_column("kind", datasets.ClassLabel(names=["dog", "cat"]))}
-            ),
-            r"the split 'test' of .* has the classes \('dog', 'cat'\), the training images \('cat', 'dog'\)",
+            {"train": PETS, "test": SWAPPED},
+            r"the split 'test' of .* has the classes \('dog', 'cat'\), the tr",
         ),
     ],
     ids=["unlabelled", "missing", "empty class", "no train", "twice", "other classes"],
 )
 def test_unusable_data_sets_are_refused(content: Any, message: str, tmp_path: Path) -> None:
+    content = datasets.DatasetDict(content) if isinstance(content, dict) else content
     content.save_to_disk(str(tmp_path / "pets"))
     with pytest.raises(InputError, match=message):
         open_images(tmp_path / "pets", image_size=5)
@@ -318,9 +303,7 @@ def test_nothing_is_fetched_and_damaged_data_sets_are_refused(tmp_path: Path) ->
     described = json.loads((tmp_path / "pets" / "dataset_info.json").read_text())
     described["features"]["picture"] = {"_type": "Image"}  # saved as an image it would be fetched
     (tmp_path / "pets" / "dataset_info.json").write_text(json.dumps(described))
-    with pytest.raises(
-        InputError, match=r"image 3 of .*pets .*Error: https://example.com/cat.png, and nothing is f"
-    ):
+    with pytest.raises(InputError, match=r"image 3 of .*pets .*Error: https://example.com/cat.png, and no"):
         images_of(open_images(tmp_path / "pets", image_size=5))
     for file in (tmp_path / "pets").glob("*.arrow"):
         file.write_bytes(file.read_bytes()[:100])
@@ -403,24 +386,18 @@ def test_unusable_options_are_refused(options: dict[str, Any], message: str, fol
         open_images(folder, **options)
 
 
+TRAIN = ["train/red/0.png", "train/blue/0.png"]
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
         (["red/0.png"], r"has the classes \['red'\], without images \[\], expected at least two"),
         ([], r"pets has the classes \[\], .* with images of each: add some"),
         (["test/red/0.png", "test/blue/0.png"], "has the splits test, expected 'train'"),
-        (
-            ["blue/0.png", "red/0.txt"],
-            r"without images \['red'\], .*: add some \(in folders, CLASS/\*.png or",
-        ),
-        (
-            ["train/red/0.png", "train/blue/0.png", "test/green/0.png"],
-            r"test has the classes \('blue', 'red', 'green'\), the training images \('blue', 'red'\)",
-        ),
-        (
-            ["train/red/0.png", "train/blue/0.png", "extra/red/0.png"],
-            "has the splits extra, train, expected 'train' and",
-        ),
+        (["blue/0.png", "red/0.txt"], r"without images \['red'\], .*: add some \(in folders, CLASS/\*.png"),
+        ([*TRAIN, "test/green/0.png"], r"test has the classes \('blue', 'red', 'green'\), the training im"),
+        ([*TRAIN, "extra/red/0.png"], "has the splits extra, train, expected 'train' and"),
     ],
 )
 def test_unusable_folders_are_refused(files: list[str], message: str, tmp_path: Path) -> None:
@@ -445,13 +422,11 @@ def test_near_names_are_proposed(folder: Path) -> None:
 @pytest.mark.parametrize("source", ["digits", "folder"])
 def test_moments_are_numpys(source: str, folder: Path) -> None:
     split = open_images(folder if source == "folder" else source, image_size=6)["train"]
-    x, found = batch_of(split)[0].double().numpy(), moments(split)
+    x, statistics = batch_of(split)[0].double().numpy(), moments(split)
     mean, std = x.mean((0, 2, 3)), x.std((0, 2, 3))
-    np.testing.assert_allclose(found["mean"], mean, rtol=1e-12)
-    np.testing.assert_allclose(found["std"], std, rtol=1e-9)
-    normal = ImageProcessor(found["mean"], found["std"], 10).preprocess({"x": torch.from_numpy(x).float()})[
-        "x"
-    ]
+    np.testing.assert_allclose(statistics["mean"], mean, rtol=1e-12)
+    np.testing.assert_allclose(statistics["std"], std, rtol=1e-9)
+    normal = ImageProcessor(**statistics, n_classes=10).preprocess({"x": torch.from_numpy(x).float()})["x"]
     np.testing.assert_allclose(normal, (x - mean[:, None, None]) / std[:, None, None], rtol=0, atol=1e-4)
     processor = ImageProcessor(IMAGENET["mean"], IMAGENET["std"], 2)
     grey = processor.preprocess({"x": torch.full((1, 3, 1, 1), 0.5)})["x"].flatten()
@@ -466,9 +441,8 @@ def test_targets_are_smoothed_in_training_only() -> None:
     assert torch.equal(processor.eval().preprocess(batch)["y"].argmax(-1).flatten(), batch["y"])
     assert batch["y"].tolist() == [3, 0]
     mixed = {"x": batch["x"], "y": torch.tensor([[[0.5, 0.5, 0.0, 0.0]], [[0.0, 0.0, 0.0, 1.0]]])}
-    torch.testing.assert_close(
-        processor.train().preprocess(mixed)["y"][0, 0], torch.tensor([0.45, 0.45, 0.05, 0.05])
-    )
+    expected = torch.tensor([0.45, 0.45, 0.05, 0.05])
+    torch.testing.assert_close(processor.train().preprocess(mixed)["y"][0, 0], expected)
     single = processor.preprocess({"x": torch.zeros(1, 2, 2), "y": torch.tensor(1)}, batched=False)
     torch.testing.assert_close(single["y"], torch.tensor([[0.05, 0.85, 0.05, 0.05]]))
 
@@ -476,14 +450,11 @@ def test_targets_are_smoothed_in_training_only() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"y": torch.tensor([0, 4])},
-            r"targets of shape \(2,\) from 0 to 4, expected labels \(batch,\) from 0 to 3",
-        ),
+        ({"y": torch.tensor([0, 4])}, r"targets of shape \(2,\) from 0 to 4, expected labels .* from 0 to 3"),
         ({"y": torch.tensor([-1, 0])}, "from -1 to 0"),
         ({"y": torch.ones(2, 1, 3)}, r"targets of shape \(2, 1, 3\) .* probabilities \(batch, 1, 4\)"),
         ({"x": torch.zeros(2, 3, 4, 4)}, r"images of shape \(2, 3, 4, 4\) .* expected 1 channels"),
-        ({"x": torch.zeros(2, 1, 4, 4, dtype=torch.uint8)}, "torch.uint8 .* divide bytes by 255"),
+        ({"x": torch.zeros(2, 1, 4, 4, dtype=torch.uint8)}, "torch.uint8.* divide bytes by 255"),
         ({"x": torch.zeros(1, 4, 4)}, r"images of shape \(1, 4, 4\)"),
     ],
 )
@@ -522,30 +493,30 @@ def augmented(x: torch.Tensor, y: torch.Tensor, seed: int = 0, **options: Any) -
 def test_shifts_are_uniform_and_repeat_the_edge() -> None:
     n = 4000
     x = (torch.arange(5.0) * 10 + torch.arange(5.0)[:, None]).expand(n, 1, 5, 5)
-    found, y = augmented(x, torch.zeros(n, dtype=torch.int64), shift=1)
+    shifted, y = augmented(x, torch.zeros(n, dtype=torch.int64), shift=1)
     assert y.sum() == 0
-    middle = found[:, 0, 2, 2]  # 22, shifted
+    middle = shifted[:, 0, 2, 2]  # 22 in the image
     values, counts = middle.unique(return_counts=True)
     assert values.tolist() == [11, 12, 13, 21, 22, 23, 31, 32, 33]
     assert (counts - n / 9).abs().max() < 5 * (n / 9) ** 0.5
     expected = x[0, 0][[0, 0, 1, 2, 3]][:, [0, 0, 1, 2, 3]]
-    assert torch.equal(found[middle == 11][0, 0], expected)
+    assert torch.equal(shifted[middle == 11][0, 0], expected)
 
 
 def test_flip_mirrors_half_of_the_images() -> None:
     x = torch.arange(3.0).expand(1000, 1, 2, 3)
-    found, _ = augmented(x, torch.zeros(1000, dtype=torch.int64), flip=True)
-    mirrored = found[:, 0, 0, 0] == 2
-    assert torch.equal(found, torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x))
+    flipped, _ = augmented(x, torch.zeros(1000, dtype=torch.int64), flip=True)
+    mirrored = flipped[:, 0, 0, 0] == 2
+    assert torch.equal(flipped, torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x))
     assert abs(int(mirrored.sum()) - 500) < 80
 
 
 def test_crops_scale_slopes_by_their_width() -> None:
     x = ((torch.arange(32) + 0.5) / 32).expand(200, 1, 32, 32)
-    found, _ = augmented(x, torch.zeros(200, dtype=torch.int64), crop=0.25)
-    assert found.shape == x.shape
-    assert found.min() >= x.min() and found.max() <= x.max()
-    widths = (found[:, 0, 16, 20] - found[:, 0, 16, 12]) * 4
+    crops, _ = augmented(x, torch.zeros(200, dtype=torch.int64), crop=0.25)
+    assert crops.shape == x.shape
+    assert crops.min() >= x.min() and crops.max() <= x.max()
+    widths = (crops[:, 0, 16, 20] - crops[:, 0, 16, 12]) * 4
     assert 0.4 < widths.min() < 0.6 and 0.9 < widths.max() < 1.001
 
 
@@ -566,8 +537,3 @@ def test_augmentation_follows_its_generator() -> None:
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
     assert not torch.equal(first[0], other[0])
     assert augmentation(Augmentation(), 4, torch.Generator()) is None
-
-
-def test_shift_of_a_whole_image_is_refused() -> None:
-    with pytest.raises(InputError, match="shift=8 for images of 8 x 9 pixels, which may leave nothing"):
-        check_augmentation(Augmentation(shift=8), (8, 9), flippable=True)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from swin_sources import DEEP, LAYOUTS, SMALL, TINY, randomise, swin_state
+from swin_sources import CUT, DEEP, ENLARGED, LAYOUTS, SMALL, TINY, randomise, swin_state
 
 from mano_op import InputError, MultipoleAttention
 from mano_op.vision import MANOClassifier, SwinClassifier
@@ -13,29 +13,29 @@ from mano_op.weights import write_weights
 
 
 def started(layout, config=SMALL, **options):
-    source = swin_state(layout, **config)
+    source = swin_state(layout, config)
     window = None if layout == "torchvision" else config["window"]
-    model = from_swin_v2(
-        source.state, window=window, pretrained_window=0, image_size=config["image_size"], **options
-    )
-    return source, model.double().eval()
+    sizes = {"pretrained_window": config.get("pretrained_window", 0), "image_size": config["image_size"]}
+    return source, from_swin_v2(source.state, window=window, **sizes | options).double().eval()
+
+
+def assert_starts_as(source, model):
+    """Compare logits and features; Swin's tables of offsets are of single precision."""
+    with torch.no_grad():
+        images = source.images.double()
+        torch.testing.assert_close(model(images), source.logits, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(model.forward_features(images)[-1], source.features, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("n_levels", [1, None, 2])
 @pytest.mark.parametrize("config", [SMALL, DEEP], ids=["small", "deep"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_start_has_swins_logits_and_features(layout, config, n_levels):
-    source, model = started(layout, config, n_levels=n_levels)
-    with torch.no_grad():
-        logits, features = model(source.images.double()), model.forward_features(source.images.double())
-    # Swin's tables of offsets are of single precision.
-    torch.testing.assert_close(logits, source.logits, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(features[-1], source.features, rtol=1e-5, atol=1e-5)
+    assert_starts_as(*started(layout, config, n_levels=n_levels))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_start_has_swins_logits_at_the_published_shape(layout):
-    source = swin_state(layout, **TINY)
+def test_start_has_swins_logits_at_the_published_shape():
+    source = swin_state("transformers", TINY)
     model = from_swin_v2(source.state, window=8, pretrained_window=0).eval()
     with torch.no_grad():
         logits = model(source.images)
@@ -128,7 +128,7 @@ def test_other_numbers_of_classes_get_a_new_head():
     headless = from_swin_v2(backbone, window=4, pretrained_window=0, n_classes=7)
     images = source.images
     assert torch.equal(headless.forward_features(images)[-1], model.forward_features(images)[-1])
-    with pytest.raises(InputError, match=r"have no head of shape .*, and n_classes is None"):
+    with pytest.raises(InputError, match=r"head.weight has the shape None, expected 2 axes: give n_classes"):
         from_swin_v2(backbone, window=4, pretrained_window=0)
 
 
@@ -153,7 +153,7 @@ def test_given_weights_stay_unchanged():
         (lambda s: s.pop("patch_embed.norm.bias"), "patches.norm.bias is missing, expected 16"),
         (
             lambda s: s.pop("layers.0.blocks.0.attn.logit_scale"),
-            "that MANO can start from: stages.0.0.*logit_scale has the shape None",
+            "stages.0.0.*logit_scale has the shape None, expected 1 axes: give all weights of one Swin-V2",
         ),
         (lambda s: s.update({"norm.weight": torch.ones(3)}), "norm.weight is 3, expected 32"),
         (lambda s: s.update({"absolute_pos_embed": torch.ones(3)}), "absolute_pos_embed is 3, expected miss"),
@@ -163,7 +163,7 @@ def test_given_weights_stay_unchanged():
         ),
         (lambda s: s.update({"norm.weight": torch.ones(32).long()}), "norm.weight is of torch.int64 on cpu"),
         (lambda s: s.update({"norm.weight": torch.ones(32, device="meta")}), "norm.weight is of .* on meta"),
-        (lambda s: s.update({"head.fc.weight": torch.tensor(1.0)}), "have no head of shape"),
+        (lambda s: s.update({"head.fc.weight": torch.tensor(1.0)}), r"head.weight has the shape \(\), exp"),
         (
             lambda s: s.update({"layers.0.blocks.0.mlp.fc1.weight": torch.zeros(3, 0)}),
             r"mlp.fc1.weight has the shape \(3, 0\)",
@@ -180,10 +180,8 @@ def test_unsuitable_weights_are_refused(change, message):
 
 @pytest.mark.parametrize("layout", ["timm", "transformers"])
 def test_windows_are_cut_to_small_stages(layout):
-    """Their position bias is counted in the window as it is cut."""
-    source, model = started(layout, {**SMALL, "image_size": 16})  # 4 and 2 points a side
-    with torch.no_grad():
-        torch.testing.assert_close(model(source.images.double()), source.logits, rtol=1e-5, atol=1e-6)
+    """Their position bias is counted in the window as it is cut, to 4 and 2 points a side."""
+    assert_starts_as(*started(layout, CUT))
 
 
 def test_start_takes_the_weights_of_the_registrys_swin():
@@ -204,7 +202,7 @@ def test_other_state_dicts_are_refused():
 
 def test_windows_come_from_tables_or_arguments():
     source, _ = started("timm")
-    with pytest.raises(InputError, match=r"window=None .*do not say their windows: .* window=8"):
+    with pytest.raises(InputError, match=r"window=None, .*do not say their windows: .* window=8"):
         from_swin_v2(source.state)
     source, _ = started("torchvision")
     with pytest.raises(InputError, match="window=8, but these weights are of windows of 4"):
@@ -219,47 +217,39 @@ def test_windows_come_from_tables_or_arguments():
         from_swin_v2(odd)
 
 
-@pytest.mark.parametrize("pretrained", [(4, 4), (6, 6), (6, 3), (6, 0)])
+@pytest.mark.parametrize("config", ENLARGED, ids=str)
 @pytest.mark.parametrize("layout", ["timm", "transformers"])
-def test_enlarged_windows_count_offsets_of_the_training(layout, pretrained):
-    source = swin_state(layout, window=8, image_size=64, pretrained_window=pretrained)
-    model = from_swin_v2(source.state, window=8, pretrained_window=pretrained, image_size=64).double().eval()
-    with torch.no_grad():
-        logits = model(source.images.double())
-    torch.testing.assert_close(logits, source.logits, rtol=1e-5, atol=1e-6)
-    plain = from_swin_v2(source.state, window=8, pretrained_window=0, image_size=64).double().eval()
+def test_enlarged_windows_count_offsets_of_the_training(layout, config):
+    source, model = started(layout, config)
+    assert_starts_as(source, model)
+    _, plain = started(layout, config, pretrained_window=0)
     with torch.no_grad():
         off = (plain(source.images.double()) - source.logits).norm() / source.logits.norm()
     assert off > 1e-4
 
 
-@pytest.mark.parametrize("layout", ["timm", "transformers"])
-def test_pretrained_windows_are_required_and_checked(layout):
-    source, _ = started(layout)
-    with pytest.raises(
-        InputError, match=r"pretrained_window=None, and these weights .* pretrained_window=0, or"
+def test_pretrained_windows_are_required_and_checked():
+    source, _ = started("transformers")
+    for window, pretrained, message in (
+        (4, None, "pretrained_window=None, but these weights .* pretrained_window=0, or"),
+        (4, (6,), "pretrained_window=.*, expected one for each of 2 stages"),
+        (4, 6, "pretrained_window=.*, expected an instance of Sequence or 0"),
+        (4.0, 0, "^window=4.0, expected a whole number"),
+        (4, (6.5, 3), "^pretrained_window=6.5, expected a whole number"),
     ):
-        from_swin_v2(source.state, window=4)
-    for pretrained, expected in (((6,), "one for each of 2 stages"), (6, "an instance of Sequence or 0")):
-        with pytest.raises(InputError, match=rf"pretrained_window=.*, expected {expected}"):
-            from_swin_v2(source.state, window=4, pretrained_window=pretrained)
-    for window, pretrained, message in ((4.0, 0, "window=4.0"), (4, (6.5, 3), "pretrained_window=6.5")):
-        with pytest.raises(InputError, match=f"^{message}, expected a whole number"):
+        with pytest.raises(InputError, match=message):
             from_swin_v2(source.state, window=window, pretrained_window=pretrained)
 
 
 def test_saved_model_keeps_the_windows_of_the_training(tmp_path):
-    source = swin_state("transformers", window=8, image_size=64, pretrained_window=(6, 3))
-    model = from_swin_v2(source.state, window=8, pretrained_window=(6, 3), image_size=64)
-    model.save_pretrained(tmp_path)
-    loaded = MANOClassifier.from_pretrained(tmp_path).double()
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(source.images.double()), source.logits, rtol=1e-5, atol=1e-6)
+    source, model = started("transformers", ENLARGED[0])
+    model.float().save_pretrained(tmp_path)
+    assert_starts_as(source, MANOClassifier.from_pretrained(tmp_path).double())
 
 
 def test_tables_of_offsets_give_the_windows_of_the_training():
     """Those of timm's and the authors' files, with the offsets of each window of the training."""
-    source = swin_state("timm", window=8, image_size=64, pretrained_window=(6, 3))
+    source = swin_state("timm", ENLARGED[0])
     offsets = torch.arange(-7.0, 8.0)
     state = dict(source.state)
     for stage, size in enumerate((6, 3)):
@@ -268,9 +258,7 @@ def test_tables_of_offsets_give_the_windows_of_the_training():
         table = table / torch.log(torch.tensor(8.0))
         for block in range(2):
             state[f"layers.{stage}.blocks.{block}.attn.relative_coords_table"] = table[None]
-    model = from_swin_v2(state, image_size=64).double().eval()
-    with torch.no_grad():
-        torch.testing.assert_close(model(source.images.double()), source.logits, rtol=1e-5, atol=1e-6)
+    assert_starts_as(source, from_swin_v2(state, image_size=64).double().eval())
     with pytest.raises(
         InputError,
         match=r"pretrained_window=\[0, 0\], but these weights are of windows of \[6, 3\]: leave it out",

@@ -11,11 +11,9 @@ from typing import Any, Literal, cast
 
 import torch
 from einops import rearrange
-from pydantic import StrictBool
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mano_op.errors import InputError
 from mano_op.layers.anchors import Anchoring, anchoring
 from mano_op.layers.attention import SwinPositionBias, WindowAttention
 from mano_op.layers.multipole import MultipoleAttention
@@ -23,8 +21,8 @@ from mano_op.layers.pyramid import covering_levels
 from mano_op.models.block import Block, Mlp, width
 from mano_op.models.coordinates import grid_points, with_coordinates
 from mano_op.models.data_model import DataModel
-from mano_op.options import Count, Fraction, Positive, Whole, checked
-from mano_op.vision.resize import Size, height_width
+from mano_op.options import with_fields_of
+from mano_op.vision.options import MANOOptions, Size, height_width
 from mano_op.vision.stages import PatchEmbedding, PatchMerging, SwinBlock, per_stage
 
 # Pixels, of all images, that are done at a time where no gradient is recorded.
@@ -44,54 +42,14 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         \text{logits} = H\, \overline{\mathrm{LN}(z_S)}
 
     with the patch embedding P and M, which merges 2 x 2 points into one of twice the features. The defaults
-    are the shape of Swin-V2-Tiny [1]_, with `mano_op.layers.multipole.MultipoleAttention` in place of Swin's
-    window attention, as in [2]_: coarser levels show every block the rest of the image.
-    `mano_op.vision.swin.from_swin_v2` starts from Swin's weights.
+    are the shape of Swin-V2-Tiny (arXiv:2111.09883), with `mano_op.layers.multipole.MultipoleAttention` in
+    place of Swin's window attention, as in arXiv:2507.02748: coarser levels show every block the whole image.
 
     Parameters
     ----------
-    in_channels : int
-        3 for colours, 1 for grey.
-    n_classes : int
-
-    Other Parameters
-    ----------------
-    image_size : int or sequence of int
-        Height and width, in pixels, that levels are chosen for. Images may have other sizes.
-    patch_size : int
-        Pixels along each side of a patch.
-    embed_dim : int
-        Features of the first stage; each further one has twice as many as the one before.
-    depths, n_heads : sequence of int
-        Blocks and attention heads of each stage.
-    window, halo : int
-        Points along each side of an attention window, and seen beyond it, on the grids of stage and level.
-    n_levels : int or sequence of int, optional
-        Levels of the attention in each stage; by default as many as it takes for a window of the coarsest to
-        cover an image of `image_size`. 1 is Swin.
-    shifted : bool
-        Whether every other block shifts its windows by half a window, as in Swin.
-    blocks : {"swin", "operator"}
-        "swin": cosine attention, Swin's position bias, one attention for all levels, post-norm
-        (`mano_op.vision.stages.SwinBlock`). "operator": dot products, an attention for each level, pre-norm,
-        as in `MANO` (`mano_op.models.block.Block`).
-    mlp_ratio : float
-        Hidden width of the MLPs over their features.
-    bias_window : int or sequence of int, optional
-        Window that the position bias of "swin" blocks counts offsets in, one for all stages or for each, if
-        weights were trained with smaller windows. By default, or if 0, `window` cut to the stage.
-    drop_path : float
-        Stochastic depth of the last block, in [0, 1); it grows linearly from the first block, which has none.
-        Of "swin" blocks.
-    positional_embedding : {"grid", None}
-        "grid" appends the coordinates of the pixels, scaled to [0, 1], to the image's channels.
-    anchored : bool
-        Whether `image_size` is the network's reference grid, as in `MANO`: a finer image is averaged to it,
-        goes through the network there, and its own pixels attend to the sources there; a coarser one is
-        interpolated. Requires patches of one pixel and a single stage.
-    checkpointed : bool
-        Whether blocks are recomputed in the backward pass (`torch.utils.checkpoint`), for a half to a third
-        of the memory of large images. Not for images of another size in an anchored network.
+    in_channels, n_classes : int
+    **options
+        Of `mano_op.vision.options.MANOOptions`: ``image_size=256, depths=(2, 2, 6, 2), window=8, ...``.
 
     Attributes
     ----------
@@ -104,14 +62,8 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
     fewer keys. Swin attends to zeros there: with its weights the two agree where the points of each stage are
     a multiple of the window, or, for a square `image_size`, fewer than a window.
 
-    A larger image has more patches, not larger ones: without `anchored`, lengths count in pixels. Images of
-    one scene at other resolutions are better resized to that of the training first.
-
-    References
-    ----------
-    .. [1] Liu et al. (2022), Swin Transformer V2: Scaling Up Capacity and Resolution, arXiv:2111.09883.
-    .. [2] Colagrande et al. (2025), Linear Attention with Global Context: A Multipole Attention
-       Mechanism for Vision and Physics, arXiv:2507.02748.
+    A larger image has more patches, not larger ones: without `anchored`, lengths count in pixels. Better
+    resize images of one scene to the resolution of the training first.
 
     Examples
     --------
@@ -125,71 +77,45 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
 
     _version = "1"
 
-    @checked
-    def __init__(
-        self,
-        in_channels: Count = 3,
-        n_classes: Count = 1000,
-        *,
-        image_size: Size = 256,
-        patch_size: Count = 4,
-        embed_dim: Count = 96,
-        depths: Sequence[Count] = (2, 2, 6, 2),
-        n_heads: Sequence[Count] = (3, 6, 12, 24),
-        window: Count = 8,
-        halo: Whole = 0,
-        n_levels: Count | Sequence[Count] | None = None,
-        shifted: StrictBool = True,
-        blocks: Literal["swin", "operator"] = "swin",
-        mlp_ratio: Positive = 4.0,
-        bias_window: Whole | Sequence[Whole] | None = None,
-        drop_path: Fraction = 0.0,
-        positional_embedding: Literal["grid"] | None = None,
-        anchored: StrictBool = False,
-        checkpointed: StrictBool = False,
-    ) -> None:
+    @with_fields_of(MANOOptions)
+    def __init__(self, in_channels: int = 3, n_classes: int = 1000, **options: Any) -> None:
         super().__init__()
-        size, n_stages, n_blocks = height_width(image_size), len(depths), sum(depths)
-        n_heads = per_stage("n_heads", n_heads, n_stages)
-        for name, value in (("drop_path", drop_path), ("bias_window", bias_window)):
-            if value and blocks != "swin":
-                raise InputError(f"{name}={value!r} with blocks={blocks!r}, which have none: leave it out")
-        drops = [drop_path * i / max(1, n_blocks - 1) for i in range(n_blocks)]
-        if anchored and (patch_size != 1 or n_stages != 1 or blocks != "operator" or shifted):
-            raise InputError(
-                f"anchored=True with patch_size={patch_size}, {n_stages} stages, blocks={blocks!r} and "
-                f"shifted={shifted}, expected 1, one stage, 'operator' and False: use MANOClassifier.plain, "
-                "or resize the images"
-            )
+        config = MANOOptions(in_channels=in_channels, n_classes=n_classes, **options)
+        size, window = height_width(config.image_size), config.window
+        n_stages, n_blocks = len(config.depths), sum(config.depths)
+        drops = [config.drop_path * i / max(1, n_blocks - 1) for i in range(n_blocks)]
         self.in_channels, self.n_classes, self.n_dim = in_channels, n_classes, 2
-        self.image_size, self.anchored, self.positional_embedding = size, anchored, positional_embedding
-        self.checkpointed = checkpointed
-        self.feature_channels = tuple(embed_dim * 2**i for i in range(n_stages))
-        self.feature_strides = tuple(patch_size * 2**i for i in range(n_stages))
+        self.image_size, self.anchored, self.checkpointed = size, config.anchored, config.checkpointed
+        self.positional_embedding = config.positional_embedding
+        self.feature_channels = tuple(config.embed_dim * 2**i for i in range(n_stages))
+        self.feature_strides = tuple(config.patch_size * 2**i for i in range(n_stages))
         grids = [tuple(-(-n // stride) for n in size) for stride in self.feature_strides]
-        if n_levels is None:
-            n_levels = [covering_levels(grid, window) for grid in grids]
-        levels = per_stage("n_levels", n_levels, n_stages)
-        counted = [
-            # Swin cuts the window to the stage, and counts offsets in the cut window.
-            tuple(counts or min(window, n) for n in grid)
-            for counts, grid in zip(per_stage("bias_window", bias_window or 0, n_stages), grids, strict=True)
-        ]
-
-        coordinates = 0 if positional_embedding is None else 2
-        self.patches = PatchEmbedding(in_channels + coordinates, embed_dim, patch_size)
+        levels = [covering_levels(grid, window) for grid in grids]
+        n_heads = per_stage("n_heads", config.n_heads, n_stages)
+        n_levels = per_stage("n_levels", levels if config.n_levels is None else config.n_levels, n_stages)
+        bias_windows = per_stage("bias_window", config.bias_window or 0, n_stages)
+        coordinates = 0 if config.positional_embedding is None else 2
+        self.patches = PatchEmbedding(in_channels + coordinates, config.embed_dim, config.patch_size)
         self.stages = nn.ModuleList()
         self.merging = nn.ModuleList(PatchMerging(channels) for channels in self.feature_channels[:-1])
-        each = zip(self.feature_channels, depths, n_heads, levels, counted, strict=True)
-        for channels, depth, heads, n, counts in each:
-            hidden = width(channels, mlp_ratio=mlp_ratio)
+        operator = config.blocks == "operator"
+        for s, channels in enumerate(self.feature_channels):
+            hidden = width(channels, mlp_ratio=config.mlp_ratio)
+            # Swin cuts the window to the stage, and counts offsets in the cut window.
+            bias_window = tuple(bias_windows[s] or min(window, n) for n in grids[s])
             stage = nn.ModuleList()
-            for i in range(depth):
-                shift = window // 2 if shifted and i % 2 else 0
-                attention = _attention(blocks, channels, heads, window, halo, shift, n, counts)
-                norm = blocks == "operator"
-                mlp = Mlp(channels, hidden, channels, norm=norm, non_linearity="gelu")
-                stage.append(Block(attention, mlp) if norm else SwinBlock(attention, mlp, drops.pop(0)))
+            for i in range(config.depths[s]):
+                shift = window // 2 if config.shifted and i % 2 else 0
+                shape: dict[str, Any] = {"window": window, "halo": config.halo, "shift": shift}
+                shape["n_levels"] = n_levels[s]
+                if operator:
+                    attention = MultipoleAttention(channels, n_heads[s], registration="cell", **shape)
+                else:
+                    attention = MultipoleAttention.swin(channels, n_heads[s], **shape)
+                    bias = cast(WindowAttention, attention.attention[0]).bias
+                    cast(SwinPositionBias, bias).window = bias_window
+                mlp = Mlp(channels, hidden, channels, norm=operator, non_linearity="gelu")
+                stage.append(Block(attention, mlp) if operator else SwinBlock(attention, mlp, drops.pop(0)))
             self.stages.append(stage)
         self.norm = nn.LayerNorm(self.feature_channels[-1])
         self.head = nn.Linear(self.feature_channels[-1], n_classes)
@@ -209,12 +135,11 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         channels: int = 32,
         n_layers: int = 4,
         n_heads: int = 4,
-        window: int = 4,
-        halo: int = 1,
-        n_levels: int | None = None,
-        mlp_ratio: float = 2.0,
+        **options: Any,
     ) -> MANOClassifier:
-        """The network of `mano_op.MANO`: one resolution, every pixel a point, anchored to `image_size`.
+        """Build the network of `mano_op.MANO`: one resolution, each pixel a point, anchored to `image_size`.
+
+        Further `options` are those of the class, by default ``window=4, halo=1, mlp_ratio=2.0``.
 
         Examples
         --------
@@ -223,23 +148,10 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         >>> model(torch.rand(5, 1, 16, 16)).shape
         torch.Size([5, 10])
         """
-        return cls(
-            in_channels,
-            n_classes,
-            image_size=image_size,
-            patch_size=1,
-            embed_dim=channels,
-            depths=[n_layers],
-            n_heads=[n_heads],
-            window=window,
-            halo=halo,
-            n_levels=n_levels,
-            shifted=False,
-            blocks="operator",
-            mlp_ratio=mlp_ratio,
-            positional_embedding="grid",
-            anchored=True,
-        )
+        stage = {"patch_size": 1, "embed_dim": channels, "depths": [n_layers], "n_heads": [n_heads]}
+        plain = {"shifted": False, "blocks": "operator", "positional_embedding": "grid", "anchored": True}
+        defaults = {"window": 4, "halo": 1, "mlp_ratio": 2.0}
+        return cls(in_channels, n_classes, image_size=image_size, **stage, **plain, **(defaults | options))
 
     def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
         """Map images ``(batch, in_channels, height, width)`` to logits, ``(batch, n_classes)``."""
@@ -256,7 +168,7 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         return out
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """The fields at the end of each stage, finest first; the last one normalised, as the head has it.
+        """Return the fields at the end of each stage, finest first; the last one normalised, as for the head.
 
         Shapes are ``(batch, feature_channels[s], ceil(height / feature_strides[s]), ...)``. With `anchored`
         there is one, of the size of the image, or of `image_size` if that is larger.
@@ -269,7 +181,7 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         return self._features(x)
 
     def _features(self, x: Tensor) -> list[Tensor]:
-        """The fields at the end of each stage."""
+        """Return the fields at the end of each stage."""
         x = self.patches(self._located(x, grid_points(x.shape[2:], *_CELLS)))
         fields = []
         for i, stage in enumerate(self.stages):
@@ -306,22 +218,3 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
 
     def _located(self, x: Tensor, points: Sequence[Tensor]) -> Tensor:
         return x if self.positional_embedding is None else with_coordinates(x, points, (False, False))
-
-
-def _attention(
-    blocks: str,
-    channels: int,
-    heads: int,
-    window: int,
-    halo: int,
-    shift: int,
-    n_levels: int,
-    bias_window: tuple[int, ...],
-) -> MultipoleAttention:
-    """The attention of a block, whose position bias counts in a window of some points along each side."""
-    options: dict[str, Any] = {"window": window, "halo": halo, "shift": shift, "n_levels": n_levels}
-    if blocks == "operator":
-        return MultipoleAttention(channels, heads, **options, registration="cell")
-    layer = MultipoleAttention.swin(channels, heads, **options)
-    cast(SwinPositionBias, cast(WindowAttention, layer.attention[0]).bias).window = bias_window
-    return layer

@@ -25,7 +25,7 @@ Encoded = Path | Mapping[str, Any] | None
 
 
 def channels_of(image: Encoded, name: str) -> int:
-    """Channels that the header of an image announces: 1 for grey, 3 for colour."""
+    """Return the channels that the header of an image announces: 1 for grey, 3 for colour."""
     with _opened(image, name) as opened:
         return 1 if _is_grey(opened) else 3
 
@@ -60,16 +60,15 @@ def decode(image: Encoded, name: str, channels: int, convert: bool = True) -> Te
     it smaller if it is too large to be safe, or leave it out
     """
     with _opened(image, name) as opened:
+        problem = ""
         if opened.mode.startswith(_DEEP):
-            raise InputError(
-                f"{name} has the mode {opened.mode}, more than 8 bits per channel, whose white is unknown: "
-                "save it with 8 bits"
+            problem = f"has the mode {opened.mode}, more than 8 bits per channel: save it with 8 bits"
+        elif channels == 1 and not convert and not _is_grey(opened):
+            problem = (
+                "is in colour, the first training image is grey: give in_channels=3, or 1 to convert all"
             )
-        if channels == 1 and not convert and not _is_grey(opened):
-            raise InputError(
-                f"{name} is in colour, the first training image is grey: give in_channels=3, or "
-                "in_channels=1 to convert all images to grey"
-            )
+        if problem:
+            raise InputError(f"{name} {problem}")
         opened = require("PIL.ImageOps").exif_transpose(opened)
         if "transparency" in opened.info or opened.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
             opened = opened.convert("RGBA")
@@ -87,38 +86,35 @@ def _is_grey(image: Any) -> bool:
 
 @contextmanager
 def _opened(image: Encoded, name: str) -> Iterator[Any]:
-    """Open an image with Pillow; every error of it, until it is closed, becomes an `InputError`."""
+    """Open an image with Pillow; every error, until it is closed, becomes an `InputError`."""
     pillow = require("PIL.Image")
     stored: Mapping[str, Any] = {"path": image} if isinstance(image, Path) else image or {}
     content, path = stored.get("bytes"), stored.get("path")
-    try:
+    remedy = (
+        "copy it again if it was cut short, make it smaller if it is too large to be safe, or leave it out"
+    )
+    with as_input_error(f"{name} cannot be read as an image", remedy), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about odd metadata, which is not used
+        warnings.simplefilter("error", pillow.DecompressionBombWarning)
         if content is None and (not path or "://" in str(path)):
             raise FileNotFoundError(f"{path or 'missing'}, and nothing is fetched: save it with its images")
-        file = path if content is None else io.BytesIO(content)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd metadata, which is not used
-            warnings.simplefilter("error", pillow.DecompressionBombWarning)
-            with pillow.open(file, formats=_FORMATS) as opened:
-                yield opened
+        with pillow.open(path if content is None else io.BytesIO(content), formats=_FORMATS) as opened:
+            yield opened
+
+
+@contextmanager
+def as_input_error(problem: str, remedy: str) -> Iterator[None]:
+    """Turn every error of another library's code, which may raise almost anything, into an `InputError`."""
+    try:
+        yield
     except InputError:
         raise
-    except Exception as error:  # for a damaged file Pillow raises almost anything
-        raise InputError(
-            f"{name} cannot be read as an image ({type(error).__name__}: {error}): copy it again if it was "
-            "cut short, make it smaller if it is too large to be safe, or leave it out"
-        ) from error
+    except Exception as error:
+        raise InputError(f"{problem} ({type(error).__name__}: {error}): {remedy}") from error
 
 
 def require(module: str) -> Any:
-    """Import a module of the extra ``vision``.
-
-    Examples
-    --------
-    >>> require("colour_science")
-    Traceback (most recent call last):
-    ...
-    mano_op.errors.InputError: colour_science is not installed: pip install 'mano_op[vision]'
-    """
+    """Import a module of the extra ``vision``; `InputError` names the extra if it is not installed."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

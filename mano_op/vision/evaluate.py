@@ -1,27 +1,121 @@
-"""Accuracy of a classifier, at the size of its training and at others."""
+"""Accuracy and cross-entropy of a classifier, at the size of its training and at others."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+from scipy.stats import binomtest
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from mano_op.errors import InputError, check_whole
 from mano_op.runs import Run
 from mano_op.train.precision import check_device
+from mano_op.train.task import plain
+from mano_op.vision.decode import as_input_error
 from mano_op.vision.images import Images, image_loader, open_images
-from mano_op.vision.metrics import class_metrics
-from mano_op.vision.resize import Size, height_width
+from mano_op.vision.options import Size, height_width
+from mano_op.vision.processor import ImageProcessor
 
 _USED = {
     "training": " It was trained on these images.",
     "validation": " Its parameters were chosen on these images.",
 }
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """True class, rank of the true class among the logits, and cross-entropy of each image.
+
+    Attributes
+    ----------
+    labels, ranks : Tensor
+        Of int64, ``(images,)``; rank 0 is a correct answer. Of equal logits the first class ranks first.
+    losses : Tensor
+        In nats, of float64, ``(images,)``.
+
+    Examples
+    --------
+    >>> labels, ranks = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0])
+    >>> metrics = ClassMetrics(labels, ranks, losses=torch.tensor([0.1, 2.0, 0.3]))
+    >>> round(metrics.accuracy(), 3), metrics.accuracy(top=2), round(metrics.cross_entropy, 3)
+    (0.667, 1.0, 0.8)
+    >>> [round(end, 3) for end in metrics.accuracy_interval()]
+    [0.208, 0.939]
+    >>> metrics.accuracy_by_class(["cat", "dog", "owl"])
+    {'cat': 0.5, 'dog': 1.0, 'owl': None}
+    """
+
+    labels: Tensor
+    ranks: Tensor
+    losses: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def accuracy(self, top: int = 1) -> float:
+        """Return the fraction of images whose class is among the `top` highest logits."""
+        return int((self.ranks < top).sum()) / len(self)
+
+    def accuracy_interval(self) -> tuple[float, float]:
+        """Return Wilson's 95 % interval of the accuracy, for independent images; not for seeds."""
+        low, high = binomtest(int((self.ranks == 0).sum()), len(self)).proportion_ci(0.95, "wilson")
+        return float(low), float(high)
+
+    @property
+    def cross_entropy(self) -> float:
+        """Mean over the images, in nats."""
+        return float(self.losses.mean())
+
+    def accuracy_by_class(self, classes: Iterable[str]) -> dict[str, float | None]:
+        """Return the accuracy on the images of each class; None for a class without images."""
+        ranks = {name: self.ranks[self.labels == label] for label, name in enumerate(classes)}
+        return {name: float((r == 0).double().mean()) if len(r) else None for name, r in ranks.items()}
+
+
+def class_metrics(
+    model: nn.Module, processor: ImageProcessor, batches: Iterable[Mapping[str, Any]], device: str = "cpu"
+) -> ClassMetrics:
+    """Apply a classifier in evaluation mode to batches of images ``x`` and labels ``y``.
+
+    All modes are restored, also after an error.
+
+    Examples
+    --------
+    >>> processor = ImageProcessor([0.0], [1.0], n_classes=2)
+    >>> batch = {"x": torch.tensor([[[[0.0, 1.0]]], [[[3.0, 0.0]]]]), "y": torch.tensor([1, 1])}
+    >>> class_metrics(nn.Flatten(), processor, [batch]).ranks
+    tensor([0, 1])
+    """
+    modes = [(module, module.training) for part in (model, processor) for module in part.modules()]
+    labels, ranks, losses = [], [], []
+    try:
+        model.eval()
+        processor.to(device).eval()
+        with torch.no_grad():
+            for batch in batches:
+                logits = model(processor.preprocess(batch)["x"]).cpu().double()
+                y = batch["y"].cpu()
+                own = logits.gather(1, y[:, None])
+                earlier = torch.arange(logits.shape[1])[None] < y[:, None]
+                rank = ((logits > own) | ((logits == own) & earlier)).sum(1)
+                # A logit that is NaN is no answer.
+                ranks.append(torch.where(logits.isfinite().all(1), rank, logits.shape[1]))
+                losses.append(F.cross_entropy(logits, y, reduction="none"))
+                labels.append(y)
+    finally:
+        for module, training in modes:
+            module.training = training
+    if not labels:
+        raise InputError("there are no images to evaluate: give some")
+    return ClassMetrics(torch.cat(labels), torch.cat(ranks), torch.cat(losses))
 
 
 @dataclass(frozen=True)
@@ -36,7 +130,7 @@ class SizeResult:
         Whether the model got the images themselves, or resized to the size of its training.
     images : int
     accuracy, interval, cross_entropy, by_class
-        See `mano_op.vision.metrics.ClassMetrics`.
+        See `ClassMetrics`.
     top5 : float, optional
         Fraction of images whose class was among the five highest logits, for more than five classes.
     """
@@ -63,7 +157,7 @@ class Evaluation:
     rows : tuple of SizeResult
         The size of the training first; for every other size "direct" and then "resized".
     used : {"training", "validation"}, optional
-        What these images were used for before: to train the model, or to choose its parameters.
+        Former use of these images: to train the model, or to choose its parameters.
     """
 
     arch: str
@@ -74,18 +168,18 @@ class Evaluation:
     used: str | None = None
 
     def row(self, size: Size | None = None, how: str = "direct") -> SizeResult:
-        """Metrics at a size, by default that of the training; `InputError` for a size without metrics."""
+        """Return the metrics at a size, by default the training's; `InputError` for one without metrics."""
         wanted = self.trained_at if size is None else height_width(size)
-        for row in self.rows:
-            if (row.size, row.how) == (wanted, how):
-                return row
-        known = ", ".join(f"{_by(row.size)} {row.how}" for row in self.rows)
-        raise InputError(f"{_by(wanted)} {how} was not evaluated; there are {known}: name one of these")
+        rows = {(row.size, row.how): row for row in self.rows}
+        if (wanted, how) not in rows:
+            known = ", ".join(f"{_by(size)} {how}" for size, how in rows)
+            raise InputError(f"{_by(wanted)} {how} was not evaluated; there are {known}: name one of these")
+        return rows[wanted, how]
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON types."""
-        rows = [{**asdict(row), "size": list(row.size), "interval": list(row.interval)} for row in self.rows]
-        return {**asdict(self), "trained_at": list(self.trained_at), "rows": rows}
+        """Return all fields as JSON types."""
+        evaluation: dict[str, Any] = plain(asdict(self))
+        return evaluation
 
     def table(self) -> str:
         """Format the rows as a Markdown table.
@@ -104,17 +198,11 @@ class Evaluation:
         five = any(row.top5 is not None for row in self.rows)
         cells = [["size", "images are", "accuracy", *["in first 5"] * five, "cross-entropy"]]
         for row in self.rows:
-            how = f"resized to {_by(self.trained_at)}" if row.how == "resized" else "as they are"
-            low, high = row.interval
-            cells.append(
-                [
-                    _by(row.size),
-                    "as trained" if row.size == self.trained_at else how,
-                    f"{100 * row.accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
-                    *[f"{100 * (row.top5 or 0):.1f}"] * five,
-                    f"{row.cross_entropy:.4f}",
-                ]
-            )
+            resized = f"resized to {_by(self.trained_at)}" if row.how == "resized" else "as they are"
+            how = "as trained" if row.size == self.trained_at else resized
+            accuracy = "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * p for p in (row.accuracy, *row.interval)))
+            top5 = [f"{100 * (row.top5 or 0):.1f}"] * five
+            cells.append([_by(row.size), how, accuracy, *top5, f"{row.cross_entropy:.4f}"])
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = [
             "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
@@ -141,23 +229,21 @@ def evaluate_classifier(
 ) -> Evaluation:
     """Evaluate a classifier on a split, at the size of its training and at others.
 
-    At another size images are made anew from the source (`ImageSplit.at`), and evaluated both as they are and
+    At another size images are read anew from the source (`ImageSplit.at`), and evaluated both as they are and
     resized to the size of the training.
 
     Parameters
     ----------
     run : Run
     images : str, path or Images
-        A source, opened with the size, channels and splits of the training, but for splits that it has
-        itself; or opened images.
+        A source, opened with the size, channels and parts of the training, but for splits that it has itself;
+        or opened images.
     split : str
     sizes : sequence of int or (int, int), optional
         Sizes beside that of the training.
     device : str
-    batch_size : int
-        Affects nothing but rounding.
-    num_workers : int
-        Processes that decode images.
+    batch_size, num_workers : int
+        Of images, and processes that decode them.
     progress : bool
         Whether to show a bar.
 
@@ -169,18 +255,10 @@ def evaluate_classifier(
 
     Examples
     --------
-    >>> import tempfile, torch
-    >>> from torch import nn
-    >>> from mano_op.models.data_model import DataModel
-    >>> from mano_op.vision.training import train_classifier
-    >>> class Mean(DataModel, name="doctest_mean"):
-    ...     def __init__(self, in_channels, n_classes):
-    ...         super().__init__()
-    ...         self.head = nn.Linear(in_channels, n_classes)
-    ...     def forward(self, x, **kwargs):
-    ...         return self.head(x.mean((2, 3)))
-    >>> run = train_classifier("digits", f"{tempfile.mkdtemp()}/run", arch="doctest_mean", epochs=1,
-    ...                        progress=False)
+    >>> import tempfile
+    >>> from mano_op.vision import train_classifier
+    >>> small = {"embed_dim": 8, "depths": [1], "n_heads": [1], "window": 2}
+    >>> run = train_classifier("digits", f"{tempfile.mkdtemp()}/run", options=small, epochs=1, progress=False)
     >>> evaluation = evaluate_classifier(run, "digits", sizes=[16])
     >>> [(row.size, row.how, row.images) for row in evaluation.rows]
     [((8, 8), 'direct', 359), ((16, 16), 'direct', 359), ((16, 16), 'resized', 359)]
@@ -188,13 +266,12 @@ def evaluate_classifier(
     check_whole(batch_size=batch_size)
     check_whole(at_least=0, num_workers=num_workers)
     check_device(device)
-    home = run.image_size
+    home, origin = run.image_size, run.training.get("images")
     if not isinstance(images, Images):
-        origin = run.training.get("images")
         like = origin if isinstance(origin, dict) else None
         images = open_images(images, image_size=home, in_channels=run.processor.channels, like=like)
-    _check_fits(run, images, split)
     data = images[split]
+    _check_images(run, images, split)
     cases = [(home, "direct", data.at(home))]
     for size in dict.fromkeys(map(height_width, sizes or ())):
         if size != home:
@@ -209,21 +286,17 @@ def evaluate_classifier(
     finally:
         model.cpu()
         run.processor.cpu()
-    return Evaluation(run.arch, images.source, split, home, tuple(rows), _used(run, images, split))
+    used = None
+    if origin == images.origin:
+        used = {"train": "training", run.training.get("validate"): "validation"}.get(split)
+    return Evaluation(run.arch, images.source, split, home, tuple(rows), used)
 
 
 def _result(run: Run, batches: Any, size: tuple[int, int], how: str, device: str) -> SizeResult:
-    try:
+    with as_input_error(f"{run.arch} cannot take images of {_by(size)}", "leave that size out"):
         metrics = class_metrics(run.model, run.processor, batches, device)
         if not math.isfinite(metrics.cross_entropy):
             raise FloatingPointError("its logits are not finite")
-    except InputError:
-        raise
-    except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{run.arch} cannot take images of {_by(size)} ({type(error).__name__}: {error}): leave that "
-            "size out"
-        ) from error
     return SizeResult(
         size=size,
         how=how,
@@ -236,37 +309,29 @@ def _result(run: Run, batches: Any, size: tuple[int, int], how: str, device: str
     )
 
 
-def _check_fits(run: Run, images: Images, split: str) -> None:
-    """Refuse images of other classes or channels, and a split that may contain images of the training."""
+def _check_images(run: Run, images: Images, split: str) -> None:
+    """Refuse images of other classes, and a split that may contain images of the training."""
+    origin, own, problem = run.training.get("images"), images.origin, ""
     if images.classes != run.classes:
         pairs = enumerate(zip_longest(images.classes, run.classes))
         label, (theirs, ours) = next((label, pair) for label, pair in pairs if pair[0] != pair[1])
-        raise InputError(
-            f"{images.source} has {theirs!r} as class {label}, the run was trained with {ours!r}: give "
-            "images of the same classes, under the same names"
+        problem = (
+            f"has {theirs!r} as class {label}, the run was trained with {ours!r}: give images of the same "
+            "classes, under the same names"
         )
-    origin, own = run.training.get("images"), images.origin
-    if not isinstance(origin, dict) or origin.get("kind") != own["kind"]:
-        return
-    drawn, same = own["split"], origin.get("digest") == own["digest"]
-    # With another set of images other ones are drawn.
-    again = split in images.splits and (split in drawn or (split == "train" and drawn))
-    if (same and origin.get("split") != drawn) or (not same and again):
-        raise InputError(
-            f"{images.source} (digest {own['digest']:.8}) was split by {drawn}, for the training (digest "
-            f"{origin.get('digest')!s:.8}) by {origin.get('split')}, so images that it was trained on may be "
-            f"in the split {split!r}: restore the images and open them with the same parts and seed, or give "
-            "images with a split 'test' of their own"
-        )
-
-
-def _used(run: Run, images: Images, split: str) -> str | None:
-    """Former use of the images in the training of the run."""
-    if run.training.get("images") != images.origin:
-        return None
-    if split == "train":
-        return "training"
-    return "validation" if run.training.get("validate") == split else None
+    elif isinstance(origin, dict) and origin.get("kind") == own["kind"]:
+        drawn, same = own["split"], origin.get("digest") == own["digest"]
+        # Parts of another set of images are drawn anew.
+        anew = split in drawn or (split == "train" and drawn)
+        if (origin.get("split") != drawn) if same else anew:
+            problem = (
+                f"(digest {own['digest']:.8}) was split by {drawn}, for the training (digest "
+                f"{origin.get('digest')!s:.8}) by {origin.get('split')}, so images that it was trained on "
+                f"may be in the split {split!r}: restore the images and open them with the same parts and "
+                "seed, or give images with a split 'test' of their own"
+            )
+    if problem:
+        raise InputError(f"{images.source} {problem}")
 
 
 def _by(size: tuple[int, int]) -> str:

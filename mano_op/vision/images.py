@@ -1,7 +1,7 @@
 """Labelled images as torch data sets: scikit-learn's digits, folders of images, saved data sets.
 
 A sample is ``{"x": ..., "y": ...}``: a float32 image of shape ``(channels, height, width)`` in [0, 1] and the
-number of its class. `mano_op.vision.decode` reads files, `mano_op.vision.resize` brings images to one size.
+number of its class.
 """
 
 from __future__ import annotations
@@ -20,20 +20,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mano_op.data.sampler import ResolutionBatchSampler
-from mano_op.errors import InputError, check_whole, did_you_mean
+from mano_op.errors import InputError, did_you_mean
 from mano_op.options import Part, Whole, checked
-from mano_op.vision.decode import channels_of, decode, require
-from mano_op.vision.resize import Size, height_width, resize, resize_and_crop
+from mano_op.vision.decode import as_input_error, channels_of, decode, require
+from mano_op.vision.options import Size, height_width
+from mano_op.vision.transforms import resize, resize_and_crop
 
 DIGITS = "digits"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
-_SPLITS = {
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
-}
+_SPLITS = {"train": "train", **dict.fromkeys(("validation", "valid", "val"), "validation"), "test": "test"}
 _TEST_PART = 0.2  # of each class, for a source without splits
 
 
@@ -49,16 +44,16 @@ class ImageSplit(Dataset[dict[str, Tensor]]):
         Of int64, ``(len,)``.
     classes : tuple of str
     name : str
-        Names the source in messages.
+        Source, for messages.
     channels : int
     convert : bool
         Whether images in colour may become grey.
     image_size : (int, int)
-        Height and width that all images are brought to by `resize_and_crop`.
+        Height and width of all images, after `resize_and_crop`.
     resized_to : (int, int), optional
-        Height and width that they are then interpolated to, by `resize`.
+        Height and width after a further `resize`.
     rows : array of int, optional
-        Positions in `images` of those that belong to the split, one for each label; all by default.
+        Position in `images` of each label's image; all positions by default.
 
     Examples
     --------
@@ -94,13 +89,13 @@ class ImageSplit(Dataset[dict[str, Tensor]]):
         return {"x": resize(x, self.resized_to or self.image_size), "y": y}
 
     def subset(self, rows: Sequence[int] | NDArray[np.int64]) -> ImageSplit:
-        """Images at some positions of this split."""
+        """Return the images at some positions of this split."""
         chosen = np.asarray(rows, dtype=np.int64)
         labels = self.labels[torch.from_numpy(chosen)]
         return replace(self, labels=labels, rows=chosen if self.rows is None else self.rows[chosen])
 
     def at(self, image_size: Size, *, resized_to: tuple[int, int] | None = None) -> ImageSplit:
-        """The same images at another size, made from the source: finer where the source is.
+        """Return the same images at another size, read anew from the source: finer where the source is.
 
         With `resized_to` they are then interpolated to that size, and lose what it does not resolve.
 
@@ -126,8 +121,8 @@ class Images:
     channels : int
     image_size : (int, int)
     origin : dict
-        Kind of source, its digest, and the parts that were split off. The digest is of names and sizes of a
-        folder's files, of labels and metadata of a saved data set, or of all pixels of digits.
+        Kind of source, its digest, and the parts that were split off. The digest is of the names and sizes of
+        a folder's files, the labels and metadata of a saved data set, or all pixels of digits.
     """
 
     source: str
@@ -144,11 +139,6 @@ class Images:
                 f"{did_you_mean(split, self.splits) or ': name one of these'}"
             )
         return self.splits[split]
-
-    @property
-    def flippable(self) -> bool:
-        """Whether a mirrored image keeps its class; False for digits."""
-        return bool(self.origin["kind"] != DIGITS)
 
 
 @checked
@@ -175,21 +165,19 @@ def open_images(
         or ``root/CLASS/*``. Classes are sorted by name. Hidden files and folders are skipped.
         A data set that ``save_to_disk`` of Hugging Face's ``datasets`` wrote. Nothing is fetched.
     image_size : int or (int, int), optional
-        Height and width that all images are brought to by `resize_and_crop`. Required, but for digits: 8.
+        Height and width of all images, after `resize_and_crop`. Required, but for digits: 8.
     in_channels : {1, 3}, optional
         Grey or colour; by default as the first training image. If that is grey, an image in colour is
         refused. Otherwise grey is repeated and colour converted to its luminance.
-    test : float, optional
-        Part of each class to split off as "test", if the source has no such split; 0.2 for a source without
-        any splits.
-    validation : float, optional
-        Part of each class of the training images to split off as "validation".
+    test, validation : float, optional
+        Part of each class of the training images to split off, if the source has no such split. The default
+        of `test` is 0.2 for a source without any splits.
     seed : int
         Seed of the splits.
     image_column, label_column : str, optional
         Columns of a saved data set; by default the only ones of images and of class labels.
     like : dict, optional
-        `Images.origin` of other images: their parts are split off again, with their seed, but for splits that
+        `Images.origin` of other images: the same parts are split off, with the same seed, but for splits that
         the source has itself.
 
     Raises
@@ -214,13 +202,10 @@ def open_images(
     columns = {"image_column": image_column, "label_column": label_column}
     kind, stored, digest, whole = _read(source, {name: c for name, c in columns.items() if c is not None})
     size = height_width(8 if image_size is None and kind == DIGITS else image_size)  # type: ignore[arg-type]
-    train = stored["train"]
-    channels: int | None = in_channels
+    train, channels = stored["train"], in_channels
     if channels is None:
         first = train.images[0]
         channels = 1 if isinstance(first, Tensor) else channels_of(first, f"the first image of {train.name}")
-    how: dict[str, Any] = {"channels": channels, "convert": in_channels is not None, "image_size": size}
-    splits = {name: replace(split, **how) for name, split in stored.items()}
     parts: dict[str, Any] = {"test": test, "validation": validation}
     if like is not None:
         drawn = like.get("split")
@@ -229,17 +214,21 @@ def open_images(
         seed = drawn.get("seed", 0)
     if whole and parts["test"] is None:
         parts["test"] = _TEST_PART
-    drawn = _split_off(str(source), splits, **parts, seed=seed)
-    order = dict.fromkeys([*(name for name in ("train", "validation", "test") if name in splits), *splits])
+    drawn = _split_off(str(source), stored, **parts, seed=seed)
+    splits = {
+        name: replace(stored[name], channels=channels, convert=in_channels is not None, image_size=size)
+        for name in dict.fromkeys((*_SPLITS.values(), *stored))
+        if name in stored
+    }
     origin = {"kind": kind, "digest": digest, "split": drawn}
-    return Images(str(source), {name: splits[name] for name in order}, train.classes, channels, size, origin)
+    return Images(str(source), splits, train.classes, channels, size, origin)
 
 
 @checked
 def _split_off(
     source: str, splits: Any, *, test: Part | None, validation: Part | None, seed: Whole
 ) -> dict[str, Any]:
-    """Split parts off the training images, and return them with their seed."""
+    """Split parts off the training images, and return the parts with their seed."""
     drawn: dict[str, Any] = {}
     for stream, (name, part) in enumerate((("test", test), ("validation", validation))):
         if part is None:
@@ -257,7 +246,7 @@ def _split_off(
 def stratified(
     labels: NDArray[np.int64], part: float, seed: int, classes: Sequence[str], *, stream: int = 0
 ) -> NDArray[np.bool_]:
-    """Mask of a random part with the same share of every class, and at least one sample in and out.
+    """Return the mask of a random part of each class, with at least one sample in and one out.
 
     Masks of different streams are independent. A class with a single sample raises `InputError`.
 
@@ -281,9 +270,9 @@ def stratified(
 
 
 def image_loader(
-    data: Dataset[dict[str, Tensor]], batch_size: int, *, num_workers: int = 0, seed: int | None = None
+    data: ImageSplit, batch_size: int, *, num_workers: int = 0, seed: int | None = None
 ) -> DataLoader[dict[str, Tensor]]:
-    """Batches of images and labels: `batch_size` of them for each process that trains.
+    """Load batches of `batch_size` images and labels for each process that trains.
 
     A seed shuffles them, anew in each epoch. They do not depend on `num_workers`, the processes that decode.
 
@@ -294,54 +283,47 @@ def image_loader(
     >>> tuple(batch["x"].shape), bool((batch["y"] == split.labels[:100]).all())
     ((100, 1, 8, 8), True)
     """
-    check_whole(batch_size=batch_size)
-    check_whole(at_least=0, num_workers=num_workers)
     # With workers a DataLoader draws more often from its generator: the sampler has one of its own.
     options: dict[str, Any] = {"generator": torch.Generator().manual_seed(seed or 0)}
-    if num_workers:
-        # A fork of a process that has computed may hang.
-        forkserver = "forkserver" in multiprocessing.get_all_start_methods()
-        options["multiprocessing_context"] = "forkserver" if forkserver else "spawn"
-        options |= {"num_workers": num_workers, "persistent_workers": True}
+    if num_workers:  # a fork of a process that has computed may hang
+        context = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        options |= {
+            "num_workers": num_workers,
+            "multiprocessing_context": context,
+            "persistent_workers": True,
+        }
     if seed is None:
         return DataLoader(data, batch_size, **options)
     order = ResolutionBatchSampler([len(data)], batch_size, seed=seed)  # type: ignore[arg-type]
     return DataLoader(data, batch_sampler=order, **options)
 
 
-# The kind of a source, its splits, a digest, and whether it came without splits.
+# Kind of a source, its splits, a digest, and whether it came without splits.
 _Stored = tuple[str, dict[str, ImageSplit], str, bool]
 
 
 def _read(source: str | Path, columns: Mapping[str, str]) -> _Stored:
     path = Path(source)
     saved = (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists()
+    problem = ""
     if columns and (source == DIGITS or not saved):
-        raise InputError(f"{', '.join(columns)} for {source}, which has no columns: leave it out")
-    if source == DIGITS:
-        stored = _digits()
-    elif not path.is_dir():
+        problem = f"{', '.join(columns)} for {source}, which has no columns: leave it out"
+    elif source != DIGITS and not path.is_dir():
         hint = did_you_mean(str(source), [DIGITS]) if not path.exists() else ""
-        raise InputError(
-            f"{source} is no folder: give one of images, a data set that save_to_disk wrote, or "
-            f"{DIGITS!r}{hint}"
-        )
-    else:
-        stored = _saved(path, columns) if saved else _folder(path)
-    splits = stored[1]
-    for split in splits.values():
-        _check_labels(split, splits["train"])
+        known = f"one of images, a data set that save_to_disk wrote, or {DIGITS!r}"
+        problem = f"{source} is no folder: give {known}{hint}"
+    if problem:
+        raise InputError(problem)
+    stored = _digits() if source == DIGITS else _saved(path, columns) if saved else _folder(path)
+    for split in stored[1].values():
+        _check_labels(split, stored[1]["train"])
     return stored
 
 
 def _split_names(source: Path, names: Iterable[str], *, others: bool) -> dict[str, str]:
     """Return the split that each name stands for."""
     splits = {name: _SPLITS.get(name, name if others else "") for name in names}
-    if (
-        sorted(set(splits.values())) != sorted(splits.values())
-        or "" in splits.values()
-        or "train" not in splits
-    ):
+    if len(set(splits.values())) < len(splits) or "" in splits.values() or "train" not in splits:
         raise InputError(
             f"{source} has the splits {', '.join(splits)}, expected 'train' and, if there are others, one "
             "'test' and one 'validation': rename, merge or move those that do not fit"
@@ -360,12 +342,11 @@ def _digits() -> _Stored:
 
 
 def _folder(root: Path) -> _Stored:
-    """Images of a folder. Not ``datasets``' imagefolder, which reads splits and labels out of file names."""
+    """Read a folder. Not ``datasets``' imagefolder, which reads splits and labels out of file names."""
     named = {path.name: path for path in _folders(root)}
     whole = "train" not in named and not (named and named.keys() <= _SPLITS.keys())
-    folders = {"train": root}
-    if not whole:
-        folders = {split: named[name] for name, split in _split_names(root, named, others=False).items()}
+    names = {} if whole else _split_names(root, named, others=False)
+    folders = {split: named[name] for name, split in names.items()} or {"train": root}
     known = [path.name for path in _folders(folders["train"])]
     splits, digest = {}, hashlib.sha256()
     for split, folder in folders.items():
@@ -391,13 +372,8 @@ def _folders(root: Path) -> list[Path]:
 
 def _saved(root: Path, columns: Mapping[str, str]) -> _Stored:
     datasets = require("datasets")
-    try:
+    with as_input_error(f"{root} cannot be read as a data set", "write it again with save_to_disk"):
         opened = datasets.load_from_disk(str(root))
-    except Exception as error:  # for damaged files it raises almost anything
-        raise InputError(
-            f"{root} cannot be read as a data set ({type(error).__name__}: {error}): write it again with "
-            "save_to_disk"
-        ) from error
     whole = isinstance(opened, datasets.Dataset)
     named = {"train": opened} if whole else opened
     splits: dict[str, ImageSplit] = {}
@@ -417,39 +393,36 @@ def _saved(root: Path, columns: Mapping[str, str]) -> _Stored:
 
 
 def _column(data: Any, argument: str, columns: Mapping[str, str], feature: Any, name: str) -> str:
-    """The column of a feature type: the one that was named, or the only one."""
-    kind = feature.__name__
-    fit = [column for column, value in data.features.items() if isinstance(value, feature)]
-    column = columns.get(argument, fit[0] if len(fit) == 1 else "")
-    if column not in fit:
-        remedy = (
-            f"give {argument}={fit[0]!r}, say" if fit else "cast a column to that feature, and save again"
-        )
+    """Return the column of a feature type: the one that was named, or the only one."""
+    fitting = [column for column, value in data.features.items() if isinstance(value, feature)]
+    column = columns.get(argument, fitting[0] if len(fitting) == 1 else "")
+    if column not in fitting:
+        remedy = f"give {argument}={fitting[0]!r}, say" if fitting else "cast a column to it, and save again"
         raise InputError(
-            f"{argument}={columns.get(argument)!r} for {name}, which has {len(fit)} columns of {kind} among "
-            f"{', '.join(data.features)}, expected one: {remedy}"
+            f"{argument}={columns.get(argument)!r} for {name}, which has {len(fitting)} columns of "
+            f"{feature.__name__} among {', '.join(data.features)}, expected one: {remedy}"
         )
     return column
 
 
 def _check_labels(split: ImageSplit, train: ImageSplit) -> None:
-    """Refuse labels outside the classes, classes that are not those of the training, and too few of these."""
-    classes, name = split.classes, split.name
-    wrong = ((split.labels < 0) | (split.labels >= len(classes))).nonzero().flatten().tolist()
-    if wrong:
-        raise InputError(
-            f"image {wrong[0]} of {name} has the label {split.labels[wrong[0]]}, expected 0 to "
+    """Refuse labels outside the classes, other classes than in the training, and classes without images."""
+    name, labels, classes, problem = split.name, split.labels, split.classes, ""
+    outside = ((labels < 0) | (labels >= len(classes))).nonzero().flatten().tolist()
+    missing = [classes[i] for i in sorted(set(range(len(classes))) - set(labels.tolist()))]
+    if outside:
+        problem = (
+            f"image {outside[0]} of {name} has the label {labels[outside[0]]}, expected 0 to "
             f"{len(classes) - 1}: leave images without a label out"
         )
-    if classes != train.classes:
-        raise InputError(
-            f"{name} has the classes {classes[:20]}, the training images {train.classes[:20]}: give "
-            "both the same"
-        )
-    missing = [classes[i] for i in sorted(set(range(len(classes))) - set(split.labels.tolist()))]
-    if len(classes) < 2 or (split is train and missing):
-        raise InputError(
+    elif classes != train.classes:
+        of_train = f"the training images {train.classes[:20]}"
+        problem = f"{name} has the classes {classes[:20]}, {of_train}: give both the same"
+    elif len(classes) < 2 or (split is train and missing):
+        problem = (
             f"{name} has the classes {list(classes[:20])}, without images {missing[:20]}, expected at least "
             f"two, with images of each: add some (in folders, CLASS/*.png or {', '.join(SUFFIXES[1:])}), or "
             "remove the class"
         )
+    if problem:
+        raise InputError(problem)

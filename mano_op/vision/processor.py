@@ -82,35 +82,25 @@ class ImageProcessor(Processor):
         return len(self.mean)
 
     def preprocess(self, data_dict: Mapping[str, Any], batched: bool = True) -> dict[str, Any]:
-        """Normalise a batch and make its targets; the given dictionary is not changed.
+        """Normalise a copy of a batch and make its targets; without the batch axis unless `batched`.
 
-        Parameters
-        ----------
-        data_dict : mapping
-            ``x`` of shape ``(batch, channels, height, width)`` in [0, 1]; optionally ``y``, labels of shape
-            ``(batch,)`` or probabilities ``(batch, 1, n_classes)``.
-        batched : bool
-            Whether there is a batch dimension.
-
-        Raises
-        ------
-        InputError
-            If images have other channels or are not floating, or a label is outside the classes.
+        ``x`` has the shape ``(batch, channels, height, width)``, in [0, 1]; ``y``, if it is given, labels
+        ``(batch,)`` or probabilities ``(batch, 1, n_classes)``. `InputError` if images have other channels
+        or are not floating, or a label is outside the classes.
         """
         data = self._moved(data_dict, self.mean.device)
         x = data["x"]
         if x.ndim != (4 if batched else 3) or x.shape[-3] != self.channels or not x.is_floating_point():
             raise InputError(
-                f"images of shape {tuple(x.shape)} and {x.dtype} with batched={batched}, expected "
-                f"{self.channels} channels, ({'batch, ' if batched else ''}channels, height, width), "
-                f"floating, in [0, 1]: divide bytes by 255, and open files with in_channels={self.channels}"
+                f"images of shape {tuple(x.shape)} and {x.dtype}, expected {self.channels} channels, "
+                f"({'batch, ' if batched else ''}channels, height, width), floating, in [0, 1]: divide bytes "
+                f"by 255, and open files with in_channels={self.channels}"
             )
         scale = torch.where(self.std == 0, 1.0, self.std)
         data["x"] = (x - self.mean.view(-1, 1, 1)) / scale.view(-1, 1, 1)
         if "y" in data:
-            data["y"] = (
-                self._target(data["y"]) if batched else self._target(torch.as_tensor(data["y"])[None])[0]
-            )
+            y = torch.as_tensor(data["y"])
+            data["y"] = self._target(y) if batched else self._target(y[None])[0]
         return data
 
     def postprocess(
@@ -136,19 +126,12 @@ class ImageProcessor(Processor):
         return (1 - smoothing) * y + smoothing / n if smoothing else y
 
     def to_dict(self) -> dict[str, Any]:
-        """Constructor arguments as JSON types."""
+        """Return the constructor's arguments as JSON types."""
         return dict(self._state)
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> ImageProcessor:
-        """Build the processor that `to_dict` describes.
-
-        Examples
-        --------
-        >>> processor = ImageProcessor([0.5], [0.25], n_classes=2, smoothing=0.1)
-        >>> ImageProcessor.from_dict(processor.to_dict()).to_dict() == processor.to_dict()
-        True
-        """
+        """Build the processor that `to_dict` describes."""
         return cls(**state)
 
 

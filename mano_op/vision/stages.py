@@ -1,12 +1,8 @@
 r"""Parts of a backbone in stages: patch embedding, Swin's block with multipole attention, patch merging.
 
-Names and arithmetic are those of Swin Transformer V2 [1]_, so that its weights fit. An image is a grid of
-cells. Where its end cuts a patch, each line of the patch is completed with the mean of its pixels
+Names and arithmetic are those of Swin Transformer V2 (arXiv:2111.09883), so that its weights fit. An image is
+a grid of cells. Where its end cuts a patch, each line of the patch is completed with the mean of its pixels
 (`mano_op.layers.pyramid.fill_last_cells`): every size works, and no black border appears.
-
-References
-----------
-.. [1] Liu et al. (2022), Swin Transformer V2: Scaling Up Capacity and Resolution, arXiv:2111.09883.
 """
 
 from __future__ import annotations
@@ -32,13 +28,7 @@ def per_stage(name: str, value: int | Sequence[int], n_stages: int) -> list[int]
 
 
 class PatchEmbedding(nn.Module):
-    r"""Linear map of the pixels of each p x p patch, and a LayerNorm.
-
-    Parameters
-    ----------
-    in_channels, channels : int
-    patch_size : int
-        Pixels along each side, p.
+    r"""Linear map of the pixels of each p x p patch (`patch_size` p), and a LayerNorm.
 
     Examples
     --------
@@ -64,11 +54,6 @@ class PatchEmbedding(nn.Module):
 
 class PatchMerging(nn.Module):
     r"""Linear map of 2 x 2 points to one of twice the channels, and a LayerNorm.
-
-    Parameters
-    ----------
-    channels : int
-        Channels of the input.
 
     Examples
     --------
@@ -103,8 +88,8 @@ class SwinBlock(nn.Module):
     mlp : Mlp
         Of as many channels.
     drop_path : float
-        Stochastic depth: the probability that a sample skips an addition in training. Additions to the other
-        samples are scaled up, so that the mean stays.
+        Stochastic depth: the probability that a sample skips an addition in training. Other additions are
+        scaled up, so that the mean stays.
 
     Examples
     --------
@@ -134,7 +119,3 @@ class SwinBlock(nn.Module):
             kept = 1 - self.drop_path
             update = update * (update.new_empty(len(x), 1, 1, 1).bernoulli_(kept) / kept)
         return x + update
-
-    def extra_repr(self) -> str:
-        """Show `drop_path` in ``print(block)``."""
-        return f"drop_path={self.drop_path:.3g}"

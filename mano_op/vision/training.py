@@ -26,14 +26,10 @@ from mano_op.train.loop import train
 from mano_op.train.optimizer import optimizer_and_schedule
 from mano_op.train.options import ImageOptions
 from mano_op.train.task import Task, check_output, model_options
-from mano_op.vision.augment import augmentation, check_augmentation
-from mano_op.vision.baselines import SwinClassifier as SwinClassifier
-from mano_op.vision.baselines import ViTClassifier as ViTClassifier
-from mano_op.vision.classifier import MANOClassifier as MANOClassifier
+from mano_op.vision.evaluate import class_metrics
 from mano_op.vision.images import DIGITS, Images, ImageSplit, image_loader, open_images, stratified
-from mano_op.vision.linear_probe import freeze_backbone, train_head
-from mano_op.vision.metrics import class_metrics
 from mano_op.vision.processor import IMAGENET, ImageProcessor, moments
+from mano_op.vision.transforms import augmentation
 from mano_op.weights import parameters_of
 
 _HELD_OUT = 2  # a stream of its own, apart from the splits of the source
@@ -43,10 +39,10 @@ def train_classifier(
     images: str | Path | Images,
     out: str | Path,
     *,
-    arch: str = "mano_classifier",
-    options: Mapping[str, Any] | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    arch: str = "mano_classifier",
+    options: Mapping[str, Any] | None = None,
     **training: Any,
 ) -> Run:
     r"""Train a classifier of neuraloperator's registry on images, and keep it as a run.
@@ -55,12 +51,10 @@ def train_classifier(
 
     Parameters
     ----------
-    images : str, path or Images
-        A source as `mano_op.vision.images.open_images` takes it, or what that returns.
+    images, arch, options
+        As in `ImageTask`.
     out : path
         Folder for the run; see `mano_op.runs`. It cannot be among the images.
-    arch, options
-        As in `ImageTask`.
     resume, overwrite : bool
         As in `mano_op.train.loop.train`.
     **training
@@ -73,39 +67,34 @@ def train_classifier(
 
     Examples
     --------
-    A linear map of the pixels in the place of a classifier:
-
     >>> import tempfile
-    >>> from mano_op.models.data_model import DataModel
-    >>> class Pixels(DataModel, name="doctest_pixels"):
-    ...     def __init__(self, in_channels, n_classes):
-    ...         super().__init__()
-    ...         self.head = nn.Linear(64 * in_channels, n_classes)
-    ...     def forward(self, x, **kwargs):
-    ...         return self.head(x.flatten(1))
-    >>> run = train_classifier("digits", f"{tempfile.mkdtemp()}/run", arch="doctest_pixels", epochs=2,
-    ...                        validate=0.2, progress=False)
-    >>> run.options, [sorted(epoch) for epoch in run.history][0]
-    ({'in_channels': 1, 'n_classes': 10},
-     ['epoch', 'seconds', 'training_error', 'validation_accuracy', 'validation_error'])
+    >>> small = {"embed_dim": 8, "depths": [1], "n_heads": [1], "window": 2}
+    >>> run = train_classifier("digits", f"{tempfile.mkdtemp()}/run", options=small, epochs=1, validate=0.2,
+    ...                        progress=False)
+    >>> run.options["n_classes"], sorted(run.history[0])
+    (10, ['epoch', 'seconds', 'training_error', 'validation_accuracy', 'validation_error'])
     """
     check_out(out, resume=resume, overwrite=overwrite)
     task = ImageTask(images, ImageOptions(**training), arch=arch, options=options)
-    _check_apart(out, task.images)
+    source, folder = Path(task.images.source).resolve(), Path(out).resolve()
+    if task.images.origin["kind"] != DIGITS and source in (folder, *folder.parents):
+        raise InputError(  # the run would be taken for a class
+            f"{out} is within {task.images.source}, where the images are: give a folder elsewhere for the run"
+        )
     return train(task, out, resume=resume, overwrite=overwrite)
 
 
 class ImageTask(Task):
     r"""A classifier to train on images.
 
-    AdamW, by the schedule of `mano_op.train.optimizer`; biases, norms and whatever else has one dimension is
-    left without weight decay. The loss is the cross-entropy with the targets :math:`t` of
-    `mano_op.vision.processor.ImageProcessor`, summed over the images of a batch,
+    AdamW, by the schedule of `mano_op.train.optimizer`; the weights of matrices alone decay. The loss is the
+    cross-entropy with the targets :math:`t` of `mano_op.vision.processor.ImageProcessor`, summed over the
+    images of a batch,
 
     .. math:: -\sum_i \sum_k t_{ik} \log p_{ik}, \qquad p_i = \mathrm{softmax}(\mathrm{logits}_i).
 
-    The history has its mean in nats, with the targets as smoothed and mixed as they were; and if the training
-    is validated, "validation_error", the mean cross-entropy with the labels, and "validation_accuracy".
+    The history has its mean, in nats; and if the training is validated, "validation_error", the mean
+    cross-entropy with the labels, and "validation_accuracy".
 
     Parameters
     ----------
@@ -137,19 +126,19 @@ class ImageTask(Task):
     ) -> None:
         super().__init__(training, arch)
         self.training: ImageOptions = training
-        if not isinstance(images, Images):
-            images = open_images(images, image_size=training.image_size)
-        elif training.image_size is not None:
-            raise InputError("image_size for images that are opened already: give it to open_images")
-        self.images = images
-        check_augmentation(training.augmentation, images.image_size, flippable=images.flippable)
-        self._augment = augmentation(training.augmentation, len(images.classes), self.augmentation_rng)
-        self._train, self._tested = _parts(images, training.validate, training.seed)
-        self.validated = self._tested is not None
+        self.images = images = _opened(images, training)
+        classes, size = images.classes, images.image_size
+        self._augment = augmentation(training.augmentation, len(classes), self.augmentation_rng)
+        self._train, self._validation = _parts(images, training.validate, training.seed)
+        self.validated = self._validation is not None
         self._start = None if training.start is None else _Start(training.start, arch)
-        self.options = self._model_options(options or {})
-        classes = {"n_classes": len(images.classes), "smoothing": training.label_smoothing}
-        statistics, sample = self._statistics() | classes, self._train[0]
+        derived = {"in_channels": images.channels, "n_classes": len(classes)}
+        defaults = {} if self._start is None else dict(self._start.options)
+        if "image_size" in inspect.signature(model_class(arch)).parameters:
+            defaults.setdefault("image_size", size[0] if size[0] == size[1] else list(size))
+        self.options = model_options(options or {}, derived, f"the images of {images.source}", defaults)
+        targets = {"n_classes": len(classes), "smoothing": training.label_smoothing}
+        statistics, sample = self._statistics() | targets, self._train[0]
         try:
             self.processor = ImageProcessor(**statistics)
             self.processor.preprocess(sample, batched=False)
@@ -158,39 +147,35 @@ class ImageTask(Task):
                 f"normalise={training.normalise!r}, expected 'imagenet', or {{'mean': [...], 'std': [...]}}, "
                 f"a number of each channel ({error})"
             ) from error
-        workers = training.num_workers
-        self.loader = image_loader(self._train, training.batch_size, num_workers=workers, seed=training.seed)
-        self._tests = self._tested and image_loader(self._tested, training.batch_size, num_workers=workers)
-        self.title = f"{arch} at {images.image_size[0]}x{images.image_size[1]}"
-
-    def _model_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the model's arguments: of the images, the given ones, those of the saved model."""
-        images = self.images
-        derived = {"in_channels": images.channels, "n_classes": len(images.classes)}
-        defaults = {} if self._start is None else dict(self._start.options)
-        if "image_size" in inspect.signature(model_class(self.arch)).parameters:
-            height, width = images.image_size
-            defaults.setdefault("image_size", height if height == width else [height, width])
-        return model_options(given, derived, f"the images of {images.source}", defaults)
+        loading = {"batch_size": training.batch_size, "num_workers": training.num_workers}
+        self.loader = image_loader(self._train, seed=training.seed, **loading)
+        self._batches = self._validation and image_loader(self._validation, **loading)
+        self.title = f"{arch} at {size[0]}x{size[1]}"
 
     def _statistics(self) -> dict[str, Any]:
         """Return the mean and standard deviation of each channel that images are normalised by."""
         normalise = self.training.normalise
-        if normalise == "imagenet":
-            return dict(IMAGENET)
-        if normalise is None:
-            if self._start is not None and self._start.processor is not None:
-                return self._start.processor.to_dict()
-            return moments(self._train)
-        return dict(normalise)
+        if normalise is not None:
+            return dict(IMAGENET if normalise == "imagenet" else normalise)
+        if self._start is not None and self._start.processor is not None:
+            return self._start.processor.to_dict()
+        return moments(self._train)
 
     def build(self) -> nn.Module:
         """Return the model with its initial parameters, or those of the saved model."""
         model = super().build()
         if self._start is not None:
-            self._start.give(model)
+            self._start.copy_to(model)
         if self.training.freeze == "backbone":
-            freeze_backbone(model, self.arch)
+            head = getattr(model, "head", None)
+            if not isinstance(head, nn.Module) or not list(head.parameters()):
+                children = ", ".join(name for name, _ in model.named_children())
+                raise InputError(
+                    f"freeze='backbone', but {self.arch} has no module 'head' with parameters among "
+                    f"{children}: give the last layer that name, or freeze='none'"
+                )
+            model.requires_grad_(False)
+            head.requires_grad_(True)
         return model
 
     def check(self, model: nn.Module) -> None:
@@ -200,18 +185,14 @@ class ImageTask(Task):
         check_output(model, self.arch, self.options, shape, (2, len(images.classes)))
 
     def set_mode(self, model: nn.Module) -> None:
-        """Put the model into training mode, of a frozen one the head alone."""
-        if self.training.freeze == "backbone":
-            train_head(model)
-        else:
-            model.train()
+        """Put the model into training mode, but not a frozen backbone, which keeps all its state."""
+        frozen = self.training.freeze == "backbone"
+        (model.eval().get_submodule("head") if frozen else model).train()
 
     def optimizer(self, model: nn.Module) -> tuple[Optimizer, LRScheduler]:
         """Return AdamW, which decays matrices alone, and the schedule."""
-        of = self.training
-        return optimizer_and_schedule(
-            "adamw", model, of.learning_rate, of.weight_decay, of.epochs, matrices_only=True
-        )
+        rate, decay = self.training.learning_rate, self.training.weight_decay
+        return optimizer_and_schedule("adamw", model, rate, decay, self.training.epochs, matrices_only=True)
 
     def sample(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the images of a batch, augmented with those of all ranks, normalised, and their targets."""
@@ -226,14 +207,12 @@ class ImageTask(Task):
 
     def loss(self, out: Tensor, y: Tensor) -> Tensor:
         """Return the cross-entropy, summed over the images."""
-        return cross_entropy(out, y)
+        return F.cross_entropy(out, y.squeeze(1), reduction="sum")
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Return the mean cross-entropy with the labels, and the accuracy.
-
-        Ranks take the mean of theirs, since layers such as batch normalisation have statistics of each rank.
-        """
-        metrics, together = class_metrics(model, self.processor, self._tests or (), self.device), ranks()[0]
+        """Return the mean cross-entropy with the labels, and the accuracy, averaged over the ranks."""
+        # Layers such as batch normalisation have statistics of each rank.
+        metrics, together = class_metrics(model, self.processor, self._batches or (), self.device), ranks()[0]
         error, accuracy = sum_numbers(metrics.cross_entropy, metrics.accuracy(), device=self.device)
         return {"validation_error": error / together, "validation_accuracy": accuracy / together}
 
@@ -250,8 +229,8 @@ class ImageTask(Task):
         }
         if start is not None:
             described |= {"start": str(self.training.start), "started": start.digest}
-        if self._tested is not None:
-            described["validation"] = {"samples": len(self._tested)}
+        if self._validation is not None:
+            described["validation"] = {"samples": len(self._validation)}
         return described
 
     def fingerprint(self) -> dict[str, Any]:
@@ -265,45 +244,50 @@ class ImageTask(Task):
         return [*readers.get(self.images.origin["kind"], []), *["transformers"] * theirs]
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross-entropy of logits ``(batch, K)`` and targets ``(batch, 1, K)``, summed over images.
-
-    Examples
-    --------
-    >>> even = torch.zeros(2, 4), torch.tensor([[[1.0, 0.0, 0.0, 0.0]], [[0.5, 0.5, 0.0, 0.0]]])
-    >>> bool(torch.isclose(cross_entropy(*even), 2 * torch.tensor(4.0).log()))
-    True
-    """
-    return -(targets.squeeze(1) * F.log_softmax(logits, dim=-1)).sum()
-
-
 class _Start:
-    """A saved model whose parameters are begun with."""
+    """A saved model to start from."""
 
     def __init__(self, folder: str | Path, arch: str) -> None:
-        self.path, self.processor = fetched(folder), None
-        if (self.path / RUN).exists():
-            run = load_run(self.path, task="images")
-            self._model, saved, self.options, self.processor = run.model, run.arch, run.options, run.processor
-        else:
-            self._model, saved, self.options = load_model(self.path)
+        self.path = fetched(folder)
+        run = load_run(self.path, task="images") if (self.path / RUN).exists() else None
+        parts = (run.model, run.arch, run.options) if run else load_model(self.path)
+        self._model, saved, self.options = parts
+        self.processor = run.processor if run else None
         if saved.lower() != arch.lower():
             raise InputError(f"start={folder} holds a {saved}, arch={arch!r}: give arch={saved!r}")
         self.digest = weights_digest(self.path)
 
-    def give(self, model: nn.Module) -> None:
-        """Give a model these parameters, except those of a head of another number of classes."""
+    def copy_to(self, model: nn.Module) -> None:
+        """Copy the parameters to a model, except those of a head of another number of classes."""
         saved, own = parameters_of(self._model), parameters_of(model)
-        shapes = [{name: tuple(t.shape) for name, t in each.items()} for each in (own, saved)]
-        different = [name for name in {**own, **saved} if shapes[0].get(name) != shapes[1].get(name)]
-        other = [name for name in different if not name.startswith("head.")]
-        if other:
-            raise InputError(
-                f"{self.path} has {other[0]} of shape {shapes[1].get(other[0])}, the model to train of "
-                f"{shapes[0].get(other[0])}: leave out the options that differ from {self.options}"
-            )
-        taken = {name: t.to(own[name].dtype) for name, t in saved.items() if name not in different}
-        nn.Module.load_state_dict(model, {**own, **taken})
+        for name in {**own, **saved}:
+            theirs, shape = (tuple(t[name].shape) if name in t else None for t in (saved, own))
+            if theirs == shape:
+                own[name] = saved[name].to(own[name].dtype)
+            elif not name.startswith("head."):
+                raise InputError(
+                    f"{self.path} has {name} of shape {theirs}, the model to train of {shape}: leave out the "
+                    f"options that differ from {self.options}"
+                )
+        nn.Module.load_state_dict(model, own)
+
+
+def _opened(images: str | Path | Images, training: ImageOptions) -> Images:
+    """Open images, and refuse options that contradict them."""
+    changes, size, problem = training.augmentation, training.image_size, ""
+    if not isinstance(images, Images):
+        images = open_images(images, image_size=size)
+    elif size is not None:
+        problem = f"image_size={size} for images that are opened already: give it to open_images"
+    height, width = images.image_size
+    if changes.flip and images.origin["kind"] == DIGITS:
+        problem = "flip=True for digits, but a mirrored 2 is no 2: leave it out"
+    elif changes.shift >= min(height, width):
+        most = f"give at most {min(height, width) // 4}, say"
+        problem = f"shift={changes.shift} may leave nothing of images of {height} x {width} pixels: {most}"
+    if problem:
+        raise InputError(problem)
+    return images
 
 
 def _of_all_ranks(own: Tensor, together: int) -> Tensor:
@@ -313,24 +297,10 @@ def _of_all_ranks(own: Tensor, together: int) -> Tensor:
     return torch.stack(parts, dim=1).flatten(0, 1)
 
 
-def _check_apart(out: str | Path, images: Images) -> None:
-    """Refuse to write a run among images, where it would be taken for a class."""
-    if images.origin["kind"] == DIGITS:
-        return
-    source, folder = Path(images.source).resolve(), Path(out).resolve()
-    if source in (folder, *folder.parents):
-        raise InputError(
-            f"{out} is within {images.source}, where the images are: give a folder elsewhere for the run"
-        )
-
-
 def _parts(images: Images, validate: str | float | None, seed: int) -> tuple[ImageSplit, ImageSplit | None]:
     """Return the images to train on, and those to validate on."""
     train = images["train"]
-    if validate is None:
-        return train, None
-    if isinstance(validate, str):
-        return train, images[validate]
-    labels = train.labels.numpy()
-    held = stratified(labels, validate, seed, images.classes, stream=_HELD_OUT)
-    return train.subset(np.flatnonzero(~held)), train.subset(np.flatnonzero(held))
+    if not isinstance(validate, float):
+        return train, None if validate is None else images[validate]
+    held_out = stratified(train.labels.numpy(), validate, seed, images.classes, stream=_HELD_OUT)
+    return train.subset(np.flatnonzero(~held_out)), train.subset(np.flatnonzero(held_out))

@@ -1,4 +1,4 @@
-"""Augment batches of images: crop, shift, flip, mixup.
+"""Transforms of images: resize with pixels as cells, crop; and the augmentation of batches.
 
 All random numbers come from one generator on the CPU, in the order of the batches: they depend neither on the
 device nor on the number of processes that read images.
@@ -14,30 +14,57 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mano_op.errors import InputError
 from mano_op.train.options import Augmentation
-from mano_op.vision.resize import resize
 
-_RATIO = 4 / 3  # largest ratio of the sides of a crop
+_RATIO = 4 / 3  # largest ratio of the sides of a random crop
 
 
-def check_augmentation(options: Augmentation, size: tuple[int, int], *, flippable: bool) -> None:
-    """Raise `InputError` if images of this size may vanish, or a mirrored image changes its class.
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Interpolate images ``(..., channels, height, width)`` to another size: bilinear, with antialiasing.
+
+    Pixels are cells, with values at their centres (``align_corners=False``). In a smaller image the kernel is
+    as wide as the new pixels, so that every old pixel counts. Values stay in the range of the old values.
 
     Examples
     --------
-    >>> check_augmentation(Augmentation(flip=True), (8, 8), flippable=False)
-    Traceback (most recent call last):
-    ...
-    mano_op.errors.InputError: flip=True for digits, but a mirrored 2 is no 2: leave it out
+    >>> import torch
+    >>> resize(torch.tensor([[[0.0, 1.0]]]), (1, 4))
+    tensor([[[0.0000, 0.2500, 0.7500, 1.0000]]])
     """
-    if options.flip and not flippable:
-        raise InputError("flip=True for digits, but a mirrored 2 is no 2: leave it out")
-    if options.shift >= min(size):
-        raise InputError(
-            f"shift={options.shift} for images of {size[0]} x {size[1]} pixels, which may leave nothing of "
-            f"them: give at most {min(size) // 4}, say"
-        )
+    if tuple(x.shape[-2:]) == size:
+        return x
+    batch = x.reshape(-1, *x.shape[-3:])
+    resized = F.interpolate(batch, size, mode="bilinear", align_corners=False, antialias=True)
+    return resized.reshape(*x.shape[:-2], *size)
+
+
+def resize_and_crop(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring an image ``(channels, height, width)`` to a size without stretching it.
+
+    The image is resized to the smallest size of its own proportions that covers the new one, and the middle
+    is kept.
+
+    Examples
+    --------
+    >>> import torch
+    >>> resize_and_crop(torch.tensor([[[9.0, 1.0, 2.0, 9.0], [9.0, 3.0, 4.0, 9.0]]]), (2, 2))
+    tensor([[[1., 2.],
+             [3., 4.]]])
+    """
+    height, width = x.shape[-2:]
+    if (height, width) == size:
+        return x
+    scale = max(size[0] / height, size[1] / width)
+    # Nearly all of a long strip is cropped: crop most of it before it is enlarged.
+    for dim, (side, target) in enumerate(((height, size[0]), (width, size[1])), start=-2):
+        enough = 4 * math.ceil(target / scale)
+        if side > enough:
+            x = x.narrow(dim, (side - enough) // 2, enough)
+    height, width = x.shape[-2:]
+    covering = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
+    x = resize(x, covering)
+    top, left = (covering[0] - size[0]) // 2, (covering[1] - size[1]) // 2
+    return x[..., top : top + size[0], left : left + size[1]].contiguous()
 
 
 def augmentation(
@@ -45,8 +72,8 @@ def augmentation(
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
     """Bind an augmentation to a generator of the CPU; None if nothing changes.
 
-    It is a function of images ``(batch, channels, height, width)`` and labels ``(batch,)``, which mixup turns
-    into probabilities ``(batch, 1, n_classes)``.
+    It maps images ``(batch, channels, height, width)`` and labels ``(batch,)`` to the same; mixup makes
+    probabilities ``(batch, 1, n_classes)`` of the labels.
 
     Examples
     --------
