@@ -9,7 +9,6 @@ from matplotlib.transforms import Bbox
 
 from mano_op.grid import Grid
 from mano_op.report.panels import sample_panels
-from mano_op.report.style import data_uri
 from mano_op.transfer.sentences import percent
 
 NAMES = {"a": "a", "b": "b [m]", "u": "u [Pa]"}
@@ -106,10 +105,17 @@ def test_dpu_has_no_panel_of_its_own_where_a_model_was_trained(ways, titles):
     assert [name for name in shown if "error" not in name] == titles
 
 
-@pytest.mark.parametrize("scale", [1e-7, 1e-2, 1.0, 12_345.0])
-@pytest.mark.parametrize("models", [("A",), ("A", "B"), ("A much longer name than fits", "B", "C")])
+@pytest.mark.parametrize(
+    ("scale", "models"),
+    [
+        (1e-7, ("A",)),
+        (1e-2, ("A", "B")),
+        (1.0, ("A much longer name than fits", "B", "C")),
+        (12_345.0, ("A much longer name than fits", "B", "C")),
+    ],
+)
 def test_panels_cut_off_no_text(scale, models):
-    grid = Grid.uniform((64, 64))
+    grid = Grid.uniform((16, 16))
     fields = random_fields(grid, models=models, inputs=("a", "b"))
     fields = fields.assign({name: 1000 + 0.1 * scale * fields[name] for name in ("input", "truth")})
     fields = fields.assign({name: 1000 + scale * fields[name] for name in ("prediction", "dpu")})
@@ -153,7 +159,7 @@ def test_predictions_of_a_diverged_model_can_be_drawn(value, shape):
     for name in ("prediction", "dpu"):
         fields[name][:] = value
     figure = sample_panels(fields, grid, "u", ["one"], NAMES)
-    assert data_uri(figure, "png", dpi=40).startswith("data:image/png")
+    figure.draw_without_rendering()
     if len(shape) == 1:
         named = figure.subfigs[0].axes[0].get_legend().get_texts()[1].get_text()
     else:

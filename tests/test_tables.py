@@ -17,7 +17,6 @@ from mano_op.transfer.tables import (
     COLUMNS,
     csv_text,
     json_text,
-    metric_header,
     metric_rows,
     notes,
     table,
@@ -188,8 +187,8 @@ def test_seeds_have_a_column_where_there_are_several():
 
 def test_table_of_metrics_has_direct_inference_and_the_best_dpu_by_each():
     judged = summary(results_of(random_errors()))
-    assert metric_header(judged) == ["model", "trained at", "resolution", "relative L2"]
-    rows = metric_rows(judged)
+    columns, *rows = metric_rows(judged)
+    assert columns == ["model", "trained at", "resolution", "relative L2"]
     at_32 = judged.isel(run=0).sel(resolution="r32", variable="u", metric="relative_l2")
     predictors = ("direct", at_32["best_dpu"].item())
     direct, best = (percent(at_32["mean"].sel(predictor=name).item()) for name in predictors)

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from mano_op.grid import Axis, Grid
 from mano_op.report.style import FAINT, INK, LINES, colours, style
+from mano_op.transfer.runs import positions
 from mano_op.transfer.sentences import percent
+from mano_op.transfer.tables import dpu_input
 
 Names = Mapping[str, str]
 
@@ -36,7 +38,7 @@ def sample_panels(
     Parameters
     ----------
     fields : Dataset
-        From `mano_op.report.samples.beside_dpu`.
+        From `beside_dpu`.
     grid : Grid
     variable : str
         One of the outputs.
@@ -206,3 +208,57 @@ def _short(text: str) -> str:
 def _size(predicted: NDArray[np.float32], true: NDArray[np.float32]) -> str:
     difference = predicted.astype(np.float64) - true
     return percent(float(np.linalg.norm(difference) / np.linalg.norm(true.astype(np.float64))))
+
+
+def beside_dpu(fields: xr.Dataset, judged: xr.Dataset, key: str) -> xr.Dataset:
+    """Put beside sample fields of `Evidence` at a resolution the prediction of each model's best DPU.
+
+    Returns
+    -------
+    Dataset
+        ``input``, ``truth``, and by ``model``, labelled as in the summary `judged`, the first seed's
+        ``prediction`` and ``dpu``, and ``dpu_input`` (model, variable), the restriction: "" at the home
+        resolution, where ``dpu`` is the direct prediction.
+    """
+    cells = judged.sel(resolution=key, metric=judged.attrs["metric"], variable=fields["variable"].values)
+    labels = judged["label"].values.tolist()
+    first = [at[0] for at in positions(fields).values()]
+    prediction = _by_label(fields["prediction"].isel(run=first), labels)
+    best = _by_label(cells["best_dpu"], labels)
+    inputs = [
+        ["" if key == run["home"].item() else dpu_input(run.isel(variable=v)) for v in range(best.shape[1])]
+        for run in (cells.isel(run=i) for i in range(len(labels)))
+    ]
+    shown = fields.drop_dims(["run", "predictor"])
+    return shown.assign(
+        prediction=prediction.sel(predictor="direct", drop=True),
+        dpu=prediction.sel(predictor=best).drop_vars("predictor").transpose("model", "variable", ...),
+        dpu_input=(("model", "variable"), inputs),
+    )
+
+
+def _by_label(data: xr.DataArray, labels: list[str]) -> xr.DataArray:
+    """An array by run as an array by model, with the coordinates of its other dimensions alone."""
+    coords = {name: data[name].values for name in data.dims if name != "run"}
+    dims = ["model" if name == "run" else name for name in data.dims]
+    return xr.DataArray(data.values, coords | {"model": labels}, dims)
+
+
+def best_median_worst(errors: NDArray[np.float64]) -> dict[str, int]:
+    """Find samples by their mean error over models, ``(models, samples)``; not finite is the largest.
+
+    Examples
+    --------
+    >>> best_median_worst(np.array([[0.3, 0.1, np.nan, 0.2, 0.4]]))
+    {'Best sample': 1, 'Median sample': 0, 'Worst sample': 2}
+    >>> best_median_worst(np.array([[0.3]]))
+    {'Best sample': 0}
+    """
+    means = np.where(np.isfinite(errors), errors, np.inf).mean(axis=0)
+    order = np.argsort(means, kind="stable").tolist()
+    picks = {"Best sample": 0, "Median sample": (len(order) - 1) // 2, "Worst sample": len(order) - 1}
+    chosen: dict[str, int] = {}
+    for which, place in picks.items():
+        if order[place] not in chosen.values():
+            chosen[which] = order[place]
+    return chosen
