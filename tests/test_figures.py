@@ -100,8 +100,9 @@ def test_figures_of_failures_alone_can_be_made(value):
         error_by_resolution(judged, "u"),
         error_distributions(results, judged, "u"),
         cost_and_error(judged, "u"),
+        transfer_matrix(judged, "u"),
     ):
-        assert data_uri(figure, "png", dpi=30).startswith("data:image/png")
+        figure.draw_without_rendering()
 
 
 def test_distributions_are_cumulative_and_end_below_one_where_errors_are_missing():

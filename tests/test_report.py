@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import re
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -93,6 +94,13 @@ def unrendered(monkeypatch):
     monkeypatch.setattr("mano_op.report.page.data_uri", lambda figure, kind: f"data:image/{kind},")
 
 
+@pytest.fixture
+def undrawn(unrendered, monkeypatch):
+    """Figures are not even made."""
+    monkeypatch.setattr("mano_op.report.page.figures", Mock())
+    monkeypatch.setattr("mano_op.report.page.sample_panels", Mock())
+
+
 @pytest.fixture(scope="module")
 def evaluation(tmp_path_factory):
     """Results, summary and evidence that no test changes, of two runs and a function."""
@@ -165,7 +173,7 @@ def test_page_is_whole_and_holds_no_code(written):
     assert "more to the right: scroll sideways" in text and '<meta name="viewport"' in text
 
 
-@pytest.mark.usefixtures("unrendered")
+@pytest.mark.usefixtures("undrawn")
 def test_three_outputs_are_judged_and_shown_one_by_one(tmp_path):
     factors, outputs = (1.1, 1.2, 1.3), ("u", "v", "w")
     results, judged, evidence = judge_at(tmp_path, [(8, 8), (16, 16)], {"one": Times(factors)}, outputs)
@@ -182,6 +190,7 @@ def test_three_outputs_are_judged_and_shown_one_by_one(tmp_path):
     assert judged["verdict"].sel(resolution="r8").values.tolist() == [["training"] * 3]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_report_of_one_dimension_is_written(tmp_path):
     models = {"exact": Times((1.0,)), "off": Times((1.5,), fine=1.2)}
     results, judged, evidence = judge_at(tmp_path, [(8,), (16,)], models)
@@ -268,7 +277,7 @@ def test_report_is_replaced_only_if_asked_and_only_by_a_whole_one(evaluation, wr
     def fails(*args):
         raise RuntimeError("no picture")
 
-    monkeypatch.setattr("mano_op.report.figures.error_by_resolution", fails)
+    monkeypatch.setattr("mano_op.report.page.data_uri", fails)
     with pytest.raises(RuntimeError, match="no picture"):
         write_report(folder, *evaluation, title="again", overwrite=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -296,7 +305,7 @@ def test_parts_of_different_evaluations_are_refused(evaluation, tmp_path, change
     assert not (tmp_path / "a").exists()
 
 
-@pytest.mark.usefixtures("unrendered")
+@pytest.mark.usefixtures("undrawn")
 def test_page_names_a_store_without_a_title_by_its_file(evaluation, tmp_path, monkeypatch):
     results, judged, evidence = evaluation
     monkeypatch.delitem(evidence.store.attrs, "title", raising=False)

@@ -19,6 +19,7 @@ from mano_op.runs import Run
 from mano_op.transfer import Evidence, Trained, evaluate_transfer, summary
 from mano_op.transfer.metrics import METRICS, all_metrics
 from mano_op.transfer.predictors import PREDICTORS, interpolate
+from mano_op.transfer.runs import judged_runs
 
 N_TEST = 12
 FIELDS = (Variable("a", "input"), Variable("u", "output"), Variable("v", "output"))
@@ -477,9 +478,9 @@ def test_runs_have_the_coordinates_model_training_resolution_and_seed(store):
 def test_home_is_where_most_samples_were_and_the_finest_of_several(store, resolutions, samples, home):
     keys = resolutions.split("+")
     training = {} if samples is None else {"samples": dict(zip(keys, samples, strict=True))}
-    results = evaluate(run_at(keys, **training), store, [8])
-    assert results["home"].item() == home
-    assert results["train_resolution"].item() == "+".join(sorted(keys, key=lambda k: int(k[1:])))
+    (run,) = judged_runs({"M": run_at(keys, **training)}, store)
+    assert run.home == home
+    assert run.train_resolution == "+".join(sorted(keys, key=lambda k: int(k[1:])))
 
 
 def test_odd_and_oblong_targets(tmp_path):

@@ -1,4 +1,4 @@
-"""Figures of errors, costs and training. A model has one colour in all, a predictor one kind of line."""
+"""Figures of errors, spectra, costs and training: a colour for each model, a line for each predictor."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def error_by_resolution(judged: xr.Dataset, variable: str) -> Figure:
 
 
 def _draw_errors(axes: Axes, n: NDArray[np.float64], run: xr.Dataset, colour: str) -> None:
-    """Direct inference and best DPU of a run, with their intervals."""
+    """Draw direct inference and best DPU of a run, with their intervals."""
     for kind, errors in _ways(run).items():
         line = {"color": colour, "ls": LINES[kind], "mfc": colour, **_MARKS[kind]}
         axes.plot(n, _percent(errors["mean"]), **line)
@@ -78,7 +78,7 @@ def _draw_band(axes: Axes, x: NDArray[np.float64], errors: xr.Dataset, colour: s
 
 
 def _draw_floors(axes: Axes, n: NDArray[np.float64], part: xr.Dataset) -> float:
-    """The floor of each training grid; returns the lowest value that is drawn."""
+    """Draw the floor of each training grid, and return the lowest value that is drawn."""
     lowest = np.inf
     homes, runs = np.unique(part["home"].values, return_index=True)
     for home, run in zip(homes, runs.tolist(), strict=True):
@@ -102,13 +102,13 @@ def error_by_step(judged: xr.Dataset, variable: str) -> Figure:
     with style():
         figure, panels = _panels(len(keys), len(keys))
         for axes, key in zip(panels, keys, strict=True):
-            here = part.sel(resolution=key)
-            for run, colour in _runs(here):
+            at_key = part.sel(resolution=key)
+            for run, colour in _runs(at_key):
                 for kind, errors in _ways(run).items():
                     if kind == "direct" or key != run["home"].item():
                         axes.plot(at, _percent(errors["mean"]), color=colour, ls=LINES[kind])
                 _draw_band(axes, at, run.sel(predictor="direct"), colour)
-            axes.plot(at, _percent(here["mean"].sel(predictor="mean")[0]), color=FAINT, ls=LINES["mean"])
+            axes.plot(at, _percent(at_key["mean"].sel(predictor="mean")[0]), color=FAINT, ls=LINES["mean"])
             axes.set_title(key)
             log_axis(axes, "y")
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -146,7 +146,7 @@ def error_distributions(results: xr.Dataset, judged: xr.Dataset, variable: str) 
 
 
 def _cumulative(errors: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sort errors, and give the shares of samples up to them, both in per cent; of all, finite or not.
+    """Sort the finite errors, and count the share of all samples up to each, both in per cent.
 
     Examples
     --------
@@ -209,7 +209,8 @@ def transfer_matrix(judged: xr.Dataset, variable: str) -> Figure:
     errors = _percent(part["mean"].sel(predictor="direct"))
     finite = errors[np.isfinite(errors)]
     low, high = (finite.min(), finite.max()) if finite.size else (1.0, 100.0)
-    norm = LogNorm(low, high if high > low else 1.1 * low)
+    high = high if high > low else 1.1 * low
+    norm = LogNorm(low, high)
     with style(axes_grid=False):
         size = (1.6 + len(models) * (0.85 * len(keys) + 0.6), 1.5 + 0.55 * len(rows))
         figure = Figure(figsize=(max(5.0, size[0]), size[1]), layout="constrained")
@@ -235,7 +236,7 @@ def transfer_matrix(judged: xr.Dataset, variable: str) -> Figure:
         panels[0].set_ylabel("trained at")
         bar = figure.colorbar(image, ax=panels.tolist(), pad=0.02)
         bar.minorticks_off()
-        bar.set_ticks([low, norm.vmax], labels=[percent(end / 100) for end in (low, norm.vmax)])
+        bar.set_ticks([low, high], labels=[percent(end / 100) for end in (low, high)])
         bar.set_label(_named(part), fontsize=8)
         return figure
 
@@ -294,13 +295,13 @@ def spectra(fields: xr.Dataset, grid: Grid, variable: str, trained: Mapping[str,
 
 
 def _mean_energy(values: NDArray[np.float32], grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Wavenumbers, and the mean over the samples of the energy of each."""
+    """Wavenumbers, and the energy at each, mean over the samples."""
     k, energy = energy_spectrum(torch.from_numpy(np.ascontiguousarray(values)), grid)
     return k, energy.mean(dim=0).numpy()
 
 
 def _positive(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """NaN, which is not drawn, for what a logarithmic axis has no place for, rounding included."""
+    """Put NaN, which is not drawn, for values that a logarithmic axis cannot show, rounding included."""
     largest = np.max(values, where=np.isfinite(values), initial=0.0)
     return np.where(np.isfinite(values) & (values > 1e-14 * largest), values, np.nan)
 
@@ -363,7 +364,7 @@ def _named(data: xr.Dataset) -> str:
 
 
 def _percent(fraction: xr.DataArray) -> NDArray[np.float64]:
-    """In per cent; NaN, which is not drawn, where a logarithmic axis has no place for it."""
+    """Convert to per cent; NaN, which is not drawn, where a logarithmic axis cannot show the value."""
     values = fraction.values
     return np.where(np.isfinite(values) & (values > 0), 100 * values, np.nan)
 

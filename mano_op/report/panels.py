@@ -1,4 +1,4 @@
-"""Pictures of single samples: input, truth, and each model's predictions and errors, direct and by DPU."""
+"""Pictures of single samples: input, truth, and predictions and errors of each model, direct and by DPU."""
 
 from __future__ import annotations
 
@@ -23,29 +23,16 @@ from mano_op.transfer.runs import positions
 from mano_op.transfer.sentences import percent
 from mano_op.transfer.tables import dpu_input
 
-Names = Mapping[str, str]
-
 
 def sample_panels(
-    fields: xr.Dataset, grid: Grid, variable: str, captions: Sequence[str], names: Names
+    fields: xr.Dataset, grid: Grid, variable: str, captions: Sequence[str], names: Mapping[str, str]
 ) -> Figure:
-    """Draw samples below each other, each with a row for every model.
+    """Draw samples of `beside_dpu` below each other, each with a row for every model.
 
-    A row has the direct prediction, and beside it that of the best DPU, each with its relative L2 error and
-    where that is. Truth and predictions of a sample share the truth's colour scale, all errors another. Of
-    three-dimensional fields the middle of the first axis is drawn; one-dimensional ones are lines.
-
-    Parameters
-    ----------
-    fields : Dataset
-        From `beside_dpu`.
-    grid : Grid
-    variable : str
-        One of the outputs.
-    captions : sequence of str
-        One for each sample.
-    names : mapping of str to str
-        The label of each variable, with its unit.
+    A row has the direct prediction and that of the best DPU, each beside its error and relative L2 error.
+    Truth and predictions of a sample share the truth's colour scale, all errors another. Of three-dimensional
+    fields the middle of the first axis is drawn; one-dimensional ones are lines. `captions` are of the
+    samples, and `names` the labels of variables, with units.
     """
     fields = fields.sel(variable=variable)
     draw = _lines if grid.n_dim == 1 else _images
@@ -80,8 +67,8 @@ def _kinds(sample: xr.Dataset) -> dict[str, str]:
     return {"direct": "prediction"} | ({"DPU": "dpu"} if (sample["dpu_input"] != "").any() else {})
 
 
-def _images(part: SubFigure, sample: xr.Dataset, grid: Grid, label: str, names: Names) -> None:
-    """Truth and inputs in the first columns, then for each model its predictions, each with its error."""
+def _images(part: SubFigure, sample: xr.Dataset, grid: Grid, label: str, names: Mapping[str, str]) -> None:
+    """Draw truth and inputs in the first columns, then the predictions of each model beside their errors."""
     rows, columns = _shape(sample)
     panels = part.subplots(rows, columns, squeeze=False)
     kinds, models = _kinds(sample), sample["model"].values.tolist()
@@ -127,7 +114,7 @@ def _images(part: SubFigure, sample: xr.Dataset, grid: Grid, label: str, names: 
 
 
 def _bar(part: SubFigure, image: AxesImage, ax: Any, **options: Any) -> Colorbar:
-    """A colour bar with a few whole numbers: one taken apart into a factor and a rest can be overlooked."""
+    """A colour bar with a few full numbers: a common factor or offset beside it would be overlooked."""
     low, high = image.get_clim()
     digits = 4
     if high > low:
@@ -136,8 +123,8 @@ def _bar(part: SubFigure, image: AxesImage, ax: Any, **options: Any) -> Colorbar
     return part.colorbar(image, ax=ax, ticks=MaxNLocator(4), format=written, **options)
 
 
-def _lines(part: SubFigure, sample: xr.Dataset, grid: Grid, label: str, names: Names) -> None:
-    """Truth and predictions in one frame, inputs and errors in two below; DPU's lines are broken."""
+def _lines(part: SubFigure, sample: xr.Dataset, grid: Grid, label: str, names: Mapping[str, str]) -> None:
+    """Draw truth and predictions in one frame, inputs and errors in two below; lines of DPU are broken."""
     fields, inputs, errors = part.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
     x = grid.points[0]
     true = sample["truth"].values
@@ -162,7 +149,7 @@ def _lines(part: SubFigure, sample: xr.Dataset, grid: Grid, label: str, names: N
 
 
 def _draw(axes: Axes, values: NDArray[np.float32], grid: Grid, cmap: str, *limits: float) -> AxesImage:
-    """A field in its place: each value fills the cell about its point."""
+    """Draw a field, each value in the cell about its point."""
     y, x = grid.axes
     axes.set_visible(True)
     image = axes.imshow(
@@ -183,7 +170,7 @@ def _draw(axes: Axes, values: NDArray[np.float32], grid: Grid, cmap: str, *limit
 
 
 def _label(axes: Axes, grid: Grid) -> None:
-    """The ends of the domain, on one panel for all."""
+    """Label the ends of the domain, on one panel for all."""
     y, x = grid.axes
     axes.set_xticks([x.start, x.stop])
     axes.set_yticks([y.start, y.stop])
@@ -201,7 +188,7 @@ def _largest(errors: NDArray[np.float32]) -> float:
 
 
 def _short(text: str) -> str:
-    """As much of a title as fits over a panel."""
+    """Cut a title to the width of a panel."""
     return text if len(text) <= 22 else text[:21] + "\N{HORIZONTAL ELLIPSIS}"
 
 

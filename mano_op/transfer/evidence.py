@@ -81,13 +81,14 @@ class Evidence:
 
 
 def _reserved(data: FieldDataset, runs: xr.Coordinates, labels: list[str], n: int) -> xr.Dataset:
-    labelled = xr.Dataset(coords=runs).assign_coords(
-        input_variable=list(data.inputs),
-        predictor=list(KEPT),
-        variable=labels,
-        sample=sample_numbers(data)[:n],
+    coordinates = {
+        "input_variable": list(data.inputs),
+        "predictor": list(KEPT),
+        "variable": labels,
+        "sample": sample_numbers(data)[:n],
         **dict(zip(data.grid.names, data.grid.points, strict=True)),
-    )
+    }
+    labelled = xr.Dataset(coords=runs).assign_coords(coordinates)
 
     def reserve(*dims: str) -> tuple[tuple[str, ...], NDArray[np.float32]]:
         dims = (*dims, *data.grid.names)

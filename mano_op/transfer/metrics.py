@@ -173,7 +173,7 @@ def _h1_norm(values: Tensor, grid: Grid) -> Tensor:
 
 
 def _derivative(values: Tensor, axis: Axis, dim: int) -> Tensor:
-    """Along one dimension, of second order at every point."""
+    """Derivative along one dimension, of second order at every point."""
     if axis.periodic:
         return (values.roll(-1, dim) - values.roll(1, dim)) / (2 * axis.spacing)
     (slope,) = torch.gradient(values, spacing=axis.spacing, dim=dim, edge_order=2)
@@ -182,7 +182,7 @@ def _derivative(values: Tensor, axis: Axis, dim: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _band(grid: Grid, trained: Grid) -> NDArray[np.float64]:
-    """The weights of the points in the band: all weights less those inside along every axis."""
+    """Weights of the points in the band: all weights less those inside along every axis."""
     inside = np.ones(())
     for axis, coarse in zip(grid, trained, strict=True):
         near = np.zeros(axis.n) if axis.periodic else _near_ends(axis, BAND * coarse.spacing)

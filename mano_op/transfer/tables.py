@@ -35,9 +35,7 @@ def metric_name(metric: str) -> str:
 def check_summary(judged: xr.Dataset, call: str) -> None:
     """Refuse results in place of their summary."""
     if "verdict" not in judged:
-        raise InputError(
-            f"{call} of a data set without verdicts; expected a summary: {call}(summary(results))"
-        )
+        raise InputError(f"{call} of a data set without verdicts; expected a summary: give summary(results)")
 
 
 def table(judged: xr.Dataset) -> str:
