@@ -51,8 +51,9 @@ def trained_on_several(judged: xr.Dataset, cell: xr.Dataset) -> list[xr.Dataset]
 
 def _others(judged: xr.Dataset, cell: xr.Dataset) -> list[xr.Dataset]:
     """The other runs of the cell's model, in `judged`, which has the resolution and variable of the cell."""
-    same = (judged["model"] == cell["model"]) & (judged["train_resolution"] != cell["train_resolution"])
-    return [judged.isel(run=i) for i in same.values.nonzero()[0].tolist()]
+    same = judged["model"].values == cell["model"].item()
+    same &= judged["train_resolution"].values != cell["train_resolution"].item()
+    return [judged.isel(run=i) for i in same.nonzero()[0].tolist()]
 
 
 def _at_home(cell: xr.Dataset) -> tuple[str, str]:
