@@ -14,7 +14,7 @@ from mano_op.transfer import Evidence, evaluate_transfer, summary, table
 
 RESOLUTIONS = (16, 32, 64)
 SAMPLES = {"train": 800, "test": 100}
-# The square looks the same from all sides, which both models are told.
+# Both models are trained with the symmetries of the square.
 BUDGET: dict[str, Any] = {"epochs": 30, "symmetries": ["transpose", "reflect"]}
 
 # The same budget: no more parameters than FNO, and less than twice its floating point operations.
@@ -51,21 +51,11 @@ def run_demo(folder: str | Path, *, seed: int = 0, overwrite: bool = False, prog
     folder = make_folder(folder)
     if any(folder.iterdir()) and not overwrite:
         raise InputError(f"{folder} is not empty: give another folder, or --overwrite to make the demo anew")
-    store = generate_darcy(
-        folder / "darcy.zarr", RESOLUTIONS, samples=SAMPLES, seed=seed, progress=progress, overwrite=overwrite
-    )
+    writing: dict[str, Any] = {"seed": seed, "progress": progress, "overwrite": overwrite}
+    store = generate_darcy(folder / "darcy.zarr", RESOLUTIONS, samples=SAMPLES, **writing)
+    options = {"resolution": RESOLUTIONS[0], **BUDGET, **writing}
     runs = {
-        name: train_model(
-            store,
-            folder / name.lower(),
-            resolution=RESOLUTIONS[0],
-            seed=seed,
-            progress=progress,
-            overwrite=overwrite,
-            **BUDGET,
-            **model,
-        )
-        for name, model in MODELS.items()
+        name: train_model(store, folder / name.lower(), **model, **options) for name, model in MODELS.items()
     }
     evidence = Evidence()
     results = evaluate_transfer(runs, store, RESOLUTIONS, evidence=evidence, progress=progress)

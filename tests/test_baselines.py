@@ -10,7 +10,7 @@ from scipy.interpolate import RectBivariateSpline
 
 from mano_op.grid import Grid
 from mano_op.resample import nests
-from mano_op.transfer.baselines import interpolate, restrict
+from mano_op.transfer.predictors import interpolate
 
 
 def bumps(y, x):
@@ -72,20 +72,3 @@ def test_nodes_nest_in_their_refinements(n, factor, registration):
 def test_cells_nest_only_in_odd_refinements():
     coarse = Grid.uniform((4,), registration="cell")
     assert [nests(coarse.refine(factor), coarse) for factor in (2, 3, 4, 5)] == [False, True, False, True]
-
-
-def test_injection_takes_the_shared_points_or_the_nearest():
-    fine = Grid.uniform((12,))
-    field = torch.arange(12.0)
-    assert restrict(field, fine, Grid.uniform((4,)), "injection").tolist() == [0, 3, 6, 9]
-    assert restrict(field, fine, Grid.uniform((5,)), "injection").tolist() == [0, 2, 5, 7, 10]
-
-
-def test_restriction_by_means_is_over_the_control_volumes():
-    fine, coarse = Grid.uniform((8,)), Grid.uniform((4,))
-    weights = np.zeros((4, 8))
-    weights[0, :2] = 1 / 2, 1 / 2
-    weights[1, 1:4] = weights[2, 3:6] = 1 / 4, 1 / 2, 1 / 4
-    weights[3, 5:] = 1 / 6, 2 / 6, 3 / 6  # the last volumes of both grids reach to the end
-    field = torch.tensor([0.0, 3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0], dtype=torch.float64)
-    np.testing.assert_allclose(restrict(field, fine, coarse, "mean"), weights @ field.numpy(), atol=1e-14)

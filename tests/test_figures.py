@@ -18,10 +18,10 @@ from mano_op.report.figures import (
     cost_and_error,
     error_by_resolution,
     error_distributions,
+    spectra,
     training_history,
     transfer_matrix,
 )
-from mano_op.report.spectra import spectra
 from mano_op.report.style import COLOURS, colours, data_uri, log_axis, style
 from mano_op.transfer.predictors import PREDICTORS
 from mano_op.transfer.sentences import percent
@@ -82,7 +82,7 @@ def test_error_by_resolution_leaves_out_what_a_logarithm_cannot_show():
 
 @pytest.mark.parametrize(
     ("floor", "bottom", "label"),
-    [(0.02, (0, 2), "floor of DPU"), (1e-5, (0.999, 1.001), "floor of DPU, below where not shown")],
+    [(0.02, (0, 2), "floor of DPU"), (1e-5, (0.999, 1.001), "floor of DPU, in part below the frame")],
 )
 def test_floor_far_below_leaves_the_frame_to_the_errors(floor, bottom, label):
     errors = {"A": {"r32": dict.fromkeys(PREDICTORS, np.full(N, 0.1)) | {"floor": np.full(N, floor)}}}
@@ -92,16 +92,17 @@ def test_floor_far_below_leaves_the_frame_to_the_errors(floor, bottom, label):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, 1e9])
-@pytest.mark.parametrize("keys", [("r16",), ("r16", "r32")])
-def test_figures_of_failures_alone_can_be_made(value, keys):
+def test_figures_of_failures_alone_can_be_made(value):
+    keys = ("r16", "r32") if value else ("r16",)
     results = results_of({"A": {key: dict.fromkeys(PREDICTORS, np.full(N, value)) for key in keys}})
-    judged = summary(results)
+    judged = summary(results, resamples=10)
     for figure in (
         error_by_resolution(judged, "u"),
         error_distributions(results, judged, "u"),
         cost_and_error(judged, "u"),
+        transfer_matrix(judged, "u"),
     ):
-        assert data_uri(figure, "png", dpi=30).startswith("data:image/png")
+        figure.draw_without_rendering()
 
 
 def test_distributions_are_cumulative_and_end_below_one_where_errors_are_missing():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from helpers import results_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mano_op.errors import InputError
@@ -65,11 +65,7 @@ def cell(judged, key="r32"):
         ((BROKEN, BASE), "not finite", "2 of 60 samples of direct inference and in 0 of"),
         ((BASE[:9] - 0.02, BASE[:9]), "few", "9 samples are too few"),
         ((BASE[:10] - 0.02, BASE[:10]), "improves", ""),
-        (
-            (BASE[:9] + 0.02, BASE[:9], BASE[:9]),
-            "no better than mean",
-            "is no better than predicting the mean",
-        ),
+        ((BASE[:2] + 0.02, BASE[:2], BASE[:2]), "few", "predicting the mean field"),
     ],
 )
 def test_verdict_is_the_first_that_applies(errors, verdict, words):
@@ -80,12 +76,6 @@ def test_verdict_is_the_first_that_applies(errors, verdict, words):
     if verdict not in ("not finite", "few"):
         assert f"direct inference ({percent(direct.mean())} % [" in at_32["sentence"].item()
     assert ("improves" in at_32["sentence"].item()) == (verdict == "improves")
-
-
-def test_errors_below_the_mean_field_by_rounding_are_no_improvement():
-    at_32 = cell(judge(BASE * (1 - 1e-8), BASE + 0.1, field=BASE))
-    assert at_32["over_mean_high"] < 0
-    assert at_32["verdict"] == "no better than mean"
 
 
 @pytest.mark.parametrize("shift", [-0.005, -0.0005, 0.0, 0.0005, 0.005])
@@ -129,21 +119,27 @@ def test_sentences_carry_the_numbers(direct, dpu, field, finding):
 
 
 @pytest.mark.parametrize(
-    ("field", "verdict", "sentence"),
+    ("n", "field", "verdict", "finding"),
     [
-        (0.20, "training", "error 10.0 % [10.0, 10.0]."),
+        (20, 0.20, "training", ""),
         (
-            0.08, "no better than mean",
-            "error 10.0 % [10.0, 10.0], worse than predicting the mean field (8.00 % [8.00, 8.00]); the "
-            "difference is +2.00 [+2.00, +2.00] percentage points.",
+            20, 0.08, "no better than mean",
+            ", worse than predicting the mean field (8.00 % [8.00, 8.00]); the difference is +2.00 "
+            "[+2.00, +2.00] percentage points",
+        ),
+        (
+            2, 0.08, "few",
+            ", that of predicting the mean field is 8.00 % [8.00, 8.00]; 2 samples are too few to tell a "
+            "difference",
         ),
     ],
 )  # fmt: skip
-def test_mean_field_is_the_rival_at_home(field, verdict, sentence):
-    errors = dict.fromkeys(PREDICTORS, np.full(20, 0.1)) | {"mean": np.full(20, field)}
+def test_mean_field_is_the_rival_at_home(n, field, verdict, finding):
+    errors = dict.fromkeys(PREDICTORS, np.full(n, 0.1)) | {"mean": np.full(n, field)}
     judged = summary(results_of({"M": {"r16": errors}}))
     assert judged["verdict"].item() == verdict
-    assert judged["sentence"].item() == "M at r16, where it was trained: " + sentence
+    sentence = f"M at r16, where it was trained: error 10.0 % [10.0, 10.0]{finding}."
+    assert judged["sentence"].item() == sentence
 
 
 def test_intervals_are_those_of_a_mean():
@@ -210,12 +206,6 @@ def test_bootstrap_means_are_linear_and_paired(scale, shift, n, resamples):
     assert (draws[:, 0] >= errors.min(axis=1) - 1e-12).all()
 
 
-def test_bootstrap_means_spread_as_means_do():
-    draws = bootstrap_means(BASE[None], resamples=20_000, seed=1)
-    assert draws.mean() == pytest.approx(BASE.mean(), abs=4 * BASE.std() / np.sqrt(60 * 20_000))
-    assert draws.std() == pytest.approx(BASE.std() / np.sqrt(60), rel=0.03)
-
-
 @pytest.mark.parametrize(
     ("values", "sign", "text"),
     [
@@ -264,6 +254,7 @@ def test_interval_of_the_skill_is_that_of_a_quotient():
     assert at_32["skill_high"] - at_32["skill"] == pytest.approx(half, rel=0.15)
 
 
+@settings(max_examples=10)
 @given(shift=st.floats(-0.01, 0.01))
 def test_improves_is_said_only_where_the_interval_of_the_skill_is_above_zero(shift):
     at_32 = cell(judge(NOISY + shift, BASE, resamples=200))
@@ -321,9 +312,9 @@ def test_numbers_are_of_every_metric_and_sentences_of_one():
     )
     assert f"error {percent(BASE.mean() / 2)} % [" in judged["sentence"].values.ravel()[0]
     assert judged.attrs["metric"] == "vrmse"
-    with pytest.raises(InputError, match="metric='l3', expected one of relative_l2, vrmse"):
+    with pytest.raises(InputError, match="metric='l3' of 60 samples, expected one of relative_l2, vrmse"):
         summary(results, metric="l3")
-    with pytest.raises(InputError, match="hold no sample"):
+    with pytest.raises(InputError, match=r"0 samples, .* at least one sample"):
         summary(results.isel(sample=slice(0)))
 
 

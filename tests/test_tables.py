@@ -17,7 +17,6 @@ from mano_op.transfer.tables import (
     COLUMNS,
     csv_text,
     json_text,
-    metric_header,
     metric_rows,
     notes,
     table,
@@ -43,6 +42,10 @@ def random_errors(**changes):
 
 def ends_in(*values):
     return np.append(np.ones(N - len(values)), values)
+
+
+RESULTS = results_of(random_errors())
+JUDGED = summary(RESULTS)
 
 
 def lines_of(errors):
@@ -135,10 +138,16 @@ def test_table_has_direct_inference_beside_what_it_has_to_beat():
 
 
 def test_table_is_aligned_and_not_broken_by_names():
-    lines = table(summary(results_of(random_errors()))).splitlines()[:6]
+    lines = table(JUDGED).splitlines()[:6]
     assert r"| a\|b " in lines[4]
     assert len({len(line) for line in lines}) == 1
     assert {line.replace(r"\|", "").count("|") for line in lines} == {11}
+
+
+@pytest.mark.parametrize("written", [table, json_text])
+def test_results_in_place_of_their_summary_are_refused(written):
+    with pytest.raises(InputError, match=r"without verdicts; expected a summary: give summary\(results\)"):
+        written(RESULTS)
 
 
 def test_table_and_notes_name_what_is_not_finite():
@@ -151,10 +160,10 @@ def test_table_and_notes_name_what_is_not_finite():
 
 
 def test_notes_name_grids_that_do_not_nest():
-    results = results_of(random_errors())
-    assert notes(summary(results)) == []
-    results["restriction"][0, 1] = "nearest"
-    assert notes(summary(results)) == [
+    assert notes(JUDGED) == []
+    judged = JUDGED.copy(deep=True)
+    judged["restriction"][0, 1] = "nearest"
+    assert notes(judged) == [
         "Note: the grids do not nest for MANO at r32: points of the training grid are missing there, and "
         "dpu_injection took the input at the nearest point instead."
     ]
@@ -187,42 +196,41 @@ def test_seeds_have_a_column_where_there_are_several():
 
 
 def test_table_of_metrics_has_direct_inference_and_the_best_dpu_by_each():
-    judged = summary(results_of(random_errors()))
-    assert metric_header(judged) == ["model", "trained at", "resolution", "relative L2"]
-    rows = metric_rows(judged)
-    at_32 = judged.isel(run=0).sel(resolution="r32", variable="u", metric="relative_l2")
+    columns, *rows = metric_rows(JUDGED)
+    assert columns == ["model", "trained at", "resolution", "relative L2"]
+    at_32 = JUDGED.isel(run=0).sel(resolution="r32", variable="u", metric="relative_l2")
     predictors = ("direct", at_32["best_dpu"].item())
     direct, best = (percent(at_32["mean"].sel(predictor=name).item()) for name in predictors)
     assert rows[1] == ["MANO", "r16", "r32", f"{direct} / {best}"]
     assert "/" not in rows[0][3]
 
 
-def seeded_results():
-    """Results of two seeds, with failures and a name that is no file name."""
-    names = ("M @ r16", "M @ r16+r32", "a/b \u00e9 @ r16")
+@pytest.fixture(scope="module")
+def seeded():
+    """Results of two seeds, with failures and a name that is no file name, and their summary."""
     errors = {
         name: {key: {p: RNG.uniform(0.1, 1, (2, N)) for p in PREDICTORS} for key in ("r16", "r32")}
-        for name in names
+        for name in ("M @ r16", "M @ r16+r32", "a/b \u00e9 @ r16")
     }
     errors["M @ r16"]["r32"]["direct"][0, :2] = np.nan, np.inf
-    return results_of(errors)
+    results = results_of(errors)
+    return results, summary(results)
 
 
-@pytest.mark.parametrize("name", ["results.nc", "results.zarr"])
-@pytest.mark.parametrize("h5netcdf", [True, False])
-def test_results_come_back_from_files(name, h5netcdf, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "h5netcdf"), [("results.nc", True), ("results.nc", False), ("results.zarr", False)]
+)
+def test_results_come_back_from_files(seeded, name, h5netcdf, tmp_path, monkeypatch):
     if h5netcdf:
         pytest.importorskip("h5netcdf")
     else:
         monkeypatch.setattr("mano_op.transfer.io.find_spec", lambda package: None)
-    results = seeded_results()
+    results, judged = seeded
     save_results(results, tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     again = load_results(tmp_path / name)
     xr.testing.assert_identical(again, results)
     assert again.sel(model="M", train_resolution="r16", seed=1)["home"].item() == "r16"
-    judged = summary(results)
-    assert json_text(summary(again)) == json_text(judged)
     save_results(judged, tmp_path / f"judged_{name}")
     xr.testing.assert_identical(load_results(tmp_path / f"judged_{name}"), judged)
     with pytest.raises(InputError, match="is there already"):
@@ -232,7 +240,7 @@ def test_results_come_back_from_files(name, h5netcdf, tmp_path, monkeypatch):
 
 
 def test_files_of_no_results_are_refused(tmp_path, monkeypatch):
-    for act in (lambda path: save_results(seeded_results(), path), load_results):
+    for act in (lambda path: save_results(RESULTS, path), load_results):
         with pytest.raises(InputError, match=r"ends in '.h5', expected .nc for NetCDF or .zarr"):
             act(tmp_path / "results.h5")
     with pytest.raises(InputError, match=r"there is no .*results.nc"):

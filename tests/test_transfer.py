@@ -14,12 +14,12 @@ from mano_op.data.processor import FieldProcessor
 from mano_op.data.store import Variable
 from mano_op.errors import InputError
 from mano_op.grid import Grid
+from mano_op.resample import resample
 from mano_op.runs import Run
 from mano_op.transfer import Evidence, Trained, evaluate_transfer, summary
-from mano_op.transfer.baselines import interpolate, restrict
 from mano_op.transfer.metrics import METRICS, all_metrics
-from mano_op.transfer.predict import predict
-from mano_op.transfer.predictors import PREDICTORS
+from mano_op.transfer.predictors import PREDICTORS, interpolate
+from mano_op.transfer.runs import judged_runs
 
 N_TEST = 12
 FIELDS = (Variable("a", "input"), Variable("u", "output"), Variable("v", "output"))
@@ -81,6 +81,19 @@ def evaluate(judged, store, resolutions=(8, 12, 16), **options):
     return evaluate_transfer(models, store, resolutions, progress=False, **options)
 
 
+@pytest.fixture(scope="module")
+def perfect_results(store):
+    return evaluate(perfect, store)
+
+
+@pytest.fixture(scope="module")
+def convolution(store):
+    """A network that looks at neighbours, and its results."""
+    torch.manual_seed(0)
+    network = nn.Conv2d(1, 2, 3, padding=1)
+    return network, evaluate(network, store)
+
+
 def errors(results, key, predictor, metric="relative_l2_points", model="M"):
     """Of every variable and sample, each point counted once unless another metric is asked for."""
     values = results["error"].sel(model=model, resolution=key, predictor=predictor, metric=metric)
@@ -138,15 +151,15 @@ def test_results_are_labelled(store):
     assert results["defined"].sum() == 2 * (6 * 8 + 1)
 
 
-def test_perfect_model_has_no_error_and_its_dpu_is_the_floor(store):
-    results = evaluate(perfect, store)
+def test_perfect_model_has_no_error_and_its_dpu_is_the_floor(perfect_results):
     for key in ("r8", "r12", "r16"):
-        assert (errors(results, key, "direct") == 0).all()
+        assert (errors(perfect_results, key, "direct") == 0).all()
     for key in ("r8", "r16"):
-        np.testing.assert_array_equal(errors(results, key, "dpu_injection"), errors(results, key, "floor"))
-    assert (errors(results, "r8", "floor") == 0).all()
-    assert errors(results, "r16", "floor").min() > 1e-3
-    assert results["restriction"].values.tolist() == [["injection", "nearest", "injection"]]
+        floor = errors(perfect_results, key, "floor")
+        np.testing.assert_array_equal(errors(perfect_results, key, "dpu_injection"), floor)
+    assert (errors(perfect_results, "r8", "floor") == 0).all()
+    assert errors(perfect_results, "r16", "floor").min() > 1e-3
+    assert perfect_results["restriction"].values.tolist() == [["injection", "nearest", "injection"]]
 
 
 def test_interpolated_input_is_the_best_where_grids_do_not_nest(store):
@@ -155,9 +168,8 @@ def test_interpolated_input_is_the_best_where_grids_do_not_nest(store):
     assert dpu[2] < 1.1 * floor < 1.2 * floor < min(dpu[:2])
 
 
-def test_dpu_at_the_training_resolution_is_direct_inference(store):
-    torch.manual_seed(0)
-    results = evaluate(nn.Conv2d(1, 2, 3, padding=1), store)
+def test_dpu_at_the_training_resolution_is_direct_inference(convolution):
+    _, results = convolution
     for predictor in DPU:
         np.testing.assert_array_equal(errors(results, "r8", predictor), errors(results, "r8", "direct"))
     assert (errors(results, "r16", "dpu_injection") != errors(results, "r16", "direct")).all()
@@ -201,12 +213,12 @@ def test_every_output_has_boundary_values_of_its_own(tmp_path):
     assert errors(wrong, "r16", "floor")[0].min() > 2 * floor[0].max()
 
 
-def test_mean_field_has_its_closed_form(store):
-    results = evaluate(perfect, store)
+def test_mean_field_has_its_closed_form(store, perfect_results):
     for key in ("r8", "r16"):
         for c, name in enumerate(("u", "v")):
             field, mean = fields(store, key, name), store.statistics[name]["mean"]
-            np.testing.assert_allclose(errors(results, key, "mean")[c], relative(mean, field), rtol=1e-5)
+            expected = relative(mean, field)
+            np.testing.assert_allclose(errors(perfect_results, key, "mean")[c], expected, rtol=1e-5)
 
 
 def test_mean_is_the_processors_without_a_training_split(tmp_path):
@@ -257,24 +269,22 @@ def test_predictions_that_are_not_finite_are_kept(store):
     assert np.isfinite(results["error"].sel(metric="relative_l2").drop_sel(predictor="direct")).all()
 
 
-def test_batches_bound_memory_and_change_no_result(store):
-    torch.manual_seed(1)
-    model = Pointwise(nn.Conv2d(1, 2, 3, padding=1))
-    single, whole = (evaluate(model, store, batch_size=size) for size in (1, 50))
-    np.testing.assert_allclose(single["error"], whole["error"], rtol=1e-4, atol=1e-6)
-    model.batches.clear()
-    evaluate(model, store, batch_size=3)
-    assert max(model.batches) == 3
+def test_batches_bound_memory_and_change_no_result(store, convolution):
+    network, results = convolution
+    model = Pointwise(network)
+    np.testing.assert_allclose(
+        evaluate(model, store, batch_size=5)["error"], results["error"], rtol=1e-4, atol=1e-6
+    )
+    assert max(model.batches) == 5
 
 
-def test_costs_are_counted_at_every_resolution(store):
-    results = evaluate(nn.Conv2d(1, 2, 3, padding=1), store, [12, 16])
-    flops = {n: 2 * 9 * 2 * n**2 for n in (8, 12, 16)}
+def test_costs_are_counted_at_every_resolution(convolution):
+    _, results = convolution
     assert results["parameters"].item() == 9 * 2 + 2
-    assert results["flops"].squeeze().values.tolist() == [flops[12], flops[16]]
+    assert results["flops"].squeeze().values.tolist() == [2 * 9 * 2 * n**2 for n in (8, 12, 16)]
     # What the convolution makes, and the copy of its input, padded.
-    assert results["peak_bytes"].squeeze().values.tolist() == [4 * 2 * n**2 for n in (12, 16)]
-    assert results["training_flops"].item() == flops[8]
+    assert results["peak_bytes"].squeeze().values.tolist() == [4 * 2 * n**2 for n in (8, 12, 16)]
+    assert results["training_flops"].item() == 2 * 9 * 2 * 8**2
     assert (results["seconds_per_sample"] > 0).all() and (results["seconds_per_sample"] < 10).all()
 
 
@@ -315,21 +325,34 @@ def test_arguments_that_do_not_fit_the_store_are_refused(store, options, message
     [
         ({}, "no models to judge"),
         ([], "no models to judge"),
-        ([nn.Identity()], "M: Identity, expected a Run"),
-        ({"M": perfect}, r"M: function, expected a Run .* or Trained\(function, resolution=...\)"),
+        ([nn.Identity()], r"M: Identity\(\), expected a Run of fields"),
+        (
+            {"M": perfect},
+            r"M: <function perfect .*>, expected a Run .* or Trained\(function, resolution=...\)",
+        ),
         (run_of(perfect, inputs=("b",)), r"M has the inputs \('b',\)"),
         (run_of(perfect, outputs=("v", "u")), r"M has the outputs \('v', 'u'\)"),
-        (lambda x: perfect(x)[..., 1:], r"M cannot predict at r16: its output has shape \(1, 2, 16, 15\)"),
+        (
+            lambda x: perfect(x)[..., 1:],
+            r"M cannot predict at r16: its output is float32 of shape \(1, 2, 16, 15\)",
+        ),
         (nn.Conv2d(3, 2, 1), "M cannot predict at r16: Given groups=1"),
-        (Trained(lambda x: x, 8), "M cannot predict at r16: .* has 1 channels; expected 2: u, v"),
-        (Trained(lambda x: perfect(x)[..., 1:], 8), r"output has shape \(1, 2, 16, 15\), expected"),
+        (Trained(lambda x: x, 8), r"at r16: its output is .* \(1, 1, 16, 16\), expected .* \(1, 2, 16, 16\)"),
+        (Trained(lambda x: x.numpy()[0], 8), r"its output is float32 of shape \(1, 16, 16\), expected"),
+        (
+            Trained(lambda x: None, 8),
+            "its output is NoneType, expected a tensor or array of real numbers of shape",
+        ),
+        (Trained(lambda x: np.nan, 8), "its output is float, expected a tensor"),
+        (Trained(lambda x: 1j * perfect(x), 8), "its output is complex64 of shape"),
+        (Trained(lambda x: x.numpy().astype(object), 8), "can't convert np.ndarray of type numpy.object_"),
         (Trained(lambda x: x.numpy().nothing, 8), "cannot predict at r16: 'numpy.ndarray' object has no"),
         (Trained(perfect, 8, time_steps=(1, 1)), "nothing in the store varies in time"),
         (Trained(perfect, 64), "M was trained at 64, whose grid is needed"),
         (run_at("r64"), "M was trained at r64, whose grid is needed"),
         (run_at(["r64", "r8"], samples={"r64": 9, "r8": 1}), "M was trained at r64, whose grid is needed"),
         (run_at(["r8", "r16"], grid=["other", "another"]), "M was trained on the grid another, r16 of"),
-        (run_at([]), r"trained at resolution=\[\] .* expected at least one level"),
+        (run_at([]), r"trained at resolution=\[\] .* expected at least one resolution"),
         (run_at("r8", seed="x"), "seed='x', expected"),
         ([run_at("r8"), run_at("r8", 2)], "run 0 of M and run 1 of M were both trained at r8 with seed 0"),
         ([mixed(9, 1), mixed(1, 9, seed=1)], r"both trained at r8\+r16, but most .* at r8 and at r16"),
@@ -338,6 +361,20 @@ def test_arguments_that_do_not_fit_the_store_are_refused(store, options, message
 def test_models_that_cannot_be_judged_are_refused(store, judged, message):
     with pytest.raises(InputError, match=message):
         evaluate(judged, store, [16])
+
+
+@pytest.mark.parametrize("models", [[run_at("r8")], 5, "runs/mano", run_at("r8"), None])
+def test_models_without_names_are_refused(store, models):
+    with pytest.raises(InputError, match=r"no models to judge in .*; expected runs by name"):
+        evaluate_transfer(models, store, [8])
+
+
+def test_output_of_another_shape_in_a_later_batch_names_the_model_and_the_resolution(store):
+    model = Trained(lambda x: perfect(x)[:1], 8)  # right for the single sample that is tried
+    with pytest.raises(
+        InputError, match=r"M cannot predict at r16: .* \(1, 2, 16, 16\), .* \(12, 2, 16, 16\)"
+    ):
+        evaluate(model, store, [16])
 
 
 def test_split_that_a_resolution_lacks_is_refused_before_any_prediction(tmp_path):
@@ -367,12 +404,6 @@ def test_evidence_keeps_the_fields_and_predictions_that_were_judged(store, max_b
         np.testing.assert_allclose(size, results["error"].sel(at).isel(sample=slice(n)), rtol=1e-5)
 
 
-def test_predictions_are_in_physical_units():
-    processor = FieldProcessor({"a": {"mean": 1.0, "std": 2.0}}, {"u": {"mean": 10.0, "std": 5.0}})
-    x = torch.tensor([[[1.0, 3.0, 5.0, -1.0]]])
-    assert predict(nn.Identity(), processor, x).tolist() == [[[10.0, 15.0, 20.0, 5.0]]]
-
-
 def test_every_metric_is_of_the_fields(store):
     """What each metric makes of the prediction, which the model and the store are known for."""
     results = evaluate(lambda x: perfect(x) + 0.1 * x**2, store, [8, 16])
@@ -386,22 +417,19 @@ def test_every_metric_is_of_the_fields(store):
     assert errors(results, "r8", "direct", "spectral_high").max() < 1e-6
 
 
-def test_mismatch_is_that_of_two_predictions_at_the_shared_points(store):
-    torch.manual_seed(0)
-    network = nn.Conv2d(1, 2, 3, padding=1)
-    results = evaluate(network, store)
+def test_mismatch_is_that_of_two_predictions_at_the_shared_points(store, convolution, perfect_results):
+    network, results = convolution
     assert (errors(results, "r8", "direct", "mismatch") == 0).all()
     a = torch.from_numpy(fields(store, "r16", "a")).float()[:, None]
     fine, coarse = network(a)[..., ::2, ::2].detach(), network(a[..., ::2, ::2]).detach()
     weights = torch.from_numpy(COARSE.weights)
     expected = ((weights * (fine - coarse) ** 2).sum((2, 3)) / (weights * coarse**2).sum((2, 3))).sqrt().T
     np.testing.assert_allclose(errors(results, "r16", "direct", "mismatch"), expected, rtol=1e-5)
-    pointwise = evaluate(perfect, store)
     for key in ("r8", "r16"):
-        assert (errors(pointwise, key, "direct", "mismatch") == 0).all()
+        assert (errors(perfect_results, key, "direct", "mismatch") == 0).all()
     # Where grids do not nest, both predictions are interpolated; for smooth fields they nearly agree.
-    assert 0 < errors(pointwise, "r12", "direct", "mismatch").max() < 0.3
-    assert np.isnan(errors(pointwise, "r16", "dpu_mean", "mismatch")).all()
+    assert 0 < errors(perfect_results, "r12", "direct", "mismatch").max() < 0.3
+    assert np.isnan(errors(perfect_results, "r16", "dpu_mean", "mismatch")).all()
 
 
 def test_runs_have_the_coordinates_model_training_resolution_and_seed(store):
@@ -424,6 +452,10 @@ def test_runs_have_the_coordinates_model_training_resolution_and_seed(store):
         assert (run["label"], run["home"], run["home_points"]) == (label, home, points)
         at = {"predictor": "direct", "metric": "relative_l2", "resolution": "r16", "variable": "v"}
         np.testing.assert_allclose(run["error"].sel(at), error, rtol=1e-5)
+    # The label is that of a model and training resolution, so that means by it are over the seeds.
+    seeds = results["error"].sel(model="A", train_resolution="r8").mean("seed")
+    mean = results["error"].groupby("label").mean().sel(label="A (r8)")
+    np.testing.assert_allclose(mean.transpose(*seeds.dims), seeds, rtol=1e-12)
     # By way of the home resolution: at 16 the model trained there has its direct prediction for DPU.
     values = results["error"].sel(model="A", metric="relative_l2", resolution="r16", variable="u")
     same = values.sel(train_resolution="r16", seed=0)
@@ -446,9 +478,9 @@ def test_runs_have_the_coordinates_model_training_resolution_and_seed(store):
 def test_home_is_where_most_samples_were_and_the_finest_of_several(store, resolutions, samples, home):
     keys = resolutions.split("+")
     training = {} if samples is None else {"samples": dict(zip(keys, samples, strict=True))}
-    results = evaluate(run_at(keys, **training), store, [8])
-    assert results["home"].item() == home
-    assert results["train_resolution"].item() == "+".join(sorted(keys, key=lambda k: int(k[1:])))
+    (run,) = judged_runs({"M": run_at(keys, **training)}, store)
+    assert run.home == home
+    assert run.train_resolution == "+".join(sorted(keys, key=lambda k: int(k[1:])))
 
 
 def test_odd_and_oblong_targets(tmp_path):
@@ -474,7 +506,7 @@ def interpolating(end):
     def function(x):
         if x.shape[-1] == 8:
             return biased(x)
-        return interpolate(biased(restrict(x, FINE, COARSE, "injection")), COARSE, FINE, end)
+        return interpolate(biased(resample(x, FINE, COARSE, "injection")), COARSE, FINE, end)
 
     return function
 
@@ -501,6 +533,7 @@ def test_functions_have_the_verdict_that_they_deserve(store, function, verdict, 
 def test_functions_and_modules_have_inputs_and_outputs_in_physical_units(store):
     module = nn.Sequential(Pointwise(perfect), nn.Dropout(0.9)).train()  # is evaluated without dropout
     models = {
+        "arrays": Trained(lambda x: perfect(x).numpy()[..., ::1], resolution="r8"),
         "function": Trained(perfect, resolution="r8"),
         "module": [
             Trained(module, resolution=FINE),
@@ -509,10 +542,10 @@ def test_functions_and_modules_have_inputs_and_outputs_in_physical_units(store):
     }
     evidence = Evidence()
     results = evaluate(models, store, [8, 16], evidence=evidence)
-    runs = [("function", "r8", 0), ("module", "r16", 0), ("module", "r8+r16", 3)]
+    runs = [("arrays", "r8", 0), ("function", "r8", 0), ("module", "r16", 0), ("module", "r8+r16", 3)]
     assert results["run"].values.tolist() == runs
-    assert (results["error"].sel(predictor="direct", metric="relative_l2")[:2] == 0).all()
-    assert results["parameters"].isnull().values.tolist() == [True, True, False]
+    assert (results["error"].sel(predictor="direct", metric="relative_l2")[:3] == 0).all()
+    assert results["parameters"].isnull().values.tolist() == [True, True, True, False]
     assert results["parameters"][-1] == 4 and results["flops"][-1, 0] == 2 * 2 * 64
     assert evidence.fields["r8"]["input"].dtype == "float32"
 

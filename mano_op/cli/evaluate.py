@@ -14,6 +14,11 @@ from mano_op.errors import InputError
 
 app = App(name="evaluate", help="Evaluate trained models.")
 Card = Annotated[bool, Parameter(help="Write the table into the model card of each run too, README.md.")]
+Split = Annotated[str, Parameter(help="Samples or images to evaluate on.")]
+_SOURCES = (
+    "digits, a folder of images, CLASS/NAME.png or train/CLASS/NAME.png, or a saved data set of datasets."
+)
+Images = Annotated[str, Parameter(help=_SOURCES)]
 
 
 def _named_run(text: str) -> tuple[str, Path]:
@@ -34,7 +39,7 @@ def fields(
     *,
     out: Path,
     resolution: Sizes | None = None,
-    split: str = "test",
+    split: Split = "test",
     rollout: Int = 1,
     title: str = "Resolution transfer",
     card: Card = False,
@@ -52,35 +57,29 @@ def fields(
         Folder for the report and its numbers.
     resolution : list
         Resolutions of the store; all if not given.
-    split : str
-        Samples to evaluate on.
     rollout : int
         Of models that step on in time: how many steps to take, each from the predictions before it.
     title : str
         Of the report.
     """
     from mano_op.data.store import open_store
-    from mano_op.files import check_folder
     from mano_op.report import check_report_folder, write_report
     from mano_op.runs import load_run, write_evaluation
     from mano_op.transfer import Evidence, evaluate_transfer, summary, table
     from mano_op.transfer.rollout import shown_steps
 
-    opened = open_store(store)
-    loaded: dict[str, list[Any]] = {}
+    opened, loaded = open_store(store), dict[str, list[Any]]()
     for name, path in runs:
         loaded.setdefault(name, []).append(load_run(path, task="fields"))
-    check_report_folder(check_folder(out), overwrite=overwrite)
+    check_report_folder(out, overwrite=overwrite)
     evidence = Evidence()
-    results = evaluate_transfer(
-        loaded,
-        opened,
-        resolution or list(opened.grids),
-        split=split,
-        rollout=rollout,
-        evidence=evidence,
-        progress=not quiet,
-    )
+    options: dict[str, Any] = {
+        "split": split,
+        "rollout": rollout,
+        "evidence": evidence,
+        "progress": not quiet,
+    }
+    results = evaluate_transfer(loaded, opened, resolution or list(opened.grids), **options)
     judged = summary(results)
     report = write_report(out, results, judged, evidence, title=title, overwrite=overwrite)
     errors = table(shown_steps(judged))
@@ -94,11 +93,11 @@ def fields(
 
 @app.command
 def images(
-    source: str,
+    source: Images,
     run: ExistingDirectory,
     /,
     *,
-    split: str = "test",
+    split: Split = "test",
     image_size: Sizes | None = None,
     out: Path | None = None,
     card: Card = False,
@@ -112,12 +111,8 @@ def images(
 
     Parameters
     ----------
-    source : str
-        digits, a folder of images, CLASS/NAME.png or train/CLASS/NAME.png, or a saved data set of datasets.
     run : path
         Made by `mano-op train images`.
-    split : str
-        Images to evaluate on.
     image_size : list
         Sizes of the images, besides that of the training.
     out : path

@@ -1,4 +1,4 @@
-"""Figures of errors, costs and training. A model has one colour in all, a predictor one kind of line."""
+"""Figures of errors, spectra, costs and training: a colour for each model, a line for each predictor."""
 
 from __future__ import annotations
 
@@ -7,33 +7,35 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from mano_op.grid import Grid
 from mano_op.report.style import FAINT, INK, LINES, colours, line_handle, log_axis, model_handles, style
 from mano_op.transfer.rollout import steps_of
-from mano_op.transfer.runs import positions, trained_on
+from mano_op.transfer.runs import PLUS
 from mano_op.transfer.sentences import percent
 from mano_op.transfer.significance import DPU
+from mano_op.transfer.spectral import energy_spectrum, nyquist
 from mano_op.transfer.tables import metric_name
 
 _NOTE: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "annotation_clip": True}
+_NYQUIST: dict[str, Any] = {"color": FAINT, "ls": (0, (1, 1.5))}
 _MARKS: dict[str, dict[str, Any]] = {"direct": {"marker": "o"}, "best DPU": {"marker": "D", "mfc": "white"}}
 
 
 def error_by_resolution(judged: xr.Dataset, variable: str) -> Figure:
-    """Draw the mean error against points along an axis, both logarithmic, with intervals, floor and mean.
+    """Draw the mean errors of a summary against points along an axis, with intervals, floor and mean.
 
     A floor that lies more than a decade below all errors is left below the frame, so that they have room.
-
-    `judged` is from `mano_op.transfer.significance.summary`.
     """
-    part = _of_metric(judged).sel(variable=variable)
+    part = _selected(judged, variable)
     n = part["points"].values ** (1 / part.attrs["n_dim"])  # the geometric mean where axes differ
     with style():
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
@@ -42,18 +44,18 @@ def error_by_resolution(judged: xr.Dataset, variable: str) -> Figure:
             _draw_errors(axes, n, run, colour)
         floor = _draw_floors(axes, n, part)
         axes.plot(n, _percent(part["mean"].sel(predictor="mean")[0]), color=FAINT, ls=LINES["mean"])
-        _log_axes(axes)
-        axes.xaxis.set_major_locator(FixedLocator(n.tolist()))
-        names = [key.removeprefix("r") for key in part["resolution"].values]
-        axes.xaxis.set_major_formatter(FixedFormatter(names))
+        log_axis(axes, "x")
+        log_axis(axes, "y")
+        axes.set_xticks(n, [key.removeprefix("r") for key in part["resolution"].values])
         errors = _percent(part["mean"].sel(predictor=["direct", *DPU]))
-        below = bool(np.isfinite(errors).any()) and floor < np.nanmin(errors) / 10
+        lowest = np.min(errors, where=np.isfinite(errors), initial=np.inf)
+        below = floor < lowest / 10 < np.inf
         if below:
-            axes.set_ylim(bottom=np.nanmin(errors) / 10)
+            axes.set_ylim(bottom=lowest / 10)
         axes.set_xlabel("points along an axis")
         axes.set_ylabel(_named(part))
         axes.set_title(f"Error of {variable} by resolution; rings: trained there")
-        floors = "floor of DPU" + (", below where not shown" if below else "")
+        floors = "floor of DPU" + (", in part below the frame" if below else "")
         lines = [line_handle(kind, **mark) for kind, mark in _MARKS.items()]
         lines += [line_handle("floor", marker=".", label=floors), line_handle("mean")]
         figure.legend(handles=[*_models(part), *lines], loc="outside right upper")
@@ -61,12 +63,12 @@ def error_by_resolution(judged: xr.Dataset, variable: str) -> Figure:
 
 
 def _draw_errors(axes: Axes, n: NDArray[np.float64], run: xr.Dataset, colour: str) -> None:
-    """Direct inference and best DPU of a run, with their intervals."""
+    """Draw direct inference and best DPU of a run, with their intervals."""
     for kind, errors in _ways(run).items():
         line = {"color": colour, "ls": LINES[kind], "mfc": colour, **_MARKS[kind]}
         axes.plot(n, _percent(errors["mean"]), **line)
         _draw_band(axes, n, errors, colour)
-    trained = np.isin(run["resolution"].values, trained_on(run["train_resolution"].item()))
+    trained = np.isin(run["resolution"].values, run["train_resolution"].item().split(PLUS))
     ring: dict[str, Any] = {"marker": "o", "ms": 11, "mfc": "none", "mec": colour, "mew": 1.2, "ls": "none"}
     axes.plot(n[trained], _percent(run["mean"].sel(predictor="direct"))[trained], **ring)
 
@@ -76,7 +78,7 @@ def _draw_band(axes: Axes, x: NDArray[np.float64], errors: xr.Dataset, colour: s
 
 
 def _draw_floors(axes: Axes, n: NDArray[np.float64], part: xr.Dataset) -> float:
-    """The floor of each training grid; returns the lowest value that is drawn."""
+    """Draw the floor of each training grid, and return the lowest value that is drawn."""
     lowest = np.inf
     homes, runs = np.unique(part["home"].values, return_index=True)
     for home, run in zip(homes, runs.tolist(), strict=True):
@@ -95,18 +97,18 @@ def _draw_floors(axes: Axes, n: NDArray[np.float64], part: xr.Dataset) -> float:
 def error_by_step(judged: xr.Dataset, variable: str) -> Figure:
     """Draw the mean error of a variable, named without its step, by step and resolution."""
     steps = steps_of(judged)[variable]
-    part = _of_metric(judged).sel(variable=list(steps.values()))
+    part = _selected(judged, list(steps.values()))
     at, keys = np.array(list(steps)), part["resolution"].values.tolist()
     with style():
         figure, panels = _panels(len(keys), len(keys))
         for axes, key in zip(panels, keys, strict=True):
-            here = part.sel(resolution=key)
-            for run, colour in _runs(here):
+            at_key = part.sel(resolution=key)
+            for run, colour in _runs(at_key):
                 for kind, errors in _ways(run).items():
                     if kind == "direct" or key != run["home"].item():
                         axes.plot(at, _percent(errors["mean"]), color=colour, ls=LINES[kind])
                 _draw_band(axes, at, run.sel(predictor="direct"), colour)
-            axes.plot(at, _percent(here["mean"].sel(predictor="mean")[0]), color=FAINT, ls=LINES["mean"])
+            axes.plot(at, _percent(at_key["mean"].sel(predictor="mean")[0]), color=FAINT, ls=LINES["mean"])
             axes.set_title(key)
             log_axis(axes, "y")
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -118,18 +120,18 @@ def error_by_step(judged: xr.Dataset, variable: str) -> Figure:
 
 def error_distributions(results: xr.Dataset, judged: xr.Dataset, variable: str) -> Figure:
     """Draw, for each resolution, the share of samples with no larger error, directly and by the best DPU."""
-    part = _of_metric(judged).sel(variable=variable)
+    part = _selected(judged, variable)
     errors = results["error"].sel(variable=variable, metric=part["metric"].item())
-    seeds = list(positions(results).values())
+    errors = errors.groupby("label").mean(skipna=False)  # over the seeds
     keys = part["resolution"].values.tolist()
     columns = min(3, len(keys))
     with style():
         figure, panels = _panels(len(keys), columns)
         for axes, key in zip(panels, keys, strict=False):
-            for at, (run, colour) in zip(seeds, _runs(part.sel(resolution=key)), strict=True):
+            for run, colour in _runs(part.sel(resolution=key)):
                 for kind, predictor in (("direct", "direct"), ("best DPU", run["best_dpu"].item())):
-                    each = errors.isel(run=at).sel(resolution=key, predictor=predictor)
-                    error, share = _cumulative(each.values.mean(axis=each.dims.index("run")))
+                    cell = errors.sel(label=run["label"].item(), resolution=key, predictor=predictor)
+                    error, share = _cumulative(cell.values)
                     axes.step(error, share, where="post", color=colour, ls=LINES[kind], lw=1.3)
             axes.set_title(key)
             axes.set_ylim(0, 101)
@@ -144,7 +146,7 @@ def error_distributions(results: xr.Dataset, judged: xr.Dataset, variable: str) 
 
 
 def _cumulative(errors: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sort errors, and give the shares of samples up to them, both in per cent; of all, finite or not.
+    """Sort the finite errors, and count the share of all samples up to each, both in per cent.
 
     Examples
     --------
@@ -162,13 +164,15 @@ def cost_and_error(judged: xr.Dataset, variable: str) -> Figure:
 
     Runs without operations that can be counted are left out.
     """
-    part = _of_metric(judged).sel(variable=variable)
+    part = _selected(judged, variable)
     with style():
         figure = Figure(figsize=(7.2, 4.0), layout="constrained")
-        axes = figure.add_subplot()
+        axes, labels = figure.add_subplot(), {}
         for run, colour in _runs(part):
             if (run["flops"] == 0).any():
                 continue
+            label = run["label"].item()
+            labels[f"{label}, {_count(run['parameters'].item())} parameters"] = colour
             flops, error = run["flops"].values / 1e6, _percent(run["mean"].sel(predictor="direct"))
             axes.plot(flops, error, color=colour, marker="o", lw=1.2)
             for x, y, key in zip(flops, error, run["resolution"].values, strict=True):
@@ -178,19 +182,17 @@ def cost_and_error(judged: xr.Dataset, variable: str) -> Figure:
             dpu = _percent(run["mean"].sel(predictor=run["best_dpu"]))[away]
             cost = np.full(dpu.shape, run["training_flops"].item() / 1e6)
             axes.plot(cost, dpu, color=colour, ls="none", ms=7, zorder=1, **_MARKS["best DPU"])
-        _log_axes(axes)
+        log_axis(axes, "x")
+        log_axis(axes, "y")
         axes.margins(x=0.12, y=0.18)
         axes.set_xlabel("floating point operations for a sample, in millions")
         axes.set_ylabel(_named(part))
         axes.set_title("What a prediction costs and how far it is off")
-        parameters = dict(zip(part["label"].values.tolist(), part["parameters"].values.tolist(), strict=True))
-        labels = {label: f"{label}, {_count(number)} parameters" for label, number in parameters.items()}
         kinds = [
             line_handle("direct", label="direct, at each resolution", **_MARKS["direct"]),
             line_handle("best DPU", label="best DPU there", **_MARKS["best DPU"] | {"ls": "none"}),
         ]
-        handles = [*model_handles(colours(labels), labels), *kinds]
-        figure.legend(handles=handles, loc="outside lower left", ncols=2)
+        figure.legend(handles=[*model_handles(labels), *kinds], loc="outside lower left", ncols=2)
         return figure
 
 
@@ -199,13 +201,14 @@ def transfer_matrix(judged: xr.Dataset, variable: str) -> Figure:
 
     Below each number is that of the best DPU. Training resolutions that a model was not trained at are blank.
     """
-    part = _of_metric(judged).sel(variable=variable)
+    part = _selected(judged, variable)
     keys = part["resolution"].values.tolist()
     models = list(dict.fromkeys(part["model"].values.tolist()))
     trained = part["train_resolution"].values
     rows = list(dict.fromkeys(trained[np.argsort(part["home_points"].values, kind="stable")].tolist()))
     errors = _percent(part["mean"].sel(predictor="direct"))
-    low, high = (np.nanmin(errors), np.nanmax(errors)) if np.isfinite(errors).any() else (1.0, 100.0)
+    finite = errors[np.isfinite(errors)]
+    low, high = (finite.min(), finite.max()) if finite.size else (1.0, 100.0)
     high = high if high > low else 1.1 * low
     norm = LogNorm(low, high)
     with style(axes_grid=False):
@@ -215,20 +218,14 @@ def transfer_matrix(judged: xr.Dataset, variable: str) -> Figure:
         for axes, model in zip(panels, models, strict=True):
             shades = np.full((len(rows), len(keys)), np.nan)
             for i in np.flatnonzero(part["model"].values == model).tolist():
-                run = part.isel(run=i)
-                row = rows.index(run["train_resolution"].item())
-                shades[row] = _percent(run["mean"].sel(predictor="direct"))
+                run, row = part.isel(run=i), rows.index(trained[i])
+                shades[row] = errors[i]
                 for column, key in enumerate(keys):
-                    mean = run["mean"].sel(resolution=key)
-                    value = mean.sel(predictor="direct").item()
-                    text = percent(value)
-                    if key != run["home"].item():
-                        best = run["best_dpu"].sel(resolution=key).item()
-                        text += f"\n({percent(mean.sel(predictor=best).item())})"
+                    cell = run.sel(resolution=key)
                     # The upper half of the shades is light.
-                    dark = math.isfinite(value) and value > 0 and norm(100 * value) <= 0.5
+                    dark = np.isfinite(errors[i, column]) and norm(errors[i, column]) <= 0.5
                     colour = "white" if dark else "black"
-                    axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+                    axes.text(column, row, _entry(cell), ha="center", va="center", fontsize=8, color=colour)
             image = axes.imshow(shades, cmap="cividis", norm=norm, aspect="auto")
             axes.set_xticks(range(len(keys)), keys)
             axes.set_yticks(range(len(rows)), rows)
@@ -239,9 +236,74 @@ def transfer_matrix(judged: xr.Dataset, variable: str) -> Figure:
         panels[0].set_ylabel("trained at")
         bar = figure.colorbar(image, ax=panels.tolist(), pad=0.02)
         bar.minorticks_off()
-        bar.set_ticks([low, high], labels=[f"{low:.3g}", f"{high:.3g}"])
+        bar.set_ticks([low, high], labels=[percent(end / 100) for end in (low, high)])
         bar.set_label(_named(part), fontsize=8)
         return figure
+
+
+def _entry(cell: xr.Dataset) -> str:
+    """The direct error, and away from home that of the best DPU below it."""
+    direct, dpu = (percent(cell["mean"].sel(predictor=p).item()) for p in ("direct", cell["best_dpu"].item()))
+    return direct if cell["resolution"].item() == cell["home"].item() else f"{direct}\n({dpu})"
+
+
+def spectra(fields: xr.Dataset, grid: Grid, variable: str, trained: Mapping[str, Grid]) -> Figure:
+    """Draw the mean energy of samples by wavenumber, and the energy of the residual over that of the truth.
+
+    `fields` are from `mano_op.report.panels.beside_dpu`, and `trained` has the home grid of each model. A
+    vertical line marks the Nyquist wavenumber of each that is coarser than `grid`: to its right is what the
+    model could not have met in training, and what DPU cannot have.
+    """
+    fields = fields.sel(variable=variable)
+    true = fields["truth"].values
+    k, energy = _mean_energy(true, grid)
+    shown = colours(fields["model"].values.tolist())
+    with style():
+        figure = Figure(figsize=(7.6, 4.0), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        left.plot(k[1:], _positive(energy)[1:], color=INK, lw=3, alpha=0.35)
+        for model, colour in shown.items():
+            by_model = fields.sel(model=model)
+            kinds = {"direct": "prediction"} | ({"best DPU": "dpu"} if by_model["dpu_input"].item() else {})
+            for kind, name in kinds.items():
+                predicted, drawn = by_model[name].values, {"color": colour, "ls": LINES[kind], "lw": 1.3}
+                left.plot(k[1:], _positive(_mean_energy(predicted, grid)[1])[1:], **drawn)
+                residual = _mean_energy(predicted - true, grid)[1]
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    right.plot(k[1:], _positive(residual / energy)[1:], **drawn)
+        for axes in (left, right):
+            # Beyond its own Nyquist wavenumber a grid has the corners of its modes only.
+            axes.set_xlim(1, max(2.0, nyquist(grid)))
+            log_axis(axes, "x")
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}"))
+            axes.yaxis.set_minor_locator(NullLocator())
+            axes.set_xlabel("waves over the longest axis")
+            for at in sorted({nyquist(home) for home in trained.values() if nyquist(home) < nyquist(grid)}):
+                axes.axvline(at, **_NYQUIST, lw=1)
+        right.axhline(1, color=FAINT, lw=0.8)
+        left.set_title(f"energy of {variable}")
+        right.set_title("energy of residual / of truth")
+        handles = [
+            *model_handles(shown),
+            line_handle("direct", lw=3, alpha=0.35, label="truth"),
+            *map(line_handle, ("direct", "best DPU")),
+            line_handle("direct", label="training Nyquist", **_NYQUIST),
+        ]
+        figure.legend(handles=handles, loc="outside lower left", ncols=4)
+        return figure
+
+
+def _mean_energy(values: NDArray[np.float32], grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Wavenumbers, and the energy at each, mean over the samples."""
+    k, energy = energy_spectrum(torch.from_numpy(np.ascontiguousarray(values)), grid)
+    return k, energy.mean(dim=0).numpy()
+
+
+def _positive(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Put NaN, which is not drawn, for values that a logarithmic axis cannot show, rounding included."""
+    largest = np.max(values, where=np.isfinite(values), initial=0.0)
+    return np.where(np.isfinite(values) & (values > 1e-14 * largest), values, np.nan)
 
 
 def training_history(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
@@ -251,12 +313,10 @@ def training_history(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> 
         figure = Figure(figsize=(7.2, 3.2), layout="constrained")
         by_epoch, by_time = figure.subplots(1, 2, sharey=True)
         for model, colour in shown.items():
-            history = histories[model]
-            loss = np.array([entry["training_error"] for entry in history])
-            seconds = np.cumsum([entry["seconds"] for entry in history])
-            marker = "." if len(history) < 40 else None
-            by_epoch.plot(np.arange(1, loss.size + 1), loss, color=colour, marker=marker)
-            by_time.plot(seconds, loss, color=colour, marker=marker)
+            loss, seconds = np.array([(e["training_error"], e["seconds"]) for e in histories[model]]).T
+            line = {"color": colour, "marker": "." if loss.size < 40 else None}
+            by_epoch.plot(np.arange(1, loss.size + 1), loss, **line)
+            by_time.plot(np.cumsum(seconds), loss, **line)
         log_axis(by_epoch, "y")
         by_epoch.set_xlabel("epoch")
         by_epoch.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -267,8 +327,9 @@ def training_history(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> 
         return figure
 
 
-def _of_metric(judged: xr.Dataset) -> xr.Dataset:
-    return judged.sel(metric=judged.attrs["metric"])
+def _selected(judged: xr.Dataset, variable: str | list[str]) -> xr.Dataset:
+    """The numbers of a variable by the metric of the verdicts."""
+    return judged.sel(metric=judged.attrs["metric"], variable=variable)
 
 
 def _runs(part: xr.Dataset) -> Iterator[tuple[xr.Dataset, str]]:
@@ -293,11 +354,6 @@ def _panels(n: int, columns: int) -> tuple[Figure, NDArray[Any]]:
     return figure, figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
 
 
-def _log_axes(axes: Axes) -> None:
-    log_axis(axes, "x")
-    log_axis(axes, "y")
-
-
 def _legend_above(figure: Figure, handles: list[Line2D]) -> None:
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
 
@@ -308,7 +364,7 @@ def _named(data: xr.Dataset) -> str:
 
 
 def _percent(fraction: xr.DataArray) -> NDArray[np.float64]:
-    """In per cent; NaN, which is not drawn, where a logarithmic axis has no place for it."""
+    """Convert to per cent; NaN, which is not drawn, where a logarithmic axis cannot show the value."""
     values = fraction.values
     return np.where(np.isfinite(values) & (values > 0), 100 * values, np.nan)
 

@@ -17,18 +17,16 @@ from mano_op.data.store import FieldStore
 from mano_op.labels import variable_of
 from mano_op.machine import machine
 from mano_op.report import figures
-from mano_op.report.panels import sample_panels
-from mano_op.report.samples import beside_dpu, best_median_worst, sample_errors
-from mano_op.report.spectra import spectra
+from mano_op.report.panels import beside_dpu, best_median_worst, sample_panels
 from mano_op.report.style import data_uri
 from mano_op.runs import Run
 from mano_op.transfer.evidence import Evidence
 from mano_op.transfer.rollout import shown_steps, steps_of
-from mano_op.transfer.runs import JudgedRun, positions, trained_on
-from mano_op.transfer.tables import header, metric_header, metric_name, metric_rows, notes, table_rows
+from mano_op.transfer.runs import PLUS, JudgedRun, positions
+from mano_op.transfer.tables import error_rows, metric_name, metric_rows, notes
 
 _FOR_SPECTRA = 50
-_UNKNOWN = "not recorded"
+_UNKNOWN = "not known"
 
 
 def page(title: str, results: xr.Dataset, judged: xr.Dataset, evidence: Evidence, files: list[str]) -> str:
@@ -38,28 +36,31 @@ def page(title: str, results: xr.Dataset, judged: xr.Dataset, evidence: Evidence
     """
     every_step, results, judged = judged, shown_steps(results), shown_steps(judged)
     fields = {key: beside_dpu(kept, judged, key) for key, kept in evidence.fields.items()}
-    finest = judged["resolution"].values.tolist()[-1]
+    resolutions, variables = (judged[dim].values.tolist() for dim in ("resolution", "variable"))
+    finest = resolutions[-1]
+    n_kept = fields[finest].sizes["sample"]
     return _template().render(
         title=title,
         about=judged.attrs,
         metric=metric_name(judged.attrs["metric"]),
         store=evidence.store,
         labels=judged["label"].values.tolist(),
-        resolutions=judged["resolution"].values.tolist(),
+        resolutions=resolutions,
         findings=list(zip(judged["sentence"].values.ravel(), judged["verdict"].values.ravel(), strict=True)),
-        errors=(header(judged), table_rows(judged)),
-        metrics=(metric_header(judged), metric_rows(judged)),
+        errors=error_rows(judged),
+        metrics=metric_rows(judged),
         notes=notes(judged),
-        pictures=_pictures(results, judged),
+        pictures={variable: _pictures(results, judged, variable) for variable in variables},
         steps={v: _svg(figures.error_by_step(every_step, v)) for v in steps_of(every_step)},
         finest=finest,
-        spectra=_spectra(judged, fields[finest], evidence),
-        n_spectra=min(_FOR_SPECTRA, fields[finest].sizes["sample"]),
-        n_kept=fields[finest].sizes["sample"],
+        spectra=_spectra(judged, fields[finest], evidence.store),
+        n_spectra=min(_FOR_SPECTRA, n_kept),
+        n_kept=n_kept,
         samples=list(_samples(results, judged, fields, evidence.store)),
         costs=_costs(judged),
         runs=_runs(results, evidence.runs),
         history=_history(judged, evidence.runs),
+        grids=_grids(evidence.store),
         data=_data(evidence.store),
         known=in_words(json.loads(judged.attrs["boundary"])) or "none",
         files=files,
@@ -88,27 +89,22 @@ def _svg(figure: Figure) -> str:
     return data_uri(figure, "svg")
 
 
-def _pictures(results: xr.Dataset, judged: xr.Dataset) -> dict[str, dict[str, str]]:
-    """The pictures of each variable, by what they show."""
+def _pictures(results: xr.Dataset, judged: xr.Dataset, variable: str) -> dict[str, str]:
+    """The pictures of a variable, by what they show."""
     countable = bool((judged["flops"] > 0).all("resolution").any())
     return {
-        variable: {
-            "matrix": _svg(figures.transfer_matrix(judged, variable)),
-            "by_resolution": _svg(figures.error_by_resolution(judged, variable)),
-            "distributions": _svg(figures.error_distributions(results, judged, variable)),
-            "cost": _svg(figures.cost_and_error(judged, variable)) if countable else "",
-        }
-        for variable in judged["variable"].values.tolist()
+        "matrix": _svg(figures.transfer_matrix(judged, variable)),
+        "by_resolution": _svg(figures.error_by_resolution(judged, variable)),
+        "distributions": _svg(figures.error_distributions(results, judged, variable)),
+        "cost": _svg(figures.cost_and_error(judged, variable)) if countable else "",
     }
 
 
-def _spectra(judged: xr.Dataset, fields: xr.Dataset, evidence: Evidence) -> dict[str, str]:
-    grids = evidence.store.grids
-    grid = grids[judged["resolution"].values.tolist()[-1]]
-    some = fields.isel(sample=slice(_FOR_SPECTRA))
+def _spectra(judged: xr.Dataset, fields: xr.Dataset, store: FieldStore) -> dict[str, str]:
+    grid, some = store.grids[judged["resolution"].values[-1]], fields.isel(sample=slice(_FOR_SPECTRA))
     homes = zip(judged["label"].values.tolist(), judged["home"].values.tolist(), strict=True)
-    trained = {label: grids[home] for label, home in homes}
-    return {v: _svg(spectra(some, grid, v, trained)) for v in judged["variable"].values.tolist()}
+    trained = {label: store.grids[home] for label, home in homes}
+    return {v: _svg(figures.spectra(some, grid, v, trained)) for v in judged["variable"].values.tolist()}
 
 
 def _samples(
@@ -118,62 +114,67 @@ def _samples(
     units = {
         variable.name: "" if variable.units == "1" else f" [{variable.units}]" for variable in store.variables
     }
-    for key, kept in fields.items():
-        if key not in judged["resolution"].values:
+    runs = list(zip(judged["label"].values, judged["train_resolution"].values, strict=True))
+    direct = results["error"].sel(predictor="direct", metric=judged.attrs["metric"])
+    direct = direct.groupby("label").mean(skipna=False).transpose("label", ..., "sample")  # over the seeds
+    for key in judged["resolution"].values.tolist():
+        if key not in fields:
             continue
-        runs = zip(judged["label"].values, judged["train_resolution"].values, strict=True)
-        here = [label for label, trained in runs if key in trained_on(trained)]
+        kept = fields[key]
+        errors = direct.isel(sample=slice(kept.sizes["sample"]))
         channels = [*kept["input_variable"].values.tolist(), *kept["variable"].values.tolist()]
         names = {channel: channel + units[variable_of(channel)] for channel in channels}
         for variable in judged["variable"].values.tolist():
-            errors = sample_errors(results, key, variable, judged.attrs["metric"])
-            rows = best_median_worst(errors[:, : kept.sizes["sample"]])
+            rows = best_median_worst(errors.sel(resolution=key, variable=variable).values)
             captions = [f"{which}, no. {kept['sample'].values[row]}" for which, row in rows.items()]
             shown = kept.isel(sample=list(rows.values()))
             yield {
                 "variable": variable,
                 "key": key,
                 "shape": store.grids[key].shape,
-                "trained": here,
+                "trained": [label for label, trained in runs if key in trained.split(PLUS)],
                 "picture": data_uri(sample_panels(shown, store.grids[key], variable, captions, names), "png"),
             }
 
 
 def _costs(judged: xr.Dataset) -> list[list[str]]:
     """Rows of model, resolution, MFLOP, milliseconds and MiB for a sample."""
+    costs = judged[["flops", "seconds_per_sample", "peak_bytes"]].reset_index("run")
     return [
         [
-            judged["label"].values[i],
-            key,
-            f"{cost['flops'].item() / 1e6:.4g}",
-            f"{1e3 * cost['seconds_per_sample'].item():.3g}",
-            f"{cost['peak_bytes'].item() / 2**20:.3g}",
+            row.label,
+            row.resolution,
+            _megaflops(row.flops),
+            f"{1e3 * row.seconds_per_sample:.3g}",
+            f"{row.peak_bytes / 2**20:.3g}",
         ]
-        for i in range(judged.sizes["run"])
-        for key in judged["resolution"].values.tolist()
-        for cost in [judged.isel(run=i).sel(resolution=key)]
+        for row in costs.to_dataframe(dim_order=["run", "resolution"]).reset_index().itertuples()
     ]
 
 
-def _runs(results: xr.Dataset, runs: list[JudgedRun]) -> tuple[list[str], list[list[str]]]:
+def _megaflops(flops: float) -> str:
+    return f"{flops / 1e6:.4g}" if flops else _UNKNOWN
+
+
+def _runs(results: xr.Dataset, runs: list[JudgedRun]) -> list[list[str]]:
     """A table with a column for each run: what it is, what it was trained on, for how long."""
     labels, flops = (results[name].values.tolist() for name in ("label", "training_flops"))
     if len(set(labels)) < len(labels):
         labels = [f"{label}, seed {run.seed}" for label, run in zip(labels, runs, strict=True)]
     facts = [_facts(*run) for run in zip(runs, flops, strict=True)]
-    names = dict.fromkeys(name for each in facts for name in each)
-    return ["", *labels], [[name, *(each.get(name, "") for each in facts)] for name in names]
+    names = dict.fromkeys(name for of_run in facts for name in of_run)
+    return [["", *labels], *([name, *(of_run.get(name, "") for of_run in facts)] for name in names)]
 
 
 def _facts(run: JudgedRun, flops: float) -> dict[str, str]:
     parameters = count_parameters(run.network)
     counted = {
-        "parameters": f"{parameters:,}" if parameters else "not known",
-        "MFLOP for a sample": f"{flops / 1e6:.4g}",
+        "parameters": f"{parameters:,}" if parameters else _UNKNOWN,
+        "MFLOP for a sample": _megaflops(flops),
     }
     if not isinstance(run.source, Run):
         known = {"resolution": run.train_resolution, "seed": str(run.seed)}
-        return {"architecture": "a function, trained elsewhere", "options": "", **counted, **known}
+        return {"architecture": "a function, trained elsewhere", **counted, **known}
     training, history = run.source.training, run.source.history
     hardware = training.get("machine", {})
     software = {name: hardware[name] for name in ("python", "platform", "versions") if name in hardware}
@@ -195,14 +196,12 @@ def _facts(run: JudgedRun, flops: float) -> dict[str, str]:
 
 def _history(judged: xr.Dataset, runs: list[JudgedRun]) -> dict[str, Any]:
     """The picture of the training losses of the first seeds, and what the losses are; empty without any."""
-    firsts = zip(judged["label"].values.tolist(), positions(judged), strict=True)
-    by_pair = {(run.model, run.train_resolution): run for run in reversed(runs)}
-    first = {label: by_pair[pair] for label, pair in firsts}
-    sources = {label: run.source for label, run in first.items() if isinstance(run.source, Run)}
-    if not any(source.history for source in sources.values()):
+    by_pair = {run.coordinates[:2]: run.source for run in reversed(runs)}
+    first = dict(zip(judged["label"].values.tolist(), map(by_pair.get, positions(judged)), strict=True))
+    histories = {label: run.history if isinstance(run, Run) else [] for label, run in first.items()}
+    if not any(histories.values()):
         return {}
-    histories = {label: sources[label].history if label in sources else [] for label in first}
-    losses = {label: _loss(source) for label, source in sources.items() if source.history}
+    losses = {label: _loss(run) for label, run in first.items() if isinstance(run, Run) and run.history}
     return {"picture": _svg(figures.training_history(histories)), "losses": losses}
 
 
@@ -211,13 +210,16 @@ def _loss(run: Run) -> str:
     return f"relative {f'{loss} '.upper() if loss else ''}error of the normalised field"
 
 
-def _data(store: FieldStore) -> tuple[list[list[str]], dict[str, str]]:
-    """The resolutions of the store, and what is known of it and of this machine."""
-    grids = [
+def _grids(store: FieldStore) -> list[list[str]]:
+    return [
         [key, str(grid), in_words({split: store.splits[split] for split in store.layout.held[key]})]
         for key, grid in store.grids.items()
     ]
-    return grids, {
+
+
+def _data(store: FieldStore) -> dict[str, str]:
+    """What is known of the store and of this machine."""
+    return {
         "store": f"{store.attrs.get('title', '')} ({store.name})".lstrip(),
         "fields": f"{', '.join(store.inputs)} to {', '.join(store.outputs)}",
         "boundary conditions": in_words(store.layout.boundary_conditions),

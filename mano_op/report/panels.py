@@ -1,4 +1,4 @@
-"""Pictures of single samples: input, truth, and each model's predictions and errors, direct and by DPU."""
+"""Pictures of single samples: input, truth, and predictions and errors of each model, direct and by DPU."""
 
 from __future__ import annotations
 
@@ -19,31 +19,20 @@ from numpy.typing import NDArray
 
 from mano_op.grid import Axis, Grid
 from mano_op.report.style import FAINT, INK, LINES, colours, style
+from mano_op.transfer.runs import positions
 from mano_op.transfer.sentences import percent
-
-Names = Mapping[str, str]
+from mano_op.transfer.tables import dpu_input
 
 
 def sample_panels(
-    fields: xr.Dataset, grid: Grid, variable: str, captions: Sequence[str], names: Names
+    fields: xr.Dataset, grid: Grid, variable: str, captions: Sequence[str], names: Mapping[str, str]
 ) -> Figure:
-    """Draw samples below each other, each with a row for every model.
+    """Draw samples of `beside_dpu` below each other, each with a row for every model.
 
-    A row has the direct prediction, and beside it that of the best DPU, each with its relative L2 error and
-    where that is. Truth and predictions of a sample share the truth's colour scale, all errors another. Of
-    three-dimensional fields the middle of the first axis is drawn; one-dimensional ones are lines.
-
-    Parameters
-    ----------
-    fields : Dataset
-        From `mano_op.report.samples.beside_dpu`.
-    grid : Grid
-    variable : str
-        One of the outputs.
-    captions : sequence of str
-        One for each sample.
-    names : mapping of str to str
-        The label of each variable, with its unit.
+    A row has the direct prediction and that of the best DPU, each beside its error and relative L2 error.
+    Truth and predictions of a sample share the truth's colour scale, all errors another. Of three-dimensional
+    fields the middle of the first axis is drawn; one-dimensional ones are lines. `captions` are of the
+    samples, and `names` the labels of variables, with units.
     """
     fields = fields.sel(variable=variable)
     draw = _lines if grid.n_dim == 1 else _images
@@ -78,8 +67,8 @@ def _kinds(sample: xr.Dataset) -> dict[str, str]:
     return {"direct": "prediction"} | ({"DPU": "dpu"} if (sample["dpu_input"] != "").any() else {})
 
 
-def _images(part: SubFigure, sample: xr.Dataset, grid: Grid, label: str, names: Names) -> None:
-    """Truth and inputs in the first columns, then for each model its predictions, each with its error."""
+def _images(part: SubFigure, sample: xr.Dataset, grid: Grid, label: str, names: Mapping[str, str]) -> None:
+    """Draw truth and inputs in the first columns, then the predictions of each model beside their errors."""
     rows, columns = _shape(sample)
     panels = part.subplots(rows, columns, squeeze=False)
     kinds, models = _kinds(sample), sample["model"].values.tolist()
@@ -125,7 +114,7 @@ def _images(part: SubFigure, sample: xr.Dataset, grid: Grid, label: str, names: 
 
 
 def _bar(part: SubFigure, image: AxesImage, ax: Any, **options: Any) -> Colorbar:
-    """A colour bar with a few whole numbers: one taken apart into a factor and a rest can be overlooked."""
+    """A colour bar with a few full numbers: a common factor or offset beside it would be overlooked."""
     low, high = image.get_clim()
     digits = 4
     if high > low:
@@ -134,8 +123,8 @@ def _bar(part: SubFigure, image: AxesImage, ax: Any, **options: Any) -> Colorbar
     return part.colorbar(image, ax=ax, ticks=MaxNLocator(4), format=written, **options)
 
 
-def _lines(part: SubFigure, sample: xr.Dataset, grid: Grid, label: str, names: Names) -> None:
-    """Truth and predictions in one frame, inputs and errors in two below; DPU's lines are broken."""
+def _lines(part: SubFigure, sample: xr.Dataset, grid: Grid, label: str, names: Mapping[str, str]) -> None:
+    """Draw truth and predictions in one frame, inputs and errors in two below; lines of DPU are broken."""
     fields, inputs, errors = part.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
     x = grid.points[0]
     true = sample["truth"].values
@@ -160,7 +149,7 @@ def _lines(part: SubFigure, sample: xr.Dataset, grid: Grid, label: str, names: N
 
 
 def _draw(axes: Axes, values: NDArray[np.float32], grid: Grid, cmap: str, *limits: float) -> AxesImage:
-    """A field in its place: each value fills the cell about its point."""
+    """Draw a field, each value in the cell about its point."""
     y, x = grid.axes
     axes.set_visible(True)
     image = axes.imshow(
@@ -181,7 +170,7 @@ def _draw(axes: Axes, values: NDArray[np.float32], grid: Grid, cmap: str, *limit
 
 
 def _label(axes: Axes, grid: Grid) -> None:
-    """The ends of the domain, on one panel for all."""
+    """Label the ends of the domain, on one panel for all."""
     y, x = grid.axes
     axes.set_xticks([x.start, x.stop])
     axes.set_yticks([y.start, y.stop])
@@ -199,10 +188,64 @@ def _largest(errors: NDArray[np.float32]) -> float:
 
 
 def _short(text: str) -> str:
-    """As much of a title as fits over a panel."""
+    """Cut a title to the width of a panel."""
     return text if len(text) <= 22 else text[:21] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _size(predicted: NDArray[np.float32], true: NDArray[np.float32]) -> str:
     difference = predicted.astype(np.float64) - true
     return percent(float(np.linalg.norm(difference) / np.linalg.norm(true.astype(np.float64))))
+
+
+def beside_dpu(fields: xr.Dataset, judged: xr.Dataset, key: str) -> xr.Dataset:
+    """Put beside sample fields of `Evidence` at a resolution the prediction of each model's best DPU.
+
+    Returns
+    -------
+    Dataset
+        ``input``, ``truth``, and by ``model``, labelled as in the summary `judged`, the first seed's
+        ``prediction`` and ``dpu``, and ``dpu_input`` (model, variable), the restriction: "" at the home
+        resolution, where ``dpu`` is the direct prediction.
+    """
+    cells = judged.sel(resolution=key, metric=judged.attrs["metric"], variable=fields["variable"].values)
+    labels = judged["label"].values.tolist()
+    first = [at[0] for at in positions(fields).values()]
+    prediction = _by_label(fields["prediction"].isel(run=first), labels)
+    best = _by_label(cells["best_dpu"], labels)
+    inputs = [
+        ["" if key == run["home"].item() else dpu_input(run.isel(variable=v)) for v in range(best.shape[1])]
+        for run in (cells.isel(run=i) for i in range(len(labels)))
+    ]
+    shown = fields.drop_dims(["run", "predictor"])
+    return shown.assign(
+        prediction=prediction.sel(predictor="direct", drop=True),
+        dpu=prediction.sel(predictor=best).drop_vars("predictor").transpose("model", "variable", ...),
+        dpu_input=(("model", "variable"), inputs),
+    )
+
+
+def _by_label(data: xr.DataArray, labels: list[str]) -> xr.DataArray:
+    """An array by run as an array by model, with the coordinates of its other dimensions alone."""
+    coords = {name: data[name].values for name in data.dims if name != "run"}
+    dims = ["model" if name == "run" else name for name in data.dims]
+    return xr.DataArray(data.values, coords | {"model": labels}, dims)
+
+
+def best_median_worst(errors: NDArray[np.float64]) -> dict[str, int]:
+    """Find samples by their mean error over models, ``(models, samples)``; not finite is the largest.
+
+    Examples
+    --------
+    >>> best_median_worst(np.array([[0.3, 0.1, np.nan, 0.2, 0.4]]))
+    {'Best sample': 1, 'Median sample': 0, 'Worst sample': 2}
+    >>> best_median_worst(np.array([[0.3]]))
+    {'Best sample': 0}
+    """
+    means = np.where(np.isfinite(errors), errors, np.inf).mean(axis=0)
+    order = np.argsort(means, kind="stable").tolist()
+    picks = {"Best sample": 0, "Median sample": (len(order) - 1) // 2, "Worst sample": len(order) - 1}
+    chosen: dict[str, int] = {}
+    for which, place in picks.items():
+        if order[place] not in chosen.values():
+            chosen[which] = order[place]
+    return chosen

@@ -1,4 +1,4 @@
-"""What the figures have in common: one style, colours and lines, and how a figure becomes text.
+"""Style, colours and lines of all figures, and their encoding as text.
 
 matplotlib's settings are changed within `style` only, and no backend is chosen.
 """
@@ -94,10 +94,9 @@ def colours(models: Iterable[str]) -> dict[str, str]:
     return {model: COLOURS[i % len(COLOURS)] for i, model in enumerate(models)}
 
 
-def model_handles(shown: Mapping[str, str], labels: Mapping[str, str] | None = None) -> list[Line2D]:
-    """Make legend entries for the models' colours, under other labels than their names if given."""
-    labels = labels or {}
-    return [Line2D([], [], color=c, lw=3, label=labels.get(model, model)) for model, c in shown.items()]
+def model_handles(shown: Mapping[str, str]) -> list[Line2D]:
+    """Make legend entries for colours by label."""
+    return [Line2D([], [], color=colour, lw=3, label=label) for label, colour in shown.items()]
 
 
 def line_handle(kind: str, **options: Any) -> Line2D:
@@ -109,8 +108,8 @@ def line_handle(kind: str, **options: Any) -> Line2D:
 def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
     """Make an axis logarithmic, with plain numbers at 1, 2 and 5 times powers of ten, when all is drawn.
 
-    Where fewer than two of these are in sight, ticks are as on a linear axis; over more than five decades
-    they are powers of ten. Without any positive value the axis is from 1 to 100.
+    Where fewer than two of these are in sight, ticks are as on a linear axis; where more than seven, they are
+    powers of ten. Without any positive value the axis is from 1 to 100.
     """
     shared = axes.get_shared_x_axes() if which == "x" else axes.get_shared_y_axes()
     axis = axes.xaxis if which == "x" else axes.yaxis
@@ -120,12 +119,7 @@ def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
     low, high = axis.get_view_interval()
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     in_sight = sum(low <= factor * 10.0**decade <= high for decade in decades for factor in (1, 2, 5))
-    if in_sight < 2:
-        axis.set_major_locator(MaxNLocator(4))
-    else:
-        ticks: dict[str, Any] = (
-            {"subs": (1.0, 2.0, 5.0)} if high / low < 1e5 else {"subs": (1.0,), "numticks": 6}
-        )
-        axis.set_major_locator(LogLocator(**ticks))
+    powers = LogLocator(subs=(1.0,), numticks=6) if in_sight > 7 else LogLocator(subs=(1.0, 2.0, 5.0))
+    axis.set_major_locator(powers if in_sight > 1 else MaxNLocator(4))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())

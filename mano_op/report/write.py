@@ -7,17 +7,17 @@ from pathlib import Path
 import xarray as xr
 
 from mano_op.errors import InputError
-from mano_op.files import write_file
+from mano_op.files import check_file, write_file
 from mano_op.report.page import page
 from mano_op.transfer.evidence import Evidence
 from mano_op.transfer.io import netcdf_bytes
-from mano_op.transfer.tables import csv_text, json_text
+from mano_op.transfer.tables import check_summary, csv_text, json_text
 
 FILES = ("report.html", "results.csv", "results.json", "results.nc")
 
 
 def check_report_folder(folder: str | Path, *, overwrite: bool = False) -> None:
-    """Refuse a folder that has a file of a report, before the evaluation.
+    """Refuse a folder that a report cannot be written to, before the evaluation.
 
     Parameters
     ----------
@@ -29,14 +29,10 @@ def check_report_folder(folder: str | Path, *, overwrite: bool = False) -> None:
     Raises
     ------
     InputError
-        If one of `FILES` is there and `overwrite` is not set.
+        If one of `FILES` is there and `overwrite` is not set, or the folder cannot be made.
     """
-    existing = [name for name in FILES if (Path(folder) / name).exists()]
-    if existing and not overwrite:
-        raise InputError(
-            f"{folder} has {', '.join(existing)} already: give another folder, or overwrite=True to replace "
-            "them"
-        )
+    for name in FILES:
+        check_file(Path(folder) / name, overwrite=overwrite)
 
 
 def write_report(
@@ -50,8 +46,8 @@ def write_report(
 ) -> Path:
     """Write ``report.html`` and the numbers it shows: ``results.csv``, ``results.json``, ``results.nc``.
 
-    The page holds its pictures, loads nothing from a network, and can be sent as it is. The CSV has every
-    error as a row, the JSON the summary, and the netCDF file the labelled data set `results`.
+    The page holds its pictures and loads nothing from a network. The CSV file has a row for every error, the
+    JSON file has the summary, and the NetCDF file the labelled data set `results`.
 
     Parameters
     ----------
@@ -62,7 +58,7 @@ def write_report(
     judged : Dataset
         From `mano_op.transfer.summary`, of the results.
     evidence : Evidence
-        That `evaluate_transfer` was given.
+        As `evaluate_transfer` filled it.
     title : str
     overwrite : bool
         Whether a report in the folder may be replaced.
@@ -75,11 +71,11 @@ def write_report(
     Raises
     ------
     InputError
-        Before anything is written, if the folder has a report, or the three are not of one evaluation.
+        Before anything is written, if the folder has a report, or the parts are not of one evaluation.
     """
     folder = Path(folder)
     check_report_folder(folder, overwrite=overwrite)
-    _check_evidence(results, judged, evidence)
+    _check_parts(results, judged, evidence)
     contents: dict[str, str | bytes] = {
         "results.csv": csv_text(results),
         "results.json": json_text(judged),
@@ -92,20 +88,20 @@ def write_report(
     return folder / "report.html"
 
 
-def _check_evidence(results: xr.Dataset, judged: xr.Dataset, evidence: Evidence) -> None:
+def _check_parts(results: xr.Dataset, judged: xr.Dataset, evidence: Evidence) -> None:
     """Refuse results, a summary and evidence of different evaluations."""
-    if not evidence.fields:
-        raise InputError("evidence of no evaluation: give it to evaluate_transfer(..., evidence=evidence)")
-    runs = [(run.model, run.train_resolution, run.seed) for run in evidence.runs]
-    keys = results["resolution"].values.tolist()
-    if list(results.get_index("run")) != runs or keys[-1] != list(evidence.fields)[-1]:
+    check_summary(judged, "write_report")
+    keys, runs = results["resolution"].values.tolist(), [run.coordinates for run in evidence.runs]
+    labels, judged_labels = (data["label"].values.tolist() for data in (results, judged))
+    if (
+        list(results.get_index("run")) != runs
+        or keys[-1] != list(evidence.fields)[-1]
+        or not set(judged_labels) <= set(labels)
+        or keys != judged["resolution"].values.tolist()
+    ):
         raise InputError(
-            f"results of {', '.join(results['label'].values)} at {', '.join(keys)}, but evidence of "
-            f"{', '.join(run.name for run in evidence.runs)} at {', '.join(evidence.fields)}: give the "
-            "evidence of the same evaluation"
-        )
-    if not (judged["label"].isin(results["label"]).all() and keys == judged["resolution"].values.tolist()):
-        raise InputError(
-            f"a summary of {', '.join(judged['label'].values)}, but results of "
-            f"{', '.join(results['label'].values)}: give summary(results)"
+            f"results of {', '.join(labels)} at {', '.join(keys)}, a summary of {', '.join(judged_labels)} "
+            f"at {', '.join(judged['resolution'].values)} and evidence of "
+            f"{', '.join(run.name for run in evidence.runs) or 'nothing'}: give those of one evaluation, "
+            "evaluate_transfer(..., evidence=evidence), and summary(results)"
         )

@@ -1,13 +1,14 @@
 r"""Evaluate resolution transfer against the baselines that it has to beat.
 
-A model that accepts a finer grid does not yet gain from it: predicting on the training grid and
-interpolating may do as well, and so may the same model trained on the finer grid. So direct inference is
-judged by each metric of `mano_op.transfer.metrics` beside the others of `mano_op.transfer.predictors`.
+A model that accepts a finer grid need not gain from it: predicting on the training grid and interpolating
+may do as well, and so may the same model trained on the finer grid. So direct inference is judged by each
+metric of `mano_op.transfer.metrics` beside the others of `mano_op.transfer.predictors`.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,18 +21,17 @@ from tqdm import tqdm
 from mano_op.boundary import Boundary
 from mano_op.cost import count_parameters
 from mano_op.data.dataset import FieldDataset, collate
-from mano_op.data.store import FieldStore, Resolution, open_store
+from mano_op.data.store import FieldStore, Resolution, opened
 from mano_op.errors import InputError, check_whole
 from mano_op.grid import Grid
 from mano_op.resample import nests
 from mano_op.transfer.evidence import Evidence
 from mano_op.transfer.metrics import METRICS, all_metrics
-from mano_op.transfer.predict import Cost, cost_on, group_numbers, sample_numbers, timed_predict, times_of
+from mano_op.transfer.predict import cost_on, group_numbers, naming, sample_numbers, timed_predict
 from mano_op.transfer.predictors import PREDICTORS, Ends, by_predictor, exact_outputs, known_ends
 from mano_op.transfer.runs import JudgedRun, Models, judged_runs, run_coordinates
 
 _REPEATS = 3
-_OF_THE_TRUTH = ("floor", "mean")  # predictors that are the same for all models of a training grid
 
 
 def evaluate_transfer(
@@ -57,24 +57,24 @@ def evaluate_transfer(
 
     Parameters
     ----------
-    models : mapping of str to Run or Trained, or to a sequence of them
-        By the names to report them under. The runs of a name differ in training resolution or seed. `Trained`
-        is any function from fields to fields. A model is evaluated where it is, in evaluation mode: to use a
-        GPU, move ``run.model`` and ``run.processor``.
+    models : mapping of str to Run or Trained, or to a list of them
+        By the names to report them under; the runs of a name differ in training resolution or seed. `Trained`
+        is any function from fields to fields. A model is evaluated on its device, in evaluation mode: to use
+        a GPU, move ``run.model`` and ``run.processor``.
     store : path or FieldStore
         With the variables that the models were trained on, and their home resolutions among its own.
     resolutions : sequence of int, tuple of int, str or Grid
         Of the store, to judge at.
     split : str
     batch_size : int
-        Samples at a time; memory is for these alone.
+        Samples in memory at a time.
     rollout : int
         Number of steps, of models trained with ``time_steps=(steps_in, 1)``; each but the first starts from
-        the predictions of the step before. The results then have the variables of each step, "vorticity@+1"
-        to "vorticity@+20". DPU takes all steps on the training grid.
+        the predictions of the step before. The results have a variable for each step, "vorticity@+1" to
+        "vorticity@+20". DPU takes all steps on the training grid.
     boundary : mapping, optional
-        For the interpolation, known values of outputs at the ends of axes, in place of those that the store
-        states (`Variable.boundary_value`): ``{"pressure": {"y": (0.0, None)}}``, None for no known value.
+        For the interpolation, known values of outputs at the ends of axes, in place of the store's
+        (`Variable.boundary_value`): ``{"pressure": {"y": (0.0, None)}}``, None for no known value.
     evidence : Evidence, optional
         Gets the fields and predictions of some samples, for a report.
     progress : bool
@@ -83,15 +83,16 @@ def evaluate_transfer(
     Returns
     -------
     Dataset
-        ``error`` (run, resolution, predictor, metric, variable, sample), resolutions coarsest first. ``run``
-        is indexed by ``model``, ``train_resolution`` and ``seed``. Along it are ``label``; ``home`` and
+        ``error`` (run, resolution, predictor, metric, variable, sample), resolutions coarsest first, and
+        ``defined`` (resolution, predictor, metric), whether the error exists. ``run`` is indexed by
+        ``model``, ``train_resolution`` and ``seed``, and has a ``label``, the same for all seeds:
+        ``results["error"].groupby("label").mean()`` averages over them. By run: ``home`` and
         ``home_points``, the home resolution; ``parameters``, NaN for a function that has none to count;
-        ``training_flops`` of one sample on the home grid; and by resolution ``flops``, ``peak_bytes``
-        (`mano_op.memory.peak_bytes`), ``seconds_per_sample`` of direct inference, the best of some batches
-        and indicative only, and ``restriction``, "injection" or "nearest", that of ``dpu_injection``. Of a
-        rollout, operations and seconds are of all steps. ``defined`` (resolution, predictor, metric) says
-        which errors exist. ``group`` (sample) is the store's number of a sample: runs of times of one sample
-        have one group, and are not independent.
+        ``training_flops`` of one sample on the home grid. By run and resolution, of direct inference:
+        ``flops``, ``peak_bytes`` (`mano_op.memory.peak_bytes`) and ``seconds_per_sample``, the best of some
+        batches and indicative only; of a rollout, operations and seconds are of all steps. ``restriction``
+        is "injection" or "nearest", that of ``dpu_injection``. ``group`` (sample) is the store's number of a
+        sample: runs of times of one sample have one group, and are not independent.
 
     Raises
     ------
@@ -119,14 +120,15 @@ def evaluate_transfer(
     >>> bool(same.all()), float(errors.sel(resolution="r4", predictor="floor").max())
     (True, 0.0)
     """
-    store = store if isinstance(store, FieldStore) else open_store(store)
+    store = opened(store)
     keys = _keys(store, resolutions, split)
     check_whole(batch_size=batch_size, rollout=rollout)
     runs = judged_runs(models, store)
+    times = runs[0].source.times
     if rollout > 1:
         for run in runs:
             run.processor.check_rollout()
-    times = times_of(runs[0].source.times, rollout)
+        times = {"time_steps": (times["time_steps"][0], rollout)}
     data = {
         key: FieldDataset(store, key, split, **times, cache_bytes=0)
         for key in dict.fromkeys([*keys, *(run.home for run in runs)])
@@ -134,9 +136,11 @@ def evaluate_transfer(
     }
     first = data[keys[0]]
     ends = known_ends(store, first.channels, first.grid, boundary or {})
-    costs = [
-        {key: cost_on(run, store.grids[key], key) for key in dict.fromkeys([*keys, run.home])} for run in runs
-    ]
+    costs: list[dict[str, tuple[int, int]]] = [{} for _ in runs]
+    for cost, run in zip(costs, runs, strict=True):
+        for key in dict.fromkeys([*keys, run.home]):
+            with naming(run, key):
+                cost[key] = cost_on(run, store.grids[key])
     if evidence is not None:
         evidence.begin(runs, store, {key: data[key] for key in keys}, rollout)
     errors, seconds = _judge(runs, data, keys, ends, batch_size, rollout, evidence, progress)
@@ -155,15 +159,15 @@ def _labelled(
     errors: NDArray[np.float64],
     seconds: NDArray[np.float64],
     runs: Sequence[JudgedRun],
-    costs: Sequence[Mapping[str, Cost]],
+    costs: Sequence[Mapping[str, tuple[int, int]]],
     grids: Mapping[str, Grid],
     rollout: int,
 ) -> xr.Dataset:
     """The data set of the results, without the names of variables and samples."""
     parameters = [float(count_parameters(run.network)) or np.nan for run in runs]
-    training = [float(rollout * cost[run.home].flops) for run, cost in zip(runs, costs, strict=True)]
-    flops = [[float(rollout * cost[key].flops) for key in grids] for cost in costs]
-    peak = [[float(cost[key].peak_bytes) for key in grids] for cost in costs]
+    training = [float(rollout * cost[run.home][0]) for run, cost in zip(runs, costs, strict=True)]
+    flops = [[float(rollout * cost[key][0]) for key in grids] for cost in costs]
+    peak = [[float(cost[key][1]) for key in grids] for cost in costs]
     ways = [["injection" if nests(grid, run.grid) else "nearest" for grid in grids.values()] for run in runs]
     cells = ("run", "resolution")
     dims = (*cells, "predictor", "metric", "variable", "sample")
@@ -178,12 +182,12 @@ def _labelled(
             "seconds_per_sample": (cells, seconds, {"units": "s", "comment": "best of some; indicative"}),
             "restriction": (cells, ways),
         },
-        run_coordinates([(run.model, run.train_resolution, run.seed) for run in runs]),
+        run_coordinates([run.coordinates for run in runs]),
     ).assign_coords(
         home=("run", [run.home for run in runs]),
-        home_points=("run", [int(np.prod(run.grid.shape)) for run in runs]),
+        home_points=("run", [math.prod(run.grid.shape) for run in runs]),
         resolution=list(grids),
-        points=("resolution", [int(np.prod(grid.shape)) for grid in grids.values()]),
+        points=("resolution", [math.prod(grid.shape) for grid in grids.values()]),
         predictor=list(PREDICTORS),
         metric=list(METRICS),
     )
@@ -194,10 +198,8 @@ def _defined(grids: Mapping[str, Grid]) -> NDArray[np.bool_]:
     defined = np.ones((len(grids), len(PREDICTORS), len(METRICS)), dtype=bool)
     defined[:, 1:, METRICS.index("mismatch")] = False
     for r, grid in enumerate(grids.values()):
-        if all(axis.periodic for axis in grid):
-            defined[r, :, METRICS.index("boundary_band")] = False
-        if any(axis.n < 3 and not axis.periodic for axis in grid):
-            defined[r, :, METRICS.index("relative_h1")] = False
+        defined[r, :, METRICS.index("boundary_band")] = not all(axis.periodic for axis in grid)
+        defined[r, :, METRICS.index("relative_h1")] = all(axis.n > 2 or axis.periodic for axis in grid)
     return defined
 
 
@@ -223,30 +225,32 @@ def _judge(
             # A batch is read once, for all models.
             for b, batch in enumerate(DataLoader(data[key], batch_size, collate_fn=collate)):
                 x, y = batch["x"], batch["y"]
-                rows = range(b * batch_size, b * batch_size + len(y))
+                rows = slice(b * batch_size, b * batch_size + len(y))
                 exact = {home: exact_outputs(data, key, home, y, rows, g, ends) for home, g in homes.items()}
-                known: dict[tuple[str, str, str], NDArray[np.float64]] = {}
+                shared: dict[tuple[str, ...], NDArray[np.float64]] = {}
                 if evidence is not None:
                     evidence.add_truth(key, rows, x, y, labels)
                 for m, run in enumerate(runs):
                     bar.set_description(f"{run.name} at {key}")
                     repeats = _REPEATS if b == 0 and rollout == 1 else 1
-                    direct, best = timed_predict(run, x, repeats, rollout)
+                    with naming(run, key):
+                        direct, best = timed_predict(run, x, repeats, rollout)
                     seconds[m, r] = min(seconds[m, r], best / len(direct))
                     predictions, mismatch = by_predictor(
                         run, statistics, direct, x, exact[run.home], grid, ends, rollout
                     )
                     if evidence is not None:
                         evidence.add(key, m, rows, predictions, labels)
-                    here = slice(rows.start, rows.stop)
                     for k, predictor in enumerate(PREDICTORS):
-                        # The mean is the processor's, and so the model's, where the store has none.
-                        whose = "" if predictor in _OF_THE_TRUTH and statistics else run.name
-                        if (predictor, run.home, whose) not in known:
+                        # Floor and mean are the same for all models of a home, unless the mean is the
+                        # processor's, where the store has none.
+                        same = predictor in ("floor", "mean") and statistics
+                        at = (predictor, run.home, "" if same else run.name)
+                        if at not in shared:
                             values = all_metrics(predictions[predictor], y, grid, run.grid)
-                            known[predictor, run.home, whose] = values.transpose(1, 2).numpy()
-                        errors[m, r, k, :, :, here] = known[predictor, run.home, whose]
-                    errors[m, r, 0, METRICS.index("mismatch"), :, here] = mismatch.T.numpy()
+                            shared[at] = values.transpose(1, 2).numpy()
+                        errors[m, r, k, :, :, rows] = shared[at]
+                    errors[m, r, 0, METRICS.index("mismatch"), :, rows] = mismatch.T.numpy()
                     bar.update()
     return errors, seconds
 

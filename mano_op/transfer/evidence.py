@@ -55,57 +55,47 @@ class Evidence:
         channels = len(data[finest].inputs) + len(labels) * (1 + len(runs) * len(KEPT))
         sample_bytes = 4 * channels * sum(math.prod(fields.grid.shape) for fields in shown.values())
         n = min(len(data[finest]), max(1, self.max_bytes // sample_bytes))
-        coordinates = run_coordinates([(run.model, run.train_resolution, run.seed) for run in runs])
+        coordinates = run_coordinates([run.coordinates for run in runs])
         self.fields = {key: _reserved(fields, coordinates, labels, n) for key, fields in shown.items()}
 
-    def add_truth(self, key: str, rows: range, x: Tensor, y: Tensor, labels: Sequence[str]) -> None:
+    def add_truth(self, key: str, rows: slice, x: Tensor, y: Tensor, labels: Sequence[str]) -> None:
         """Keep the inputs and outputs of a batch, whose output channels are `labels`."""
-        self._put(key, "input", (), rows, x)
-        self._put(key, "truth", (), rows, y, labels)
+        if key in self.fields:
+            self._put(self.fields[key]["input"], rows, x)
+            self._put(self.fields[key]["truth"], rows, y, labels)
 
     def add(
-        self, key: str, run: int, rows: range, predictions: Mapping[str, Tensor], labels: Sequence[str]
+        self, key: str, run: int, rows: slice, predictions: Mapping[str, Tensor], labels: Sequence[str]
     ) -> None:
         """Keep the predictions of a run for a batch."""
-        for k, predictor in enumerate(KEPT):
-            self._put(key, "prediction", (run, k), rows, predictions[predictor], labels)
+        if key in self.fields:
+            for predictor, kept in zip(KEPT, self.fields[key]["prediction"][run], strict=True):
+                self._put(kept, rows, predictions[predictor], labels)
 
-    def _put(
-        self,
-        key: str,
-        name: str,
-        at: tuple[int, ...],
-        rows: range,
-        values: Tensor,
-        labels: Sequence[str] | None = None,
-    ) -> None:
-        if key not in self.fields:
-            return
-        kept = self.fields[key]
-        n = max(0, min(len(rows), kept.sizes["sample"] - rows.start))
-        if labels is not None:
+    @staticmethod
+    def _put(kept: xr.DataArray, rows: slice, values: Tensor, labels: Sequence[str] = ()) -> None:
+        if labels:
             values = values[:, [labels.index(label) for label in kept["variable"].values]]
-        kept[name].values[at][:, rows.start : rows.start + n] = values[:n].transpose(0, 1).numpy()
+        reserved = kept.values[:, rows]
+        reserved[:] = values[: reserved.shape[1]].transpose(0, 1).numpy()
 
 
-def _reserved(data: FieldDataset, coordinates: xr.Coordinates, labels: list[str], n: int) -> xr.Dataset:
-    axes, shape = data.grid.names, data.grid.shape
-    sizes = {"run": coordinates.sizes["run"], "predictor": len(KEPT), "variable": len(labels), "sample": n}
-    sizes["input_variable"] = len(data.inputs)
-
-    def empty(*dims: str) -> tuple[tuple[str, ...], NDArray[np.float32]]:
-        return (*dims, *axes), np.empty((*(sizes[dim] for dim in dims), *shape), np.float32)
-
-    arrays = {
-        "input": empty("input_variable", "sample"),
-        "truth": empty("variable", "sample"),
-        "prediction": empty("run", "predictor", "variable", "sample"),
-    }
-    labelled = {
+def _reserved(data: FieldDataset, runs: xr.Coordinates, labels: list[str], n: int) -> xr.Dataset:
+    coordinates = {
         "input_variable": list(data.inputs),
         "predictor": list(KEPT),
         "variable": labels,
         "sample": sample_numbers(data)[:n],
-        **dict(zip(axes, data.grid.points, strict=True)),
+        **dict(zip(data.grid.names, data.grid.points, strict=True)),
     }
-    return xr.Dataset(arrays, coordinates).assign_coords(labelled)
+    labelled = xr.Dataset(coords=runs).assign_coords(coordinates)
+
+    def reserve(*dims: str) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+        dims = (*dims, *data.grid.names)
+        return dims, np.empty([labelled.sizes[dim] for dim in dims], np.float32)
+
+    return labelled.assign(
+        input=reserve("input_variable", "sample"),
+        truth=reserve("variable", "sample"),
+        prediction=reserve("run", "predictor", "variable", "sample"),
+    )

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -13,6 +14,7 @@ import xarray as xr
 from mano_op.errors import InputError
 from mano_op.files import write_file
 from mano_op.paths import target_of
+from mano_op.transfer.runs import COORDINATES
 
 _HDF = b"\x89HDF"
 
@@ -21,7 +23,7 @@ def save_results(results: xr.Dataset, path: str | Path, *, overwrite: bool = Fal
     """Write results, or a summary, as NetCDF, or as zarr if the path ends in ``.zarr``.
 
     NetCDF is version 4, compressed, where h5netcdf is installed (``pip install 'mano_op[netcdf]'``), and 3
-    elsewhere. The index of ``run`` is written as its coordinates, and made again when the file is read.
+    elsewhere. The index of ``run`` is written as its coordinates; `load_results` restores it.
 
     Parameters
     ----------
@@ -45,27 +47,23 @@ def save_results(results: xr.Dataset, path: str | Path, *, overwrite: bool = Fal
     >>> load_results(path).identical(some)
     True
     """
-    path = Path(path)
-    _check_suffix(path)
-    path = target_of(path)
+    path = target_of(_results_path(path))
     if path.exists() and not overwrite:
         raise InputError(f"{path} is there already: give another path, or overwrite=True to replace it")
     if path.suffix == ".nc":
         write_file(path, netcdf_bytes(results))
         return
+    results = _without_index(results)
+    # zarr 3 has strings of any length, and no other kind.
+    text = {"dtype": np.dtypes.StringDType()}
+    encoding = {name: text for name, values in results.variables.items() if values.dtype.kind == "U"}
     # Written under another name and renamed, so that the path never has half a store.
-    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) / path.name
-    try:
-        results = _without_index(results)
-        # zarr 3 has strings of any length, and no other kind.
-        text = {"dtype": np.dtypes.StringDType()}
-        encoding = {name: text for name, values in results.variables.items() if values.dtype.kind == "U"}
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        beside = Path(folder) / path.name
         results.to_zarr(beside, zarr_format=3, consolidated=False, encoding=encoding)
         if path.exists():
             shutil.rmtree(path)
         beside.rename(path)
-    finally:
-        shutil.rmtree(beside.parent, ignore_errors=True)
 
 
 def load_results(path: str | Path) -> xr.Dataset:
@@ -77,25 +75,21 @@ def load_results(path: str | Path) -> xr.Dataset:
         If there is no file, or one of something else, the path has another suffix, or the file needs
         h5netcdf, which is not installed.
     """
-    path = Path(path)
-    _check_suffix(path)
+    path = _results_path(path)
     if not path.exists():
         raise InputError(f"there is no {path}: save results with `save_results`")
-    if path.suffix == ".zarr":
-        with xr.open_zarr(path, consolidated=False) as stored:
-            return _with_index(_checked(path, stored))
-    with path.open("rb") as file:
-        engine = "h5netcdf" if file.read(len(_HDF)) == _HDF else "scipy"
-    if engine == "h5netcdf" and find_spec(engine) is None:
-        raise InputError(f"{path} is NetCDF 4, which needs h5netcdf: pip install 'mano_op[netcdf]'")
-    with xr.open_dataset(path, engine=engine) as stored:
-        return _with_index(_checked(path, stored))
-
-
-def _checked(path: Path, stored: xr.Dataset) -> xr.Dataset:
-    if "error" not in stored and "run" not in stored.dims:
-        raise InputError(f"{path} holds no results, no dimension 'run': save results with `save_results`")
-    return stored.load()
+    options: dict[str, Any] = {"engine": "zarr", "consolidated": False}
+    if path.suffix == ".nc":
+        with path.open("rb") as file:
+            options = {"engine": "h5netcdf" if file.read(len(_HDF)) == _HDF else "scipy"}
+        if options["engine"] == "h5netcdf" and find_spec("h5netcdf") is None:
+            raise InputError(f"{path} is NetCDF 4, which needs h5netcdf: pip install 'mano_op[netcdf]'")
+    with xr.open_dataset(path, **options) as stored:
+        if "error" not in stored and "run" not in stored.dims:
+            raise InputError(f"{path} holds no results, no dimension 'run': save results with `save_results`")
+        results = _with_strings(stored.load())
+    names = _index_names(results)
+    return results.set_index(run=names) if names else results
 
 
 def netcdf_bytes(results: xr.Dataset) -> bytes:
@@ -108,19 +102,20 @@ def netcdf_bytes(results: xr.Dataset) -> bytes:
     return bytes(results.to_netcdf(engine="h5netcdf", encoding=encoding))
 
 
+def _results_path(path: str | Path) -> Path:
+    path = Path(path)
+    if path.suffix not in (".nc", ".zarr"):
+        raise InputError(f"{path} ends in {path.suffix!r}, expected .nc for NetCDF or .zarr")
+    return path
+
+
 def _without_index(results: xr.Dataset) -> xr.Dataset:
     """Results with the parts of their index as coordinates: files have no index of several parts."""
     return _with_strings(results.reset_index("run")) if _index_names(results) else results
 
 
-def _with_index(results: xr.Dataset) -> xr.Dataset:
-    results, names = _with_strings(results), _index_names(results)
-    return results.set_index(run=names) if names else results
-
-
 def _index_names(results: xr.Dataset) -> list[str]:
-    names = ("model", "train_resolution", "seed")
-    return [name for name in names if name in results and results[name].dims == ("run",)]
+    return [name for name in COORDINATES if name in results and results[name].dims == ("run",)]
 
 
 def _with_strings(results: xr.Dataset) -> xr.Dataset:
@@ -132,8 +127,3 @@ def _with_strings(results: xr.Dataset) -> xr.Dataset:
     }
     coords = {name: text for name, text in texts.items() if name in results.coords}
     return results.assign(texts).assign_coords(coords)
-
-
-def _check_suffix(path: Path) -> None:
-    if path.suffix not in (".nc", ".zarr"):
-        raise InputError(f"{path} ends in {path.suffix!r}, expected .nc for NetCDF or .zarr")

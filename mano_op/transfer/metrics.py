@@ -34,21 +34,25 @@ from torch import Tensor
 from mano_op.grid import Axis, Grid
 from mano_op.transfer.spectral import spectral_split
 
-METRICS = (
-    "relative_l2", "relative_l2_points", "vrmse", "linf", "relative_h1", "boundary_band", "spectral_low",
-    "spectral_high", "mismatch",
-)  # fmt: skip
+METRIC_NAMES = {
+    "relative_l2": "relative L2",
+    "relative_l2_points": "relative L2, by points",
+    "vrmse": "VRMSE",
+    "linf": "relative L\N{INFINITY}",
+    "relative_h1": "relative H1",
+    "boundary_band": "near boundaries",
+    "spectral_low": "below training Nyquist",
+    "spectral_high": "above it",
+    "mismatch": "mismatch",
+}
+METRICS = tuple(METRIC_NAMES)
 BAND = 2  # spacings of the training grid
 
 
 def relative_l2(predicted: Tensor, true: Tensor, grid: Grid) -> Tensor:
     """Compute the error in L2, by the grid's quadrature, over the norm of the truth.
 
-    Parameters
-    ----------
-    predicted, true : Tensor
-        Shape ``(..., *grid.shape)``.
-    grid : Grid
+    Of fields of shape ``(..., *grid.shape)``, as all metrics; the result has shape ``(...)``.
 
     Examples
     --------
@@ -56,7 +60,7 @@ def relative_l2(predicted: Tensor, true: Tensor, grid: Grid) -> Tensor:
     >>> relative_l2(torch.tensor([[3.0, 3.0]]), torch.tensor([[3.0, 4.0]]), grid)
     tensor([0.2000], dtype=torch.float64)
     """
-    weights = _weights(grid)
+    weights = torch.from_numpy(grid.weights)
     return _norm(_error(predicted, true), weights) / _norm(true.double(), weights)
 
 
@@ -68,9 +72,10 @@ def relative_l2_points(predicted: Tensor, true: Tensor, grid: Grid) -> Tensor:
     >>> relative_l2_points(torch.tensor([[3.0, 3.0]]), torch.tensor([[3.0, 4.0]]), Grid.uniform((2,)))
     tensor([0.2000], dtype=torch.float64)
     """
-    dims = _dims(grid)
-    size = torch.linalg.vector_norm(_error(predicted, true), dim=dims)
-    return size / torch.linalg.vector_norm(true.double(), dim=dims)
+    error, truth = (
+        torch.linalg.vector_norm(f, dim=_dims(grid)) for f in (_error(predicted, true), true.double())
+    )
+    return error / truth
 
 
 def vrmse(predicted: Tensor, true: Tensor, grid: Grid) -> Tensor:
@@ -82,7 +87,7 @@ def vrmse(predicted: Tensor, true: Tensor, grid: Grid) -> Tensor:
     >>> vrmse(torch.full((1, 2), 2.0), truth, Grid.uniform((2,), registration="cell"))
     tensor([1.], dtype=torch.float64)
     """
-    weights = _weights(grid)
+    weights = torch.from_numpy(grid.weights)
     mean = (weights * true.double()).sum(_dims(grid), keepdim=True) / weights.sum()
     return _norm(_error(predicted, true), weights) / _norm(mean - true.double(), weights)
 
@@ -121,16 +126,8 @@ def relative_h1(predicted: Tensor, true: Tensor, grid: Grid) -> Tensor:
 def boundary_band(predicted: Tensor, true: Tensor, grid: Grid, trained: Grid) -> Tensor:
     """Compute the error in L2 over the norm of the truth, both near the ends of the axes that do not wrap.
 
-    The band reaches two spacings of the training grid from each end, whatever the grid is; a point
-    counts with the part of its interval that lies in it. NaN where all axes wrap.
-
-    Parameters
-    ----------
-    predicted, true : Tensor
-        Shape ``(..., *grid.shape)``.
-    grid : Grid
-    trained : Grid
-        The training grid, over the same domain.
+    The band reaches two spacings of the training grid, `trained`, from each end, whatever the grid is; a
+    point counts with the part of its interval that lies in it. NaN where all axes wrap.
 
     Examples
     --------
@@ -141,24 +138,14 @@ def boundary_band(predicted: Tensor, true: Tensor, grid: Grid, trained: Grid) ->
     """
     if all(axis.periodic for axis in grid):
         return torch.full(predicted.shape[: -grid.n_dim], torch.nan, dtype=torch.float64)
-    weights = torch.from_numpy(_band(grid, trained))
-    return _norm(_error(predicted, true), weights) / _norm(true.double(), weights)
+    band = torch.from_numpy(_band(grid, trained))
+    return _norm(_error(predicted, true), band) / _norm(true.double(), band)
 
 
 def all_metrics(predicted: Tensor, true: Tensor, grid: Grid, trained: Grid) -> Tensor:
-    """Compute all `METRICS` along a first dimension; ``mismatch``, which has no truth, is NaN.
+    """Compute all `METRICS`, ``(len(METRICS), batch, channels)``; ``mismatch``, which has no truth, is NaN.
 
-    Parameters
-    ----------
-    predicted, true : Tensor
-        Shape ``(batch, channels, *grid.shape)``.
-    grid, trained : Grid
-        The grid of the fields, and the one that the model was trained on.
-
-    Returns
-    -------
-    Tensor
-        Shape ``(len(METRICS), batch, channels)``.
+    The fields have shape ``(batch, channels, *grid.shape)``, and the model was trained on the grid `trained`.
     """
     errors = [metric(predicted, true, grid) for metric in (relative_l2, relative_l2_points, vrmse, linf)]
     errors += [relative_h1(predicted, true, grid), boundary_band(predicted, true, grid, trained)]
@@ -174,24 +161,19 @@ def _error(predicted: Tensor, true: Tensor) -> Tensor:
     return predicted.double() - true.double()
 
 
-def _weights(grid: Grid) -> Tensor:
-    return torch.from_numpy(grid.weights)
-
-
 def _norm(values: Tensor, weights: Tensor) -> Tensor:
     return (weights * values**2).sum(tuple(range(-weights.ndim, 0))).sqrt()
 
 
 def _h1_norm(values: Tensor, grid: Grid) -> Tensor:
-    weights = _weights(grid)
-    total = _norm(values, weights) ** 2
-    for d, axis in enumerate(grid):
-        total = total + _norm(_derivative(values, axis, d - grid.n_dim), weights) ** 2
-    return total.sqrt()
+    slopes = [_derivative(values, axis, d - grid.n_dim) for d, axis in enumerate(grid)]
+    weights = torch.from_numpy(grid.weights)
+    first, *squares = (_norm(part, weights) ** 2 for part in (values, *slopes))
+    return sum(squares, first).sqrt()
 
 
 def _derivative(values: Tensor, axis: Axis, dim: int) -> Tensor:
-    """Along one dimension, of second order at every point."""
+    """Derivative along one dimension, of second order at every point."""
     if axis.periodic:
         return (values.roll(-1, dim) - values.roll(1, dim)) / (2 * axis.spacing)
     (slope,) = torch.gradient(values, spacing=axis.spacing, dim=dim, edge_order=2)
@@ -200,7 +182,7 @@ def _derivative(values: Tensor, axis: Axis, dim: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _band(grid: Grid, trained: Grid) -> NDArray[np.float64]:
-    """The weights of the points in the band: all weights less those inside along every axis."""
+    """Weights of the points in the band: all weights less those inside along every axis."""
     inside = np.ones(())
     for axis, coarse in zip(grid, trained, strict=True):
         near = np.zeros(axis.n) if axis.periodic else _near_ends(axis, BAND * coarse.spacing)
@@ -212,7 +194,7 @@ def _band(grid: Grid, trained: Grid) -> NDArray[np.float64]:
 def _near_ends(axis: Axis, width: float) -> NDArray[np.float64]:
     """The part of the weight of each point within a distance of the ends."""
     left, right = axis.bounds.T
-    # On a domain of less than two widths everything does, and once.
+    # On a domain of less than two widths all of it counts, and once.
     inner = np.maximum(np.minimum(right, axis.stop - width) - np.maximum(left, axis.start + width), 0)
     near = (right - left) - inner
     if axis.registration == "node" and axis.n > 1:  # as in `Axis.weights`: the last two points' line

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ def predict(network: nn.Module, processor: FieldProcessor, x: Tensor, steps: int
     """
     network.eval()
     processor.eval()
+    expected = (len(x), len(processor.outputs), *x.shape[2:])
     outputs: list[Tensor] = []
     with torch.inference_mode():
         x = x.to(processor.device)
@@ -35,9 +37,35 @@ def predict(network: nn.Module, processor: FieldProcessor, x: Tensor, steps: int
             if step:
                 x = processor.next_known(x, outputs[-1])
             data = processor.preprocess({"x": x})
-            output, _ = processor.postprocess(network(data["x"]), data)
-            outputs.append(output)
+            output = network(data["x"])
+            _check_output(output, expected)
+            outputs.append(processor.postprocess(output, data)[0])
         return torch.cat(outputs, dim=1).cpu()
+
+
+def _check_output(output: Any, expected: tuple[int, ...]) -> None:
+    """Refuse what is no real tensor of a shape: networks and functions are anybody's."""
+    if isinstance(output, Tensor):
+        kind = f"{output.dtype} of shape {tuple(output.shape)}".removeprefix("torch.")
+        fits = tuple(output.shape) == expected and not output.is_complex()
+    else:
+        kind, fits = type(output).__name__, False
+    if not fits:
+        raise InputError(
+            f"its output is {kind}, expected a tensor or array of real numbers of shape {expected}"
+        )
+
+
+@contextmanager
+def naming(run: JudgedRun, key: str) -> Iterator[None]:
+    """Name the run and the resolution in any error of a prediction."""
+    try:
+        yield
+    except Exception as error:
+        cause = str(error).rstrip(".")
+        raise InputError(
+            f"{run.name} cannot predict at {key}: {cause}. Leave out the model or the resolution"
+        ) from error
 
 
 def timed_predict(run: JudgedRun, x: Tensor, repeats: int, steps: int = 1) -> tuple[Tensor, float]:
@@ -50,38 +78,12 @@ def timed_predict(run: JudgedRun, x: Tensor, repeats: int, steps: int = 1) -> tu
     return predicted, best
 
 
-def times_of(times: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    """The times of the fields for a rollout of some steps, as `FieldDataset` takes them."""
-    return dict(times) if steps == 1 else {"time_steps": (times["time_steps"][0], steps)}
-
-
-class Cost(NamedTuple):
-    """Floating point operations, and the peak bytes of tensors, of one sample on a grid."""
-
-    flops: int
-    peak_bytes: int
-
-
-def cost_on(run: JudgedRun, grid: Grid, key: str) -> Cost:
-    """Count the cost of a sample on a grid, the resolution `key`.
-
-    Raises
-    ------
-    InputError
-        If the model cannot predict there.
-    """
+def cost_on(run: JudgedRun, grid: Grid) -> tuple[int, int]:
+    """Predict a sample on a grid, and return its floating point operations and peak bytes of tensors."""
     x = torch.zeros(1, len(run.processor.inputs), *grid.shape)
-    expected = (1, len(run.processor.outputs), *grid.shape)
-    try:
-        shape = tuple(predict(run.network, run.processor, x).shape)
-        if shape != expected:
-            raise InputError(f"its output has shape {shape}, expected {expected}")
-        x = x.to(run.processor.device)
-        return Cost(count_flops(run.network, x), peak_bytes(run.network, x))
-    except Exception as error:  # the model may be anybody's function
-        raise InputError(
-            f"{run.name} cannot predict at {key}: {error}. Leave out the model or the resolution"
-        ) from error
+    predict(run.network, run.processor, x)
+    x = x.to(run.processor.device)
+    return count_flops(run.network, x), peak_bytes(run.network, x)
 
 
 def sample_numbers(data: FieldDataset) -> NDArray[np.int64]:

@@ -15,8 +15,6 @@ predictor              prediction on a grid :math:`n`, by a model trained on the
 ``mean``               the mean of the variable over the training split, everywhere: the store's, or
                        the processor's where the store has no such split
 =====================  =============================================================================
-
-`mano_op.transfer.baselines` restricts and interpolates.
 """
 
 from __future__ import annotations
@@ -33,8 +31,7 @@ from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 from mano_op.labels import variable_of
-from mano_op.resample import nests
-from mano_op.transfer.baselines import interpolate, restrict
+from mano_op.resample import nests, resample
 from mano_op.transfer.metrics import relative_l2
 from mano_op.transfer.predict import predict
 from mano_op.transfer.runs import JudgedRun
@@ -65,30 +62,23 @@ def by_predictor(
     beyond the loss of the restriction.
 
     `direct` is the model's own prediction on `grid`, `x` the inputs there, `exact` the true outputs on the
-    training grid, and `ends` has the known boundary values of each output channel, in order. `statistics`
-    are those of the store's training split, by variable; empty if it has none. Of a rollout of several
-    `steps`, all are taken on the training grid. The predictions have the shape of `direct`, the mismatch is
-    ``(batch, channels)``.
+    training grid; `statistics` are those of the store's training split, by variable, empty if it has none.
+    DPU takes all `steps` of a rollout on the training grid. The predictions have the shape of `direct`, the
+    mismatch is ``(batch, channels)``.
     """
-    trained = run.grid
+    trained, nested = run.grid, nests(grid, run.grid)
 
     def coarse(restricted: Tensor) -> Tensor:
         # On the training grid nothing is restricted: the prediction is the direct one.
         return direct if restricted is x else predict(run.network, run.processor, restricted, steps)
 
-    injected = coarse(restrict(x, grid, trained, "injection"))
-    interpolated = injected if nests(grid, trained) else coarse(interpolate(x, grid, trained))
-    averaged = coarse(restrict(x, grid, trained, "mean"))
-
-    def up(outputs: Tensor) -> Tensor:
-        return interpolate_outputs(outputs, trained, grid, ends)
-
+    injected = coarse(resample(x, grid, trained, "injection" if nested else "nearest"))
+    interpolated = injected if nested else coarse(interpolate(x, grid, trained))
+    averaged = coarse(resample(x, grid, trained, "mean"))
+    coarse_outputs = dict(zip((*DPU, "floor"), (injected, averaged, interpolated, exact), strict=True))
     predictions = {
         "direct": direct,
-        "dpu_injection": up(injected),
-        "dpu_mean": up(averaged),
-        "dpu_interpolation": up(interpolated),
-        "floor": up(exact),
+        **{name: interpolate_outputs(y, trained, grid, ends) for name, y in coarse_outputs.items()},
         "mean": _means(run, statistics, ends, steps).reshape(1, -1, *[1] * grid.n_dim).expand_as(direct),
     }
     down = interpolate_outputs(direct, grid, trained, ends)
@@ -109,36 +99,55 @@ def exact_outputs(
     key: str,
     home: str,
     outputs: Tensor,
-    rows: range,
+    rows: slice,
     grid: Grid,
     ends: Ends,
 ) -> Tensor:
-    """Return the true outputs of a batch at the resolution `home`, from `outputs` at the resolution `key`.
+    """Return the true outputs of a batch on the home grid, from `outputs` at the resolution `key`.
 
-    `data` has the resolutions that hold the split, `grid` is the home grid.
+    `data` has the resolutions that hold the split.
     """
     if nests(data[key].grid, grid) or home not in data:
         return interpolate_outputs(outputs, data[key].grid, grid, ends)
-    exact: Tensor = collate(data[home].__getitems__(rows))["y"]
+    exact: Tensor = collate(data[home].__getitems__(range(rows.start, rows.stop)))["y"]
     return exact
 
 
 def interpolate_outputs(outputs: Tensor, source: Grid, target: Grid, ends: Ends) -> Tensor:
-    """Interpolate every output with its known boundary values; channels are in the order of `ends`."""
+    """Interpolate every output with its known boundary values, in the order of `ends`."""
     channels = zip(outputs.split(1, dim=1), ends.values(), strict=True)
     return torch.cat([interpolate(channel, source, target, known) for channel, known in channels], dim=1)
+
+
+def interpolate(field: Tensor, source: Grid, target: Grid, boundary: Boundary | None = None) -> Tensor:
+    """Interpolate a smooth field of shape ``(..., *source.shape)`` to another grid.
+
+    Along each axis: copied where the target's points are among the source's, by the trigonometric
+    interpolant where the axis is periodic, and otherwise by the cubic spline through the values and those
+    of `boundary`, as `mano_op.resample.resample` takes them.
+
+    Examples
+    --------
+    >>> coarse, fine = Grid.uniform((4,)), Grid.uniform((8,))
+    >>> parabola = [torch.tensor(grid.points[0] * (1 - grid.points[0])) for grid in (coarse, fine)]
+    >>> torch.allclose(interpolate(parabola[0], coarse, fine, 0.0), parabola[1])
+    True
+    """
+    ends = ends_by_axis(source, boundary)
+    for i, (axis, goal) in enumerate(zip(source.axes, target.axes, strict=True)):
+        step = Grid((*target.axes[: i + 1], *source.axes[i + 1 :]))
+        nested = nests(Grid((axis,)), Grid((goal,)))
+        method = "injection" if nested else "spectral" if axis.periodic else "cubic"
+        known = {axis.name: ends[axis.name]} if method == "cubic" and axis.name in ends else None
+        field = resample(field, source, step, method, boundary=known)
+        source = step
+    return field
 
 
 def known_ends(
     store: FieldStore, channels: Channels, grid: Grid, boundary: Mapping[str, Boundary | None]
 ) -> Ends:
-    """Return the known boundary values of each output channel: those in `boundary`, else the store's.
-
-    Raises
-    ------
-    InputError
-        If `boundary` names a variable that is no output.
-    """
+    """Return the known boundary values of each output channel: those in `boundary`, else the store's."""
     if not set(boundary) <= set(store.outputs):
         names = ", ".join(store.outputs)
         raise InputError(f"boundary={dict(boundary)}: expected values of outputs, which here are {names}")

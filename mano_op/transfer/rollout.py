@@ -1,4 +1,4 @@
-"""The variables of rollouts: those of every step, "vorticity@+1" to "vorticity@+20"."""
+"""Variables of rollouts, one for each step: "vorticity@+1" to "vorticity@+20"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The runs to judge: model, training resolution and seed of each, and the ``run`` dimension of results."""
+"""Runs to judge, and the dimension ``run`` of results: model, training resolution and seed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from mano_op.data.channels import channels_of
+from mano_op.data.channels import Channels, channels_of
 from mano_op.data.mixed import Mixed
 from mano_op.data.processor import FieldProcessor
 from mano_op.data.store import FieldStore, Resolution
@@ -19,6 +21,7 @@ from mano_op.grid import Grid
 from mano_op.runs import Run
 
 PLUS = "+"
+COORDINATES = ("model", "train_resolution", "seed")
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,9 @@ class Trained:
     ----------
     function : callable
         From inputs ``(batch, in_channels, *grid)``, float32 in physical units and with channels in the
-        store's order, to outputs ``(batch, out_channels, *grid)``. An ``nn.Module`` is evaluated on its own
-        device and in evaluation mode; other functions get tensors on the CPU.
+        store's order, to outputs ``(batch, out_channels, *grid)``, a tensor or a numpy array. An
+        ``nn.Module`` is evaluated on its own device and in evaluation mode; other functions get tensors on
+        the CPU.
     resolution : int, sequence of int, str, Grid or Mixed
         Of the store: 16, (16, 24), "r16"; several as ``Mixed([16, 32])``.
     seed : int
@@ -43,7 +47,7 @@ class Trained:
     64
     """
 
-    function: Callable[[Tensor], Tensor]
+    function: Callable[[Tensor], Any]
     resolution: Resolution | Mixed
     seed: int = 0
     time_steps: Sequence[int] | None = None
@@ -53,7 +57,7 @@ class Trained:
     def times(self) -> dict[str, Any]:
         """The times as `mano_op.data.dataset.FieldDataset` takes them."""
         times = {"time_steps": self.time_steps, "at": self.at}
-        return {name: list(value) for name, value in times.items() if value is not None}
+        return {name: value for name, value in times.items() if value is not None}
 
 
 Judgeable = Run | Trained
@@ -78,36 +82,37 @@ class JudgedRun:
     network: nn.Module
     processor: FieldProcessor
 
+    @property
+    def coordinates(self) -> tuple[str, str, int]:
+        """The coordinates in results, `COORDINATES`."""
+        return self.model, self.train_resolution, self.seed
+
 
 def judged_runs(models: Models, store: FieldStore) -> list[JudgedRun]:
-    """Return every run: models in their order, training resolutions coarsest first, then seeds.
-
-    Raises
-    ------
-    InputError
-        If there are no runs, two have the same coordinates, or one does not fit the store.
-    """
+    """Return every run: models in their order, training resolutions coarsest first, then seeds."""
     sources: dict[str, tuple[str, Judgeable]] = {}
-    for model, value in models.items():
+    for model, value in models.items() if isinstance(models, Mapping) else ():
         several = list(value) if isinstance(value, list | tuple) else [value]
         for i, source in enumerate(several):
-            if not isinstance(source, Run | Trained):
+            name = model if len(several) == 1 else f"run {i} of {model}"
+            if not isinstance(source, Judgeable) or getattr(source, "task", "fields") != "fields":
                 raise InputError(
-                    f"{model}: {type(source).__name__}, expected a Run (`load_run` or `train_model` makes "
+                    f"{name}: {source!r:.80}, expected a Run of fields (`load_run` or `train_model` makes "
                     "one) or Trained(function, resolution=...)"
                 )
-            sources[model if len(several) == 1 else f"run {i} of {model}"] = model, source
+            sources[name] = model, source
     if not sources:
-        raise InputError("no models to judge; expected at least one run")
+        raise InputError(
+            f"no models to judge in {models!r:.80}; expected runs by name: "
+            '{"MANO": load_run(folder), "FNO": [first, second]}'
+        )
     times = {name: {k: list(v) for k, v in source.times.items()} for name, (_, source) in sources.items()}
     if any(value != next(iter(times.values())) for value in times.values()):
         raise InputError(f"models for different times, {times}; judge them one after the other")
     runs = [_judged_run(name, model, source, store) for name, (model, source) in sources.items()]
     for run, other in itertools.combinations(runs, 2):
         same_seed = run.seed == other.seed
-        if (run.model, run.train_resolution) != (other.model, other.train_resolution):
-            continue
-        if same_seed or run.home != other.home:
+        if run.coordinates[:2] == other.coordinates[:2] and (same_seed or run.home != other.home):
             homes = f", but most samples were at {run.home} and at {other.home}"
             raise InputError(
                 f"{run.name} and {other.name} were both trained at {run.train_resolution}"
@@ -120,6 +125,104 @@ def judged_runs(models: Models, store: FieldStore) -> list[JudgedRun]:
         return names.index(run.model), keys.index(run.home), several, run.train_resolution, run.seed
 
     return sorted(runs, key=order)
+
+
+def _judged_run(name: str, model: str, source: Judgeable, store: FieldStore) -> JudgedRun:
+    training: Mapping[str, Any] = {}
+    channels = channels_of(store.layout, **source.times)
+    if isinstance(source, Run):
+        network, processor, training = source.model, source.processor, source.training
+        resolutions, seed = source.resolutions, training.get("seed", 0)
+    else:
+        network, processor = _physical(name, source, channels, store)
+        at, seed = source.resolution, source.seed
+        resolutions = tuple(at.resolutions) if isinstance(at, Mixed) else (at,)
+    if not resolutions or type(seed) is not int:
+        raise InputError(
+            f"{name}: trained at resolution={list(resolutions)} with seed={seed!r}, expected at least one "
+            "resolution and a whole number"
+        )
+    keys, samples = [_key(store, resolution) for resolution in resolutions], training.get("samples")
+    counts = [samples.get(key, 0) if isinstance(samples, Mapping) else 1 for key in resolutions]
+    order = {key: i for i, key in enumerate(store.grids)}  # coarsest first
+    most = max(range(len(keys)), key=lambda i: (counts[i], order.get(keys[i], -1)))
+    grid = training.get("grid")
+    trained = grid[most] if isinstance(grid, list) else grid
+    if misfit := _misfit(processor, channels, training.get("units", {}), keys[most], trained, store):
+        raise InputError(f"{name} {misfit}")
+    label = PLUS.join(sorted(keys, key=lambda key: order.get(key, len(order))))
+    home = keys[most]
+    return JudgedRun(name, model, label, seed, home, store.grids[home], source, network, processor)
+
+
+def _misfit(
+    processor: FieldProcessor,
+    channels: Channels,
+    units: Mapping[str, str],
+    home: str,
+    grid: str | None,
+    store: FieldStore,
+) -> str:
+    """What of a run does not fit the store, and the remedy; empty if all does."""
+    for role, own, stored in (
+        ("inputs", processor.inputs, channels.inputs),
+        ("outputs", processor.outputs, channels.outputs),
+    ):
+        if own != stored:
+            return f"has the {role} {own}, {store.path} has {stored}: judge it on a store of its variables"
+    for variable in store.variables:
+        if units.get(variable.name, variable.units) != variable.units:
+            return (
+                f"was trained on {variable.name} in {units[variable.name]}, {store.path} has it in "
+                f"{variable.units}: convert the fields of the store"
+            )
+    if home not in store.grids:
+        return (
+            f"was trained at {home}, whose grid is needed for DPU; {store.path} has "
+            f"{', '.join(store.grids)}: judge it on a store with that resolution too"
+        )
+    if grid not in (None, str(store.grids[home])):
+        return (
+            f"was trained on the grid {grid}, {home} of {store.path} is {store.grids[home]}: judge it on a "
+            "store with the registration and domain that it was trained with"
+        )
+    return ""
+
+
+def _physical(
+    name: str, trained: Trained, channels: Channels, store: FieldStore
+) -> tuple[nn.Module, FieldProcessor]:
+    """A function as a module, and the processor that leaves fields in physical units."""
+    if not store.statistics:
+        raise InputError(
+            f"{name} is a function, and {store.path} has no split 'train', whose mean it has to beat: write "
+            "the store with its training split, or give a Run with a FieldProcessor"
+        )
+    network, unit = _Function(trained.function), {"mean": 0.0, "std": 1.0}
+    processor = FieldProcessor(dict.fromkeys(channels.inputs, unit), dict.fromkeys(channels.outputs, unit))
+    device = next((parameter.device for parameter in network.parameters()), processor.device)
+    return network, processor.to(device)
+
+
+class _Function(nn.Module):
+    """A function, which may be a module, as a module; numpy arrays become tensors."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        output = self.function(x)
+        # The copy has positive strides and may be written to, as torch asks.
+        return torch.from_numpy(output.copy()) if isinstance(output, np.ndarray) else output
+
+
+def _key(store: FieldStore, resolution: Any) -> str:
+    """The store's key of a resolution; its own name where the store does not have it."""
+    try:
+        return store.key(resolution)
+    except InputError:
+        return str(resolution)
 
 
 def run_coordinates(rows: Sequence[tuple[Any, ...]]) -> xr.Coordinates:
@@ -135,120 +238,11 @@ def run_coordinates(rows: Sequence[tuple[Any, ...]]) -> xr.Coordinates:
     >>> xr.Dataset(coords=runs).sel(model="MANO", train_resolution="r16")["seed"].values
     array([0, 1])
     """
-    names = ("model", "train_resolution", "seed")[: len(rows[0])]
+    names = COORDINATES[: len(rows[0])]
     plain = len({row[:2] for row in rows}) == len({row[0] for row in rows})
     labels = [model if plain else f"{model} ({resolution})" for model, resolution, *_ in rows]
-    columns = {
-        name: ("run", list(column)) for name, column in zip(names, zip(*rows, strict=True), strict=True)
-    }
+    columns = {name: ("run", [row[i] for row in rows]) for i, name in enumerate(names)}
     return xr.Dataset(coords=columns | {"label": ("run", labels)}).set_index(run=names).coords
-
-
-def trained_on(train_resolution: str) -> list[str]:
-    """Split the label of a training resolution into keys of the store.
-
-    Examples
-    --------
-    >>> trained_on("r16"), trained_on("r16+r32")
-    (['r16'], ['r16', 'r32'])
-    """
-    return train_resolution.split(PLUS)
-
-
-class _Function(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
-def _judged_run(name: str, model: str, source: Judgeable, store: FieldStore) -> JudgedRun:
-    if isinstance(source, Run):
-        if source.task != "fields":
-            raise InputError(f"{name} is a run of {source.task}; expected one of fields")
-        network, processor, training = source.model, source.processor, source.training
-        resolutions = list(source.resolutions) if "resolution" in training else []
-        _check_fields(name, source, store)
-    else:
-        network, processor = _identity(name, source, store)
-        training = {"resolution": source.resolution, "seed": source.seed}
-        given = source.resolution
-        resolutions = list(given.resolutions) if isinstance(given, Mixed) else [given]
-    if "resolution" not in training:
-        raise InputError(f"{name}: training={training} does not say at which resolution it was trained")
-    seed = training.get("seed", 0)
-    if not resolutions or not isinstance(seed, int) or isinstance(seed, bool):
-        raise InputError(
-            f"{name}: trained at resolution={training['resolution']!r} with seed={seed!r}, expected at least "
-            "one level and a whole number"
-        )
-    keys = [_key(store, resolution) for resolution in resolutions]
-    samples = training.get("samples")
-    counts = [samples.get(each, 0) if isinstance(samples, Mapping) else 1 for each in resolutions]
-    order = {key: i for i, key in enumerate(store.grids)}  # coarsest first
-    at = max(range(len(keys)), key=lambda i: (counts[i], order.get(keys[i], -1)))
-    try:
-        grid = store.grids[store.key(resolutions[at])]
-    except InputError as error:
-        raise InputError(
-            f"{name} was trained at {resolutions[at]}, whose grid is needed to predict there and "
-            f"interpolate: {error}"
-        ) from error
-    stated = training.get("grid", str(grid))
-    trained = stated[at] if isinstance(stated, list) else stated
-    if trained != str(grid):
-        raise InputError(
-            f"{name} was trained on the grid {trained}, {keys[at]} of {store.path} is {grid}: judge "
-            "it on a store with the registration and domain that it was trained with"
-        )
-    label = PLUS.join(sorted(keys, key=lambda key: order.get(key, len(order))))
-    return JudgedRun(name, model, label, seed, keys[at], grid, source, network, processor)
-
-
-def _identity(name: str, trained: Trained, store: FieldStore) -> tuple[nn.Module, FieldProcessor]:
-    """A function as a module, and the processor that leaves fields in physical units."""
-    if not store.statistics:
-        raise InputError(
-            f"{name} is a function, and {store.path} has no split 'train', whose mean it has to beat: write "
-            "the store with its training split, or give a Run with a FieldProcessor"
-        )
-    function = trained.function
-    network = function if isinstance(function, nn.Module) else _Function(function)
-    channels = channels_of(store.layout, **trained.times)
-    unit = {"mean": 0.0, "std": 1.0}
-    processor = FieldProcessor(dict.fromkeys(channels.inputs, unit), dict.fromkeys(channels.outputs, unit))
-    device = next((parameter.device for parameter in network.parameters()), processor.device)
-    return network, processor.to(device)
-
-
-def _key(store: FieldStore, resolution: Any) -> str:
-    """The store's key of a resolution; its own name where the store does not have it."""
-    try:
-        return store.key(resolution)
-    except InputError:
-        return str(resolution)
-
-
-def _check_fields(name: str, run: Run, store: FieldStore) -> None:
-    channels = channels_of(store.layout, **run.times)
-    for role, labels, expected in (
-        ("inputs", run.processor.inputs, channels.inputs),
-        ("outputs", run.processor.outputs, channels.outputs),
-    ):
-        if labels != expected:
-            raise InputError(
-                f"{name} has the {role} {labels}, {store.path} has {expected}: "
-                "judge it on a store of the variables that it was trained on"
-            )
-    units = {variable.name: variable.units for variable in store.variables}
-    for variable, unit in run.training.get("units", {}).items():
-        if units.get(variable, unit) != unit:
-            raise InputError(
-                f"{name} was trained on {variable} in {unit}, {store.path} has it in {units[variable]}: "
-                "convert the fields of the store"
-            )
 
 
 def positions(data: xr.Dataset) -> dict[tuple[str, str], list[int]]:

@@ -25,17 +25,15 @@ _INPUT = {
 def verdict_of(judged: xr.Dataset, run: int, key: str, variable: str) -> tuple[str, str]:
     """Return the verdict and the sentence on a run of a summary at one resolution, for one variable."""
     judged = judged.sel(resolution=key, variable=variable, metric=judged.attrs["metric"])
-    cell, independent = judged.isel(run=run), judged.attrs["independent"]
-    seeds = int(cell["seeds"])
+    cell = judged.isel(run=run)
     who = f"{cell['label'].item()} at {key}"
     who += f", {variable}" if judged.attrs["n_variables"] > 1 else ""
-    who += f", {seeds} seeds" if seeds > 1 else ""
-    n = judged.attrs["samples"] * seeds
+    who += f", {int(cell['seeds'])} seeds" if int(cell["seeds"]) > 1 else ""
     if key == cell["home"].item():
-        verdict, finding = _at_home(cell, n, independent)
+        verdict, finding = _at_home(cell)
         where = "trained" if key == cell["train_resolution"].item() else "trained most"
         return verdict, f"{who}, where it was {where}: {finding}."
-    verdict, finding = _away(cell, n, independent)
+    verdict, finding = _away(cell)
     for other in (*trained_there(judged, cell), *trained_on_several(judged, cell)):
         finding += f"; trained on {other['train_resolution'].item()} it has error {_shown(other, 'direct')}"
     return verdict, f"{who}: {finding}."
@@ -53,23 +51,26 @@ def trained_on_several(judged: xr.Dataset, cell: xr.Dataset) -> list[xr.Dataset]
 
 def _others(judged: xr.Dataset, cell: xr.Dataset) -> list[xr.Dataset]:
     """The other runs of the cell's model, in `judged`, which has the resolution and variable of the cell."""
-    same = (judged["model"] == cell["model"]) & (judged["train_resolution"] != cell["train_resolution"])
-    return [judged.isel(run=i) for i in same.values.nonzero()[0].tolist()]
+    same = judged["model"].values == cell["model"].item()
+    same &= judged["train_resolution"].values != cell["train_resolution"].item()
+    return [judged.isel(run=i) for i in same.nonzero()[0].tolist()]
 
 
-def _at_home(cell: xr.Dataset, n: int, samples: int) -> tuple[str, str]:
+def _at_home(cell: xr.Dataset) -> tuple[str, str]:
     """Verdict and finding at the home resolution, where only the mean field is a rival."""
-    if bad := int(cell["non_finite"].sel(predictor="direct")):
-        return "not finite", f"{bad} of {n} errors are not finite"
     direct, mean = _shown(cell, "direct"), _shown(cell, "mean")
-    if _not_below_mean(cell):
-        return NO_BETTER, f"error {direct}, {_beside_mean(cell, samples)}"
-    if samples >= FEWEST and not _decided(cell, "over_mean", _rounding_of(cell, "mean")):
+    if bad := int(cell["non_finite"].sel(predictor="direct")):
+        return "not finite", f"{bad} of {_errors(cell)} errors are not finite"
+    if too_few := _too_few(cell):
+        return "few", f"error {direct}, that of predicting the mean field is {mean}; {too_few}"
+    if beside := _no_better_than_mean(cell):
+        return NO_BETTER, f"error {direct}, {beside}"
+    if not _over_mean(cell):
         return "training", f"error {direct}; no difference to predicting the mean field ({mean}) can be told"
     return "training", f"error {direct}"
 
 
-def _away(cell: xr.Dataset, n: int, samples: int) -> tuple[str, str]:
+def _away(cell: xr.Dataset) -> tuple[str, str]:
     """Verdict and finding at another resolution than home."""
     best = cell["best_dpu"].item()
     finer = cell["points"].item() > cell["home_points"].item()
@@ -79,63 +80,63 @@ def _away(cell: xr.Dataset, n: int, samples: int) -> tuple[str, str]:
     bad = {predictor: int(cell["non_finite"].sel(predictor=predictor)) for predictor in ("direct", best)}
     if any(bad.values()):
         return "not finite", (
-            f"errors are not finite in {bad['direct']} of {n} samples of direct inference and in "
+            f"errors are not finite in {bad['direct']} of {_errors(cell)} samples of direct inference and in "
             f"{bad[best]} of {rival}, so there is no comparison"
         )
-    if _not_below_mean(cell):
-        finding = f"direct inference ({direct}) is {_beside_mean(cell, samples)}"
-        return NO_BETTER, f"{finding}; {rival} has error {dpu} ({how})"
-    if samples < FEWEST:
+    if too_few := _too_few(cell):
         return "few", (
-            f"direct inference has error {direct}, {rival} {dpu} ({how}); {samples} samples are too few to "
-            "tell a difference"
+            f"direct inference has error {direct}, {rival} {dpu} ({how}), predicting the mean field {mean}; "
+            f"{too_few}"
         )
-    margin = f"the skill is {_skill(cell)}"
-    # More skill is less error.
-    match -_decided(cell, "skill", _ROUNDING), _decided(cell, "over_mean", _rounding_of(cell, "mean")):
-        case -1, -1:
-            return "improves", f"direct inference ({direct}) improves on {rival} ({dpu}, {how}); {margin}"
-        case -1, _:
-            return "undecided", (
-                f"direct inference ({direct}) has a smaller error than {rival} ({dpu}, {how}), but no "
-                f"difference to predicting the mean field ({mean}) can be told; that difference is "
-                f"{_margin(cell, 'over_mean')}"
-            )
-        case 1, _:
-            return "worse", f"direct inference ({direct}) is worse than {rival} ({dpu}, {how}); {margin}"
-    return "undecided", (
-        f"no difference can be told between direct inference ({direct}) and {rival} ({dpu}, {how}); {margin}"
-    )
+    if beside := _no_better_than_mean(cell):
+        return NO_BETTER, f"direct inference ({direct}) is {beside}; {rival} has error {dpu} ({how})"
+    verdict, rivals = "undecided", f"{rival} ({dpu}, {how})"
+    skill = _sign(cell, "skill", _ROUNDING)  # more skill is less error
+    if skill > 0 and not _over_mean(cell):
+        return verdict, (
+            f"direct inference ({direct}) has a smaller error than {rivals}, but no difference to predicting "
+            f"the mean field ({mean}) can be told; that difference is {_margin(cell)}"
+        )
+    finding = f"no difference can be told between direct inference ({direct}) and {rivals}"
+    if skill:
+        verdict, words = ("improves", "improves on") if skill > 0 else ("worse", "is worse than")
+        finding = f"direct inference ({direct}) {words} {rivals}"
+    return verdict, f"{finding}; the skill is {_skill(cell)}"
 
 
-def _not_below_mean(cell: xr.Dataset) -> bool:
-    """Return whether the direct error is not below that of the mean field, up to rounding."""
-    return bool(cell["over_mean"] >= -_rounding_of(cell, "mean"))
+def _errors(cell: xr.Dataset) -> int:
+    """The number of errors, of all samples and seeds."""
+    return int(cell.attrs["samples"] * cell["seeds"])
 
 
-def _beside_mean(cell: xr.Dataset, samples: int) -> str:
-    """The comparison with the mean field of a direct error that is not below that of the mean field."""
-    worse = samples >= FEWEST and _decided(cell, "over_mean", _rounding_of(cell, "mean")) > 0
-    return (
-        f"{'worse' if worse else 'no better'} than predicting the mean field ({_shown(cell, 'mean')}); the "
-        f"difference is {_margin(cell, 'over_mean')}"
-    )
+def _too_few(cell: xr.Dataset) -> str:
+    """The remark that there are too few samples for a verdict; empty if there are enough."""
+    n = cell.attrs["independent"]
+    return f"{n} sample{'s are' if n > 1 else ' is'} too few to tell a difference" if n < FEWEST else ""
 
 
-def _rounding_of(cell: xr.Dataset, predictor: str) -> float:
-    """The largest difference to the error of a predictor that rounding explains."""
-    return float(_ROUNDING * cell["mean"].sel(predictor=predictor).item())
+def _no_better_than_mean(cell: xr.Dataset) -> str:
+    """The comparison with the mean field of a direct error not below it, up to rounding; else empty."""
+    if not cell["over_mean"] >= -_ROUNDING * cell["mean"].sel(predictor="mean"):
+        return ""
+    words = "worse" if _over_mean(cell) > 0 else "no better"
+    mean = _shown(cell, "mean")
+    return f"{words} than predicting the mean field ({mean}); the difference is {_margin(cell)}"
 
 
-def _decided(cell: xr.Dataset, name: str, rounding: float) -> int:
+def _over_mean(cell: xr.Dataset) -> int:
+    return _sign(cell, "over_mean", _ROUNDING * cell["mean"].sel(predictor="mean").item())
+
+
+def _sign(cell: xr.Dataset, name: str, rounding: float) -> int:
     """-1 or 1 where the interval of a number lies below or above zero by more than rounding, else 0."""
     if cell[f"{name}_high"].item() < -rounding:
         return -1
     return int(cell[f"{name}_low"].item() > rounding)
 
 
-def _margin(cell: xr.Dataset, difference: str) -> str:
-    return f"{interval_of(cell, difference, sign=True)} percentage points"
+def _margin(cell: xr.Dataset) -> str:
+    return f"{interval_of(cell, 'over_mean', sign=True)} percentage points"
 
 
 def _skill(cell: xr.Dataset) -> str:

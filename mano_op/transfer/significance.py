@@ -54,8 +54,8 @@ def summary(
     r"""Means with intervals, growth, skill, and a verdict on direct inference for every run and resolution.
 
     Runs that differ in the seed alone are one run of the summary: the error of a sample is the mean over the
-    seeds. Intervals are 95 % percentile intervals of a bootstrap over the samples, or over whole ``group``
-    (sample) of them: windows of one flow are not independent. They say how far the test samples decide a
+    seeds. Intervals are 95 % percentile intervals of a bootstrap over the samples, or over each whole
+    ``group`` (sample): windows of one flow are not independent. They say how far the test samples decide a
     comparison of these very models; only the spread over the seeds says what another seed would do.
 
     Direct inference is compared with the best of the DPU predictors and with the mean field, by the
@@ -84,7 +84,7 @@ def summary(
     results : Dataset
         From `mano_op.transfer.evaluate.evaluate_transfer`.
     metric : str
-        Of the verdicts and sentences; all numbers are there for each metric.
+        Of the verdicts and sentences; the numbers are of every metric.
     resamples, seed : int
         Of the bootstrap.
 
@@ -105,32 +105,31 @@ def summary(
         If there is no sample, or no such metric, or groups differ in size.
     """
     metrics = results["metric"].values.tolist()
-    if metric not in metrics:
-        raise InputError(f"metric={metric!r}, expected one of {', '.join(metrics)}")
-    if results.sizes["sample"] == 0:
-        raise InputError("the results hold no sample; expected at least one")
+    if metric not in metrics or results.sizes["sample"] == 0:
+        raise InputError(
+            f"metric={metric!r} of {results.sizes['sample']} samples, expected one of {', '.join(metrics)} "
+            "and at least one sample"
+        )
     seeds = positions(results)
     parts = [_numbers(results.isel(run=at), resamples, seed) for at in seeds.values()]
     joined = xr.concat(parts, "run", data_vars="all", coords="minimal", compat="equals", join="exact")
     first = results.isel(run=[at[0] for at in seeds.values()])
     independent = len(np.unique(groups_of(results)))
-    homes = {name: ("run", first[name].values) for name in ("home", "home_points")}
     drawn = "samples" if independent == results.sizes["sample"] else f"{independent} groups of samples"
-    interval = f"{100 * CONFIDENCE:g} % percentile bootstrap over {drawn}, {resamples} draws, seed {seed}"
-    judged = joined.assign_coords(run_coordinates(list(seeds))).assign_coords(homes)
+    judged = joined.assign_coords(run_coordinates(list(seeds)))
+    judged = judged.assign_coords({name: ("run", first[name].values) for name in ("home", "home_points")})
     judged = judged.assign_attrs(
         results.attrs,
         metric=metric,
         samples=results.sizes["sample"],
         independent=independent,
         n_variables=results.sizes["variable"],  # scipy writes no attribute "variables"
-        interval=interval,
+        interval=f"{100 * CONFIDENCE:g} % percentile bootstrap over {drawn}, {resamples} draws, seed {seed}",
     )
     cells = ("run", "resolution", "variable")
     shape = [judged.sizes[dim] for dim in cells]
     places = itertools.product(range(shape[0]), *(judged[dim].values for dim in cells[1:]))
-    verdicts = [verdict_of(judged, *place) for place in places]
-    words = np.array(verdicts).reshape(*shape, 2)
+    words = np.array([verdict_of(judged, *place) for place in places]).reshape(*shape, 2)
     return judged.assign(verdict=(cells, words[..., 0]), sentence=(cells, words[..., 1]))
 
 
@@ -148,14 +147,14 @@ def _numbers(seeds: xr.Dataset, resamples: int, seed: int) -> xr.Dataset:
         dpu = mean.sel(predictor=list(DPU))
         best = dpu["predictor"][dpu.fillna(np.inf).argmin("predictor")].drop_vars("predictor")
 
-        def of(e: xr.DataArray, predictor: Any) -> xr.DataArray:
+        def by(e: xr.DataArray, predictor: Any) -> xr.DataArray:
             return e.sel(predictor=predictor).drop_vars("predictor")
 
         def skill(e: xr.DataArray) -> xr.DataArray:
-            return 1 - of(e, "direct") / of(e, best)
+            return 1 - by(e, "direct") / by(e, best)
 
         def growth(e: xr.DataArray) -> xr.DataArray:
-            direct = of(e, "direct")  # NaN where the home resolution was not judged
+            direct = by(e, "direct")  # NaN where the home resolution was not judged
             return direct / direct.reindex(resolution=seeds["home"].values[:1]).isel(resolution=0, drop=True)
 
         numbers = {
@@ -168,8 +167,8 @@ def _numbers(seeds: xr.Dataset, resamples: int, seed: int) -> xr.Dataset:
             "skill_seed_low": skill(by_seed).min("run", skipna=False),
             "skill_seed_high": skill(by_seed).max("run", skipna=False),
             **_with_interval("growth", mean, draws, growth),
-            **_with_interval("difference", mean, draws, lambda e: of(e, "direct") - of(e, best)),
-            **_with_interval("over_mean", mean, draws, lambda e: of(e, "direct") - of(e, "mean")),
+            **_with_interval("difference", mean, draws, lambda e: by(e, "direct") - by(e, best)),
+            **_with_interval("over_mean", mean, draws, lambda e: by(e, "direct") - by(e, "mean")),
         }
     costs = ["parameters", "training_flops", "flops", "peak_bytes", "seconds_per_sample"]
     return xr.Dataset(
@@ -195,8 +194,7 @@ def _with_interval(
 
 def groups_of(results: xr.Dataset) -> NDArray[np.int64]:
     """Return the group of each sample; each is a group of its own if the results do not say."""
-    groups = results["group"].values if "group" in results.coords else np.arange(results.sizes["sample"])
-    return np.asarray(groups)
+    return np.asarray(results.coords.get("group", np.arange(results.sizes["sample"])))
 
 
 def _by_group(errors: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:

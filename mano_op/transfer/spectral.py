@@ -29,19 +29,8 @@ def spectral_split(predicted: Tensor, true: Tensor, grid: Grid, trained: Grid) -
     .. math:: \lVert P e \rVert / \lVert u \rVert, \qquad \lVert e - P e \rVert / \lVert u \rVert,
 
     whose squares add up to that of `mano_op.transfer.metrics.relative_l2`. On a grid that has no modes
-    beyond, such as a coarser one, the second is zero up to rounding.
-
-    Parameters
-    ----------
-    predicted, true : Tensor
-        Shape ``(..., *grid.shape)``.
-    grid, trained : Grid
-        The grid of the fields, and the one that the model was trained on, over the same domain.
-
-    Returns
-    -------
-    low, high : Tensor
-        Shape ``(...)``, float64.
+    beyond, such as a coarser one, the second is zero up to rounding. Fields have shape
+    ``(..., *grid.shape)``, the parts ``(...)``; `trained` is the training grid, over the same domain.
 
     Examples
     --------
@@ -52,24 +41,23 @@ def spectral_split(predicted: Tensor, true: Tensor, grid: Grid, trained: Grid) -
     >>> round(low.item(), 12), round(high.item(), 12)
     (0.3, 0.4)
     """
-    dims = tuple(range(-grid.n_dim, 0))
     root = torch.from_numpy(np.sqrt(grid.weights))
     error = root * (predicted.double() - true.double())
     below = error
     for d, (axis, coarse) in enumerate(zip(grid, trained, strict=True)):
         modes, k = _modes(axis)
-        carried = torch.from_numpy(modes[:, k < _nyquist(axis, coarse)])
+        half_waves = np.rint(axis.length / coarse.spacing * 1e6) / 1e6  # at the Nyquist wavenumber
+        carried = torch.from_numpy(modes[:, k < half_waves])
         below = _along(below, d - grid.n_dim, carried @ carried.T)
-    size = torch.linalg.vector_norm(root * true.double(), dim=dims)
-    low, high = (torch.linalg.vector_norm(part, dim=dims) / size for part in (below, error - below))
-    return low, high
+    dims, parts = tuple(range(-grid.n_dim, 0)), (below, error - below, root * true.double())
+    low, high, size = (torch.linalg.vector_norm(part, dim=dims) for part in parts)
+    return low / size, high / size
 
 
 def energy_spectrum(field: Tensor, grid: Grid) -> tuple[NDArray[np.float64], Tensor]:
     r"""Compute the energy of a field by wavenumber: :math:`\sum_{|k| \in [j, j + 1)} |\hat v_k|^2`.
 
-    Wavenumbers are counted in whole waves over the longest axis. The energies add up to
-    :math:`\lVert v \rVert^2`, the integral of the square by the grid's quadrature.
+    The energies add up to :math:`\lVert v \rVert^2`, the integral of the square by the grid's quadrature.
 
     Parameters
     ----------
@@ -116,11 +104,6 @@ def nyquist(trained: Grid) -> float:
     """
     longest = max(axis.length for axis in trained)
     return min(longest / (2 * axis.spacing) for axis in trained)
-
-
-def _nyquist(axis: Axis, coarse: Axis) -> float:
-    """The Nyquist wavenumber of the coarse axis, in half waves over its length."""
-    return float(np.rint(axis.length / coarse.spacing * 1e6) / 1e6)
 
 
 def _along(values: Tensor, dim: int, matrix: Tensor) -> Tensor:

@@ -11,22 +11,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from mano_op.errors import InputError
 from mano_op.files import write_file
+from mano_op.transfer.metrics import METRIC_NAMES
 from mano_op.transfer.sentences import interval_of, percent, trained_on_several, trained_there
 
 DIMS = ("model", "train_resolution", "seed", "resolution", "predictor", "metric", "variable", "sample")
 COLUMNS = (*DIMS, "error")
-METRIC_NAMES = {
-    "relative_l2": "relative L2",
-    "relative_l2_points": "relative L2, by points",
-    "vrmse": "VRMSE",
-    "linf": "relative L\N{INFINITY}",
-    "relative_h1": "relative H1",
-    "boundary_band": "near boundaries",
-    "spectral_low": "below training Nyquist",
-    "spectral_high": "above it",
-    "mismatch": "mismatch",
-}
 _COMPARISONS = ("run", "resolution", "metric", "variable")
 
 
@@ -41,6 +32,12 @@ def metric_name(metric: str) -> str:
     return METRIC_NAMES.get(metric, metric.replace("_", " "))
 
 
+def check_summary(judged: xr.Dataset, call: str) -> None:
+    """Refuse results in place of their summary."""
+    if "verdict" not in judged:
+        raise InputError(f"{call} of a data set without verdicts; expected a summary: give summary(results)")
+
+
 def table(judged: xr.Dataset) -> str:
     """Format a summary as a Markdown table, in per cent: a row for each run, resolution and variable.
 
@@ -48,8 +45,8 @@ def table(judged: xr.Dataset) -> str:
     see `mano_op.transfer.predictors` for the predictors and `mano_op.transfer.significance.summary` for the
     intervals. Notes follow, on errors that are not finite and grids that do not nest.
     """
-    rows = [header(judged), *table_rows(judged)]
-    cells = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    check_summary(judged, "table")
+    cells = [[cell.replace("|", r"\|") for cell in row] for row in error_rows(judged)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
@@ -61,52 +58,39 @@ def table(judged: xr.Dataset) -> str:
     return "\n".join([*lines, "", about, *notes(judged)])
 
 
-def header(judged: xr.Dataset) -> list[str]:
-    """Return the columns of `table_rows`."""
-    seeds = ["over seeds"] if int(judged["seeds"].max()) > 1 else []
-    there, several = _elsewhere(judged)
-    return [
-        *_place_header(judged),
-        "direct", *seeds, "best DPU", "DPU's input", "skill", *["trained there"] * there,
-        *["trained on several"] * several, "floor", "mean field", "growth",
-    ]  # fmt: skip
-
-
-def table_rows(judged: xr.Dataset) -> list[list[str]]:
-    """Return the rows of the table."""
-    there, several = _elsewhere(judged)
-    seeded = int(judged["seeds"].max()) > 1
+def error_rows(judged: xr.Dataset) -> list[list[str]]:
+    """Return the names of the columns of the table, and its rows; columns without any entry are left out."""
     rows = []
     for cell, same_field in _cells(judged.sel(metric=judged.attrs["metric"])):
         away = cell["resolution"].item() != cell["home"].item()
         mixed = trained_on_several(same_field, cell)
         names = [f"{other['train_resolution'].item()}: " if len(mixed) > 1 else "" for other in mixed]
-        entries = [name + _entry(other, "direct") for name, other in zip(names, mixed, strict=True)]
+        floor, mean = (percent(cell["mean"].sel(predictor=name).item()) for name in ("floor", "mean"))
         growth = cell["growth"].item()
         rows.append(
-            [
-                *_place(judged, cell),
-                _entry(cell, "direct"),
-                *([_spread(cell)] if seeded else []),
-                _entry(cell, cell["best_dpu"].item()) if away else "as direct",
-                dpu_input(cell) if away else "",
-                interval_of(cell, "skill", sign=True) if away else "",
-                *(["".join(_entry(o, "direct") for o in trained_there(same_field, cell))] if there else []),
-                *([", ".join(entries)] if several else []),
-                *(percent(cell["mean"].sel(predictor=name).item()) for name in ("floor", "mean")),
-                f"{growth:{'.2f' if growth < 1e4 else '.2e'}}" if math.isfinite(growth) else "",
-            ]
+            {
+                **_place(cell, judged),
+                "direct": _entry(cell, "direct"),
+                "over seeds": _spread(cell) if int(judged["seeds"].max()) > 1 else "",
+                "best DPU": _entry(cell, cell["best_dpu"].item()) if away else "as direct",
+                "DPU's input": dpu_input(cell) if away else "",
+                "skill": interval_of(cell, "skill", sign=True) if away else "",
+                "trained there": "".join(_entry(o, "direct") for o in trained_there(same_field, cell)),
+                "trained on several": ", ".join(
+                    name + _entry(other, "direct") for name, other in zip(names, mixed, strict=True)
+                ),
+                "floor": floor,
+                "mean field": mean,
+                "growth": f"{growth:{'.2f' if growth < 1e4 else '.2e'}}" if math.isfinite(growth) else "",
+            }
         )
-    return rows
-
-
-def metric_header(judged: xr.Dataset) -> list[str]:
-    """Return the columns of `metric_rows`."""
-    return [*_place_header(judged), *(metric_name(metric) for metric in judged["metric"].values.tolist())]
+    optional = ("over seeds", "trained there", "trained on several")
+    columns = [name for name in rows[0] if name not in optional or any(row[name] for row in rows)]
+    return [columns, *([row[name] for name in columns] for row in rows)]
 
 
 def metric_rows(judged: xr.Dataset) -> list[list[str]]:
-    """Return every metric of direct inference, and after a stroke of the best DPU by it, in per cent."""
+    """Return the names of the columns, and every metric of direct inference / of the best DPU by it, in %."""
 
     def entry(cell: xr.Dataset) -> str:
         cell = cell.sel(predictor=["direct", cell["best_dpu"].item()])
@@ -114,10 +98,11 @@ def metric_rows(judged: xr.Dataset) -> list[list[str]]:
         return " / ".join(percent(value) for value in cell["mean"].values[shown.values].tolist())
 
     metrics = judged["metric"].values.tolist()
-    return [
-        [*_place(judged, cell), *(entry(cell.sel(metric=metric)) for metric in metrics)]
+    rows = [
+        _place(cell, judged) | {metric_name(metric): entry(cell.sel(metric=metric)) for metric in metrics}
         for cell, _ in _cells(judged)
     ]
+    return [list(rows[0]), *(list(row.values()) for row in rows)]
 
 
 def dpu_input(cell: xr.Dataset) -> str:
@@ -135,11 +120,12 @@ def notes(judged: xr.Dataset) -> list[str]:
         for predictor, bad in zip(cell["predictor"].values, cell["non_finite"].values.tolist(), strict=True):
             if bad:
                 lines.append(f"Warning: {where}: {bad} of {n} errors of {predictor} are not finite.")
-    nearest = np.argwhere(judged["restriction"].transpose("run", "resolution").values == "nearest").tolist()
-    off = [f"{judged['label'].values[i]} at {judged['resolution'].values[r]}" for i, r in nearest]
+    nearest = judged["restriction"].transpose("run", "resolution").values == "nearest"
+    rows = zip(judged["label"].values, nearest, strict=True)
+    off = [f"{label} at {', '.join(judged['resolution'].values[at])}" for label, at in rows if at.any()]
     if off:
         lines.append(
-            f"Note: the grids do not nest for {', '.join(off)}: points of the training grid are missing "
+            f"Note: the grids do not nest for {'; '.join(off)}: points of the training grid are missing "
             "there, and dpu_injection took the input at the nearest point instead."
         )
     return lines
@@ -169,6 +155,7 @@ def to_json(judged: xr.Dataset, path: str | Path) -> None:
 
 def json_text(judged: xr.Dataset) -> str:
     """Format a summary as `to_json` writes it."""
+    check_summary(judged, "to_json")
     compared = [name for name, values in judged.data_vars.items() if set(values.dims) == set(_COMPARISONS)]
     content = {
         **{str(name): _plain(value) for name, value in judged.attrs.items()},
@@ -190,22 +177,11 @@ def _cells(judged: xr.Dataset) -> Iterator[tuple[xr.Dataset, xr.Dataset]]:
                 yield same_field.isel(run=i), same_field
 
 
-def _place_header(judged: xr.Dataset) -> list[str]:
-    return ["model", "trained at", "resolution", *["variable"] * (judged.sizes["variable"] > 1)]
-
-
-def _place(judged: xr.Dataset, cell: xr.Dataset) -> list[str]:
-    names = ("model", "train_resolution", "resolution", *["variable"] * (judged.sizes["variable"] > 1))
-    return [str(cell[name].item()) for name in names]
-
-
-def _elsewhere(judged: xr.Dataset) -> tuple[bool, bool]:
-    """Return whether a model judged away from home was also trained there, or at several resolutions."""
-    cells = list(_cells(judged.isel(variable=[0])))
-    return (
-        any(trained_there(same_field, cell) for cell, same_field in cells),
-        any(trained_on_several(same_field, cell) for cell, same_field in cells),
-    )
+def _place(cell: xr.Dataset, judged: xr.Dataset) -> dict[str, str]:
+    """The columns that name a row."""
+    names = {"model": "model", "trained at": "train_resolution", "resolution": "resolution"}
+    names |= {"variable": "variable"} if judged.sizes["variable"] > 1 else {}
+    return {column: str(cell[name].item()) for column, name in names.items()}
 
 
 def _spread(cell: xr.Dataset) -> str:
