@@ -60,7 +60,7 @@ def count_flops(model: nn.Module, x: Tensor) -> int:
 
 
 def _raw(formula: Callable[..., int]) -> Callable[..., int]:
-    """Mark a formula of tensors; torch's counter passes only shapes to others."""
+    """Mark a formula that takes tensors; torch's counter passes shapes to others."""
     formula._get_raw = True  # type: ignore[attr-defined]
     return formula
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
+
 from mano_op.errors import InputError
 
 MOST_BYTES = 2**26
@@ -32,8 +34,8 @@ def dumps(entries: Mapping[str, Any]) -> str:
     return json.dumps(entries, indent=1, allow_nan=False)
 
 
-def read_description(path: Path, kind: str, version: int) -> dict[str, Any]:
-    """Return the entries of a description, if it is of its kind, and of a version that is read here.
+def read_description(path: Path, kind: str, version: int, schema: type[_T]) -> tuple[dict[str, Any], _T]:
+    """Return the entries of a description, and those of a schema as its instance.
 
     Parameters
     ----------
@@ -42,36 +44,36 @@ def read_description(path: Path, kind: str, version: int) -> dict[str, Any]:
         The expected entry "format".
     version : int
         The expected entry "format_version".
+    schema : type
+        A dataclass of the entries that are read; there may be others.
 
     Raises
     ------
     InputError
-        If it is too large, no JSON object, or of another format or version.
+        If it is too large, no JSON object, of another format or version, or an entry is of another type.
     """
     if (size := path.stat().st_size) > MOST_BYTES:
         raise InputError(f"{path} has {size} bytes, expected at most {MOST_BYTES}: it is no description")
     try:
         entries = json.loads(path.read_bytes(), parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise InputError(f"{path} is not JSON ({error}): restore it, or make it again") from error
-    stated = entry(path, entries, "format", str), entry(path, entries, "format_version", int)
+        stated = entries["format"], entries["format_version"]
+    except (LookupError, TypeError, ValueError, RecursionError) as error:  # no text, JSON or object
+        raise InputError(
+            f"{path} is not JSON with a format ({type(error).__name__}: {error}): restore it or make it again"
+        ) from error
     if stated != (kind, version):
         raise InputError(
-            f"{path} has format {stated[0]!r} version {stated[1]}, expected {kind!r} version {version}: "
-            "use the release of mano_op that wrote it"
+            f"{path} has format {stated[0]!r:.100} version {stated[1]!r:.100}, expected {kind!r} version "
+            f"{version}: use the release of mano_op that wrote it"
         )
-    return dict(entries)
-
-
-def entry(path: Path, description: Any, name: str, kind: type[_T]) -> _T:
-    """Return an entry of a JSON object, if it is present and of its kind."""
-    value = description.get(name) if isinstance(description, dict) else None
-    if not isinstance(value, kind):
+    try:
+        return entries, TypeAdapter(schema).validate_python(entries)
+    except ValidationError as error:
+        first = error.errors()[0]
         raise InputError(
-            f"{path}: {name!r} is {value!r:.100}, expected a {kind.__name__}: restore the file or make it "
-            "again"
-        )
-    return value
+            f"{path}: {'.'.join(map(str, first['loc']))} is {first['input']!r:.100}: {first['msg']}. Restore "
+            "the file or make it again"
+        ) from error
 
 
 def _refuse(constant: str) -> NoReturn:

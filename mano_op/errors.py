@@ -1,4 +1,4 @@
-"""The one exception that says "what you gave cannot be used", and the checks that every part makes."""
+"""The exception for input that cannot be used, and checks of numbers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class InputError(ValueError):
 
 
 def check_whole(at_least: int = 1, **numbers: object) -> None:
-    """Refuse what is no whole number, or too small a one. numpy's integers pass, booleans do not.
+    """Refuse values that are no whole numbers, numpy's too, or too small.
 
     Examples
     --------
@@ -40,7 +40,7 @@ def check_whole(at_least: int = 1, **numbers: object) -> None:
 
 
 def check_finite_number(*, zero: bool, **numbers: object) -> None:
-    """Refuse what is no finite number, or below zero; whether zero itself will do is for `zero` to say.
+    """Refuse values that are no finite numbers, or below zero, or zero if `zero` is false.
 
     Examples
     --------
@@ -57,7 +57,7 @@ def check_finite_number(*, zero: bool, **numbers: object) -> None:
 
 
 def listed(values: Iterable[object], most: int = 6) -> str:
-    """The values of a list for a message: all of a short list, the first and the last of a long one.
+    """Return a list as text for a message: all of a short one, the first and the last values of a long one.
 
     Examples
     --------
@@ -73,7 +73,7 @@ def listed(values: Iterable[object], most: int = 6) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Ask for the known name that is nearest to one that is not known; empty if none is near.
+    """Return a question for the known name that is nearest to an unknown one; empty if none is near.
 
     Examples
     --------

@@ -100,12 +100,8 @@ def test_wandb_gets_a_run_of_its_own_or_the_active_one(
 @pytest.mark.parametrize(
     ("module", "log", "message"),
     [
-        (
-            "torch.utils.tensorboard",
-            "tensorboard",
-            r"log='tensorboard' needs TensorBoard .*pip install 'mano_op\[tensorboard\]'",
-        ),
-        ("wandb", "wandb", "log='wandb' needs Weights & Biases .*pip install wandb"),
+        ("torch.utils.tensorboard", "tensorboard", r"log='tensorboard' needs .*'mano_op\[tensorboard\]'"),
+        ("wandb", "wandb", "log='wandb' needs a package .*pip install wandb"),
     ],
 )
 def test_missing_packages_are_met_before_any_work(
@@ -115,3 +111,15 @@ def test_missing_packages_are_met_before_any_work(
     with pytest.raises(InputError, match=message):
         train(fields, tmp_path / "run", log=log)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_key_of_wandb_is_met_before_any_epoch(
+    fields: FieldStore, tmp_path: Path, wandb: MagicMock
+) -> None:
+    wandb.Error = type("UsageError", (Exception,), {})
+    wandb.init.side_effect = wandb.Error("No API key configured")
+    with pytest.raises(
+        InputError, match=r"\(No API key configured\): log in by `wandb login`, or set .*offline"
+    ):
+        train(fields, tmp_path / "run", log="wandb")
+    assert list((tmp_path / "run").iterdir()) == []

@@ -182,19 +182,36 @@ def test_run_with_infinite_numbers_is_not_written(field_run: Path) -> None:
             "format 'other' version 3, expected 'mano_op run' version 3: use the rel",
         ),
         ("fields", "format_version", 2, "version 2, expected 'mano_op run' version 3"),
-        ("fields", "processor", None, "'processor' is None"),
+        ("fields", "processor", None, "processor is None: Input should be a valid dictionary. Restore"),
         ("fields", "processor", {"inputs": {"a": {}}, "outputs": {}}, "no description of one"),
         ("fields", "processor", {"inputs": [], "outputs": 3}, "no description of one"),
-        ("fields", "history", {}, "'history' is {}, expected a list"),
-        ("fields", "training", None, "'training' is None, expected a dict"),
-        ("fields", "training", {}, "is of the task None, expected fields: give a run"),
-        ("fields", "training.task", "images", "is of the task 'images', expected fields"),
-        ("images", "training.task", "sounds", "is of the task 'sounds', expected images"),
-        ("images", "training.classes", None, "an 'image_size' of two whole numbers and 3 'classes'"),
-        ("images", "training.classes", ["cat", "dog"], "two whole numbers and 3 'classes'"),
-        ("images", "training.classes", ["cat", "dog", 7], "two whole numbers and 3 'classes'"),
-        ("images", "training.image_size", [8, -8], "an 'image_size' of two whole numbers"),
-        ("images", "training.image_size", "large", "an 'image_size' of two whole numbers"),
+        ("fields", "history", {}, "history is {}: Input should be a valid list"),
+        ("fields", "history", [3], r"history\.0 is 3: Input should be a valid dictionary"),
+        (
+            "fields",
+            "history",
+            [{"training_error": "low"}],
+            r"history\.0\.training_error is 'low': Input should",
+        ),
+        ("fields", "training", None, "training is None: Input should be a dictionary"),
+        ("fields", "training", {}, r"training\.task is {}: Field required"),
+        ("fields", "training.task", "images", "is of the task 'images', expected fields: give a run of"),
+        (
+            "fields",
+            "training.resolution",
+            8,
+            r"training\.resolution\.str is 8: Input should be a valid string",
+        ),
+        ("fields", "training.resolution", {"ratios": [1]}, r"training\.resolution"),
+        ("fields", "training.best", {"epoch": "2nd"}, r"training\.best\.epoch is '2nd': Input should be"),
+        ("fields", "training.best", {"epoch": 3}, "the best epoch is 3 of 2"),
+        ("fields", "training.units", ["m"], r"training\.units is \['m'\]: Input should be a valid dict"),
+        ("images", "training.task", "sounds", r"training\.task is 'sounds': Input should be 'fields' or"),
+        ("images", "training.classes", None, r"training\.classes is None: Input should be a valid list"),
+        ("images", "training.classes", ["cat", "dog"], r"n_classes=3, with \['cat', 'dog'\]"),
+        ("images", "training.classes", ["cat", "dog", 7], r"training\.classes\.2 is 7: Input should be"),
+        ("images", "training.image_size", [8, -8], r"training\.image_size\.1 is -8: Input should be greater"),
+        ("images", "training.image_size", "large", r"training\.image_size is 'large': Input should be"),
         ("images", "processor", {}, "'processor' is no description of one"),
         ("images", "processor.mean", [float("inf")], "is not JSON"),
         ("images", "processor.std", [-1.0], "std=-1.0, expected a finite number, 0 or more"),
@@ -210,7 +227,12 @@ def test_damaged_descriptions_are_refused(
     functools.reduce(dict.__getitem__, parents, content)[name] = value
     (folder / "run.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=message):
-        load_run(folder, task=task)
+        load_run(folder, task=task)  # type: ignore[arg-type]
+
+
+def test_unknown_task_is_refused(field_run: Path) -> None:
+    with pytest.raises(InputError, match="task='foo', expected 'fields' or 'images'"):
+        load_run(field_run, task="foo")  # type: ignore[arg-type]
 
 
 def test_card_says_what_the_run_is(field_run: Path, image_run: Path) -> None:

@@ -43,11 +43,11 @@ def test_model_fits_the_store_and_is_kept(fields: FieldStore, tmp_path: Path) ->
     assert train(fields, tmp_path / "said", options=said, epochs=1).options == expected
 
 
-@pytest.mark.parametrize("options", [{"epochs": 25}, {**FNO, "epochs": 30, "learning_rate": 2e-2}])
+@pytest.mark.parametrize("options", [{"epochs": 12}, {**FNO, "epochs": 12, "learning_rate": 2e-2}])
 def test_training_fits_the_fields(options: dict[str, Any], fields: FieldStore, tmp_path: Path) -> None:
     history = train(fields, tmp_path, batch_size=4, **options).history
     assert [epoch["epoch"] for epoch in history] == list(range(1, options["epochs"] + 1))
-    assert history[-1]["training_error"] < 0.5 * history[0]["training_error"]
+    assert history[-1]["training_error"] < 0.7 * history[0]["training_error"]
 
 
 def norm_of(loss: str) -> Any:
@@ -88,12 +88,13 @@ def test_error_is_the_mean_over_samples_and_channels(tmp_path: Path) -> None:
 
 
 def test_seed_gives_the_model(fields: FieldStore, tmp_path: Path) -> None:
-    first, second, other = (train(fields, tmp_path / str(i), seed=seed) for i, seed in enumerate((1, 1, 2)))
+    seeds = enumerate((1, 1, 2))
+    first, second, other = (train(fields, tmp_path / str(i), seed=seed, epochs=1) for i, seed in seeds)
     assert all(map(torch.equal, first.model.parameters(), second.model.parameters()))
     assert first.errors == second.errors != other.errors
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 3, 9])
+@pytest.mark.parametrize("epochs", [1, 2, 9])
 def test_rate_rises_and_falls_to_nearly_zero(epochs: int, fields: FieldStore, tmp_path: Path) -> None:
     rates: list[float] = []
     train(
@@ -123,7 +124,7 @@ def test_rate_rises_and_falls_to_nearly_zero(epochs: int, fields: FieldStore, tm
         ({"arch": "fno", "options": {}}, "fno needs more options, .*'n_modes'"),
         (
             {"arch": "fno", "options": {"n_modes": [4], "hidden_channels": 8}},
-            r"fno with .*'n_modes': \[4\].* cannot take an input",
+            r"fno with .*'n_modes': \[4\].* fails \(.* for an input",
         ),
         (
             {"arch": "fno", "options": {"n_modes": [4, 4], "hidden_channels": "x"}},
@@ -131,7 +132,7 @@ def test_rate_rises_and_falls_to_nearly_zero(epochs: int, fields: FieldStore, tm
         ),
         (
             {"arch": "fno", "options": {**FNO["options"], "resolution_scaling_factor": [2]}},  # type: ignore[dict-item]
-            r"output of shape \(1, 1, 16, 16\) .* expected \(1, 1, 8, 8\)",
+            r"output of shape \(1, 1, 16, 16\) .* expected an output of shape \(1, 1, 8, 8\)",
         ),
         (
             {"arch": "fno", "options": {**FNO["options"], "non_linearity": torch.relu}},  # type: ignore[dict-item]
@@ -146,7 +147,7 @@ def test_rate_rises_and_falls_to_nearly_zero(epochs: int, fields: FieldStore, tm
         ({"options": {"periodic": True}}, r"option periodic=True, but .* periodic=\[False, False\]"),
         ({"validate": "valid"}, "r8 has no split 'valid'; it has train, validation, test"),
         ({"validate": "test", "validate_resolution": 32}, "has no resolution 32"),
-        ({"validate": 0.01}, r"hold_out=0\.01 of 12 samples is 0; .* give 0\.0833 to 0\.917"),
+        ({"validate": 0.01}, r"validate=0\.01 of 12 samples is 0; .* give 0\.0833 to 0\.917"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_any_work(

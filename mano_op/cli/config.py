@@ -42,7 +42,7 @@ def configure(app: App, commands: tuple[str, ...], arguments: ArgumentCollection
     for name, value in content.items():
         name = _NAMES.get(name, name).replace("_", "-")
         words[name] = (
-            _words(value, known[f"--{name}"].parameter.n_tokens == 1) if f"--{name}" in known else value
+            words_of(value, known[f"--{name}"].parameter.n_tokens == 1) if f"--{name}" in known else value
         )
     Dict(data=words, source=str(path), allow_unknown=of_run, use_commands_as_keys=False)(
         app, commands, arguments
@@ -76,10 +76,16 @@ def _read(path: Path, command: str) -> tuple[dict[str, Any], bool]:
     return {**training, **parts, "arch": described.get("arch"), "options": described.get("options")}, True
 
 
-def _words(value: Any, single: bool) -> Any:
+def words_of(value: Any, single: bool) -> Any:
     """Return a value as words of the command line: 16x24 for [16, 24], NAME=VALUE for a mapping's entry."""
     if isinstance(value, Mapping):
-        return [f"{name}={v if isinstance(v, str) else json.dumps(v)}" for name, v in value.items()]
-    if isinstance(value, list):
-        return "x".join(map(str, value)) if single else [_words(each, True) for each in value]
+        return [f"{name}={_word(item)}" for name, item in value.items()]
+    if isinstance(value, list | tuple):
+        return "x".join(map(str, value)) if single else [words_of(item, True) for item in value]
     return value
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ":".join(map(str, value))
+    return value if isinstance(value, str) else json.dumps(value)

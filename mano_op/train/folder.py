@@ -16,15 +16,7 @@ UNCOMPARED = ("store", "source", "start", "machine", "best")
 
 
 def check_out(out: str | Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse a folder that cannot be written, or holds what may be neither continued nor replaced.
-
-    Examples
-    --------
-    >>> check_out("run", resume=True, overwrite=True)
-    Traceback (most recent call last):
-    ...
-    mano_op.errors.InputError: resume=True and overwrite=True: pass one of them, to continue or to start anew
-    """
+    """Refuse a folder that cannot be written, or holds what may be neither continued nor replaced."""
     if resume and overwrite:
         raise InputError("resume=True and overwrite=True: pass one of them, to continue or to start anew")
     folder = check_folder(out)
@@ -42,11 +34,10 @@ def check_out(out: str | Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def check_finished(out: str | Path, run: Run, asked: Mapping[str, Any]) -> None:
-    """Refuse the finished run of a folder if its model, options or data are not those that are asked for."""
-    there = {"arch": run.arch, "options": run.options, "processor": run.processor.to_dict(), **run.training}
-    different = differences({name: there[name] for name in there if name not in UNCOMPARED}, asked)
-    if different:
+    """Refuse the finished run of a folder if its options, model or data are not those of the training."""
+    saved = {**run.training, "arch": run.arch, "options": run.options, "processor": run.processor.to_dict()}
+    if different := differences({name: saved[name] for name in saved if name not in UNCOMPARED}, asked):
         raise InputError(
-            f"{out} holds a finished run of another training: {'; '.join(different)}. Give another folder, "
-            "or overwrite=True to replace it"
+            f"{out} holds a finished run of another training: {different}. Give another folder, or "
+            "overwrite=True to replace it"
         )
