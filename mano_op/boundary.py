@@ -18,16 +18,8 @@ Boundary = float | Mapping[str, float | tuple[End, End]]
 def ends_by_axis(grid: Grid, boundary: Boundary | None) -> dict[str, tuple[End, End]]:
     """Normalise known boundary values to a pair (at start, at stop) for each axis that has any.
 
-    Parameters
-    ----------
-    grid : Grid
-    boundary : float or dict, optional
-        As `resample` takes them.
-
-    Raises
-    ------
-    InputError
-        If an axis is unknown or periodic, or a value is not a finite number.
+    `boundary` is as in `resample`. Axes that are unknown or periodic, and values that are no finite numbers,
+    raise an `InputError`.
 
     Examples
     --------

@@ -22,39 +22,19 @@ def dumps(entries: Mapping[str, Any]) -> str:
     ------
     ValueError, TypeError
         If an entry is not JSON; NaN and infinity are not.
-
-    Examples
-    --------
-    >>> print(dumps({"format": "note", "text": "one"}))
-    {
-     "format": "note",
-     "text": "one"
-    }
     """
     return json.dumps(entries, indent=1, allow_nan=False)
 
 
 def read_description(path: Path, kind: str, version: int, schema: type[_T]) -> tuple[dict[str, Any], _T]:
-    """Return the entries of a description, and those of a schema as its instance.
+    """Return the entries of a description, and those of a schema, a dataclass, as its instance.
 
-    Parameters
-    ----------
-    path : path
-    kind : str
-        The expected entry "format".
-    version : int
-        The expected entry "format_version".
-    schema : type
-        A dataclass of the entries that are read; there may be others.
-
-    Raises
-    ------
-    InputError
-        If it is too large, no JSON object, of another format or version, or an entry is of another type.
+    `kind` and `version` are the expected entries "format" and "format_version". A file that is too large, no
+    JSON object, of another format or version, or with an entry of another type is refused.
     """
-    if (size := path.stat().st_size) > MOST_BYTES:
-        raise InputError(f"{path} has {size} bytes, expected at most {MOST_BYTES}: it is no description")
     try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise ValueError(f"it has {size} bytes, expected at most {MOST_BYTES}")
         entries = json.loads(path.read_bytes(), parse_constant=_refuse)
         stated = entries["format"], entries["format_version"]
     except (LookupError, TypeError, ValueError, RecursionError) as error:  # no text, JSON or object

@@ -74,9 +74,8 @@ def export_onnx(
     Raises
     ------
     InputError
-        If a package is not installed; if the file exists or cannot be written; if the model has no reference,
-        or has what ONNX does not; or if what the file computes is not what the model does. No file is written
-        then.
+        If a package is missing; if the file exists or cannot be written; if the model has no reference, or
+        cannot be exported; or if the file does not compute what the model does. No file is written then.
 
     Notes
     -----
@@ -114,22 +113,7 @@ def export_program(
 ) -> dict[tuple[int, ...], float]:
     """Write a trained model as a program of ``torch.export``, which ``torch.export.load`` reads.
 
-    The metadata is the file ``mano_op.json`` in it. The rest is as in `export_onnx`.
-
-    Parameters
-    ----------
-    run, path, shape, overwrite
-        As in `export_onnx`.
-
-    Returns
-    -------
-    dict
-        For each shape of an input that the program was given, its relative difference from the model.
-
-    Raises
-    ------
-    InputError
-        As `export_onnx`.
+    The metadata is the file ``mano_op.json`` in it. Parameters, result and errors are those of `export_onnx`.
 
     Examples
     --------

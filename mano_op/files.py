@@ -37,10 +37,11 @@ def check_file(path: str | Path, *, overwrite: bool) -> Path:
     """Refuse a file for results that cannot be written, or that exists and may not be overwritten."""
     path = Path(path)
     check_folder(path.parent)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: give the path of a file to write, one in it, say")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} is there already: give another path, or overwrite=True to replace it")
+    if path.is_dir() or (path.exists() and not overwrite):
+        exists = "there already: give another path, or overwrite=True to replace it"
+        raise InputError(
+            f"{path} is {'a folder: give the path of a file in it' if path.is_dir() else exists}"
+        )
     return path
 
 
@@ -86,6 +87,9 @@ def read_tensors(path: str | Path, *, map_location: Any = "cpu") -> dict[str, An
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # the error that follows says more
             content = torch.load(path, map_location=map_location, weights_only=True)
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds a {type(content).__name__}, expected a dictionary of tensors")
+        return content
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} holds more than tensors and plain values. It is not unpickled, because a pickle can "
@@ -97,6 +101,3 @@ def read_tensors(path: str | Path, *, map_location: Any = "cpu") -> dict[str, An
             f"{path} cannot be read as tensors ({type(error).__name__}: {error}): if it was cut short, copy "
             "or write it again"
         ) from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, expected a dictionary of tensors")
-    return content

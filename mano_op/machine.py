@@ -24,11 +24,6 @@ def machine(device: str | torch.device = "cpu", also: Iterable[str] = ()) -> dic
         Device of the computation; "processor" names the GPU, or else the CPU.
     also : iterable of str
         Other packages, whose versions are added if they are installed.
-
-    Examples
-    --------
-    >>> sorted(machine())
-    ['cores', 'device', 'platform', 'processor', 'python', 'threads', 'versions']
     """
     versions = {}
     for name in (*_PACKAGES, *also):

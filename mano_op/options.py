@@ -83,18 +83,7 @@ def options(cls: type[T]) -> type[T]:
 
 
 def checked(function: Callable[P, T]) -> Callable[P, T]:
-    """Check the arguments of a function by its annotations, which are those of options.
-
-    Examples
-    --------
-    >>> @checked
-    ... def walk(steps: Count = 1) -> int:
-    ...     return steps
-    >>> walk(0)
-    Traceback (most recent call last):
-    ...
-    mano_op.errors.InputError: steps=0, expected a whole number, at least 1
-    """
+    """Check the arguments of a function by its annotations, which are those of options."""
     signature = inspect.signature(function)
 
     @functools.cache
@@ -192,17 +181,7 @@ Flag = Annotated[bool, _expect("True or False", bool, lambda value: True, bool)]
 
 
 def record(values: Any, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the fields of some options as a dictionary, those that are not None.
-
-    Examples
-    --------
-    >>> @options
-    ... class Walk:
-    ...     steps: Count = 1
-    ...     seed: Whole | None = None
-    >>> record(Walk())
-    {'steps': 1}
-    """
+    """Return the fields of some options as a dictionary, those that are not None."""
     named = {field.name: getattr(values, field.name) for field in fields(values)}
     return {
         name: dict(value) if isinstance(value, Mapping) else value

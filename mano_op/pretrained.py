@@ -9,9 +9,8 @@ file                    holds
 ``README.md``           the model card, where there is one; see `mano_op.card`
 ======================  =====================================================================================
 
-These are the names that the Hugging Face Hub knows, so the folder can be uploaded as it is. Nothing in it is
-run when it is read. What a configuration claims is compared with the parameters that lie beside it before
-anything of that size is made.
+The Hugging Face Hub knows these names, so the folder can be uploaded. Nothing in it is run when it is read,
+and a configuration is compared with the parameters beside it before anything of its size is made.
 """
 
 from __future__ import annotations
@@ -59,16 +58,9 @@ class _Description:
 
 
 def save_model(folder: str | Path, model: nn.Module, arch: str, options: Mapping[str, Any]) -> None:
-    """Write a model into a folder, which is made if need be. ``config.json`` is written last.
+    """Write a model into a folder, which is made if need be, with its arguments, plain values.
 
-    Parameters
-    ----------
-    folder : path
-    model : nn.Module
-    arch : str
-        Its name in neuraloperator's registry.
-    options : mapping
-        Its constructor's arguments, plain values.
+    ``config.json`` is written last.
     """
     folder = make_folder(folder)
     description = {
@@ -104,8 +96,7 @@ def load_model(folder: str | Path, *, revision: str | None = None) -> tuple[nn.M
     Raises
     ------
     InputError
-        If the folder holds no model, or one of another version; if a file of it is damaged; or if the
-        parameters are not those of the model that is described.
+        If the folder holds no model, one of another version, a damaged file, or other parameters.
     """
     folder = fetched(folder, revision)
     described = _read(folder)
@@ -142,13 +133,7 @@ def weights_digest(folder: Path) -> str | None:
 
 
 def fetched(folder: str | Path, revision: str | None = None) -> Path:
-    """Return a folder that exists, or the local copy of a repository of the Hugging Face Hub.
-
-    Raises
-    ------
-    InputError
-        If it is neither, or what fetches it is not installed.
-    """
+    """Return a folder that exists, or the local copy of a repository of the Hugging Face Hub."""
     local = Path(folder)
     if local.is_dir():
         if revision is not None:
@@ -163,14 +148,11 @@ def fetched(folder: str | Path, revision: str | None = None) -> Path:
 
         names = [CONFIG, WEIGHTS, "run.json", "README.md"]
         return Path(snapshot_download(folder, revision=revision, allow_patterns=names))
-    except ModuleNotFoundError as error:
+    except (ImportError, OSError, ValueError) as error:  # no such repository or revision, no network, ...
+        missing = isinstance(error, ImportError)
+        remedy = "pip install 'mano_op[hub]'" if missing else "check the name, the revision and the network"
         raise InputError(
-            f"{folder} is no folder here; to fetch it from the Hugging Face Hub: pip install 'mano_op[hub]'"
-        ) from error
-    except (OSError, ValueError) as error:  # no such repository or revision, no network, no such name
-        raise InputError(
-            f"{folder} is no folder here, and cannot be fetched from the Hugging Face Hub ({error}): check "
-            "the name, the revision and the network"
+            f"{folder} is no folder here, and cannot be fetched from the Hugging Face Hub ({error}): {remedy}"
         ) from error
 
 

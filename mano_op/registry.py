@@ -37,22 +37,19 @@ def build_model(arch: str, options: Mapping[str, Any]) -> nn.Module:
     mano_op.errors.InputError: fno has no option n_mode; it has n_modes, in_channels, ...
     """
     cls = model_class(arch)
-    signature = inspect.signature(cls)
-    unknown = [name for name in options if name not in signature.parameters]
+    known = inspect.signature(cls).parameters
+    unknown = [name for name in options if name not in known]
     if unknown:
         raise InputError(
-            f"{arch} has no option {', '.join(unknown)}; it has {', '.join(signature.parameters)}"
-            f"{did_you_mean(unknown[0], signature.parameters)}"
+            f"{arch} has no option {', '.join(unknown)}; it has {', '.join(known)}"
+            f"{did_you_mean(unknown[0], known)}"
         )
-    try:
-        signature.bind(**options)
-    except TypeError as error:
-        raise InputError(f"{arch} needs more options, {error}: give it a value") from error
     try:
         return cls(**options)
     except InputError:
         raise
-    except Exception as error:  # any model of the registry: whatever it raises is its answer
+    except Exception as error:  # models raise whatever they like
         raise InputError(
-            f"{arch} cannot be built with {dict(options)} ({type(error).__name__}: {error}): see its options"
+            f"{arch} cannot be built with {dict(options)} ({type(error).__name__}: {error}): it takes "
+            f"{', '.join(known)}"
         ) from error

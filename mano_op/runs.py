@@ -179,19 +179,14 @@ class Run:
         ----------
         x : Tensor or array
             ``(batch, in_channels, *grid)`` in physical units, on a grid of any size; images in [0, 1].
+            Complex numbers, whole numbers of images and other channels raise an `InputError`.
         **sample
-            What else the model takes, such as ``coordinates``.
+            Further arguments of the model, such as ``coordinates``.
 
         Returns
         -------
         Tensor
-            ``(batch, out_channels, *grid)``, or ``(batch, classes)``, without gradients, on the device of the
-            model.
-
-        Raises
-        ------
-        InputError
-            If the channels are not those of the model, numbers are complex, or those of images are whole.
+            ``(batch, out_channels, *grid)``, or ``(batch, classes)``, on the model's device.
         """
         parameter = next(iter(self.model.parameters()), None)
         self.processor.to(parameter.device if parameter is not None else "cpu")
@@ -215,14 +210,9 @@ class Run:
 
 
 def save_run(folder: str | Path, run: Run) -> None:
-    """Write a run into a folder, which is made if need be.
+    """Write a run into a folder, which is made if need be; ``run.json`` is written last and in one piece.
 
-    ``run.json`` is written last and in one piece, so a folder that has it is whole.
-
-    Raises
-    ------
-    ValueError
-        If a number is not finite; nothing is written then.
+    Numbers that are not finite raise a `ValueError`, and nothing is written.
     """
     folder = make_folder(folder)
     description = {
@@ -273,11 +263,6 @@ def load_run(
         raise InputError(
             f"{path} is of the task {kind!r}, expected {task}: give a run of `mano-op train {task}`"
         )
-    if known.training.best and known.training.best.epoch > len(history):
-        raise InputError(
-            f"{path}: the best epoch is {known.training.best.epoch} of {len(history)}: restore the file or "
-            "train again"
-        )
     module, name, models = _TASKS[kind]
     for registers in models:
         import_module(registers)
@@ -285,35 +270,24 @@ def load_run(
         processor = getattr(import_module(module), name).from_dict(known.processor)
         if kind == "images" and (len(run_classes) != processor.n_classes or "image_size" not in training):
             raise ValueError(f"an image_size and n_classes={processor.n_classes}, with {run_classes!r:.99}")
+        if known.training.best and known.training.best.epoch > len(history):
+            raise ValueError(f"the best epoch is {known.training.best.epoch} of {len(history)}")
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(
-            f"{path}: 'processor' is no description of one ({type(error).__name__}: {error}): restore the "
-            "file or train again"
+            f"{path} does not describe a run of {kind} ({type(error).__name__}: {error}): restore the file "
+            "or train again"
         ) from error
     model, arch, options = load_model(folder)
     return Run(model.eval(), processor.eval(), arch, options, training, history)
 
 
 def write_evaluation(folder: str | Path, evaluation: str) -> None:
-    """Write the results of an evaluation, in Markdown, into the model card of a run; the rest of it stays.
-
-    Raises
-    ------
-    InputError
-        As `read_card`.
-    """
-    card = read_card(folder)
-    write_file(Path(folder) / CARD, with_evaluation(card, evaluation))
+    """Write the results of an evaluation, in Markdown, into the model card of a run; the rest of it stays."""
+    write_file(Path(folder) / CARD, with_evaluation(read_card(folder), evaluation))
 
 
 def read_card(folder: str | Path) -> str:
-    """Return the model card of a run, empty if there is none.
-
-    Raises
-    ------
-    InputError
-        If the folder holds no run, or cannot be written to, or the card is no text.
-    """
+    """Return the model card of a run, empty if there is none; it is to be written."""
     folder = check_folder(folder)
     _check_finished(folder)
     path = folder / CARD
@@ -321,8 +295,7 @@ def read_card(folder: str | Path) -> str:
         return path.read_text(encoding="utf-8") if path.exists() else ""
     except (UnicodeDecodeError, IsADirectoryError) as error:
         raise InputError(
-            f"{path} is no text in UTF-8 ({error}), so nothing can be written into it: move it elsewhere, or "
-            "save it as UTF-8"
+            f"{path} is no text in UTF-8 ({error}): move it elsewhere, or save it as UTF-8"
         ) from error
 
 

@@ -41,11 +41,17 @@ def test_there_are_tutorials_and_blocks() -> None:
     assert BLOCKS
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_the_readmes_code_runs(number: int, tmp_path: Path) -> None:
-    script = tmp_path / "block.py"
-    script.write_text(BLOCKS[number])
-    run("-W", "ignore::UserWarning", script, cwd=tmp_path)
+def test_code_of_the_readme_runs(tmp_path: Path) -> None:
+    """All blocks in one process, each with names and a folder of its own."""
+    names = [f"block{number}" for number in range(len(BLOCKS))]
+    for name, block in zip(names, BLOCKS, strict=True):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "block.py").write_text(block)
+    code = "import os, runpy, sys\nfor name in sys.argv[1:]:\n    os.chdir(name)\n"
+    code += (
+        "    print(name, flush=True)\n    runpy.run_path('block.py', run_name='__main__')\n    os.chdir('..')"
+    )
+    assert run("-W", "ignore::UserWarning", "-c", code, *names, cwd=tmp_path).count("block") >= len(BLOCKS)
 
 
 def test_links_of_the_documents_lead_somewhere() -> None:

@@ -101,7 +101,7 @@ def test_the_class_is_checked(saved):
         ({"arch": "os.system"}, "there is no model 'os.system'"),
         ({"arch": 3}, "arch is 3: Input should be a valid string. Restore"),
         ({"options": []}, r"options is \[\]: Input should be a valid dict"),
-        ({"options": {"in_channels": 1}}, "mano needs more options"),
+        ({"options": {"in_channels": 1}}, "mano cannot be built with"),
         ({"weights": None}, "weights is None: Input should be"),
         ({"weights": {"sha256": 3}}, r"weights\.sha256 is 3: Input should be a valid string"),
     ],

@@ -57,11 +57,12 @@ def _read(path: Path, command: str) -> tuple[dict[str, Any], bool]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no YAML ({' '.join(str(error).split())}): correct the file") from error
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise InputError(f"{path} holds {content!r}, expected names of options and their values, epochs: 30")
-    for group in _GROUPS:
-        if not isinstance(content.get(group, {}), dict):
-            raise InputError(f"{path}: {group} is {content[group]!r}, expected its options, shift: 1, say")
+    mapping = isinstance(content, dict) and all(isinstance(name, str) for name in content)
+    if not mapping or not all(isinstance(content.get(group, {}), dict) for group in _GROUPS):
+        raise InputError(
+            f"{path} holds {content!r}, expected names of options and their values, epochs: 30, and of "
+            f"{', '.join(_GROUPS)} a mapping of options"
+        )
     if not str(content.get("format", "")).startswith("mano_op"):
         return content, False
     model = path.with_name("config.json")

@@ -1,8 +1,7 @@
 """The checkpoint of a training: a training that continues from it comes to the same numbers.
 
-``checkpoint.pt`` is in the run's folder until the run is complete. It is written in one piece: after an
-interruption it is the checkpoint of the last epoch or of the one before. It holds tensors and plain values,
-and is read without unpickling:
+``checkpoint.pt`` is in the run's folder until the run is complete. It is written in one piece, holds tensors
+and plain values, and is read without unpickling:
 
 ==================  ===================================================================================
 entry               holds
@@ -38,20 +37,7 @@ COMPUTE = ("mano_op", "neuraloperator", "torch")
 
 @dataclass
 class Progress:
-    """The state of a training, which changes from epoch to epoch.
-
-    Attributes
-    ----------
-    model : nn.Module
-    optimizer : Optimizer
-    schedule : LRScheduler
-    best : Best
-    scaler : GradScaler, optional
-    generators : dict
-        Sources of random numbers; see `mano_op.train.task.Task.generators`.
-    history : list of dict
-        An entry for each completed epoch.
-    """
+    """The state of a training, which changes from epoch to epoch; `history` has an entry for each."""
 
     model: nn.Module
     optimizer: Optimizer
@@ -88,15 +74,7 @@ class Progress:
 
 
 class Checkpoint:
-    """The checkpoint of a run's folder.
-
-    Parameters
-    ----------
-    folder : path
-        Of the run.
-    asked : mapping
-        The options, model, data and versions of the training, in JSON's types. A checkpoint of others is
-        refused. It may be nested.
+    """The checkpoint of a run's folder, for a training by certain options, model, data and versions, `asked`.
 
     Examples
     --------
@@ -122,14 +100,7 @@ class Checkpoint:
         write_tensors(self.path, {**content, "training": dict(training)})
 
     def read(self) -> dict[str, Any]:
-        """Return the state of the training.
-
-        Raises
-        ------
-        InputError
-            If the file is no checkpoint, or one of another format, or of a training with other options, other
-            data or other versions of the packages that compute.
-        """
+        """Return the state of the training; a checkpoint of another format or another training is refused."""
         anew = "pass overwrite=True to start anew"
         content = read_tensors(self.path)
         stated = content.get("format"), content.get("format_version")

@@ -20,17 +20,17 @@ def check_out(out: str | Path, *, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise InputError("resume=True and overwrite=True: pass one of them, to continue or to start anew")
     folder = check_folder(out)
-    if (folder / "zarr.json").exists():
-        raise InputError(f"{out} is a store: give a folder of its own for the run")
-    if resume or overwrite:
-        return
-    if checkpoint_path(folder).exists():
-        raise InputError(
-            f"{out} holds a training that was begun and not finished: pass resume=True to go on with it, "
-            "overwrite=True to start anew, or give another folder"
-        )
-    if (folder / "run.json").exists():
-        raise InputError(f"{out} holds a run already: give another folder, or overwrite=True to replace it")
+    begun = (
+        "holds a training that was begun and not finished: pass resume=True to go on with it, overwrite=True "
+        "to start anew, or give another folder"
+    )
+    reasons = {folder / "zarr.json": "is a store: give a folder of its own for the run"}
+    if not (resume or overwrite):
+        held = "holds a run already: give another folder, or overwrite=True to replace it"
+        reasons |= {checkpoint_path(folder): begun, folder / "run.json": held}
+    for path, reason in reasons.items():
+        if path.exists():
+            raise InputError(f"{out} {reason}")
 
 
 def check_finished(out: str | Path, run: Run, asked: Mapping[str, Any]) -> None:

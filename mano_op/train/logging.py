@@ -20,21 +20,7 @@ Log = Callable[[int, Mapping[str, float]], object]
 
 
 def check_log(log: str | Log | Sequence[str | Log] | None) -> list[str | Log]:
-    """Return the logs as a list.
-
-    Raises
-    ------
-    InputError
-        If a log is neither a known name nor a function, or its package is not installed.
-
-    Examples
-    --------
-    >>> check_log("paper")
-    Traceback (most recent call last):
-    ...
-    mano_op.errors.InputError: log='paper', expected tensorboard, wandb, or a function of the epoch and its
-    numbers
-    """
+    """Return the logs as a list; unknown ones and those whose package is not installed are refused."""
     if log is None:
         return []
     logs = list(log) if isinstance(log, Sequence) and not isinstance(log, str) else [log]
@@ -55,18 +41,9 @@ def opened_logs(
 ) -> Iterator[Log]:
     """Return a function of the epoch and its numbers that calls all logs, and close them in the end.
 
-    Parameters
-    ----------
-    logs : sequence of {"tensorboard", "wandb"} or callable
-        As `check_log` returns them. "tensorboard" writes to ``tensorboard/`` in the folder. "wandb" adds to
-        the active run, or begins one with the name of the folder; its environment variables hold
-        (``WANDB_PROJECT``, ``WANDB_RUN_ID``, ``WANDB_MODE``, ...).
-    folder : path
-        Of the run.
-    settings : mapping
-        The options of the run, for Weights & Biases.
-    epochs : int
-        Completed before. TensorBoard drops what a killed process has logged of later ones.
+    "tensorboard" writes to ``tensorboard/`` in the folder, and drops what a killed process has logged after
+    the complete `epochs`. "wandb" adds to the active run, or begins one with the name of the folder and the
+    `settings` of the run; its environment variables hold (``WANDB_PROJECT``, ``WANDB_MODE``, ...).
 
     Examples
     --------

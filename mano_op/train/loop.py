@@ -77,10 +77,9 @@ def train(task: Task, out: str | Path, *, resume: bool = False, overwrite: bool 
     Raises
     ------
     InputError
-        Before any work, if `out` holds a run or a checkpoint already, or with ``resume=True`` one of other
-        options, other data or other versions, or cannot be written, or the model does not fit the data.
-    Diverged
-        If a number is not finite. Nothing is kept then.
+        Before any work, if `out` holds a run or a checkpoint, or with ``resume=True`` one of other options,
+        data or versions, or cannot be written, or the model does not fit the data. Also, as `Diverged`, if a
+        loss is not finite; nothing is kept then.
 
     Examples
     --------

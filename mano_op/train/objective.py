@@ -21,18 +21,9 @@ def training_loss(name: Literal["l2", "h1"], grid: Grid) -> Any:
         \lVert v \rVert_{L^2}^2 = \sum_i v_i^2, \qquad
         \lVert v \rVert_{H^1}^2 = \sum_i v_i^2 + \sum_d \sum_i (\partial_d v)_i^2
 
-    The sums count every point once. Differences are central with the grid's spacings; at the ends of
-    an axis that does not wrap they are one-sided, where neuraloperator's default would wrap them.
-
-    Parameters
-    ----------
-    name : {"l2", "h1"}
-    grid : Grid
-
-    Raises
-    ------
-    InputError
-        If the grid has no H1 loss.
+    The sums count every point once. Differences are central with the grid's spacings; at the ends of an axis
+    that does not wrap they are one-sided, where neuraloperator's default would wrap them. There is no H1 loss
+    on more than 3 axes, or with fewer than 4 points on an axis that does not wrap.
 
     Examples
     --------

@@ -28,17 +28,8 @@ class MuonAdamW(Optimizer):
     .. math:: W \leftarrow (1 - \eta \lambda) W - \eta\, U V^T, \qquad U S V^T = \text{momentum},
 
     so that all directions of its features are learned at one pace. Biases, norms, position biases, stencils,
-    lifting and projection are AdamW's. Its learning rate is `learning_rate`, Muon's twice as much.
-
-    Parameters
-    ----------
-    model : nn.Module
-    learning_rate, weight_decay : float
-
-    Raises
-    ------
-    InputError
-        If torch has no Muon, or the model no such matrix.
+    lifting and projection are AdamW's. Its learning rate is `learning_rate`, Muon's twice as much. A torch
+    without Muon, and a model without such matrices, are refused.
 
     References
     ----------
@@ -53,16 +44,12 @@ class MuonAdamW(Optimizer):
     """
 
     def __init__(self, model: nn.Module, learning_rate: float, weight_decay: float) -> None:
-        if not hasattr(torch.optim, "Muon"):
-            raise InputError(
-                f"optimizer='muon' with torch {torch.__version__}, which has none: install torch 2.9 or "
-                "newer, or use optimizer='adamw'"
-            )
         matrices, others = _split(model.named_parameters())
-        if not matrices:
+        if not matrices or not hasattr(torch.optim, "Muon"):
             raise InputError(
-                f"optimizer='muon', but {type(model).__name__} has no matrices of at least {LEAST_SIDE} x "
-                f"{LEAST_SIDE} between its first and last layer: use optimizer='adamw'"
+                f"optimizer='muon' with torch {torch.__version__} and {len(matrices)} matrices of at least "
+                f"{LEAST_SIDE} x {LEAST_SIDE} between the first and last layer of {type(model).__name__}; "
+                "expected torch 2.9 or newer, and one matrix or more: use optimizer='adamw'"
             )
         groups: list[dict[str, Any]] = [
             {"params": others, "lr": learning_rate},
@@ -80,10 +67,7 @@ class MuonAdamW(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step of both."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = None if closure is None else torch.enable_grad()(closure)()
         for part in self._parts.values():
             part.step()
         return loss
@@ -100,7 +84,7 @@ class MuonAdamW(Optimizer):
 
 
 def _split(parameters: Iterable[tuple[str, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the matrices that Muon is for, and the other parameters."""
+    """Return the matrices for Muon, and the other parameters."""
     matrices: list[Tensor] = []
     others: list[Tensor] = []
     for name, parameter in parameters:

@@ -8,9 +8,7 @@ from :math:`u^k + \varepsilon` to the true :math:`u^{k+1}` (Brandstetter et al. 
 * the "pushforward trick", :math:`u^k + \varepsilon = A(u^{k-1})`: the model's own step A from the field
   before, or several, through which no gradient is taken.
 
-Steps from true fields stay among those that are learned: otherwise only :math:`A(A(u))` has to be right, and
-:math:`A(u)` may be anything.
-
+Some samples keep their true fields: otherwise only :math:`A(A(u))` is learned, :math:`A(u)` may be anything.
 The data processor perturbs the inputs, in training mode only, so neuraloperator's Trainer can use it too.
 
 References
@@ -61,7 +59,7 @@ class PerturbedInputs(Processor):
     .. math:: \frac{1}{p + 1} \sum_{d=0}^{p} L\bigl(A(A^d(u^k)), u^{k+d+1}\bigr),
 
     with gradients of the outer A alone: for p = 1 half the sum of the one-step loss and the stability loss of
-    [1]_, whose code draws d for each batch, not for each sample.
+    Brandstetter et al., whose code draws d for each batch, not for each sample.
 
     Then :math:`\sigma \epsilon`, with :math:`\epsilon \sim N(0, 1)` at each point and channel, is added to
     the normalised inputs that vary in time; the others are exact in a rollout too.
@@ -74,7 +72,7 @@ class PerturbedInputs(Processor):
     processor : FieldProcessor
         Of the model, for one step.
     model : nn.Module
-        That is trained. It is called in the mode that it is in, and outside of the Trainer's autocast.
+        The trained model, which is called in its mode, and outside of the Trainer's autocast.
     noise : float
         :math:`\sigma`, in standard deviations of each input.
     pushforward : int
@@ -85,17 +83,7 @@ class PerturbedInputs(Processor):
     Attributes
     ----------
     seen : int
-        How many samples have come in training, of all processes; setting it goes on from there.
-
-    Raises
-    ------
-    InputError
-        As `check_perturbation`; or if ``y`` is not of as many times.
-
-    References
-    ----------
-    .. [1] Brandstetter, Worrall, Welling, "Message Passing Neural PDE Solvers", ICLR 2022, arXiv:2202.03376,
-       section 3.1, equation 7 and the loss that follows it.
+        Training samples so far, of all processes; a resumed training sets it.
 
     Examples
     --------
