@@ -157,41 +157,57 @@ def test_resumed_training_is_an_uninterrupted_one(store, tmp_path):
     assert_same_parameters(resumed, straight)
 
 
-RANK = """
-import json, sys
+# One process that has imported everything, whose children are the ranks, with the variables of torchrun.
+RANKS = """
+import json, os, socket, sys, traceback
 import torch
 torch.set_num_threads(1)
-sys.path.insert(0, sys.argv[1])
 from test_lightning import trained
 from lightning.pytorch.strategies import DDPStrategy
 
-path, folder = sys.argv[2:]
+
+def train(rank, path, folder):
+    def two():
+        return {"devices": 2, "strategy": DDPStrategy(process_group_backend="gloo")}
+
+    operator, trainer = trained(path, folder, 2, batch_size=(2, 1), **two())
+    sampler = trainer.train_dataloader.batch_sampler
+    told = {"ranks": [sampler.num_replicas, sampler.rank], "epoch": sampler.epoch, "refused": ""}
+    torch.save(operator.state_dict(), f"{folder}/{rank}.pt")
+    try:
+        trained(path, folder, 1, **two(), use_distributed_sampler=True)
+    except TypeError as error:
+        told["refused"] = str(error)
+    with open(f"{folder}/{rank}.json", "w") as file:
+        json.dump(told, file)
 
 
-def two():
-    return {"devices": 2, "strategy": DDPStrategy(process_group_backend="gloo")}
-
-
-operator, trainer = trained(path, folder, 2, batch_size=(2, 1), **two())
-sampler = trainer.train_dataloader.batch_sampler
-told = {"ranks": [sampler.num_replicas, sampler.rank], "epoch": sampler.epoch, "refused": ""}
-torch.save(operator.state_dict(), f"{folder}/{sampler.rank}.pt")
-try:
-    trained(path, folder, 1, **two(), use_distributed_sampler=True)
-except TypeError as error:
-    told["refused"] = str(error)
-with open(f"{folder}/{sampler.rank}.json", "w") as file:
-    json.dump(told, file)
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+children = []
+for rank in range(2):
+    children.append(os.fork())
+    if children[-1] == 0:
+        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
+        numbers |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+        os.environ.update({name: str(value) for name, value in numbers.items()})
+        try:
+            train(rank, *sys.argv[1:])
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+sys.exit(max(os.waitpid(child, 0)[1] for child in children) != 0)
 """
 
 
 def test_two_ranks_train_as_one(store, tmp_path):
     """Each with its part of every batch; gradients are averaged, and so is the loss over its samples."""
-    (tmp_path / "rank.py").write_text(RANK)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [*launcher, str(tmp_path / "rank.py"), str(Path(__file__).parent), str(store.path), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-c", RANKS, str(store.path), str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         capture_output=True,
         text=True,
         timeout=300,

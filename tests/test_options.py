@@ -153,14 +153,15 @@ def test_resolutions_are_read_as_they_are_recorded(given: Any, expected: Any) ->
 @pytest.mark.parametrize(
     ("task", "options"),
     [
-        ("fields", {"resolution": (8, 8), "clip": 2.0, "transforms": {"u": "asinh"}}),
         (
             "fields",
             {
                 "resolution": Mixed([8, 16], ratios=[3, 1], batch_size=[4, 2]),
                 "symmetries": ["reflect"],
+                "transforms": {"u": "asinh"},
                 "validate": "test",
-                "validate_resolution": 16,
+                "validate_resolution": (16, 16),
+                "clip": 2.0,
             },
         ),
         (

@@ -17,7 +17,6 @@ from mano_op.data.loaders import Reading, Splits, field_loaders
 from mano_op.data.mixed import Mixed
 from mano_op.data.store import FieldStore
 from mano_op.runs import Run, load_run
-from mano_op.train.stopping import Best
 
 
 def errors_of(run: Run, store: FieldStore, n: int, split: str) -> torch.Tensor:
@@ -144,17 +143,6 @@ def test_held_out_samples_of_a_streamed_store_are_the_same(fields: FieldStore) -
     assert fields_of(streamed.test[8]) == fields_of(kept.test[8])
     sent = pickle.loads(pickle.dumps(kept.train.dataset))
     assert {sample["y"][0, 3, 3].item() for sample in sent} == fields_of(kept.train)
-
-
-def test_best_parameters_are_a_copy() -> None:
-    model, best = nn.Linear(3, 2), Best()
-    best.see(1, 0.5, model)
-    before = {name: value.clone() for name, value in best.parameters.items()}
-    with torch.no_grad():
-        model.weight += 1
-    best.see(2, 0.5, model)
-    assert best.epoch == 1
-    assert all(torch.equal(before[name], value) for name, value in best.parameters.items())
 
 
 def test_split_that_a_resolution_does_not_have_is_refused(tmp_path: Path) -> None:
