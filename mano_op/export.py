@@ -242,9 +242,9 @@ def _forms(model: nn.Module, shape: Sequence[int] | None) -> tuple[nn.Module, li
         return traceable, [least, (2 * least[0], *least[1:]), tuple(distinct)]
     n_dim = getattr(model, "n_dim", None if shape is None else len(shape))
     if shape is None or len(shape) != n_dim:
-        given = "no shape" if shape is None else f"shape={tuple(shape)}, expected {n_dim} sizes for {name}"
+        stated = "no shape" if shape is None else f"shape={tuple(shape)}, expected {n_dim} sizes for {name}"
         raise InputError(
-            f"{given}: the file of a {name} is for one grid only, give the points along each axis, 64x64 or "
+            f"{stated}: the file of a {name} is for one grid only, give the points along each axis, 64x64 or "
             "(64, 64), say"
         )
     check_whole(**{f"shape[{i}]": n for i, n in enumerate(shape)})
@@ -309,9 +309,9 @@ def _refused(what: str) -> Iterator[None]:
         raise
     except Exception as error:  # torch has no common class for what it cannot trace
         reason = error.__cause__ or error
-        said = re.sub(r"For more information, run with TORCH_LOGS=\S+", "", str(reason))
+        text = re.sub(r"For more information, run with TORCH_LOGS=\S+", "", str(reason))
         raise InputError(
-            f"{what} ({type(reason).__name__}: {' '.join(said.split())[:500]}): use the model in Python"
+            f"{what} ({type(reason).__name__}: {' '.join(text.split())[:500]}): use the model in Python"
         ) from error
 
 

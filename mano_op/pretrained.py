@@ -101,12 +101,12 @@ def load_model(folder: str | Path, *, revision: str | None = None) -> tuple[nn.M
     folder = fetched(folder, revision)
     described = _read(folder)
     arch, options = described.arch, described.options
-    mine = str(getattr(model_class(arch), "_version", None))
-    if described.version != mine:
+    own_version = str(getattr(model_class(arch), "_version", None))
+    if described.version != own_version:
         raise InputError(
             f"{folder / CONFIG} describes version {described.version!r:.40} of {arch}, mano_op "
-            f"{version('mano_op')} with neuraloperator {version('neuraloperator')} has version {mine!r}: use "
-            f"the release that wrote it ({described.versions!r:.200}), or train again"
+            f"{version('mano_op')} with neuraloperator {version('neuraloperator')} has version "
+            f"{own_version!r}: use the release that wrote it ({described.versions!r:.200}), or train again"
         )
     header = weights_header(folder / WEIGHTS)
     _check_size(folder / CONFIG, options, len(header))

@@ -282,7 +282,7 @@ def test_input_that_cannot_be_used_is_refused_in_one_line(
 
 
 def test_help_and_mistakes_wait_for_no_torch(tmp_path: Path) -> None:
-    """Nor for xarray: they are answered within half a second of processor time."""
+    """Nor for xarray and pydantic: they are answered within half a second of processor time."""
     (tmp_path / "run.yaml").write_text("epohs: 3")
     code = f"""
 import sys
@@ -293,7 +293,7 @@ assert {{main(words.split()) for words in wrong}} == {{2}}
 right = ["", "--version", "--help", "train --help", "train fields --help", "train images --help"]
 right += ["store import netcdf --help", "evaluate fields --help", "generate --help", "demo -h"]
 assert {{main(words.split()) for words in right}} == {{0}}
-print([name for name in ("torch", "neuralop", "xarray", "matplotlib") if name in sys.modules])
+print([name for name in ("torch", "neuralop", "xarray", "matplotlib", "pydantic") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr

@@ -159,9 +159,9 @@ class FieldTask(Task):
         return keys
 
     def _model_options(
-        self, key: str, given: Mapping[str, Any], known: Sequence[Boundary | None]
+        self, key: str, arguments: Mapping[str, Any], known: Sequence[Boundary | None]
     ) -> dict[str, Any]:
-        """Return the model's arguments: those that follow from the fields, and the given ones."""
+        """Return the model's arguments: those that follow from the fields, and the others."""
         grid, arch = self.store.grids[key], self.arch.lower()
         derived: dict[str, Any] = {"in_channels": len(self.channels.x), "out_channels": len(self.channels.y)}
         defaults: dict[str, Any] = {}
@@ -181,7 +181,7 @@ class FieldTask(Task):
                 "boundary_values": _normalised_boundary(grid, known, self.processor),
             }
         data = f"the fields of {self.store.path} at {key}"
-        return model_options(given, derived, data, defaults)
+        return model_options(arguments, derived, data, defaults)
 
     def check(self, model: nn.Module) -> None:
         """Refuse a model that cannot take a sample, or puts its output on another grid."""
@@ -198,8 +198,8 @@ class FieldTask(Task):
 
     def optimizer(self, model: nn.Module) -> tuple[Optimizer, LRScheduler]:
         """Return AdamW or Muon, and the schedule."""
-        of = self.training
-        return optimizer_and_schedule(of.optimizer, model, of.learning_rate, of.weight_decay, of.epochs)
+        t = self.training
+        return optimizer_and_schedule(t.optimizer, model, t.learning_rate, t.weight_decay, t.epochs)
 
     def sample(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the fields of a batch, turned, perturbed and normalised."""

@@ -174,8 +174,8 @@ def _train_epochs(task: Task, state: Progress, checkpoint: Checkpoint, log: Log)
             over = epoch == epochs or state.best.enough(epoch)
             numbers = {name: value for name, value in entry.items() if name != "epoch"}
             log(epoch, {**numbers, "learning_rate": rate})
-            every = options.checkpoint_every
-            if first and every and (over or epoch % every == 0):
+            interval = options.checkpoint_every
+            if first and interval and (over or epoch % interval == 0):
                 checkpoint.write(state.state_dict())
             if over:
                 return

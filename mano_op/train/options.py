@@ -82,8 +82,8 @@ class TrainOptions:
     clip : float, optional
         The largest norm of the gradient of a step's loss, which is summed over its samples.
     accumulate : int
-        Batches in each step. Up to rounding it is the step of one batch as large as they are together. The
-        last step of an epoch may have fewer.
+        Batches in each step. Up to rounding it is the step of one batch of all their samples. The last step
+        of an epoch may have fewer.
     validate : str or float, optional
         What to validate on after each epoch: the name of a split, or the part of the training samples that is
         held out, 0.1. The run has the parameters with the lowest error there; without, those of the last
@@ -136,9 +136,9 @@ class FieldOptions(TrainOptions):
     resolution : int, str, sequence of int, Grid or Mixed
         The resolution of the store to train on: 16, "r16", (32, 48); or several, ``Mixed([16, 32])``. The one
         of several that most samples have, the finest of several such, is the model's home: a MANO's
-        ``reference_shape`` unless that is given.
+        ``reference_shape`` unless its options have one.
     time_steps : (int, int), optional
-        Of fields that vary in time: how many times the model is given, and how many it predicts.
+        Of fields that vary in time: how many times the model takes, and how many it predicts.
     at : sequence of float, optional
         Instead, the times that it predicts from the steady inputs.
     transforms : mapping of str to str, optional

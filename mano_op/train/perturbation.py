@@ -51,7 +51,7 @@ def check_perturbation(processor: FieldProcessor, noise: float, pushforward: int
 class PerturbedInputs(Processor):
     r"""A data processor that, in training, gives the model inputs as they are in a rollout.
 
-    In evaluation it is the processor that it is made of. In training the model first steps the n-th sample on
+    In evaluation it is `processor`. In training the model first steps the n-th sample on
     :math:`d_n` times, without gradients: the input becomes the model's own field of that time, ``y`` the
     truth of the time after. :math:`d_n` is uniform on :math:`0, \dots, p`, p being `pushforward`. The mean
     loss is
@@ -136,10 +136,10 @@ class PerturbedInputs(Processor):
                 "first"
             )
         data = self._moved(data_dict, self.device)
-        together, rank = ranks()
+        n_ranks, rank = ranks()
         n = len(data["x"])
-        draws = [self._draw(self.seen + rank + together * i) for i in range(n)]
-        self.seen += together * n
+        draws = [self._draw(self.seen + rank + n_ranks * i) for i in range(n)]
+        self.seen += n_ranks * n
         if self.pushforward:
             steps = torch.tensor([int(draw.integers(self.pushforward + 1)) for draw in draws])
             data = self._pushed(data, steps.to(self.device))

@@ -141,20 +141,23 @@ def _plain(value: Any) -> Any:
 
 
 def model_options(
-    given: Mapping[str, Any], derived: Mapping[str, Any], data: str, defaults: Mapping[str, Any] | None = None
+    arguments: Mapping[str, Any],
+    derived: Mapping[str, Any],
+    data: str,
+    defaults: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return a model's constructor arguments: those that follow from the data, then the given ones.
+    """Return a model's constructor arguments: those that follow from the data, then the others.
 
     Arguments that contradict the data, or are no plain values for ``run.json``, are refused; `data` names the
     data in the message.
     """
-    for name, value in given.items():
+    for name, value in arguments.items():
         if name in derived and not _same(value, derived[name]):
             raise InputError(
                 f"option {name}={value!r}, but {data} have {name}={derived[name]!r}: leave it out, it "
                 "follows from them"
             )
-    options = {**derived, **(defaults or {}), **given, **derived}
+    options = {**derived, **(defaults or {}), **arguments, **derived}
     try:
         json.dumps(options, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -164,11 +167,11 @@ def model_options(
     return options
 
 
-def _same(given: Any, derived: Any) -> bool:
+def _same(value: Any, derived: Any) -> bool:
     """Return whether an argument is what follows from the data; one flag may stand for all axes."""
     if isinstance(derived, list):
-        given = [given] * len(derived) if isinstance(given, bool) else list(given)
-    return bool(given == derived)
+        value = [value] * len(derived) if isinstance(value, bool) else list(value)
+    return bool(value == derived)
 
 
 def check_output(
