@@ -129,7 +129,7 @@ def test_run_becomes_a_file_for_other_programs(
     assert capsys.readouterr().out.endswith("within 1.0e-06 of the model, relative, on inputs of 1x1x8x8\n")
 
 
-def test_info_describes_a_store_whole_or_partial(
+def test_info_describes_whole_and_partial_stores(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert mano_op(f"store info {folder}/darcy.zarr") == 0
@@ -150,7 +150,7 @@ def test_info_describes_a_store_whole_or_partial(
     assert "partial: 5 of 5 samples missing" in capsys.readouterr().out
 
 
-def test_a_coarsened_store_is_as_the_format_asks(
+def test_coarsened_store_is_as_the_format_asks(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = f"{tmp_path}/coarse.zarr"
@@ -203,9 +203,7 @@ def test_files_of_other_formats_become_stores(tmp_path: Path, capsys: pytest.Cap
     assert "has no attribute 'n_trajectories'" in capsys.readouterr().err
 
 
-def test_an_axis_may_have_a_registration_of_its_own(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_axes_may_have_registrations_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Walls with points on both of them, and cells between: the first axis of a file and the second."""
     y, x = Axis("y", 5, registration="node_both"), Axis("x", 4, 0.0, 2.0, "cell", periodic=True)
     values = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32)
@@ -315,7 +313,7 @@ def test_every_option_of_a_training_is_a_flag(
     assert "--validate" in completed and f"--{'noise' if kind == 'fields' else 'mixup'}" in completed
 
 
-def test_a_file_of_options_is_the_flags(
+def test_file_of_options_equals_the_flags(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """YAML with their names, or the run.json of a run. The function with the same options trains the same."""
@@ -356,7 +354,7 @@ def test_a_file_of_options_is_the_flags(
     assert "holds ['epochs'], expected names of options" in capsys.readouterr().err
 
 
-def test_a_training_that_is_interrupted_goes_on(
+def test_interrupted_training_is_continued(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """To begin it again is refused, to continue it is not."""
@@ -394,7 +392,7 @@ def test_a_training_that_is_interrupted_goes_on(
         )
 
 
-def test_an_interrupt_says_how_to_go_on(
+def test_interrupt_says_how_to_continue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from mano_op.problems import generate
@@ -428,7 +426,7 @@ def test_reader_that_goes_away_is_no_error(folder: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_full_disk_is_said_in_one_line(
+def test_full_disk_is_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*args: object, **kwargs: object) -> None:

@@ -191,7 +191,7 @@ def in_units(run, x):
         return run.processor.postprocess(run.model(run.processor.preprocess({"x": x})["x"]), {})[0]
 
 
-def test_a_program_has_the_normalisation_in_it(tmp_path):
+def test_program_has_the_normalisation_in_it(tmp_path):
     model = build((6,), n_layers=1, registration="cell", periodic=True).float().train()
     run, path = run_of(model), tmp_path / "new" / "mano.pt2"
     errors = export_program(run, path)
@@ -212,7 +212,7 @@ def test_a_program_has_the_normalisation_in_it(tmp_path):
         program(torch.ones(1, 1, 5))
 
 
-def test_an_onnx_file_is_for_all_sizes(tmp_path):
+def test_onnx_file_is_for_all_sizes(tmp_path):
     model = build((6, 5), n_layers=1, n_levels=2, boundary_values=[0.25], **MIXED).float()
     path = tmp_path / "mano.onnx"
     path.write_text("old")
@@ -235,7 +235,7 @@ def test_an_onnx_file_is_for_all_sizes(tmp_path):
     ]  # fmt: skip
 
 
-def test_another_model_is_a_program_for_one_grid(tmp_path):
+def test_fno_is_a_program_for_one_grid(tmp_path):
     model = fno()
     assert export_program(model, tmp_path / "fno.pt2", shape=(16, 12)) == {(1, 1, 16, 12): 0.0}
     program = torch.export.load(tmp_path / "fno.pt2").module()
@@ -319,7 +319,7 @@ def test_errors_of_tracing_are_passed_on(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
+def test_file_that_computes_another_function_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "TOLERANCE", {torch.float32: -1.0})
     path = tmp_path / "a.pt2"
     path.write_text("old")

@@ -118,7 +118,7 @@ def assert_same_parameters(one, other, **tolerances):
         torch.testing.assert_close(a, b, **({"rtol": 0, "atol": 0} | tolerances), msg=name)
 
 
-def test_it_trains_as_a_loop_of_ones_own(store, tmp_path):
+def test_lightning_trains_as_a_written_out_loop(store, tmp_path):
     """Two epochs at two resolutions, bit for bit, and the errors of the test samples in units."""
     operator, trainer = trained(store.path, tmp_path, 2)
     own = operator_of(store.path)

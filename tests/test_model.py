@@ -70,7 +70,7 @@ def test_parameters_alone_load_into_any_configuration_they_fit():
         build(hidden_channels=9).load_state_dict(state)
 
 
-def test_another_version_is_refused(tmp_path):
+def test_checkpoint_of_another_version_is_refused(tmp_path):
     build().save_checkpoint(tmp_path, "model")
     metadata = torch.load(tmp_path / "model_metadata.pkl")
     torch.save(metadata | {"_version": "0"}, tmp_path / "model_metadata.pkl")
@@ -110,7 +110,7 @@ def test_missing_checkpoints_say_what_there_is(tmp_path):
         MANO.from_checkpoint(tmp_path / "elsewhere", "epoch_10")
 
 
-def test_a_compiled_models_checkpoint_is_that_of_the_model(tmp_path):
+def test_checkpoint_of_a_compiled_model_is_that_of_the_model(tmp_path):
     """Its state dict has other names; what it saves has not."""
     model, x = build().float(), draw(1, 2, 8, 8).float()
     compiled = torch.compile(model, backend="eager")

@@ -82,7 +82,7 @@ def assert_same_parameters(one, other):
         torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
 
 
-def test_the_release_that_is_tested_is_one_that_is_promised():
+def test_installed_neuraloperator_is_a_promised_release():
     """So is the pinned one. 2.0.0 is the only release from 2.0 on: when there is another, `make neuralop`."""
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     (promised,) = (r.specifier for r in map(Requirement, wanted) if r.name == "neuraloperator")
@@ -123,7 +123,7 @@ def test_resumed_training_is_uninterrupted_training(tmp_path):
     assert_same_parameters(resumed.model, straight.model)
 
 
-def test_the_best_model_is_kept(tmp_path):
+def test_best_model_is_kept(tmp_path):
     trainer, metrics = train(build(), 3, save_best="r16_h1", save_dir=tmp_path)
     best = MANO.from_checkpoint(tmp_path, "best_model")
     assert trainer.evaluate(EVALUATED, TEST["r16"], "r16")["r16_h1"] == metrics["r16_h1"]

@@ -84,7 +84,7 @@ def test_files_are_what_the_hub_expects(saved):
     )
 
 
-def test_the_class_is_checked(saved):
+def test_models_of_another_class_are_refused(saved):
     with pytest.raises(InputError, match="holds a mano, expected a PublishedMANO"):
         PublishedMANO.from_pretrained(saved)
 

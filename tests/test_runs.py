@@ -275,23 +275,23 @@ def test_card_says_what_the_run_is(field_run: Path, image_run: Path) -> None:
             assert len({row.count(" | ") for row in table.splitlines()}) == 1, table
 
 
-@pytest.mark.parametrize("name", ["<!-- judged: begin -->", "<!-- judged: end -->"])
-def test_evaluation_has_one_place_in_the_card(name: str, images: Images, tmp_path: Path) -> None:
+def test_evaluation_has_one_place_in_the_card(images: Images, tmp_path: Path) -> None:
     """What is written by hand stays, and a class may be called anything."""
-    classes = (name, "*b* & `c`\n# d", "golden_retriever", "_e_", *images.classes[4:])
+    begin, end = "<!-- judged: begin -->", "<!-- judged: end -->"
+    classes = (begin, end, "*b* & `c`\n# d", "golden_retriever", "_e_", *images.classes[5:])
     named = Images(images.source, images.splits, classes, 1, (8, 8), images.origin)
     run = train_images(named, tmp_path, epochs=1)
     path = tmp_path / "README.md"
     [shown] = [line for line in path.read_text().splitlines() if "golden" in line]
-    escaped = name.replace("<", "&lt;").replace(">", "&gt;")
-    assert shown == rf"{escaped}, \*b\* &amp; \`c\` \# d, golden_retriever, \_e\_, 4, 5, 6, 7, 8, 9"
+    escaped = f"{begin}, {end}".replace("<", "&lt;").replace(">", "&gt;")
+    assert shown == rf"{escaped}, \*b\* &amp; \`c\` \# d, golden_retriever, \_e\_, 5, 6, 7, 8, 9"
     card = path.read_text() + "\nWritten by hand.\n"
     path.write_text(card)
-    before, rest = card.split("<!-- judged: begin -->")
-    after = rest.split("<!-- judged: end -->")[1]
+    before, rest = card.split(begin)
+    after = rest.split(end)[1]
     for text in ("| 8 | 3 % |", "| 8 | 2 % |"):
         write_evaluation(tmp_path, text)
-        assert path.read_text() == f"{before}<!-- judged: begin -->\n{text}\n<!-- judged: end -->{after}"
+        assert path.read_text() == f"{before}{begin}\n{text}\n{end}{after}"
     assert load_run(tmp_path, task="images").classes == run.classes == classes
     with pytest.raises(InputError, match=r"holds no run\.json"):
         write_evaluation(tmp_path / "absent", "")

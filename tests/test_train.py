@@ -18,7 +18,7 @@ from mano_op.data.mixed import Mixed
 from mano_op.data.store import FieldStore
 from mano_op.grid import Axis
 from mano_op.registry import build_model
-from mano_op.runs import Run, load_run
+from mano_op.runs import load_run
 
 
 def test_model_fits_the_store_and_is_kept(fields: FieldStore, tmp_path: Path) -> None:
@@ -55,24 +55,9 @@ def norm_of(loss: str) -> Any:
     return LpLoss(d=2, measure=1.0) if loss == "l2" else H1Loss(d=2, periodic_in_x=False, periodic_in_y=False)
 
 
-def initial_sample(run: Run, store: FieldStore, resolution: Any) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """The model before training, by seed 3, and all samples in one batch as it takes them."""
-    torch.manual_seed(3)
-    model = build_model("mano", run.options)
-    loaders = field_loaders(store, train=resolution, test=[], batch_size=12, seed=3)
-    return model, loaders.processor.train().preprocess(next(iter(loaders.train)))
-
-
-@pytest.mark.parametrize("loss", ["l2", "h1"])
-def test_first_error_is_that_of_the_initial_model(loss: str, fields: FieldStore, tmp_path: Path) -> None:
-    """With all samples in one batch, the first epoch's error is that before any step was taken."""
-    run = train(fields, tmp_path, loss=loss, batch_size=12, epochs=1, seed=3)
-    model, sample = initial_sample(run, fields, 8)
-    expected = norm_of(loss)(model(sample["x"]), sample["y"]) / 12
-    assert run.history[0]["training_error"] == pytest.approx(expected.item(), rel=1e-5)
-
-
 def test_error_is_the_mean_over_samples_and_channels(tmp_path: Path) -> None:
+    """Of the initial model, where all samples are in one batch."""
+
     def fields(samples: np.ndarray, grid: Grid) -> dict[str, np.ndarray]:
         wave = waves(samples, grid)
         return {"a": wave["a"], "u": wave["u"], "v": 3 * wave["u"] + 1}
@@ -81,8 +66,10 @@ def test_error_is_the_mean_over_samples_and_channels(tmp_path: Path) -> None:
     grid = Grid.uniform((8, 6), registration="cell")
     store = store_of(tmp_path / "two.zarr", [grid], variables, fields, {"train": 6})
     run = train(store, tmp_path / "run", resolution=(8, 6), batch_size=6, epochs=1, seed=3)
-    model, sample = initial_sample(run, store, (8, 6))
-    error = model(sample["x"]) - sample["y"]
+    loaders = field_loaders(store, train=(8, 6), test=[], batch_size=6, seed=3)
+    sample = loaders.processor.train().preprocess(next(iter(loaders.train)))
+    torch.manual_seed(3)
+    error = build_model("mano", run.options)(sample["x"]) - sample["y"]
     expected = (error.flatten(2).norm(dim=-1) / sample["y"].flatten(2).norm(dim=-1)).mean()
     assert run.history[0]["training_error"] == pytest.approx(expected.item(), rel=1e-5)
 
