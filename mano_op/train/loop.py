@@ -98,18 +98,19 @@ def train(task: Task, out: str | Path, *, resume: bool = False, overwrite: bool 
     options, device, first = task.training, task.device, is_first()
     model = task.build()
     training = task.description(model)
-    # What the user gave comes first, and so do differences from it.
+    # Differences are listed in this order: the user's options, what follows from them, statistics.
     asked = {name: value for name, value in training.items() if name not in UNCOMPARED}
-    asked |= plain({"arch": task.arch, "options": task.options, "processor": task.processor.to_dict()})
-    wanted = asked | plain(task.fingerprint()) | {"versions": compute_versions(training["machine"])}
-    checkpoint = Checkpoint(out, wanted)
+    asked |= plain({"arch": task.arch, "options": task.options})
+    statistics = plain({"processor": task.processor.to_dict()})
+    versions = {"versions": compute_versions(training["machine"])}
+    checkpoint = Checkpoint(out, asked | plain(task.fingerprint()) | versions | statistics)
 
     wait_for_all()
     finished = resume and not checkpoint.path.exists() and (Path(out) / "run.json").exists()
     check_all_have(f"whether {out} holds a finished run", int(finished), device)
     if finished:
         run = load_run(out)
-        check_finished(out, run, asked)
+        check_finished(out, run, asked | statistics)
         return run
 
     model.to(device)
