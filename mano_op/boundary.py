@@ -18,16 +18,8 @@ Boundary = float | Mapping[str, float | tuple[End, End]]
 def ends_by_axis(grid: Grid, boundary: Boundary | None) -> dict[str, tuple[End, End]]:
     """Normalise known boundary values to a pair (at start, at stop) for each axis that has any.
 
-    Parameters
-    ----------
-    grid : Grid
-    boundary : float or dict, optional
-        As `resample` takes them.
-
-    Raises
-    ------
-    InputError
-        If an axis is unknown or periodic, or a value is not a finite number.
+    `boundary` is as in `resample`. Axes that are unknown or periodic, and values that are no finite numbers,
+    raise an `InputError`.
 
     Examples
     --------
@@ -38,14 +30,14 @@ def ends_by_axis(grid: Grid, boundary: Boundary | None) -> dict[str, tuple[End, 
     with_ends = [axis.name for axis in grid if not axis.periodic]
     if boundary is None:
         return {}
-    given = boundary if isinstance(boundary, Mapping) else dict.fromkeys(with_ends, boundary)
-    if not set(given) <= set(with_ends) or not (with_ends or given is boundary):
+    values = boundary if isinstance(boundary, Mapping) else dict.fromkeys(with_ends, boundary)
+    if not set(values) <= set(with_ends) or not (with_ends or values is boundary):
         raise InputError(
             f"boundary={boundary}: expected values for axes that do not wrap, which here are "
             f"{', '.join(with_ends) or 'none, so leave it out'}"
         )
     ends: dict[str, tuple[End, End]] = {}
-    for name, value in given.items():
+    for name, value in values.items():
         pair = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value, value)
         if len(pair) != 2 or not all(end is None or _is_number(end) for end in pair):
             raise InputError(

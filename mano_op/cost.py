@@ -14,13 +14,7 @@ _aten = torch.ops.aten
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Count the trained real numbers; a complex parameter is two of them.
-
-    Examples
-    --------
-    >>> count_parameters(nn.Linear(3, 2))
-    8
-    """
+    """Count the trained real numbers; a complex parameter is two of them."""
     return sum(p.numel() * (2 if p.is_complex() else 1) for p in model.parameters() if p.requires_grad)
 
 
@@ -32,11 +26,7 @@ def count_flops(model: nn.Module, x: Tensor) -> int:
     complex. (torch's own counter takes a complex product for a real one and leaves out Fourier transforms.)
     Pointwise operations (activations, normalisation, softmax) are not counted.
 
-    Parameters
-    ----------
-    model : nn.Module
-    x : Tensor
-        An input, ``(batch, in_channels, *grid)``. Only its shape matters.
+    Only the shape of the input `x`, ``(batch, in_channels, *grid)``, matters.
 
     Examples
     --------
@@ -60,7 +50,7 @@ def count_flops(model: nn.Module, x: Tensor) -> int:
 
 
 def _raw(formula: Callable[..., int]) -> Callable[..., int]:
-    """Mark a formula of tensors; torch's counter passes only shapes to others."""
+    """Mark a formula that takes tensors; torch's counter passes shapes to others."""
     formula._get_raw = True  # type: ignore[attr-defined]
     return formula
 

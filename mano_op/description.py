@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
+
 from mano_op.errors import InputError
 
 MOST_BYTES = 2**26
@@ -20,58 +22,38 @@ def dumps(entries: Mapping[str, Any]) -> str:
     ------
     ValueError, TypeError
         If an entry is not JSON; NaN and infinity are not.
-
-    Examples
-    --------
-    >>> print(dumps({"format": "note", "text": "one"}))
-    {
-     "format": "note",
-     "text": "one"
-    }
     """
     return json.dumps(entries, indent=1, allow_nan=False)
 
 
-def read_description(path: Path, kind: str, version: int) -> dict[str, Any]:
-    """Return the entries of a description, if it is of its kind, and of a version that is read here.
+def read_description(path: Path, kind: str, version: int, schema: type[_T]) -> tuple[dict[str, Any], _T]:
+    """Return the entries of a description, and those of a schema, a dataclass, as its instance.
 
-    Parameters
-    ----------
-    path : path
-    kind : str
-        The expected entry "format".
-    version : int
-        The expected entry "format_version".
-
-    Raises
-    ------
-    InputError
-        If it is too large, no JSON object, or of another format or version.
+    `kind` and `version` are the expected entries "format" and "format_version". A file that is too large, no
+    JSON object, of another format or version, or with an entry of another type is refused.
     """
-    if (size := path.stat().st_size) > MOST_BYTES:
-        raise InputError(f"{path} has {size} bytes, expected at most {MOST_BYTES}: it is no description")
     try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise ValueError(f"it has {size} bytes, expected at most {MOST_BYTES}")
         entries = json.loads(path.read_bytes(), parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise InputError(f"{path} is not JSON ({error}): restore it, or make it again") from error
-    stated = entry(path, entries, "format", str), entry(path, entries, "format_version", int)
+        stated = entries["format"], entries["format_version"]
+    except (LookupError, TypeError, ValueError, RecursionError) as error:  # no text, JSON or object
+        raise InputError(
+            f"{path} is not JSON with a format ({type(error).__name__}: {error}): restore it or make it again"
+        ) from error
     if stated != (kind, version):
         raise InputError(
-            f"{path} has format {stated[0]!r} version {stated[1]}, expected {kind!r} version {version}: "
-            "use the release of mano_op that wrote it"
+            f"{path} has format {stated[0]!r:.100} version {stated[1]!r:.100}, expected {kind!r} version "
+            f"{version}: use the release of mano_op that wrote it"
         )
-    return dict(entries)
-
-
-def entry(path: Path, description: Any, name: str, kind: type[_T]) -> _T:
-    """Return an entry of a JSON object, if it is present and of its kind."""
-    value = description.get(name) if isinstance(description, dict) else None
-    if not isinstance(value, kind):
+    try:
+        return entries, TypeAdapter(schema).validate_python(entries)
+    except ValidationError as error:
+        first = error.errors()[0]
         raise InputError(
-            f"{path}: {name!r} is {value!r:.100}, expected a {kind.__name__}: restore the file or make it "
-            "again"
-        )
-    return value
+            f"{path}: {'.'.join(map(str, first['loc']))} is {first['input']!r:.100}: {first['msg']}. Restore "
+            "the file or make it again"
+        ) from error
 
 
 def _refuse(constant: str) -> NoReturn:

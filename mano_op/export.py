@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -62,20 +63,19 @@ def export_onnx(
     shape : sequence of int, optional
         For models other than `MANO` the grid that the file will be for.
     overwrite : bool
-        Whether a file that is there may be replaced.
+        Whether an existing file may be replaced.
 
     Returns
     -------
     dict
-        For each shape of an input that onnxruntime was given, how far its output was from the model's: the
-        largest difference, over the largest value of the output.
+        For each shape of an input that onnxruntime was given, the largest difference of its output from the
+        model's, over the largest value of that.
 
     Raises
     ------
     InputError
-        If onnx, onnxscript or onnxruntime is not installed; if the file is there or cannot be written; if the
-        model has no reference, or has what ONNX does not; or if what the file computes is not what the model
-        does. No file is written then.
+        If a package is missing; if the file exists or cannot be written; if the model has no reference, or
+        cannot be exported; or if the file does not compute what the model does. No file is written then.
 
     Notes
     -----
@@ -89,7 +89,7 @@ def export_onnx(
         session = onnxruntime.InferenceSession("mano.onnx")
         (y,) = session.run(None, {"x": x})
     """
-    place = check_file(path, overwrite=overwrite)
+    file = check_file(path, overwrite=overwrite)
     _check_installed()
     task = _task(run, shape)
     if any(parameter.is_complex() for parameter in task.model.parameters()):
@@ -105,10 +105,7 @@ def export_onnx(
     from onnxruntime import InferenceSession
 
     session = InferenceSession(content, providers=["CPUExecutionProvider"])
-    errors = task.errors(lambda x: torch.as_tensor(session.run(None, {"x": x.numpy()})[0]))
-    make_folder(place.parent)
-    write_file(place, content)
-    return errors
+    return _write(file, content, task, lambda x: torch.as_tensor(session.run(None, {"x": x.numpy()})[0]))
 
 
 def export_program(
@@ -116,25 +113,7 @@ def export_program(
 ) -> dict[tuple[int, ...], float]:
     """Write a trained model as a program of ``torch.export``, which ``torch.export.load`` reads.
 
-    The metadata is the file ``mano_op.json`` in it. The rest is as in `export_onnx`.
-
-    Parameters
-    ----------
-    run : Run or Module
-    path : path
-    shape : sequence of int, optional
-    overwrite : bool
-
-    Returns
-    -------
-    dict
-        For each shape of an input that the program was given, its relative difference from the model.
-
-    Raises
-    ------
-    InputError
-        If the file is there or cannot be written, if the model has no reference or torch cannot trace it, or
-        if what the file computes is not what the model does. No file is written then.
+    The metadata is the file ``mano_op.json`` in it. Parameters, result and errors are those of `export_onnx`.
 
     Examples
     --------
@@ -147,33 +126,31 @@ def export_program(
     >>> max(errors.values()) < 1e-5, program(torch.randn(4, 1, 25)).shape
     (True, torch.Size([4, 1, 25]))
     """
-    place = check_file(path, overwrite=overwrite)
+    file = check_file(path, overwrite=overwrite)
     task = _task(run, shape)
     buffer = io.BytesIO()
     torch.export.save(task.program(), buffer, extra_files={"mano_op.json": json.dumps(task.metadata)})
     content = buffer.getvalue()
-    errors = task.errors(torch.export.load(io.BytesIO(content)).module())
-    make_folder(place.parent)
-    write_file(place, content)
+    return _write(file, content, task, torch.export.load(io.BytesIO(content)).module())
+
+
+def _write(
+    file: Path, content: bytes, task: _Task, compute: Callable[[Tensor], Tensor]
+) -> dict[tuple[int, ...], float]:
+    """Write a file that computes what the model does, and return how far it is from that."""
+    errors = task.errors(compute)
+    make_folder(file.parent)
+    write_file(file, content)
     return errors
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What is to be exported, and what to compare it with.
+    """A function to export, and what to compare it with.
 
-    Attributes
-    ----------
-    name : str
-        Of the model, for messages.
-    model, traceable : Module
-        The function that the file is to compute, and the same in the form that is traced.
-    sizes : dict
-        The names and least sizes of the input's dimensions that may have any.
-    metadata : dict
-    inputs : list of Tensor
-        The last one has no size that is 1, that of a channel or another axis, or the reference's: one that
-        is may be taken for a constant.
+    `traceable` computes the same as `model`, in the form that is traced; `sizes` has the names and least
+    sizes of the input's dimensions that may have any. No size of the last input is 1, that of a channel or
+    another axis, or the reference's: torch may take one that is for a constant.
     """
 
     name: str
@@ -184,18 +161,18 @@ class _Task:
     inputs: list[Tensor]
 
     def program(self) -> ExportedProgram:
-        """The function, traced."""
+        """Return the function, traced."""
         with torch.no_grad(), _refused(f"{self.name} cannot be traced by torch.export"):
             self.traceable(self.inputs[-1])  # some models make what they keep in their first call
             return torch.export.export(self.traceable, (self.inputs[-1],), dynamic_shapes=(self.sizes,))
 
     def errors(self, compute: Callable[[Tensor], Tensor]) -> dict[tuple[int, ...], float]:
-        """How far a function is from the model's on each of the inputs, if not too far."""
+        """Return how far a function is from the model on each of the inputs, if not too far."""
         errors = {}
         for x in self.inputs:
             with torch.inference_mode():
-                expected, found = self.model(x), compute(x)
-            error = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+                expected, computed = self.model(x), compute(x)
+            error = float((computed - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
             if not error <= TOLERANCE[x.dtype]:
                 raise InputError(
                     f"the file of {self.name} would differ from the model by {error:.1e} on an input of "
@@ -207,24 +184,24 @@ class _Task:
 
 
 class _InUnits(nn.Module):
-    """A model between the two halves of its processor, as one function of a tensor."""
+    """A model between the two halves of its processor, as one function of a tensor in physical units."""
 
     def __init__(self, model: nn.Module, processor: FieldProcessor) -> None:
         super().__init__()
         self.model, self.processor = model, processor
 
     def forward(self, x: Tensor) -> Tensor:
-        """From units to units."""
+        """Return the output in physical units."""
         out: Tensor = self.model(self.processor.preprocess({"x": x})["x"])
         return self.processor.postprocess(out, {})[0]
 
 
 def _task(run: Run | nn.Module, shape: Sequence[int] | None) -> _Task:
-    given = run.model if isinstance(run, Run) else run
-    if not isinstance(given, nn.Module):
-        raise InputError(f"got a {type(given).__name__}, expected a Run or a model: see mano_op.load_run")
+    model: Any = run.model if isinstance(run, Run) else run
+    if not isinstance(model, nn.Module):
+        raise InputError(f"got a {type(model).__name__}, expected a Run or a model: see mano_op.load_run")
     # A copy on the CPU: the caller's stays in its mode and on its device.
-    model: nn.Module = copy.deepcopy(given).cpu().eval().requires_grad_(False)
+    model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     if dtype not in TOLERANCE:
         raise InputError(f"the parameters are {dtype}, expected float32 or float64: use model.float()")
@@ -241,13 +218,16 @@ def _task(run: Run | nn.Module, shape: Sequence[int] | None) -> _Task:
     ]
     if isinstance(run, Run):
         processor = copy.deepcopy(run.processor).to("cpu").eval()
-        inputs = [_in_units(processor, x) for x in inputs]
+        statistics = processor.to_dict()["inputs"]
+        in_units = FieldProcessor(statistics, statistics).eval()
+        inputs = [in_units.postprocess(x, {})[0].to(x.dtype) for x in inputs]
         model, traceable = _InUnits(model, processor), _InUnits(traceable, processor)
     return _Task(name, model, traceable, sizes, metadata, inputs)
 
 
 def _forms(model: nn.Module, shape: Sequence[int] | None) -> tuple[nn.Module, list[tuple[int, ...]]]:
-    """The form of a model that is traced, and the grids that a file is compared on, the least first."""
+    """Return the form of a model that is traced, and the grids to compare it on, the least first."""
+    name = type(model).__name__
     if isinstance(model, MANO):
         if shape is not None:
             raise InputError(
@@ -260,50 +240,43 @@ def _forms(model: nn.Module, shape: Sequence[int] | None) -> tuple[nn.Module, li
         for n in least:
             distinct.append(next(m for m in count(n + 3) if m not in (*distinct, *least)))
         return traceable, [least, (2 * least[0], *least[1:]), tuple(distinct)]
-    if shape is None:
+    n_dim = getattr(model, "n_dim", None if shape is None else len(shape))
+    if shape is None or len(shape) != n_dim:
+        stated = "no shape" if shape is None else f"shape={tuple(shape)}, expected {n_dim} sizes for {name}"
         raise InputError(
-            f"the file of a {type(model).__name__} is for one grid only, and there is no shape: give that of "
-            "the grid, 64x64 or (64, 64), say"
+            f"{stated}: the file of a {name} is for one grid only, give the points along each axis, 64x64 or "
+            "(64, 64), say"
         )
     check_whole(**{f"shape[{i}]": n for i, n in enumerate(shape)})
     return model, [tuple(shape)]
 
 
-def _in_units(processor: FieldProcessor, normal: Tensor) -> Tensor:
-    """Inputs in units, of values that are drawn as the model has them."""
-    statistics = processor.to_dict()["inputs"]
-    return FieldProcessor(statistics, statistics).eval().postprocess(normal, {})[0].to(normal.dtype)
-
-
 def _metadata(run: Run | nn.Module, model: nn.Module, grid: tuple[int, ...]) -> dict[str, Any]:
-    """What a reader of the file has to know to use it."""
+    """Return what a reader of the file has to know to use it."""
     name = type(model).__name__
-    found: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "mano_op": version("mano_op"),
         "model": name,
         "axes": list(Grid.uniform(grid).names),
+        "values": "physical" if isinstance(run, Run) else "normalised",
     }
-    if isinstance(run, Run):
-        units = run.training.get("units", {})
-        for role, labels in (("in", run.processor.inputs), ("out", run.processor.outputs)):
-            found[f"{role}puts"] = [
-                {"name": one, "units": units.get(variable_of(one)) or ""} for one in labels
-            ]
-            found[f"{role}_channels"] = len(labels)
-    else:
-        for channels in ("in_channels", "out_channels"):
-            if not hasattr(model, channels):
-                raise InputError(f"the {name} does not say its {channels}: give a Run, whose processor does")
-            found[channels] = getattr(model, channels)
-    found["values"] = "physical" if isinstance(run, Run) else "normalised"
+    for role in ("in", "out"):
+        if isinstance(run, Run):
+            units, labels = run.training.get("units", {}), getattr(run.processor, f"{role}puts")
+            channels = [{"name": label, "units": units.get(variable_of(label)) or ""} for label in labels]
+            metadata |= {f"{role}puts": channels, f"{role}_channels": len(labels)}
+        elif not hasattr(model, f"{role}_channels"):
+            raise InputError(f"the {name} does not say its {role}_channels: give a Run, whose processor does")
+        else:
+            metadata[f"{role}_channels"] = getattr(model, f"{role}_channels")
     if isinstance(model, MANO):
-        return found | {
+        return metadata | {
             "reference_shape": list(grid),
             "registration": model.registration,
             "periodic": list(model.periodic),
             "grids": "at least reference_shape along each axis",
         }
-    return found | {"shape": list(grid), "grids": "of this shape, one sample at a time"}
+    return metadata | {"shape": list(grid), "grids": "of this shape, one sample at a time"}
 
 
 def _turned_into_onnx(program: ExportedProgram, sizes: dict[int, Any]) -> Any:
@@ -329,24 +302,23 @@ def _turned_into_onnx(program: ExportedProgram, sizes: dict[int, Any]) -> Any:
 
 @contextmanager
 def _refused(what: str) -> Iterator[None]:
-    """Whatever torch says that it cannot do is said in an `InputError`."""
+    """Raise what torch cannot do as an `InputError`."""
     try:
         yield
     except InputError:
         raise
     except Exception as error:  # torch has no common class for what it cannot trace
         reason = error.__cause__ or error
-        said = re.sub(r"For more information, run with TORCH_LOGS=\S+", "", str(reason))
+        text = re.sub(r"For more information, run with TORCH_LOGS=\S+", "", str(reason))
         raise InputError(
-            f"{what} ({type(reason).__name__}: {' '.join(said.split())[:500]}): use the model in Python"
+            f"{what} ({type(reason).__name__}: {' '.join(text.split())[:500]}): use the model in Python"
         ) from error
 
 
 def _check_installed() -> None:
     try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
+        for name in ("onnx", "onnxruntime", "onnxscript"):
+            import_module(name)
     except ModuleNotFoundError as error:
         raise InputError(
             f"to write ONNX takes onnx, onnxscript and onnxruntime, and {error.name} is not installed: "

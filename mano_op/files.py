@@ -17,22 +17,12 @@ from mano_op.paths import target_of
 
 
 def check_folder(folder: str | Path) -> Path:
-    """Say whether a folder for results can be made and written to, without making it.
-
-    Raises
-    ------
-    InputError
-        If the path or a part of it is a file, or there is no permission to write.
-    """
+    """Refuse a folder for results that cannot be made or written to; it is not made."""
     folder = Path(folder)
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise InputError(f"{folder} cannot be a folder for results, {there} is a file: give another path")
-    if not os.access(there, os.W_OK):
-        raise InputError(
-            f"{folder} cannot be a folder for results, there is no permission to write to {there}: "
-            "give another path, or change the permission"
-        )
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        reason = f"no permission to write to {nearest}" if nearest.is_dir() else f"{nearest} is a file"
+        raise InputError(f"{folder} cannot be a folder for results, {reason}: give another path")
     return folder
 
 
@@ -44,27 +34,21 @@ def make_folder(folder: str | Path) -> Path:
 
 
 def check_file(path: str | Path, *, overwrite: bool) -> Path:
-    """Say whether a file for results can be written, without writing it.
-
-    Raises
-    ------
-    InputError
-        If the path is a folder, or a file that may not be overwritten, or as `check_folder`.
-    """
+    """Refuse a file for results that cannot be written, or that exists and may not be overwritten."""
     path = Path(path)
     check_folder(path.parent)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: give the path of a file to write, one in it, say")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} is there already: give another path, or overwrite=True to replace it")
+    if path.is_dir() or (path.exists() and not overwrite):
+        exists = "there already: give another path, or overwrite=True to replace it"
+        raise InputError(
+            f"{path} is {'a folder: give the path of a file in it' if path.is_dir() else exists}"
+        )
     return path
 
 
 def write_file(path: str | Path, content: str | bytes) -> None:
-    """Write a file in one piece: a reader sees the old one or the new one, never half of one.
+    """Write a file in one piece: a reader sees the old one or the new one, also when the machine stops.
 
-    It is on the disk before it takes its name, so that this holds when the machine stops too. Of a symbolic
-    link, the file that it names is written.
+    Of a symbolic link, the file that it names is written.
     """
     path = target_of(path)
     partial = partial_file(path)
@@ -82,47 +66,20 @@ def write_file(path: str | Path, content: str | bytes) -> None:
 
 
 def partial_file(path: str | Path) -> Path:
-    """Where a file is while `write_file` writes it; what is left there is of a process that was killed.
-
-    Examples
-    --------
-    >>> partial_file("run/run.json").name
-    'run.json.partial'
-    """
+    """Return the path of a file while `write_file` writes it, where a killed process leaves a part of it."""
     path = Path(path)
     return path.with_name(path.name + ".partial")
 
 
 def write_tensors(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write tensors and plain values in one piece, for `read_tensors`.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> path = f"{tempfile.mkdtemp()}/some.pt"
-    >>> write_tensors(path, {"weight": torch.ones(2), "epoch": 3})
-    >>> read_tensors(path)
-    {'weight': tensor([1., 1.]), 'epoch': 3}
-    """
+    """Write tensors and plain values in one piece, for `read_tensors`."""
     buffer = io.BytesIO()
     torch.save(dict(content), buffer)
     write_file(path, buffer.getvalue())
 
 
 def read_tensors(path: str | Path, *, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a dictionary of tensors and plain values that ``torch.save`` wrote; no code in it is run.
-
-    Parameters
-    ----------
-    path : path
-    map_location
-        As ``torch.load`` takes it.
-
-    Raises
-    ------
-    InputError
-        If there is no such file, it holds anything else, or it was cut short.
-    """
+    """Read a dictionary of tensors and plain values that ``torch.save`` wrote; no code in it is run."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist; give the path of a file that torch.save wrote")
@@ -130,6 +87,9 @@ def read_tensors(path: str | Path, *, map_location: Any = "cpu") -> dict[str, An
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # the error that follows says more
             content = torch.load(path, map_location=map_location, weights_only=True)
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds a {type(content).__name__}, expected a dictionary of tensors")
+        return content
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} holds more than tensors and plain values. It is not unpickled, because a pickle can "
@@ -141,6 +101,3 @@ def read_tensors(path: str | Path, *, map_location: Any = "cpu") -> dict[str, An
             f"{path} cannot be read as tensors ({type(error).__name__}: {error}): if it was cut short, copy "
             "or write it again"
         ) from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, expected a dictionary of tensors")
-    return content

@@ -9,7 +9,7 @@ _TIME = re.compile(r"@([+-]\d+|t=.*)$")
 
 
 def varies_in_time(label: str) -> bool:
-    """Whether a channel's label, such as "vorticity@+0", is of a time.
+    """Return whether a channel's label, such as "vorticity@+0", is of a time.
 
     Examples
     --------
@@ -20,7 +20,7 @@ def varies_in_time(label: str) -> bool:
 
 
 def variable_of(label: str) -> str:
-    """The name of the variable that a channel's label is of.
+    """Return the name of the variable of a channel's label.
 
     Examples
     --------

@@ -15,12 +15,7 @@ from torch.utils._pytree import tree_leaves
 def peak_bytes(model: nn.Module, x: Tensor) -> int:
     """Measure the peak memory of the tensors made in one forward pass, in bytes; see `peak_bytes_of`.
 
-    Parameters
-    ----------
-    model : nn.Module
-        Runs in evaluation mode, without gradients.
-    x : Tensor
-        An input, ``(batch, in_channels, *grid)``, on the device of the model.
+    The model runs in evaluation mode, without gradients, on an input ``(batch, in_channels, *grid)``.
 
     Examples
     --------
@@ -40,17 +35,10 @@ def peak_bytes(model: nn.Module, x: Tensor) -> int:
 
 
 def peak_bytes_of(run: Callable[[], Any], device: str | torch.device = "cpu") -> int:
-    """Measure the peak memory of the tensors made by a function, in bytes.
+    """Measure the peak memory of the tensors made by a function on a device, in bytes.
 
     On a GPU the allocator reports it. On a CPU the tensors that operations return are counted until they are
     freed, in the backward pass too; the workspace of an operation, such as a Fourier transform, is not.
-
-    Parameters
-    ----------
-    run : callable
-        Called once, without arguments.
-    device : str or torch.device
-        Device it computes on.
 
     Examples
     --------
@@ -61,22 +49,15 @@ def peak_bytes_of(run: Callable[[], Any], device: str | torch.device = "cpu") ->
     True
     """
     device = torch.device(device)
-    return _on_cuda(run, device) if device.type == "cuda" else _counted(run)
-
-
-def _on_cuda(run: Callable[[], Any], device: torch.device) -> int:
+    if device.type != "cuda":
+        with _Live() as live:
+            run()
+        return live.peak
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     run()
     torch.cuda.synchronize(device)
     return int(torch.cuda.max_memory_allocated(device) - before)
-
-
-def _counted(run: Callable[[], Any]) -> int:
-    live = _Live()
-    with live:
-        run()
-    return live.peak
 
 
 class _Live(TorchDispatchMode):
@@ -91,24 +72,19 @@ class _Live(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # Inputs existed before or are counted already; the output may be a view of them.
-        inputs = {id(leaf.untyped_storage()) for leaf in _tensors((args, kwargs))}
+        inputs = {id(storage) for storage in _storages((args, kwargs))}
         out = func(*args, **(kwargs or {}))
-        for leaf in _tensors(out):
-            storage = leaf.untyped_storage()
+        for storage in _storages(out):
             if id(storage) not in inputs and id(storage) not in self._sizes:
-                self._note(storage)
+                self._sizes[id(storage)] = storage.nbytes()
+                self._now += storage.nbytes()
+                self.peak = max(self.peak, self._now)
+                weakref.finalize(storage, self._freed, id(storage)).atexit = False
         return out
-
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        key, size = id(storage), storage.nbytes()
-        self._sizes[key] = size
-        self._now += size
-        self.peak = max(self.peak, self._now)
-        weakref.finalize(storage, self._freed, key).atexit = False
 
     def _freed(self, key: int) -> None:
         self._now -= self._sizes.pop(key, 0)
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

@@ -1,4 +1,7 @@
-"""Options that are declared once: frozen dataclasses whose values are checked where they are made."""
+"""Options that are declared once: frozen dataclasses whose values pydantic checks where they are made.
+
+pydantic is imported by the first check: the command line shows its help, and refuses wrong words, without it.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,16 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Annotated, Any, ParamSpec, TypeVar, dataclass_transform
-
-from pydantic import BeforeValidator, ConfigDict, ValidationError, validate_call
-from pydantic.dataclasses import dataclass
 
 from mano_op.errors import InputError, did_you_mean
 
 T = TypeVar("T")
 P = ParamSpec("P")
-_CONFIG = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+_CONFIG: Any = {"arbitrary_types_allowed": True, "extra": "forbid"}
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -27,7 +28,7 @@ def options(cls: type[T]) -> type[T]:
     Parameters
     ----------
     cls : type
-        With a field for each option. Its docstring says what each of them is for: the command line shows it.
+        With a field for each option. The command line shows its docstring as help.
 
     Returns
     -------
@@ -50,20 +51,30 @@ def options(cls: type[T]) -> type[T]:
     ...
     mano_op.errors.InputError: there is no option step=3 of Walk; did you mean 'steps'?
     """
-    frozen: Any = dataclass(cls, frozen=True, kw_only=True, config=_CONFIG)
-    validate = frozen.__init__
+    frozen: Any = dataclass(frozen=True, kw_only=True)(cls)
+    frozen.__pydantic_config__ = _CONFIG
 
-    @functools.wraps(validate)
+    @functools.cache
+    def validator() -> Any:
+        from pydantic import TypeAdapter
+
+        return TypeAdapter(frozen).validator
+
+    @functools.wraps(frozen.__init__)
     def __init__(self: Any, **values: Any) -> None:
+        from pydantic_core import ArgsKwargs, ValidationError
+
         known = [field.name for field in fields(frozen)]
         for name in values:
             if name not in known:
+                renamed = getattr(cls, "RENAMED", {}).get(name)
+                instead = f": give {renamed}" if renamed else did_you_mean(name, known)
                 raise InputError(
                     f"there is no option {name}={values[name]!r} of {cls.__name__}"
-                    f"{did_you_mean(name, known) or ': it has ' + ', '.join(known)}"
+                    f"{instead or ': it has ' + ', '.join(known)}"
                 )
         try:
-            validate(self, **values)
+            validator().validate_python(ArgsKwargs((), values), self_instance=self)
         except ValidationError as error:
             raise InputError(_message(error.errors(), values)) from None
 
@@ -72,29 +83,25 @@ def options(cls: type[T]) -> type[T]:
 
 
 def checked(function: Callable[P, T]) -> Callable[P, T]:
-    """Check the arguments of a function by its annotations, which are those of options.
-
-    Examples
-    --------
-    >>> @checked
-    ... def walk(steps: Count = 1) -> int:
-    ...     return steps
-    >>> walk(0)
-    Traceback (most recent call last):
-    ...
-    mano_op.errors.InputError: steps=0, expected a whole number, at least 1
-    """
-    validate: Callable[..., T] = validate_call(config=_CONFIG)(function)
+    """Check the arguments of a function by its annotations, which are those of options."""
     signature = inspect.signature(function)
     parameters = signature.parameters.values()
     keywords = next((each.name for each in parameters if each.kind is each.VAR_KEYWORD), "")
 
+    @functools.cache
+    def validated() -> Callable[..., T]:
+        from pydantic import validate_call
+
+        return validate_call(config=_CONFIG)(function)
+
     @functools.wraps(function)
     def call(*args: P.args, **values: P.kwargs) -> T:
+        from pydantic_core import ValidationError
+
         named = signature.bind(*args, **values).arguments
         named.update(named.pop(keywords, {}))
         try:
-            return validate(**named)
+            return validated()(**named)
         except ValidationError as error:
             raise InputError(_message(error.errors(), named)) from None
 
@@ -150,53 +157,65 @@ def _message(errors: Sequence[Any], values: Mapping[str, Any]) -> str:
     return f"{name}={values[name]!r}, expected {' or '.join(expected)}"
 
 
-def options_of(cls: type[T]) -> BeforeValidator:
-    """Return a validator for a field whose values are options: a mapping of them makes an instance."""
-    return BeforeValidator(lambda value: cls(**value) if isinstance(value, Mapping) else value)
+@dataclass(frozen=True)
+class Check:
+    """A check of a field, before pydantic's own: a function of the value and of the field's name.
+
+    It returns the value as the field has it, or raises an `InputError`.
+    """
+
+    function: Callable[[Any, str], Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """Return pydantic's schema of the field, with the check before it."""
+        from pydantic import BeforeValidator
+
+        before = BeforeValidator(lambda value, info: self.function(value, info.field_name))
+        return before.__get_pydantic_core_schema__(source, handler)
 
 
-def _whole(at_least: int, value: Any, info: Any) -> int:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < at_least:
-        raise InputError(f"{info.field_name}={value!r}, expected a whole number, at least {at_least}")
-    return int(value)
+def options_of(cls: type[T]) -> Check:
+    """Return a check for a field whose values are options: a mapping of them makes an instance."""
+    return Check(lambda value, name: cls(**value) if isinstance(value, Mapping) else value)
 
 
-def _number(fits: Callable[[float], bool], expected: str, value: Any, info: Any) -> float:
-    try:
-        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    except OverflowError:  # of a whole number that no float is near
-        number = math.inf
-    if not (math.isfinite(number) and fits(number)):
-        raise InputError(f"{info.field_name}={value!r}, expected {expected}")
-    return number
+def _expect(expected: str, kind: type, fits: Callable[[Any], bool], as_type: Callable[[Any], Any]) -> Check:
+    """Return a check that a value, numpy's too, is of a kind and fits; booleans are no numbers."""
+
+    def check(value: Any, name: str) -> Any:
+        of_kind = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        with suppress(OverflowError):  # no float is near a whole number of 400 digits
+            if of_kind and fits(converted := as_type(value)):
+                return converted
+        raise InputError(f"{name}={value!r}, expected {expected}")
+
+    return Check(check)
 
 
-def _real(fits: Callable[[float], bool], expected: str) -> BeforeValidator:
-    return BeforeValidator(functools.partial(_number, fits, expected))
+def whole(expected: str, fits: Callable[[int], bool]) -> Check:
+    """Return a check that a value is a whole number that fits what is expected."""
+    return _expect(expected, Integral, fits, int)
 
 
-Count = Annotated[int, BeforeValidator(functools.partial(_whole, 1))]
-Whole = Annotated[int, BeforeValidator(functools.partial(_whole, 0))]
-Positive = Annotated[float, _real(lambda value: value > 0, "a finite number, more than 0")]
-NonNegative = Annotated[float, _real(lambda value: value >= 0, "a finite number, 0 or more")]
-Part = Annotated[float, _real(lambda value: 0 < value < 1, "a part, between 0 and 1: give 0.1, say")]
+def number(expected: str, fits: Callable[[float], bool]) -> Check:
+    """Return a check that a value is a finite number that fits what is expected."""
+    return _expect(expected, Real, lambda value: math.isfinite(value) and fits(value), float)
+
+
+Count = Annotated[int, whole("a whole number, at least 1", lambda n: n >= 1)]
+Whole = Annotated[int, whole("a whole number, at least 0", lambda n: n >= 0)]
+Seed = Annotated[int, whole("a whole number, at least 0 and less than 2**63", lambda n: 0 <= n < 2**63)]
+Positive = Annotated[float, number("a finite number, more than 0", lambda value: value > 0)]
+NonNegative = Annotated[float, number("a finite number, 0 or more", lambda value: value >= 0)]
+Part = Annotated[float, number("a part, between 0 and 1: give 0.1, say", lambda value: 0 < value < 1)]
 Fraction = Annotated[
-    float, _real(lambda value: 0 <= value < 1, "a number of at least 0 and less than 1: give 0.1, say")
+    float, number("a number of at least 0 and less than 1: give 0.1, say", lambda value: 0 <= value < 1)
 ]
+Flag = Annotated[bool, _expect("True or False", bool, lambda value: True, bool)]
 
 
 def record(values: Any, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the fields of some options as a dictionary, those that are not None.
-
-    Examples
-    --------
-    >>> @options
-    ... class Walk:
-    ...     steps: Count = 1
-    ...     seed: Whole | None = None
-    >>> record(Walk())
-    {'steps': 1}
-    """
+    """Return the fields of some options as a dictionary, those that are not None."""
     named = {field.name: getattr(values, field.name) for field in fields(values)}
     return {
         name: dict(value) if isinstance(value, Mapping) else value

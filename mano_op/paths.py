@@ -8,13 +8,7 @@ from mano_op.errors import InputError
 
 
 def target_of(path: str | Path) -> Path:
-    """A full path to write to; of a symbolic link, what it names, so that this is replaced and not the link.
-
-    Raises
-    ------
-    InputError
-        If links lead in a circle.
-    """
+    """Return a full path to write to: of a symbolic link, which stays, the path that it names."""
     path = Path(path).absolute()
     try:
         return path.resolve() if path.is_symlink() else path

@@ -9,15 +9,15 @@ file                    holds
 ``README.md``           the model card, where there is one; see `mano_op.card`
 ======================  =====================================================================================
 
-These are the names that the Hugging Face Hub knows, so the folder can be uploaded as it is. Nothing in it is
-run when it is read. What a configuration claims is compared with the parameters that lie beside it before
-anything of that size is made.
+The Hugging Face Hub knows these names, so the folder can be uploaded. Nothing in it is run when it is read,
+and a configuration is compared with the parameters beside it before anything of its size is made.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mano_op.description import dumps, entry, read_description
+from mano_op.description import dumps, read_description
 from mano_op.errors import InputError
 from mano_op.files import make_folder, write_file
 from mano_op.registry import build_model, model_class
@@ -41,17 +41,26 @@ _COUNTED = ("n_layers", "n_levels", "depth", "depths")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def save_model(folder: str | Path, model: nn.Module, arch: str, options: Mapping[str, Any]) -> None:
-    """Write a model into a folder, which is made if need be. ``config.json`` is written last.
+@dataclass
+class _Weights:
+    sha256: str | None = None
 
-    Parameters
-    ----------
-    folder : path
-    model : nn.Module
-    arch : str
-        Its name in neuraloperator's registry.
-    options : mapping
-        Its constructor's arguments, plain values.
+
+@dataclass
+class _Description:
+    """The types of the entries of ``config.json``."""
+
+    arch: str
+    options: dict[str, Any]
+    weights: _Weights
+    version: str = "None"
+    versions: dict[str, str] | None = None
+
+
+def save_model(folder: str | Path, model: nn.Module, arch: str, options: Mapping[str, Any]) -> None:
+    """Write a model into a folder, which is made if need be, with its arguments, plain values.
+
+    ``config.json`` is written last.
     """
     folder = make_folder(folder)
     description = {
@@ -59,12 +68,11 @@ def save_model(folder: str | Path, model: nn.Module, arch: str, options: Mapping
         "format_version": FORMAT_VERSION,
         "arch": arch.lower(),
         "version": str(getattr(type(model), "_version", None)),
-        "options": {name: _plain(value) for name, value in options.items()},
+        "options": dict(options),
         "library_name": "mano_op",
         "versions": {name: version(name) for name in ("mano_op", "neuraloperator", "torch")},
     }
-    # A model that is replaced is none from here on until the new one is whole.
-    (folder / CONFIG).unlink(missing_ok=True)
+    (folder / CONFIG).unlink(missing_ok=True)  # until the new model is whole there is none
     digest = write_weights(folder / WEIGHTS, parameters_of(model))
     weights = {"file": WEIGHTS, "sha256": digest}
     write_file(folder / CONFIG, dumps({**description, "weights": weights}))
@@ -88,80 +96,68 @@ def load_model(folder: str | Path, *, revision: str | None = None) -> tuple[nn.M
     Raises
     ------
     InputError
-        If the folder holds no model, or one of another version; if a file of it is damaged; or if the
-        parameters are not those of the model that is described.
+        If the folder holds no model, one of another version, a damaged file, or other parameters.
     """
     folder = fetched(folder, revision)
-    path = folder / CONFIG
-    if not path.is_file():
-        raise InputError(f"{folder} holds no {CONFIG}, so no model: make one with `save_pretrained`")
-    described = read_description(path, FORMAT, FORMAT_VERSION)
-    arch, options = entry(path, described, "arch", str), entry(path, described, "options", dict)
-    digest = weights_digest(folder, described)
-    cls = model_class(arch)
-    mine = str(getattr(cls, "_version", None))
-    if described.get("version") != mine:
+    described = _read(folder)
+    arch, options = described.arch, described.options
+    own_version = str(getattr(model_class(arch), "_version", None))
+    if described.version != own_version:
         raise InputError(
-            f"{path} describes version {described.get('version')!r:.40} of {arch}, {_here()} has version "
-            f"{mine!r}: use the release that wrote it ({described.get('versions')!r:.200}), or train again"
+            f"{folder / CONFIG} describes version {described.version!r:.40} of {arch}, mano_op "
+            f"{version('mano_op')} with neuraloperator {version('neuraloperator')} has version "
+            f"{own_version!r}: use the release that wrote it ({described.versions!r:.200}), or train again"
         )
     header = weights_header(folder / WEIGHTS)
-    _check_size(path, options, len(header))
+    _check_size(folder / CONFIG, options, len(header))
     with torch.device("meta"):  # shapes without numbers
         expected = parameters_of(build_model(arch, options))
-    _check_names(folder, arch, options, header, {name: Entry.of(t) for name, t in expected.items()})
-    tensors = read_weights(folder / WEIGHTS, digest)
+    _check_names(folder, described, header, {name: Entry.of(t) for name, t in expected.items()})
+    tensors = read_weights(folder / WEIGHTS, described.weights.sha256)
     model = build_model(arch, options)
     # Assigned, so that they keep their precision.
     nn.Module.load_state_dict(model, tensors, assign=True)
     return model.eval(), arch, options
 
 
-def weights_digest(folder: Path, description: Mapping[str, Any] | None = None) -> str | None:
-    """Return the SHA-256 of the weights that a folder's configuration states."""
+def _read(folder: Path) -> _Description:
     path = folder / CONFIG
-    described = read_description(path, FORMAT, FORMAT_VERSION) if description is None else description
-    digest = entry(path, described, "weights", dict).get("sha256")
-    if not isinstance(digest, str | None):
-        raise InputError(f"{path}: the sha256 of the weights is {digest!r}, expected a str: restore the file")
-    return digest
+    if not path.is_file():
+        raise InputError(f"{folder} holds no {CONFIG}, so no model: make one with `save_pretrained`")
+    return read_description(path, FORMAT, FORMAT_VERSION, _Description)[1]
+
+
+def weights_digest(folder: Path) -> str | None:
+    """Return the SHA-256 of the weights that a folder's configuration states."""
+    return _read(folder).weights.sha256
 
 
 def fetched(folder: str | Path, revision: str | None = None) -> Path:
-    """A folder that is there, or the local copy of a repository of the Hugging Face Hub.
-
-    Raises
-    ------
-    InputError
-        If it is neither, or what fetches it is not installed.
-    """
-    here = Path(folder)
-    if here.is_dir():
+    """Return a folder that exists, or the local copy of a repository of the Hugging Face Hub."""
+    local = Path(folder)
+    if local.is_dir():
         if revision is not None:
             raise InputError(f"revision={revision!r}, but {folder} is a folder, which has none: leave it out")
-        return here
+        return local
     if isinstance(folder, Path) or not _REPOSITORY.fullmatch(folder):
         raise InputError(
             f"{folder} does not exist: give the folder of a model, or a repository, 'owner/name'"
         )
     try:
         from huggingface_hub import snapshot_download
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"{folder} is no folder here; to fetch it from the Hugging Face Hub: pip install 'mano_op[hub]'"
-        ) from error
-    names = [CONFIG, WEIGHTS, "run.json", "README.md"]
-    try:
+
+        names = [CONFIG, WEIGHTS, "run.json", "README.md"]
         return Path(snapshot_download(folder, revision=revision, allow_patterns=names))
-    except (OSError, ValueError) as error:  # no such repository or revision, no network, no such name
+    except (ImportError, OSError, ValueError) as error:  # no such repository or revision, no network, ...
+        missing = isinstance(error, ImportError)
+        remedy = "pip install 'mano_op[hub]'" if missing else "check the name, the revision and the network"
         raise InputError(
-            f"{folder} is no folder here, and cannot be fetched from the Hugging Face Hub ({error}): check "
-            "the name, the revision and the network"
+            f"{folder} is no folder here, and cannot be fetched from the Hugging Face Hub ({error}): {remedy}"
         ) from error
 
 
 def _check_size(path: Path, options: Mapping[str, Any], tensors: int) -> None:
-    """Refuse numbers of which building the model would take ages, before that."""
+    """Refuse numbers of which building the model would take ages, before it is built."""
     for name, value in options.items():
         most = tensors if name in _COUNTED else _MOST
         for number in value if isinstance(value, list) else [value]:
@@ -173,34 +169,21 @@ def _check_size(path: Path, options: Mapping[str, Any], tensors: int) -> None:
 
 
 def _check_names(
-    folder: Path,
-    arch: str,
-    options: Mapping[str, Any],
-    theirs: Mapping[str, Entry],
-    mine: Mapping[str, Entry],
+    folder: Path, described: _Description, saved: Mapping[str, Entry], built: Mapping[str, Entry]
 ) -> None:
-    """Compare the parameters of a file with those of the model."""
+    """Refuse a file whose parameters are not those of the model."""
 
-    def told(entries: Mapping[str, Entry], name: str) -> str:
+    def text(entries: Mapping[str, Entry], name: str) -> str:
         return " ".join(map(str, entries[name])) if name in entries else "none"
 
     wrong = [
-        f"{name} is {told(theirs, name)}, expected {told(mine, name)}"
-        for name in sorted(mine.keys() | theirs.keys())
-        if mine.get(name) != theirs.get(name)
+        f"{name} is {text(saved, name)}, expected {text(built, name)}"
+        for name in sorted(built.keys() | saved.keys())
+        if built.get(name) != saved.get(name)
     ]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise InputError(
-            f"the parameters in {folder / WEIGHTS} are not those of {arch} with {options}: "
-            f"{'; '.join(wrong[:3])}{more}: take both files from the same model"
+            f"the parameters in {folder / WEIGHTS} are not those of {described.arch} with "
+            f"{described.options}: {'; '.join(wrong[:3])}{more}: take both files from the same model"
         )
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it: a tuple is a list there."""
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-def _here() -> str:
-    return f"mano_op {version('mano_op')} with neuraloperator {version('neuraloperator')}"

@@ -12,21 +12,9 @@ from mano_op.errors import InputError, did_you_mean
 
 
 def model_class(arch: str) -> type[nn.Module]:
-    """The class of a model of neuraloperator's registry.
-
-    Raises
-    ------
-    InputError
-        If there is no such model.
-
-    Examples
-    --------
-    >>> model_class("mano").__name__
-    'MANO'
-    """
-    from neuralop.models.base_model import (
-        BaseModel,
-    )  # models of `mano_op` import this module, and come with it
+    """Return the class of a model of neuraloperator's registry."""
+    # Models of `mano_op` import this module, and come with it.
+    from neuralop.models.base_model import BaseModel
 
     models: dict[str, type[nn.Module]] = BaseModel._models
     if arch.lower() not in models:
@@ -39,39 +27,29 @@ def model_class(arch: str) -> type[nn.Module]:
 
 
 def build_model(arch: str, options: Mapping[str, Any]) -> nn.Module:
-    """A model of neuraloperator's registry, by name.
-
-    Raises
-    ------
-    InputError
-        If there is no such model or it has no such option.
+    """Return a model of neuraloperator's registry, by its name and options.
 
     Examples
     --------
-    >>> type(build_model("mano", {"in_channels": 1, "out_channels": 1})).__name__
-    'MANO'
     >>> build_model("fno", {"in_channels": 1, "out_channels": 1, "n_mode": [8, 8]})  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
     mano_op.errors.InputError: fno has no option n_mode; it has n_modes, in_channels, ...
     """
     cls = model_class(arch)
-    signature = inspect.signature(cls)
-    unknown = [name for name in options if name not in signature.parameters]
+    known = inspect.signature(cls).parameters
+    unknown = [name for name in options if name not in known]
     if unknown:
         raise InputError(
-            f"{arch} has no option {', '.join(unknown)}; it has {', '.join(signature.parameters)}"
-            f"{did_you_mean(unknown[0], signature.parameters)}"
+            f"{arch} has no option {', '.join(unknown)}; it has {', '.join(known)}"
+            f"{did_you_mean(unknown[0], known)}"
         )
-    try:
-        signature.bind(**options)
-    except TypeError as error:
-        raise InputError(f"{arch} needs more options, {error}: give it a value") from error
     try:
         return cls(**options)
     except InputError:
         raise
-    except Exception as error:  # any model of the registry: whatever it raises is its answer
+    except Exception as error:  # models raise whatever they like
         raise InputError(
-            f"{arch} cannot be built with {dict(options)} ({type(error).__name__}: {error}): see its options"
+            f"{arch} cannot be built with {dict(options)} ({type(error).__name__}: {error}): it takes "
+            f"{', '.join(known)}"
         ) from error

@@ -10,7 +10,7 @@ file                    holds
 ======================  =====================================================================================
 
 All of it is data: nothing in the folder is run when it is read. A model of any name in neuraloperator's
-registry can be kept this way, `MANO` and ``FNO`` alike, of fields and of images.
+registry can be kept this way, of fields and of images.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from mano_op.card import model_card, with_evaluation
 from mano_op.cost import count_parameters
-from mano_op.description import dumps, entry, read_description
+from mano_op.data.mixed import Mixed
+from mano_op.description import dumps, read_description
 from mano_op.errors import InputError
 from mano_op.files import check_folder, make_folder, write_file
 from mano_op.pretrained import fetched, load_model, save_model
@@ -42,6 +44,35 @@ _TASKS = {
         ["mano_op.vision.classifier", "mano_op.vision.baselines"],
     ),
 }
+
+
+@dataclass
+class _Best:
+    epoch: PositiveInt
+
+
+@dataclass
+class _Training:
+    """The types of the entries of "training" that are read here; it may have more."""
+
+    task: Literal["fields", "images"]
+    epochs: PositiveInt = 1
+    resolution: str | Mixed = ""
+    time_steps: tuple[PositiveInt, PositiveInt] = (1, 1)
+    at: list[float] = field(default_factory=list)
+    best: _Best | None = None
+    units: dict[str, str | None] = field(default_factory=dict)
+    classes: list[str] = field(default_factory=list)
+    image_size: tuple[PositiveInt, PositiveInt] = (1, 1)
+
+
+@dataclass
+class _Description:
+    """The types of the entries of ``run.json``."""
+
+    processor: dict[str, Any]
+    training: _Training
+    history: list[dict[str, float]]
 
 
 @dataclass(frozen=True, repr=False)
@@ -92,19 +123,19 @@ class Run:
 
     @property
     def task(self) -> str:
-        """What it is for: "fields" or "images"."""
+        """The task: "fields" or "images"."""
         return str(self.training.get("task", "fields"))
 
     @property
     def title(self) -> str:
-        """What it maps to what, for people."""
+        """The names of its inputs and outputs, for people."""
         if self.task == "images":
             return f"images to {len(self.classes)} classes"
         return f"{', '.join(self.processor.inputs)} to {', '.join(self.processor.outputs)}"
 
     @property
     def resolutions(self) -> tuple[Any, ...]:
-        """The keys of the resolutions that it was trained at, or the size of its images, "8x8"."""
+        """The keys of the resolutions of the training, or the size of its images, "8x8"."""
         if "image_size" in self.training:
             return ("x".join(map(str, self.training["image_size"])),)
         resolution = self.training.get("resolution", [])
@@ -114,31 +145,31 @@ class Run:
 
     @property
     def errors(self) -> dict[str, float]:
-        """Its errors and accuracies in training and validation, of the epoch whose parameters it has."""
+        """Errors and accuracies in training and validation, of the epoch whose parameters it has."""
         best = self.training.get("best", {}).get("epoch", len(self.history))
         entry = self.history[best - 1] if self.history else {}
         return {name: value for name, value in entry.items() if name.endswith(("error", "accuracy"))}
 
     @property
     def times(self) -> dict[str, Any]:
-        """The times of the fields that it is for, as `mano_op.data.dataset.FieldDataset` takes them."""
+        """The times of its fields, as options of `mano_op.data.dataset.FieldDataset`."""
         named = {"time_steps": self.training.get("time_steps"), "at": self.training.get("at")}
         return {name: value for name, value in named.items() if value is not None}
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes whose logits a classifier makes, in their order."""
+        """The names of the classes of a classifier, in the order of its logits."""
         return tuple(self.training.get("classes", ()))
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of the images that a classifier was trained on."""
+        """Height and width of the images of the training."""
         height, width = self.training["image_size"]
         return height, width
 
     @property
     def n_parameters(self) -> int:
-        """The number of learned real numbers; a complex parameter is two of them."""
+        """The number of learned real numbers; a complex parameter is two."""
         return count_parameters(self.model)
 
     def predict(self, x: Any, **sample: Any) -> Tensor:
@@ -148,20 +179,14 @@ class Run:
         ----------
         x : Tensor or array
             ``(batch, in_channels, *grid)`` in physical units, on a grid of any size; images in [0, 1].
+            Complex numbers, whole numbers of images and other channels raise an `InputError`.
         **sample
-            What else the model takes, such as ``coordinates``.
+            Further arguments of the model, such as ``coordinates``.
 
         Returns
         -------
         Tensor
-            ``(batch, out_channels, *grid)``, or ``(batch, classes)``, without gradients, on the device of the
-            model.
-
-        Raises
-        ------
-        InputError
-            If the channels are not those of the model, or numbers are complex, or images are no floating
-            numbers.
+            ``(batch, out_channels, *grid)``, or ``(batch, classes)``, on the model's device.
         """
         parameter = next(iter(self.model.parameters()), None)
         self.processor.to(parameter.device if parameter is not None else "cpu")
@@ -185,27 +210,20 @@ class Run:
 
 
 def save_run(folder: str | Path, run: Run) -> None:
-    """Write a run into a folder, which is made if need be.
+    """Write a run into a folder, which is made if need be; ``run.json`` is written last and in one piece.
 
-    ``run.json`` is written last and in one piece, so a folder that has it is whole.
-
-    Raises
-    ------
-    ValueError
-        If a number is not finite; nothing is written then.
+    Numbers that are not finite raise a `ValueError`, and nothing is written.
     """
     folder = make_folder(folder)
-    text = dumps(
-        {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "parameters": run.n_parameters,
-            "processor": run.processor.to_dict(),
-            "training": {"task": run.task, **run.training},
-            "history": run.history,
-        }
-    )
-    card = model_card(run)
+    description = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "parameters": run.n_parameters,
+        "processor": run.processor.to_dict(),
+        "training": {"task": run.task, **run.training},
+        "history": run.history,
+    }
+    text, card = dumps(description), model_card(run)
     # A run that is replaced is none from here on until the new one is whole.
     (folder / RUN).unlink(missing_ok=True)
     save_model(folder, run.model, run.arch, run.options)
@@ -213,15 +231,15 @@ def save_run(folder: str | Path, run: Run) -> None:
     write_file(folder / RUN, text)
 
 
-def load_run(folder: str | Path, *, revision: str | None = None, task: str | None = None) -> Run:
+def load_run(
+    folder: str | Path, *, revision: str | None = None, task: Literal["fields", "images"] | None = None
+) -> Run:
     """Read what `save_run` wrote; the model and the processor are in evaluation mode.
 
     Parameters
     ----------
-    folder : path or str
-        A folder, or a repository of the Hugging Face Hub, ``"owner/name"``, which is fetched.
-    revision : str, optional
-        Of the repository: a branch, a tag or a commit.
+    folder, revision
+        As in `mano_op.pretrained.load_model`.
     task : {"fields", "images"}, optional
         What the run has to be for.
 
@@ -231,82 +249,58 @@ def load_run(folder: str | Path, *, revision: str | None = None, task: str | Non
         If the folder holds no run, one of another task or version, one that is damaged, or the parameters of
         another model.
     """
-    folder = fetched(folder, revision)
-    path = folder / RUN
-    if not path.exists():
+    if task not in (None, *_TASKS):
         raise InputError(
-            f"{folder} holds no {RUN}, so it is no finished run: make one with `mano-op train "
-            f"{task or 'fields'}`"
+            f"task={task!r}, expected {' or '.join(map(repr, _TASKS))}: give what the run is for"
         )
-    description = read_description(path, FORMAT, FORMAT_VERSION)
-    training, history = entry(path, description, "training", dict), entry(path, description, "history", list)
-    kind = training.get("task")
-    if kind not in list(_TASKS) or (task is not None and kind != task):
-        expected = task or " or ".join(_TASKS)
+    folder = fetched(folder, revision)
+    _check_finished(folder, task or "fields")
+    path = folder / RUN
+    description, known = read_description(path, FORMAT, FORMAT_VERSION, _Description)
+    run_classes = known.training.classes
+    training, history, kind = description["training"], description["history"], known.training.task
+    if task not in (None, kind):
         raise InputError(
-            f"{path} is of the task {kind!r}, expected {expected}: give a run of `mano-op train "
-            f"{task or 'fields'}`"
+            f"{path} is of the task {kind!r}, expected {task}: give a run of `mano-op train {task}`"
         )
     module, name, models = _TASKS[kind]
     for registers in models:
         import_module(registers)
     try:
-        processor = getattr(import_module(module), name).from_dict(
-            entry(path, description, "processor", dict)
-        )
+        processor = getattr(import_module(module), name).from_dict(known.processor)
+        if kind == "images" and (len(run_classes) != processor.n_classes or "image_size" not in training):
+            raise ValueError(f"an image_size and n_classes={processor.n_classes}, with {run_classes!r:.99}")
+        if known.training.best and known.training.best.epoch > len(history):
+            raise ValueError(f"the best epoch is {known.training.best.epoch} of {len(history)}")
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(
-            f"{path}: 'processor' is no description of one ({type(error).__name__}: {error}): restore the "
-            "file or train again"
+            f"{path} does not describe a run of {kind} ({type(error).__name__}: {error}): restore the file "
+            "or train again"
         ) from error
-    if kind == "images":
-        _check_images(path, training, processor)
     model, arch, options = load_model(folder)
     return Run(model.eval(), processor.eval(), arch, options, training, history)
 
 
-def _check_images(path: Path, training: dict[str, Any], processor: Any) -> None:
-    """Refuse a run of images whose classes or sizes are none."""
-    size, classes = training.get("image_size"), training.get("classes")
-    sizes = isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)
-    names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-    if not sizes or not names or len(classes) != processor.n_classes:  # type: ignore[arg-type]
-        raise InputError(
-            f"{path}: expected an 'image_size' of two whole numbers and {processor.n_classes} 'classes' in "
-            "'training': restore the file or train again"
-        )
-
-
 def write_evaluation(folder: str | Path, evaluation: str) -> None:
-    """Write the results of an evaluation, in Markdown, into the model card of a run; the rest of it stays.
-
-    Raises
-    ------
-    InputError
-        As `read_card`.
-    """
-    card = read_card(folder)
-    write_file(Path(folder) / CARD, with_evaluation(card, evaluation))
+    """Write the results of an evaluation, in Markdown, into the model card of a run; the rest of it stays."""
+    write_file(Path(folder) / CARD, with_evaluation(read_card(folder), evaluation))
 
 
 def read_card(folder: str | Path) -> str:
-    """Return the model card of a run, empty if there is none.
-
-    Raises
-    ------
-    InputError
-        If the folder holds no run, or cannot be written to, or the card is no text.
-    """
+    """Return the model card of a run, empty if there is none; it is to be written."""
     folder = check_folder(folder)
-    if not (folder / RUN).exists():
-        raise InputError(
-            f"{folder} holds no {RUN}, so it is no finished run: make one with `mano-op train fields`"
-        )
+    _check_finished(folder)
     path = folder / CARD
     try:
         return path.read_text(encoding="utf-8") if path.exists() else ""
     except (UnicodeDecodeError, IsADirectoryError) as error:
         raise InputError(
-            f"{path} is no text in UTF-8 ({error}), so nothing can be written into it: move it elsewhere, or "
-            "save it as UTF-8"
+            f"{path} is no text in UTF-8 ({error}): move it elsewhere, or save it as UTF-8"
         ) from error
+
+
+def _check_finished(folder: Path, task: str = "fields") -> None:
+    if not (folder / RUN).exists():
+        raise InputError(
+            f"{folder} holds no {RUN}, so it is no finished run: make one with `mano-op train {task}`"
+        )

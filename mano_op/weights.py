@@ -7,9 +7,10 @@ file is a header of names, types and shapes, and the numbers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from mano_op.errors import InputError
 from mano_op.files import write_file
 
-# Of what is read here, what kind of numbers each type of safetensors has: parameters may be of any precision.
+# The kind of each type of safetensors: parameters may be of any precision.
 _KINDS = {
     **dict.fromkeys(("F16", "BF16", "F32", "F64"), "real"),
     **dict.fromkeys(("C64", "C128"), "complex"),
@@ -29,20 +30,14 @@ _KINDS = {
 
 
 class Entry(NamedTuple):
-    """What kind of numbers a tensor has, and its shape."""
+    """The kind of a tensor's numbers, and its shape."""
 
     kind: str
     shape: tuple[int, ...]
 
     @classmethod
     def of(cls, t: Tensor) -> Entry:
-        """Those of a tensor, which may be without numbers.
-
-        Examples
-        --------
-        >>> Entry.of(torch.zeros(2, 3, dtype=torch.bfloat16, device="meta"))
-        Entry(kind='real', shape=(2, 3))
-        """
+        """Return the entry of a tensor, which may be without numbers."""
         if t.is_floating_point() or t.is_complex():
             kind = "real" if t.is_floating_point() else "complex"
         else:
@@ -51,15 +46,7 @@ class Entry(NamedTuple):
 
 
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters and buffers of a model, and nothing that is no tensor.
-
-    neuraloperator's models put their constructor's arguments, functions among them, into ``state_dict()``.
-
-    Examples
-    --------
-    >>> list(parameters_of(nn.Linear(1, 1)))
-    ['weight', 'bias']
-    """
+    """Return the parameters and buffers of a model, without the arguments in neuraloperator's state dicts."""
     return {key: value for key, value in model.state_dict().items() if key != "_metadata"}
 
 
@@ -86,59 +73,35 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> str:
 
 
 def weights_header(path: Path) -> dict[str, Entry]:
-    """Names, kinds and shapes of the tensors in a file, of which nothing else is read.
-
-    Raises
-    ------
-    InputError
-        If there is no such file, or it is none of safetensors.
-    """
-    _check_there(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-            return {
-                name: Entry(_KINDS.get(one.get_dtype(), one.get_dtype()), tuple(one.get_shape()))
-                for name, one in slices.items()
-            }
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
+    """Return names, kinds and shapes of the tensors in a file, of which nothing else is read."""
+    with _opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        return {
+            name: Entry(_KINDS.get(tensor.get_dtype(), tensor.get_dtype()), tuple(tensor.get_shape()))
+            for name, tensor in slices.items()
+        }
 
 
 def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a file.
+    """Return the tensors of a file; damage to the numbers is noticed by the `sha256` of `write_weights`."""
+    with _opened(path) as file:
+        if sha256 is not None:
+            with path.open("rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+            if digest != sha256:
+                raise InputError(
+                    f"{path} is not as it was written, its sha256 is {digest[:12]}..., expected "
+                    f"{sha256[:12]}...: copy it again"
+                )
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
-    Parameters
-    ----------
-    path : path
-    sha256 : str, optional
-        What `write_weights` returned; without it, damage to the numbers is not noticed.
 
-    Raises
-    ------
-    InputError
-        If there is no such file, it is none of safetensors, or not as it was written.
-    """
-    _check_there(path)
-    if sha256 is not None:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != sha256:
-            raise InputError(
-                f"{path} is not as it was written, its sha256 is {found[:12]}..., expected {sha256[:12]}...: "
-                "copy it again"
-            )
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
-
-
-def _check_there(path: Path) -> None:
-    if not path.is_file():
-        raise InputError(f"{path} does not exist: give the folder that holds it, or copy it there")
-
-
-def _damaged(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path} cannot be read as safetensors ({error}): if it was cut short, copy it again")
+        raise InputError(
+            f"{path} cannot be read as safetensors ({error}): copy it there, again if it was cut short"
+        ) from error

@@ -46,12 +46,11 @@ def whole(fields: FieldStore, tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.mark.parametrize(
     ("task", "after", "options"),
     [
-        *(("fields", after, FIELDS) for after in (0, 1, 3)),
-        ("fields", 1, {"precision": "float16", "clip": 0.5}),
-        ("fields", 1, {"validate": "test", "validate_resolution": Mixed([8, 16])}),
-        ("fields", 2, {**FNO, "options": {**FNO["options"], "channel_mlp_dropout": 0.5}}),  # type: ignore[dict-item]
-        *(("images", after, IMAGES) for after in (0, 2)),
-        ("images", 2, {**IMAGES, "freeze": "backbone"}),
+        *(("fields", after, {**FIELDS, "epochs": 3}) for after in (0, 1, 2)),
+        ("fields", 1, {"validate": "test", "validate_resolution": Mixed([8, 16]), "epochs": 2}),
+        ("fields", 1, {**FNO, "epochs": 2, "options": {**FNO["options"], "channel_mlp_dropout": 0.5}}),  # type: ignore[dict-item]
+        ("images", 2, IMAGES),
+        ("images", 1, {**IMAGES, "freeze": "backbone", "epochs": 2}),
     ],
 )
 def test_resumed_training_equals_uninterrupted_one(
@@ -73,11 +72,11 @@ def test_scale_of_float16_is_restored(
     monkeypatch.setattr(
         "mano_op.train.loop.scaler_for", lambda *args: torch.amp.GradScaler("cpu", init_scale=2.0**24)
     )
-    options = {"precision": "float16", "epochs": 6}
+    options = {"precision": "float16", "epochs": 4, "clip": 0.5}
     whole = train_fields(fields, tmp_path / "whole", **options)
-    interrupt(train_fields, fields, tmp_path / "run", 3, **options)
+    interrupt(train_fields, fields, tmp_path / "run", 2, **options)
     kept = read_tensors(tmp_path / "run" / "checkpoint.pt")["training"]["scaler"]
-    assert kept["scale"] < 2.0**22
+    assert kept["scale"] < 2.0**24
     assert_same_run(train_fields(fields, tmp_path / "run", resume=True, **options), whole)
 
 
@@ -207,10 +206,7 @@ def test_damaged_checkpoints_are_refused(fields: FieldStore, tmp_path: Path) -> 
     kept = read_tensors(path)
     versions = {**kept["asked"]["versions"], "torch": "1.0"}
     for change, message in (
-        (
-            {"format": "zip"},
-            "has format 'zip' version 2, expected 'mano_op checkpoint' version 2: use the",
-        ),
+        ({"format": "zip"}, "has format 'zip' version 2, expected 'mano_op checkpoint' version 2: use the"),
         ({"format_version": 3}, "version 3, expected 'mano_op checkpoint' version 2"),
         ({"asked": None}, "lacks its 'asked' or its 'training': pass overwrite=True"),
         ({"asked": {**kept["asked"], "versions": versions}}, r"versions\.torch is 1\.0 there, not \d"),
@@ -258,15 +254,14 @@ def test_one_process_trains_in_a_folder(fields: FieldStore, tmp_path: Path) -> N
 
 # One process that has imported everything and computed nothing, whose children train and are killed.
 KILLING = """
-import json, os, random, signal, stat, sys, time, traceback
+import json, os, signal, stat, sys, traceback
 import torch
 torch.set_num_threads(1)
 import torch._dynamo  # which the first optimiser of a process would import, in two seconds
 import mano_op.files, mano_op.models.mano
-from mano_op.train import train_model
+from mano_op.train import loop, train_model
 
 folder, settings = sys.argv[1], json.loads(sys.argv[2])
-draw = random.Random(0)
 
 
 def start(out, patch=None):
@@ -328,27 +323,24 @@ def ended(child):
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
-told = {"whole": ended(start(f"{folder}/whole")), "random": [], "points": []}
+def within_an_epoch():
+    step = loop._step
 
-# At moments that are drawn: within some tenths of a second after the next checkpoint, or of the start.
-out, written = f"{folder}/random", f"{folder}/random/checkpoint.pt"
-for attempt in range(int(sys.argv[3])):
-    before, child = os.path.exists(written) and os.stat(written).st_mtime_ns, start(out)
-    deadline = time.monotonic() + 60
-    while draw.random() < 0.997 and time.monotonic() < deadline:
-        time.sleep(0.001)
-        if os.path.exists(written) and os.stat(written).st_mtime_ns != before:
-            break
-    time.sleep(draw.uniform(0, 0.06))
-    os.kill(child, signal.SIGKILL)
-    told["random"].append([ended(child), there(out)])
-told["random"].append([ended(start(out)), there(out)])
+    def stepped(state, clip):
+        step(state, clip)
+        if state.history:  # of the second epoch
+            die()
 
-# At moments that are chosen: in the first checkpoint, between two, and while the run is written.
+    loop._step = stepped
+
+
+told = {"whole": ended(start(f"{folder}/whole")), "points": []}
+
+# In the first checkpoint, within an epoch, between two checkpoints, and while the run is written.
 out = f"{folder}/points"
 for patch in (
     half_written(1),
-    around_replace("checkpoint.pt", 1, True),
+    within_an_epoch,
     around_replace("checkpoint.pt", 2, False),
     half_written(2),
     around_replace("model.safetensors", 1, False),
@@ -364,24 +356,19 @@ print(json.dumps(told))
 def test_killed_training_is_continued(tmp_path: Path) -> None:
     """By SIGKILL, again and again: between steps, within a checkpoint, while the run is written."""
     wave_store(tmp_path / "waves.zarr", GRIDS, {"train": 12, "test": 4})
-    settings = {"resolution": 8, "options": SMALL, "epochs": 8, "batch_size": 5} | FIELDS
-    command = [sys.executable, "-c", KILLING, str(tmp_path), json.dumps(settings), "10"]
+    settings = {"resolution": 8, "options": SMALL, "epochs": 5, "batch_size": 5} | FIELDS
+    command = [sys.executable, "-c", KILLING, str(tmp_path), json.dumps(settings)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["whole"] == 0, done.stderr
-    *killed, last = told["random"]
-    # Some may come when all is done; enough come when there is something to lose.
-    assert sum(code == 9 for code, _ in killed) >= 3, (told, done.stderr)
-    assert last == [0, FILES], (told, done.stderr)
     *killed, last = told["points"]
     assert [code for code, _ in killed] == [9] * 7, (told, done.stderr)
     assert killed[0][1] == ["checkpoint.pt.partial"]
+    assert killed[1][1] == ["checkpoint.pt"]
     assert killed[3][1] == ["checkpoint.pt", "checkpoint.pt.partial"]
     assert killed[5][1] == sorted(["checkpoint.pt", *FILES[:-1], "run.json.partial"])
     assert killed[6][1] == sorted(["checkpoint.pt", *FILES])
     assert last == [0, FILES], (told, done.stderr)
     assert not list(tmp_path.rglob("*.lock"))
-    whole = load_run(tmp_path / "whole")
-    for name in ("random", "points"):
-        assert_same_run(load_run(tmp_path / name), whole)
+    assert_same_run(load_run(tmp_path / "points"), load_run(tmp_path / "whole"))

@@ -16,65 +16,69 @@ COARSE, FINE = Grid.uniform((6, 8)), Grid.uniform((12, 10))
 N = 12
 
 
-def train_on(rank, folder, options, connection):
-    """Two epochs; tells the resolution and the samples of both ranks in every step."""
+OPTIONS = {
+    "one": {"train": (6, 8), "batch_size": 2},
+    "streamed": {"train": (12, 10), "batch_size": 3, "reading": Reading(cache_bytes=0)},
+    "by chunks": {"train": (6, 8), "batch_size": 2, "reading": Reading(shuffle="chunks")},
+    "mixed": {"train": Mixed([(6, 8), (12, 10)], batch_size=[3, 2])},
+}
+
+
+def read_on(rank, folder, connection):
+    """Send, of each options, the resolution and the samples of both ranks in every step of two epochs."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
     try:
-        loader = field_loaders(f"{folder}/waves.zarr", test=[], seed=3, **options).train
-        epochs = []
-        for _ in range(2):
-            steps = []
-            for batch in loader:
-                mine = (tuple(batch["y"].shape[-2:]), batch["y"][:, 0, 0, 0].tolist())
-                theirs = [None, None]
-                torch.distributed.all_gather_object(theirs, mine)  # hangs if a rank has more steps
-                steps.append(theirs)
-            epochs.append(steps)
-        connection.send((len(loader), epochs))
+        steps = {}
+        for name, options in OPTIONS.items():
+            loader = field_loaders(f"{folder}/waves.zarr", test=[], seed=3, **options).train
+            steps[name] = len(loader), [[both_ranks(batch) for batch in loader] for _ in range(2)]
+        connection.send(steps)
     finally:
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"train": (6, 8), "batch_size": 2},
-        {"train": (12, 10), "batch_size": 3, "reading": Reading(cache_bytes=0)},
-        {"train": (6, 8), "batch_size": 2, "reading": Reading(shuffle="chunks")},
-        {"train": Mixed([(6, 8), (12, 10)], batch_size=[3, 2])},
-    ],
-    ids=["one", "streamed", "by chunks", "mixed"],
-)
-def test_two_ranks_share_every_epoch(tmp_path, options):
-    wave_store(tmp_path / "waves.zarr", [COARSE, FINE], {"train": N}, chunk=2)
+def both_ranks(batch):
+    mine = (tuple(batch["y"].shape[-2:]), batch["y"][:, 0, 0, 0].tolist())
+    both = [None, None]
+    torch.distributed.all_gather_object(both, mine)  # hangs if a rank has more steps
+    return both
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distributed")
+    wave_store(folder / "waves.zarr", [COARSE, FINE], {"train": N}, chunk=2)
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe() for _ in range(2)]
     ranks = [
-        context.Process(target=train_on, args=(rank, tmp_path, options, there))
-        for rank, (_, there) in enumerate(pipes)
+        context.Process(target=read_on, args=(rank, folder, sender)) for rank, (_, sender) in enumerate(pipes)
     ]
     for rank in ranks:
         rank.start()
     try:
-        assert all(here.poll(120) for here, _ in pipes)
-        told = [here.recv() for here, _ in pipes]
+        assert all(receiver.poll(120) for receiver, _ in pipes)
+        sent = [receiver.recv() for receiver, _ in pipes]
     finally:
         for rank in ranks:
             rank.join(30)
             rank.kill()
     assert [rank.exitcode for rank in ranks] == [0, 0]
-    assert told[0] == told[1]
-    length, epochs = told[0]
-    train = options["train"]
+    assert sent[0] == sent[1]
+    return sent[0]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_two_ranks_share_every_epoch(steps, name):
+    length, epochs = steps[name]
+    train = OPTIONS[name]["train"]
     levels = train.resolutions if isinstance(train, Mixed) else [train]
-    orders = []
-    for steps in epochs:
-        assert len(steps) == length
+    for epoch in epochs:
+        assert len(epoch) == length
         seen = {shape: [] for shape in levels}
-        for (shape, mine), (other, theirs) in steps:
+        for (shape, mine), (other, theirs) in epoch:
             assert shape == other and len(mine) == len(theirs)
             assert not set(mine) & set(theirs)
             seen[shape] += mine + theirs
@@ -82,5 +86,4 @@ def test_two_ranks_share_every_epoch(tmp_path, options):
             if grid.shape in levels:
                 u = waves(range(N), grid)["u"][:, 0, 0].astype(np.float32)
                 np.testing.assert_array_equal(np.sort(seen[grid.shape]), np.sort(u))
-        orders.append(steps)
-    assert orders[0] != orders[1]
+    assert epochs[0] != epochs[1]

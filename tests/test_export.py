@@ -1,7 +1,6 @@
 """The form of MANO that is traced once, and the files that are made of it: the values of the model itself."""
 
 import json
-import os
 import sys
 
 import onnx
@@ -192,7 +191,7 @@ def in_units(run, x):
         return run.processor.postprocess(run.model(run.processor.preprocess({"x": x})["x"]), {})[0]
 
 
-def test_a_program_has_the_normalisation_in_it(tmp_path):
+def test_program_has_the_normalisation_in_it(tmp_path):
     model = build((6,), n_layers=1, registration="cell", periodic=True).float().train()
     run, path = run_of(model), tmp_path / "new" / "mano.pt2"
     errors = export_program(run, path)
@@ -213,7 +212,7 @@ def test_a_program_has_the_normalisation_in_it(tmp_path):
         program(torch.ones(1, 1, 5))
 
 
-def test_an_onnx_file_is_for_all_sizes(tmp_path):
+def test_onnx_file_is_for_all_sizes(tmp_path):
     model = build((6, 5), n_layers=1, n_levels=2, boundary_values=[0.25], **MIXED).float()
     path = tmp_path / "mano.onnx"
     path.write_text("old")
@@ -236,7 +235,7 @@ def test_an_onnx_file_is_for_all_sizes(tmp_path):
     ]  # fmt: skip
 
 
-def test_another_model_is_a_program_for_one_grid(tmp_path):
+def test_fno_is_a_program_for_one_grid(tmp_path):
     model = fno()
     assert export_program(model, tmp_path / "fno.pt2", shape=(16, 12)) == {(1, 1, 16, 12): 0.0}
     program = torch.export.load(tmp_path / "fno.pt2").module()
@@ -266,9 +265,15 @@ def half():
 @pytest.mark.parametrize(
     ("function", "make", "path", "options", "message"),
     [
-        (export_program, anchored, "there.pt2", {}, "there.pt2 is there already: .* or overwrite=True"),
+        (export_program, anchored, "there.pt2", {}, "there.pt2 is there already: .*, or overwrite=True"),
         (export_onnx, anchored, "there.pt2", {}, "there.pt2 is there already"),
-        (export_program, anchored, ".", {"overwrite": True}, "is a folder: give the path of a file to write"),
+        (
+            export_program,
+            anchored,
+            ".",
+            {"overwrite": True},
+            "is a folder: give the path of a file in it",
+        ),
         (export_program, anchored, "there.pt2/a.pt2", {}, "cannot be a folder for results, .* is a file"),
         (
             export_program,
@@ -280,7 +285,7 @@ def half():
         (export_onnx, lambda: MANO(1, 1), "a.onnx", {}, "no reference grid yet"),
         (export_program, anchored, "a.pt2", {"shape": (8, 8)}, r"shape=\(8, 8\), but .* all sizes"),
         (export_program, half, "a.pt2", {}, r"torch.bfloat16, expected .*\.float\(\)"),
-        (export_program, fno, "a.pt2", {}, "of a FNO is for one grid only, and there is no shape"),
+        (export_program, fno, "a.pt2", {}, "no shape: the file of a FNO is for one grid only"),
         (export_program, fno, "a.pt2", {"shape": (8, 0)}, r"shape\[1\]=0, expected a whole number"),
         (export_onnx, fno, "a.onnx", {"shape": (8, 8)}, "FNO has complex parameters, for which ONNX has no"),
         (export_program, nn.Identity, "a.pt2", {"shape": (8,)}, "the Identity does not say its in_channels"),
@@ -299,14 +304,7 @@ def test_models_and_paths_that_cannot_be_used_are_refused_before_any_work(
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("there.pt2", "old")]
 
 
-def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
-    with pytest.raises(InputError, match="no permission to write to"):
-        export_program(anchored(), tmp_path / "new" / "a.pt2")
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
+@pytest.mark.parametrize("missing", ["onnx", "onnxruntime"])
 def test_missing_packages_are_named(missing, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(InputError, match=rf"{missing} is not installed: pip install 'mano_op\[onnx\]'"):
@@ -321,7 +319,7 @@ def test_errors_of_tracing_are_passed_on(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
+def test_file_that_computes_another_function_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "TOLERANCE", {torch.float32: -1.0})
     path = tmp_path / "a.pt2"
     path.write_text("old")

@@ -118,7 +118,7 @@ def assert_same_parameters(one, other, **tolerances):
         torch.testing.assert_close(a, b, **({"rtol": 0, "atol": 0} | tolerances), msg=name)
 
 
-def test_it_trains_as_a_loop_of_ones_own(store, tmp_path):
+def test_lightning_trains_as_a_written_out_loop(store, tmp_path):
     """Two epochs at two resolutions, bit for bit, and the errors of the test samples in units."""
     operator, trainer = trained(store.path, tmp_path, 2)
     own = operator_of(store.path)
@@ -146,66 +146,68 @@ def test_it_trains_as_a_loop_of_ones_own(store, tmp_path):
         assert trainer.callback_metrics[f"{n}_l2"].item() == pytest.approx(total / 5, rel=1e-5)
 
 
-def test_a_checkpoint_loads_back_to_the_same_numbers(store, tmp_path):
-    """Read without executing anything; the model alone, too, from the parameters under its name."""
-    operator, trainer = trained(store.path, tmp_path, 1)
-    trainer.save_checkpoint(tmp_path / "last.ckpt")
-    loaded = Operator.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
-    assert_same_parameters(loaded, operator)
-    batch = next(iter(field_loaders(store, train=8, test=[16], batch_size=4).test[16]))
-    with torch.no_grad():
-        expected = operator.eval().loss(batch)
-        assert torch.equal(loaded.eval().loss(batch), expected)
-    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
-    model = MANO(2, 1, **SMALL)
-    model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
-    assert_same_parameters(model, operator.model)
-
-
-def test_a_resumed_training_is_an_uninterrupted_one(store, tmp_path):
-    """With the order of its second epoch, not that of the first again."""
+def test_resumed_training_is_an_uninterrupted_one(store, tmp_path):
+    """With the order of its second epoch; the checkpoint is read without executing anything."""
     straight, _ = trained(store.path, tmp_path, 2)
-    _, half = trained(store.path, tmp_path, 1)
+    half_way, half = trained(store.path, tmp_path, 1)
     half.save_checkpoint(tmp_path / "half.ckpt")
+    loaded = Operator.load_from_checkpoint(tmp_path / "half.ckpt", weights_only=True)
+    assert_same_parameters(loaded, half_way)
     resumed, _ = trained(store.path, tmp_path, 2, resumed=tmp_path / "half.ckpt")
     assert_same_parameters(resumed, straight)
 
 
-RANK = """
-import json, sys
+# One process that has imported everything, whose children are the ranks, with the variables of torchrun.
+RANKS = """
+import json, os, socket, sys, traceback
 import torch
 torch.set_num_threads(1)
-sys.path.insert(0, sys.argv[1])
 from test_lightning import trained
 from lightning.pytorch.strategies import DDPStrategy
 
-path, folder = sys.argv[2:]
+
+def train(rank, path, folder):
+    def two():
+        return {"devices": 2, "strategy": DDPStrategy(process_group_backend="gloo")}
+
+    operator, trainer = trained(path, folder, 2, batch_size=(2, 1), **two())
+    sampler = trainer.train_dataloader.batch_sampler
+    told = {"ranks": [sampler.num_replicas, sampler.rank], "epoch": sampler.epoch, "refused": ""}
+    torch.save(operator.state_dict(), f"{folder}/{rank}.pt")
+    try:
+        trained(path, folder, 1, **two(), use_distributed_sampler=True)
+    except TypeError as error:
+        told["refused"] = str(error)
+    with open(f"{folder}/{rank}.json", "w") as file:
+        json.dump(told, file)
 
 
-def two():
-    return {"devices": 2, "strategy": DDPStrategy(process_group_backend="gloo")}
-
-
-operator, trainer = trained(path, folder, 2, batch_size=(2, 1), **two())
-sampler = trainer.train_dataloader.batch_sampler
-told = {"ranks": [sampler.num_replicas, sampler.rank], "epoch": sampler.epoch, "refused": ""}
-torch.save(operator.state_dict(), f"{folder}/{sampler.rank}.pt")
-try:
-    trained(path, folder, 1, **two(), use_distributed_sampler=True)
-except TypeError as error:
-    told["refused"] = str(error)
-with open(f"{folder}/{sampler.rank}.json", "w") as file:
-    json.dump(told, file)
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+children = []
+for rank in range(2):
+    children.append(os.fork())
+    if children[-1] == 0:
+        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
+        numbers |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+        os.environ.update({name: str(value) for name, value in numbers.items()})
+        try:
+            train(rank, *sys.argv[1:])
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+sys.exit(max(os.waitpid(child, 0)[1] for child in children) != 0)
 """
 
 
 def test_two_ranks_train_as_one(store, tmp_path):
     """Each with its part of every batch; gradients are averaged, and so is the loss over its samples."""
-    (tmp_path / "rank.py").write_text(RANK)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [*launcher, str(tmp_path / "rank.py"), str(Path(__file__).parent), str(store.path), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-c", RANKS, str(store.path), str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         capture_output=True,
         text=True,
         timeout=300,

@@ -16,7 +16,7 @@ from neuralop.data.transforms.data_processors import DefaultDataProcessor
 from neuralop.data.transforms.normalizers import UnitGaussianNormalizer
 from neuralop.losses import H1Loss, LpLoss
 from neuralop.models.base_model import available_models
-from neuralop.training import AdamW, load_training_state, save_training_state
+from neuralop.training import AdamW
 from packaging.requirements import Requirement
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -57,11 +57,9 @@ TEST = {"r8": loader(4, (8, 8), seed=1), "r16": loader(6, (16, 12), seed=2)}
 EVALUATED = {"l2": LpLoss(d=2), "h1": H1Loss(d=2, periodic_in_x=False, periodic_in_y=False)}
 
 
-def train(model, n_epochs, *, training_loss=None, mixed_precision=False, **options):
+def train(model, n_epochs, *, training_loss=None, **options):
     """The trainer and what it returns. No shuffling, so that all runs see the same batches."""
-    trainer = Trainer(
-        model=model, n_epochs=n_epochs, data_processor=normalise(), mixed_precision=mixed_precision
-    )
+    trainer = Trainer(model=model, n_epochs=n_epochs, data_processor=normalise())
     optimizer = AdamW(model.parameters(), lr=1e-2)
     metrics = trainer.train(
         train_loader=loader(16, (8, 8)),
@@ -84,7 +82,7 @@ def assert_same_parameters(one, other):
         torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
 
 
-def test_the_release_that_is_tested_is_one_that_is_promised():
+def test_installed_neuraloperator_is_a_promised_release():
     """So is the pinned one. 2.0.0 is the only release from 2.0 on: when there is another, `make neuralop`."""
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     (promised,) = (r.specifier for r in map(Requirement, wanted) if r.name == "neuraloperator")
@@ -100,7 +98,7 @@ def test_trainer_trains(arch, loss):
     """With test loaders of two resolutions. The metrics are the trained model's, in the units of the data."""
     model = build(arch)
     _, before = train(copy.deepcopy(model), 1, training_loss=EVALUATED[loss])
-    trainer, after = train(model, 6, training_loss=EVALUATED[loss])
+    trainer, after = train(model, 5, training_loss=EVALUATED[loss])
     assert after["train_err"] < 0.6 * before["train_err"]
     processor = trainer.data_processor
     for name, test_loader in TEST.items():
@@ -117,14 +115,6 @@ def test_trainer_trains(arch, loss):
             )
 
 
-def test_mixed_precision_trains():
-    """Autocast to bfloat16 while training: the same descent up to its eight bits."""
-    single, half = build(), build()
-    (_, expected), (_, found) = train(single, 3), train(half, 3, mixed_precision=True)
-    assert found["train_err"] == pytest.approx(expected["train_err"], rel=0.05)
-    assert found["train_err"] != expected["train_err"]
-
-
 def test_resumed_training_is_uninterrupted_training(tmp_path):
     """The Trainer runs the last finished epoch again, so two epochs and a resumed third are four in a row."""
     train(build(), 2, save_every=1, save_dir=tmp_path)
@@ -133,42 +123,12 @@ def test_resumed_training_is_uninterrupted_training(tmp_path):
     assert_same_parameters(resumed.model, straight.model)
 
 
-def test_the_best_model_is_kept(tmp_path):
+def test_best_model_is_kept(tmp_path):
     trainer, metrics = train(build(), 3, save_best="r16_h1", save_dir=tmp_path)
     best = MANO.from_checkpoint(tmp_path, "best_model")
     assert trainer.evaluate(EVALUATED, TEST["r16"], "r16")["r16_h1"] == metrics["r16_h1"]
     trainer.model = best
     assert trainer.evaluate(EVALUATED, TEST["r16"], "r16")["r16_h1"] <= metrics["r16_h1"]
-
-
-def step(model, optimizer, scheduler, seed):
-    sample = next(iter(loader(4, (8, 8), seed)))
-    optimizer.zero_grad()
-    LpLoss(d=2)(model(**sample), sample["y"]).backward()
-    optimizer.step()
-    scheduler.step()
-
-
-@pytest.mark.parametrize("arch", MODELS)
-def test_training_state_round_trip(arch, tmp_path):
-    def parts(seed):
-        model = build(arch, seed)
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-        return model, optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-
-    original = parts(0)
-    for seed in range(3):
-        step(*original, seed)
-    model, optimizer, scheduler = original
-    save_training_state(tmp_path, "model", model, optimizer, scheduler, epoch=7)
-    model, optimizer, scheduler = parts(1)
-    *loaded, regularizer, epoch = load_training_state(
-        tmp_path, "model", model, optimizer=optimizer, scheduler=scheduler
-    )
-    assert (regularizer, epoch) == (None, 7)
-    for state in (original, loaded):
-        step(*state, 3)
-    assert_same_parameters(original[0], loaded[0])
 
 
 @pytest.mark.parametrize(

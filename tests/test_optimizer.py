@@ -51,7 +51,7 @@ def test_each_parameter_steps_as_by_its_own_optimiser():
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
 
 
-def test_its_state_goes_on_where_it_was():
+def test_optimizer_resumes_from_its_state():
     whole, halves = build(), build()
     optimizer = MuonAdamW(whole, 1e-2, 0.0)
     steps(whole, optimizer, 2)
@@ -63,7 +63,7 @@ def test_its_state_goes_on_where_it_was():
     assert all(map(torch.equal, whole.parameters(), halves.parameters()))
 
 
-def test_the_schedule_rises_and_falls():
+def test_schedule_of_muon_rises_and_falls():
     factor = warm_up_and_cosine(30)
     values = [factor(epoch) for epoch in range(30)]
     assert values[:3] == pytest.approx([1 / 3, 2 / 3, 1])
@@ -72,5 +72,5 @@ def test_the_schedule_rises_and_falls():
 
 
 def test_models_without_matrices_are_refused():
-    with pytest.raises(InputError, match="optimizer='muon', but Conv2d has no matrices of at least 8 x 8"):
+    with pytest.raises(InputError, match=r"0 matrices of at least 8 x 8 between .* of Conv2d"):
         MuonAdamW(nn.Conv2d(1, 8, 3), 1e-2, 0.0)

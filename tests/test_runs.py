@@ -182,20 +182,37 @@ def test_run_with_infinite_numbers_is_not_written(field_run: Path) -> None:
             "format 'other' version 3, expected 'mano_op run' version 3: use the rel",
         ),
         ("fields", "format_version", 2, "version 2, expected 'mano_op run' version 3"),
-        ("fields", "processor", None, "'processor' is None"),
-        ("fields", "processor", {"inputs": {"a": {}}, "outputs": {}}, "no description of one"),
-        ("fields", "processor", {"inputs": [], "outputs": 3}, "no description of one"),
-        ("fields", "history", {}, "'history' is {}, expected a list"),
-        ("fields", "training", None, "'training' is None, expected a dict"),
-        ("fields", "training", {}, "is of the task None, expected fields: give a run"),
-        ("fields", "training.task", "images", "is of the task 'images', expected fields"),
-        ("images", "training.task", "sounds", "is of the task 'sounds', expected images"),
-        ("images", "training.classes", None, "an 'image_size' of two whole numbers and 3 'classes'"),
-        ("images", "training.classes", ["cat", "dog"], "two whole numbers and 3 'classes'"),
-        ("images", "training.classes", ["cat", "dog", 7], "two whole numbers and 3 'classes'"),
-        ("images", "training.image_size", [8, -8], "an 'image_size' of two whole numbers"),
-        ("images", "training.image_size", "large", "an 'image_size' of two whole numbers"),
-        ("images", "processor", {}, "'processor' is no description of one"),
+        ("fields", "processor", None, "processor is None: Input should be a valid dictionary. Restore"),
+        ("fields", "processor", {"inputs": {"a": {}}, "outputs": {}}, "does not describe a run of fields"),
+        ("fields", "processor", {"inputs": [], "outputs": 3}, "does not describe a run of fields"),
+        ("fields", "history", {}, "history is {}: Input should be a valid list"),
+        ("fields", "history", [3], r"history\.0 is 3: Input should be a valid dictionary"),
+        (
+            "fields",
+            "history",
+            [{"training_error": "low"}],
+            r"history\.0\.training_error is 'low': Input should",
+        ),
+        ("fields", "training", None, "training is None: Input should be a dictionary"),
+        ("fields", "training", {}, r"training\.task is {}: Field required"),
+        ("fields", "training.task", "images", "is of the task 'images', expected fields: give a run of"),
+        (
+            "fields",
+            "training.resolution",
+            8,
+            r"training\.resolution\.str is 8: Input should be a valid string",
+        ),
+        ("fields", "training.resolution", {"ratios": [1]}, r"training\.resolution"),
+        ("fields", "training.best", {"epoch": "2nd"}, r"training\.best\.epoch is '2nd': Input should be"),
+        ("fields", "training.best", {"epoch": 3}, "the best epoch is 3 of 2"),
+        ("fields", "training.units", ["m"], r"training\.units is \['m'\]: Input should be a valid dict"),
+        ("images", "training.task", "sounds", r"training\.task is 'sounds': Input should be 'fields' or"),
+        ("images", "training.classes", None, r"training\.classes is None: Input should be a valid list"),
+        ("images", "training.classes", ["cat", "dog"], r"n_classes=3, with \['cat', 'dog'\]"),
+        ("images", "training.classes", ["cat", "dog", 7], r"training\.classes\.2 is 7: Input should be"),
+        ("images", "training.image_size", [8, -8], r"training\.image_size\.1 is -8: Input should be greater"),
+        ("images", "training.image_size", "large", r"training\.image_size is 'large': Input should be"),
+        ("images", "processor", {}, "does not describe a run of images"),
         ("images", "processor.mean", [float("inf")], "is not JSON"),
         ("images", "processor.std", [-1.0], "std=-1.0, expected a finite number, 0 or more"),
         ("images", "processor.n_classes", "ten", "n_classes='ten'"),
@@ -210,7 +227,12 @@ def test_damaged_descriptions_are_refused(
     functools.reduce(dict.__getitem__, parents, content)[name] = value
     (folder / "run.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=message):
-        load_run(folder, task=task)
+        load_run(folder, task=task)  # type: ignore[arg-type]
+
+
+def test_unknown_task_is_refused(field_run: Path) -> None:
+    with pytest.raises(InputError, match="task='foo', expected 'fields' or 'images'"):
+        load_run(field_run, task="foo")  # type: ignore[arg-type]
 
 
 def test_card_says_what_the_run_is(field_run: Path, image_run: Path) -> None:
@@ -253,23 +275,23 @@ def test_card_says_what_the_run_is(field_run: Path, image_run: Path) -> None:
             assert len({row.count(" | ") for row in table.splitlines()}) == 1, table
 
 
-@pytest.mark.parametrize("name", ["<!-- judged: begin -->", "<!-- judged: end -->"])
-def test_evaluation_has_one_place_in_the_card(name: str, images: Images, tmp_path: Path) -> None:
+def test_evaluation_has_one_place_in_the_card(images: Images, tmp_path: Path) -> None:
     """What is written by hand stays, and a class may be called anything."""
-    classes = (name, "*b* & `c`\n# d", "golden_retriever", "_e_", *images.classes[4:])
+    begin, end = "<!-- judged: begin -->", "<!-- judged: end -->"
+    classes = (begin, end, "*b* & `c`\n# d", "golden_retriever", "_e_", *images.classes[5:])
     named = Images(images.source, images.splits, classes, 1, (8, 8), images.origin)
     run = train_images(named, tmp_path, epochs=1)
     path = tmp_path / "README.md"
     [shown] = [line for line in path.read_text().splitlines() if "golden" in line]
-    escaped = name.replace("<", "&lt;").replace(">", "&gt;")
-    assert shown == rf"{escaped}, \*b\* &amp; \`c\` \# d, golden_retriever, \_e\_, 4, 5, 6, 7, 8, 9"
+    escaped = f"{begin}, {end}".replace("<", "&lt;").replace(">", "&gt;")
+    assert shown == rf"{escaped}, \*b\* &amp; \`c\` \# d, golden_retriever, \_e\_, 5, 6, 7, 8, 9"
     card = path.read_text() + "\nWritten by hand.\n"
     path.write_text(card)
-    before, rest = card.split("<!-- judged: begin -->")
-    after = rest.split("<!-- judged: end -->")[1]
+    before, rest = card.split(begin)
+    after = rest.split(end)[1]
     for text in ("| 8 | 3 % |", "| 8 | 2 % |"):
         write_evaluation(tmp_path, text)
-        assert path.read_text() == f"{before}<!-- judged: begin -->\n{text}\n<!-- judged: end -->{after}"
+        assert path.read_text() == f"{before}{begin}\n{text}\n{end}{after}"
     assert load_run(tmp_path, task="images").classes == run.classes == classes
     with pytest.raises(InputError, match=r"holds no run\.json"):
         write_evaluation(tmp_path / "absent", "")

@@ -62,14 +62,15 @@ import torch
 torch.set_num_threads(1)
 import torch.distributed as dist
 from training import SMALL
-from test_torchrun import train
+from test_torchrun import command, train
+from mano_op.cli import main
 from mano_op.registry import build_model
 from mano_op.train import loop
 from mano_op.train.distributed import copy_from_first, sum_gradients, sum_numbers
 
 folder, cases, told = sys.argv[1], json.loads(sys.argv[2]), {}
-dist.init_process_group("gloo")
-rank = dist.get_rank()
+assert main(command(folder)) == 0  # which makes the process group
+rank, group = dist.get_rank(), dist.group.WORLD
 for name, (data, options) in cases.items():
     run = train(folder, f"two/{name}", data, **options)
     parameters = sum(parameter.detach().abs().sum().item() for parameter in run.model.parameters())
@@ -97,7 +98,7 @@ for name in ("resumed", "read"):
     told[name] = [epoch["training_error"] for epoch in run.history]
 
 # The gradient of a step, in double precision.
-told["group"] = dist.is_initialized()
+told["group"] = dist.group.WORLD is group
 torch.manual_seed(rank)
 channels = {"in_channels": 2, "out_channels": 1}
 model = build_model("mano", {**channels, "reference_shape": [8, 8], **SMALL}).double()
@@ -141,16 +142,10 @@ def halved(options: dict[str, Any]) -> dict[str, Any]:
     return half
 
 
-def torchrun(*command: str, timeout: int = 300) -> str:
-    """Run a command in two processes, and return what it writes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(
-        [*launcher, *command], env=environment, capture_output=True, text=True, timeout=timeout
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def command(folder: Path | str) -> list[str]:
+    words = f"train fields {folder}/waves.zarr {folder}/command --resolution 8 16 --epochs 2 --quiet"
+    small = [word for name, value in SMALL.items() for word in ("--option", f"{name}={value}")]
+    return [*words.split(), "--validate", "test", "--batch-size", "3", *small]
 
 
 @pytest.fixture(scope="module")
@@ -164,11 +159,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told(folder: Path) -> list[dict[str, Any]]:
-    """What both ranks say."""
+def output(folder: Path) -> str:
+    """What two processes print that train all cases."""
     (folder / "rank.py").write_text(RANK)
     cases = {name: (data, halved(options)) for name, (data, options) in CASES.items()}
-    torchrun(str(folder / "rank.py"), str(folder), json.dumps(cases))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [*launcher, str(folder / "rank.py"), str(folder), json.dumps(cases)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def told(folder: Path, output: str) -> list[dict[str, Any]]:
+    """What both ranks say."""
     return [json.loads((folder / f"told{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -190,7 +200,7 @@ def test_two_processes_train_as_one(name: str, folder: Path, told: list[dict[str
 
 def test_all_ranks_have_one_model(told: list[dict[str, Any]]) -> None:
     assert told[0] == told[1]
-    assert told[0]["group"]  # which was there before, and is left
+    assert told[0]["group"]  # that of the first training, and left
     assert [told[0][name][1] for name in CASES] == [2] * len(CASES)
 
 
@@ -209,16 +219,13 @@ def test_gradient_is_that_of_the_whole_batch(told: list[dict[str, Any]]) -> None
     assert told[0]["numbers"] == [3.0, 1.0]
 
 
-def test_command_is_one_training_and_speaks_once(folder: Path, tmp_path: Path) -> None:
-    words = f"-m mano_op.cli train fields {folder}/waves.zarr {tmp_path}/two --resolution 8 16 --epochs 2"
-    small = [word for name, value in SMALL.items() for word in ("--option", f"{name}={value}")]
-    said = torchrun(*words.split(), "--validate", "test", "--batch-size", "3", *small, "--quiet")
-    [line] = [line for line in said.splitlines() if line.strip()]
+def test_command_is_one_training_and_speaks_once(folder: Path, output: str) -> None:
+    [line] = [line for line in output.splitlines() if line.strip()]
     options = {"resolution": {"resolutions": [8, 16]}, "epochs": 2, "batch_size": 6, "validate": "test"}
-    one = train_fields(folder / "waves.zarr", tmp_path / "one", **options)
-    errors = [[epoch["validation_error"] for epoch in r.history] for r in (one, load_run(tmp_path / "two"))]
+    one = train_fields(folder / "waves.zarr", folder / "one" / "command", **options)
+    two = load_run(folder / "command")
+    errors = [[epoch["validation_error"] for epoch in run.history] for run in (one, two)]
     assert errors[1] == pytest.approx(errors[0], rel=1e-4)
     best = one.training["best"]
-    assert line.startswith(f"{tmp_path}/two: mano, ")
+    assert line.startswith(f"{folder}/command: mano, ")
     assert line.endswith(f"validation error {best['validation_error']:.4f} of epoch {best['epoch']}")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]

@@ -18,7 +18,7 @@ from mano_op.data.mixed import Mixed
 from mano_op.data.store import FieldStore
 from mano_op.grid import Axis
 from mano_op.registry import build_model
-from mano_op.runs import Run, load_run
+from mano_op.runs import load_run
 
 
 def test_model_fits_the_store_and_is_kept(fields: FieldStore, tmp_path: Path) -> None:
@@ -43,11 +43,11 @@ def test_model_fits_the_store_and_is_kept(fields: FieldStore, tmp_path: Path) ->
     assert train(fields, tmp_path / "said", options=said, epochs=1).options == expected
 
 
-@pytest.mark.parametrize("options", [{"epochs": 25}, {**FNO, "epochs": 30, "learning_rate": 2e-2}])
+@pytest.mark.parametrize("options", [{"epochs": 12}, {**FNO, "epochs": 12, "learning_rate": 2e-2}])
 def test_training_fits_the_fields(options: dict[str, Any], fields: FieldStore, tmp_path: Path) -> None:
     history = train(fields, tmp_path, batch_size=4, **options).history
     assert [epoch["epoch"] for epoch in history] == list(range(1, options["epochs"] + 1))
-    assert history[-1]["training_error"] < 0.5 * history[0]["training_error"]
+    assert history[-1]["training_error"] < 0.7 * history[0]["training_error"]
 
 
 def norm_of(loss: str) -> Any:
@@ -55,24 +55,9 @@ def norm_of(loss: str) -> Any:
     return LpLoss(d=2, measure=1.0) if loss == "l2" else H1Loss(d=2, periodic_in_x=False, periodic_in_y=False)
 
 
-def initial_sample(run: Run, store: FieldStore, resolution: Any) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """The model before training, by seed 3, and all samples in one batch as it takes them."""
-    torch.manual_seed(3)
-    model = build_model("mano", run.options)
-    loaders = field_loaders(store, train=resolution, test=[], batch_size=12, seed=3)
-    return model, loaders.processor.train().preprocess(next(iter(loaders.train)))
-
-
-@pytest.mark.parametrize("loss", ["l2", "h1"])
-def test_first_error_is_that_of_the_initial_model(loss: str, fields: FieldStore, tmp_path: Path) -> None:
-    """With all samples in one batch, the first epoch's error is that before any step was taken."""
-    run = train(fields, tmp_path, loss=loss, batch_size=12, epochs=1, seed=3)
-    model, sample = initial_sample(run, fields, 8)
-    expected = norm_of(loss)(model(sample["x"]), sample["y"]) / 12
-    assert run.history[0]["training_error"] == pytest.approx(expected.item(), rel=1e-5)
-
-
 def test_error_is_the_mean_over_samples_and_channels(tmp_path: Path) -> None:
+    """Of the initial model, where all samples are in one batch."""
+
     def fields(samples: np.ndarray, grid: Grid) -> dict[str, np.ndarray]:
         wave = waves(samples, grid)
         return {"a": wave["a"], "u": wave["u"], "v": 3 * wave["u"] + 1}
@@ -81,19 +66,22 @@ def test_error_is_the_mean_over_samples_and_channels(tmp_path: Path) -> None:
     grid = Grid.uniform((8, 6), registration="cell")
     store = store_of(tmp_path / "two.zarr", [grid], variables, fields, {"train": 6})
     run = train(store, tmp_path / "run", resolution=(8, 6), batch_size=6, epochs=1, seed=3)
-    model, sample = initial_sample(run, store, (8, 6))
-    error = model(sample["x"]) - sample["y"]
+    loaders = field_loaders(store, train=(8, 6), test=[], batch_size=6, seed=3)
+    sample = loaders.processor.train().preprocess(next(iter(loaders.train)))
+    torch.manual_seed(3)
+    error = build_model("mano", run.options)(sample["x"]) - sample["y"]
     expected = (error.flatten(2).norm(dim=-1) / sample["y"].flatten(2).norm(dim=-1)).mean()
     assert run.history[0]["training_error"] == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_seed_gives_the_model(fields: FieldStore, tmp_path: Path) -> None:
-    first, second, other = (train(fields, tmp_path / str(i), seed=seed) for i, seed in enumerate((1, 1, 2)))
+    seeds = enumerate((1, 1, 2))
+    first, second, other = (train(fields, tmp_path / str(i), seed=seed, epochs=1) for i, seed in seeds)
     assert all(map(torch.equal, first.model.parameters(), second.model.parameters()))
     assert first.errors == second.errors != other.errors
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 3, 9])
+@pytest.mark.parametrize("epochs", [1, 2, 9])
 def test_rate_rises_and_falls_to_nearly_zero(epochs: int, fields: FieldStore, tmp_path: Path) -> None:
     rates: list[float] = []
     train(
@@ -120,10 +108,10 @@ def test_rate_rises_and_falls_to_nearly_zero(epochs: int, fields: FieldStore, tm
         ({"options": {"hiden_channels": 8}}, "no option hiden_channels"),
         ({"device": "nowhere"}, "device='nowhere' cannot be used here"),
         ({"device": "meta"}, "device='meta' cannot be used here"),
-        ({"arch": "fno", "options": {}}, "fno needs more options, .*'n_modes'"),
+        ({"arch": "fno", "options": {}}, "fno cannot be built with {.*'n_modes'"),
         (
             {"arch": "fno", "options": {"n_modes": [4], "hidden_channels": 8}},
-            r"fno with .*'n_modes': \[4\].* cannot take an input",
+            r"fno with .*'n_modes': \[4\].* fails \(.* for an input",
         ),
         (
             {"arch": "fno", "options": {"n_modes": [4, 4], "hidden_channels": "x"}},
@@ -131,7 +119,7 @@ def test_rate_rises_and_falls_to_nearly_zero(epochs: int, fields: FieldStore, tm
         ),
         (
             {"arch": "fno", "options": {**FNO["options"], "resolution_scaling_factor": [2]}},  # type: ignore[dict-item]
-            r"output of shape \(1, 1, 16, 16\) .* expected \(1, 1, 8, 8\)",
+            r"output of shape \(1, 1, 16, 16\) .* expected an output of shape \(1, 1, 8, 8\)",
         ),
         (
             {"arch": "fno", "options": {**FNO["options"], "non_linearity": torch.relu}},  # type: ignore[dict-item]
@@ -146,7 +134,7 @@ def test_rate_rises_and_falls_to_nearly_zero(epochs: int, fields: FieldStore, tm
         ({"options": {"periodic": True}}, r"option periodic=True, but .* periodic=\[False, False\]"),
         ({"validate": "valid"}, "r8 has no split 'valid'; it has train, validation, test"),
         ({"validate": "test", "validate_resolution": 32}, "has no resolution 32"),
-        ({"validate": 0.01}, r"hold_out=0\.01 of 12 samples is 0; .* give 0\.0833 to 0\.917"),
+        ({"validate": 0.01}, r"validate=0\.01 of 12 samples is 0; .* give 0\.0833 to 0\.917"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_any_work(

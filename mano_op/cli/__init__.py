@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import re
 import sys
+from ast import literal_eval
 from collections.abc import Sequence
 from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter
 
 from mano_op import __version__
-from mano_op.cli.config import configure
+from mano_op.cli.config import configure, words_of
 from mano_op.cli.evaluate import app as evaluate
 from mano_op.cli.evaluate import demo, export
 from mano_op.cli.stores import app as store
@@ -41,7 +42,7 @@ app = App(
     name="mano-op",
     help="Multipole attention neural operators: fields, training, evaluation at other resolutions.",
     version=f"mano_op {__version__}",
-    help_format="rst",
+    help_format="markdown",
     default_parameter=Parameter(negative=(), consume_multiple=(1, None), show_default=_default),
     config=configure,
     exit_on_error=False,
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(f"{text.rstrip('.')}; see `{command} --help`", 2)
     except InputError as error:
         # The library names its arguments; who typed a command knows them as flags.
-        return _failed(_as_flags(str(error)), 2)
+        return _failed(_as_flags(str(error), words), 2)
     except OSError as error:  # no permission, no room: what is said needs no traceback
         where = f"{error.filename}: " if error.filename else ""
         return _failed(f"{where}{error.strerror or error}; check the path, its permissions and the disk", 2)
@@ -86,17 +87,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code or 0
 
 
-def _as_flags(message: str) -> str:
-    """A message with the arguments of the library as the flags of the commands."""
-    switches = r"\b(overwrite|resume|relabel|as_plane)=True"
-    message = re.sub(switches, lambda found: "--" + found[1].replace("_", "-"), message)
-    message = re.sub(r"\b(problem|engine|sample|time)='(\w+)'", r"--\1 \2", message)
-    # initial={'u0': 'u'}, reference={'p': 101325.0}
-    return re.sub(
-        r"\b(initial|reference)=\{(?:'([^']*)': '?([^'}]*)'?)?\}",
-        lambda found: f"--{found[1]}" + (f" '{found[2]}={found[3]}'" if found[2] else ""),
-        message,
-    )
+# An argument of the library with its value, as messages have it.
+_ARGUMENT = re.compile(
+    r"(?<![\w.(\[{])(?<!option )(\w+)=(\{[^{}]*\}|\[[^\[\]]*\]|\([^()]*\)|'[^']*'|[\w.+-]*\w)"
+)
+# Arguments whose flags have another name.
+_RENAMED = {"hold_out": "validate", "boundary_conditions": "boundary"}
+
+
+def _as_flags(message: str, words: Sequence[str]) -> str:
+    """Return a message with the arguments that the command has as its flags: ``--patience 3``."""
+    _, apps, _ = app.parse_commands(list(words))
+    flags = {
+        name: argument for argument in apps[-1].assemble_argument_collection() for name in argument.names
+    }
+
+    def flag(argument: re.Match[str]) -> str:
+        name, text = f"--{_RENAMED.get(argument[1], argument[1])}".replace("_", "-"), argument[2]
+        if name not in flags:
+            return argument[0]
+        try:
+            value = literal_eval(text)
+        except (ValueError, SyntaxError):  # a placeholder: time_steps=(steps_in, steps_out)
+            value = re.findall(r"[\w.+-]+", text)
+        n_tokens = flags[name].parameter.n_tokens
+        typed = words_of(value, n_tokens == 1 or (isinstance(value, tuple) and n_tokens == -1))
+        return (
+            name if value is True else " ".join([name, *(typed if isinstance(typed, list) else [str(typed)])])
+        )
+
+    return _ARGUMENT.sub(flag, message)
 
 
 def _failed(message: str, code: int) -> int:

@@ -42,7 +42,7 @@ def configure(app: App, commands: tuple[str, ...], arguments: ArgumentCollection
     for name, value in content.items():
         name = _NAMES.get(name, name).replace("_", "-")
         words[name] = (
-            _words(value, known[f"--{name}"].parameter.n_tokens == 1) if f"--{name}" in known else value
+            words_of(value, known[f"--{name}"].parameter.n_tokens == 1) if f"--{name}" in known else value
         )
     Dict(data=words, source=str(path), allow_unknown=of_run, use_commands_as_keys=False)(
         app, commands, arguments
@@ -57,11 +57,12 @@ def _read(path: Path, command: str) -> tuple[dict[str, Any], bool]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no YAML ({' '.join(str(error).split())}): correct the file") from error
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise InputError(f"{path} holds {content!r}, expected names of options and their values, epochs: 30")
-    for group in _GROUPS:
-        if not isinstance(content.get(group, {}), dict):
-            raise InputError(f"{path}: {group} is {content[group]!r}, expected its options, shift: 1, say")
+    mapping = isinstance(content, dict) and all(isinstance(name, str) for name in content)
+    if not mapping or not all(isinstance(content.get(group, {}), dict) for group in _GROUPS):
+        raise InputError(
+            f"{path} holds {content!r}, expected names of options and their values, epochs: 30, and of "
+            f"{', '.join(_GROUPS)} a mapping of options"
+        )
     if not str(content.get("format", "")).startswith("mano_op"):
         return content, False
     model = path.with_name("config.json")
@@ -76,10 +77,16 @@ def _read(path: Path, command: str) -> tuple[dict[str, Any], bool]:
     return {**training, **parts, "arch": described.get("arch"), "options": described.get("options")}, True
 
 
-def _words(value: Any, single: bool) -> Any:
+def words_of(value: Any, single: bool) -> Any:
     """Return a value as words of the command line: 16x24 for [16, 24], NAME=VALUE for a mapping's entry."""
     if isinstance(value, Mapping):
-        return [f"{name}={v if isinstance(v, str) else json.dumps(v)}" for name, v in value.items()]
-    if isinstance(value, list):
-        return "x".join(map(str, value)) if single else [_words(each, True) for each in value]
+        return [f"{name}={_word(item)}" for name, item in value.items()]
+    if isinstance(value, list | tuple):
+        return "x".join(map(str, value)) if single else [words_of(item, True) for item in value]
     return value
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ":".join(map(str, value))
+    return value if isinstance(value, str) else json.dumps(value)

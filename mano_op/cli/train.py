@@ -42,14 +42,9 @@ _GROUPS = {
 
 
 def flags(options: type, **types: Any) -> Any:
-    """A dataclass of the same options for the command line; `options` itself checks its values later.
+    """Return a dataclass of the same options for the command line, whose help is in their docstrings.
 
-    Parameters
-    ----------
-    options : type
-        Of `mano_op.train.options`; its docstrings are the help.
-    **types
-        Of fields whose words are more than their type says; None leaves a field out.
+    `types` are those of fields whose words are more than their type says; None leaves a field out.
     """
     hints = {**get_type_hints(options), **types}
     groups = {name: group for group, names in _GROUPS.items() for name in names.split()}
@@ -62,14 +57,11 @@ def flags(options: type, **types: Any) -> Any:
             shown = Parameter(group=groups.get(option.name, TRAINING))
             if hints[option.name] in (int, int | None):
                 hints[option.name] = Int if hints[option.name] is int else Int | None
-            documented = field(
-                default=option.default,
-                kw_only=True,
-                metadata={"help": " ".join((texts[option.name] or "").split())},
-            )
+            text = " ".join((texts[option.name] or "").split())
+            documented = field(default=option.default, kw_only=True, metadata={"help": text})
             flagged.append((option.name, Annotated[hints[option.name], shown], documented))
-    made = make_dataclass(options.__name__, flagged, namespace={"__module__": __name__}, frozen=True)
-    return Parameter(name="*")(made)
+    flag_class = make_dataclass(options.__name__, flagged, namespace={"__module__": __name__}, frozen=True)
+    return Parameter(name="*")(flag_class)
 
 
 _COMMON: dict[str, Any] = {
@@ -87,14 +79,16 @@ if TYPE_CHECKING:
     ImageFlags = Any
     AugmentationFlags = Any
 else:
-    levels = "The resolution of the store to train on, or several, which are mixed: each batch is of one."
+    resolutions = (
+        "The resolution of the store to train on, or several, which are mixed: each batch is of one."
+    )
     sizes = "Samples in a batch, of each process if several train one model; one number, or one a resolution."
     variables = (
         "Of variables, before they are normalised: permeability=log or asinh; may be given more than once."
     )
     FieldFlags = flags(
         FieldOptions,
-        resolution=Annotated[Sizes, Parameter(help=levels)],
+        resolution=Annotated[Sizes, Parameter(help=resolutions)],
         validate_resolution=Sizes | None,
         batch_size=Annotated[int | list[int], words(whole, metavar="N...", help=sizes)],
         transforms=Annotated[

@@ -1,14 +1,13 @@
 """The checkpoint of a training: a training that continues from it comes to the same numbers.
 
-``checkpoint.pt`` is in the run's folder until the run is complete. It is written in one piece: after an
-interruption it is the checkpoint of the last epoch or of the one before. It holds tensors and plain values,
-and is read without unpickling:
+``checkpoint.pt`` is in the run's folder until the run is complete. It is written in one piece, holds tensors
+and plain values, and is read without unpickling:
 
 ==================  ===================================================================================
 entry               holds
 ==================  ===================================================================================
 ``format``          "mano_op checkpoint", and ``format_version``
-``asked``           the model, options, data and versions of the training, in JSON's types
+``asked``           the options, model, data and versions of the training, in JSON's types
 ``training``        the state after an epoch; see `Progress`
 ==================  ===================================================================================
 """
@@ -38,20 +37,7 @@ COMPUTE = ("mano_op", "neuraloperator", "torch")
 
 @dataclass
 class Progress:
-    """The state of a training, which changes from epoch to epoch.
-
-    Attributes
-    ----------
-    model : nn.Module
-    optimizer : Optimizer
-    schedule : LRScheduler
-    best : Best
-    scaler : GradScaler, optional
-    generators : dict
-        Sources of random numbers; see `mano_op.train.task.Task.generators`.
-    history : list of dict
-        An entry for each completed epoch.
-    """
+    """The state of a training, which changes from epoch to epoch; `history` has an entry for each."""
 
     model: nn.Module
     optimizer: Optimizer
@@ -88,22 +74,12 @@ class Progress:
 
 
 class Checkpoint:
-    """The checkpoint of a run's folder.
-
-    Parameters
-    ----------
-    folder : path
-        Of the run.
-    asked : mapping
-        The model, options, data and versions of the training, in JSON's types. A checkpoint of others is
-        refused. It may be nested.
+    """The checkpoint of a run's folder, for a training by certain options, model, data and versions, `asked`.
 
     Examples
     --------
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
-    >>> Checkpoint(folder, {"epochs": 3}).there
-    False
     >>> Checkpoint(folder, {"epochs": 3}).write({"history": [{"epoch": 1}]})
     >>> Checkpoint(folder, {"epochs": 3}).read()
     {'history': [{'epoch': 1}]}
@@ -117,11 +93,6 @@ class Checkpoint:
         self.path = checkpoint_path(folder)
         self._asked = dict(asked)
 
-    @property
-    def there(self) -> bool:
-        """Whether the file exists."""
-        return self.path.exists()
-
     def write(self, training: Mapping[str, Any]) -> None:
         """Write the state of the training, in place of the one before."""
         make_folder(self.path.parent)
@@ -129,38 +100,30 @@ class Checkpoint:
         write_tensors(self.path, {**content, "training": dict(training)})
 
     def read(self) -> dict[str, Any]:
-        """Return the state of the training.
-
-        Raises
-        ------
-        InputError
-            If the file is no checkpoint, or one of another format, or of a training with other options, other
-            data or other versions of the packages that compute.
-        """
+        """Return the state of the training; a checkpoint of another format or another training is refused."""
         anew = "pass overwrite=True to start anew"
         content = read_tensors(self.path)
-        found = content.get("format"), content.get("format_version")
-        if found != (FORMAT, FORMAT_VERSION):
+        stated = content.get("format"), content.get("format_version")
+        if stated != (FORMAT, FORMAT_VERSION):
             raise InputError(
-                f"{self.path} has format {found[0]!r} version {found[1]}, expected {FORMAT!r} version "
+                f"{self.path} has format {stated[0]!r} version {stated[1]}, expected {FORMAT!r} version "
                 f"{FORMAT_VERSION}: use the release of mano_op that wrote it, or {anew}"
             )
         asked, training = content.get("asked"), content.get("training")
         if not isinstance(asked, dict) or not isinstance(training, dict):
             raise InputError(f"{self.path} lacks its 'asked' or its 'training': {anew}")
-        different = differences(asked, self._asked)
-        if different:
+        if different := differences(asked, self._asked):
             raise InputError(
-                f"{self.path} is of another training: {'; '.join(different)}. To continue it, use what "
-                f"it was begun with, or {anew}"
+                f"{self.path} is of another training: {different}. To continue it, use what it was begun "
+                f"with, or {anew}"
             )
         return training
 
     def restore(self, progress: Progress) -> None:
         """Continue from the checkpoint; the errors are those of `read`."""
-        found = self.read()
+        state = self.read()
         try:
-            progress.load_state_dict(found)
+            progress.load_state_dict(state)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(
                 f"{self.path} does not fit the training that it says it is of ({type(error).__name__}: "
@@ -174,31 +137,26 @@ class Checkpoint:
 
 
 def checkpoint_path(folder: str | Path) -> Path:
-    """Return the path of the checkpoint of a run's folder.
-
-    Examples
-    --------
-    >>> checkpoint_path("runs/mano").as_posix()
-    'runs/mano/checkpoint.pt'
-    """
+    """Return the path of the checkpoint of a run's folder."""
     return Path(folder) / "checkpoint.pt"
 
 
-def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Return the values in which two nested mappings differ, one text for each.
+def differences(saved: Mapping[str, Any], asked: Mapping[str, Any], most: int = 6) -> str:
+    """Return the first values in which two nested mappings differ, in the order of what is asked for.
 
     Examples
     --------
-    >>> differences({"seed": 0, "model": {"width": 8}}, {"seed": 0, "model": {"width": 16, "depth": 2}})
-    ['model.width is 8 there, not 16', 'model.depth is not given there, not 2']
+    >>> differences({"model": {"width": 8}, "seed": 0}, {"seed": 1, "model": {"width": 8, "depth": 2}})
+    'seed is 0 there, not 1; model.depth is not given there, not 2'
     """
-    have, want = dict(_leaves(there)), dict(_leaves(asked))
-    return [
-        f"{name} is {have.get(name, 'not given')} there, "
-        + (f"not {want[name]}" if name in want else "not here")
-        for name in {**have, **want}
-        if name not in have or name not in want or have[name] != want[name]
+    old, new = dict(_leaves(saved)), dict(_leaves(asked))
+    different = [
+        f"{name} is {old.get(name, 'not given')} there, {f'not {new[name]}' if name in new else 'not here'}"
+        for name in {**new, **old}
+        if name not in old or name not in new or old[name] != new[name]
     ]
+    more = f" and {len(different) - most} more" if len(different) > most else ""
+    return "; ".join(different[:most]) + more
 
 
 def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -210,12 +168,5 @@ def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def compute_versions(machine: Mapping[str, Any]) -> dict[str, str]:
-    """Return the versions of the packages on which numbers depend, out of `mano_op.machine.machine`'s.
-
-    Examples
-    --------
-    >>> from mano_op.machine import machine
-    >>> sorted(compute_versions(machine()))
-    ['mano_op', 'neuraloperator', 'torch']
-    """
+    """Return the versions of the packages on which numbers depend, out of `mano_op.machine.machine`'s."""
     return {name: machine["versions"][name] for name in COMPUTE}

@@ -23,37 +23,18 @@ from mano_op.errors import InputError
 def join(device: str) -> str:
     """Join the process group, if ``torchrun`` has started this process, and return the device.
 
-    The group stays until the process ends: torch cannot make a second one at torchrun's addresses.
-
-    Parameters
-    ----------
-    device : str
-        "cuda" is the GPU of this process's number on its machine.
-
-    Returns
-    -------
-    str
-        The device of this process.
-
-    Raises
-    ------
-    InputError
-        If there are fewer GPUs than processes.
-
-    Examples
-    --------
-    >>> join("cpu"), ranks()  # not started by torchrun: alone
-    ('cpu', (1, 0))
+    "cuda" becomes the GPU of this process's number on its machine. The group stays until the process ends:
+    torch cannot make a second one at torchrun's addresses.
     """
     started = dist.is_available() and dist.is_torchelastic_launched()
     if device == "cuda" and started:
-        number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if there and number >= there:  # without any, what refuses a device says so
+        number, n_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if n_gpus and number >= n_gpus:  # `check_device` refuses a machine without any
             raise InputError(
-                f"device='cuda' for process {number} of this machine, which has {there} GPUs: start as many "
+                f"device='cuda' for process {number} of this machine, which has {n_gpus} GPUs: start as many "
                 "processes with torchrun --nproc-per-node as there are"
             )
-        device = f"cuda:{number}" if there else device
+        device = f"cuda:{number}" if n_gpus else device
     if started and not dist.is_initialized() and int(os.environ["WORLD_SIZE"]) > 1:
         dist.init_process_group("nccl" if device.startswith("cuda:") else "gloo")
         atexit.register(_leave)
@@ -66,31 +47,14 @@ def _leave() -> None:
 
 
 def is_first() -> bool:
-    """Return whether this process is the one that writes files and messages.
-
-    Examples
-    --------
-    >>> is_first()
-    True
-    """
+    """Return whether this process is the one that writes files and messages."""
     return ranks()[1] == 0
 
 
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Sum the gradients over all ranks, in place.
-
-    Examples
-    --------
-    >>> weight = torch.ones(1, requires_grad=True)
-    >>> weight.square().backward()
-    >>> sum_gradients([weight])
-    >>> weight.grad
-    tensor([2.])
-    """
-    if ranks()[0] == 1:
-        return
+    """Sum the gradients over all ranks, in place."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not gradients:
+    if ranks()[0] == 1 or not gradients:
         return
     # One message in place of one for each parameter; complex numbers are sent as two real ones.
     real = [torch.view_as_real(g.resolve_conj()) if g.is_complex() else g for g in gradients]
@@ -102,13 +66,7 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 def sum_numbers(*numbers: float, device: str = "cpu") -> tuple[float, ...]:
-    """Return the sums over all ranks, the same on each to the last bit.
-
-    Examples
-    --------
-    >>> sum_numbers(2.5, 3)
-    (2.5, 3)
-    """
+    """Return the sums over all ranks, the same on each to the last bit."""
     if ranks()[0] == 1:
         return numbers
     # In float64, which Apple's GPUs do not have; there are no process groups on them either.
@@ -130,21 +88,17 @@ def copy_from_first(model: nn.Module) -> None:
 
 
 def wait_for_all() -> None:
-    """Wait for all ranks, so that what one has written is there for all."""
+    """Wait for all ranks, so that all find the files that one has written."""
     if ranks()[0] > 1:
         dist.barrier()
 
 
 def check_all_have(what: str, number: int, device: str) -> None:
     """Refuse to continue, on all ranks, if they have read different numbers."""
-    together, rank = ranks()
-    if together == 1:
-        return
-    mine = [0.0] * together
-    mine[rank] = float(number)
-    found = [int(value) for value in sum_numbers(*mine, device=device)]
-    if len(set(found)) > 1:
+    n_ranks, rank = ranks()
+    numbers = sum_numbers(*(float(number) * (i == rank) for i in range(n_ranks)), device=device)
+    if len(set(numbers)) > 1:
         raise InputError(
-            f"{what} is {found} on ranks 0 to {together - 1}: give a folder that all of them see, with the "
-            "same path"
+            f"{what} is {[*map(int, numbers)]} on ranks 0 to {n_ranks - 1}: give a folder that all of them "
+            "see, with the same path"
         )

@@ -30,7 +30,7 @@ from mano_op.train.objective import training_loss
 from mano_op.train.optimizer import optimizer_and_schedule
 from mano_op.train.options import FieldOptions
 from mano_op.train.perturbation import PerturbedInputs, check_perturbation
-from mano_op.train.symmetry import turns_of
+from mano_op.train.symmetry import Symmetries
 from mano_op.train.task import State, Task, check_output, model_options
 
 
@@ -46,16 +46,11 @@ def train_model(
 ) -> Run:
     r"""Train a model of neuraloperator's registry on a store, and keep it as a run.
 
-    It is ``train(FieldTask(store, FieldOptions(**training), arch=arch, options=options), out)``.
-
     Parameters
     ----------
-    store : path or FieldStore
-    out : path
-        Folder for the run; see `mano_op.runs`.
-    arch, options
+    store, arch, options
         As in `FieldTask`.
-    resume, overwrite : bool
+    out, resume, overwrite
         As in `mano_op.train.loop.train`.
     **training
         Options of `mano_op.train.options.FieldOptions`: ``resolution=16, epochs=30, ...``.
@@ -74,12 +69,8 @@ def train_model(
     >>> small = {"hidden_channels": 8, "n_layers": 1, "n_heads": 2}
     >>> run = train_model(store, f"{folder}/run", resolution=8, options=small, epochs=2, validate=0.25,
     ...                   progress=False)
-    >>> run.training["validation"]["samples"], [sorted(epoch) for epoch in run.history][0]
+    >>> run.training["validation"]["samples"], sorted(run.history[0])
     ({'r8': 2}, ['epoch', 'seconds', 'training_error', 'validation_error'])
-    >>> again = train_model(store, f"{folder}/run", resolution=8, options=small, epochs=2, validate=0.25,
-    ...                     progress=False, resume=True)  # is finished, and read
-    >>> again.history == run.history
-    True
     """
     check_out(out, resume=resume, overwrite=overwrite)
     task = FieldTask(store, FieldOptions(**training), arch=arch, options=options)
@@ -130,23 +121,19 @@ class FieldTask(Task):
         super().__init__(training, arch)
         self.training: FieldOptions = training
         self.validated = training.validate is not None
-        validate = training.validate
-        loaders = field_loaders(
-            self.store,
-            train=self._resolution,
-            test=self._tested,
-            splits=Splits(
-                test=validate if isinstance(validate, str) else "test",
-                hold_out=validate if isinstance(validate, float) else None,
-            ),
-            batch_size=training.batch_size,
-            time_steps=training.time_steps,
-            at=training.at,
-            pushforward=training.pushforward,
-            transforms=training.transforms,
-            seed=training.seed,
-        )
-        self.loader, self._tests, self.processor = loaders.train, loaders.test, loaders.processor
+        split = training.validate if isinstance(training.validate, str) else None
+        part = training.validate if isinstance(training.validate, float) else None
+        named = ("batch_size", "time_steps", "at", "pushforward", "transforms", "seed")
+        try:
+            self.loader, self._tests, self.processor = field_loaders(
+                self.store,
+                train=self._resolution,
+                test=self._tested,
+                splits=Splits(test=split or "test", hold_out=part),
+                **{name: getattr(training, name) for name in named},
+            )
+        except InputError as error:
+            raise InputError(str(error).replace("hold_out", "validate")) from error
         check_perturbation(self.processor, training.noise, training.pushforward)
         self._inputs: FieldProcessor | PerturbedInputs = self.processor
         self._drawn = _drawn(self.loader, self.keys)
@@ -154,33 +141,29 @@ class FieldTask(Task):
         home = max(self.keys, key=lambda key: (self._drawn[key], order.index(key)))
         stated = {variable.name: variable.boundary_value for variable in self.store.variables}
         known = [stated[channel.variable] for channel in self.channels.y]
-        self._turn = turns_of(
-            training.symmetries,
-            {key: self.store.grids[key] for key in self.keys},
-            known * (1 + training.pushforward),
-            self.augmentation_rng,
-        )
+        targets = known * (1 + training.pushforward)
+        self._turns = {
+            grid.shape: Symmetries(training.symmetries, grid, targets, self.augmentation_rng)
+            for grid in (self.store.grids[key] for key in self.keys if training.symmetries)
+        }
         self.options = self._model_options(home, options or {}, known)
         self.title = f"{arch} at {'+'.join(self.keys)}"
 
     def _validated_at(self, training: FieldOptions) -> list[str]:
-        """Return the resolutions to validate at."""
+        """Return the resolutions to validate at; all have the split, if that is named."""
         asked = training.validate_resolution
         keys = self.keys if asked is None else _keys(self.store, asked)
-        if isinstance(training.validate, str):
+        if isinstance(split := training.validate, str):
             for key in keys:
-                self.store.layout.rows(key, training.validate)
+                self.store.layout.rows(key, split)
         return keys
 
     def _model_options(
-        self, key: str, given: Mapping[str, Any], known: Sequence[Boundary | None]
+        self, key: str, arguments: Mapping[str, Any], known: Sequence[Boundary | None]
     ) -> dict[str, Any]:
-        """Return the model's arguments: those that follow from the fields, and the given ones."""
+        """Return the model's arguments: those that follow from the fields, and the others."""
         grid, arch = self.store.grids[key], self.arch.lower()
-        derived: dict[str, Any] = {
-            "in_channels": len(self.channels.x),
-            "out_channels": len(self.channels.y),
-        }
+        derived: dict[str, Any] = {"in_channels": len(self.channels.x), "out_channels": len(self.channels.y)}
         defaults: dict[str, Any] = {}
         if arch in ("mano", "mano_published"):
             derived["n_dim"] = grid.n_dim
@@ -191,16 +174,14 @@ class FieldTask(Task):
                     f"{key} has registrations {registrations}, MANO takes one for all axes: `resample` the "
                     "fields to a grid with one"
                 )
-            derived |= {
-                "registration": grid.axes[0].registration,
-                "periodic": [axis.periodic for axis in grid],
-            }
+            periodic = [axis.periodic for axis in grid]
+            derived |= {"registration": grid.axes[0].registration, "periodic": periodic}
             defaults = {
                 "reference_shape": list(grid.shape),
                 "boundary_values": _normalised_boundary(grid, known, self.processor),
             }
         data = f"the fields of {self.store.path} at {key}"
-        return model_options(given, derived, data, defaults)
+        return model_options(arguments, derived, data, defaults)
 
     def check(self, model: nn.Module) -> None:
         """Refuse a model that cannot take a sample, or puts its output on another grid."""
@@ -209,23 +190,21 @@ class FieldTask(Task):
             check_output(model, self.arch, self.options, (1, x, *grid.shape), (1, y, *grid.shape))
 
     def begin(self, model: nn.Module) -> None:
-        """Perturb the inputs of the model, if that is asked for."""
+        """Put the data on the device, and perturb inputs as the options say."""
         super().begin(model)
-        noise, pushforward = self.training.noise, self.training.pushforward
-        if noise or pushforward:
-            self._inputs = PerturbedInputs(
-                self.processor, model, noise=noise, pushforward=pushforward, seed=self.training.seed
-            )
+        options = {name: getattr(self.training, name) for name in ("noise", "pushforward", "seed")}
+        if options["noise"] or options["pushforward"]:
+            self._inputs = PerturbedInputs(self.processor, model, **options)
 
     def optimizer(self, model: nn.Module) -> tuple[Optimizer, LRScheduler]:
         """Return AdamW or Muon, and the schedule."""
-        of = self.training
-        return optimizer_and_schedule(of.optimizer, model, of.learning_rate, of.weight_decay, of.epochs)
+        t = self.training
+        return optimizer_and_schedule(t.optimizer, model, t.learning_rate, t.weight_decay, t.epochs)
 
     def sample(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the fields of a batch, turned, perturbed and normalised."""
-        if self._turn is not None:
-            x, y = self._turn(batch["x"], batch["y"])
+        if self._turns:
+            x, y = self._turns[tuple(batch["y"].shape[2:])](batch["x"], batch["y"])
             batch = {**batch, "x": x, "y": y}
         data = self._inputs.preprocess(batch)
         return data["x"], data["y"]
@@ -236,7 +215,7 @@ class FieldTask(Task):
         return value
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Return the mean loss over the samples and channels that are validated on, of true inputs."""
+        """Return the mean loss of true inputs over the samples and channels to validate on."""
         tests = list(self._tests.values())
         return {"validation_error": validation_error(model, self.processor, tests, self.loss, self.device)}
 
@@ -290,27 +269,10 @@ def validation_error(
 ) -> float:
     """Return the mean of a loss over the samples and channels of some loaders, in normalised units.
 
-    The model is in evaluation mode and in single precision, as it will be used, and afterwards in the mode
-    that it was. Of several ranks each takes its share of the batches, and all get the same number.
-
-    Parameters
-    ----------
-    model : nn.Module
-    processor : FieldProcessor
-    loaders : sequence of iterable of dict
-    loss : callable
-        Of a prediction and the truth, summed over samples and channels.
-    device : str
-
-    Examples
-    --------
-    >>> unit = {"mean": 0.0, "std": 2.0}
-    >>> processor = FieldProcessor({"a": unit}, {"u": unit})
-    >>> batch = {"x": torch.ones(3, 1, 4), "y": torch.zeros(3, 1, 4)}
-    >>> validation_error(nn.Identity(), processor, [[batch]], lambda out, y: (out - y).abs().mean(-1).sum())
-    0.5
+    The model is in evaluation mode and in single precision, as it will be used, and afterwards in its mode
+    before. Of several ranks each takes its share of the batches, and all get the same number.
     """
-    together, rank = ranks()
+    n_ranks, rank = ranks()
     modes = model.training, processor.training
     model.eval()
     processor.train()  # which normalises y too
@@ -318,7 +280,7 @@ def validation_error(
     with torch.no_grad():
         for loader in loaders:
             for i, batch in enumerate(loader):
-                if i % together == rank:
+                if i % n_ranks == rank:
                     sample = processor.preprocess(batch)
                     total += loss(model(sample["x"]), sample["y"]).item()
                     terms += sample["y"].shape[0] * sample["y"].shape[1]
@@ -329,11 +291,11 @@ def validation_error(
 
 
 def _keys(store: FieldStore, resolution: Any) -> list[str]:
-    """Return the keys of one resolution, or of several that are mixed, in the order given."""
+    """Return the keys of one resolution, or of several that are mixed, in their order."""
     asked = resolution.resolutions if isinstance(resolution, Mixed) else [resolution]
     keys = [store.key(tuple(each) if isinstance(each, list) else each) for each in asked]
     if not keys or len(set(keys)) < len(keys):
-        raise InputError(f"resolution={resolution}, expected at least one resolution, and each of them once")
+        raise InputError(f"resolution={list(asked)}, expected at least one resolution, and each of them once")
     return keys
 
 
@@ -352,12 +314,11 @@ def _normalised_boundary(
     values = [_common_end(grid, boundary) for boundary in known]
     if all(value is None for value in values):
         return None
-    y = torch.tensor([0.0 if value is None else value for value in values])
-    x = torch.zeros(1, len(processor.inputs), *[1] * grid.n_dim)
-    mode = processor.training
-    normalised = processor.train().preprocess({"x": x, "y": y.view(1, -1, *[1] * grid.n_dim)})["y"]
+    ones, mode = [1] * grid.n_dim, processor.training
+    x, y = torch.zeros(1, len(processor.inputs), *ones), torch.tensor([value or 0.0 for value in values])
+    normalised = processor.train().preprocess({"x": x, "y": y.view(1, -1, *ones)})["y"]
     processor.train(mode)
-    # The logarithm of 0 is no value that a model could have.
+    # A model cannot have the logarithm of 0.
     return [
         number if value is not None and math.isfinite(number) else None
         for value, number in zip(values, normalised.flatten().tolist(), strict=True)

@@ -4,65 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from mano_op.errors import InputError
 
-LOGS = ("tensorboard", "wandb")
+# The module of each log, and how its package is installed.
+LOGS = {
+    "tensorboard": ("torch.utils.tensorboard", "pip install 'mano_op[tensorboard]'"),
+    "wandb": ("wandb", "pip install wandb"),
+}
 
 Log = Callable[[int, Mapping[str, float]], object]
 
 
 def check_log(log: str | Log | Sequence[str | Log] | None) -> list[str | Log]:
-    """Return the logs as a list.
-
-    Raises
-    ------
-    InputError
-        If a log is neither a known name nor a function, or its package is not installed.
-
-    Examples
-    --------
-    >>> check_log("paper")
-    Traceback (most recent call last):
-    ...
-    mano_op.errors.InputError: log='paper', expected tensorboard, wandb, or a function of the epoch and its
-    numbers
-    """
+    """Return the logs as a list; unknown ones and those whose package is not installed are refused."""
     if log is None:
         return []
-    asked = list(log) if isinstance(log, Sequence) and not isinstance(log, str) else [log]
-    for name in asked:
-        if not callable(name) and name not in LOGS:
+    logs = list(log) if isinstance(log, Sequence) and not isinstance(log, str) else [log]
+    for name in logs:
+        if callable(name):
+            continue
+        if name not in [*LOGS]:
             raise InputError(
                 f"log={name!r}, expected {', '.join(LOGS)}, or a function of the epoch and its numbers"
             )
-        if name == "tensorboard":
-            _summary_writer()
-        elif name == "wandb":
-            _wandb()
-    return asked
+        _package(name)
+    return logs
 
 
 @contextmanager
 def opened_logs(
     logs: Sequence[str | Log], folder: str | Path, settings: Mapping[str, Any], epochs: int
 ) -> Iterator[Log]:
-    """Return a function of the epoch and its numbers that calls all logs, which are closed in the end.
+    """Return a function of the epoch and its numbers that calls all logs, and close them in the end.
 
-    Parameters
-    ----------
-    logs : sequence of {"tensorboard", "wandb"} or callable
-        As `check_log` returns them. "tensorboard" writes to ``tensorboard/`` in the folder. "wandb" adds to
-        the active run, or begins one with the name of the folder; its environment variables hold
-        (``WANDB_PROJECT``, ``WANDB_RUN_ID``, ``WANDB_MODE``, ...).
-    folder : path
-        Of the run.
-    settings : mapping
-        The options of the run, for Weights & Biases.
-    epochs : int
-        Completed before. TensorBoard drops what a killed process has logged of later ones.
+    "tensorboard" writes to ``tensorboard/`` in the folder, and drops what a killed process has logged after
+    the complete `epochs`. "wandb" adds to the active run, or begins one with the name of the folder and the
+    `settings` of the run; its environment variables hold (``WANDB_PROJECT``, ``WANDB_MODE``, ...).
 
     Examples
     --------
@@ -71,25 +52,25 @@ def opened_logs(
     1 {'training_error': 0.5}
     """
     with ExitStack() as stack:
-        places: list[Log] = []
-        for name in logs:
-            if callable(name):
-                places.append(name)
-            elif name == "tensorboard":
-                places.append(stack.enter_context(_tensorboard(Path(folder), epochs)))
-            else:
-                places.append(stack.enter_context(_weights_and_biases(Path(folder), settings)))
+        opened: list[Log] = []
+        for log in logs:
+            if log == "tensorboard":
+                opened.append(stack.enter_context(_tensorboard(Path(folder), epochs)))
+            elif log == "wandb":
+                opened.append(stack.enter_context(_weights_and_biases(Path(folder), settings)))
+            elif callable(log):
+                opened.append(log)
 
-        def log(epoch: int, metrics: Mapping[str, float]) -> None:
-            for place in places:
-                place(epoch, metrics)
+        def call(epoch: int, metrics: Mapping[str, float]) -> None:
+            for log in opened:
+                log(epoch, metrics)
 
-        yield log
+        yield call
 
 
 @contextmanager
 def _tensorboard(folder: Path, epochs: int) -> Iterator[Log]:
-    writer = _summary_writer()(str(folder / "tensorboard"), purge_step=epochs + 1)
+    writer = _package("tensorboard").SummaryWriter(str(folder / "tensorboard"), purge_step=epochs + 1)
 
     def log(epoch: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -104,30 +85,26 @@ def _tensorboard(folder: Path, epochs: int) -> Iterator[Log]:
 
 @contextmanager
 def _weights_and_biases(folder: Path, settings: Mapping[str, Any]) -> Iterator[Log]:
-    wandb = _wandb()
-    ours = wandb.run is None
-    if ours:
-        wandb.init(name=folder.name, config=dict(settings))
+    wandb = _package("wandb")
+    begins = wandb.run is None
+    if begins:
+        try:
+            wandb.init(name=folder.name, config=dict(settings))
+        except wandb.Error as error:
+            raise InputError(
+                f"log='wandb', but Weights & Biases begins no run ({error}): log in by `wandb login`, or set "
+                "the environment variable WANDB_MODE=offline"
+            ) from error
     try:
         yield lambda epoch, metrics: wandb.log({"epoch": epoch, **metrics})
     finally:
-        if ours:
+        if begins:
             wandb.finish()
 
 
-def _summary_writer() -> Any:
+def _package(log: str) -> Any:
+    module, install = LOGS[log]
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        return import_module(module)
     except ImportError as error:
-        raise InputError(
-            f"log='tensorboard' needs TensorBoard ({error}): pip install 'mano_op[tensorboard]'"
-        ) from error
-    return SummaryWriter
-
-
-def _wandb() -> Any:
-    try:
-        import wandb
-    except ImportError as error:
-        raise InputError(f"log='wandb' needs Weights & Biases ({error}): pip install wandb") from error
-    return wandb
+        raise InputError(f"log={log!r} needs a package ({error}): {install}") from error

@@ -32,21 +32,12 @@ from mano_op.train.task import Task, plain
 
 
 class Diverged(InputError):
-    """Raised when the loss or the validation error of a training is not finite.
+    """Raised when the loss or the validation error of a training is not finite."""
 
-    Examples
-    --------
-    >>> raise Diverged("the loss is nan", epoch=2, epochs=3)
-    Traceback (most recent call last):
-    ...
-    mano_op.train.loop.Diverged: the loss is nan in epoch 2 of 3, training has diverged and nothing is kept:
-    give a smaller learning rate
-    """
-
-    def __init__(self, what: str, epoch: int, epochs: int) -> None:
+    def __init__(self, task: Task, error: str, value: float, epoch: int) -> None:
         super().__init__(
-            f"{what} in epoch {epoch} of {epochs}, training has diverged and nothing is kept: give a smaller "
-            "learning rate"
+            f"{task.title}: the {error} is {value} in epoch {epoch} of {task.training.epochs}, training has "
+            "diverged and nothing is kept: give a smaller learning rate"
         )
 
 
@@ -54,15 +45,14 @@ def train(task: Task, out: str | Path, *, resume: bool = False, overwrite: bool 
     r"""Train the model of a task, and keep it as a run.
 
     A step follows the gradient of the loss that is summed over the samples of `accumulate` batches, shortened
-    to the norm `clip`. The learning rate changes after each epoch. The loss is in single precision, whatever
-    the precision of the model's matrix products.
+    to the norm `clip`. The learning rate changes after each epoch. The loss is in single precision.
 
-    A training that was interrupted, by whatever means, is continued by the same call with ``resume=True``: on
-    a CPU its numbers are those of one that was not, to the last bit.
+    The same call with ``resume=True`` continues an interrupted training: on a CPU its numbers are those of an
+    uninterrupted one to the last bit.
 
-    Started by ``torchrun``, or in a process group, all processes train one model, and the first of them
-    writes. Each takes its part of every batch, and a step is that of one process with the whole batch. Where
-    samples do not divide among them, some come twice.
+    Started by ``torchrun``, or in a process group, all processes train one model, and the first one writes.
+    Each takes its part of every batch, and a step is that of one process with the whole batch. Where samples
+    do not divide among them, some come twice.
 
     Parameters
     ----------
@@ -81,17 +71,15 @@ def train(task: Task, out: str | Path, *, resume: bool = False, overwrite: bool 
     -------
     Run
         Also written to `out`. Its ``history`` has an entry for each epoch: "training_error", the mean of the
-        loss over samples and channels, with the model as it was when each sample came up; "seconds"; and if
-        it was validated "validation_error", with the model as it was after the epoch. ``training["best"]``
-        says which epoch's parameters it has.
+        loss over samples and channels before the step of each; "seconds"; and of a validated training
+        "validation_error" after the epoch. ``training["best"]`` has the epoch of its parameters.
 
     Raises
     ------
     InputError
-        Before any work, if `out` holds a run or a checkpoint already, or with ``resume=True`` one of other
-        options, other data or other versions, or cannot be written, or the model does not fit the data.
-    Diverged
-        If a number is not finite. Nothing is kept then.
+        Before any work, if `out` holds a run or a checkpoint, or with ``resume=True`` one of other options,
+        data or versions, or cannot be written, or the model does not fit the data. Also, as `Diverged`, if a
+        loss is not finite; nothing is kept then.
 
     Examples
     --------
@@ -110,17 +98,19 @@ def train(task: Task, out: str | Path, *, resume: bool = False, overwrite: bool 
     options, device, first = task.training, task.device, is_first()
     model = task.build()
     training = task.description(model)
-    asked = {"arch": task.arch, "options": plain(task.options), "processor": plain(task.processor.to_dict())}
-    asked |= {name: value for name, value in training.items() if name not in UNCOMPARED}
-    wanted = asked | plain(task.fingerprint()) | {"versions": compute_versions(training["machine"])}
-    checkpoint = Checkpoint(out, wanted)
+    # Differences are listed in this order: the user's options, what follows from them, statistics.
+    asked = {name: value for name, value in training.items() if name not in UNCOMPARED}
+    asked |= plain({"arch": task.arch, "options": task.options})
+    statistics = plain({"processor": task.processor.to_dict()})
+    versions = {"versions": compute_versions(training["machine"])}
+    checkpoint = Checkpoint(out, asked | plain(task.fingerprint()) | versions | statistics)
 
     wait_for_all()
-    finished = resume and not checkpoint.there and (Path(out) / "run.json").exists()
+    finished = resume and not checkpoint.path.exists() and (Path(out) / "run.json").exists()
     check_all_have(f"whether {out} holds a finished run", int(finished), device)
     if finished:
         run = load_run(out)
-        check_finished(out, run, asked)
+        check_finished(out, run, asked | statistics)
         return run
 
     model.to(device)
@@ -134,7 +124,7 @@ def train(task: Task, out: str | Path, *, resume: bool = False, overwrite: bool 
     with lock:
         if first and overwrite:
             checkpoint.remove()
-        elif resume and checkpoint.there:
+        elif resume and checkpoint.path.exists():
             checkpoint.restore(state)
         epochs_done = len(state.history)
         check_all_have(f"the number of epochs behind the checkpoint in {out}", epochs_done, device)
@@ -180,13 +170,13 @@ def _train_epochs(task: Task, state: Progress, checkpoint: Checkpoint, log: Log)
                 entry.update(task.validate(state.model))
                 error = entry["validation_error"]
                 if not math.isfinite(error):
-                    raise Diverged(f"{task.title}: the validation error is {error}", epoch, epochs)
+                    raise Diverged(task, "validation error", error, epoch)
                 state.best.see(epoch, error, state.model)
             over = epoch == epochs or state.best.enough(epoch)
             numbers = {name: value for name, value in entry.items() if name != "epoch"}
             log(epoch, {**numbers, "learning_rate": rate})
-            every = options.checkpoint_every
-            if first and every and (over or epoch % every == 0):
+            interval = options.checkpoint_every
+            if first and interval and (over or epoch % interval == 0):
                 checkpoint.write(state.state_dict())
             if over:
                 return
@@ -208,7 +198,7 @@ def _train_epoch(task: Task, state: Progress, epoch: int, bar: Any) -> dict[str,
         # All ranks have the sum of all, so that all continue or none does.
         value, n = sum_numbers(loss.item(), y.shape[0] * y.shape[1], device=str(loss.device))
         if not math.isfinite(value):
-            raise Diverged(f"{task.title}: the loss is {value}", epoch, options.epochs)
+            raise Diverged(task, "loss", value, epoch)
         total, terms = total + value, terms + int(n)
         (loss if state.scaler is None else state.scaler.scale(loss)).backward()
         if number == last or number % options.accumulate == 0:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from neuralop.losses import H1Loss, LpLoss
 
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 
-LOSSES = ("l2", "h1")
 _LEAST = 4  # points of an axis that does not wrap: neuraloperator's differences at its ends take so many
 
 
-def training_loss(name: str, grid: Grid) -> Any:
+def training_loss(name: Literal["l2", "h1"], grid: Grid) -> Any:
     r"""The relative L2 or H1 loss of neuraloperator for fields on a grid, summed over samples and channels.
 
     .. math::
@@ -22,18 +21,9 @@ def training_loss(name: str, grid: Grid) -> Any:
         \lVert v \rVert_{L^2}^2 = \sum_i v_i^2, \qquad
         \lVert v \rVert_{H^1}^2 = \sum_i v_i^2 + \sum_d \sum_i (\partial_d v)_i^2
 
-    The sums count every point once. Differences are central with the grid's spacings; at the ends of
-    an axis that does not wrap they are one-sided, where neuraloperator's default would wrap them.
-
-    Parameters
-    ----------
-    name : {"l2", "h1"}
-    grid : Grid
-
-    Raises
-    ------
-    InputError
-        If there is no such loss, or H1 cannot be had on the grid.
+    The sums count every point once. Differences are central with the grid's spacings; at the ends of an axis
+    that does not wrap they are one-sided, where neuraloperator's default would wrap them. There is no H1 loss
+    on more than 3 axes, or with fewer than 4 points on an axis that does not wrap.
 
     Examples
     --------
@@ -42,19 +32,15 @@ def training_loss(name: str, grid: Grid) -> Any:
     >>> loss(torch.full((2, 3, 4), 1.5), torch.ones(2, 3, 4))  # a half for each sample and channel
     tensor(3.)
     """
-    if name not in LOSSES:
-        raise InputError(f"loss={name!r}, expected one of {', '.join(LOSSES)}")
-    # What the losses call the measure of an axis is divided by its number of points to get the spacing.
+    # neuraloperator divides the "measure" of an axis by its number of points to get the spacing.
     lengths = [axis.spacing * axis.n for axis in grid]
     if name == "l2":
         return LpLoss(d=grid.n_dim, p=2, measure=lengths)
-    if grid.n_dim > 3:
-        raise InputError(f"loss='h1' on a grid of {grid.n_dim} dimensions, it has 3 at most: use loss='l2'")
-    few = {axis.name: axis.n for axis in grid if not axis.periodic and axis.n < _LEAST}
-    if few:
+    few = [axis.name for axis in grid if not axis.periodic and axis.n < _LEAST]
+    if few or grid.n_dim > 3:
         raise InputError(
-            f"loss='h1' on axes of {few} points, its differences take at least {_LEAST}: use loss='l2', or "
-            "train at a finer resolution"
+            f"loss='h1' on the grid {grid}, expected at most 3 axes, and at least {_LEAST} points on those "
+            "that do not wrap: use loss='l2', or another resolution"
         )
     wraps = {f"periodic_in_{name}": axis.periodic for name, axis in zip("xyz", grid, strict=False)}
     return H1Loss(d=grid.n_dim, measure=lengths, **wraps)

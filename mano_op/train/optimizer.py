@@ -23,22 +23,13 @@ MUON_RATE = 2.0
 class MuonAdamW(Optimizer):
     r"""Muon [1]_ for the matrices between the first and the last layer, AdamW for everything else.
 
-    Muon makes the step of a matrix W, after momentum, a matrix with all singular values near one,
+    Muon's step of a matrix W, after momentum, is a matrix with all singular values near one,
 
     .. math:: W \leftarrow (1 - \eta \lambda) W - \eta\, U V^T, \qquad U S V^T = \text{momentum},
 
     so that all directions of its features are learned at one pace. Biases, norms, position biases, stencils,
-    lifting and projection are AdamW's. AdamW's learning rate is `learning_rate`, Muon's twice as much.
-
-    Parameters
-    ----------
-    model : nn.Module
-    learning_rate, weight_decay : float
-
-    Raises
-    ------
-    InputError
-        If torch has no Muon, or the model no such matrix.
+    lifting and projection are AdamW's. Its learning rate is `learning_rate`, Muon's twice as much. A torch
+    without Muon, and a model without such matrices, are refused.
 
     References
     ----------
@@ -53,16 +44,12 @@ class MuonAdamW(Optimizer):
     """
 
     def __init__(self, model: nn.Module, learning_rate: float, weight_decay: float) -> None:
-        if not hasattr(torch.optim, "Muon"):
-            raise InputError(
-                f"optimizer='muon' with torch {torch.__version__}, which has none: install torch 2.9 or "
-                "newer, or use optimizer='adamw'"
-            )
         matrices, others = _split(model.named_parameters())
-        if not matrices:
+        if not matrices or not hasattr(torch.optim, "Muon"):
             raise InputError(
-                f"optimizer='muon', but {type(model).__name__} has no matrices of at least {LEAST_SIDE} x "
-                f"{LEAST_SIDE} between its first and last layer: use optimizer='adamw'"
+                f"optimizer='muon' with torch {torch.__version__} and {len(matrices)} matrices of at least "
+                f"{LEAST_SIDE} x {LEAST_SIDE} between the first and last layer of {type(model).__name__}; "
+                "expected torch 2.9 or newer, and one matrix or more: use optimizer='adamw'"
             )
         groups: list[dict[str, Any]] = [
             {"params": others, "lr": learning_rate},
@@ -80,10 +67,7 @@ class MuonAdamW(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step of both."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = None if closure is None else torch.enable_grad()(closure)()
         for part in self._parts.values():
             part.step()
         return loss
@@ -100,7 +84,7 @@ class MuonAdamW(Optimizer):
 
 
 def _split(parameters: Iterable[tuple[str, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the matrices that Muon is for, and the other parameters."""
+    """Return the matrices for Muon, and the other parameters."""
     matrices: list[Tensor] = []
     others: list[Tensor] = []
     for name, parameter in parameters:
@@ -111,14 +95,7 @@ def _split(parameters: Iterable[tuple[str, Tensor]]) -> tuple[list[Tensor], list
 
 
 def warm_up_and_cosine(epochs: int, warm_up: float = 0.1) -> Callable[[int], float]:
-    """Return the factor of the learning rate in each epoch: it rises to 1, then falls to 0 along a cosine.
-
-    Examples
-    --------
-    >>> factor = warm_up_and_cosine(10)
-    >>> [round(factor(epoch), 2) for epoch in (0, 1, 5, 9)]
-    [1.0, 0.98, 0.5, 0.02]
-    """
+    """Return the factor of the learning rate in each epoch: it rises to 1, then falls to 0 along a cosine."""
     rising = max(1, round(warm_up * epochs))
 
     def factor(epoch: int) -> float:
@@ -139,26 +116,15 @@ def optimizer_and_schedule(
     *,
     matrices_only: bool = False,
 ) -> tuple[Optimizer, LRScheduler]:
-    """Return an optimiser and its schedule, which is stepped once after every epoch.
+    """Return an optimiser, "adamw" or "muon", and its schedule, which is stepped once after every epoch.
 
-    Parameters
-    ----------
-    name : {"adamw", "muon"}
-    model : nn.Module
-    learning_rate, weight_decay : float
-    epochs : int
-        After which the rate has fallen to zero.
-    matrices_only : bool
-        Of "adamw": whether biases, norms and scales, which have one dimension, are left without decay. Only
-        parameters that have gradients are then given to it.
+    With `matrices_only` AdamW has the parameters that have gradients alone, and decays none of one dimension:
+    biases, norms, scales.
 
     Examples
     --------
-    >>> optimizer, schedule = optimizer_and_schedule("adamw", nn.Linear(1, 1), 1e-2, 0.0, epochs=5)
-    >>> type(optimizer).__name__, type(schedule).__name__
-    ('AdamW', 'OneCycleLR')
-    >>> apart, _ = optimizer_and_schedule("adamw", nn.Linear(1, 1), 1e-2, 0.1, epochs=5, matrices_only=True)
-    >>> [(len(group["params"]), group["weight_decay"]) for group in apart.param_groups]
+    >>> adamw, _ = optimizer_and_schedule("adamw", nn.Linear(1, 1), 1e-2, 0.1, epochs=5, matrices_only=True)
+    >>> [(len(group["params"]), group["weight_decay"]) for group in adamw.param_groups]
     [(1, 0.1), (1, 0.0)]
     """
     if name == "muon":
@@ -176,8 +142,6 @@ def optimizer_and_schedule(
 def _decayed(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return two groups of parameters: matrices, which decay, and those of one dimension, which do not."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in learned if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    matrices, vectors = ([p for p in learned if (p.ndim > 1) == wide] for wide in (True, False))
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]

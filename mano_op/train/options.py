@@ -7,61 +7,55 @@ help, the record of a run and the fingerprint of a checkpoint are made from thes
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, StrictBool
-
 from mano_op.data.mixed import Mixed
 from mano_op.errors import InputError
-from mano_op.options import Count, Fraction, NonNegative, Positive, Whole, options, options_of
+from mano_op.options import (
+    Check,
+    Count,
+    Flag,
+    Fraction,
+    NonNegative,
+    Positive,
+    Seed,
+    Whole,
+    number,
+    options,
+    options_of,
+)
 from mano_op.train.logging import check_log
 
+_PART = number(
+    "the name of a split, or a number of more than 0 and less than 1, the part of the training samples to "
+    "hold out: give 0.1, say",
+    lambda value: 0 < value < 1,
+)
 
-def _seed(value: int) -> int:
-    if value >= 2**63:
-        raise InputError(f"seed={value}, expected less than 2**63")
-    return value
 
-
-def _held_out(value: Any) -> Any:
-    if isinstance(value, str):
-        if value == "train":
-            raise InputError(
-                "validate='train', which is trained on: name another split, or hold out a part of it, "
-                "validate=0.1"
-            )
-        return value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+def _held_out(value: Any, name: str) -> Any:
+    if value == "train":
         raise InputError(
-            f"validate={value!r}, expected the name of a split, or a number of more than 0 and less than 1, "
-            "the part of the training samples to hold out: give 0.1, say"
+            "validate='train', which is trained on: name another split, or hold out a part of it, "
+            "validate=0.1"
         )
-    return float(value)
+    return value if value is None or isinstance(value, str) else _PART.function(value, name)
 
 
-def _part(value: float) -> float:
-    if value > 1:
-        raise InputError(f"crop={value}, expected a part of the image, more than 0 and at most 1")
-    return value
-
-
-def _resolution(value: Any, info: Any) -> Any:
+def _resolution(value: Any, name: str) -> Any:
     """Return a mixture for the mapping that a run records of it, or for a list of keys."""
     if isinstance(value, Mapping):
         if "resolutions" not in value or not set(value) <= {"resolutions", "ratios", "batch_size"}:
             raise InputError(
-                f"{info.field_name}={value!r}, expected 'resolutions', and where needed 'ratios' and "
-                "'batch_size', as Mixed takes them"
+                f"{name}={value!r}, expected 'resolutions', and where needed 'ratios' and 'batch_size', as "
+                "Mixed takes them"
             )
         return Mixed(**value)
     if isinstance(value, list | tuple) and value and all(isinstance(each, str) for each in value):
         return Mixed(value)
     return tuple(value) if isinstance(value, list) else value
-
-
-Resolution = Annotated[Any, BeforeValidator(_resolution)]
-Held = Annotated[str | float, BeforeValidator(_held_out)]
 
 
 @options
@@ -71,11 +65,13 @@ class TrainOptions:
     Attributes
     ----------
     epochs : int
+        Passes over the training samples.
     batch_size : int
         Samples in a batch, of each process if several train one model.
     learning_rate : float
         The largest. It rises to this in the first fifth of the epochs, and falls to zero along a cosine.
     weight_decay : float
+        Each step shrinks the parameters by this times the learning rate.
     seed : int
         Of the initial parameters, the order of the samples, their augmentation, and which are held out.
     device : str
@@ -86,8 +82,8 @@ class TrainOptions:
     clip : float, optional
         The largest norm of the gradient of a step's loss, which is summed over its samples.
     accumulate : int
-        Batches in each step. Up to rounding it is the step of one batch as large as they are together. The
-        last step of an epoch may have fewer.
+        Batches in each step. Up to rounding it is the step of one batch of all their samples. The last step
+        of an epoch may have fewer.
     validate : str or float, optional
         What to validate on after each epoch: the name of a split, or the part of the training samples that is
         held out, 0.1. The run has the parameters with the lowest error there; without, those of the last
@@ -108,16 +104,16 @@ class TrainOptions:
     batch_size: Count = 20
     learning_rate: Positive = 1e-2
     weight_decay: NonNegative = 1e-4
-    seed: Annotated[Whole, AfterValidator(_seed)] = 0
+    seed: Seed = 0
     device: str = "cpu"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     clip: Positive | None = None
     accumulate: Count = 1
-    validate: Held | None = None
+    validate: Annotated[str | float | None, Check(_held_out)] = None
     patience: Count | None = None
-    log: Annotated[Any, BeforeValidator(check_log)] = ()
+    log: Annotated[Any, Check(lambda value, name: check_log(value))] = ()
     checkpoint_every: Whole = 1
-    progress: StrictBool = True
+    progress: Flag = True
 
     # No number of a training follows from these, so a training goes on with others.
     UNRECORDED: ClassVar[tuple[str, ...]] = ("device", "log", "checkpoint_every", "progress", "num_workers")
@@ -126,8 +122,8 @@ class TrainOptions:
         for name in ("patience", "validate_resolution"):
             if self.validate is None and (value := getattr(self, name, None)) is not None:
                 raise InputError(
-                    f"{name}={value} without validate: name a split to validate on, or give the part of the "
-                    "training samples to hold out, validate=0.1"
+                    f"{name}={value}, but nothing to validate on: give the name of a split, validate='test', "
+                    "or the part of the training samples to hold out, validate=0.1"
                 )
 
 
@@ -140,9 +136,9 @@ class FieldOptions(TrainOptions):
     resolution : int, str, sequence of int, Grid or Mixed
         The resolution of the store to train on: 16, "r16", (32, 48); or several, ``Mixed([16, 32])``. The one
         of several that most samples have, the finest of several such, is the model's home: a MANO's
-        ``reference_shape`` unless that is given.
+        ``reference_shape`` unless its options have one.
     time_steps : (int, int), optional
-        Of fields that vary in time: how many times the model is given, and how many it predicts.
+        Of fields that vary in time: how many times the model takes, and how many it predicts.
     at : sequence of float, optional
         Instead, the times that it predicts from the steady inputs.
     transforms : mapping of str to str, optional
@@ -164,7 +160,12 @@ class FieldOptions(TrainOptions):
         The resolutions to validate at, together; those of the training if it is left out.
     """
 
-    resolution: Resolution
+    RENAMED: ClassVar = {
+        "window": "time_steps=(1, 1), say",
+        "ratios": "resolution=Mixed([16, 32], ratios=[1, 3]), say",
+    }
+
+    resolution: Annotated[Any, Check(_resolution)]
     time_steps: tuple[Count, Count] | None = None
     at: tuple[float, ...] | None = None
     transforms: Mapping[str, str] | None = None
@@ -173,7 +174,7 @@ class FieldOptions(TrainOptions):
     symmetries: tuple[Literal["transpose", "reflect"], ...] = ()
     noise: NonNegative = 0.0
     pushforward: Whole = 0
-    validate_resolution: Resolution | None = None
+    validate_resolution: Annotated[Any, Check(_resolution)] = None
 
 
 @options
@@ -195,9 +196,11 @@ class Augmentation:
         :math:`\lambda \sim \mathrm{Beta}(\alpha, \alpha)` drawn for each batch. 0 mixes nothing.
     """
 
-    crop: Annotated[Positive, AfterValidator(_part)] = 1.0
+    crop: Annotated[float, number("a part of the image, more than 0 and at most 1", lambda a: 0 < a <= 1)] = (
+        1.0
+    )
     shift: Whole = 0
-    flip: StrictBool = False
+    flip: Flag = False
     mixup: NonNegative = 0.0
 
 
@@ -231,7 +234,7 @@ class ImageOptions(TrainOptions):
     weight_decay: NonNegative = 0.05
     image_size: Count | tuple[Count, Count] | None = None
     label_smoothing: Fraction = 0.0
-    augmentation: Annotated[Augmentation, options_of(Augmentation)] = Augmentation()
+    augmentation: Annotated[Augmentation, options_of(Augmentation)] = field(default_factory=Augmentation)
     normalise: Literal["imagenet"] | Mapping[str, Any] | None = None
     freeze: Literal["none", "backbone"] = "none"
     start: str | Path | None = None

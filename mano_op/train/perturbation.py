@@ -8,9 +8,7 @@ from :math:`u^k + \varepsilon` to the true :math:`u^{k+1}` (Brandstetter et al. 
 * the "pushforward trick", :math:`u^k + \varepsilon = A(u^{k-1})`: the model's own step A from the field
   before, or several, through which no gradient is taken.
 
-Steps from true fields stay among those that are learned: otherwise only :math:`A(A(u))` has to be right, and
-:math:`A(u)` may be anything.
-
+Some samples keep their true fields: otherwise only :math:`A(A(u))` is learned, :math:`A(u)` may be anything.
 The data processor perturbs the inputs, in training mode only, so neuraloperator's Trainer can use it too.
 
 References
@@ -32,24 +30,12 @@ from torch import Tensor, nn
 
 from mano_op.data.processor import FieldProcessor, Processor
 from mano_op.data.sampler import ranks
-from mano_op.errors import InputError, check_finite_number, check_whole
+from mano_op.errors import InputError
 from mano_op.labels import varies_in_time
 
 
 def check_perturbation(processor: FieldProcessor, noise: float, pushforward: int) -> None:
-    """Refuse noise on inputs none of which varies in time, and steps that do not make the next input.
-
-    Examples
-    --------
-    >>> unit = {"mean": 0.0, "std": 1.0}
-    >>> check_perturbation(FieldProcessor({"a": unit}, {"u": unit}), noise=0.01, pushforward=0)
-    Traceback (most recent call last):
-    ...
-    mano_op.errors.InputError: noise=0.01 on the inputs a, none of which varies in time: it is for models that
-    step on from known times, time_steps=(steps_in, steps_out)
-    """
-    check_finite_number(zero=True, noise=noise)
-    check_whole(at_least=0, pushforward=pushforward)
+    """Refuse noise on inputs none of which varies in time, and steps that do not make the next input."""
     if noise and not any(map(varies_in_time, processor.inputs)):
         raise InputError(
             f"noise={noise} on the inputs {', '.join(processor.inputs)}, none of which varies in time: it is "
@@ -65,28 +51,28 @@ def check_perturbation(processor: FieldProcessor, noise: float, pushforward: int
 class PerturbedInputs(Processor):
     r"""A data processor that, in training, gives the model inputs as they are in a rollout.
 
-    In evaluation it is the processor that it is made of. In training the n-th sample that comes is first
-    stepped on by the model :math:`d_n` times, without gradients: its input becomes the model's own field of
-    that time, its ``y`` the truth of the time after. :math:`d_n` is drawn from :math:`0, \dots, p`, each as
-    often, p being `pushforward`. The loss, as the Trainer takes it, is then on average
+    In evaluation it is `processor`. In training the model first steps the n-th sample on
+    :math:`d_n` times, without gradients: the input becomes the model's own field of that time, ``y`` the
+    truth of the time after. :math:`d_n` is uniform on :math:`0, \dots, p`, p being `pushforward`. The mean
+    loss is
 
     .. math:: \frac{1}{p + 1} \sum_{d=0}^{p} L\bigl(A(A^d(u^k)), u^{k+d+1}\bigr),
 
     with gradients of the outer A alone: for p = 1 half the sum of the one-step loss and the stability loss of
-    [1]_. Their code draws d for each batch; here each sample has its own, so that every batch has of both.
+    Brandstetter et al., whose code draws d for each batch, not for each sample.
 
-    Then :math:`\sigma \epsilon`, with :math:`\epsilon \sim N(0, 1)` drawn for each point and channel by
-    itself, is added to the normalised inputs that vary in time; others are as exact in a rollout as here.
+    Then :math:`\sigma \epsilon`, with :math:`\epsilon \sim N(0, 1)` at each point and channel, is added to
+    the normalised inputs that vary in time; the others are exact in a rollout too.
 
-    What is drawn for the n-th sample follows from `seed` and n alone, whatever the batches and the device; of
-    several processes each has every n-th sample, as from `mano_op.data.sampler.ResolutionBatchSampler`.
+    Draws for the n-th sample follow from `seed` and n alone, whatever the batches and the device; of several
+    processes each has every n-th sample, as from `mano_op.data.sampler.ResolutionBatchSampler`.
 
     Parameters
     ----------
     processor : FieldProcessor
         Of the model, for one step.
     model : nn.Module
-        That is trained. It is called in the mode that it is in, and outside of the Trainer's autocast.
+        The trained model, which is called in its mode, and outside of the Trainer's autocast.
     noise : float
         :math:`\sigma`, in standard deviations of each input.
     pushforward : int
@@ -97,17 +83,7 @@ class PerturbedInputs(Processor):
     Attributes
     ----------
     seen : int
-        How many samples have come in training, of all processes; setting it goes on from there.
-
-    Raises
-    ------
-    InputError
-        As `check_perturbation`; or if ``y`` is not of as many times.
-
-    References
-    ----------
-    .. [1] Brandstetter, Worrall, Welling, "Message Passing Neural PDE Solvers", ICLR 2022, arXiv:2202.03376,
-       section 3.1, equation 7 and the loss that follows it.
+        Training samples so far, of all processes; a resumed training sets it.
 
     Examples
     --------
@@ -139,20 +115,19 @@ class PerturbedInputs(Processor):
     ) -> None:
         super().__init__()
         check_perturbation(processor, noise, pushforward)
-        check_whole(at_least=0, seed=seed)
         self.processor, self.model = processor, model
         self.noise, self.pushforward, self.seed = noise, pushforward, seed
         self.seen = 0
 
     @property
     def device(self) -> torch.device:
-        """Where samples are moved to."""
+        """The device of the samples."""
         return self.processor.device
 
     def preprocess(
         self, data_dict: Mapping[str, Any], batched: bool = True, step: int | None = None
     ) -> dict[str, Any]:
-        """A batch as the model and the loss take it; see `FieldProcessor.preprocess`."""
+        """Return a batch as the model and the loss take it; see `FieldProcessor.preprocess`."""
         if not self.training:
             return self.processor.preprocess(data_dict, batched, step)
         if not batched or step is not None:
@@ -161,10 +136,10 @@ class PerturbedInputs(Processor):
                 "first"
             )
         data = self._moved(data_dict, self.device)
-        together, rank = ranks()
+        n_ranks, rank = ranks()
         n = len(data["x"])
-        draws = [self._draw(self.seen + rank + together * i) for i in range(n)]
-        self.seen += together * n
+        draws = [self._draw(self.seen + rank + n_ranks * i) for i in range(n)]
+        self.seen += n_ranks * n
         if self.pushforward:
             steps = torch.tensor([int(draw.integers(self.pushforward + 1)) for draw in draws])
             data = self._pushed(data, steps.to(self.device))
@@ -176,15 +151,15 @@ class PerturbedInputs(Processor):
     def postprocess(
         self, output: Tensor, data_dict: dict[str, Any], step: int | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
-        """The model's output as the loss takes it; see `FieldProcessor.postprocess`."""
+        """Return the model's output as the loss takes it; see `FieldProcessor.postprocess`."""
         return self.processor.postprocess(output, data_dict, step)
 
     def _draw(self, number: int) -> np.random.Generator:
-        """What the sample of that number draws from: a stream of its own, apart from those of samplers."""
+        """Return the random numbers of a sample, a stream apart from those of samplers."""
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(2, number)))
 
     def _pushed(self, data: dict[str, Any], steps: Tensor) -> dict[str, Any]:
-        """Each sample after so many of the model's steps, with the truth of the time after."""
+        """Return each sample after some steps of the model, with the truth of the time after."""
         n, times = len(self.processor.outputs), self.pushforward + 1
         x, y = data["x"].clone(), data["y"]
         if y.shape[1] != n * times:
@@ -196,21 +171,20 @@ class PerturbedInputs(Processor):
         rest = {name: value for name, value in data.items() if name not in ("x", "y")}
         with torch.no_grad():
             for step in range(self.pushforward):
-                going = (steps > step).nonzero().flatten()
-                if len(going) == 0:
+                rows = (steps > step).nonzero().flatten()
+                if len(rows) == 0:
                     break
                 others = {
-                    name: value[going] if isinstance(value, Tensor) and value.ndim else value
+                    name: value[rows] if isinstance(value, Tensor) and value.ndim else value
                     for name, value in rest.items()
                 }
-                x[going] = self.processor.advance(self.model, x[going], **others)
+                x[rows] = self.processor.advance(self.model, x[rows], **others)
         rows = torch.arange(len(x), device=x.device)
         return {**data, "x": x, "y": y.unflatten(1, (times, n))[rows, steps]}
 
     def _noise_like(self, x: Tensor, draws: list[np.random.Generator]) -> Tensor:
-        """Noise for the inputs that vary, by the standard deviation of each; a constant one has none."""
-        one = tuple(x.shape[1:])
-        drawn = np.stack([draw.standard_normal(one, dtype=np.float32) for draw in draws])
+        """Return noise for the inputs that vary in time, none for those that are constant."""
+        drawn = np.stack([draw.standard_normal(tuple(x.shape[1:]), dtype=np.float32) for draw in draws])
         varies = torch.tensor(list(map(varies_in_time, self.processor.inputs)), device=x.device)
         scale = self.noise * (varies & (self.processor.in_std > 0)).to(x.dtype)
         return scale.view(-1, *[1] * (x.ndim - 2)) * torch.from_numpy(drawn).to(x)

@@ -11,19 +11,9 @@ from mano_op.weights import parameters_of
 
 
 class Best:
-    """The parameters with the lowest validation error so far, kept on the CPU.
+    """The parameters with the lowest validation error so far, kept on the CPU, and its epoch, 0 before any.
 
-    Parameters
-    ----------
-    patience : int, optional
-        Epochs without a lower error after which training stops; it does not if left out.
-
-    Attributes
-    ----------
-    epoch : int
-        Of the lowest error; 0 before any.
-    error : float
-    parameters : dict of str to Tensor
+    After `patience` epochs without a lower error, if that is given, training stops.
 
     Examples
     --------
@@ -43,9 +33,8 @@ class Best:
         """Keep the parameters of an epoch if its error is lower than all before."""
         if error < self.error:
             self.epoch, self.error = epoch, error
-            self.parameters = {
-                name: value.detach().to("cpu", copy=True) for name, value in parameters_of(model).items()
-            }
+            kept = parameters_of(model).items()
+            self.parameters = {name: value.detach().to("cpu", copy=True) for name, value in kept}
 
     def enough(self, epoch: int) -> bool:
         """Return whether the last `patience` epochs had no lower error."""

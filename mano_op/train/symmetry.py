@@ -11,7 +11,7 @@ the right: outputs take their known value there, inputs that of the nearest poin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import permutations
 
 import torch
@@ -25,19 +25,9 @@ from mano_op.grid import Axis, Grid
 class Symmetries:
     """Random symmetries of a grid, one for each batch.
 
-    Parameters
-    ----------
-    names : sequence of str
-        "transpose" exchanges axes that are alike, "reflect" mirrors each axis.
-    grid : Grid
-    boundary : sequence of Boundary or None
-        For each output channel, what is known of it at the ends of axes.
-    generator : torch.Generator
-
-    Raises
-    ------
-    InputError
-        If the grid has no such symmetry, or a mirror needs a boundary value that is not known.
+    "transpose" exchanges axes that are alike, "reflect" mirrors each axis. `boundary` has the known values of
+    each output channel at the ends of axes. A grid without the symmetry is refused, and so is a mirror that
+    needs a value which is not known.
 
     Examples
     --------
@@ -106,25 +96,3 @@ def _mirrored(field: Tensor, dim: int, axis: Axis, first: Sequence[float] | None
         values = torch.tensor(first, dtype=field.dtype, device=field.device)
         field.select(dim, 0).copy_(values.view(-1, *[1] * (field.ndim - 3)))
     return field
-
-
-def turns_of(
-    names: Sequence[str],
-    grids: Mapping[str, Grid],
-    boundary: Sequence[Boundary | None],
-    generator: torch.Generator,
-) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
-    """Return a function that turns the batches of several resolutions by `Symmetries`; None for no names.
-
-    Examples
-    --------
-    >>> generator = torch.Generator().manual_seed(1)
-    >>> grids = {f"r{n}": Grid.uniform((n,), periodic=True) for n in (2, 4)}
-    >>> turn = turns_of(["reflect"], grids, [None], generator)
-    >>> [t.tolist() for t in turn(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[3.0, 4.0]]]))]
-    [[[[1.0, 2.0]]], [[[3.0, 4.0]]]]
-    """
-    if not names:
-        return None
-    turns = {grid.shape: Symmetries(names, grid, boundary, generator) for grid in grids.values()}
-    return lambda x, y: turns[tuple(y.shape[2:])](x, y)

@@ -27,30 +27,11 @@ State = tuple[Callable[[], Any], Callable[[Any], object]]
 
 
 class Task(ABC):
-    """A model to train on some data.
+    """A model of neuraloperator's registry to train on some data.
 
-    Parameters
-    ----------
-    training : TrainOptions
-    arch : str
-        Name of the model in neuraloperator's registry.
-
-    Attributes
-    ----------
-    device : str
-        Of this process.
-    options : dict
-        The model's constructor arguments.
-    processor : nn.Module
-        Between physical units and the model's.
-    loader : DataLoader
-        Of the training batches.
-    title : str
-        For people: the model and its data.
-    augmentation_rng : torch.Generator
-        From which the augmentation of batches is drawn.
-    validated : bool
-        Whether `validate` has something to say.
+    A subclass sets what is declared here: the model's constructor `options`, the `processor` between physical
+    units and the model's, the `loader` of training batches, a `title` for people, and whether there are
+    samples to validate on.
     """
 
     kind: ClassVar[str]
@@ -68,13 +49,7 @@ class Task(ABC):
         self.augmentation_rng = torch.Generator().manual_seed(training.seed)
 
     def build(self) -> nn.Module:
-        """Return the model with its initial parameters.
-
-        Raises
-        ------
-        InputError
-            If the registry has no such model, or the model does not fit the data.
-        """
+        """Return the model with its initial parameters; refuse one that does not fit the data."""
         torch.manual_seed(self.training.seed)
         model = build_model(self.arch, self.options)
         self.check(model)
@@ -121,7 +96,7 @@ class Task(ABC):
         return []
 
     def description(self, model: nn.Module) -> dict[str, Any]:
-        """Return all that a run records of its training: the task, the data, the options, the machine."""
+        """Return what a run records of its training: the task, the options, the data, the machine."""
         processes = ranks()[0]
         return plain(
             {
@@ -136,33 +111,26 @@ class Task(ABC):
     def generators(self) -> dict[str, State]:
         """Return every source of random numbers of a training, by name."""
         rng = self.augmentation_rng
-        found: dict[str, State] = {
+        states: dict[str, State] = {
             "torch": (torch.get_rng_state, torch.set_rng_state),
             "augmentation": (rng.get_state, rng.set_state),
         }
         if self.device.startswith("cuda"):
-            found["cuda"] = (
+            states["cuda"] = (
                 lambda: torch.cuda.get_rng_state(self.device),
                 lambda state: torch.cuda.set_rng_state(state, self.device),
             )
         batches = self.loader.batch_sampler
         if isinstance(batches, ResolutionBatchSampler):
-            found["order"] = (lambda: batches.epoch, batches.set_epoch)
+            states["order"] = (lambda: batches.epoch, batches.set_epoch)
         elif isinstance(self.loader.sampler, RandomSampler):
             order = self.loader.sampler.generator
-            found["order"] = (order.get_state, order.set_state)
-        return found
+            states["order"] = (order.get_state, order.set_state)
+        return states
 
 
 def plain(content: Any) -> Any:
-    """Return the same in JSON's types, options and numpy's numbers too, as it is read back from a file.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> plain({"time_steps": (2, 1), "epochs": np.int64(3)})
-    {'time_steps': [2, 1], 'epochs': 3}
-    """
+    """Return a value in JSON's types, options and numpy's numbers too, as it is read back from a file."""
     return json.loads(json.dumps(content, default=_plain))
 
 
@@ -173,38 +141,23 @@ def _plain(value: Any) -> Any:
 
 
 def model_options(
-    given: Mapping[str, Any], derived: Mapping[str, Any], data: str, defaults: Mapping[str, Any] | None = None
+    arguments: Mapping[str, Any],
+    derived: Mapping[str, Any],
+    data: str,
+    defaults: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return a model's constructor arguments: those that follow from the data, then the given ones.
+    """Return a model's constructor arguments: those that follow from the data, then the others.
 
-    Parameters
-    ----------
-    given : mapping
-    derived : mapping
-        Arguments that follow from the data, and cannot be others.
-    data : str
-        Name of the data, for the message.
-    defaults : mapping, optional
-        Of arguments that are neither given nor derived.
-
-    Raises
-    ------
-    InputError
-        If an argument contradicts the data, or is no plain value, so that it cannot be kept with a run.
-
-    Examples
-    --------
-    >>> model_options({"n_layers": 2}, {"in_channels": 1}, "the store")
-    {'in_channels': 1, 'n_layers': 2}
+    Arguments that contradict the data, or are no plain values for ``run.json``, are refused; `data` names the
+    data in the message.
     """
-    for name, value in given.items():
+    for name, value in arguments.items():
         if name in derived and not _same(value, derived[name]):
             raise InputError(
                 f"option {name}={value!r}, but {data} have {name}={derived[name]!r}: leave it out, it "
                 "follows from them"
             )
-    options = {**(defaults or {}), **given, **derived}
-    options = {**derived, **{name: value for name, value in options.items() if name not in derived}}
+    options = {**derived, **(defaults or {}), **arguments, **derived}
     try:
         json.dumps(options, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -214,44 +167,27 @@ def model_options(
     return options
 
 
-def _same(given: Any, derived: Any) -> bool:
+def _same(value: Any, derived: Any) -> bool:
     """Return whether an argument is what follows from the data; one flag may stand for all axes."""
     if isinstance(derived, list):
-        given = [given] * len(derived) if isinstance(given, bool) else list(given)
-    return bool(given == derived)
+        value = [value] * len(derived) if isinstance(value, bool) else list(value)
+    return bool(value == derived)
 
 
 def check_output(
     model: nn.Module, arch: str, options: Mapping[str, Any], shape: tuple[int, ...], expected: tuple[int, ...]
 ) -> None:
-    """Refuse a model that does not map an input of one shape to an output of another.
-
-    Raises
-    ------
-    InputError
-        If the model cannot take such an input, or makes something else of it.
-
-    Examples
-    --------
-    >>> check_output(nn.Flatten(), "flatten", {}, (1, 2, 3), (1, 3))
-    Traceback (most recent call last):
-    ...
-    mano_op.errors.InputError: flatten with {} makes an output of shape (1, 6) of an input of shape (1, 2, 3),
-    expected (1, 3): give a model that makes it
-    """
+    """Refuse a model that does not map an input of one shape to an output of another."""
     training = model.training
     try:
         with torch.no_grad():
             out = model.eval()(torch.zeros(shape))
+        result = f"makes an output of shape {tuple(out.shape)} of"
     except Exception as error:  # any model of the registry: whatever it raises is its answer
-        raise InputError(
-            f"{arch} with {dict(options)} cannot take an input of shape {shape}: {type(error).__name__}: "
-            f"{error}"
-        ) from error
+        out, result = None, f"fails ({type(error).__name__}: {error}) for"
     model.train(training)
-    found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-    if found != expected:
+    if out is None or tuple(out.shape) != expected:
         raise InputError(
-            f"{arch} with {dict(options)} makes an output of shape {found} of an input of shape {shape}, "
-            f"expected {expected}: give a model that makes it"
+            f"{arch} with {dict(options)} {result} an input of shape {shape}, expected an output of shape "
+            f"{expected}: give other options, or a model for such data"
         )
