@@ -210,7 +210,7 @@ def published(effort: Effort) -> Iterator[Entry]:
         layer, plain = MultipoleAttention.published(WIDTH, HEADS), PlainPublished(WIDTH, HEADS)
         plain.load_state_dict(layer.state_dict())
         both = {"layer": layer, "plain": plain}
-        yield from pair(n, features(n), both, effort, dict.fromkeys(PASSES, 1 / 8), memory=1 / 4)
+        yield from pair(n, features(n), both, effort, dict.fromkeys(PASSES))
 
 
 class Products(nn.Module):

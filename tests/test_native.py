@@ -16,7 +16,6 @@ from test_window import assert_near, differentiated, threads
 
 from mano_op.errors import InputError
 from mano_op.layers import pyramid
-from mano_op.layers.native import stencil
 from mano_op.layers.native.call import may_call
 from mano_op.layers.native.elementwise import add_, gelu, gelu_backward_
 from mano_op.layers.native.library import library
@@ -135,51 +134,6 @@ def test_stencils_are_torchs_convolutions_in_double_precision(
         exact = differentiated(function, [t.double() for t in inputs])
         if batch:
             assert_near(found, exact, 1e-5)
-
-
-@given(n=st.integers(1, 40), rate=st.integers(2, 5), node=st.booleans(), periodic=st.booleans())
-def test_gather_lists_of_both_directions_hold_the_same_pairs(n, rate, node, periodic):
-    reach = rate - 1 if node else 0
-    coarse = -(-n // rate)
-
-    def pairs(lists):
-        return {
-            (point, int(lists.source[i]), int(lists.tap[i]))
-            for point in range(lists.n_out)
-            for i in range(lists.start[point], lists.start[point + 1])
-        }
-
-    for there, back in (
-        stencil.down(n, rate, reach, periodic),
-        stencil.up(coarse, n, rate, reach, periodic),
-    ):
-        assert pairs(back) == {(source, out, tap) for out, source, tap in pairs(there)}
-        assert (there.n_out, there.n_in) == (back.n_in, back.n_out)
-        assert there.source.min() >= 0 and there.source.max() < there.n_in
-        assert there.tap.min() >= 0 and there.tap.max() < there.taps == rate + reach
-
-
-@pytest.mark.parametrize(("kind", "shape"), [(Restrict, []), (Prolong, [(9, 8)])])
-def test_gradients_of_stencils_have_gradients(kind, shape):
-    step = step_of(kind, 3, 2, rate=2, periodic=[False, True])
-    function = on_step(step, shape)
-
-    def second(inputs):
-        inputs = [t.detach().requires_grad_() for t in inputs]
-        first = torch.autograd.grad(function(inputs).tanh().sum(), inputs, create_graph=True)
-        return torch.autograd.grad(sum(t.square().sum() for t in first), inputs)
-
-    inputs = [torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(0)), step.weight]
-    assert_near(second(inputs), second([t.double() for t in inputs]), 1e-4)
-
-
-@pytest.mark.parametrize("frozen", ["x", "weight"])
-def test_a_stencil_gives_gradients_to_what_asks_for_them(frozen):
-    step, x = step_of(Restrict, 2, 1, rate=2, periodic=[False]), torch.randn(1, 2, 8)
-    step.weight.requires_grad_(frozen != "weight")
-    x.requires_grad_(frozen != "x")
-    step(x).sum().backward()
-    assert (x.grad is None) == (frozen == "x") and (step.weight.grad is None) == (frozen == "weight")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from mano_op import MANO
 from mano_op.layers import points
-from mano_op.layers.eager import is_only, on_cpu_eagerly
+from mano_op.layers.eager import is_only
 from mano_op.layers.native.call import may_call
 from mano_op.layers.points import Hidden, linear_maps
 from mano_op.models.block import Mlp
@@ -79,25 +79,6 @@ def test_maps_in_chunks_are_those_of_whole_tensors(
         assert_near(single, expected, 1e-3)
 
 
-@pytest.mark.parametrize("frozen", [[0], [1, 2], [5, 6], [0, 1, 2, 3, 4, 5, 7]])
-def test_maps_give_gradients_to_what_asks_for_them(frozen, monkeypatch):
-    """The input, a norm, a map, or all but biases are fixed."""
-    monkeypatch.setattr(points, "_NUMBERS", 30)
-    maps = Maps((5, 7), activation=nn.GELU(), outs=(4, 3))
-    _, *expected = transformed(maps, maps.inputs)
-    inputs = [t.clone().requires_grad_(i not in frozen) for i, t in enumerate(maps.inputs)]
-    out = maps(inputs)
-    out.backward(cotangent(out))
-    for i, (t, gradient) in enumerate(zip(inputs, expected, strict=True)):
-        assert t.grad is None if i in frozen else torch.allclose(t.grad, gradient, rtol=1e-9, atol=1e-10)
-
-
-def test_gradients_of_maps_have_gradients():
-    maps = Maps((3, 2), channels=2, activation=nn.Tanh(), outs=(2,), residual=True, n_plus=1)
-    inputs = [t.requires_grad_() for t in maps.inputs]
-    assert torch.autograd.gradgradcheck(lambda *inputs: maps(inputs), inputs)
-
-
 def test_a_bias_with_gaps_is_read_as_it_is():
     x, weight = torch.randn(4, 3), torch.randn(6, 3)
     for bias in (torch.randn(12)[::2], torch.ones(1).expand(6)):
@@ -126,18 +107,6 @@ def test_an_mlp_keeps_its_input_and_parameters_and_small_hidden_fields(most, mon
     parameters = sum(p.numel() for p in mlp.parameters())
     hidden = 4 * x.numel() if most and may_call(x) else 0
     assert sum(kept.values()) == 4 * (x.numel() + parameters + hidden)
-
-
-@pytest.mark.parametrize("activation", ["gelu", "tanh"])
-def test_a_recomputed_hidden_field_gives_the_gradients_of_a_kept_one(activation, monkeypatch):
-    """And once more, by another backward pass."""
-    mlp, x, found = mlp_of(activation), torch.randn(2, 8, 20, 20, requires_grad=True), []
-    for most in (0, 2**22):
-        monkeypatch.setattr(points, "_KEPT", most)
-        out = mlp(x, residual=True)
-        for _ in range(2):
-            found.append(torch.autograd.grad(out.sin().sum(), [x, *mlp.parameters()], retain_graph=True))
-    assert all(all(map(torch.equal, found[0], other)) for other in found[1:])
 
 
 @pytest.mark.parametrize("kind", ["channels first", "every other channel", "transposed grid"])
@@ -232,15 +201,6 @@ def test_layers_with_a_hook_or_another_forward_are_called(name, how):
         part.forward = lambda t: seen.append(1) or forward(t)
     assert_close(model(x), before)
     assert len(seen) == 1
-
-
-def test_transforms_and_forward_derivatives_are_left_to_torch():
-    x = torch.randn(2, 3)
-    assert on_cpu_eagerly(x)
-    assert torch.func.vmap(lambda t: torch.tensor(float(on_cpu_eagerly(t))))(x).sum() == 0
-    with forward_ad.dual_level():
-        assert not on_cpu_eagerly(x)
-    assert on_cpu_eagerly(x)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # by torch itself

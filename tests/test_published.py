@@ -27,18 +27,6 @@ def test_published_model_is_its_composition(shape):
     assert torch.equal(model(x, y=draw(2, 2, *shape), name="sample 3"), model(x))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"in_channels": 0}, "in_channels=0, expected a whole number, at least 1"),
-        ({"n_layers": 0}, "n_layers=0, expected a whole number, at least 1"),
-        ({"stride": 9}, "stride=9, expected at most window=2"),
-        ({"n_heads": 3}, "channels=8 is not divisible by n_heads=3: change one of them, or give head_dim"),
-        ({"sampling": "max_pool"}, "sampling='max_pool', expected 'stencil', 'conv' or 'avg_pool'"),
-        ({"projection_channel_ratio": 0.01}, "=0.01 of 8 channels makes 0 hidden ones, .*: give 0.12 or"),
-        ({"windows": 2}, "PublishedMANO has no option 'windows'.* did you mean 'window'"),
-    ],
-)
-def test_options_that_cannot_be_used_are_refused(options, message):
-    with pytest.raises(InputError, match=message):
-        PublishedMANO(**({"in_channels": 1, "out_channels": 1, "hidden_channels": 8, "window": 2} | options))
+def test_unknown_options_are_refused():
+    with pytest.raises(InputError, match=r"PublishedMANO has no option 'windows'.* did you mean 'window'"):
+        PublishedMANO(1, 1, windows=2)
