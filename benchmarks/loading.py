@@ -24,7 +24,6 @@ Results go to ``benchmarks/results/loading.json``.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import statistics
@@ -40,6 +39,7 @@ import numpy as np
 import torch
 import xarray as xr
 import zarr
+from harness import RESULTS, parser, write_results
 from neuralop.data.datasets.tensor_dataset import TensorDataset
 from torch.utils.data import default_collate
 from xbatcher import BatchGenerator
@@ -49,11 +49,9 @@ from mano_op.data.dataset import FieldDataset, collate
 from mano_op.data.layout import Variable
 from mano_op.data.loaders import Reading, field_loaders
 from mano_op.data.store import FieldStore, create_store
-from mano_op.files import make_folder, write_file
 from mano_op.grid import Grid
 from mano_op.machine import machine
 
-HERE = Path(__file__).parent
 N, SAMPLES, BATCH, BATCHES, ROUNDS = 128, 512, 16, 4, 7
 GRID = Grid.uniform((N, N))
 
@@ -206,11 +204,9 @@ def streaming(folder: Path, limit_mb: int = 64) -> dict[str, float]:
 
 def main() -> None:
     """Time everything and write the numbers."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "loading.json")
-    args = parser.parse_args()
+    command = parser(__doc__)
+    command.add_argument("--out", type=Path, default=RESULTS / "loading.json")
+    args = command.parse_args()
     report: dict[str, Any] = {"machine": machine(), "batch": BATCH, "points": N, "samples": SAMPLES}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -237,7 +233,7 @@ def main() -> None:
             report["generation"]["1 workers"] / report["generation"]["2 workers"]
         )
         print(report["generation"])
-    write_file(make_folder(args.out.parent) / args.out.name, json.dumps(report, indent=1) + "\n")
+    write_results(args.out, report)
 
 
 if __name__ == "__main__":
