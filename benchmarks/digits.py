@@ -141,9 +141,9 @@ def print_table(results: dict[str, dict[str, Any]]) -> None:
     """One line for each model."""
     sizes = list(next(iter(results.values()))["judged"])
     print(f"{'':22}{'parameters':>11}" + "".join(f"{size:>14}" for size in sizes))
-    for name, found in results.items():
-        means = [found["judged"][size]["mean_accuracy"] for size in sizes]
-        print(f"{name:22}{found['parameters']:11,}" + "".join(f"{mean:14.2%}" for mean in means))
+    for name, result in results.items():
+        means = [result["judged"][size]["mean_accuracy"] for size in sizes]
+        print(f"{name:22}{result['parameters']:11,}" + "".join(f"{mean:14.2%}" for mean in means))
 
 
 if __name__ == "__main__":

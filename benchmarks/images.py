@@ -188,7 +188,7 @@ def ratio_of(case: str, ours: Entry, theirs: Entry, names: tuple[str, str], want
 
 def contestants(n: int, effort: Effort) -> dict[str, Entry]:
     """Parameters, time, memory and operations of each, on images of one size."""
-    quick, found, runs = effort.quick, {}, {}
+    quick, results, runs = effort.quick, {}, {}
     for name in ("MANO", "Swin", "ViT-16"):
         try:
             model = BUILD[name](n, quick)
@@ -197,21 +197,21 @@ def contestants(n: int, effort: Effort) -> dict[str, Entry]:
             continue
         x = torch.randn(1, 3, n, n)
         runs[name] = training_step(model, x)
-        found[name] = {
+        results[name] = {
             "parameters": count_parameters(model),
             "forward flops": count_flops(model, x),
             "memory": {"bytes": peak_bytes_of(runs[name]), "how": RUN},
             "process": process_bytes(name, n, quick),
         }
     for name, seconds in by_turns(runs, effort).items():
-        found[name]["seconds"] = times_of(seconds, MEASURED)
+        results[name]["seconds"] = times_of(seconds, MEASURED)
     runs.clear()
 
     with torch.device("meta"):
         parameters = count_parameters(vit(n, quick, 4))
     kept, flops = without_data(n, quick, 4, "sdpa")
     plain, _ = without_data(n, quick, 4, "eager")
-    found["ViT-4"] = {
+    results["ViT-4"] = {
         "parameters": parameters,
         "forward flops": flops,
         "memory": {"bytes": kept, "how": COUNTED},
@@ -220,25 +220,25 @@ def contestants(n: int, effort: Effort) -> dict[str, Entry]:
     parts, depth = parts_of_vit(n, quick)
     times = by_turns(parts, effort, most=5)
     together = [ends + depth * block for ends, block in zip(times["ends"], times["block"], strict=True)]
-    found["ViT-4"]["seconds, put together"] = times_of(together, TOGETHER)
-    found["ViT-4"]["parts"] = {name: times_of(some, MEASURED) for name, some in times.items()}
-    found["ViT-4"]["parts"]["blocks"] = depth
+    results["ViT-4"]["seconds, put together"] = times_of(together, TOGETHER)
+    results["ViT-4"]["parts"] = {name: times_of(some, MEASURED) for name, some in times.items()}
+    results["ViT-4"]["parts"]["blocks"] = depth
     sizes = QUICK_SIZES if quick else SIZES
     if n == sizes[0] or (effort.full and n == sizes[1]):
         step = training_step(BUILD["ViT-4"](n, quick), torch.randn(1, 3, n, n))
         [seconds] = by_turns({"ViT-4": step}, effort, most=3).values()
-        found["ViT-4"]["seconds"] = times_of(seconds, MEASURED)
+        results["ViT-4"]["seconds"] = times_of(seconds, MEASURED)
     else:
-        found["ViT-4"]["seconds"] = found["ViT-4"]["seconds, put together"]
-    return found
+        results["ViT-4"]["seconds"] = results["ViT-4"]["seconds, put together"]
+    return results
 
 
-def ratios(n: int, found: Mapping[str, Entry], *, largest: bool) -> Iterator[Entry]:
+def ratios(n: int, results: Mapping[str, Entry], *, largest: bool) -> Iterator[Entry]:
     """MANO over the others, with what is wanted, and ViT-4 put together over measured."""
     for name, bound in (("Swin", SWIN_BOUND), ("ViT-4", VIT_BOUND if largest else None), ("ViT-16", None)):
-        if "MANO" not in found:
+        if "MANO" not in results:
             break
-        ours, theirs = found["MANO"], found[name]
+        ours, theirs = results["MANO"], results[name]
         yield ratio_of(f"over {name}, time", ours["seconds"], theirs["seconds"], ("MANO", name), bound)
         for key in ("memory", "memory, scores written out"):
             if key in theirs:
@@ -247,7 +247,7 @@ def ratios(n: int, found: Mapping[str, Entry], *, largest: bool) -> Iterator[Ent
         if "process" in theirs:
             both = {"MANO": ours["process"], name: theirs["process"]}
             yield of_bytes(f"over {name}, growth of the process", both)
-    full, together = found["ViT-4"]["seconds"], found["ViT-4"]["seconds, put together"]
+    full, together = results["ViT-4"]["seconds"], results["ViT-4"]["seconds, put together"]
     if full["how"] == MEASURED:
         yield ratio_of("ViT-4, put together over measured", together, full, ("parts", "whole"), None)
 
@@ -278,14 +278,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     about, path, kept = begin(command, args, args.sizes, known, "images")
     effort = Effort(args.quick, args.full, 0.2 if args.quick else args.seconds)
     for n in args.sizes or known:
-        found = contestants(n, effort)
-        entries = list(ratios(n, found, largest=n == known[-1]))
+        results = contestants(n, effort)
+        entries = list(ratios(n, results, largest=n == known[-1]))
         size = grid_name(n, n)
         print(f"\n{size}\n", SUMMARY, "|---" * (SUMMARY.count("|") - 1) + "|", sep="\n")
-        print(*(summary(name, entry) for name, entry in found.items()), sep="\n")
+        print(*(summary(name, entry) for name, entry in results.items()), sep="\n")
         print("", HEADING, "|---" * (HEADING.count("|") - 1) + "|", sep="\n")
         print(*(line(size, entry) for entry in entries), sep="\n", flush=True)
-        kept[size] = {"contestants": found, "entries": entries, "versions": about["versions"]}
+        kept[size] = {"contestants": results, "entries": entries, "versions": about["versions"]}
         report = {
             "machine": about,
             "quick": args.quick,

@@ -89,7 +89,7 @@ def readers(store: FieldStore) -> dict[str, Callable[[np.ndarray], Any]]:
         rows = np.sort(indices)
         return [array.oindex[rows] for array in arrays]
 
-    found: dict[str, Callable[[np.ndarray], Any]] = {
+    functions: dict[str, Callable[[np.ndarray], Any]] = {
         "store": lambda indices: collate(streamed.__getitems__(indices.tolist())),
         "samples": lambda indices: default_collate([streamed[i] for i in indices.tolist()]),
         "raw": raw,
@@ -97,7 +97,7 @@ def readers(store: FieldStore) -> dict[str, Callable[[np.ndarray], Any]]:
         "neuralop": lambda indices: default_collate([in_memory[i] for i in indices.tolist()]),
     }
     level = xr.open_zarr(store.path, group=f"r{N}", chunks=None)
-    found["isel"] = lambda indices: default_collate(
+    functions["isel"] = lambda indices: default_collate(
         [
             {
                 name: torch.from_numpy(level[source].isel(sample=i).values)[None]
@@ -108,8 +108,8 @@ def readers(store: FieldStore) -> dict[str, Callable[[np.ndarray], Any]]:
     )
     size = {"sample": 1, "y": N, "x": N}
     mapped = MapDataset(*(BatchGenerator(level[name], input_dims=size) for name in ("a", "u")))
-    found["xbatcher"] = lambda indices: default_collate([mapped[i] for i in indices.tolist()])
-    return found
+    functions["xbatcher"] = lambda indices: default_collate([mapped[i] for i in indices.tolist()])
+    return functions
 
 
 def seconds(store: FieldStore) -> dict[str, float]:
@@ -212,18 +212,18 @@ def main() -> None:
         folder = Path(scratch)
         for chunk in (8, 64):
             store = make_store(folder / f"{chunk}.zarr", chunk)
-            found = {**seconds(store), "by chunks": by_chunks(store)}
+            times = {**seconds(store), "by chunks": by_chunks(store)}
             report[f"chunks of {chunk}"] = {
                 "chunks a batch": touched(chunk),
-                "milliseconds a batch": {name: round(1000 * value, 3) for name, value in found.items()},
-                "samples over store": found["samples"] / found["store"],
-                "isel over store": found["isel"] / found["store"],
-                "isel over by chunks": found["isel"] / found["by chunks"],
-                "samples over by chunks": found["samples"] / found["by chunks"],
-                "samples over memory": found["samples"] / found["memory"],
-                "xbatcher over store": found["xbatcher"] / found["store"],
-                "neuralop over memory": found["neuralop"] / found["memory"],
-                "store over raw": found["store"] / found["raw"],
+                "milliseconds a batch": {name: round(1000 * value, 3) for name, value in times.items()},
+                "samples over store": times["samples"] / times["store"],
+                "isel over store": times["isel"] / times["store"],
+                "isel over by chunks": times["isel"] / times["by chunks"],
+                "samples over by chunks": times["samples"] / times["by chunks"],
+                "samples over memory": times["samples"] / times["memory"],
+                "xbatcher over store": times["xbatcher"] / times["store"],
+                "neuralop over memory": times["neuralop"] / times["memory"],
+                "store over raw": times["store"] / times["raw"],
             }
             print(json.dumps(report[f"chunks of {chunk}"], indent=1))
         report["streaming"] = streaming(folder)

@@ -160,10 +160,10 @@ def of_times(case: str, times: Mapping[str, Sequence[float]], *, wanted: float |
     }
 
 
-def of_bytes(case: str, found: Mapping[str, float], *, wanted: float | None = None) -> Entry:
+def of_bytes(case: str, sizes: Mapping[str, float], *, wanted: float | None = None) -> Entry:
     """What is kept of two contestants' memory, ours first."""
-    ours, theirs = found.values()
-    each = {name: {"median": size / MIB} for name, size in found.items()}
+    ours, theirs = sizes.values()
+    each = {name: {"median": size / MIB} for name, size in sizes.items()}
     return {"case": case, "unit": "MiB", "of": each, "ratio": ours / theirs, "noise": 0.0, "wanted": wanted}
 
 
@@ -303,17 +303,17 @@ def growth(effort: Effort) -> Iterator[Entry]:
             yield of_bytes(f"{name}, training step, process", limit, wanted=1.0)
 
 
-def _of_peaks(case: str, found: Mapping[str, Sequence[float]], *, wanted: float) -> Entry:
-    return of_bytes(case, {name: size for name, [size] in found.items()}, wanted=wanted)
+def _of_peaks(case: str, peaks: Mapping[str, Sequence[float]], *, wanted: float) -> Entry:
+    return of_bytes(case, {name: size for name, [size] in peaks.items()}, wanted=wanted)
 
 
 def of_growth(
-    case: str, found: Mapping[str, Sequence[float]], points: Sequence[int], kept: Callable[..., Entry]
+    case: str, measured: Mapping[str, Sequence[float]], points: Sequence[int], kept: Callable[..., Entry]
 ) -> Entry:
     """The largest grid over the smallest, for each point of theirs, and the exponents."""
-    middles = [statistics.median(values) for values in found.values()]
-    (first, *_, last), names = points, list(found)
-    each = {names[i]: [1000 * value / n for value in found[names[i]]] for i, n in ((-1, last), (0, first))}
+    middles = [statistics.median(values) for values in measured.values()]
+    (first, *_, last), names = points, list(measured)
+    each = {names[i]: [1000 * value / n for value in measured[names[i]]] for i, n in ((-1, last), (0, first))}
     entry = kept(case, each, wanted=(last / first) ** 0.05)
     scale = 1e-3 if entry["unit"] == "ms" else MIB
     entry["whole steps"] = {name: value / scale for name, value in zip(names, middles, strict=True)}
@@ -448,12 +448,12 @@ def line(row: str, entry: Entry) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def compare(kept: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[list[str], bool]:
+def compare(kept: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str], bool]:
     """What became of the ratios of a file, and whether one of them is worse.
 
     Parameters
     ----------
-    kept, found : mapping
+    kept, new : mapping
         Of a row to its ``entries``.
 
     Returns
@@ -468,7 +468,7 @@ def compare(kept: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[list[str
     (['swin, forward: 1 -> 1.3, noise 20%: WORSE'], True)
     """
     lines, worse = [], False
-    for row, about in found.items():
+    for row, about in new.items():
         before = {entry["case"]: entry for entry in kept.get(row, {"entries": []})["entries"]}
         for entry in about["entries"]:
             old, name = before.get(entry["case"], {}), f"{row}, {entry['case']}"
@@ -532,26 +532,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "compile" in rows and not args.full:
         command.error("compile takes minutes: ask for it with --full")
     effort = Effort(args.quick, args.full, **({"seconds": 0.2} if args.quick else {}))
-    found: dict[str, Any] = {}
+    new: dict[str, Any] = {}
     print(HEADING, "|---" * HEADING.count(" | ") + "|---|", sep="\n", flush=True)
     for row in rows:
         start, entries = perf_counter(), []
         for entry in ROWS[row](effort):
             print(line(row, entry), flush=True)
             entries.append(entry)
-        found[row] = {
+        new[row] = {
             "entries": entries,
             "seconds": round(perf_counter() - start, 1),
             "versions": about["versions"],
         }
     if not args.compare:
-        report = {"machine": about, "quick": args.quick, "rows": {**kept, **found}}
+        report = {"machine": about, "quick": args.quick, "rows": {**kept, **new}}
         write_results(path, report)
         return
     if not kept:
         print(f"\nthere is no {path} to compare with: run without --compare to make it")
         return
-    lines, worse = compare(kept, found)
+    lines, worse = compare(kept, new)
     print("", *lines, sep="\n")
     if worse:
         raise SystemExit(1)
