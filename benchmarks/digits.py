@@ -18,23 +18,22 @@ Trained runs are kept in ``--work``, and what is there already is not trained ag
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from harness import RESULTS, parser, write_results
+
 from mano_op.cost import count_parameters
-from mano_op.files import make_folder, write_file
+from mano_op.files import make_folder
 from mano_op.machine import machine
 from mano_op.runs import Run
 from mano_op.vision.evaluate import evaluate_classifier
 from mano_op.vision.images import Images, open_images
 from mano_op.vision.training import train_classifier
 
-HERE = Path(__file__).parent
 RECIPE: dict[str, Any] = {
     "epochs": 60,
     "batch_size": 32,
@@ -74,14 +73,12 @@ RATES = (1e-3, 3e-3, 5e-3)
 
 
 def main() -> None:
-    """Train, judge, print and write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--work", type=Path, help="folder for trained runs; a temporary one if not given")
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--choose", action="store_true", help="compare learning rates, and judge nothing")
-    args = parser.parse_args()
+    """Train, evaluate, print and write."""
+    command = parser(__doc__)
+    command.add_argument("--work", type=Path, help="folder for trained runs; a temporary one if not given")
+    command.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    command.add_argument("--choose", action="store_true", help="compare learning rates alone")
+    args = command.parse_args()
     digits = open_images("digits")
     with tempfile.TemporaryDirectory() as scratch:
         work = make_folder(args.work or scratch)
@@ -98,7 +95,7 @@ def main() -> None:
         "results": results,
         "machine": machine("cpu"),
     }
-    write_file(HERE / "results" / "digits.json", json.dumps(content, indent=1) + "\n")
+    write_results(RESULTS / "digits.json", content)
 
 
 def trained(digits: Images, folder: Path, name: str, **changes: Any) -> Run:
@@ -144,9 +141,9 @@ def print_table(results: dict[str, dict[str, Any]]) -> None:
     """One line for each model."""
     sizes = list(next(iter(results.values()))["judged"])
     print(f"{'':22}{'parameters':>11}" + "".join(f"{size:>14}" for size in sizes))
-    for name, found in results.items():
-        means = [found["judged"][size]["mean_accuracy"] for size in sizes]
-        print(f"{name:22}{found['parameters']:11,}" + "".join(f"{mean:14.2%}" for mean in means))
+    for name, result in results.items():
+        means = [result["judged"][size]["mean_accuracy"] for size in sizes]
+        print(f"{name:22}{result['parameters']:11,}" + "".join(f"{mean:14.2%}" for mean in means))
 
 
 if __name__ == "__main__":

@@ -32,24 +32,22 @@ to see that everything runs: its numbers mean nothing, and go to a file of their
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import speed
 import torch
 import torch.nn.functional as F
-from speed import HEADING, MIB, Effort, Entry, Run, by_turns, default_path, grid_name, line, of_bytes
+from harness import write_results
+from speed import HEADING, MIB, Effort, Entry, Run, begin, by_turns, command_line, grid_name, line, of_bytes
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mano_op.cost import count_flops, count_parameters
-from mano_op.files import make_folder, write_file
-from mano_op.machine import machine
 from mano_op.memory import peak_bytes_of
 from mano_op.vision.baselines import SwinClassifier, ViTClassifier
 
@@ -112,18 +110,6 @@ def without_blocks(model: ViTClassifier) -> nn.Module:
     return block
 
 
-def block_step(block: nn.Module, z: Tensor) -> Run:
-    """Forward and backward of one block, to its tokens and parameters."""
-
-    def run() -> None:
-        block.zero_grad()
-        z.grad = None
-        out = block(z)
-        out.backward(out.detach())
-
-    return run
-
-
 def parts_of_vit(n: int, quick: bool) -> tuple[dict[str, Run], int]:
     """A step of ViT-4 without blocks, one of a block, and how many blocks there are."""
     model = vit(n, quick, 4)
@@ -131,7 +117,7 @@ def parts_of_vit(n: int, quick: bool) -> tuple[dict[str, Run], int]:
     block = without_blocks(model)
     positions = model.backbone.embeddings.position_embeddings
     z = torch.randn_like(positions).requires_grad_()
-    runs = {"ends": training_step(model, torch.randn(1, 3, n, n)), "block": block_step(block, z)}
+    runs = {"ends": training_step(model, torch.randn(1, 3, n, n)), "block": speed.training_step(block, z)}
     return runs, depth
 
 
@@ -202,7 +188,7 @@ def ratio_of(case: str, ours: Entry, theirs: Entry, names: tuple[str, str], want
 
 def contestants(n: int, effort: Effort) -> dict[str, Entry]:
     """Parameters, time, memory and operations of each, on images of one size."""
-    quick, found, runs = effort.quick, {}, {}
+    quick, results, runs = effort.quick, {}, {}
     for name in ("MANO", "Swin", "ViT-16"):
         try:
             model = BUILD[name](n, quick)
@@ -211,21 +197,21 @@ def contestants(n: int, effort: Effort) -> dict[str, Entry]:
             continue
         x = torch.randn(1, 3, n, n)
         runs[name] = training_step(model, x)
-        found[name] = {
+        results[name] = {
             "parameters": count_parameters(model),
             "forward flops": count_flops(model, x),
             "memory": {"bytes": peak_bytes_of(runs[name]), "how": RUN},
             "process": process_bytes(name, n, quick),
         }
     for name, seconds in by_turns(runs, effort).items():
-        found[name]["seconds"] = times_of(seconds, MEASURED)
+        results[name]["seconds"] = times_of(seconds, MEASURED)
     runs.clear()
 
     with torch.device("meta"):
         parameters = count_parameters(vit(n, quick, 4))
     kept, flops = without_data(n, quick, 4, "sdpa")
     plain, _ = without_data(n, quick, 4, "eager")
-    found["ViT-4"] = {
+    results["ViT-4"] = {
         "parameters": parameters,
         "forward flops": flops,
         "memory": {"bytes": kept, "how": COUNTED},
@@ -234,25 +220,25 @@ def contestants(n: int, effort: Effort) -> dict[str, Entry]:
     parts, depth = parts_of_vit(n, quick)
     times = by_turns(parts, effort, most=5)
     together = [ends + depth * block for ends, block in zip(times["ends"], times["block"], strict=True)]
-    found["ViT-4"]["seconds, put together"] = times_of(together, TOGETHER)
-    found["ViT-4"]["parts"] = {name: times_of(some, MEASURED) for name, some in times.items()}
-    found["ViT-4"]["parts"]["blocks"] = depth
+    results["ViT-4"]["seconds, put together"] = times_of(together, TOGETHER)
+    results["ViT-4"]["parts"] = {name: times_of(some, MEASURED) for name, some in times.items()}
+    results["ViT-4"]["parts"]["blocks"] = depth
     sizes = QUICK_SIZES if quick else SIZES
     if n == sizes[0] or (effort.full and n == sizes[1]):
         step = training_step(BUILD["ViT-4"](n, quick), torch.randn(1, 3, n, n))
         [seconds] = by_turns({"ViT-4": step}, effort, most=3).values()
-        found["ViT-4"]["seconds"] = times_of(seconds, MEASURED)
+        results["ViT-4"]["seconds"] = times_of(seconds, MEASURED)
     else:
-        found["ViT-4"]["seconds"] = found["ViT-4"]["seconds, put together"]
-    return found
+        results["ViT-4"]["seconds"] = results["ViT-4"]["seconds, put together"]
+    return results
 
 
-def ratios(n: int, found: Mapping[str, Entry], *, largest: bool) -> Iterator[Entry]:
+def ratios(n: int, results: Mapping[str, Entry], *, largest: bool) -> Iterator[Entry]:
     """MANO over the others, with what is wanted, and ViT-4 put together over measured."""
     for name, bound in (("Swin", SWIN_BOUND), ("ViT-4", VIT_BOUND if largest else None), ("ViT-16", None)):
-        if "MANO" not in found:
+        if "MANO" not in results:
             break
-        ours, theirs = found["MANO"], found[name]
+        ours, theirs = results["MANO"], results[name]
         yield ratio_of(f"over {name}, time", ours["seconds"], theirs["seconds"], ("MANO", name), bound)
         for key in ("memory", "memory, scores written out"):
             if key in theirs:
@@ -261,7 +247,7 @@ def ratios(n: int, found: Mapping[str, Entry], *, largest: bool) -> Iterator[Ent
         if "process" in theirs:
             both = {"MANO": ours["process"], name: theirs["process"]}
             yield of_bytes(f"over {name}, growth of the process", both)
-    full, together = found["ViT-4"]["seconds"], found["ViT-4"]["seconds, put together"]
+    full, together = results["ViT-4"]["seconds"], results["ViT-4"]["seconds, put together"]
     if full["how"] == MEASURED:
         yield ratio_of("ViT-4, put together over measured", together, full, ("parts", "whole"), None)
 
@@ -281,42 +267,25 @@ def summary(name: str, entry: Entry) -> str:
 SUMMARY = "| | parameters | forward, 10^9 operations | step, s | memory, MiB | process, MiB |"
 
 
-def main(arguments: Iterable[str] | None = None) -> None:
-    """Measure what is asked for, and write it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("sizes", nargs="*", type=int, help=f"of {SIZES}; all by default")
-    parser.add_argument("--full", action="store_true", help="also a whole step of ViT-4 at 512: minutes")
-    parser.add_argument("--quick", action="store_true", help="small models and images: does all run?")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=60.0, help="after which no further turn begins")
-    parser.add_argument("--out", type=Path, help="the file, if not that of this machine")
-    args = parser.parse_args(None if arguments is None else list(arguments))
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure the chosen sizes, and write the numbers."""
+    quick = "small models and images: does all run?"
+    command = command_line(__doc__, "also a whole step of ViT-4 at 512: minutes", quick)
+    command.add_argument("sizes", nargs="*", type=int, help=f"of {SIZES}; all by default")
+    command.add_argument("--seconds", type=float, default=60.0, help="after which no further turn begins")
+    args = command.parse_args(arguments)
     known = QUICK_SIZES if args.quick else SIZES
-    unknown = set(args.sizes) - set(known)
-    if unknown or args.threads < 1:
-        parser.error(
-            f"no size {', '.join(map(str, unknown))}: give some of {known}"
-            if unknown
-            else "--threads is at least 1"
-        )
-
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    about = machine()
-    path = args.out or default_path(about, args.quick, name="images")
-    kept: dict[str, Any] = json.loads(path.read_text())["rows"] if path.exists() else {}
+    about, path, kept = begin(command, args, args.sizes, known, "images")
     effort = Effort(args.quick, args.full, 0.2 if args.quick else args.seconds)
     for n in args.sizes or known:
-        found = contestants(n, effort)
-        entries = list(ratios(n, found, largest=n == known[-1]))
+        results = contestants(n, effort)
+        entries = list(ratios(n, results, largest=n == known[-1]))
         size = grid_name(n, n)
         print(f"\n{size}\n", SUMMARY, "|---" * (SUMMARY.count("|") - 1) + "|", sep="\n")
-        print(*(summary(name, entry) for name, entry in found.items()), sep="\n")
+        print(*(summary(name, entry) for name, entry in results.items()), sep="\n")
         print("", HEADING, "|---" * (HEADING.count("|") - 1) + "|", sep="\n")
         print(*(line(size, entry) for entry in entries), sep="\n", flush=True)
-        kept[size] = {"contestants": found, "entries": entries, "versions": about["versions"]}
+        kept[size] = {"contestants": results, "entries": entries, "versions": about["versions"]}
         report = {
             "machine": about,
             "quick": args.quick,
@@ -324,7 +293,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
             "wanted": {"over Swin": SWIN_BOUND, "over ViT-4 on the largest images": VIT_BOUND},
             "rows": kept,
         }
-        write_file(make_folder(path.parent) / path.name, json.dumps(report, indent=1) + "\n")
+        write_results(path, report)
 
 
 if __name__ == "__main__":

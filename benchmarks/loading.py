@@ -24,7 +24,6 @@ Results go to ``benchmarks/results/loading.json``.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import statistics
@@ -40,6 +39,7 @@ import numpy as np
 import torch
 import xarray as xr
 import zarr
+from harness import RESULTS, parser, write_results
 from neuralop.data.datasets.tensor_dataset import TensorDataset
 from torch.utils.data import default_collate
 from xbatcher import BatchGenerator
@@ -49,11 +49,9 @@ from mano_op.data.dataset import FieldDataset, collate
 from mano_op.data.layout import Variable
 from mano_op.data.loaders import Reading, field_loaders
 from mano_op.data.store import FieldStore, create_store
-from mano_op.files import make_folder, write_file
 from mano_op.grid import Grid
 from mano_op.machine import machine
 
-HERE = Path(__file__).parent
 N, SAMPLES, BATCH, BATCHES, ROUNDS = 128, 512, 16, 4, 7
 GRID = Grid.uniform((N, N))
 
@@ -91,7 +89,7 @@ def readers(store: FieldStore) -> dict[str, Callable[[np.ndarray], Any]]:
         rows = np.sort(indices)
         return [array.oindex[rows] for array in arrays]
 
-    found: dict[str, Callable[[np.ndarray], Any]] = {
+    functions: dict[str, Callable[[np.ndarray], Any]] = {
         "store": lambda indices: collate(streamed.__getitems__(indices.tolist())),
         "samples": lambda indices: default_collate([streamed[i] for i in indices.tolist()]),
         "raw": raw,
@@ -99,7 +97,7 @@ def readers(store: FieldStore) -> dict[str, Callable[[np.ndarray], Any]]:
         "neuralop": lambda indices: default_collate([in_memory[i] for i in indices.tolist()]),
     }
     level = xr.open_zarr(store.path, group=f"r{N}", chunks=None)
-    found["isel"] = lambda indices: default_collate(
+    functions["isel"] = lambda indices: default_collate(
         [
             {
                 name: torch.from_numpy(level[source].isel(sample=i).values)[None]
@@ -110,8 +108,8 @@ def readers(store: FieldStore) -> dict[str, Callable[[np.ndarray], Any]]:
     )
     size = {"sample": 1, "y": N, "x": N}
     mapped = MapDataset(*(BatchGenerator(level[name], input_dims=size) for name in ("a", "u")))
-    found["xbatcher"] = lambda indices: default_collate([mapped[i] for i in indices.tolist()])
-    return found
+    functions["xbatcher"] = lambda indices: default_collate([mapped[i] for i in indices.tolist()])
+    return functions
 
 
 def seconds(store: FieldStore) -> dict[str, float]:
@@ -206,28 +204,26 @@ def streaming(folder: Path, limit_mb: int = 64) -> dict[str, float]:
 
 def main() -> None:
     """Time everything and write the numbers."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "loading.json")
-    args = parser.parse_args()
+    command = parser(__doc__)
+    command.add_argument("--out", type=Path, default=RESULTS / "loading.json")
+    args = command.parse_args()
     report: dict[str, Any] = {"machine": machine(), "batch": BATCH, "points": N, "samples": SAMPLES}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for chunk in (8, 64):
             store = make_store(folder / f"{chunk}.zarr", chunk)
-            found = {**seconds(store), "by chunks": by_chunks(store)}
+            times = {**seconds(store), "by chunks": by_chunks(store)}
             report[f"chunks of {chunk}"] = {
                 "chunks a batch": touched(chunk),
-                "milliseconds a batch": {name: round(1000 * value, 3) for name, value in found.items()},
-                "samples over store": found["samples"] / found["store"],
-                "isel over store": found["isel"] / found["store"],
-                "isel over by chunks": found["isel"] / found["by chunks"],
-                "samples over by chunks": found["samples"] / found["by chunks"],
-                "samples over memory": found["samples"] / found["memory"],
-                "xbatcher over store": found["xbatcher"] / found["store"],
-                "neuralop over memory": found["neuralop"] / found["memory"],
-                "store over raw": found["store"] / found["raw"],
+                "milliseconds a batch": {name: round(1000 * value, 3) for name, value in times.items()},
+                "samples over store": times["samples"] / times["store"],
+                "isel over store": times["isel"] / times["store"],
+                "isel over by chunks": times["isel"] / times["by chunks"],
+                "samples over by chunks": times["samples"] / times["by chunks"],
+                "samples over memory": times["samples"] / times["memory"],
+                "xbatcher over store": times["xbatcher"] / times["store"],
+                "neuralop over memory": times["neuralop"] / times["memory"],
+                "store over raw": times["store"] / times["raw"],
             }
             print(json.dumps(report[f"chunks of {chunk}"], indent=1))
         report["streaming"] = streaming(folder)
@@ -237,7 +233,7 @@ def main() -> None:
             report["generation"]["1 workers"] / report["generation"]["2 workers"]
         )
         print(report["generation"])
-    write_file(make_folder(args.out.parent) / args.out.name, json.dumps(report, indent=1) + "\n")
+    write_results(args.out, report)
 
 
 if __name__ == "__main__":

@@ -113,10 +113,10 @@ class DenseAttention(nn.Module):
         qkv = self.qkv(x.flatten(1, -2))
         q, k, v = rearrange(qkv, "b n (t h d) -> t b h n d", t=3, h=self.n_heads)
         if self.plain:
-            found = ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(-1) @ v
+            attended = ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(-1) @ v
         else:
-            found = F.scaled_dot_product_attention(q, k, v)
-        out: Tensor = self.out(rearrange(found, "b h n d -> b n (h d)"))
+            attended = F.scaled_dot_product_attention(q, k, v)
+        out: Tensor = self.out(rearrange(attended, "b h n d -> b n (h d)"))
         return out.view(x.shape)
 
 
@@ -163,8 +163,8 @@ class ShiftedWindowAttention(nn.Module):
             masks = self._mask(height, width)
             added = added + masks[:, None]
             added = added if len(x) == 1 else added.repeat(len(x), 1, 1, 1)
-        found = _attend(q, k, v, added)
-        out = self.out(rearrange(found, "m h n d -> m n (h d)"))
+        attended = _attend(q, k, v, added)
+        out = self.out(rearrange(attended, "m h n d -> m n (h d)"))
         out = rearrange(out, "(b m n) (w v) c -> b (m w) (n v) c", m=height // w, n=width // w, w=w)
         return out.roll((s, s), (1, 2)) if s else out
 

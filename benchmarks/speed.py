@@ -35,7 +35,6 @@ its numbers mean nothing, and go to a file of their own.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 import statistics
@@ -49,17 +48,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from harness import RESULTS, parser, read_results, write_results
 from neuralop.models import FNO
 from plain_published import PlainPublished
 from rivals import dense_transformer, swin_transformer
 from torch import Tensor, nn
 
 from mano_op import MANO, MultipoleAttention
-from mano_op.files import make_folder, write_file
 from mano_op.machine import machine
 from mano_op.memory import peak_bytes_of
 
-HERE = Path(__file__).parent
 TURNS, SHORTEST, LEAST_NOISE = 7, 0.05, 0.15
 WIDTH, DEPTH, HEADS = 64, 4, 4
 SHAPE: dict[str, Any] = {"hidden_channels": WIDTH, "n_layers": DEPTH, "n_heads": HEADS}
@@ -162,10 +160,10 @@ def of_times(case: str, times: Mapping[str, Sequence[float]], *, wanted: float |
     }
 
 
-def of_bytes(case: str, found: Mapping[str, float], *, wanted: float | None = None) -> Entry:
+def of_bytes(case: str, sizes: Mapping[str, float], *, wanted: float | None = None) -> Entry:
     """What is kept of two contestants' memory, ours first."""
-    ours, theirs = found.values()
-    each = {name: {"median": size / MIB} for name, size in found.items()}
+    ours, theirs = sizes.values()
+    each = {name: {"median": size / MIB} for name, size in sizes.items()}
     return {"case": case, "unit": "MiB", "of": each, "ratio": ours / theirs, "noise": 0.0, "wanted": wanted}
 
 
@@ -305,17 +303,17 @@ def growth(effort: Effort) -> Iterator[Entry]:
             yield of_bytes(f"{name}, training step, process", limit, wanted=1.0)
 
 
-def _of_peaks(case: str, found: Mapping[str, Sequence[float]], *, wanted: float) -> Entry:
-    return of_bytes(case, {name: size for name, [size] in found.items()}, wanted=wanted)
+def _of_peaks(case: str, peaks: Mapping[str, Sequence[float]], *, wanted: float) -> Entry:
+    return of_bytes(case, {name: size for name, [size] in peaks.items()}, wanted=wanted)
 
 
 def of_growth(
-    case: str, found: Mapping[str, Sequence[float]], points: Sequence[int], kept: Callable[..., Entry]
+    case: str, measured: Mapping[str, Sequence[float]], points: Sequence[int], kept: Callable[..., Entry]
 ) -> Entry:
     """The largest grid over the smallest, for each point of theirs, and the exponents."""
-    middles = [statistics.median(values) for values in found.values()]
-    (first, *_, last), names = points, list(found)
-    each = {names[i]: [1000 * value / n for value in found[names[i]]] for i, n in ((-1, last), (0, first))}
+    middles = [statistics.median(values) for values in measured.values()]
+    (first, *_, last), names = points, list(measured)
+    each = {names[i]: [1000 * value / n for value in measured[names[i]]] for i, n in ((-1, last), (0, first))}
     entry = kept(case, each, wanted=(last / first) ** 0.05)
     scale = 1e-3 if entry["unit"] == "ms" else MIB
     entry["whole steps"] = {name: value / scale for name, value in zip(names, middles, strict=True)}
@@ -450,12 +448,12 @@ def line(row: str, entry: Entry) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def compare(kept: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[list[str], bool]:
+def compare(kept: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str], bool]:
     """What became of the ratios of a file, and whether one of them is worse.
 
     Parameters
     ----------
-    kept, found : mapping
+    kept, new : mapping
         Of a row to its ``entries``.
 
     Returns
@@ -470,7 +468,7 @@ def compare(kept: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[list[str
     (['swin, forward: 1 -> 1.3, noise 20%: WORSE'], True)
     """
     lines, worse = [], False
-    for row, about in found.items():
+    for row, about in new.items():
         before = {entry["case"]: entry for entry in kept.get(row, {"entries": []})["entries"]}
         for entry in about["entries"]:
             old, name = before.get(entry["case"], {}), f"{row}, {entry['case']}"
@@ -488,57 +486,72 @@ def compare(kept: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[list[str
     return lines, worse
 
 
-def default_path(about: Mapping[str, Any], quick: bool, name: str = "speed") -> Path:
+def default_path(about: Mapping[str, Any], quick: bool, name: str) -> Path:
     """The file of a machine."""
     words = f"{about['processor']} {about['threads']} thread {about['device']}{' quick' if quick else ''}"
-    return HERE / "results" / f"{name}_{re.sub('[^a-z0-9]+', '-', words.lower()).strip('-')}.json"
+    return RESULTS / f"{name}_{re.sub('[^a-z0-9]+', '-', words.lower()).strip('-')}.json"
 
 
-def main(arguments: Iterable[str] | None = None) -> None:
-    """Time what is asked for, and write or compare it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("rows", nargs="*", metavar="ROWS", help=f"of {', '.join(ROWS)}; all by default")
-    parser.add_argument("--full", action="store_true", help="also what takes minutes")
-    parser.add_argument("--quick", action="store_true", help="small grids: do all rows run?")
-    parser.add_argument("--compare", action="store_true", help="beside the file; writes nothing")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="the file, if not that of this machine")
-    args = parser.parse_args(None if arguments is None else list(arguments))
-    unknown = set(args.rows) - set(ROWS)
-    if unknown or args.threads < 1:
-        parser.error(f"no row {', '.join(sorted(unknown))}" if unknown else "--threads is at least 1")
-    rows = args.rows or [row for row in ROWS if row != "compile" or args.full]
-    if "compile" in rows and not args.full:
-        parser.error("compile takes minutes: ask for it with --full")
+def command_line(description: str | None, full: str, quick: str) -> argparse.ArgumentParser:
+    """Return the options of a script that measures."""
+    command = parser(description)
+    command.add_argument("--full", action="store_true", help=full)
+    command.add_argument("--quick", action="store_true", help=quick)
+    command.add_argument("--threads", type=int, default=1)
+    command.add_argument("--out", type=Path, help="the file, if not that of this machine")
+    return command
 
+
+def begin(
+    command: argparse.ArgumentParser,
+    args: argparse.Namespace,
+    chosen: Iterable[Any],
+    known: Iterable[Any],
+    name: str,
+) -> tuple[dict[str, Any], Path, dict[str, Any]]:
+    """Check what was chosen and set the threads; return the machine, its file, and the rows of the file."""
+    if unknown := set(chosen) - set(known):
+        command.error(f"no {', '.join(sorted(map(str, unknown)))}: give some of {', '.join(map(str, known))}")
+    if args.threads < 1:
+        command.error("--threads is at least 1")
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     about = machine()
-    path = args.out or default_path(about, args.quick)
-    kept: dict[str, Any] = json.loads(path.read_text())["rows"] if path.exists() else {}
+    path = args.out or default_path(about, args.quick, name)
+    return about, path, read_results(path).get("rows", {})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Time the chosen rows, and write or compare them."""
+    command = command_line(__doc__, "also what takes minutes", "small grids: do all rows run?")
+    command.add_argument("rows", nargs="*", metavar="ROWS", help=f"of {', '.join(ROWS)}; all by default")
+    command.add_argument("--compare", action="store_true", help="beside the file; writes nothing")
+    args = command.parse_args(arguments)
+    about, path, kept = begin(command, args, args.rows, ROWS, "speed")
+    rows = args.rows or [row for row in ROWS if row != "compile" or args.full]
+    if "compile" in rows and not args.full:
+        command.error("compile takes minutes: ask for it with --full")
     effort = Effort(args.quick, args.full, **({"seconds": 0.2} if args.quick else {}))
-    found: dict[str, Any] = {}
+    new: dict[str, Any] = {}
     print(HEADING, "|---" * HEADING.count(" | ") + "|---|", sep="\n", flush=True)
     for row in rows:
         start, entries = perf_counter(), []
         for entry in ROWS[row](effort):
             print(line(row, entry), flush=True)
             entries.append(entry)
-        found[row] = {
+        new[row] = {
             "entries": entries,
             "seconds": round(perf_counter() - start, 1),
             "versions": about["versions"],
         }
     if not args.compare:
-        report = {"machine": about, "quick": args.quick, "rows": {**kept, **found}}
-        write_file(make_folder(path.parent) / path.name, json.dumps(report, indent=1) + "\n")
+        report = {"machine": about, "quick": args.quick, "rows": {**kept, **new}}
+        write_results(path, report)
         return
     if not kept:
         print(f"\nthere is no {path} to compare with: run without --compare to make it")
         return
-    lines, worse = compare(kept, found)
+    lines, worse = compare(kept, new)
     print("", *lines, sep="\n")
     if worse:
         raise SystemExit(1)

@@ -27,19 +27,16 @@ Stores and trained runs are kept in ``--work``, and what is there already is not
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
+from harness import RESULTS, add_data, parser, small_darcy_folder, write_results
 
 from mano_op.data.importers import import_neuralop_pt
 from mano_op.data.mixed import Mixed
 from mano_op.data.store import FieldStore, open_store
-from mano_op.files import make_folder, write_file
 from mano_op.machine import machine
 from mano_op.problems import NavierStokes, generate_darcy, generate_fields
 from mano_op.runs import Run, load_run
@@ -47,9 +44,9 @@ from mano_op.train import train_model
 from mano_op.transfer import evaluate_transfer, summary, table
 from mano_op.transfer.rollout import shown_steps
 
-HERE = Path(__file__).parent
 BUDGET: dict[str, Any] = {"epochs": 30, "batch_size": 20, "weight_decay": 1e-4}
 TURNED: dict[str, Any] = {"symmetries": ["transpose", "reflect"]}
+FNO = {"arch": "fno", "options": {"n_modes": [8, 8], "hidden_channels": 32}, "learning_rate": 5e-3}
 MODELS: dict[str, dict[str, Any]] = {
     "MANO": {
         "arch": "mano",
@@ -58,17 +55,8 @@ MODELS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-2,
         **TURNED,
     },
-    "FNO": {
-        "arch": "fno",
-        "options": {"n_modes": [8, 8], "hidden_channels": 32},
-        "learning_rate": 5e-3,
-        **TURNED,
-    },
-    "FNO, not turned": {
-        "arch": "fno",
-        "options": {"n_modes": [8, 8], "hidden_channels": 32},
-        "learning_rate": 5e-3,
-    },
+    "FNO": {**FNO, **TURNED},
+    "FNO, not turned": FNO,
     "MANO as published": {
         "arch": "mano_published",
         "options": {"hidden_channels": 24, "n_layers": 3, "n_heads": 6},
@@ -121,12 +109,9 @@ def make_store(name: str, work: Path, data: Path | None) -> FieldStore:
         return generate_darcy(
             path, setting["resolutions"], samples=setting["samples"], solver_resolution=256, seed=1
         )
-    if data is None:
-        raise SystemExit("give the folder of darcy_train_16.pt with --data, or in MANO_OP_DARCY_SMALL")
-    files = {n: data / f"darcy_test_{n}.pt" for n in (16, 32)}
-    return import_neuralop_pt(
-        path, {"train": [(16, data / "darcy_train_16.pt")], "test": list(files.items())}
-    )
+    data = small_darcy_folder(data)
+    tests = [(n, data / f"darcy_test_{n}.pt") for n in (16, 32)]
+    return import_neuralop_pt(path, {"train": [(16, data / "darcy_train_16.pt")], "test": tests})
 
 
 def trained(setting: str, model: str, seed: int, store: FieldStore, work: Path) -> Run:
@@ -177,16 +162,14 @@ def numbers(results: xr.Dataset) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Train what is missing, judge all, write the numbers."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("settings", nargs="+", choices=SETTINGS)
-    parser.add_argument("--data", type=Path, default=os.environ.get("MANO_OP_DARCY_SMALL"))
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "mano_op_transfer")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    args = parser.parse_args()
+    """Train the missing runs, evaluate all, write the numbers."""
+    command = parser(__doc__)
+    command.add_argument("settings", nargs="+", choices=SETTINGS)
+    add_data(command)
+    command.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "mano_op_transfer")
+    command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    command.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    args = command.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     for name in args.settings:
         store = make_store(name, args.work, args.data)
@@ -211,8 +194,7 @@ def main() -> None:
             report["rollout"] = {
                 label: numbers(shown.sel(variable=[label])) for label in shown["variable"].values.tolist()
             }
-        out = make_folder(HERE / "results") / f"transfer_{name}.json"
-        write_file(out, json.dumps(report, indent=1) + "\n")
+        write_results(RESULTS / f"transfer_{name}.json", report)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Swap FNO for MANO
 #
-# neuraloperator's Darcy example trains an FNO with its Trainer. Here is a script in its manner for both FNO
-# and MANO. Between them the line that makes the model changes, and the learning rate. The Trainer, the
-# losses, the data processor and the form of the samples stay as they are.
+# neuraloperator's Darcy example trains an FNO with its Trainer. This script does the same for FNO and MANO.
+# Only the line that makes the model and the learning rate differ. The Trainer, the losses, the data processor
+# and the form of the samples stay as they are.
 #
 # It takes one or two minutes on two CPU cores: `python tutorials/1_swap_fno_for_mano.py`
 
@@ -19,15 +19,15 @@ from neuralop.utils import count_model_params
 
 from mano_op import MANO, field_loaders, generate_darcy
 
-# neuraloperator's Trainer hands the whole sample to losses and models, which say that they ignore a part.
+# neuraloperator's Trainer passes the whole sample to losses and models, which warn that they ignore a part.
 warnings.filterwarnings("ignore", message=".*received unexpected keyword arguments")
 
 # %% [markdown]
 # ## Data
 #
 # Flow through a random medium, $-\nabla \cdot (a \nabla u) = 1$ with $u = 0$ on the boundary: the task is
-# to map the permeability $a$ to the pressure $u$. neuraloperator downloads such fields; here they are made on
-# the spot, at two resolutions of the same samples, into a zarr store.
+# to map the permeability $a$ to the pressure $u$. neuraloperator downloads such fields; this script makes
+# them, at two resolutions of the same samples, in a zarr store.
 #
 # `field_loaders` then gives what `load_darcy_flow_small` gives: a training loader, a dictionary of test
 # loaders by resolution, and a data processor that knows the statistics of the training fields.
@@ -40,8 +40,8 @@ loaders = field_loaders(store, train=16, test=[16, 32], batch_size=20)
 # %% [markdown]
 # ## Models
 #
-# This is the line. `MANO` speaks neuraloperator's vocabulary, and says where the points of the fields
-# lie: at $x_i = i/n$, "node". The FNO is the one of neuraloperator's examples.
+# Only the constructor differs. `MANO` uses neuraloperator's names of options, and is told where the points of
+# the fields lie: at $x_i = i/n$, "node". The FNO is that of neuraloperator's examples.
 
 # %%
 torch.manual_seed(0)
@@ -56,9 +56,9 @@ rates = {"FNO": 5e-3, "MANO": 1e-2}
 # %% [markdown]
 # ## Training
 #
-# As in neuraloperator's example: the relative L2 error in training, the relative H1 error beside it in
-# testing. The schedule warms up for some epochs, which attention wants and FNO does not mind. The fields
-# do not wrap around, which `H1Loss` has to be told.
+# As in neuraloperator's example, training minimises the relative L2 error, and tests also report the relative
+# H1 error. The schedule warms up for some epochs, which attention needs and FNO does not mind. The fields are
+# not periodic, which `H1Loss` has to be told.
 
 # %%
 l2loss = LpLoss(d=2, p=2)
@@ -89,29 +89,27 @@ for name, model in models.items():
 # %% [markdown]
 # ## Errors
 #
-# An error says little without that of the plainest prediction there is: the mean of the training fields.
+# An error says little without the error of the plainest prediction: the mean of the training fields.
 #
-# At the resolution of training both models are far below it, MANO with a tenth of FNO's parameters; attention
-# wants more steps than these minutes allow. At twice that resolution FNO loses much of that, and MANO next to
-# nothing: its windows and levels are lengths, those of the grid it was trained on. Whether predicting there
-# and interpolating does as well, `mano-op evaluate fields` shows beside it.
+# At the training resolution both models are far below it, MANO with a tenth of FNO's parameters; attention
+# needs more steps than these minutes allow. At twice that resolution FNO loses much of its accuracy, and MANO
+# next to nothing: its windows and levels are lengths of the grid that it was trained on. To compare this with
+# an interpolated coarse prediction, use `mano-op evaluate fields`.
 
 # %%
 mean_field = {}
 for resolution in (16, 32):
     pressure = store.dataset(resolution)["pressure"]
-    known, unknown = (
+    train, test = (
         torch.as_tensor(pressure[(pressure["split"] == split).values].values) for split in ("train", "test")
     )
-    error = l2loss(known.mean(0).expand_as(unknown), unknown)  # summed over the samples
-    mean_field[resolution] = float(error) / len(unknown)
+    error = l2loss(train.mean(0).expand_as(test), test)  # summed over the samples
+    mean_field[resolution] = float(error) / len(test)
 
 print(f"\n{'':12}{'parameters':>12}{'L2 at 16':>10}{'L2 at 32':>10}")
 for name, model in models.items():
-    found = errors[name]
-    print(
-        f"{name:12}{count_model_params(model):12,}{float(found['16_l2']):10.1%}{float(found['32_l2']):10.1%}"
-    )
+    coarse, fine = (float(errors[name][key]) for key in ("16_l2", "32_l2"))
+    print(f"{name:12}{count_model_params(model):12,}{coarse:10.1%}{fine:10.1%}")
 print(f"{'mean field':12}{'':12}{mean_field[16]:10.1%}{mean_field[32]:10.1%}")
 
 mano, fno = (float(errors[name]["16_l2"]) for name in ("MANO", "FNO"))

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # From your own NetCDF to a trained operator
 #
-# You have the output of a simulation, many runs of it, in NetCDF files. Here is the way from there to an
-# operator that steps your fields on in time, on two grids, without a Dataset class of your own.
+# You have the output of many runs of a simulation in NetCDF files. This tutorial goes from there to an
+# operator that steps your fields forward in time, on two grids, without a Dataset class of your own.
 #
 # It takes about a minute on two CPU cores: `python tutorials/2_your_own_netcdf.py`
 
@@ -18,7 +18,7 @@ from neuralop import LpLoss, Trainer
 from mano_op import MANO, Mixed, check_store, coarsen_store, field_loaders, write_fields
 from mano_op.problems import Burgers, generate_fields
 
-# neuraloperator's Trainer hands the whole sample to losses and models, which say that they ignore a part.
+# neuraloperator's Trainer passes the whole sample to losses and models, which warn that they ignore a part.
 warnings.filterwarnings("ignore", message=".*received unexpected keyword arguments")
 folder = tempfile.TemporaryDirectory()
 here = Path(folder.name)
@@ -27,8 +27,8 @@ here = Path(folder.name)
 # ## The files
 #
 # These lines stand for your simulation: 120 runs of Burgers' equation, $u_t + u u_x = \nu u_{xx}$ on a
-# periodic interval, each from an initial field of its own, at eleven times. What they leave is a NetCDF
-# file as any code might write it: a variable with dimensions and coordinates, and units.
+# periodic interval, each from an initial field of its own, at eleven times. The result is a NetCDF file as
+# any code might write it: a variable with dimensions and coordinates, and units.
 
 # %%
 fields = generate_fields(
@@ -45,9 +45,9 @@ simulated.to_netcdf(here / "simulation.nc")
 # %% [markdown]
 # ## A store
 #
-# `write_fields` wants to know what no file says for certain, and checks it against the coordinates: where
-# the points lie (`registration`), on which domain, and what happens at its ends. A field that is stepped on
-# in time is an output that varies, and is its own input: there are no others here.
+# `write_fields` asks for what no file states for certain, and checks it against the coordinates: the
+# positions of the points (`registration`), the domain, and the boundary conditions. A field that is stepped
+# forward in time is an output that varies in time, and its own input. There are no other inputs here.
 #
 # Opened with `chunks`, the file may be larger than memory: each of its chunks is read once.
 
@@ -70,8 +70,8 @@ print(check_store(store.path) or "The store is as its format asks.")
 # %% [markdown]
 # ## A second resolution
 #
-# A coarser resolution of the same runs, by the low-pass that a periodic field allows; `"mean"` is for
-# fields that are averages over cells. A silent stride would alias, so there is none.
+# A coarser resolution of the same runs, by a low-pass, as the field is periodic; `"mean"` is for fields that
+# are averages over cells. A plain stride would alias.
 
 # %%
 store = coarsen_store(store, here / "both.zarr", [64], method="lowpass")
@@ -79,10 +79,10 @@ store = coarsen_store(store, here / "both.zarr", [64], method="lowpass")
 # %% [markdown]
 # ## Loaders
 #
-# Both resolutions in one epoch, each batch of one of them. `time_steps=(1, 1)` makes a sample of every two
-# times that follow each other: one step is known, one is to be predicted. The tests are rollouts of ten
-# steps, in which the model's output is its next input; that is neuraloperator's mode "autoregression". The
-# statistics in `loaders.processor` are one set for both resolutions.
+# Both resolutions are in one epoch, and each batch has one of them. `time_steps=(1, 1)` makes a sample of
+# every two consecutive times: one is the input, one the target. The tests are rollouts of ten steps, in which
+# the model's output is its next input; neuraloperator calls this mode "autoregression". The statistics in
+# `loaders.processor` are one set for both resolutions.
 
 # %%
 loaders = field_loaders(
@@ -99,8 +99,8 @@ print("x has", loaders.train.dataset.inputs, "and y has", loaders.train.dataset.
 # %% [markdown]
 # ## Training
 #
-# MANO in one dimension, with neuraloperator's Trainer as it is. A level of MANO is a length, that of some
-# points of a reference grid. Batches come on two grids, so it is told which of them is the reference.
+# MANO in one dimension, with neuraloperator's Trainer as it is. A level of MANO is a length: a number of
+# spacings of a reference grid. Batches come on two grids, so `reference_shape` says which is the reference.
 
 # %%
 torch.manual_seed(0)
@@ -129,20 +129,20 @@ trainer.train(loaders.train, {}, optimizer, scheduler, training_loss=l2loss)
 # ## How good is it?
 #
 # The mean relative L2 error over the ten steps of a rollout, at both resolutions, beside the plainest
-# forecast there is: that nothing changes. Both grids share one set of parameters, and a window sees as far
-# on the one as on the other.
+# forecast: that nothing changes. Both grids share one set of parameters, and a window spans the same length
+# on both.
 
 # %%
 errors = {}
 for resolution, loader in loaders.test.items():
-    found = trainer.evaluate({"l2": l2loss}, loader, f"{resolution}", mode="autoregression")
-    errors[resolution] = float(found[f"{resolution}_l2"])
+    metrics = trainer.evaluate({"l2": l2loss}, loader, f"{resolution}", mode="autoregression")
+    errors[resolution] = float(metrics[f"{resolution}_l2"])
     samples = 0
     persistence = 0.0
     for batch in loader:
-        known = batch["x"][:, -1:]
-        persistence += sum(float(l2loss(known, batch["y"][:, step : step + 1])) for step in range(10)) / 10
-        samples += len(known)
+        first = batch["x"][:, -1:]
+        persistence += sum(float(l2loss(first, batch["y"][:, step : step + 1])) for step in range(10)) / 10
+        samples += len(first)
     print(f"At {resolution}: MANO {errors[resolution]:.1%}, no change {persistence / samples:.1%}")
 
 worst = max(errors.values())

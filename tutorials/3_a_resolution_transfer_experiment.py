@@ -2,9 +2,9 @@
 # # A resolution-transfer experiment
 #
 # Does a model that was trained on a coarse grid gain anything from being run on a finer one? A curve of
-# errors does not answer that. The same coarse model, given the input at its own grid and its prediction
-# interpolated, costs less and is often as good. This is an experiment that asks the question fairly, from
-# the fields to the one sentence that its numbers allow.
+# errors does not answer this. The same model, run on its own grid and interpolated, costs less and is often
+# as accurate. This experiment makes the comparison, from the fields to the one sentence that its numbers
+# allow.
 #
 # It takes about three minutes on two CPU cores: `python tutorials/3_a_resolution_transfer_experiment.py`
 
@@ -23,11 +23,11 @@ here = Path(folder.name)
 # %% [markdown]
 # ## One solution, several grids
 #
-# Every sample is one continuous permeability and one solution of $-\nabla \cdot (a \nabla u) = 1$, found on
-# 96 points a side and sampled at 16, 24 and 48: what differs between levels is the sampling alone. The
-# levels are of all kinds: 48 has the points of 16 among its own, 24 has not.
+# Every sample is one continuous permeability and one solution of $-\nabla \cdot (a \nabla u) = 1$, computed
+# on 96 points a side and sampled at 16, 24 and 48, so resolutions differ in the sampling alone. The points
+# of 16 are points of 48, and not all points of 24.
 #
-# The training split is at 16 and 48, to train there; the tests are the same samples at all three.
+# Models are trained at 16, or at 16 and 48; the tests are the same samples at all three resolutions.
 
 # %%
 store = generate_darcy(
@@ -37,12 +37,12 @@ store = generate_darcy(
 # %% [markdown]
 # ## The runs
 #
-# * MANO and FNO, trained at 16, from two seeds each: with one seed nobody can tell a model from its luck.
-# * An FNO trained at 16 and 48 in one run, nine coarse batches to one fine one: what a few fine samples
-#   are worth. All runs of a name stand beside each other, whatever they were trained on.
+# * MANO and FNO, trained at 16, from two seeds each: with one seed a model cannot be told from luck.
+# * An FNO trained at 16 and 48 in one run, nine coarse samples to one fine one, to see what a few fine
+#   samples are worth. Runs of one name stand beside each other, whatever they were trained on.
 #
 # The budgets are the same: as many passes over as many samples, each batch in one of the eight positions of
-# the square, which the equation does not tell apart. MANO's matrices like Muon, FNO's modes AdamW.
+# the square, a symmetry of the problem. MANO is trained with Muon, FNO with AdamW.
 
 # %%
 budget = {"epochs": 15, "batch_size": 20, "symmetries": ["transpose", "reflect"]}
@@ -65,18 +65,18 @@ runs = {
 }
 
 # %% [markdown]
-# ## The judge
+# ## The evaluation
 #
 # `evaluate_transfer` takes runs, and any function from fields to fields: `Trained(function, resolution=16)`.
-# It puts beside each direct error
+# It puts these errors beside each direct error:
 #
-# * `dpu_...`: down, predict, up; the input restricted to 16, predicted there, interpolated by a scheme
-#   that knows where the points lie and what the boundary is;
+# * `dpu_...`: down, predict, up; the input is restricted to 16, and the prediction there is interpolated by a
+#   scheme that knows the registration and the boundary values;
 # * `floor`: the true solution at 16, interpolated in the same way: no coarse prediction can do better;
-# * `mean`: the mean of the training fields: who does not beat it, has learned nothing.
+# * `mean`: the mean of the training fields: a model that does not beat it has learned nothing.
 #
-# What comes back is an xarray data set with a name on every dimension. Its runs are selected by model,
-# training resolution and seed.
+# The result is an xarray data set with a name on every dimension. Its runs are selected by model, training
+# resolution and seed.
 
 # %%
 evidence = Evidence()  # the fields that the report shows
@@ -89,11 +89,11 @@ print(
 )
 
 # %% [markdown]
-# The floor at 48 is well below the errors of these models: here interpolation is not what holds them back.
+# The floor at 48 is well below the errors of these models, so interpolation is not what limits them here.
 #
-# An error can be had in other measures from the same data set. The error splits, for one, into what lies
-# below the training grid's Nyquist wavenumber and what lies above, which no prediction at 16 carries. Their
-# squares add up to the whole.
+# The same data set has other metrics. The error splits, for one, into a part below the training grid's
+# Nyquist wavenumber and a part above it, which no prediction at 16 carries. The squares of the parts add up
+# to the square of the error.
 
 # %%
 split = results["error"].sel(metric=["spectral_low", "spectral_high"], resolution="r48", predictor="direct")
@@ -103,9 +103,8 @@ print(at_16.groupby("model").mean().to_pandas())
 # %% [markdown]
 # ## The report
 #
-# One HTML file that needs nothing else, with pictures and every number's interval, and the numbers beside
-# it as NetCDF, CSV and JSON. `mano-op evaluate fields` makes the same from folders of runs. The results alone
-# can be kept too, and read again years later.
+# One HTML file with pictures and an interval for every number, and the numbers beside it as NetCDF, CSV and
+# JSON. `mano-op evaluate fields` makes the same from folders of runs. The results alone can be saved too.
 
 # %%
 judged = summary(results)
@@ -120,11 +119,11 @@ print(
 # %% [markdown]
 # ## The sentence
 #
-# `summary` compares the direct prediction with the best of the interpolated ones, sample by sample, and
-# resamples the tests for an interval. The skill is the share of the error that running on the fine grid
-# takes away. The sentence says "improves on interpolation" only when the whole interval lies above zero,
-# and it tells by how much: MANO gains from the finer input, but most of that gain reaches its coarse
-# prediction too, which is made of the finer input's means.
+# `summary` compares the direct prediction with the best interpolated one, sample by sample, and resamples the
+# tests for an interval. The skill is the share of the error that running on the fine grid removes. The
+# sentence says "improves on interpolation" only if the whole interval lies above zero, and by how much. MANO
+# gains from the finer input, but most of this gain reaches its coarse prediction too, which is made from the
+# means of the finer input.
 
 # %%
 judged = judged.squeeze("variable", drop=True)
@@ -132,10 +131,10 @@ for model in ("MANO", "FNO"):
     cell = judged.sel(model=model, train_resolution="r16", resolution="r48")
     print(f"{model}: {cell['sentence'].item()}")
 
-at = judged.sel(train_resolution="r16", resolution="r48", metric="relative_l2")
-growth, skill = at["growth"].to_series(), at["skill"].to_series()
+fine = judged.sel(train_resolution="r16", resolution="r48", metric="relative_l2")
+growth, skill = fine["growth"].to_series(), fine["skill"].to_series()
 print(f"\nAt 48 MANO's error is {growth['MANO']:.2f} times that at 16, FNO's {growth['FNO']:.2f} times.")
 print(f"Run at 48, FNO is {-skill['FNO']:.0%} worse than its own prediction at 16, interpolated.")
 assert growth["MANO"] < 1 < growth["FNO"]  # 0.88 and 2.2
-assert at["verdict"].sel(model="FNO") == "worse"
+assert fine["verdict"].sel(model="FNO") == "worse"
 folder.cleanup()

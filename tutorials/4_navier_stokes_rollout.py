@@ -1,10 +1,10 @@
 # %% [markdown]
 # # A rollout of Navier-Stokes
 #
-# A script for flow in time in the manner of neuraloperator's: FNO, its Trainer, its losses, AdamW. It
-# learns one step of the vorticity and is then run on, each step from the last. Here MANO is swapped in,
-# both are followed step by step, also on a finer grid than they have seen, and one is trained with noise on
-# its input, as one does for rollouts that drift.
+# An FNO learns one step of a flow with neuraloperator's Trainer and losses, and is then rolled out: each
+# step starts from the last prediction. In this tutorial MANO is swapped in. Both are followed step by step,
+# also on a finer grid than they have seen, and one MANO is trained with noise on its input, as is done for
+# rollouts that drift.
 #
 # It takes less than a minute on one CPU core: `python tutorials/4_navier_stokes_rollout.py`
 
@@ -23,7 +23,7 @@ from mano_op.problems import NavierStokes, generate_fields
 from mano_op.train.perturbation import PerturbedInputs
 from mano_op.transfer.spectral import energy_spectrum
 
-# neuraloperator's Trainer hands the whole sample to losses and models, which say that they ignore a part.
+# neuraloperator's Trainer passes the whole sample to losses and models, which warn that they ignore a part.
 warnings.filterwarnings("ignore", message=".*received unexpected keyword arguments")
 
 # %% [markdown]
@@ -32,8 +32,8 @@ warnings.filterwarnings("ignore", message=".*received unexpected keyword argumen
 # The vorticity of a forced flow on a torus, $w_t + u \cdot \nabla w = \nu \Delta w + f$, with $\nu =
 # 10^{-3}$: each flow is known at eleven times, half a unit apart, on 32 and on 64 points a side.
 #
-# `time_steps=(1, 1)` makes samples of it: from the field of one time to the next. There are few of them, 16
-# flows of 10 steps, to be done in a minute.
+# `time_steps=(1, 1)` makes samples: from the field of one time to the field of the next. There are few, 16
+# flows of 10 steps, so that training takes less than a minute.
 
 # %%
 folder = tempfile.TemporaryDirectory()
@@ -46,13 +46,13 @@ loaders = field_loaders(store, train=32, test=[32, 64], batch_size=10, time_step
 # %% [markdown]
 # ## Models
 #
-# This is the line. On a torus the axes wrap around, which MANO is told: `periodic=True`. FNO takes it for
-# granted. Two of the three are the same MANO, since training is what differs.
+# On a torus the axes wrap around. MANO is told so with `periodic=True`; FNO always assumes it. Two of the
+# three models are the same MANO, trained in different ways.
 
 
 # %%
 def mano() -> MANO:
-    """As small as a minute allows."""
+    """Make a small MANO on the torus."""
     return MANO(
         in_channels=1, out_channels=1, hidden_channels=16, n_layers=2, n_heads=4,
         registration="node", periodic=True,
@@ -70,11 +70,10 @@ rates = {"FNO": 2e-3, "MANO": 1e-2, "MANO, noise": 1e-2}
 # %% [markdown]
 # ## Training
 #
-# `PerturbedInputs` goes around the data processor, and the Trainer does not know of it. In training it adds
-# noise to the fields that a rollout feeds back, of 0.03 of their standard deviation. With `pushforward=1`
-# (there, and in `field_loaders`) it would let the model take a step of its own first, every other time. In
-# evaluation it does nothing. `train_model(..., noise=0.03)` and `mano-op train fields --noise 0.03` do the
-# same.
+# `PerturbedInputs` wraps the data processor; the Trainer does not notice. In training it adds noise of 0.03
+# standard deviations to the fields that a rollout feeds back. With `pushforward=1` (there, and in
+# `field_loaders`) it would let the model take a step of its own first, for half of the samples. In evaluation
+# it does nothing. `train_model(..., noise=0.03)` and `mano-op train fields --noise 0.03` do the same.
 
 # %%
 l2loss, h1loss = LpLoss(d=2, p=2), H1Loss(d=2)
@@ -106,31 +105,31 @@ for name, model in models.items():
 # %% [markdown]
 # ## Rollouts
 #
-# `processor.advance` makes the input of the next step, in units, out of that of this one: the model's own
-# field is fed back.
+# `processor.advance` makes the input of the next step from the input of this step, in physical units: the
+# model's own field is fed back.
 
 # %%
 processor = loaders.processor.eval()
 
 
 def truth(resolution: int) -> torch.Tensor:
-    """The test flows, ``(flows, times, y, x)``."""
+    """Return the test flows, ``(flows, times, y, x)``."""
     fields = store.dataset(resolution)
     return torch.as_tensor(fields["vorticity"][(fields["split"] == "test").values].values)
 
 
 def rollout(model: torch.nn.Module, flows: torch.Tensor, start: int) -> torch.Tensor:
-    """The predicted fields of all times after a start, from the true field of that time."""
-    known, steps = flows[:, [start]], []
+    """Predict the fields of all times after a start, from the true field at the start."""
+    state, steps = flows[:, [start]], []
     with torch.no_grad():
         for _ in range(start + 1, flows.shape[1]):
-            known = processor.advance(model.eval(), known)
-            steps.append(known[:, 0])
+            state = processor.advance(model.eval(), state)
+            steps.append(state[:, 0])
     return torch.stack(steps, dim=1)
 
 
 def by_step(model: torch.nn.Module, resolution: int, start: int) -> torch.Tensor:
-    """The mean relative error of each step."""
+    """Return the mean relative error of each step."""
     flows = truth(resolution)
     true = flows[:, start + 1 :].flatten(2)
     return ((rollout(model, flows, start).flatten(2) - true).norm(dim=2) / true.norm(dim=2)).mean(0)
@@ -141,25 +140,25 @@ for start in (0, 5):
     print(f"{'':16}{'':6}" + "".join(f"{step:7}" for step in range(1, 11 - start)))
     for name, model in models.items():
         for n in (32, 64):
-            found = 100 * by_step(model, n, start)
-            print(f"{name:16}at {n:3}" + "".join(f"{error:7.1f}" for error in found.tolist()))
+            percent = 100 * by_step(model, n, start)
+            print(f"{name:16}at {n:3}" + "".join(f"{error:7.1f}" for error in percent.tolist()))
 
 # %% [markdown]
-# From the middle of a flow FNO and MANO are alike. From its beginning FNO is lost at once: the initial
-# fields are unlike all that follow, the training had sixteen of them, and FNO has not learned from these
-# what holds for others. MANO, with a thirtieth of the parameters, is at 8 % there, and its error grows
-# slowly after the third step. It is so with three seeds. On the finer grid, which none of them has seen,
-# errors are the same or smaller by little: the waves are long, and both grids carry them.
+# From the middle of a flow FNO and MANO are equally accurate. From the beginning FNO fails at once: initial
+# fields are unlike all later ones, training had sixteen of them, and FNO does not generalise from these.
+# MANO, with a thirtieth of the parameters, has an error of 8 % there, which grows slowly after the third
+# step. This holds for three seeds. On the finer grid, which no model has seen, errors are the same or
+# slightly smaller: the waves are long, and both grids carry them.
 #
-# Noise costs a little in the first steps, and after ten is even, or not, by the seed. These errors come
-# from the first steps and do not run away. Noise is for rollouts that do: of a model that is good at one
-# step and after many is nowhere. To know, train both.
+# Noise costs a little in the first steps. After ten steps it helps or not, depending on the seed. The errors
+# here come from the first steps and do not grow without bound. Noise is for rollouts whose errors do, of
+# models that are good at one step and lost after many. To find out, train both.
 #
 # ## Spectra
 #
-# An error says how far a field is from the truth, a spectrum what it is made of. Here is the energy of the
-# last fields of the rollouts from the beginning, at 64, by wavenumber, as a share of all that the true ones
-# have. The training's grid carries waves up to 16.
+# An error says how far a field is from the truth, a spectrum of which waves it is made. This is the energy
+# of the last fields of the rollouts from the beginning, at 64, by wavenumber, as a share of the energy of
+# the true fields. The training grid carries waves up to 16.
 
 # %%
 grid = store.grids["r64"]
@@ -172,7 +171,7 @@ bands = {
 
 
 def energies(fields: torch.Tensor) -> torch.Tensor:
-    """Of each band, the mean over the flows."""
+    """Return the energy of each band, as a mean over the flows."""
     _, energy = energy_spectrum(fields, grid)
     return torch.stack([energy[:, band].sum(1).mean() for band in bands.values()])
 
@@ -181,15 +180,15 @@ flows = truth(64)
 true = energies(flows[:, -1])
 print(f"\n{'energy, wavenumber':20}" + "".join(f"{band:>13}" for band in bands))
 for name in ["truth", *models]:
-    found = true if name == "truth" else energies(rollout(models[name], flows, 0)[:, -1])
-    print(f"{name:20}" + "".join(f"{one:13.1e}" for one in (found / true.sum()).tolist()))
+    energy = true if name == "truth" else energies(rollout(models[name], flows, 0)[:, -1])
+    print(f"{name:20}" + "".join(f"{share:13.1e}" for share in (energy / true.sum()).tolist()))
 
 # %% [markdown]
-# The flow is nearly all in its longest waves, of which FNO has lost a quarter. All models put more into the
-# shorter ones than there is, MANO most: little of the whole, and most of what it has there. A loss of
-# relative L2 hardly sees that; H1, which does, is a few lines above: there MANO is no better than FNO.
+# Nearly all energy is in the longest waves, of which FNO has lost a quarter. All models put more energy into
+# the shorter waves than there is, MANO most: little of the whole, and most of what it has there. A relative
+# L2 loss hardly measures this. H1 does, a few lines above, and there MANO is no better than FNO.
 #
-# ## What it comes to
+# ## Summary
 
 # %%
 last = {name: float(by_step(model, 64, 0)[-1]) for name, model in models.items()}

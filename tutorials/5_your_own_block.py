@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Your own operator block
 #
-# Multipole attention is a layer as well as a part of `MANO`. Here are two other uses of it: in a small
-# operator that you write yourself, and in neuraloperator's FNO in the place of its spectral convolution.
+# Multipole attention is a layer as well as a part of `MANO`. This tutorial uses it in two other places: in a
+# small operator that you write yourself, and in neuraloperator's FNO instead of the spectral convolution.
 #
 # It takes about half a minute on one CPU core: `python tutorials/5_your_own_block.py`
 
@@ -19,7 +19,7 @@ from torch import nn
 
 from mano_op import MultipoleAttention, MultipoleConv, field_loaders, generate_darcy
 
-# neuraloperator's Trainer hands the whole sample to losses and models, which say that they ignore a part.
+# neuraloperator's Trainer passes the whole sample to losses and models, which warn that they ignore a part.
 warnings.filterwarnings("ignore", message=".*received unexpected keyword arguments")
 
 # %% [markdown]
@@ -36,17 +36,17 @@ loaders = field_loaders(store, train=16, test=[16, 32], batch_size=10)
 # %% [markdown]
 # ## An operator of your own
 #
-# `MultipoleAttention` maps fields of some channels to fields of as many. It normalises its input, and adds
-# nothing to it: the residual is yours. It is the part that hears of other points; what is around
-# it here acts at each point by itself, as convolutions of one point do.
+# `MultipoleAttention` maps fields to fields with as many channels. It normalises its input and has no
+# residual connection: you add one. It is the part that mixes points; the parts around it act at each point
+# by itself, as convolutions of one point.
 #
-# With `reference_shape` the windows and levels are lengths, those of the grid that is trained on. The layer
-# can then be run on any other grid, and each weight acts over the distance it was trained for.
+# With `reference_shape` windows and levels are lengths of the training grid. The layer can then be run on any
+# other grid, and each weight acts over the distance it was trained for.
 
 
 # %%
 class Block(nn.Module):
-    """Attention and a gate that says, at each point and for each channel, how much of it to let in."""
+    """Attention with a gate for each point and channel, and an MLP."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Block(nn.Module):
 
 
 class Operator(nn.Module):
-    """Lift the permeability and its place in the square, two blocks, project."""
+    """Lift the permeability and the coordinates, apply two blocks, project."""
 
     def __init__(self, channels: int = 16) -> None:
         super().__init__()
@@ -74,18 +74,18 @@ class Operator(nn.Module):
         self.project = nn.Conv2d(channels, 1, 1)
 
     def forward(self, x: torch.Tensor, **others: torch.Tensor) -> torch.Tensor:
-        """The Trainer passes all of a sample; the rest is not used."""
-        at = [torch.arange(n) / n for n in x.shape[2:]]
-        place = torch.stack(torch.meshgrid(*at, indexing="ij")).expand(len(x), -1, -1, -1)
-        return self.project(self.blocks(self.lift(torch.cat([x, place], dim=1))))
+        """Predict the pressure; the Trainer also passes the other parts of a sample, which are not used."""
+        axes = [torch.arange(n) / n for n in x.shape[2:]]
+        coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(len(x), -1, -1, -1)
+        return self.project(self.blocks(self.lift(torch.cat([x, coordinates], dim=1))))
 
 
 # %% [markdown]
 # ## FNO with another convolution
 #
 # neuraloperator's FNO takes a `conv_module`, which it calls with channels, modes and more. `MultipoleConv`
-# has that interface. Its own options are given ahead by `with_options`. What belongs to a spectral weight,
-# a factorisation, say, it refuses. The number of modes it takes, and does not use.
+# has this interface. Its own options are given to `with_options`. It refuses options of a spectral weight,
+# such as a factorisation; it accepts the number of modes and does not use it.
 #
 # Its reference is the first grid that it sees in training.
 
@@ -103,7 +103,7 @@ models = {
 # %% [markdown]
 # ## Training
 #
-# All by neuraloperator's Trainer, with one budget.
+# All models are trained by neuraloperator's Trainer with one budget.
 
 # %%
 l2loss = LpLoss(d=2, p=2)
@@ -127,9 +127,9 @@ for conv in models["FNO, attention"].fno_blocks.convs:
 # %% [markdown]
 # ## Errors
 #
-# Where they were trained, the spectral FNO is ahead: it has four times the parameters, and attention wants
-# more steps than these. At 32 much of that lead is gone, since its error grows by the most. `MANO` also
-# averages a finer input over the lengths of the training before it lifts it; neither of these operators does.
+# On the training grid the spectral FNO is ahead: it has four times the parameters, and attention needs more
+# steps than these. At 32 much of this lead is gone, since its error grows most. `MANO` also averages a finer
+# input over the lengths of the training grid before it lifts it; neither of these operators does.
 
 # %%
 print(f"\n{'':16}{'parameters':>12}{'L2 at 16':>10}{'L2 at 32':>10}{'growth':>8}")

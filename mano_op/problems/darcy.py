@@ -91,8 +91,8 @@ class Darcy(BoundaryValueProblem):
 
     Notes
     -----
-    Every level samples a solution on the grid of `solver_grids`, and has the error of this grid. Relative L2
-    errors against 1024 intervals, with the default coefficient, which jumps between points:
+    Every resolution samples a solution on the grid of `solver_grids`, and has the error of this grid.
+    Relative L2 errors against 1024 intervals, with the default coefficient, which jumps between points:
 
     =========  ====  ====  =====  =====  ======
     intervals  16    32    64     128    256
@@ -100,7 +100,7 @@ class Darcy(BoundaryValueProblem):
     =========  ====  ====  =====  =====  ======
 
     With ``"lognormal"`` the error of 64 intervals is 0.02 %. Where models come close to these errors, ask for
-    a solver resolution well above the finest level.
+    a solver resolution well above the finest resolution.
 
     Examples
     --------

@@ -43,7 +43,7 @@ def generate_fields(
         The new store. Dask workers must see it under the same name.
     problem : Problem
     resolutions : sequence of int or tuple of int
-        Points of each level: 16 for 16 along every axis, a tuple for any other shape.
+        Points of each resolution: 16 for 16 along every axis, a tuple for any other shape.
     samples : mapping of str to int, optional
         Size of each split; ``{"train": 1000, "test": 50}`` if not given.
     seed : int

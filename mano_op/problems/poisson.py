@@ -29,8 +29,8 @@ class Poisson(BoundaryValueProblem):
 
     Notes
     -----
-    Every level samples a solution on the grid of `solver_grids`, and has the error of this grid. Relative L2
-    errors against 256 intervals in three dimensions, with the default source:
+    Every resolution samples a solution on the grid of `solver_grids`, and has the error of this grid.
+    Relative L2 errors against 256 intervals in three dimensions, with the default source:
 
     =========  =====  =====  ======  ======
     intervals  16     32     64      128

@@ -138,12 +138,12 @@ class Problem(ABC):
 
 
 class BoundaryValueProblem(Problem):
-    """A steady problem with zero values on the boundary, solved on grids that contain the levels' points."""
+    """A steady problem with zero values on the boundary, solved on grids that contain all points."""
 
     boundary_condition = "dirichlet"
 
     def solvers(self, grids: Iterable[Grid], resolution: int | None = None) -> dict[Grid, Grid]:
-        """Choose a grid to solve on that contains the points of each level; see `solver_grids`."""
+        """Choose a grid to solve on that contains the points of each grid; see `solver_grids`."""
         return solver_grids(grids, resolution)
 
     def _restrict(self, solution: Solution, grid: Grid, seed: Seed, index: int) -> Fields:
@@ -154,7 +154,7 @@ class BoundaryValueProblem(Problem):
 
 
 class InitialValueProblem(Problem):
-    """A problem in time, solved as one spectral series for all levels."""
+    """A problem in time, solved as one spectral series for all resolutions."""
 
     final_time: float
     n_steps: int
@@ -181,9 +181,9 @@ class InitialValueProblem(Problem):
 class PeriodicProblem(InitialValueProblem):
     """A periodic field with a quadratic nonlinearity, which starts as a `PeriodicRandomField`.
 
-    A Fourier-Galerkin method on one grid for all levels. Wavenumbers from n/3 on, of n points along an axis,
-    are dropped, so products are exact (the "2/3 rule"); the linear part is integrated exactly. The grid has
-    over 3 ``n_modes`` points along each axis, as many as the finest level, or ``solver_resolution``.
+    A Fourier-Galerkin method on one grid for all resolutions. Wavenumbers from n/3 on, of n points along an
+    axis, are dropped, so products are exact (the "2/3 rule"); the linear part is integrated exactly. The grid
+    has over 3 ``n_modes`` points along each axis, as many as the finest resolution, or ``solver_resolution``.
     """
 
     n_modes: int
@@ -194,7 +194,7 @@ class PeriodicProblem(InitialValueProblem):
 
     def solvers(self, grids: Iterable[Grid], resolution: int | None = None) -> dict[Grid, Grid]:
         """Choose one periodic grid to solve on for all of `grids`; see `spectral_grids`."""
-        levels = tuple(grids)
-        for grid in levels:
+        grids = tuple(grids)
+        for grid in grids:
             check_periodic(True, grid, self.n_dim)
-        return spectral_grids(levels, resolution, at_least=3 * self.n_modes + 1, periodic=True)
+        return spectral_grids(grids, resolution, at_least=3 * self.n_modes + 1, periodic=True)

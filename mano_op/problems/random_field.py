@@ -214,7 +214,7 @@ def normal_coefficients(seed: Seed, index: int, n_modes: int, n_dim: int) -> NDA
     >>> bool((few == many[:4, :4]).all())
     True
     """
-    entropy = list(seed) if isinstance(seed, Sequence) and seed else [seed]
+    entropy: list[Any] = list(seed) if isinstance(seed, Sequence) and seed else [seed]
     for word in entropy:
         check_whole(at_least=0, seed=word)
     check_whole(at_least=0, index=index)

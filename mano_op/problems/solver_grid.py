@@ -1,7 +1,7 @@
-"""Grids to solve on, chosen so that all levels of a data set sample one solution.
+"""Grids to solve on, chosen so that all resolutions of a data set sample one solution.
 
-A coarse level that is solved on its own has its own discretisation error, which a model evaluated on it is
-charged with. Levels that sample one fine solution share a smaller error.
+A coarse field that is solved on its own has its own discretisation error, which a model evaluated on it is
+charged with. Resolutions that sample one fine solution share a smaller error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from mano_op.errors import InputError, check_whole
 from mano_op.grid import Axis, Grid, Registration
 
-# Refinement of a shared solver grid over the grid that the finest level needs, at most.
+# Refinement of a shared solver grid over the grid that the finest resolution needs, at most.
 MAX_REFINEMENT = 4
 
 
@@ -24,7 +24,7 @@ def solver_grids(grids: Iterable[Grid], resolution: int | None = None) -> dict[G
     """Choose for each of `grids` a grid to solve on that contains its points; one for all, if possible.
 
     A solver grid has points at both ends of every axis, so the coefficient is known up to the boundary. The
-    solution is read off at the points of a level, never interpolated.
+    solution is read off at the points of a grid, never interpolated.
 
     Parameters
     ----------
@@ -44,21 +44,21 @@ def solver_grids(grids: Iterable[Grid], resolution: int | None = None) -> dict[G
 
     Examples
     --------
-    >>> levels = [Grid.uniform((n, n), registration="cell") for n in (16, 32)]
-    >>> {str(solver) for solver in solver_grids(levels).values()}
+    >>> cells = [Grid.uniform((n, n), registration="cell") for n in (16, 32)]
+    >>> {str(solver) for solver in solver_grids(cells).values()}
     {'y: 65 node_both on [0, 1] x x: 65 node_both on [0, 1]'}
     """
-    levels = _levels(grids, periodic=False)
-    needed = [[_intervals(axis) for axis in grid] for grid in levels]
+    distinct = _distinct(grids, periodic=False)
+    needed = [[_intervals(axis) for axis in grid] for grid in distinct]
     shared = [math.lcm(*along) for along in zip(*needed, strict=True)]
     finest = [max(along) for along in zip(*needed, strict=True)]
     if resolution is not None:
-        _check_resolution(resolution, math.lcm(*shared), 1, "so that the grid holds all points of the levels")
+        _check_resolution(resolution, math.lcm(*shared), 1, "so that the grid holds all points")
         shared = [resolution] * len(shared)
     elif any(n > MAX_REFINEMENT * limit for n, limit in zip(shared, finest, strict=True)):
         separate = [[n * -(-limit // n) for n, limit in zip(own, finest, strict=True)] for own in needed]
-        return {grid: _closed(grid, n) for grid, n in zip(levels, separate, strict=True)}
-    return {grid: _closed(grid, shared) for grid in levels}
+        return {grid: _closed(grid, n) for grid, n in zip(distinct, separate, strict=True)}
+    return {grid: _closed(grid, shared) for grid in distinct}
 
 
 def spectral_grids(
@@ -66,9 +66,9 @@ def spectral_grids(
 ) -> dict[Grid, Grid]:
     """Choose one grid on which a spectral method solves for all of `grids`.
 
-    A spectral solution has a value everywhere, so the solver grid need not contain the points of the levels.
+    A spectral solution has a value everywhere, so the solver grid need not contain the points of `grids`.
     It has `resolution` points along each axis, an even number that is `at_least` so large. By default it has
-    as many as the finest level. Its axes are periodic ``node`` axes, for sines and cosines, or ``cell`` axes,
+    as many as the finest grid. Its axes are periodic ``node`` axes, for sines and cosines, or ``cell`` axes,
     for cosines alone. Errors are those of `solver_grids`.
 
     Examples
@@ -77,14 +77,14 @@ def spectral_grids(
     >>> str(spectral_grids([coarse, fine], None, at_least=64, periodic=True)[coarse])
     'x: 76 node periodic on [0, 1]'
     """
-    levels = _levels(grids, periodic)
+    distinct = _distinct(grids, periodic)
     if resolution is None:
-        resolution = max(at_least, *(n for grid in levels for n in grid.shape))
+        resolution = max(at_least, *(n for grid in distinct for n in grid.shape))
         resolution += resolution % 2
     _check_resolution(resolution, 2, at_least, "or fewer n_modes")
     kind: Registration = "node" if periodic else "cell"
-    axes = (replace(axis, n=resolution, registration=kind) for axis in levels[0])
-    return dict.fromkeys(levels, Grid(tuple(axes)))
+    axes = (replace(axis, n=resolution, registration=kind) for axis in distinct[0])
+    return dict.fromkeys(distinct, Grid(tuple(axes)))
 
 
 def injection(grid: Grid, solver: Grid) -> tuple[slice, ...]:
@@ -127,16 +127,16 @@ def field_values(
     return field
 
 
-def _levels(grids: Iterable[Grid], periodic: bool) -> list[Grid]:
-    levels = list(dict.fromkeys(grids))
-    if len({tuple((axis.name, axis.start, axis.stop) for axis in grid) for grid in levels}) != 1:
+def _distinct(grids: Iterable[Grid], periodic: bool) -> list[Grid]:
+    distinct = list(dict.fromkeys(grids))
+    if len({tuple((axis.name, axis.start, axis.stop) for axis in grid) for grid in distinct}) != 1:
         raise InputError(
-            f"no grids, or over different domains: {'; '.join(map(str, levels))}. Expected at least one, all "
-            "over one domain: sample each domain on its own"
+            f"no grids, or over different domains: {'; '.join(map(str, distinct))}. Expected at least one, "
+            "all over one domain: sample each domain on its own"
         )
-    for grid in levels:
+    for grid in distinct:
         check_periodic(periodic, grid)
-    return levels
+    return distinct
 
 
 def _check_resolution(resolution: int, multiple: int, at_least: int, reason: str) -> None:
