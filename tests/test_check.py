@@ -46,6 +46,9 @@ def test_right_stores_have_no_violations(kept, tmp_path):
         assert check(store) == []
     means = coarsen_store(kept, tmp_path / "means.zarr", [(3, 2)], method="mean", progress=False)
     assert check(means) == []
+    held = {COARSE: ["near"], FINE: ["far"]}
+    tests = wave_store(tmp_path / "tests.zarr", [COARSE, FINE], {"near": 1, "far": 1}, held=held, chunk=1)
+    assert check(tests) == []
 
 
 def write_anew(root, *, path, **changed):

@@ -204,7 +204,7 @@ def test_method_may_differ_between_variables_and_times_are_kept(tmp_path):
         return {"a": fields["a"], "u": fields["u"][:, None] * np.array([1.0, 2.0, 3.0])[:, None, None]}
 
     variables = [Variable("a", "input"), Variable("u", "output", time=True)]
-    options = {"ends": None, "chunk": 3, "times": times, "time_units": "s"}
+    options = {"ends": None, "chunk": 3, "times": times, "time_units": "s", "chunk_times": 2}
     store = store_of(tmp_path / "fine.zarr", [FINE], variables, moving, SPLITS, **options)
     made = coarsen(store, tmp_path / "both.zarr", method={"u": "mean", "a": "injection"})
     assert made.layout.times == times and made.layout.time_units == "s"

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from mano_op.data.check import check_store
 from mano_op.data.dataset import FieldDataset
+from mano_op.data.info import describe
 from mano_op.data.store import Variable, create_store, open_store
 from mano_op.errors import InputError
 from mano_op.grid import REGISTRATIONS, Grid
@@ -200,6 +201,7 @@ def heat_store(path, **changes):
 def test_variables_in_time_are_read_back(tmp_path, chunk_times):
     store = open_store(heat_store(tmp_path / "heat.zarr", chunk_times=chunk_times).path)
     assert (store.layout.times, store.layout.time_units) == (TIMES, "s")
+    assert "3 times from 0 to 2 s" in describe(store)
     assert [variable.time for variable in store.variables] == [False, True]
     expected = heat(range(8), FINE)["u"].astype(np.float32)
     np.testing.assert_array_equal(store.read(FINE, "u"), expected)
@@ -295,7 +297,9 @@ def test_a_store_is_complete_only_when_finishing_is(tmp_path, monkeypatch):
             store.finish()
     with pytest.raises(InputError, match="partial store: 8 of 8 samples"):
         open_store(store.path)
-    open_store(store.path, incomplete=True).finish()
+    unfinished = open_store(store.path, incomplete=True)
+    assert "partial: all samples are there, but it was not finished" in describe(unfinished)
+    unfinished.finish()
     assert open_store(store.path).statistics.keys() == {"a", "b", "u"}
 
 
@@ -432,6 +436,7 @@ def test_a_store_is_replaced_when_another_is_finished_and_not_before(tmp_path, s
     assert (new.complete, new.path) == (False, store.path)
     write_waves(new, slice(0, 2))
     assert open_store(store.path).complete
+    assert "complete, and waves.zarr.partial is there to replace it" in describe(open_store(store.path))
     for name, values in before.items():
         np.testing.assert_array_equal(open_store(store.path).read(FINE, name), values)
     assert open_store(store.path, incomplete=True).pending() == [slice(2, 3)]

@@ -60,8 +60,6 @@ class Rounding:
     @property
     def is_constant(self) -> bool:
         """Whether values are one number, but for the last digits of float64; so are none at all."""
-        if not self.moments.count:
-            return True
         return bool(self.moments.std <= 8 * np.finfo(np.float64).eps * abs(self.moments.mean))
 
     def violation(self, name: str, reference: float) -> str | None:
