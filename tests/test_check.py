@@ -38,7 +38,7 @@ def check(store):
 
 def test_right_stores_have_no_violations(kept, tmp_path):
     assert check(kept) == []
-    options = {"samples": {"train": 3, "test": 2}, "progress": False}
+    options = {"samples": {"train": 2, "test": 1}, "progress": False}
     for registration in ("node", "node_both", "cell"):
         store = generate_darcy(
             tmp_path / f"{registration}.zarr", [5, 9], registration=registration, **options
@@ -289,11 +289,11 @@ def test_a_damaged_label_is_named(store, name, damage):
 
 def test_no_flipped_bit_of_the_metadata_is_a_traceback(store):
     generator = np.random.default_rng(0)
-    for name in ["", "r6x4/", "r6x4/u/", "r12x8/y/"]:
+    for name, n in (("", 24), ("r6x4/u/", 8)):
         file = store.path / f"{name}zarr.json"
         right = file.read_bytes()
         # the labels of the root, and some of the copies of the others' that follow them
-        for position in generator.integers(0, len(right), 16):
+        for position in generator.integers(0, len(right), n):
             content = bytearray(right)
             content[position] ^= 1 << int(generator.integers(0, 8))
             file.write_bytes(content)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import wave_store, waves
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mano_op.data.chunk_cache import ChunkCache
@@ -41,6 +41,7 @@ def reads(monkeypatch):
     return rows_read
 
 
+@settings(max_examples=15)
 @given(
     budget=st.integers(0, 12) | st.just(1000),
     batches=st.lists(st.lists(st.integers(0, 26), min_size=1, unique=True), min_size=1, max_size=12),

@@ -144,7 +144,7 @@ def test_a_chunk_is_whole_fields_of_a_few_samples(kept):
         assert array.chunks == (2, *grid.shape)
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(
     shape=st.lists(st.integers(2, 5), min_size=1, max_size=3),
     registration=st.sampled_from(REGISTRATIONS),

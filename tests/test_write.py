@@ -239,6 +239,7 @@ def test_times_are_kept_as_numbers_and_units(tmp_path, times, numbers, units):
         (lambda d: d, {"splits": {"train": 8.0}}, "samples of split 'train'=8.0, expected a whole number"),
         (lambda d: d.assign_coords(x=d.x**2), {"domain": None}, "the spacing is not uniform"),
         (lambda d: d, {"chunk": 0}, "chunk=0"),
+        (lambda d: d, {"chunks": 3}, "there is no option chunks=3 of StoreOptions; did you mean 'chunk'"),
     ],
 )
 def test_misfitting_labels_are_refused_before_writing(tmp_path, change, options, message):
