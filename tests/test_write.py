@@ -159,7 +159,7 @@ def test_domain_follows_from_points_and_registration(n, ends, registration, dtyp
     points = Axis("x", n, *ends, registration).points.astype(dtype)
     # Where the ends are round numbers they are found exactly.
     close = 0 if ends[1] != 2 * np.pi else 8 * np.finfo(dtype).eps
-    np.testing.assert_allclose(_domain("x", points, registration), ends, rtol=close, atol=0)
+    np.testing.assert_allclose(_domain(points, registration), ends, rtol=close, atol=0)
 
 
 def test_two_resolutions_reveal_a_wrong_registration(tmp_path):
@@ -269,7 +269,7 @@ def test_bounds_give_the_domain_and_reveal_a_wrong_registration(tmp_path):
 
 
 def test_domain_never_starts_at_minus_zero():
-    assert not np.signbit(_domain("x", np.array([0.125, 0.375, 0.625, 0.875]), "cell")[0])
+    assert not np.signbit(_domain(np.array([0.125, 0.375, 0.625, 0.875]), "cell")[0])
 
 
 @pytest.mark.parametrize("there", [False, True])

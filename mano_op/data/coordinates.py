@@ -103,7 +103,7 @@ def _domain(points: NDArray[Any], registration: Registration) -> tuple[float, fl
     # there is one within the rounding of the coordinates.
     precision = np.finfo(points.dtype if points.dtype.kind == "f" else np.float64)
     scale = max(abs(start), abs(start + length))
-    digits = precision.precision - 2 - math.ceil(math.log10(scale))
+    digits = precision.precision - 2 - math.ceil(math.log10(scale) - 1e-6)  # the scale is rounded too
     ends = [(end, round(end, digits)) for end in (start, start + length)]
     start, stop = (near if abs(near - end) <= 8 * precision.eps * scale else end for end, near in ends)
     return float(start) + 0.0, float(stop) + 0.0  # no -0.0
