@@ -339,7 +339,7 @@ ROW = {"x-coordinate": CENTRES["x"], "t-coordinate": TIMES}
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        (FLOW, r"has force, particles, t, velocity; expected .*components last.*`mano_op.write_fields`"),
+        (FLOW, r"has force, particles, t, velocity; expected .*no coordinates.*`mano_op.write_fields`"),
         (ROW | {"tensor": values(0, 1, 2, 3, 4)}, r"tensor: shape \(1, 2, 3, 4\); expected \(1, 2, 4\)"),
         (
             ROW | {"tensor": values(0, 2, 3, 4, 1)},

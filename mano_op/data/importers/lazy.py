@@ -62,7 +62,7 @@ def import_files(
         return write_fields(
             path,
             {tuple(data.sizes[name] for name in data.coords if name != "time"): data},
-            outputs=[name for name in data.data_vars if name not in stated["inputs"]],
+            outputs=[str(name) for name in data.data_vars if name not in stated["inputs"]],
             splits={split: sum(len(parts[file].data["sample"]) for file in paths[split]) for split in paths},
             provenance=about,
             **{**stated, **options},

@@ -160,9 +160,8 @@ def _groups(variables: tuple[str, ...], path: Path, file: h5py.File) -> Part:
     groups = [node for name in sorted(file) if isinstance(node := file.get(name), h5py.Group)]
     if not any("data" in group for group in groups):
         flow = (
-            ". Incompressible flow (force, particles, velocity, t) has components last, times for each "
-            "sample and no coordinates, and is not imported: give its arrays to `mano_op.write_fields`, with "
-            "the grid that they are on"
+            ". Incompressible flow has no coordinates of points: give its arrays to `mano_op.write_fields`, "
+            "with the grid that they are on"
         )
         raise InputError(
             f"{path} has {', '.join(file) or 'nothing'}; expected 'x-coordinate', ..., 't-coordinate' and "
