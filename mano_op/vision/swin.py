@@ -128,11 +128,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 
 # A name of each layout that no other layout has.
-_MARKS = (
-    "patch_embed.proj.weight",
-    "features.0.0.weight",
-    "embeddings.patch_embeddings.projection.weight",
-)
+_MARKS = ("patch_embed.proj.weight", "features.0.0.weight", "embeddings.patch_embeddings.projection.weight")
 _ATTENTION = "attention.attention.0"
 # Parts of names in the layouts, and what `MANOClassifier` has in their place; replaced in this order.
 _NAMES = (
