@@ -375,7 +375,7 @@ def test_damaged_file_gives_an_image_or_an_input_error(kind: str) -> None:
         ({"image_size": 6, "in_channels": 2}, "in_channels=2, expected 1 or 3"),
         (
             {"image_size": 6, "test": 0.2},
-            r"test=0.2 \(--test-part\), but .* has a split 'test': leave it out",
+            "test=0.2, but .* has a split 'test': leave it out",
         ),
         ({"image_size": 6, "validation": 1.0}, "validation=1.0, expected a part, between 0 and 1"),
         ({"image_size": 6, "validation": True}, "validation=True, expected a part"),

@@ -233,8 +233,7 @@ def _split_off(
         if part is None:
             continue
         if name in splits:
-            flag = f"--{name}-part"  # on the command line
-            raise InputError(f"{name}={part} ({flag}), but {source} has a split {name!r}: leave it out")
+            raise InputError(f"{name}={part}, but {source} has a split {name!r}: leave it out")
         train = splits["train"]
         held_out = stratified(train.labels.numpy(), part, seed, train.classes, stream=stream)
         splits["train"] = train.subset(np.flatnonzero(~held_out))
