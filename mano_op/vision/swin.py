@@ -85,8 +85,8 @@ def from_swin_v2(
     """
     if isinstance(weights, str | Path):
         path = Path(weights)
-        weights = read_weights(path) if path.suffix == ".safetensors" else read_tensors(path)
-        weights = weights["model"] if isinstance(weights.get("model"), Mapping) else weights
+        tensors: Any = read_weights(path) if path.suffix == ".safetensors" else read_tensors(path)
+        weights = tensors["model"] if isinstance(tensors.get("model"), Mapping) else tensors
     named = _renamed(weights)
     if n_classes is None:
         n_classes = _shape(named, "head.weight", 2, "give n_classes, for a new head")[0]
