@@ -145,7 +145,7 @@ def test_changed_folder_is_not_split_anew(tmp_path: Path) -> None:
     assert evaluate_classifier(run, tmp_path / "pets").row().images == 4
 
 
-def test_own_test_split_of_a_source_is_used(tmp_path: Path) -> None:
+def test_own_test_split_of_a_source_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Instead of the parts of the training; their use is reported for images of the training only."""
     noise(tmp_path / "pets", 10)
     noise(tmp_path / "new" / "train", 4, start=20)
@@ -157,6 +157,9 @@ def test_own_test_split_of_a_source_is_used(tmp_path: Path) -> None:
     expected = F.cross_entropy(run.predict(batch["x"]), batch["y"])
     assert (row.images, row.cross_entropy) == (6, pytest.approx(expected.item(), rel=1e-5))
     assert evaluate_classifier(run, tmp_path / "pets", split="validation").row().images == 4
+    command = f"train images {tmp_path}/new {tmp_path}/none --image-size 8 --test-part 0.3"
+    assert main(command.split()) == 2
+    assert f"--test-part 0.3, but {tmp_path}/new has a split 'test': leave" in capsys.readouterr().err
     own = train(open_images(tmp_path / "new", image_size=8), tmp_path / "own", epochs=1)
     with pytest.raises(InputError, match="may be in the split 'test'"):  # all were trained on
         evaluate_classifier(own, tmp_path / "new" / "train")
@@ -253,11 +256,11 @@ def test_the_command_trains_as_the_function_does(tmp_path: Path) -> None:
     ("command", "message"),
     [
         ("train images digit {new}", "digit is no folder"),
-        ("train images digits {new} --arch test_pooled --flip", "flip=True for digits"),
+        ("train images digits {new} --arch test_pooled --flip", "--flip for digits"),
         ("train images digits {kept} --arch test_pooled", "or --overwrite to replace it"),
         ("train images digits {new} --arch test_poled", "there is no model 'test_poled'"),
-        ("train images digits {new} --split-seed -1", "split_seed=-1, expected a whole number, at least 0"),
-        ("train images digits {new} --label-smoothing nan", "label_smoothing=nan, expected a"),
+        ("train images digits {new} --split-seed -1", "--split-seed -1, expected a whole number, at least 0"),
+        ("train images digits {new} --label-smoothing nan", "--label-smoothing nan, expected a"),
         ("evaluate images digits {new}", '"{new}" does not exist; see `mano-op evaluate images --help`'),
         ("evaluate images digits {kept} --split tset", "has no split 'tset'"),
         ("evaluate images digits {kept} --out {kept}/run.json", "run.json is there already"),

@@ -82,9 +82,9 @@ def test_biases_and_norms_do_not_decay(images: Images, tmp_path: Path) -> None:
     decayed = train(images, tmp_path / "decayed", weight_decay=0.5, **options)
     torch.manual_seed(4)
     start = dict(build_model("test_pooled", still.options).named_parameters())
-    for (name, one), other in zip(still.model.named_parameters(), decayed.model.parameters(), strict=True):
-        expected = 0.5 * 1e-2 * start[name] if one.ndim > 1 else torch.zeros_like(one)
-        torch.testing.assert_close(one - other, expected, rtol=0, atol=1e-7 if one.ndim > 1 else 0)
+    for (name, p), other in zip(still.model.named_parameters(), decayed.model.parameters(), strict=True):
+        expected = 0.5 * 1e-2 * start[name] if p.ndim > 1 else torch.zeros_like(p)
+        torch.testing.assert_close(p - other, expected, rtol=0, atol=1e-7 if p.ndim > 1 else 0)
 
 
 def test_training_fits_the_images_and_keeps_the_best_epoch(images: Images, tmp_path: Path) -> None:
@@ -114,9 +114,9 @@ def test_held_out_images_are_not_trained_on(images: Images, tmp_path: Path) -> N
 def test_workers_change_no_number(tmp_path: Path) -> None:
     pets = write_images(tmp_path / "pets")
     options = {"image_size": 8, "batch_size": 3, "augmentation": {"flip": True}, "epochs": 2, "validate": 0.3}
-    here = train(pets, tmp_path / "here", **options)
-    assert_same_run(here, train(pets, tmp_path / "there", num_workers=1, **options))
-    assert here.training["image_size"] == [8, 8]
+    run = train(pets, tmp_path / "run", **options)
+    assert_same_run(run, train(pets, tmp_path / "again", num_workers=1, **options))
+    assert run.training["image_size"] == [8, 8]
 
 
 def test_frozen_backbone_is_left_to_the_last_bit(images: Images, tmp_path: Path) -> None:
@@ -173,10 +173,7 @@ def test_start_gives_its_parameters_and_its_normalisation(images: Images, tmp_pa
     ("options", "message"),
     [
         ({"augmentation": {"flip": True}}, "flip=True for digits, but a mirrored 2 is no 2: leave it out"),
-        (
-            {"augmentation": {"shift": 8}},
-            "shift=8 may leave nothing of images of 8 x 8 pixels: give at most 2",
-        ),
+        ({"augmentation": {"shift": 8}}, "shift=8 may leave nothing of images of 8 x 8 .*: give at most 2"),
         ({"validate": "valid"}, "digits has no split 'valid'; it has train, test"),
         ({"device": "nowhere"}, "device='nowhere' cannot be used here"),
         ({"arch": "test_poled"}, "there is no model 'test_poled'.*did you mean 'test_pooled'"),
@@ -187,10 +184,7 @@ def test_start_gives_its_parameters_and_its_normalisation(images: Images, tmp_pa
         ({"options": {"widht": 8}}, "no option widht"),
         ({"options": {"n_classes": 3}}, "option n_classes=3, but the images of digits have n_classes=10"),
         ({"arch": "fno", "options": {"n_modes": [4, 4]}}, "fno has no option n_classes"),
-        (
-            {"arch": "test_flat", "options": {"image_size": 7}},
-            r"cannot take an input of shape \(2, 1, 8, 8\)",
-        ),
+        ({"arch": "test_flat", "options": {"image_size": 7}}, "fails .* for an input of shape .2, 1, 8, 8"),
         ({"normalise": {"mean": [0.5]}}, "expected 'imagenet', or {'mean': .*, 'std': .*}, a number of each"),
         ({"normalise": "imagenet"}, r"a number of each channel \(images of shape \(1, 8, 8\)"),
         ({"image_size": 9}, "image_size=9 for images that are opened already"),
@@ -208,9 +202,7 @@ def test_run_is_not_written_among_the_images(tmp_path: Path, monkeypatch: pytest
     write_images(tmp_path / "pets")
     monkeypatch.chdir(tmp_path)
     for out in ("pets/run", "pets/a/run", "pets", "pets/../pets/run"):
-        with pytest.raises(
-            InputError, match=f"^{out} is within pets, where the images are: give a folder els"
-        ):
+        with pytest.raises(InputError, match=f"^{out} is within pets, where the images are: give a folder"):
             train("pets", out, image_size=8)  # type: ignore[arg-type]
     assert {path.name for path in (tmp_path / "pets").iterdir()} == {"a", "b"}
     run = train("pets", "pets2", image_size=8, epochs=1)  # type: ignore[arg-type]
@@ -226,19 +218,18 @@ def packages(run: Run) -> dict[str, str]:
 STAGES = {"patch_size": 1, "embed_dim": 8, "depths": [1, 1], "n_heads": [2, 2], "window": 4}
 
 
+TOKENS = {"patch_size": 2, "embed_dim": 8, "depth": 1, "n_heads": 2}
+
+
 @pytest.mark.parametrize(
     ("arch", "options"),
-    [
-        ("mano_classifier", STAGES),
-        ("swin_classifier", STAGES),
-        ("vit_classifier", {"patch_size": 2, "embed_dim": 8, "depth": 1, "n_heads": 2}),
-    ],
+    [("mano_classifier", STAGES), ("swin_classifier", STAGES), ("vit_classifier", TOKENS)],
 )
 def test_classifiers_of_the_package_are_trained(
     arch: str, options: dict[str, Any], images: Images, tmp_path: Path
 ) -> None:
     """All of it, then its head alone; and the run is used at twice the size."""
-    settings: dict[str, Any] = {"arch": arch, "epochs": 2, "validate": 0.2}
+    settings: dict[str, Any] = {"arch": arch, "epochs": 1, "validate": 0.2}
     run = train(images, tmp_path / "run", options=options, **settings)
     assert run.options == {"in_channels": 1, "n_classes": 10, "image_size": 8, **options}
     expected = ["scikit-learn", *["transformers"] * (arch != "mano_classifier")]
@@ -265,8 +256,7 @@ def test_linear_model_reaches_the_accuracy_of_scikit_learn(tmp_path: Path) -> No
 
 
 def test_half_precision_trains_every_weight_of_a_classifier(images: Images, tmp_path: Path) -> None:
-    stages = {"patch_size": 1, "embed_dim": 8, "depths": [1, 1], "n_heads": [2, 2], "window": 4}
-    run = train(images, tmp_path, arch="mano_classifier", options=stages, precision="bfloat16", epochs=1)
+    run = train(images, tmp_path, arch="mano_classifier", options=STAGES, precision="bfloat16", epochs=1)
     assert run.training["precision"] == "bfloat16"
     assert all(p.isfinite().all() and p.dtype == torch.float32 for p in run.model.parameters())
     torch.manual_seed(0)

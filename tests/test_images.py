@@ -373,7 +373,10 @@ def test_damaged_file_gives_an_image_or_an_input_error(kind: str) -> None:
         ({"image_size": (4, 4, 4)}, r"image_size=\(4, 4, 4\), expected a side or \(height, width\)"),
         ({"image_size": 10**9}, "image_size=1000000000, expected a side or .* to 16384"),
         ({"image_size": 6, "in_channels": 2}, "in_channels=2, expected 1 or 3"),
-        ({"image_size": 6, "test": 0.2}, "test=0.2, but .* has a split 'test': leave it out"),
+        (
+            {"image_size": 6, "test": 0.2},
+            "test=0.2, but .* has a split 'test': leave it out",
+        ),
         ({"image_size": 6, "validation": 1.0}, "validation=1.0, expected a part, between 0 and 1"),
         ({"image_size": 6, "validation": True}, "validation=True, expected a part"),
         ({"image_size": 6, "seed": -1}, "seed=-1, expected a whole number"),

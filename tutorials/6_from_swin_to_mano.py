@@ -19,10 +19,13 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from mano_op.vision import MANOClassifier, from_swin_v2
-from mano_op.vision.evaluate import evaluate_classifier
-from mano_op.vision.images import open_images
-from mano_op.vision.training import train_classifier
+from mano_op.vision import (
+    MANOClassifier,
+    evaluate_classifier,
+    from_swin_v2,
+    open_images,
+    train_classifier,
+)
 
 # %% [markdown]
 # ## A folder of images
@@ -112,8 +115,8 @@ for name, options in runs.items():
 
 # %% [markdown]
 # What was learned from some digits helps with others of which there are few images; the levels are learned
-# along the way. With this seed 28 % are wrong with a start from Swin, 43 % with a trained head alone, and 55
-# % with a random start.
+# along the way. With this seed 28 % are wrong with a start from Swin, 43 % with a trained head alone, and
+# 55 % with a random start.
 
 # %%
 wrong = {name: 1 - correct for name, correct in accuracy.items()}

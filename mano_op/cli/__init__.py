@@ -93,6 +93,7 @@ _ARGUMENT = re.compile(
 )
 # Arguments whose flags have another name.
 _RENAMED = {"hold_out": "validate", "boundary_conditions": "boundary"}
+_RENAMED |= {"test": "test_part", "validation": "validation_part"}
 
 
 def _as_flags(message: str, words: Sequence[str]) -> str:

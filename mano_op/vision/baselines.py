@@ -38,7 +38,7 @@ class _Classifier(DataModel, name="_transformers_classifier"):
         Other entries of a sample are ignored.
         """
         self._check_field(x, "height, width", self.head.weight.dtype)
-        logits: Tensor = self.head(self._features(x))  # type: ignore[operator]
+        logits: Tensor = self.head(self._features(x))
         return logits
 
     @classmethod

@@ -151,8 +151,7 @@ class Evaluation:
 
     Attributes
     ----------
-    arch : str
-    source, split : str
+    arch, source, split : str
     trained_at : (int, int)
     rows : tuple of SizeResult
         The size of the training first; for every other size "direct" and then "resized".
@@ -204,10 +203,7 @@ class Evaluation:
             top5 = [f"{100 * (row.top5 or 0):.1f}"] * five
             cells.append([_by(row.size), how, accuracy, *top5, f"{row.cross_entropy:.4f}"])
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [
-            "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-            for line in cells
-        ]
+        lines = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in cells]
         lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
         about = (
             f"{self.arch} on {self.rows[0].images} images of the split {self.split!r} of {self.source}: "
@@ -229,8 +225,8 @@ def evaluate_classifier(
 ) -> Evaluation:
     """Evaluate a classifier on a split, at the size of its training and at others.
 
-    At another size images are read anew from the source (`ImageSplit.at`), and evaluated both as they are and
-    resized to the size of the training.
+    At another size images are read anew from the source, and evaluated both as they are and resized to the
+    size of the training.
 
     Parameters
     ----------
@@ -297,16 +293,10 @@ def _result(run: Run, batches: Any, size: tuple[int, int], how: str, device: str
         metrics = class_metrics(run.model, run.processor, batches, device)
         if not math.isfinite(metrics.cross_entropy):
             raise FloatingPointError("its logits are not finite")
-    return SizeResult(
-        size=size,
-        how=how,
-        images=len(metrics),
-        accuracy=metrics.accuracy(),
-        interval=metrics.accuracy_interval(),
-        top5=metrics.accuracy(top=5) if len(run.classes) > 5 else None,
-        cross_entropy=metrics.cross_entropy,
-        by_class=metrics.accuracy_by_class(run.classes),
-    )
+    top5 = metrics.accuracy(top=5) if len(run.classes) > 5 else None
+    accuracy, by_class = metrics.accuracy(), metrics.accuracy_by_class(run.classes)
+    interval, loss = metrics.accuracy_interval(), metrics.cross_entropy
+    return SizeResult(size, how, len(metrics), accuracy, interval, top5, loss, by_class)
 
 
 def _check_images(run: Run, images: Images, split: str) -> None:

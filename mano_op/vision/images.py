@@ -202,10 +202,9 @@ def open_images(
     columns = {"image_column": image_column, "label_column": label_column}
     kind, stored, digest, whole = _read(source, {name: c for name, c in columns.items() if c is not None})
     size = height_width(8 if image_size is None and kind == DIGITS else image_size)  # type: ignore[arg-type]
-    train, channels = stored["train"], in_channels
-    if channels is None:
-        first = train.images[0]
-        channels = 1 if isinstance(first, Tensor) else channels_of(first, f"the first image of {train.name}")
+    train, channels = stored["train"], int(in_channels or 1)
+    if in_channels is None and kind != DIGITS:
+        channels = channels_of(train.images[0], f"the first image of {train.name}")
     parts: dict[str, Any] = {"test": test, "validation": validation}
     if like is not None:
         drawn = like.get("split")
@@ -294,7 +293,7 @@ def image_loader(
         }
     if seed is None:
         return DataLoader(data, batch_size, **options)
-    order = ResolutionBatchSampler([len(data)], batch_size, seed=seed)  # type: ignore[arg-type]
+    order = ResolutionBatchSampler([len(data)], batch_size, seed=seed)
     return DataLoader(data, batch_sampler=order, **options)
 
 

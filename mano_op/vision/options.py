@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Annotated, Any, Literal
 
-from pydantic import SkipValidation, StrictBool
+from pydantic import SkipValidation
 
 from mano_op.errors import InputError, check_whole
-from mano_op.options import Count, Fraction, Positive, Whole, options
+from mano_op.options import Count, Flag, Fraction, Positive, Whole, options
 
 Size = Annotated[int | Sequence[int], SkipValidation]  # which `height_width` checks
 _LARGEST_SIDE = 2**14
@@ -151,12 +151,12 @@ class MANOOptions(StageOptions):
 
     halo: Whole = 0
     n_levels: Count | Sequence[Count] | None = None
-    shifted: StrictBool = True
+    shifted: Flag = True
     blocks: Literal["swin", "operator"] = "swin"
     bias_window: Whole | Sequence[Whole] | None = None
     positional_embedding: Literal["grid"] | None = None
-    anchored: StrictBool = False
-    checkpointed: StrictBool = False
+    anchored: Flag = False
+    checkpointed: Flag = False
 
     def __post_init__(self) -> None:
         problem, blocks, n_stages = "", self.blocks, len(self.depths)

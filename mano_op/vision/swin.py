@@ -43,7 +43,7 @@ def from_swin_v2(
     n_classes: Count | None = None,
     drop_path: float = 0.0,
 ) -> MANOClassifier:
-    r"""Build a `MANOClassifier` that starts as a Swin Transformer V2.
+    """Build a `MANOClassifier` that starts as a Swin Transformer V2.
 
     Parameters
     ----------
@@ -84,7 +84,9 @@ def from_swin_v2(
     10
     """
     if isinstance(weights, str | Path):
-        weights = _read(Path(weights))
+        path = Path(weights)
+        tensors: Any = read_weights(path) if path.suffix == ".safetensors" else read_tensors(path)
+        weights = tensors["model"] if isinstance(tensors.get("model"), Mapping) else tensors
     named = _renamed(weights)
     if n_classes is None:
         n_classes = _shape(named, "head.weight", 2, "give n_classes, for a new head")[0]
@@ -100,14 +102,11 @@ def from_swin_v2(
     )
     new = (".attention.scale", ".down.", ".up.", *([] if own_head else ["head."]))
     state = {name: t for name, t in parameters_of(model).items() if not any(part in name for part in new)}
-    shapes, expected = (
-        {name: "x".join(map(str, t.shape)) for name, t in ts.items()} for ts in (named, state)
-    )
-    wrong = [
-        f"{name} is {shapes.get(name, 'missing')}, expected {expected.get(name, 'missing')}"
+    shapes = {
+        name: ["x".join(map(str, t[name].shape)) if name in t else "missing" for t in (named, state)]
         for name in sorted(state.keys() | named.keys())
-        if shapes.get(name) != expected.get(name)
-    ]
+    }
+    wrong = [f"{name} is {own}, expected {wanted}" for name, (own, wanted) in shapes.items() if own != wanted]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise InputError(f"{'; '.join(wrong[:3])}{more}: {_REMEDY}")
@@ -120,19 +119,8 @@ def from_swin_v2(
     return model
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return read_weights(path)
-    tensors = read_tensors(path)
-    return tensors["model"] if isinstance(tensors.get("model"), Mapping) else tensors
-
-
 # A name of each layout that no other layout has.
-_MARKS = (
-    "patch_embed.proj.weight",
-    "features.0.0.weight",
-    "embeddings.patch_embeddings.projection.weight",
-)
+_MARKS = ("patch_embed.proj.weight", "features.0.0.weight", "embeddings.patch_embeddings.projection.weight")
 _ATTENTION = "attention.attention.0"
 # Parts of names in the layouts, and what `MANOClassifier` has in their place; replaced in this order.
 _NAMES = (
