@@ -139,7 +139,7 @@ def test_burgers_equation_is_learnt_from_its_residual_alone():
     model = MANO(
         1, 1, hidden_channels=16, n_layers=2, n_heads=2, periodic=[False, True], reference_shape=(8, 16)
     )
-    optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=6e-3)
     judged = {n: samples(n) for n in (8, 12)}
 
     def error(n):
@@ -148,7 +148,7 @@ def test_burgers_equation_is_learnt_from_its_residual_alone():
             return relative_l2(model(x), truth, grid).mean().item()
 
     errors, losses = {n: [error(n)] for n in judged}, []
-    for _ in range(120):
+    for _ in range(90):
         out = model(x)
         total = loss(out) + 10 * ICLoss()(out, x)
         optimizer.zero_grad()
@@ -216,15 +216,15 @@ def test_poissons_equation_is_learnt_from_its_residual_alone(store):
     )
     sources = [{**batch, "y": torch.full_like(batch["y"], torch.nan)} for batch in train]
     model = poisson_model(coarse, processor)
-    optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 60)
+    optimizer = torch.optim.Adam(model.parameters(), lr=6e-3)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 30)
     residual, losses = Residual(coarse, processor), []
 
     def training_loss(out, **sample):
         losses.append(residual(out, **sample))
         return losses[-1]
 
-    trainer = Trainer(model=model, n_epochs=60, data_processor=processor)
+    trainer = Trainer(model=model, n_epochs=30, data_processor=processor)
     loss = {"l2": LpLoss(d=2)}
     judged = {grid.shape[0]: test[grid] for grid in (coarse, fine)}
     before = {k: v.item() for n in judged for k, v in trainer.evaluate(loss, judged[n], str(n)).items()}
