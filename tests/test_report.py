@@ -265,7 +265,7 @@ def test_report_is_replaced_only_if_asked_and_only_by_a_whole_one(evaluation, wr
     folder = written[0].parent
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for refused in (check_report_folder, lambda folder: write_report(folder, *evaluation, title="again")):
-        with pytest.raises(InputError, match=r"report.html is there already"):
+        with pytest.raises(InputError, match=r"report.html, results.csv, results.json, results.nc already"):
             refused(folder)
     check_report_folder(folder, overwrite=True)
     check_report_folder(folder / "nowhere")
