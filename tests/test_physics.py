@@ -26,7 +26,6 @@ from neuralop.losses import (
     ICLoss,
     LpLoss,
 )
-from neuralop.losses.equation_losses import PoissonInteriorLoss
 
 from mano_op import MANO, Grid
 from mano_op.data.loaders import field_loaders
@@ -139,7 +138,7 @@ def test_burgers_equation_is_learnt_from_its_residual_alone():
     model = MANO(
         1, 1, hidden_channels=16, n_layers=2, n_heads=2, periodic=[False, True], reference_shape=(8, 16)
     )
-    optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=6e-3)
     judged = {n: samples(n) for n in (8, 12)}
 
     def error(n):
@@ -148,7 +147,7 @@ def test_burgers_equation_is_learnt_from_its_residual_alone():
             return relative_l2(model(x), truth, grid).mean().item()
 
     errors, losses = {n: [error(n)] for n in judged}, []
-    for _ in range(120):
+    for _ in range(90):
         out = model(x)
         total = loss(out) + 10 * ICLoss()(out, x)
         optimizer.zero_grad()
@@ -216,15 +215,15 @@ def test_poissons_equation_is_learnt_from_its_residual_alone(store):
     )
     sources = [{**batch, "y": torch.full_like(batch["y"], torch.nan)} for batch in train]
     model = poisson_model(coarse, processor)
-    optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 60)
+    optimizer = torch.optim.Adam(model.parameters(), lr=6e-3)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 30)
     residual, losses = Residual(coarse, processor), []
 
     def training_loss(out, **sample):
         losses.append(residual(out, **sample))
         return losses[-1]
 
-    trainer = Trainer(model=model, n_epochs=60, data_processor=processor)
+    trainer = Trainer(model=model, n_epochs=30, data_processor=processor)
     loss = {"l2": LpLoss(d=2)}
     judged = {grid.shape[0]: test[grid] for grid in (coarse, fine)}
     before = {k: v.item() for n in judged for k, v in trainer.evaluate(loss, judged[n], str(n)).items()}
@@ -245,28 +244,12 @@ def test_poissons_equation_is_learnt_from_its_residual_alone(store):
 
 
 def test_derivatives_by_the_coordinates_of_points_are_not_those_along_a_grid():
-    """What `PoissonInteriorLoss` takes: the field at a point also moves with the others' coordinates.
-
-    They are those of the grid for a function of the point alone, u = sin(pi x), and the loss is its residual.
-    """
+    """What `PoissonInteriorLoss` takes: the field at a point also moves with the others' coordinates."""
     grid = Grid.uniform((9, 9), registration="node_both")
-    mesh = torch.from_numpy(np.stack(np.broadcast_arrays(*grid.mesh), -1)).float()
-    points = mesh.reshape(1, -1, 2).requires_grad_()
-
-    def loss(u, source):
-        return PoissonInteriorLoss()(
-            u.reshape(1, -1, 1), output_queries=points, output_source_terms_domain=source, num_boundary=0
-        )
-
-    u = torch.sin(torch.pi * points[..., 0])
-    slope = torch.pi * torch.cos(torch.pi * points[..., 0])
-    source = -(torch.pi**2) * u * (1 + 0.1 * u**2) + 0.2 * u * slope**2
-    assert loss(u, source.detach()).item() < 1e-8
-
+    points = torch.from_numpy(grid.mesh[None]).float().requires_grad_()
     torch.manual_seed(0)
     model = MANO(2, 1, hidden_channels=16, n_layers=2, n_heads=2, positional_embedding=None)
-    field = model(points.reshape(1, 9, 9, 2).movedim(-1, 1))
+    field = model(points)
     (by_points,) = torch.autograd.grad(field.sum(), points)
     along = differences(grid).dx(field)[0, 0]
-    off = (by_points.reshape(9, 9, 2)[..., 0] - along).norm() / along.norm()
-    assert off > 0.2
+    assert (by_points[0, 0] - along).norm() > 0.2 * along.norm()

@@ -22,7 +22,7 @@ from mano_op.report.style import data_uri
 from mano_op.runs import Run
 from mano_op.transfer.evidence import Evidence
 from mano_op.transfer.rollout import shown_steps, steps_of
-from mano_op.transfer.runs import PLUS, JudgedRun, positions
+from mano_op.transfer.runs import PLUS, JudgedRun
 from mano_op.transfer.tables import error_rows, metric_name, metric_rows, notes
 
 _FOR_SPECTRA = 50
@@ -162,8 +162,8 @@ def _runs(results: xr.Dataset, runs: list[JudgedRun]) -> list[list[str]]:
     if len(set(labels)) < len(labels):
         labels = [f"{label}, seed {run.seed}" for label, run in zip(labels, runs, strict=True)]
     facts = [_facts(*run) for run in zip(runs, flops, strict=True)]
-    names = dict.fromkeys(name for of_run in facts for name in of_run)
-    return [["", *labels], *([name, *(of_run.get(name, "") for of_run in facts)] for name in names)]
+    names = dict.fromkeys(name for column in facts for name in column)
+    return [["", *labels], *([name, *(column.get(name, "") for column in facts)] for name in names)]
 
 
 def _facts(run: JudgedRun, flops: float) -> dict[str, str]:
@@ -197,7 +197,9 @@ def _facts(run: JudgedRun, flops: float) -> dict[str, str]:
 def _history(judged: xr.Dataset, runs: list[JudgedRun]) -> dict[str, Any]:
     """The picture of the training losses of the first seeds, and what the losses are; empty without any."""
     by_pair = {run.coordinates[:2]: run.source for run in reversed(runs)}
-    first = dict(zip(judged["label"].values.tolist(), map(by_pair.get, positions(judged)), strict=True))
+    first = {
+        label: by_pair[pair] for label, pair in zip(judged["label"].values, judged["run"].values, strict=True)
+    }
     histories = {label: run.history if isinstance(run, Run) else [] for label, run in first.items()}
     if not any(histories.values()):
         return {}

@@ -7,7 +7,7 @@ from pathlib import Path
 import xarray as xr
 
 from mano_op.errors import InputError
-from mano_op.files import check_file, write_file
+from mano_op.files import check_folder, write_file
 from mano_op.report.page import page
 from mano_op.transfer.evidence import Evidence
 from mano_op.transfer.io import netcdf_bytes
@@ -31,8 +31,12 @@ def check_report_folder(folder: str | Path, *, overwrite: bool = False) -> None:
     InputError
         If one of `FILES` is there and `overwrite` is not set, or the folder cannot be made.
     """
-    for name in FILES:
-        check_file(Path(folder) / name, overwrite=overwrite)
+    existing = [name for name in FILES if (check_folder(folder) / name).exists()]
+    if existing and not overwrite:
+        raise InputError(
+            f"{folder} has {', '.join(existing)} already: give another folder, or overwrite=True to replace "
+            "them"
+        )
 
 
 def write_report(
