@@ -246,6 +246,12 @@ def test_axes_may_have_registrations_of_their_own(tmp_path: Path, capsys: pytest
             "train fields {store} {new} --resolution 8 --patience 3",
             "--patience 3, but nothing to validate on",
         ),
+        ("train fields {store} {new} --resolution 8 8", "--resolution 8 8, expected at least one resolution"),
+        ("train fields {store} {new} --resolution 8 --validate 0.01", "--validate 0.01 of 12 samples is 0"),
+        (
+            "train fields {store} {new} --resolution 8 --noise 1",
+            "from known times, --time-steps STEPS_IN STEP",
+        ),
         ("train fields {store} {mano} --resolution 8 --resume", "a finished run of another training"),
         ("train fields {store} {mano} --resolution 8 --resume --overwrite", "--resume and --overwrite"),
         ("evaluate fields {store} {folder}/fno {store} --out {new}", "holds no run.json"),
