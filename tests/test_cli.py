@@ -255,7 +255,10 @@ def test_axes_may_have_registrations_of_their_own(tmp_path: Path, capsys: pytest
         ("train fields {store} {mano} --resolution 8 --resume", "a finished run of another training"),
         ("train fields {store} {mano} --resolution 8 --resume --overwrite", "--resume and --overwrite"),
         ("evaluate fields {store} {folder}/fno {store} --out {new}", "holds no run.json"),
-        ("evaluate fields {store} {mano} --out {folder}/report", "report.html, results.csv"),
+        (
+            "evaluate fields {store} {mano} --out {folder}/report",
+            "report.html is there already: give another path, or --overwrite",
+        ),
         ("evaluate fields {store} {mano} --out {new} --resolution 8 12", "no resolution 12"),
         ("generate darci {new} --resolution 8", "neither a problem"),
         ("generate darcy {new}", "generate darcy: give the --resolution"),

@@ -87,9 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code or 0
 
 
-# An argument of the library with its value, as messages have it; after a colon it is an entry of a file.
+# An argument of the library with its value, as messages have it, which is no entry of a file.
 _ARGUMENT = re.compile(
-    r"(?<![\w.(\[{])(?<!option )(?<!: )(\w+)="
+    r"(?<![\w.(\[{])(?<!option )(?<!toml: )(?<!yaml: )(?<!json: )(\w+)="
     r"(\{[^{}]*\}|\[[^\[\]]*\]|\([^()]*\)|'[^']*'|(?>[\w.+-]*\w)(?!\())"
 )
 # Arguments whose flags have another name.
