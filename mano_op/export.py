@@ -118,13 +118,12 @@ def export_program(
     Examples
     --------
     >>> import tempfile
-    >>> from mano_op import MANO
-    >>> model = MANO(1, 1, n_dim=1, hidden_channels=4, n_layers=1, n_heads=1, window=2, reference_shape=(2,))
+    >>> model = nn.Conv1d(1, 1, 3, padding=1)  # or a MANO, without shape
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     errors = export_program(model, f"{folder}/mano.pt2")
-    ...     program = torch.export.load(f"{folder}/mano.pt2").module()
-    >>> max(errors.values()) < 1e-5, program(torch.randn(4, 1, 25)).shape
-    (True, torch.Size([4, 1, 25]))
+    ...     errors = export_program(model, f"{folder}/model.pt2", shape=(25,))
+    ...     program = torch.export.load(f"{folder}/model.pt2").module()
+    >>> max(errors.values()) < 1e-5, program(torch.randn(1, 1, 25)).shape
+    (True, torch.Size([1, 1, 25]))
     """
     file = check_file(path, overwrite=overwrite)
     task = _task(run, shape)

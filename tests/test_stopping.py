@@ -110,7 +110,7 @@ def test_held_out_samples_are_not_trained_on(fields: FieldStore, tmp_path: Path)
     assert trained | held[8] | held[16] == fields_of(everything.train)
     assert loaders.processor.to_dict() == everything.processor.to_dict()
     # The same samples at both resolutions, so that none is trained on at one and validated on at the other.
-    rows = [loader.dataset.indices.tolist() for loader in loaders.test.values()]  # type: ignore[attr-defined]
+    rows = [list(loader.dataset.indices) for loader in loaders.test.values()]  # type: ignore[attr-defined]
     assert rows[0] == rows[1]
     again, other = (
         field_loaders(fields, train=8, test=[8], batch_size=4, splits=Splits(hold_out=0.25), seed=seed)

@@ -87,9 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code or 0
 
 
-# An argument of the library with its value, as messages have it.
+# An argument of the library with its value, as messages have it, which is no entry of a file.
 _ARGUMENT = re.compile(
-    r"(?<![\w.(\[{])(?<!option )(\w+)=(\{[^{}]*\}|\[[^\[\]]*\]|\([^()]*\)|'[^']*'|[\w.+-]*\w)"
+    r"(?<![\w.(\[{])(?<!option )(?<!toml: )(?<!yaml: )(?<!json: )(\w+)="
+    r"(\{[^{}]*\}|\[[^\[\]]*\]|\([^()]*\)|'[^']*'|(?>[\w.+-]*\w)(?!\())"
 )
 # Arguments whose flags have another name.
 _RENAMED = {"hold_out": "validate", "boundary_conditions": "boundary"}
@@ -110,12 +111,12 @@ def _as_flags(message: str, words: Sequence[str]) -> str:
         try:
             value = literal_eval(text)
         except (ValueError, SyntaxError):  # a placeholder: time_steps=(steps_in, steps_out)
-            value = re.findall(r"[\w.+-]+", text)
+            value = re.findall(r"[\w.+-]+", text.upper() if text.startswith("(") else text)
+        if value is True:
+            return name
         n_tokens = flags[name].parameter.n_tokens
         typed = words_of(value, n_tokens == 1 or (isinstance(value, tuple) and n_tokens == -1))
-        return (
-            name if value is True else " ".join([name, *(typed if isinstance(typed, list) else [str(typed)])])
-        )
+        return " ".join([name, *map(str, typed if isinstance(typed, list) else [typed])])
 
     return _ARGUMENT.sub(flag, message)
 
