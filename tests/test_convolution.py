@@ -420,7 +420,7 @@ def references(model):
     ],
 )
 def test_hosts_run_the_layer_at_any_size(host, n_dim, count):
-    """Nothing spectral is left in them, and every parameter has a gradient, as data-parallel training wants."""
+    """Nothing spectral is left in them, and every parameter has a gradient."""
     model = host(CONV.with_options(periodic=[True, False, True][:n_dim]), n_dim)
     assert len(convolutions(model)) == count
     assert not any(isinstance(module, SpectralConv) for module in model.modules())
