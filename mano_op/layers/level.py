@@ -32,7 +32,7 @@ class Parts(NamedTuple):
 
 
 class Projection(NamedTuple):
-    """Parameters of the maps to queries, keys and values; `logit_scale`, ``(heads,)``, is of cosine scores."""
+    """Parameters of the maps to queries, keys and values; `logit_scale`, ``(heads,)``, is for cosines."""
 
     weight: Tensor
     q_bias: Tensor | None = None
