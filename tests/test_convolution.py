@@ -11,14 +11,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from helpers import assert_gradients, in_a_group_of_one, on_grid
+from helpers import assert_gradients, on_grid
 from neuralop import LpLoss, Trainer, models
 from neuralop.layers.fno_block import FNOBlocks
 from neuralop.layers.spectral_convolution import SpectralConv
 from neuralop.models import CODANO, FNO, GINO, TFNO, UNO, UQNO
 from neuralop.training import AdamW, load_training_state, save_training_state
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from mano_op import (
@@ -204,7 +203,7 @@ def test_every_parameter_has_its_gradient_at_every_size(n_dim):
         ({"fno_block_precision": "half"}, "fno_block_precision='half' .* Instead: use torch.autocast"),
         ({"complex_data": True}, "complex_data=True .* the real and the imaginary part as two channels"),
         ({"max_n_modes": (8, 8)}, r"max_n_modes=\(8, 8\) .* Instead: what a point attends to is for window"),
-        ({"n_modes": (4, 4, 4, 4)}, r"n_modes=\(4, 4, 4, 4\), expected 1 to 3 whole numbers"),
+        ({"n_modes": (4, 4, 4, 4)}, r"n_modes=\(4, 4, 4, 4\), expected 1 or 2 or 3 whole numbers"),
         ({"n_modes": (4, 0)}, r"n_modes\[1\]=0, expected a whole number, at least 1"),
         ({"resolution_scaling_factor": [2]}, r"resolution_scaling_factor=\[2\], .* for each of 2"),
         ({"resolution_scaling_factor": "2"}, "resolution_scaling_factor='2', expected a positive number"),
@@ -223,15 +222,12 @@ def test_arguments_that_cannot_be_used_are_refused(options, message):
 def test_inputs_that_cannot_be_used_are_refused():
     conv = layer()
     for shape in [(1, 3, 4, 4), (1, 4, 4), (1, 4, 0, 4)]:
-        with pytest.raises(
-            InputError, match=r"expected \(batch, in_channels=4, n_1, n_2\), each n at least 1"
-        ):
+        with pytest.raises(InputError, match=r"expected \(batch, in_channels=4, n_1, n_2\), each n at least"):
             conv(random(*shape))
+    message = r"output_shape=\(.*\), expected 2 whole numbers, at least 1"
     for output_shape in [(4,), (4, 0), (4.0, 4), (True, 4)]:
         for method in (conv.forward, conv.transform):
-            with pytest.raises(
-                InputError, match=r"output_shape=\(.*\), expected 2 whole numbers, at least 1"
-            ):
+            with pytest.raises(InputError, match=message):
                 method(random(1, 4, 4, 4), output_shape)
     with pytest.raises(InputError, match="at least 2: the points"):
         layer(registration="node_both")(random(1, 4, 4, 4), (4, 1))
@@ -242,7 +238,7 @@ def test_modes_can_be_set_and_change_no_value():
     before = conv(x)
     conv.n_modes = (2, 3)
     assert conv.n_modes == [2, 3] and torch.equal(conv(x), before)
-    with pytest.raises(InputError, match=r"n_modes=\[2\], expected 2 numbers: one for each dimension"):
+    with pytest.raises(InputError, match=r"n_modes=\[2\], expected 2 whole numbers: one for each dimension"):
         conv.n_modes = [2]
     line = layer(n_modes=5)
     line.n_modes = 7
@@ -424,7 +420,7 @@ def references(model):
     ],
 )
 def test_hosts_run_the_layer_at_any_size(host, n_dim, count):
-    """Nothing spectral is left in them, and every layer has gradients."""
+    """Nothing spectral is left in them, and every parameter has a gradient."""
     model = host(CONV.with_options(periodic=[True, False, True][:n_dim]), n_dim)
     assert len(convolutions(model)) == count
     assert not any(isinstance(module, SpectralConv) for module in model.modules())
@@ -526,21 +522,6 @@ def test_training_state_of_a_host_is_read_if_its_classes_are_trusted(tmp_path):
     with torch.serialization.safe_globals([MultipoleConv, conv_with_options, torch.nn.functional.gelu]):
         loaded, *_ = load_training_state(tmp_path, "model", fno(seed=1))
     assert torch.equal(loaded.eval()(x), model.eval()(x))
-
-
-def descend_in_parallel():
-    for host in (uno, codano):
-        model = host(CONV.with_options(n_levels=3))
-        model(torch.zeros(2, 1, 8, 8))
-        fix_references(model)
-        model = DistributedDataParallel(model)
-        for shape in [(8, 8), (2, 4), (9, 5), (16, 16)]:
-            model(x=torch.randn(2, 1, *shape)).square().sum().backward()
-
-
-def test_data_parallel_training_finds_all_gradients_at_other_sizes(tmp_path):
-    """DDP fails at the next step if a parameter got no gradient. CODANO's instance norm wants two points."""
-    in_a_group_of_one(descend_in_parallel, tmp_path)
 
 
 def errors_of(conv, store):

@@ -108,28 +108,6 @@ def test_levels_are_added_on_the_way_up(shape, level_weights):
     assert_same(layer(x0), o0 + factors[0] * layer.up[0](y1, shape))
 
 
-@pytest.mark.parametrize("sampling", ["conv", "avg_pool"])
-@pytest.mark.parametrize(
-    ("shape", "window", "stride", "rate", "n_levels"),
-    [((16, 8), 4, 2, 2, 3), ((7, 5), 2, 1, 2, 2), ((10, 13), 4, 3, 3, 2), ((3, 2), 5, 4, 2, 1)],
-)
-def test_published_levels_share_their_parts_and_are_as_many_as_fit(
-    shape, window, stride, rate, n_levels, sampling
-):
-    """floor(log_r n) of the shorter side; also where windows and cells are cut."""
-    options = {"window": window, "stride": stride, "rate": rate, "sampling": sampling}
-    layer, levels = randomise(MultipoleAttention.published(4, 2, **options)), [draw(2, 4, *shape)]
-    [attention], [down], [up] = layer.attention, layer.down, layer.up
-    for _ in range(n_levels - 1):
-        levels.append(down(levels[-1]))
-    out = attention(levels[-1])
-    for i in range(n_levels - 1):
-        finer = levels[-2 - i]
-        out = attention(finer) + 1 / (i + 1) * up(out, finer.shape[2:])
-    assert_same(layer(levels[0]), out)
-    assert attention.halo == 0 and attention.bias is None and isinstance(attention.norm2, torch.nn.LayerNorm)
-
-
 def test_shared_levels_match_equal_ones_and_their_gradient_is_the_sum():
     own, shared = operator(), operator(style=Style(shared_levels=True))
     names = ("attention", "down", "up")
@@ -216,7 +194,7 @@ def test_precision_is_that_of_the_type(published):
         ({"n_dim": 4}, "n_dim=4, expected 1, 2 or 3"),
         ({"rate": 1}, "rate=1, expected at least 2"),
         ({"stride": 5}, "stride=5, expected at most window=3"),
-        ({"n_levels": None}, "n_levels=None, but each level has parameters of its own: give their number"),
+        ({"n_levels": None}, "n_levels=None, but levels have parameters of their own"),
         ({"shift": 3}, "shift=3, expected less than window=3"),
         ({"shift": 1, "stride": 1}, "shift=1 with stride=1 and window=3: .* leave out one of the two"),
         ({"registration": "edge"}, "registration='edge', expected 'node', 'node_both' or 'cell'"),

@@ -318,10 +318,7 @@ class MultipoleConv(Anchored, nn.Module, metaclass=_WithOptions):
 
     @n_modes.setter
     def n_modes(self, n_modes: int | Sequence[int]) -> None:
-        modes = _check_modes(n_modes)
-        if len(modes) != self.n_dim:
-            raise InputError(f"n_modes={n_modes!r}, expected {self.n_dim} numbers: one for each dimension")
-        self._n_modes = modes
+        self._n_modes = _check_modes(n_modes, (self.n_dim,))
 
     def _path(self, x: Tensor, output_shape: Sequence[int] | None) -> list[Grid]:
         """The grids from the input's to the output's, which go by the reference where that is coarser."""
@@ -387,10 +384,11 @@ def _refuse_spectral(**options: Any) -> None:
             )
 
 
-def _check_modes(n_modes: Any) -> tuple[int, ...]:
+def _check_modes(n_modes: Any, counts: Sequence[int] = (1, 2, 3)) -> tuple[int, ...]:
     modes = n_modes if isinstance(n_modes, Sequence) else [n_modes]
-    if isinstance(n_modes, str) or not 1 <= len(modes) <= 3:
-        raise InputError(f"n_modes={n_modes!r}, expected 1 to 3 whole numbers: one for each dimension")
+    if isinstance(n_modes, str) or len(modes) not in counts:
+        expected = " or ".join(map(str, counts))
+        raise InputError(f"n_modes={n_modes!r}, expected {expected} whole numbers: one for each dimension")
     check_whole(**{f"n_modes[{i}]": n for i, n in enumerate(modes)})
     return tuple(int(n) for n in modes)
 

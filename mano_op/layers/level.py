@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -24,17 +23,8 @@ from mano_op.layers.replay import replay
 from mano_op.layers.scores import LEAST_NORM, STEEPEST, scored, steep
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Parts of a level beside its parameters.
-
-    Attributes
-    ----------
-    norms : Hidden
-        The LayerNorms.
-    heads : int
-    windows : Windows
-    """
+class Parts(NamedTuple):
+    """LayerNorms, number of heads and windows of a level."""
 
     norms: Hidden
     heads: int
@@ -42,15 +32,7 @@ class Parts:
 
 
 class Projection(NamedTuple):
-    """Parameters of the maps to queries, keys and values.
-
-    Attributes
-    ----------
-    weight : Tensor, ``(3 * heads * head_dim, channels)``
-    q_bias, v_bias : Tensor, optional, ``(heads * head_dim,)``
-    logit_scale : Tensor, optional, ``(heads,)``
-        Of cosine scores; see `mano_op.layers.scores.scored`.
-    """
+    """Parameters of the maps to queries, keys and values; `logit_scale`, ``(heads,)``, is for cosines."""
 
     weight: Tensor
     q_bias: Tensor | None = None

@@ -183,12 +183,9 @@ class MultipoleAttention(nn.Module):
             ),
             (
                 n_levels is None and own_levels,
-                "n_levels=None, but each level has parameters of its own: give their number",
+                "n_levels=None, but levels have parameters of their own: say how many",
             ),
-            (
-                len(wraps) != n_dim,
-                f"periodic={periodic} has {len(wraps)} entries, expected n_dim={n_dim}",
-            ),
+            (len(wraps) != n_dim, f"periodic={periodic} has {len(wraps)} entries, expected n_dim={n_dim}"),
             (
                 registration == "node_both" and any(wraps),
                 f"periodic={periodic} with registration='node_both': the first and the last point of an axis "

@@ -237,13 +237,14 @@ class MANO(GridModel, Anchored, name="MANO"):
         if values is None:
             return None
         listed = isinstance(values, Sequence) and not isinstance(values, str)
-        finite = listed and all(value is None or _is_finite(value) for value in values)
+        numbers = [value for value in values if value is not None] if listed else [None]
+        finite = all(isinstance(v, Real) and not isinstance(v, bool) and math.isfinite(v) for v in numbers)
         if not finite or len(values) != self.out_channels:
             raise InputError(
                 f"boundary_values={values!r}, expected for each of out_channels={self.out_channels} a finite "
                 "number, or None where it is not known"
             )
-        if all(value is None for value in values):
+        if not numbers:
             return None
         if all(self.periodic):
             raise InputError(
@@ -258,7 +259,3 @@ class MANO(GridModel, Anchored, name="MANO"):
     def _points(self, shape: Sequence[int]) -> list[Tensor]:
         """The coordinates of each axis of a grid."""
         return grid_points(shape, self.registration, self.periodic)
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
