@@ -147,8 +147,8 @@ def test_activator_and_inhibitor_have_unit_variance():
 def test_sample_depends_on_seed_and_index_alone(name):
     problem = (TIMED | STEADY)[name]
     grid, other = grids_of(problem, ("node", 8), ("node", 4))
-    forwards = [problem.sample(3, i, [grid])[grid] for i in range(3)]
-    alone = problem.sample(3, 2, [other, grid])[grid]
+    forwards = [problem.sample(3, i, [grid], 32)[grid] for i in range(3)]
+    alone = problem.sample(3, 2, [other, grid], 32)[grid]
     for field, expected in zip(alone.values(), forwards[2].values(), strict=True):
         np.testing.assert_array_equal(field, expected)
     drawn = [u for seed in (3, 4) for i in range(3) for u in problem.inputs(seed, i, grid).values()]
@@ -158,9 +158,9 @@ def test_sample_depends_on_seed_and_index_alone(name):
 @pytest.mark.parametrize(
     ("problem", "points", "finer", "tolerance"),
     [
-        (Burgers(), 512, 1024, 1e-7),
-        (NavierStokes(n_steps=2, final_time=1.0), 64, 96, 1e-6),
-        (FitzHughNagumo(n_steps=1, final_time=0.5), 128, 192, 1e-4),
+        (Burgers(final_time=0.3, n_steps=3), 512, 1024, 1e-7),
+        (NavierStokes(n_steps=1, final_time=0.5), 64, 96, 1e-6),
+        (FitzHughNagumo(n_steps=1, final_time=0.2), 128, 192, 1e-4),
     ],
 )
 def test_default_solver_grid_resolves_the_default_fields(problem, points, finer, tolerance):

@@ -114,7 +114,7 @@ model = MANO(
     reference_shape=(64,),
     periodic=True,
 )
-n_epochs = 12
+n_epochs = 8
 optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=1e-4)
 scheduler = torch.optim.lr_scheduler.OneCycleLR(
     optimizer, max_lr=5e-3, total_steps=n_epochs + 1, pct_start=0.25
@@ -147,5 +147,5 @@ for resolution, loader in loaders.test.items():
 
 worst = max(errors.values())
 print(f"The larger of the two errors is {worst:.1%}.")
-assert worst < 0.25  # measured: 12 %, where no change is at 144 %
+assert worst < 0.25  # measured: 14 %, where no change is at 144 %
 folder.cleanup()
