@@ -7,7 +7,6 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from helpers import rates
 
 from mano_op import InputError
@@ -301,12 +300,3 @@ def test_unusable_options_are_refused(options, message):
 def test_unsuitable_images_are_refused():
     with pytest.raises(InputError, match=r"expected \(batch, in_channels=3, height, width\)"):
         small()(torch.zeros(1, 1, 8, 8, dtype=torch.float64))
-
-
-def test_windows_of_one_level_are_independent():
-    """A window of 4 x 4 points of the first stage, as rows of pixels: nothing of another one comes in."""
-    model, x = small(depths=[1], n_heads=[1], n_levels=1), draw(1, 3, 32, 32)
-    [whole] = model.forward_features(x)
-    cut = rearrange(x, "b c (y h) (x w) -> (b y x) c h w", h=8, w=8)
-    [parts] = model.forward_features(cut)
-    assert_same(whole, rearrange(parts, "(b y x) c h w -> b c (y h) (x w)", y=4, x=4))

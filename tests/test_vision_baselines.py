@@ -4,9 +4,7 @@ import sys
 
 import pytest
 import torch
-from neuralop.models.base_model import BaseModel
 from swin_sources import DEEP, SMALL, swin_state
-from torch import nn
 
 from mano_op.cost import count_parameters
 from mano_op.errors import InputError
@@ -72,11 +70,6 @@ def test_swin_starts_as_the_identity_and_drops_paths_linearly():
     states = model.backbone(torch.randn(2, 3, 32, 32), output_hidden_states=True).hidden_states
     assert torch.equal(states[1], model.backbone.encoder.layers[0].downsample(states[0], (8, 8)))
     assert all(not p.any() for name, p in model.named_parameters() if name.endswith("bias"))
-
-
-def test_vit_and_swin_are_models_of_the_registry():
-    assert BaseModel._models["vit_classifier"] is ViTClassifier
-    assert isinstance(build_model("swin_classifier", {"in_channels": 1, "n_classes": 2, **SWIN}), nn.Module)
 
 
 def test_transformers_is_not_imported_with_the_module():
