@@ -83,18 +83,15 @@ def from_swin_v2(
     >>> from_swin_v2(SwinClassifier(3, 10, **small).state_dict(), image_size=32, n_levels=2).n_classes
     10
     """
-    if isinstance(weights, str | Path):
-        path = Path(weights)
-        tensors: Any = read_weights(path) if path.suffix == ".safetensors" else read_tensors(path)
-        weights = tensors["model"] if isinstance(tensors.get("model"), Mapping) else tensors
-    named = _renamed(weights)
+    tensors: Mapping[str, Any] = _read(Path(weights)) if isinstance(weights, str | Path) else weights
+    named = _renamed(tensors)
     if n_classes is None:
         n_classes = _shape(named, "head.weight", 2, "give n_classes, for a new head")[0]
     own_head = "head.weight" in named and named["head.weight"].shape[:1] == (n_classes,)
     if not own_head:
         named = {name: t for name, t in named.items() if not name.startswith("head.")}
     model = MANOClassifier(
-        **_options(named, weights, window, pretrained_window),
+        **_options(named, tensors, window, pretrained_window),
         n_classes=n_classes,
         image_size=image_size,
         n_levels=n_levels,
@@ -117,6 +114,12 @@ def from_swin_v2(
             if isinstance(module, MultipoleAttention):
                 module.scale[:1] = 0
     return model
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    tensors = read_weights(path) if path.suffix == ".safetensors" else read_tensors(path)
+    model = tensors.get("model")
+    return model if isinstance(model, Mapping) else tensors
 
 
 # A name of each layout that no other layout has.
