@@ -135,7 +135,7 @@ def test_options_beyond_floating_point_are_refused():
         ('problem = "darcy"', "recipe.toml: resolutions is missing: give resolutions="),
         ("resolutions = 16", "recipe.toml: resolutions=16; expected a list"),
         ("options = {n_modes = false}", "n_modes=False, expected a whole number"),
-        ("seed = 2020-01-01", "seed datetime.date(2020, 1, 1), expected a whole number"),
+        ("seed = 2020-01-01", "datetime.date(2020, 1, 1), expected a whole number"),
     ],
 )
 def test_bad_file_is_refused_in_one_line_and_nothing_is_written(tmp_path, capsys, content, message):
