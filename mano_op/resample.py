@@ -204,7 +204,8 @@ def _check(field: torch.Tensor, source: Grid, target: Grid) -> None:
         raise InputError(
             f"a field of type {type(field).__name__}, dtype {getattr(field, 'dtype', None)} and shape "
             f"{tuple(np.shape(field))}; expected a tensor of a floating dtype and the shape "
-            f"(..., {', '.join(map(str, source.shape))}) of the source grid ({source})"
+            f"(..., {', '.join(map(str, source.shape))}) of the source grid ({source}): "
+            "torch.as_tensor(field, dtype=torch.float32), say"
         )
     alike = source.names == target.names and all(
         axis.periodic == goal.periodic

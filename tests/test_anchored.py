@@ -8,18 +8,20 @@ from itertools import pairwise, permutations
 import numpy as np
 import pytest
 import torch
-from helpers import assert_gradients
+from helpers import assert_gradients, store_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_multipole import assert_same, draw, randomise
 
-from mano_op import MANO, Grid, InputError
+from mano_op import MANO, Grid, InputError, evaluate_transfer, train_model
+from mano_op.data.layout import Variable
 from mano_op.layers.anchors import anchoring
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.reference import fix_references
 from mano_op.layers.style import Style
 from mano_op.memory import peak_bytes
 from mano_op.models import mano
+from mano_op.runs import load_run
 
 SMALL = {"hidden_channels": 6, "n_layers": 2, "n_heads": 2, "window": 2, "halo": 1}
 LINES = [("node", False), ("node", True), ("cell", False), ("cell", True), ("node_both", False)]
@@ -303,6 +305,37 @@ def test_gradients_are_the_slopes_of_the_output(kind):
         assert_gradients(model, x.detach())
 
 
+def symmetric(model):
+    """Weights that know no direction: the same along all axes, and even."""
+    for block in model.blocks:
+        layer = block.attention
+        for attention in layer.attention:
+            first, second = attention.bias.fc1, attention.bias.fc2
+            quarter = first.weight.shape[0] // 4
+            signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)
+            with torch.no_grad():
+                first.weight.copy_((first.weight[:quarter, :1] * signs[:, None]).flatten(0, 1))
+                first.bias.copy_(first.bias[:quarter].repeat(4))
+                second.weight.copy_(second.weight[:, :quarter].repeat(1, 4))
+        for step in (*layer.down, *layer.up):
+            with torch.no_grad():
+                weight = step.weight
+                weight += weight.flip(-1)
+                weight += weight.flip(-2)
+                weight += weight.mT.clone()
+    return model
+
+
+@pytest.mark.parametrize("n", [8, 20])
+def test_reflection_and_transposition_commute_where_the_weights_are_symmetric(n):
+    model = symmetric(build((8, 8), registration="cell", positional_embedding=None, n_levels=2))
+    x = draw(2, 1, n, n)
+    for turn in (lambda t: t.flip(-1), lambda t: t.flip(-2), lambda t: t.mT):
+        assert_same(model(turn(x)), turn(model(x)), rtol=1e-9)
+    other = build((8, 8), registration="cell")
+    assert (other(x.flip(-1)) - other(x).flip(-1)).abs().max() > 1e-3
+
+
 def test_a_window_that_covers_the_reference_is_dense_attention_of_all_its_points():
     """From every point of a finer grid, with the gradients."""
     options = {"n_levels": 1, "reference_shape": (5, 6), "style": Style(position_bias=False)}
@@ -456,3 +489,31 @@ def test_tiles_are_mapped_over_samples_like_all_points_at_once(monkeypatch):
     with torch.no_grad():
         found = torch.vmap(model)(x[:, None])[:, 0]
     assert_same(found, model(x).detach())
+
+
+# From the store to the report
+
+
+@pytest.mark.parametrize("kind", [KINDS[i] for i in (5, 6, 7)], ids=str)
+def test_reported_errors_are_those_of_the_loaded_run(kind, tmp_path):
+    """Worked out by hand, at each resolution; the run knows the grids of the store."""
+    grids, variables = [kind.grid(kind.shape), kind.grid(kind.refined(2))], [Variable("a", "input")]
+    variables.append(Variable("u", "output"))
+    store = store_of(tmp_path / "waves.zarr", grids, variables, smooth, {"train": 4, "test": 2}, ends=None)
+    small = {"hidden_channels": 4, "n_layers": 1, "n_heads": 2, "window": 2}
+    options = {"resolution": kind.shape, "epochs": 1, "batch_size": 4, "progress": False}
+    train_model(store, tmp_path / "run", options=small, **options)
+    run = load_run(tmp_path / "run")
+    assert (run.options["registration"], tuple(run.options["periodic"])) == (kind.registration, kind.periodic)
+    assert tuple(run.options["reference_shape"]) == kind.shape
+    results = evaluate_transfer({"M": run}, store, list(store.grids), progress=False)
+    errors = results["error"].sel(model="M", predictor="direct", metric="relative_l2").squeeze()
+    model, processor = run.model.eval(), run.processor.eval()
+    for key, grid in store.grids.items():
+        rows = store.layout.rows(key, "test")
+        a, u = (torch.as_tensor(store.read(key, name, rows)).float()[:, None] for name in "au")
+        with torch.no_grad():
+            out = processor.postprocess(model(processor.preprocess({"x": a})["x"]), {})[0]
+        axes = tuple(range(2, 2 + grid.n_dim))
+        off, norm = ((grid.weights * field.double().numpy() ** 2).sum(axes) ** 0.5 for field in (out - u, u))
+        np.testing.assert_allclose(errors.sel(resolution=key), (off / norm)[:, 0], rtol=1e-4)

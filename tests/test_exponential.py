@@ -69,3 +69,18 @@ def test_step_that_blows_up_is_refused():
         InputError, match=r"no longer finite at time 2, with steps of 0\.5: .*shorter time_step"
     ):
         integrate(np.array([1.0]), 0.0, lambda v: -(v**3) * 1e3, [0.0, 2.0, 4.0], time_step=0.5)
+
+
+@pytest.mark.parametrize(
+    ("times", "time_step", "message"),
+    [
+        ([0.0, 1.0], -0.1, r"time_step=-0\.1"),
+        ([0.0, 1.0], 0.0, r"time_step=0\.0"),
+        ([0.0, 1.0, 3.0], 0.1, "times=0, 1, 3; expected two or more, equally spaced from 0"),
+        ([1.0, 2.0], 0.1, "times=1, 2; expected"),
+        ([0.0], 0.1, "times=0; expected"),
+    ],
+)
+def test_times_and_steps_that_do_not_fit_are_refused(times, time_step, message):
+    with pytest.raises(InputError, match=message):
+        integrate(np.ones(2), 0.0, np.zeros_like, times, time_step)

@@ -108,6 +108,22 @@ def test_levels_are_added_on_the_way_up(shape, level_weights):
     assert_same(layer(x0), o0 + factors[0] * layer.up[0](y1, shape))
 
 
+@pytest.mark.parametrize(
+    ("shape", "window", "stride", "rate", "n_levels"),
+    [((16, 8), 4, 2, 2, 3), ((7, 5), 2, 1, 2, 2), ((10, 13), 4, 3, 3, 2), ((3, 2), 5, 4, 2, 1)],
+)
+def test_published_levels_share_their_parts_and_are_as_many_as_fit(shape, window, stride, rate, n_levels):
+    """floor(log_r n) of the shorter side; also where windows and cells are cut."""
+    layer = randomise(MultipoleAttention.published(4, 2, window=window, stride=stride, rate=rate))
+    [attention], [down], [up], levels = layer.attention, layer.down, layer.up, [draw(2, 4, *shape)]
+    for _ in range(n_levels - 1):
+        levels.append(down(levels[-1]))
+    out = attention(levels[-1])
+    for i, finer in enumerate(reversed(levels[:-1]), start=1):
+        out = attention(finer) + 1 / i * up(out, finer.shape[2:])
+    assert_same(layer(levels[0]), out)
+
+
 def test_shared_levels_match_equal_ones_and_their_gradient_is_the_sum():
     own, shared = operator(), operator(style=Style(shared_levels=True))
     names = ("attention", "down", "up")
@@ -183,6 +199,19 @@ def test_precision_is_that_of_the_type(published):
         half = layer(x.float())
     assert (single - exact).norm() < 1e-6 * exact.norm()
     assert 1e-5 * exact.norm() < (half - exact).norm() < 2e-2 * exact.norm()
+
+
+def test_swin_layer_in_single_precision_matches_double():
+    """What is computed again for the backward pass is what was computed, normalised queries and keys too."""
+    layer = randomise(MultipoleAttention.swin(8, 2, window=4, shift=2))
+    x, single = draw(2, 8, 13, 9).requires_grad_(), copy.deepcopy(layer).float()
+    x_single = x.detach().float().requires_grad_()
+    out, expected = single(x_single), gradients(layer, layer(x), x)
+    computed = torch.autograd.grad(out, [x_single, *single.parameters()], draw(*out.shape, seed=9).float())
+    torch.testing.assert_close(out.double(), layer(x), rtol=1e-4, atol=1e-4)
+    for gradient, exact in zip(computed, expected, strict=True):
+        most = 1e-4 * exact.abs().max().item() + 1e-9
+        torch.testing.assert_close(gradient.double(), exact, rtol=1e-3, atol=most)
 
 
 # What is refused

@@ -18,11 +18,13 @@ from neuralop.losses import H1Loss, LpLoss
 from neuralop.models.base_model import available_models
 from neuralop.training import AdamW
 from packaging.requirements import Requirement
+from test_convolution import CONV, codano, uno
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from mano_op import MANO, InputError, PublishedMANO
+from mano_op.layers.reference import fix_references
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"hidden_channels": 8, "n_layers": 1, "n_heads": 2, "window": 2, "n_levels": 2}
@@ -222,6 +224,13 @@ def descend_in_parallel():
             model(x=torch.randn(2, 1, *shape)).square().sum().backward()
         with torch.no_grad():
             assert torch.equal(model(x=(x := torch.randn(1, 1, 4, 4))), model.module(x))
+    for host in (uno, codano):
+        model = host(CONV.with_options(n_levels=3))
+        model(torch.zeros(2, 1, 8, 8))
+        fix_references(model)
+        model = DistributedDataParallel(model)
+        for shape in [(8, 8), (2, 4), (9, 5), (16, 16)]:  # CODANO's instance norm wants two points
+            model(x=torch.randn(2, 1, *shape)).square().sum().backward()
 
 
 def test_data_parallel_training_at_sizes_with_fewer_levels(tmp_path):

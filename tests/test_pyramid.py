@@ -180,6 +180,30 @@ def test_published_sampling_on_nodes_is_half_a_coarse_cell_off():
     assert_same(found.flatten(), torch.as_tensor(axis.coarsen(2).points + axis.spacing / 2))
 
 
+@pytest.mark.parametrize("rate", [2, 3])
+@pytest.mark.parametrize(
+    ("sampling", "registration", "periodic"),
+    [
+        ("stencil", "node", True),
+        ("stencil", "cell", False),
+        ("stencil", "cell", True),
+        ("avg_pool", "node", False),
+        ("conv", "node", False),
+    ],
+)
+def test_prolongation_is_the_adjoint_of_restriction(sampling, registration, periodic, rate):
+    """<R x, y> = r^-d <x, P y> at the initial weights; without r^-d if "conv" has one weight for both."""
+    restrict, prolong = (
+        build(step, 2, 2, rate=rate, sampling=sampling, registration=registration, periodic=periodic)
+        for step in (Restrict, Prolong)
+    )
+    if sampling == "conv":
+        prolong.weight.data = restrict.weight.data
+    x, y = draw(2, 2, 2 * rate, 3 * rate), draw(2, 2, 2, 3, seed=1)
+    left, right = (restrict(x) * y).sum(), (x * prolong(y, x.shape[2:])).sum()
+    assert_same(left, right * (1 if sampling == "conv" else rate**-2))
+
+
 @pytest.mark.parametrize("rate", [2, 3, 4])
 def test_a_cut_cell_is_the_mean_of_the_points_it_has(rate):
     restrict = build(Restrict, 2, 2, rate=rate, sampling="avg_pool")

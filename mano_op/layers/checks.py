@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Annotated, Any
 
@@ -42,7 +42,7 @@ def check_shape(
     if value is None:
         return None
     least = 2 if registration == "node_both" else 1
-    counts = value if isinstance(value, Sequence) and not isinstance(value, str) else []
+    counts = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else []
     whole = all(isinstance(n, Integral) and not isinstance(n, bool) and n >= least for n in counts)
     if not whole or len(counts) != n_dim:
         raise InputError(

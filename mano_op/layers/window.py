@@ -101,8 +101,9 @@ def window_attention(
     _check(q, k, v, queries_at)
     grid, shape, heads = tuple(q.shape[2:-1]), tuple(k.shape[2:-1]), q.shape[1]
     stride = window if stride is None else stride
+    periodic = [False] * len(shape) if periodic is None else periodic
     axes, cached = [], _kept_rows if queries_at is None else _last_rows
-    for i, (n, wrap) in enumerate(zip(shape, periodic or [False] * len(shape), strict=True)):
+    for i, (n, wrap) in enumerate(zip(shape, periodic, strict=True)):
         if queries_at is None:
             axes.append(tilings(n, window, stride, halo, wrap, shift))
         else:

@@ -95,12 +95,14 @@ class MANO(GridModel, Anchored, name="MANO"):
     periodic : bool or sequence of bool
         Whether each axis wraps around.
 
-    Notes ----- Resolution: the model takes any grid size. On the reference grid it is what was trained. An
-    input on a finer grid is averaged over the length that one point stood for in training: at the points of
-    the reference, where the network runs as in training, and at its own points, which attend to the
-    reference's in every block and end as the output (`mano_op.layers.anchors`). As the grid is refined, the
-    output tends to a limit. An input on a coarser grid is interpolated linearly to the reference, and the
-    output taken at its points. `mano_op.transfer.evaluate_transfer` judges all of this.
+    Notes
+    -----
+    Resolution: the model takes any grid size. On the reference grid it is what was trained. An input on a
+    finer grid is averaged over the length that one point stood for in training: at the points of the
+    reference, where the network runs as in training, and at its own points, which attend to the reference's
+    in every block and end as the output (`mano_op.layers.anchors`). As the grid is refined, the output tends
+    to a limit. An input on a coarser grid is interpolated linearly to the reference, and the output taken at
+    its points. `mano_op.transfer.evaluate_transfer` judges all of this.
 
     Memory: where no gradient is recorded, the points of a finer grid are mapped some thousand at a time, on a
     GPU a million. What is held beside the input and the output does not grow with their number.

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mano_op.errors import InputError
+from mano_op.errors import InputError, check_finite_number, listed
 
 State = TypeVar("State", NDArray[np.float64], NDArray[np.complex128])
 
@@ -39,7 +39,7 @@ def integrate(
     Raises
     ------
     InputError
-        If v does not stay finite.
+        If `times` or `time_step` are not as above, or v does not stay finite.
 
     Examples
     --------
@@ -48,6 +48,9 @@ def integrate(
     >>> bool(np.allclose(v[:, 0], 1 / (1 + np.exp([0.0, -1.0, -2.0])), rtol=0, atol=1e-9))
     True
     """
+    check_finite_number(zero=False, time_step=time_step)
+    if len(times) < 2 or not np.allclose(times, times[1] * np.arange(len(times)), rtol=1e-9, atol=0):
+        raise InputError(f"times={listed(times)}; expected two or more, equally spaced from 0: problem.times")
     substeps = math.ceil(times[1] / time_step * (1 - 1e-12))  # no extra step where rounding alone asks for it
     h = times[1] / substeps
     weights = _weights(np.asarray(linear, dtype=np.float64), h)

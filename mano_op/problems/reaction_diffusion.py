@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import fft
 
 from mano_op.data.layout import Variable
-from mano_op.errors import InputError, check_whole
+from mano_op.errors import InputError, check_finite_number, check_whole
 from mano_op.grid import Grid
 from mano_op.options import Count, NonNegative, Positive, options
 from mano_op.problems.exponential import integrate
@@ -128,6 +128,7 @@ class FitzHughNagumo(InitialValueProblem):
         if any(axis.registration != "cell" for axis in grid):
             raise InputError(f"a grid of {grid}; expected registration='cell', for the cosine transform")
         u = field_values("initial", initial, (len(self.diffusivities), *grid.shape))
+        check_finite_number(zero=True, **{f"diffusivities[{i}]": d for i, d in enumerate(self.diffusivities)})
         axes = tuple(range(-grid.n_dim, 0))
         laplacian, kept = np.zeros(()), np.ones((), dtype=bool)
         for axis in grid:

@@ -131,8 +131,8 @@ def _distinct(grids: Iterable[Grid], periodic: bool) -> list[Grid]:
     distinct = list(dict.fromkeys(grids))
     if len({tuple((axis.name, axis.start, axis.stop) for axis in grid) for grid in distinct}) != 1:
         raise InputError(
-            f"no grids, or over different domains: {'; '.join(map(str, distinct))}. Expected at least one, "
-            "all over one domain: sample each domain on its own"
+            f"no grids, or over different domains: {'; '.join(map(str, distinct)) or 'none'}. Expected at "
+            "least one, all over one domain: sample each domain on its own"
         )
     for grid in distinct:
         check_periodic(periodic, grid)
