@@ -98,7 +98,10 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
     def call(*args: P.args, **values: P.kwargs) -> T:
         from pydantic_core import ValidationError
 
-        named = signature.bind(*args, **values).arguments
+        try:
+            named = signature.bind(*args, **values).arguments
+        except TypeError as error:
+            raise TypeError(f"{function.__qualname__}() {error}") from None
         named.update(named.pop(keywords, {}))
         try:
             return validated()(**named)

@@ -89,7 +89,8 @@ class MultipoleAttention(nn.Module):
         How many times fewer points a level has along each axis than the one before, r.
     n_levels : int, optional
         Levels, L. Fewer are used on a grid that runs out of points. None: as many as fit,
-        :math:`\lfloor\log_r n\rfloor` for the shortest side n, the published rule.
+        :math:`\lfloor\log_r n\rfloor` for the shortest side n, the published rule; levels then share
+        parameters, and their weights are "factorial".
     registration : {"node", "node_both", "cell"}
         Of the grids the layer will see; it decides where stencils are centred.
     periodic : bool or sequence of bool
