@@ -35,7 +35,8 @@ def read_description(path: Path, kind: str, version: int, schema: type[_T]) -> t
     try:
         if (size := path.stat().st_size) > MOST_BYTES:
             raise ValueError(f"it has {size} bytes, expected at most {MOST_BYTES}")
-        entries = json.loads(path.read_bytes(), parse_constant=_refuse)
+        content = path.read_bytes()
+        entries = json.loads(content, parse_constant=_refuse)
         stated = entries["format"], entries["format_version"]
     except (LookupError, TypeError, ValueError, RecursionError) as error:  # no text, JSON or object
         raise InputError(
@@ -47,7 +48,7 @@ def read_description(path: Path, kind: str, version: int, schema: type[_T]) -> t
             f"{version}: use the release of mano_op that wrote it"
         )
     try:
-        return entries, TypeAdapter(schema).validate_python(entries)
+        return entries, TypeAdapter(schema).validate_json(content, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(

@@ -260,6 +260,7 @@ def test_axes_may_have_registrations_of_their_own(tmp_path: Path, capsys: pytest
             "report.html is there already: give another path, or --overwrite",
         ),
         ("evaluate fields {store} {mano} --out {new} --resolution 8 12", "no resolution 12"),
+        ("evaluate fields {store} {mano} --out {new} --split validation", "no split 'validation'"),
         ("generate darci {new} --resolution 8", "neither a problem"),
         ("generate darcy {new}", "generate darcy: give the --resolution"),
         ("generate darcy {new} --resolution 8 --chunk 0", "--chunk 0, expected a whole number"),

@@ -100,6 +100,19 @@ def test_code_in_a_checkpoint_is_not_run(file, tmp_path):
     assert not (tmp_path / "was here").exists()
 
 
+@pytest.mark.parametrize("file", ["model_metadata.pkl", "model_state_dict.pt"])
+def test_broken_checkpoints_are_named(file, tmp_path):
+    build().save_checkpoint(tmp_path, "model")
+    whole = (tmp_path / file).read_bytes()
+    for part in (b"", whole[: len(whole) // 2], whole[:-100]):
+        (tmp_path / file).write_bytes(part)
+        with pytest.raises(InputError, match=f"{file} cannot be read .*: if it was cut short"):
+            MANO.from_checkpoint(tmp_path, "model")
+    torch.save([1, 2], tmp_path / file)
+    with pytest.raises(InputError, match=f"{file} .*it holds a list, expected a dictionary of tensors"):
+        MANO.from_checkpoint(tmp_path, "model")
+
+
 def test_missing_checkpoints_say_what_there_is(tmp_path):
     build().save_checkpoint(tmp_path, "epoch_10")
     with pytest.raises(

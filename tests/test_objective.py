@@ -66,6 +66,11 @@ def test_grids_without_differences_are_refused(grid: Grid, message: str) -> None
         training_loss("h1", grid)
 
 
+def test_unknown_losses_are_refused() -> None:
+    with pytest.raises(InputError, match="name='h2', expected 'l2' or 'h1'"):
+        training_loss("h2", GRID)  # type: ignore[arg-type]
+
+
 def test_periodic_axes_need_few_points() -> None:
     loss = training_loss("h1", Grid.uniform((3,), periodic=True))
     # A constant error of a constant: no derivative, so the L2 error.

@@ -287,6 +287,9 @@ def test_inputs_that_a_step_does_not_make_are_refused(store: FieldStore) -> None
         InputError, match=r"expected 3 channels, w@\+1 of 3 times: field_loaders\(\.\.\., pushf"
     ):
         perturbed.preprocess(batch_of(2, 1))
+    for options in ({"noise": -0.1}, {"noise": float("nan")}, {"pushforward": 1.5}, {"seed": -1}):
+        with pytest.raises(InputError, match=r"=\S+, expected a (finite|whole) number"):
+            PerturbedInputs(FieldProcessor(STATISTICS, NEXT), nn.Identity(), **options)
     with pytest.raises(InputError, match=r"pushforward=-1, expected a whole number"):
         field_loaders(store, train=8, test=[], batch_size=2, time_steps=(1, 1), pushforward=-1)
 

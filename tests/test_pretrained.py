@@ -100,7 +100,7 @@ def test_models_of_another_class_are_refused(saved):
         ),
         ({"arch": "os.system"}, "there is no model 'os.system'"),
         ({"arch": 3}, "arch is 3: Input should be a valid string. Restore"),
-        ({"options": []}, r"options is \[\]: Input should be a valid dict"),
+        ({"options": []}, r"options is \[\]: Input should be an object"),
         ({"options": {"in_channels": 1}}, "mano cannot be built with"),
         ({"weights": None}, "weights is None: Input should be"),
         ({"weights": {"sha256": 3}}, r"weights\.sha256 is 3: Input should be a valid string"),

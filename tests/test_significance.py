@@ -78,6 +78,12 @@ def test_verdict_is_the_first_that_applies(errors, verdict, words):
     assert ("improves" in at_32["sentence"].item()) == (verdict == "improves")
 
 
+def test_errors_below_the_mean_field_by_rounding_are_no_improvement():
+    at_32 = cell(judge(BASE * (1 - 1e-8), BASE + 0.1, field=BASE))
+    assert at_32["over_mean_high"] < 0
+    assert at_32["verdict"] == "no better than mean"
+
+
 @pytest.mark.parametrize("shift", [-0.005, -0.0005, 0.0, 0.0005, 0.005])
 def test_differences_are_of_paired_samples(shift):
     """The interval of the direct mean holds the rival's mean, and that of the difference does not."""
@@ -204,6 +210,12 @@ def test_bootstrap_means_are_linear_and_paired(scale, shift, n, resamples):
     np.testing.assert_allclose(draws[:, 1], scale * draws[:, 0] + shift, atol=1e-12)
     assert (draws[:, 0] <= errors.max(axis=1) + 1e-12).all()
     assert (draws[:, 0] >= errors.min(axis=1) - 1e-12).all()
+
+
+def test_bootstrap_means_spread_as_means_do():
+    draws = bootstrap_means(BASE[None], resamples=20_000, seed=1)
+    assert draws.mean() == pytest.approx(BASE.mean(), abs=4 * BASE.std() / np.sqrt(60 * 20_000))
+    assert draws.std() == pytest.approx(BASE.std() / np.sqrt(60), rel=0.03)
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,11 @@ def test_matrix_products_have_the_precision(
 def test_precision_that_torch_does_not_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some builds warn and go on in single precision, others raise."""
 
+    class Deprecated(torch.autocast):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            warnings.warn("which changes nothing here", FutureWarning, stacklevel=1)
+
     class Warns(nullcontext):  # type: ignore[type-arg]
         def __init__(self, *args: object) -> None:
             super().__init__()
@@ -181,3 +186,5 @@ def test_precision_that_torch_does_not_have_is_refused(monkeypatch: pytest.Monke
             ):
                 check_precision("float16", "cpu")
             check_precision("float32", "cpu")
+    monkeypatch.setattr(torch, "autocast", Deprecated)
+    check_precision("bfloat16", "cpu")

@@ -122,6 +122,7 @@ def test_other_numbers_of_classes_get_a_new_head():
     torch.manual_seed(0)
     model = start(source.state, n_classes=7)
     assert model.head.weight.shape == (7, 32) and model.head.weight.std() < 0.03
+    assert torch.equal(start(source.state, n_classes=10).head.weight, source.state["head.fc.weight"])
     backbone = {name: t for name, t in source.state.items() if not name.startswith("head.")}
     headless = start(backbone, n_classes=7)
     images = source.images
@@ -196,6 +197,10 @@ def test_windows_come_from_tables_or_arguments():
     for table in (torch.zeros(3), torch.zeros(1, 0, 0, 2), 1.03 * source.state[name]):
         with pytest.raises(InputError, match=r"relative_coords_table of shape .* as no window of a Swin-V2"):
             from_swin_v2({**source.state, name: table})
+    for key, table in ((name, "code"), ("more.relative_coords_table", source.state[name])):
+        weights = {**started("timm")[0].state, key: table}
+        with pytest.raises(InputError, match=r"window=None, .*do not say their windows"):
+            from_swin_v2(weights)
 
 
 @pytest.mark.parametrize("config", ENLARGED, ids=["all stages", "one stage"])

@@ -43,11 +43,11 @@ def test_model_fits_the_store_and_is_kept(fields: FieldStore, tmp_path: Path) ->
     assert train(fields, tmp_path / "said", options=said, epochs=1).options == expected
 
 
-@pytest.mark.parametrize("options", [{"epochs": 12}, {**FNO, "epochs": 12, "learning_rate": 2e-2}])
+@pytest.mark.parametrize("options", [{"epochs": 25}, {**FNO, "epochs": 30, "learning_rate": 2e-2}])
 def test_training_fits_the_fields(options: dict[str, Any], fields: FieldStore, tmp_path: Path) -> None:
     history = train(fields, tmp_path, batch_size=4, **options).history
     assert [epoch["epoch"] for epoch in history] == list(range(1, options["epochs"] + 1))
-    assert history[-1]["training_error"] < 0.7 * history[0]["training_error"]
+    assert history[-1]["training_error"] < 0.5 * history[0]["training_error"]
 
 
 def norm_of(loss: str) -> Any:

@@ -8,10 +8,12 @@ from neuralop.losses import H1Loss, LpLoss
 
 from mano_op.errors import InputError
 from mano_op.grid import Grid
+from mano_op.options import checked
 
 _LEAST = 4  # points of an axis that does not wrap: neuraloperator's differences at its ends take so many
 
 
+@checked
 def training_loss(name: Literal["l2", "h1"], grid: Grid) -> Any:
     r"""The relative L2 or H1 loss of neuraloperator for fields on a grid, summed over samples and channels.
 

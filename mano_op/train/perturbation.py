@@ -32,6 +32,7 @@ from mano_op.data.processor import FieldProcessor, Processor
 from mano_op.data.sampler import ranks
 from mano_op.errors import InputError
 from mano_op.labels import varies_in_time
+from mano_op.options import NonNegative, Seed, Whole, checked
 
 
 def check_perturbation(processor: FieldProcessor, noise: float, pushforward: int) -> None:
@@ -104,14 +105,15 @@ class PerturbedInputs(Processor):
     With neuraloperator's Trainer: ``Trainer(model=model, data_processor=perturbed, ...)``.
     """
 
+    @checked
     def __init__(
         self,
         processor: FieldProcessor,
         model: nn.Module,
         *,
-        noise: float = 0.0,
-        pushforward: int = 0,
-        seed: int = 0,
+        noise: NonNegative = 0.0,
+        pushforward: Whole = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         check_perturbation(processor, noise, pushforward)

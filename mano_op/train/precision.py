@@ -25,18 +25,20 @@ def check_precision(precision: str, device: str) -> None:
     """Refuse a precision that torch does not have on this device."""
     if precision == "float32":
         return
-    ones = torch.ones(2, 2, device=device)
+    ones, reason = torch.ones(2, 2, device=device), "it has no autocast"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # torch warns, and goes on in single precision
+        with warnings.catch_warnings(record=True) as caught:  # torch warns, and goes on in single precision
+            warnings.simplefilter("always")
             with torch.autocast(torch.device(device).type, PRECISIONS[precision]):
-                if (ones @ ones).dtype != PRECISIONS[precision]:
-                    raise RuntimeError("it has no autocast")
-    except (RuntimeError, UserWarning) as error:
-        raise InputError(
-            f"precision={precision!r} is not available in torch {torch.__version__} on {device!r} "
-            f"({str(error).splitlines()[0]}): give precision='float32'"
-        ) from error
+                if (ones @ ones).dtype == PRECISIONS[precision]:
+                    return
+            reason = "; ".join(str(warning.message) for warning in caught) or reason
+    except RuntimeError as error:
+        reason = str(error)
+    raise InputError(
+        f"precision={precision!r} is not available in torch {torch.__version__} on {device!r} "
+        f"({reason.splitlines()[0]}): give precision='float32'"
+    )
 
 
 def autocast(precision: str, device: str) -> torch.autocast:

@@ -276,7 +276,8 @@ def _own_windows(weights: Mapping[str, Any], n_stages: int) -> tuple[int | None,
         return options["window"], per_stage("bias_window", options.get("bias_window") or 0, n_stages)
     largest, counted = None, {}
     for name, table in weights.items():
-        if not name.endswith("relative_coords_table"):
+        match = re.search(r"\b(?:layers|features)\.(\d+)\..*relative_coords_table$", name)
+        if not match or not isinstance(table, Tensor):
             continue
         side = (table.shape[1] + 1) // 2 if table.ndim == 4 and table.numel() else 0
         outermost = 8.0 ** float(table.max()) - 1 if side else 0.0
@@ -287,6 +288,5 @@ def _own_windows(weights: Mapping[str, Any], n_stages: int) -> tuple[int | None,
                 "of a Swin-V2 does: give the weights as they were saved"
             )
         largest = max(largest or 0, side)
-        stage = int(re.findall(r"(?:layers|features)\.(\d+)\.", name)[0])
-        counted[stage] = 0 if round(size) == side else round(size)
+        counted[int(match[1])] = 0 if round(size) == side else round(size)
     return largest, [counted[stage] for stage in sorted(counted)] or None
