@@ -352,6 +352,7 @@ def test_arguments_that_do_not_fit_the_store_are_refused(store, options, message
         (run_at("r64"), "M was trained at r64, whose grid is needed"),
         (run_at(["r64", "r8"], samples={"r64": 9, "r8": 1}), "M was trained at r64, whose grid is needed"),
         (run_at(["r8", "r16"], grid=["other", "another"]), "M was trained on the grid another, r16 of"),
+        (run_at(["r8", "r16"], grid=["other"]), r"M was trained on the grid \['other'\], r16 of"),
         (run_at([]), r"trained at resolution=\[\] .* expected at least one resolution"),
         (run_at("r8", seed="x"), "seed='x', expected"),
         ([run_at("r8"), run_at("r8", 2)], "run 0 of M and run 1 of M were both trained at r8 with seed 0"),

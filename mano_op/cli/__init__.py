@@ -110,7 +110,7 @@ def _as_flags(message: str, words: Sequence[str]) -> str:
             return argument[0]
         try:
             value = literal_eval(text)
-        except (ValueError, SyntaxError):  # a placeholder: time_steps=(steps_in, steps_out)
+        except (ValueError, SyntaxError, TypeError):  # a placeholder: time_steps=(steps_in, steps_out)
             value = re.findall(r"[\w.+-]+", text.upper() if text.startswith("(") else text)
         if value is True:
             return name

@@ -147,7 +147,7 @@ def _judged_run(name: str, model: str, source: Judgeable, store: FieldStore) -> 
     order = {key: i for i, key in enumerate(store.grids)}  # coarsest first
     most = max(range(len(keys)), key=lambda i: (counts[i], order.get(keys[i], -1)))
     grid = training.get("grid")
-    trained = grid[most] if isinstance(grid, list) else grid
+    trained = grid[most] if isinstance(grid, list) and len(grid) == len(keys) else grid
     if misfit := _misfit(processor, channels, training.get("units", {}), keys[most], trained, store):
         raise InputError(f"{name} {misfit}")
     label = PLUS.join(sorted(keys, key=lambda key: order.get(key, len(order))))

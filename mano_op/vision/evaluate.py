@@ -283,8 +283,8 @@ def evaluate_classifier(
         model.cpu()
         run.processor.cpu()
     used = None
-    if origin == images.origin:
-        used = {"train": "training", run.training.get("validate"): "validation"}.get(split)
+    if origin == images.origin and split in ("train", run.training.get("validate")):
+        used = "training" if split == "train" else "validation"
     return Evaluation(run.arch, images.source, split, home, tuple(rows), used)
 
 
