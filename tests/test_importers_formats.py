@@ -69,6 +69,7 @@ def test_pdebench_groups_become_samples_of_named_variables(tmp_path):
             "expected real numbers, stored densely: write it anew with",
         ),
         ({"t-coordinate": np.zeros((2, 4))}, "others go into stores of their own"),
+        ({"tensor": np.array(1.0)}, r"tensor: shape \(\); expected \(1, 1, 4, 5\)"),
         ({"tensor": None}, "has no data set 'tensor'; it has t-coordinate, x-coordinate, y-coordinate"),
         ({"nu": values(0, 2, 4, 5)}, r"tensor: shape \(2, 3, 4, 5\); expected \(2, 1, 4, 5\)"),
         (None, r"other.hdf5 cannot be opened \(OSError: .*expected an HDF5 file"),
@@ -82,9 +83,9 @@ def test_pdebench_files_that_do_not_fit_are_refused(tmp_path, change, message):
         write_hdf5(other, {name: array for name, array in (PLANE | change).items() if array is not None})
     with pytest.raises(InputError, match=message):
         import_pde(tmp_path / "new.zarr", good, other)
-    with pytest.raises(InputError, match=r"expected at least one for each, each file once, such as {'train'"):
+    with pytest.raises(InputError, match=r"good.hdf5 is given twice; expected files to import, each once"):
         import_pde(tmp_path / "new.zarr", good, good)
-    with pytest.raises(InputError, match=r"none.h5 cannot be opened .*give the path of one"):
+    with pytest.raises(InputError, match=r"none.h5 does not exist; expected files to import"):
         import_pde(tmp_path / "new.zarr", tmp_path / "none.h5")
     assert not (tmp_path / "new.zarr").exists()
 
@@ -169,6 +170,14 @@ def test_fno_files_that_do_not_fit_are_refused(tmp_path, version):
         with pytest.raises(InputError, match=message):
             import_fno_mat(tmp_path / "new.zarr", {"train": [file]}, kind=kind, progress=False)
     assert not (tmp_path / "new.zarr").exists()
+
+
+@pytest.mark.parametrize("t", [np.zeros((2, 3)), np.array(0.0)])
+def test_times_of_an_fno_file_are_a_row_or_a_column(tmp_path, t):
+    arrays = {"a": values(0, 2, 4, 4), "u": values(1, 2, 4, 4, t.size), "t": t}
+    file = write_mat(tmp_path / "a.mat", arrays, 7.3)
+    with pytest.raises(InputError, match=r"t: shape \(.*a row or a column of times"):
+        import_fno_mat(tmp_path / "s.zarr", {"train": [file]}, kind="navier_stokes", progress=False)
 
 
 def test_matlab_text_objects_and_groups_are_refused(tmp_path):

@@ -637,6 +637,7 @@ cases(
         search(r"give ([\d.]+) to", "splits", lambda share: Splits(hold_out=float(share)), seen=None),
     ),
     ({"time_steps": (1, 2), "rollout": 2}, "time_steps=(steps_in, 1)", {"time_steps": (1, 1), "rollout": 2}),
+    ({"time_steps": ("1", 1), "rollout": 1}, "steps_in='1'", {"time_steps": (1, 1), "rollout": 1}),
     ({"time_steps": (1, 2), "pushforward": 1}, "(steps_in, 1)", {"time_steps": (1, 1), "pushforward": 1}),
     ({"time_steps": (1, 1), "pushforward": 3}, "give at most 1", search(r"(\d+)$", "pushforward", int)),
 )
@@ -658,6 +659,9 @@ def case_no_split_to_take_statistics_of(folder):
     store = create(folder, name="c.zarr", splits={"test": 4})
     message = refused(FieldProcessor.from_store, store, part="has no split 'train'; it has test;")
     assert message.endswith("take the processor of the store that the model is trained on")
+    refused(
+        FieldProcessor.from_store, begin(folder, "d.zarr"), part="no statistics of 'a'; it has none; finish"
+    )
     processor = FieldProcessor.from_store(trained)
     assert processor.in_mean.item() == pytest.approx(trained.read(8, "a")[:3].mean(), rel=1e-5)
 

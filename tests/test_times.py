@@ -106,6 +106,10 @@ def test_missing_and_odd_times_are_refused(other, message):
         times_of({16: other})
 
 
+def test_times_of_a_pandas_type_are_numbers():
+    assert times_of({16: data(pd.Index([1, 2], dtype="Int64"))}) == ([1.0, 2.0], "1")
+
+
 def test_rounding_of_a_date_is_that_of_its_file():
     single = Times.of(16, xr.Variable("time", np.float32([56000.25]), {"units": "days since 1850-01-01"}))
     assert single.rounding == pytest.approx(86400 * np.spacing(np.float32(56000.25)))

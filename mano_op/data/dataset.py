@@ -279,7 +279,8 @@ class SomeSamples(Subset[Sample]):
     @property
     def chunks(self) -> list[NDArray[np.int64]]:
         """Indices of the samples in each chunk of the store that has any of them."""
-        parts = [np.flatnonzero(np.isin(self.indices, chunk)) for chunk in self.dataset.chunks]
+        indices = np.asarray(self.indices)
+        parts = [np.flatnonzero(np.isin(indices, chunk)) for chunk in self.dataset.chunks]
         return [part for part in parts if len(part)]
 
 

@@ -47,7 +47,7 @@ class Variable:
     ----------
     name : str
     role : {"input", "output"}
-        Whether an operator is methods it or predicts it.
+        Whether an operator is given it or predicts it.
     units : str
         As UDUNITS writes them; "1" for a number without units.
     long_name : str
@@ -64,7 +64,7 @@ class Variable:
         Constant that was subtracted before storing, for float32's sake. Values, statistics and
         `boundary_value` are differences from it.
     initial_of : str, optional
-        Of a steady input, the output that starts from it; steps are not methods it. Empty for a parameter.
+        Of a steady input, the output that starts from it; steps are not given it. Empty for a parameter.
 
     Examples
     --------

@@ -243,6 +243,7 @@ def _steps_in(time_steps: Sequence[int] | None, rollout: int | None, pushforward
             f"rollout={rollout}, pushforward={pushforward} with time_steps={time_steps}; expected fields "
             "that vary in time and to train one step out, time_steps=(steps_in, 1)"
         )
+    check_whole(steps_in=time_steps[0])
     most = n_times - time_steps[0] - 1
     if n_times and pushforward > most:  # without times, `channels_of` refuses
         raise InputError(

@@ -124,6 +124,8 @@ class FieldProcessor(Processor):
         statistics: Statistics = store.statistics
         if split != "train" or transforms:
             statistics = store.statistics_of(split, transforms)["variables"]
+        names, remedy = (*store.inputs, *store.outputs), "; finish the store, or restore it"
+        check_has(store.path, "statistics of", names, statistics, remedy)
         channels = channels_of(store.layout) if channels is None else channels
         return cls(
             {channel.label: statistics[channel.variable] for channel in channels.x},

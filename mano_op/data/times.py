@@ -73,7 +73,7 @@ class Times:
             times = xr.Variable(times.dims, times.values, encoding=times.encoding)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the units of a file do not fit any more: others are taken
-            encoded = xr.conventions.encode_cf_variable(times)
+            encoded = xr.conventions.encode_cf_variable(times) if isinstance(times.dtype, np.dtype) else times
         units = str(encoded.attrs.get("units", "1"))
         numbers = encoded.values.astype(np.float64)
         step = _SECONDS.get(units.partition(" since ")[0])
@@ -169,7 +169,7 @@ def _check(where: object, times: xr.Variable) -> None:
         problem = (
             "a time is missing (NaT or NaN): drop it, `data.isel(time=data['time'].notnull())`, or assign it"
         )
-    elif times.dtype.kind not in "iufmM" and not hasattr(date, "calendar"):
+    elif times.dtype.kind not in "biufmM" and not hasattr(date, "calendar"):
         problem = (
             f"times of type {times.dtype}; expected numbers, dates or durations: convert dates in words, "
             "`data.assign_coords(time=data['time'].values.astype('datetime64[ns]'))`"

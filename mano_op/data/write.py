@@ -273,7 +273,7 @@ def _check_ends(store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray[An
         if repeated and moving:
             raise InputError(
                 f"{store.key(grid)}: along {name} the last of {n} points repeats the first in all fields, "
-                "but an axis that wraps has each point once: drop the last, "
+                "but an axis that wraps has each point once: drop the last, of a data set by "
                 f"`data.isel({{{name!r}: slice(None, -1)}})`"
             )
 

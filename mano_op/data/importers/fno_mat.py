@@ -82,21 +82,22 @@ def import_fno_mat(
 def _read(known: _Kind, stack: ExitStack, path: Path) -> Part:
     """Read a file, if the shapes of its arrays fit the kind and each other."""
     arrays = _arrays(known, stack, path)
-    (_, *points), n_dim = (shape := arrays[next(iter(known.names))].shape), len(known.axes)
+    shape, n_dim = arrays[next(iter(known.names))].shape, len(known.axes)
     times = np.ravel(arrays["t"]) if known.varying else np.empty(0)
     fields = {}
     for name, variable in known.names.items():
         varies = name in known.varying
         expected = (*shape, times.size) if varies else shape
-        if len(points) != n_dim or 0 in expected:
+        if len(shape) != 1 + n_dim or 0 in expected:
             expected = (1,) * (1 + n_dim + varies)
         remedy = f"the samples, {' and '.join(known.axes)}, and times where it varies, none of them empty"
         check_shape(f"{path}, {name}", arrays[name].shape, expected, remedy)
         fields[variable] = da.moveaxis(arrays[name], -1, 1) if varies else arrays[name]
-    axes = zip(known.axes, points, strict=True)
+    axes = zip(known.axes, shape[1:], strict=True)
     coordinates = {name: Axis(name, n, registration=known.registration).points for name, n in axes}
     if known.varying:
-        check_shape(f"{path}, t", (max(arrays["t"].shape),), (times.size,), "a row or a column of times")
+        if times.size not in arrays["t"].shape:
+            check_shape(f"{path}, t", arrays["t"].shape, (1, times.size), "a row or a column of times")
         coordinates["time"] = times
     return Part(labelled(path, fields, coordinates), {"inputs": [next(iter(fields))]})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -70,17 +71,18 @@ def import_files(
 
 
 def paths_of(files: Mapping[Any, Any], example: str) -> dict[Any, list[Path]]:
-    """Return the files of each split or resolution, each named once."""
+    """Return the files of each split or resolution, each present and named once."""
     paths = {
         key: [Path(name) for name in ([names] if isinstance(names, str | Path) else names)]
         for key, names in (files.items() if isinstance(files, Mapping) else ())
         if isinstance(names, Sequence | Path)
     }
-    named = list(chain(*paths.values()))
-    if not paths or len(paths) < len(files) or not all(paths.values()) or len(set(named)) < len(named):
-        raise InputError(
-            f"files={files!r}; expected at least one for each, each file once, such as {example}"
-        )
+    if not paths or len(paths) < len(files) or not all(paths.values()):
+        raise InputError(f"files={files!r}; expected at least one for each, such as {example}")
+    for path, n in Counter(chain(*paths.values())).items():
+        if n > 1 or not path.exists():
+            problem = "is given twice" if n > 1 else "does not exist"
+            raise InputError(f"{path} {problem}; expected files to import, each once")
     return paths
 
 

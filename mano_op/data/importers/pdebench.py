@@ -125,7 +125,7 @@ def _read(variables: tuple[str, ...], stack: ExitStack, path: Path) -> Part:
     if steady:
         shapes = {name: array.shape for name, array in arrays.items()}
         check_each(f"{path}, Darcy flow by its 'nu': shapes of fields", shapes, ["nu", "tensor"])
-    n, steps = (*next(iter(arrays.values())).shape, 1)[:2]
+    n, steps = (*next(iter(arrays.values())).shape, 1, 1)[:2]
     times = [1 if steady else steps]
     for name, array in arrays.items():
         expected = (n, *([] if name == "nu" else times), *map(len, coordinates.values()))
@@ -176,7 +176,7 @@ def _sample(variables: tuple[str, ...], path: Path, group: h5py.Group) -> xr.Dat
     nodes = [name for name in group if isinstance(group.get(name), h5py.Group)]
     check_has(location(group), "group", ["grid"], nodes, ", with coordinates")
     data, grid = dataset(group, "data"), group["grid"]
-    coordinates = {axis: coordinate(grid, axis) for axis in _AXES if axis in grid}
+    coordinates = {axis: coordinate(grid, axis) for axis in _AXES if axis in grid or axis == "x"}
     steps, channels = (data.shape[0], data.shape[-1]) if data.ndim > 1 else (1, 1)
     expected = (max(1, steps), *map(len, coordinates.values()), max(1, channels))
     check_shape(

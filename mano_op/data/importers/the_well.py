@@ -180,7 +180,7 @@ def _field(node: h5py.Dataset, order: int, n: int, steps: int, points: list[int]
 
 def _names(group: Any) -> list[str]:
     """Order the fields as the file and The Well's own reader do."""
-    names = group.attrs.get("field_names", []) if len(group) else []
+    names = group.attrs.get("field_names", []) if group != {} else []
     return list(dict.fromkeys([*(_text(name) for name in np.ravel(names)), *group]))
 
 
