@@ -155,6 +155,14 @@ def test_navier_stokes_files_need_their_problem_and_lie_on_a_torus(tmp_path):
     assert check_store(store.path, progress=False) == []
 
 
+def test_navier_stokes_files_with_both_ends_are_refused(tmp_path):
+    x = torch.linspace(0, 1, 9, dtype=torch.float64)
+    wave = torch.sin(2 * torch.pi * (x[:, None] + 2 * x) + 0.3)[None]
+    file = save(tmp_path / "ns.pt", {"x": wave, "y": wave**2 + wave})
+    with pytest.raises(InputError, match="along y the last of 9 points repeats the first"):
+        import_neuralop_pt(tmp_path / "s.zarr", {"train": [(9, file)]}, problem="navier_stokes")
+
+
 def test_darcy_files_are_refused_as_another_problem(tmp_path, files):
     with pytest.raises(InputError, match=r"'x' is 0 or 1 everywhere; .*give problem='darcy'"):
         import_neuralop_pt(tmp_path / "a.zarr", files, problem="navier_stokes")

@@ -85,3 +85,8 @@ def test_cell_methods_of_each_level():
     for wrong in ({"r4": "area: mean"}, {}, {"r4": "area: mean", "r8": "area: mean", "r16": "area: mean"}):
         with pytest.raises(InputError, match=r"variable 'u': cell_methods=.*for each of r4, r8"):
             planned(wrong)
+
+
+def test_reference_of_numpy_is_a_number_of_python():
+    variable = Variable("p", "output", reference=np.float32(101325))
+    assert (type(variable.reference), variable.reference) == (float, 101325.0)

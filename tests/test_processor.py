@@ -105,6 +105,12 @@ def test_modes_and_devices_can_be_chained(processor):
     assert {field.device.type for field in processor.preprocess(a_sample()).values()} == {"meta"}
 
 
+def test_gradients_pass_in_units(processor):
+    out = torch.randn(2, 1, 3, 3, requires_grad=True)
+    processor.eval().postprocess(out, {})[0].sum().backward()
+    torch.testing.assert_close(out.grad, torch.full_like(out, 1e3))
+
+
 def test_forward_calls_the_model_between_pre_and_postprocess(processor):
     class Sum(nn.Module):
         def forward(self, x, scale):
