@@ -202,6 +202,14 @@ def netcdf(path, i, n, engine):
     return write_netcdf(path, arrays, engine, {"u": "kg kg-1"}), arrays
 
 
+def test_netcdf_times_may_be_the_samples(tmp_path):
+    file, _ = netcdf(tmp_path / "a.nc", 0, 3, "scipy")
+    with xr.open_dataset(file) as data:
+        data[["a"]].rename(run="time").assign(u=lambda data: 2 * data["a"]).to_netcdf(tmp_path / "t.nc")
+    options = LABELLED | {"sample": "time", "time": "time", "splits": {"train": 3}, "progress": False}
+    assert import_netcdf(tmp_path / "s.zarr", {(4, 5): tmp_path / "t.nc"}, **options).splits == {"train": 3}
+
+
 def test_netcdf_files_of_both_versions_are_concatenated(tmp_path):
     parts = [netcdf(tmp_path / f"{i}.nc", i, 2, engine) for i, engine in enumerate(("scipy", "h5netcdf"))]
     store = import_netcdf(

@@ -82,7 +82,7 @@ def import_netcdf(
                 check_distinct(f"{resolution}, {sample}", labels, remedy)
             if relabel:
                 data = data.drop_vars(sample, errors="ignore")
-            fields[resolution] = _renamed(resolution, data, {sample: "sample", time: "time"})
+            fields[resolution] = _renamed(resolution, data, {"sample": sample, "time": time})
         named = list(chain(*paths.values()))
         options.setdefault(
             "provenance", {"files": [file.name for file in named], "files_as_read": stamps(named)}
@@ -116,7 +116,7 @@ def _check_engine(path: Path, engine: str | None) -> None:
 
 def _renamed(resolution: object, data: xr.Dataset, names: Mapping[str, str]) -> xr.Dataset:
     """Rename dimensions, and turn round the axes that decrease."""
-    changed = {old: new for old, new in names.items() if old != new and old in data.dims}
+    changed = {old: new for new, old in names.items() if old != new and old in data.dims}
     check_free(resolution, changed.values(), {*data.variables, *data.dims})
     data = data.rename(changed)
     for axis in set(data.dims) - {"sample", "time"}:
