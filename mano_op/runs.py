@@ -21,6 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
@@ -192,7 +193,9 @@ class Run:
         self.processor.to(parameter.device if parameter is not None else "cpu")
         self.model.eval()
         self.processor.eval()
-        x = torch.as_tensor(x)
+        x = torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x))
+        if x.ndim < 3:
+            raise InputError(f"x of shape {tuple(x.shape)}, expected (batch, in_channels, *grid)")
         if x.is_complex():
             raise InputError(
                 f"x of {x.dtype}, expected real numbers: give real and imaginary part as channels"

@@ -227,7 +227,7 @@ def test_swin_layer_in_single_precision_matches_double():
         ({"shift": 3}, "shift=3, expected less than window=3"),
         ({"shift": 1, "stride": 1}, "shift=1 with stride=1 and window=3: .* leave out one of the two"),
         ({"registration": "edge"}, "registration='edge', expected 'node', 'node_both' or 'cell'"),
-        ({"channels": 5}, "channels=5 is not divisible by n_heads=2: change one of them, or give head_dim"),
+        ({"channels": 5}, "channels=5 is not divisible by n_heads=2: change one of them, or give the layer"),
         ({"periodic": [True]}, r"periodic=\[True\] has 1 entries, expected n_dim=2"),
         ({"periodic": True, "registration": "node_both"}, "drop the last one and use registration='node'"),
         (

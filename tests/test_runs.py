@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from torch import nn
 from training import FILES, FNO, assert_same_run, train_images
 
@@ -100,12 +101,14 @@ def test_predictions_are_in_physical_units() -> None:
         expected = -1 + 0.5 * run.model((torch.from_numpy(x).float() - 2) / 3)
     run.model.train()
     run.processor.train()
-    for given in (x, torch.from_numpy(x)):
+    for given in (x, torch.from_numpy(x), xr.DataArray(x)):
         found = run.predict(given)
         torch.testing.assert_close(found, expected)
         assert found.dtype == torch.float32 and not found.requires_grad
     with pytest.raises(InputError, match=r"x of shape \(2, 2, 10, 9\) .* has 2 channels; expected 1: a"):
         run.predict(x[:, [0, 0]])
+    with pytest.raises(InputError, match=r"x of shape \(1,\), expected \(batch, in_channels, \*grid\)"):
+        run.predict([1.0])
 
 
 def test_predictions_of_images_are_logits() -> None:

@@ -370,6 +370,11 @@ def test_models_without_names_are_refused(store, models):
         evaluate_transfer(models, store, [8])
 
 
+def test_resolution_that_is_no_list_is_refused(store):
+    with pytest.raises(InputError, match=r"resolutions=8, expected a list of them, such as \[8\]"):
+        evaluate_transfer({"MANO": run_at("r8")}, store, 8)
+
+
 def test_output_of_another_shape_in_a_later_batch_names_the_model_and_the_resolution(store):
     model = Trained(lambda x: perfect(x)[:1], 8)  # right for the single sample that is tried
     with pytest.raises(

@@ -229,6 +229,7 @@ def test_times_are_kept_as_numbers_and_units(tmp_path, times, numbers, units):
             r"expected values that increase: `data.sortby\('x'\)`",
         ),
         (lambda d: d, {"domain": {"y": (0.0, 1.0)}}, "no axis 'x'"),
+        (lambda d: d, {"boundary_conditions": "periodic"}, "='periodic', expected one for each axis"),
         (
             lambda d: d,
             {"domain": {"y": (0.0, 1.0), "x": (0.0, 2.0)}},

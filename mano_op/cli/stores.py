@@ -75,7 +75,7 @@ def generate(
     if problem not in PROBLEMS:
         recipe = read_recipe(problem)
     elif resolution is None:
-        raise InputError(f"generate {problem}: give the --resolution")
+        raise InputError(f"generate {problem}: give the --resolution, such as --resolution 16 32")
     else:
         recipe = Recipe(problem=problem, resolutions=resolution, samples={"train": 1000, "test": 50})
     replaced: dict[str, Any] = {

@@ -98,8 +98,8 @@ def open_root(path: Path | str | Store, storage_options: Mapping[str, Any] | Non
             other = f"is a zarr store, but not one of fields (attribute format={given!r})"
     if other is not None:
         raise InputError(
-            f"{path} {other}; make a store with `mano-op generate`, `write_fields` makes one from xarray "
-            "data sets, and `mano-op store import` from files"
+            f"{path} {other}; correct the path, or make a store with `mano-op generate`, `write_fields` or "
+            "`mano-op store import`"
         )
     if root.attrs.get("format_version") != FORMAT_VERSION:
         raise InputError(

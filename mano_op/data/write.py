@@ -121,6 +121,11 @@ def write_fields(
     axes, varying = _check_variables(fields, names)
     registration = registrations_of(registration, axes)
     times, time_units = times_of(fields) if varying else ([], "1")
+    if not isinstance(boundary_conditions, Mapping):
+        raise InputError(
+            f"boundary_conditions={boundary_conditions!r}, expected one for each axis: "
+            '{"y": "dirichlet", "x": "periodic"}, say'
+        )
     periodic = {axis: bc == "periodic" for axis, bc in boundary_conditions.items()}
     splits_at = splits_held(fields, splits)
     grids: dict[Grid, xr.Dataset] = {}

@@ -180,7 +180,7 @@ class MultipoleAttention(nn.Module):
             (
                 head_dim is None and channels % n_heads,
                 f"channels={channels} is not divisible by n_heads={n_heads}: change one of them, or give "
-                "head_dim",
+                "the layer a head_dim",
             ),
             (
                 n_levels is None and own_levels,

@@ -257,6 +257,8 @@ def _judge(
 
 def _keys(store: FieldStore, resolutions: Sequence[Resolution], split: str) -> list[str]:
     """The keys of the resolutions, coarsest first; all of them hold the split."""
+    if isinstance(resolutions, int | str):
+        raise InputError(f"resolutions={resolutions!r}, expected a list of them, such as [{resolutions!r}]")
     asked = {store.key(resolution) for resolution in resolutions}
     keys = [key for key in store.grids if key in asked]
     if not keys:
