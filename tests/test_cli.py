@@ -167,7 +167,7 @@ def test_coarsened_store_is_as_the_format_asks(
     assert mano_op(f"store check {made} --quiet") == 1
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("r4/pressure: sample 0 (and 4 more samples) has a NaN")
-    assert said[-1] == f"{made}: 1 violations"
+    assert said[-1] == f"{made}: violations: 1"
 
 
 def test_files_of_other_formats_become_stores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -257,7 +257,7 @@ def test_axes_may_have_registrations_of_their_own(tmp_path: Path, capsys: pytest
         ("evaluate fields {store} {folder}/fno {store} --out {new}", "holds no run.json"),
         (
             "evaluate fields {store} {mano} --out {folder}/report",
-            "report.html is there already: give another path, or --overwrite",
+            "report has report.html, results.csv, results.json, results.nc already: give another folder, or --overwrite",
         ),
         ("evaluate fields {store} {mano} --out {new} --resolution 8 12", "no resolution 12"),
         ("evaluate fields {store} {mano} --out {new} --split validation", "no split 'validation'"),

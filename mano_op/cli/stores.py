@@ -103,7 +103,7 @@ def check(store: Store, /, *, quiet: Quiet = False) -> int:
     violations = check_store(store, progress=not quiet)
     for violation in violations:
         print(violation)
-    print(f"{store}: {f'{len(violations)} violations' if violations else 'as the format asks'}")
+    print(f"{store}: {f'violations: {len(violations)}' if violations else 'as the format asks'}")
     return 1 if violations else 0
 
 

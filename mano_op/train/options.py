@@ -161,6 +161,8 @@ class FieldOptions(TrainOptions):
     """
 
     RENAMED: ClassVar = {
+        "model": "arch='mano', say",
+        "lr": "learning_rate=1e-3, say",
         "window": "time_steps=(1, 1), say",
         "ratios": "resolution=Mixed([16, 32], ratios=[1, 3]), say",
     }

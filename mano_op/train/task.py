@@ -151,6 +151,8 @@ def model_options(
     Arguments that contradict the data, or are no plain values for ``run.json``, are refused; `data` names the
     data in the message.
     """
+    if not isinstance(arguments, Mapping):
+        raise InputError(f"options={arguments!r}, expected a mapping such as {{'n_layers': 2}}")
     for name, value in arguments.items():
         if name in derived and not _same(value, derived[name]):
             raise InputError(
