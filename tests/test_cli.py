@@ -257,7 +257,7 @@ def test_axes_may_have_registrations_of_their_own(tmp_path: Path, capsys: pytest
         ("evaluate fields {store} {folder}/fno {store} --out {new}", "holds no run.json"),
         (
             "evaluate fields {store} {mano} --out {folder}/report",
-            "report has report.html, results.csv, results.json, results.nc already: give another folder, or --overwrite",
+            "report.html, results.csv, results.json, results.nc already: give another folder, or --overwrite",
         ),
         ("evaluate fields {store} {mano} --out {new} --resolution 8 12", "no resolution 12"),
         ("evaluate fields {store} {mano} --out {new} --split validation", "no split 'validation'"),
