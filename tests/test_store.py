@@ -673,7 +673,9 @@ def version_2(path, consolidated):
 )
 def test_paths_of_other_contents_name_them(tmp_path, make, what):
     make(tmp_path / "other")
-    with pytest.raises(InputError, match=f"{what}, no zarr store of format 3; .*make a store with .*`write_fields`"):
+    with pytest.raises(
+        InputError, match=f"{what}, no zarr store of format 3; .*make a store with .*`write_fields`"
+    ):
         open_store(tmp_path / "other")
 
 
