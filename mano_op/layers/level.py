@@ -202,7 +202,7 @@ class _Projected(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor, tokens: Tensor, through: Through, qkv: Projection, heads: int) -> _Projected:
-        """Compute them for all points."""
+        """Compute queries, keys and values of all points."""
         weights, biases = qkv.weight.chunk(3), (qkv.q_bias, None, qkv.v_bias)
         together = x.new_empty(3, len(x), math.prod(x.shape[1:-1]), len(weights[0]))
         flat = together.flatten(1, 2)

@@ -228,7 +228,7 @@ class Total:
         return cls(torch.zeros_like(parameter) if points == 0 else torch.empty_like(parameter), points == 0)
 
     def chunk(self, chunks: int) -> list[Total]:
-        """Split it into those of parts of the parameter."""
+        """Split the sum into those of equal parts of the parameter."""
         return [Total(part, self._begun) for part in self.sum.chunk(chunks)]
 
     def add(self, part: Tensor) -> None:

@@ -67,5 +67,5 @@ def _sizes(z: Tensor) -> tuple[ctypes.c_int64, ctypes.c_int64]:
 
 
 def _threads(z: Tensor) -> ctypes.c_int64:
-    """As many threads as have something to do."""
+    """Number of threads with some work for each."""
     return ctypes.c_int64(min(torch.get_num_threads(), 1 + z.numel() // 2**15))
