@@ -7,4 +7,4 @@ from mano_op.layers.multipole import MultipoleAttention as MultipoleAttention
 from mano_op.layers.pyramid import Prolong as Prolong
 from mano_op.layers.pyramid import Restrict as Restrict
 from mano_op.layers.style import Style as Style
-from mano_op.layers.window import window_attention as window_attention
+from mano_op.layers.windows import Windows as Windows

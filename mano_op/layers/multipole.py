@@ -2,38 +2,23 @@ r"""Multipole attention: near points exactly, far points through coarser levels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from pydantic import SkipValidation
 from torch import Tensor, nn
 
 from mano_op.errors import InputError
-from mano_op.grid import Registration
-from mano_op.layers.anchors import Anchoring, Tile, anchoring
-from mano_op.layers.attention import Remembered, WindowAttention
+from mano_op.grid import Grid, Registration
+from mano_op.layers.attention import WindowAttention
 from mano_op.layers.checks import Periodic, check_field, check_reference
-from mano_op.layers.eager import on_cpu_eagerly
 from mano_op.layers.pyramid import Prolong, Restrict, Sampling, level_shapes
+from mano_op.layers.refinement import Points, Refinement, joined, run
 from mano_op.layers.style import OPERATOR, PUBLISHED, SWIN, Style
+from mano_op.layers.windows import Windows
 from mano_op.options import Count, Whole, checked, record
-
-
-class Sources(NamedTuple):
-    """Sources of a layer on the reference grid, for targets between its points.
-
-    Attributes
-    ----------
-    keys, values : Tensor, ``(batch, heads, *reference, head_dim)``
-        Keys and values of the finest level.
-    coarse : Tensor, optional, ``(batch, channels, *reference)``
-        The far field: what coarser levels add; None if there are none.
-    """
-
-    keys: Tensor
-    values: Tensor
-    coarse: Tensor | None
 
 
 class MultipoleAttention(nn.Module):
@@ -207,14 +192,12 @@ class MultipoleAttention(nn.Module):
                 head_dim=channels // n_heads if head_dim is None else head_dim,
                 n_dim=n_dim,
                 window=window,
-                stride=stride,
-                halo=halo,
-                shift=shift,
-                periodic=wraps,
                 style=style,
             )
             for _ in range(n_attentions)
         )
+        self.windows = nn.ModuleList()
+        self._windows = {"window": window, "stride": stride, "halo": halo, "shift": shift, "periodic": wraps}
         options: dict[str, Any] = {
             "n_dim": n_dim,
             "rate": rate,
@@ -227,6 +210,8 @@ class MultipoleAttention(nn.Module):
         )
         if style.level_weights == "learned" and n_levels is not None:
             self.scale = nn.Parameter(torch.ones(n_levels - 1, channels))
+        if self.reference_shape is not None:
+            self.windows_of(self.reference_shape)
 
     @classmethod
     def published(
@@ -281,83 +266,89 @@ class MultipoleAttention(nn.Module):
         style = Style(**(record(SWIN) | {"sampling": sampling}))
         return cls(channels, n_heads, window=window, halo=halo, registration="cell", style=style, **options)
 
-    def forward(self, x: Tensor, reference_shape: Sequence[int] | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, points: Points | None = None, *, reference_shape: Sequence[int] | None = None
+    ) -> Tensor:
         """Map ``(batch, channels, *grid)`` to the same shape.
 
-        `reference_shape` stands for that of the layer, for a module that learns it only in training.
+        Parameters
+        ----------
+        x : Tensor
+        points : Points, optional
+            What `x` has features of, ``(batch, channels, points)``, where it is no grid; for blocks.
+        reference_shape : sequence of int, optional
+            In the place of the layer's own, for a module that learns it only in training.
         """
+        if points is not None:
+            return self._attend(x, points)
         check_field(x, self.n_dim, channels=self.channels)
-        place = self.anchoring(x.shape[2:], reference_shape)
-        if place is None:
-            return self.on_reference(x)[0]
-        x = place.lift(x)
-        anchors = place.anchors(x)
-        out, coarse = self.on_reference(anchors)
-        if place.refines:
-            out = self.between(x, self.sources(anchors, coarse), place.whole)
-        return place.settle(out)
+        shape, reference = tuple(x.shape[2:]), reference_shape or self.reference_shape
+        if reference is None or shape == tuple(reference):
+            return self._on_points(x)
+        grid = Grid.uniform(reference, registration=self.registration, periodic=self.periodic)
+        return run(
+            x,
+            Refinement(grid, shape),
+            lift=lambda field, points: field,
+            blocks=[self._on_points],
+            head=lambda field, points: field,
+        )
 
-    def anchoring(
-        self, shape: Sequence[int], reference_shape: Sequence[int] | None = None
-    ) -> Anchoring | None:
-        """Return how a grid lies beside the reference grid; None if it is the reference, or there is none."""
-        reference = self.reference_shape if reference_shape is None else tuple(reference_shape)
-        if reference is None or tuple(shape) == reference:
-            return None
-        return anchoring(tuple(shape), reference, self.registration, self.periodic)
+    def _on_points(self, x: Tensor, points: Points | None = None) -> Tensor:
+        """Map a field on the reference, or features of `points`."""
+        if points is not None:
+            return self._attend(x, points)
+        shape = tuple(x.shape[2:])
+        return self._attend(x.flatten(2), Points(shape)).unflatten(2, shape)
 
-    def on_reference(self, x: Tensor, *, residual: bool = False) -> tuple[Tensor, Tensor | None]:
-        r"""Return the layer on the grid of `x`, and its far field, :math:`s_0 \odot U_0(y_1)`.
+    def _attend(self, x: Tensor, points: Points) -> Tensor:
+        """Map features ``(batch, channels, points)``."""
+        part, sources = points.part, points.sources
+        windows, finest = self.windows_of(points.reference, x), cast(WindowAttention, self.attention[0])
+        near = finest(x, points.attention(finest, cast(Windows, windows[0])))
+        if part is not None and sources is not None:
+            far = sources[self]
+        else:
+            n = math.prod(points.reference)
+            far = self._far_field(x[..., :n].unflatten(2, points.reference), windows)
+            near = self._with_idle(near, len(windows))
+            if sources is not None:
+                sources[self] = far
+        if far is None:
+            return near
+        if part is None:
+            return near + far.flatten(2)
+        fine = part.interpolate(far)
+        return near + (joined(far, fine) if sources is None else fine.flatten(2))
 
-        With `residual` the input is added to the first.
-        """
-        n_levels = len(level_shapes(x.shape[2:], self.rate, self.n_levels))
+    def _far_field(self, x: Tensor, windows: nn.ModuleList) -> Tensor | None:
+        r"""Return what coarser levels add to a field on the reference, :math:`s_0 \odot U_0(y_1)`, if any."""
+        n_levels = len(windows)
         levels = [x]
         for down in self._each(self.down, n_levels - 1):
             levels.append(down(levels[-1]))
-        attention = self._each(self.attention, n_levels)
-        steps = [None, *reversed(self._each(self.up, n_levels - 1))]
-        shared = cast(WindowAttention, self.attention[0]).bias if len(self.attention) == 1 else None
-        bias = None if shared is None or not on_cpu_eagerly(x) else Remembered(shared)
-        out, coarse = x, None
-        for i, up in enumerate(steps):
-            field, attend = levels.pop(), attention.pop()
-            if up is not None:
-                coarse = up(out, field.shape[2:], self._level_weight(i - 1, len(levels)))
-            plus = [t for t in (coarse, field if residual and not levels else None) if t is not None]
-            out = attend(field, plus=plus, bias=bias)
-        return self._with_idle(out, n_levels), coarse
+        attention, up = self._each(self.attention, n_levels), self._each(self.up, n_levels - 1)
+        far: Tensor | None = None
+        for level in reversed(range(1, n_levels)):
+            out = attention[level](levels[level], windows[level])
+            out = out if far is None else out + far
+            weight = self._level_weight(n_levels - 1 - level, level - 1)
+            far = up[level - 1](out, levels[level - 1].shape[2:], weight)
+        return far
 
-    def sources(self, anchors: Tensor, coarse: Tensor | None) -> Sources:
-        """Compute the sources of the layer for targets between the points of the reference.
-
-        Parameters
-        ----------
-        anchors : Tensor, ``(batch, channels, *reference)``
-            Features on the reference.
-        coarse : Tensor, optional
-            The far field that `on_reference` returned for them.
-        """
-        finest = cast(WindowAttention, self.attention[0])
-        keys, values = finest.keys_and_values(anchors)
-        n_levels = len(level_shapes(anchors.shape[2:], self.rate, self.n_levels))
-        return Sources(keys, self._with_idle(values, n_levels), coarse)
-
-    def between(self, x: Tensor, sources: Sources, tile: Tile, *, residual: bool = False) -> Tensor:
-        """Map targets, the points of a tile of a grid that refines the reference.
-
-        Parameters
-        ----------
-        x : Tensor, ``(batch, channels, *points of the tile)``
-        sources : Sources
-        tile : Tile
-        residual : bool
-            Whether `x` is added to the result.
-        """
-        finest = cast(WindowAttention, self.attention[0])
-        plus = [] if sources.coarse is None else [tile.interpolate(sources.coarse)]
-        plus += [x] if residual else []
-        return finest.between(x, sources.keys, sources.values, tile.queries_at, plus)
+    def windows_of(self, shape: tuple[int, ...], like: Tensor | None = None) -> nn.ModuleList:
+        """Return the windows of the levels of a grid, which are made once and kept until another one comes."""
+        if len(self.windows) and cast(Windows, self.windows[0]).shape == shape:
+            return self.windows
+        with torch.inference_mode(False):  # tensors of inference could not be used in training later
+            windows = nn.ModuleList(
+                Windows(level, **self._windows) for level in level_shapes(shape, self.rate, self.n_levels)
+            )
+            if like is not None:
+                windows = windows.to(like.device)
+        if type(like) is Tensor or like is None:  # those of another kind, such as fake ones, are not kept
+            self.windows = windows
+        return windows
 
     @staticmethod
     def _each(modules: nn.ModuleList, count: int) -> list[nn.Module]:

@@ -30,7 +30,6 @@ References
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -39,8 +38,6 @@ from torch import Tensor, nn
 
 from mano_op.errors import check_whole
 from mano_op.grid import Registration
-from mano_op.layers.native import stencil
-from mano_op.layers.native.stencil import apply_stencil, can_apply_natively
 
 Sampling = Literal["stencil", "conv", "avg_pool"]
 
@@ -152,14 +149,9 @@ class Restrict(_Step):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(batch, channels, *grid)`` to ``(batch, channels, *coarse grid)``."""
         if self.sampling == "stencil":
-            kernel = self.kernel()
-            if can_apply_natively(x, kernel):
-                axes = [
-                    stencil.down(n, self.rate, self.reach, wraps)
-                    for n, wraps in zip(x.shape[2:], self.periodic, strict=True)
-                ]
-                return apply_stencil(x, kernel, axes, self._convolved)
-            x = self._convolved(x, kernel)
+            widths = [(self.reach, self.reach + (-n) % self.rate) for n in x.shape[2:]]
+            x = pad_edges(x, widths, self.periodic)
+            x = _convolve(_FORWARD, x, self.kernel(), stride=self.rate, groups=x.shape[1])
         elif self.sampling == "conv":
             x = _convolve(_FORWARD, fill_last_cells(x, self.rate), self.kernel(), stride=self.rate)
         else:
@@ -168,11 +160,6 @@ class Restrict(_Step):
             # On a CPU torch has no pool of half precision in three dimensions.
             x = pool(filled.float() if half else filled, self.rate).to(x.dtype)
         return x
-
-    def _convolved(self, x: Tensor, kernel: Tensor) -> Tensor:
-        """The stencil of a field."""
-        x = pad_edges(x, [(self.reach, self.reach + (-n) % self.rate) for n in x.shape[2:]], self.periodic)
-        return _convolve(_FORWARD, x, kernel, stride=self.rate, groups=x.shape[1])
 
 
 class Prolong(_Step):
@@ -192,13 +179,10 @@ class Prolong(_Step):
         n_dim = x.ndim - 2
         if self.sampling == "stencil":
             kernel = self.kernel() * _along(factor, 0, n_dim + 2)
-            if can_apply_natively(x, kernel):
-                axes = [
-                    stencil.up(n_in, n, self.rate, self.reach, wraps)
-                    for n_in, n, wraps in zip(x.shape[2:], shape, self.periodic, strict=True)
-                ]
-                return apply_stencil(x, kernel, axes, partial(self._convolved, shape=tuple(shape)))
-            return self._convolved(x, kernel, shape)
+            # The last fine nodes lie between the last coarse one and the next, which is off the grid.
+            x = pad_edges(x, [(0, min(self.reach, 1))] * n_dim, self.periodic)
+            x = _convolve(_TRANSPOSED, x, kernel, stride=self.rate, groups=x.shape[1])
+            return _cut(x, self.reach, shape)
         if self.sampling == "conv":
             kernel = self.kernel() * _along(factor, 1, n_dim + 2)
             x = _convolve(_TRANSPOSED, x, kernel, stride=self.rate)
@@ -207,14 +191,6 @@ class Prolong(_Step):
             for dim in range(2, x.ndim):
                 x = x.repeat_interleave(self.rate, dim)
         return _cut(x, 0, shape)
-
-    def _convolved(self, x: Tensor, kernel: Tensor, shape: Sequence[int]) -> Tensor:
-        """The stencil of a field."""
-        n_dim = x.ndim - 2
-        # The last fine nodes lie between the last coarse one and the next, which is off the grid.
-        x = pad_edges(x, [(0, min(self.reach, 1))] * n_dim, self.periodic)
-        fine = _convolve(_TRANSPOSED, x, kernel, stride=self.rate, groups=x.shape[1])
-        return _cut(fine, self.reach, shape)
 
 
 _FORWARD = (F.conv1d, F.conv2d, F.conv3d)

@@ -1,27 +1,37 @@
-"""Reference grids of modules, kept with their parameters."""
+"""Reference grids of modules."""
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from mano_op.errors import InputError
-from mano_op.layers.eager import on_cpu_eagerly
+
+
+class _Reference:
+    """A shape that is set once; copies of a module that has not seen a grid learn the same one."""
+
+    def __init__(self, shape: tuple[int, ...] | None) -> None:
+        self.shape = shape
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self
 
 
 class Anchored:
     """Mixin for modules with a reference, the grid that they are trained on.
 
     The reference is given, or it is the first grid that comes in training mode; a second one is then refused
-    in training, see `fix_references`. It is a buffer, so copies and files have it too.
+    in training, see `fix_references`. It is a constant, neither a parameter nor a buffer: what averages,
+    casts or broadcasts those leaves it alone. State dicts have it as extra state.
 
     Attributes
     ----------
-    reference : Tensor, ``(n_dim,)``
-        Points along each axis; zeros while unknown.
+    reference_shape : tuple of int, optional
+        Points along each axis of the grid that the levels belong to; None before any training.
 
     Examples
     --------
@@ -36,32 +46,25 @@ class Anchored:
     ((16,), (16,), (16,))
     """
 
-    reference: Tensor
     training: bool
-    _reference_is_fixed = False  # until the constructor, or `fix_references`, says otherwise
-    _known_reference: tuple[tuple[int, int], tuple[int, ...]] | None
+    _reference: _Reference
 
     def keep_reference(self, shape: tuple[int, ...] | None, n_dim: int) -> None:
-        """Register the buffer; for the constructor."""
-        cast(nn.Module, self).register_buffer("reference", torch.tensor(shape or (0,) * n_dim))
-        self._reference_is_fixed = shape is not None
-        self._known_reference = None
+        """Set the reference, or leave it to be learnt; for the constructor."""
+        self._reference, self._reference_is_fixed, self._reference_n_dim = _Reference(shape), shape is not None, n_dim
 
     @property
     def reference_shape(self) -> tuple[int, ...] | None:
-        """Points along each axis of the grid that the levels belong to; None before any training."""
-        reference = self.reference
-        # What copies a buffer to other ranks leaves its version as it was. Inference tensors have none.
-        learns = self.training and not self._reference_is_fixed
-        copied = learns and dist.is_available() and dist.is_initialized()
-        if copied or on_cpu_eagerly(reference) or reference.is_inference():
-            shape = tuple(reference.tolist())
-        else:  # reading it may have to wait for a GPU
-            version = id(reference), reference._version
-            if self._known_reference is None or self._known_reference[0] != version:
-                self._known_reference = version, tuple(reference.tolist())
-            shape = self._known_reference[1]
-        return shape if all(shape) else None
+        return self._reference.shape
+
+    def get_extra_state(self) -> Tensor:
+        """Return the reference as whole numbers, zeros while unknown: an entry of state dicts."""
+        return torch.tensor(self.reference_shape or (0,) * self._reference_n_dim)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the reference of a state dict."""
+        shape = tuple(int(n) for n in state.round().tolist())
+        self._reference = _Reference(shape if all(shape) else None)
 
     def reference_for(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the reference for an input on a grid; the first grid in training becomes the reference.
@@ -76,7 +79,12 @@ class Anchored:
         reference = self.reference_shape
         if reference is None:
             if self.training:
-                self.reference.copy_(torch.tensor(shape))
+                if dist.is_available() and dist.is_initialized():
+                    raise InputError(
+                        f"{type(self).__name__} has no reference yet, and each rank of this process group would "
+                        f"take its own first grid, here {shape}: build it with reference_shape={shape}"
+                    )
+                self._reference.shape = shape
             return shape
         if self.training and not self._reference_is_fixed and shape != reference:
             raise InputError(

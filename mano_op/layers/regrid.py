@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mano_op.grid import Axis, Grid
-from mano_op.layers.anchors import Banded, lagrange
+from mano_op.layers.interpolation import Banded, lagrange
 from mano_op.resample import resample
 
 

@@ -7,7 +7,6 @@ from typing import Literal
 from pydantic import StrictBool
 
 from mano_op.layers.pyramid import Sampling
-from mano_op.layers.scores import Scores
 from mano_op.options import options
 
 
@@ -44,7 +43,7 @@ class Style:
 
     sampling: Sampling = "stencil"
     level_weights: Literal["learned", "factorial"] = "learned"
-    scores: Scores = "dot"
+    scores: Literal["dot", "cosine"] = "dot"
     position_bias: StrictBool | Literal["swin"] = True
     qv_bias: StrictBool = False
     shared_levels: StrictBool = False

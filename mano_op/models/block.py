@@ -8,10 +8,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mano_op.errors import InputError
-from mano_op.layers.anchors import Tile
-from mano_op.layers.eager import is_only
-from mano_op.layers.multipole import MultipoleAttention, Sources
-from mano_op.layers.points import Hidden, linear_maps
+from mano_op.layers.multipole import MultipoleAttention
+from mano_op.layers.refinement import Points
 
 NonLinearity = Literal["gelu", "relu", "silu", "tanh"]
 _NON_LINEARITIES: dict[str, type[nn.Module]] = {
@@ -58,27 +56,10 @@ class Mlp(nn.Module):
         self.act = _NON_LINEARITIES[non_linearity]()
         self.fc2 = nn.Linear(hidden_channels, out_channels)
 
-    def forward(self, x: Tensor, before: nn.LayerNorm | None = None, *, residual: bool = False) -> Tensor:
-        """Map ``(batch, in_channels, *grid)`` to ``(batch, out_channels, *grid)``.
-
-        The norm `before` comes first; with `residual` the input is added to the result.
-        """
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(batch, in_channels, *points)`` to ``(batch, out_channels, *points)``."""
         tokens = rearrange(x, "b c ... -> b ... c")
-        norms = [norm for norm in (before, self.norm) if isinstance(norm, nn.LayerNorm)]
-        parts = (*norms, self.fc1, self.act, self.fc2)
-        pairs = [(norm.weight, norm.bias) for norm in norms] + [(self.fc1.weight, self.fc1.bias)]
-        parameters = [t for pair in pairs for t in pair if t is not None]
-        complete = len(parameters) == 2 * len(norms) + 2
-        if complete and all(
-            is_only(part, nn.LayerNorm, nn.Linear, *_NON_LINEARITIES.values()) for part in parts
-        ):
-            hidden = Hidden(tuple(norm.eps for norm in norms), self.act)
-            of_fc2 = self.fc2.weight, self.fc2.bias
-            (out,) = linear_maps(tokens, hidden, parameters, [of_fc2], residual=residual)
-        else:
-            out = self.fc2(self.act(self.fc1(self.norm(tokens if before is None else before(tokens)))))
-            out = tokens + out if residual else out
-        return rearrange(out, "b ... c -> b c ...")
+        return rearrange(self.fc2(self.act(self.fc1(self.norm(tokens)))), "b ... c -> b c ...")
 
 
 class Block(nn.Module):
@@ -88,23 +69,8 @@ class Block(nn.Module):
         super().__init__()
         self.attention, self.mlp = attention, mlp
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(batch, channels, *grid)`` to the same shape."""
-        attention, anchored = self.attention, self.attention.reference_shape is not None
-        if is_only(attention, MultipoleAttention) and not anchored:
-            x, _ = attention.on_reference(x, residual=True)
-        else:
-            x = x + attention(x)
-        out: Tensor = self.mlp(x, residual=True)
-        return out
-
-    def on_reference(self, anchors: Tensor) -> tuple[Tensor, Sources]:
-        """Map the reference grid, and return its sources for the points of a finer grid."""
-        x, coarse = self.attention.on_reference(anchors, residual=True)
-        out: Tensor = self.mlp(x, residual=True)
-        return out, self.attention.sources(anchors, coarse)
-
-    def between(self, x: Tensor, sources: Sources, tile: Tile) -> Tensor:
-        """Map points of a finer grid, ``(batch, channels, *points of the tile)``."""
-        out: Tensor = self.mlp(self.attention.between(x, sources, tile, residual=True), residual=True)
+    def forward(self, x: Tensor, points: Points | None = None) -> Tensor:
+        """Map ``(batch, channels, *grid)``, or features of `points`, to the same shape."""
+        x = x + self.attention(x, points)
+        out: Tensor = x + self.mlp(x)
         return out

@@ -70,7 +70,8 @@ class GridModel(DataModel, name="_grid_model"):
         return rearrange(self.lifting(rearrange(x, "b c ... -> b ... c")), "b ... c -> b c ...")
 
     def _project(self, x: Tensor) -> Tensor:
-        out: Tensor = self.projection(x, before=self.norm)
+        x = rearrange(self.norm(rearrange(x, "b c ... -> b ... c")), "b ... c -> b c ...")
+        out: Tensor = self.projection(x)
         return out
 
     def _check_input(self, x: Tensor) -> None:

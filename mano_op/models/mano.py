@@ -12,12 +12,12 @@ from pydantic import SkipValidation
 from torch import Tensor, nn
 
 from mano_op.errors import InputError
-from mano_op.grid import Registration
-from mano_op.layers.anchors import Anchoring, anchoring
+from mano_op.grid import Grid, Registration
 from mano_op.layers.checks import Periodic, check_reference
-from mano_op.layers.multipole import MultipoleAttention, Sources
+from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.pyramid import covering_levels
 from mano_op.layers.reference import Anchored
+from mano_op.layers.refinement import Refinement, run, run_by_parts
 from mano_op.models.block import Block, NonLinearity
 from mano_op.models.coordinates import coordinate_channels, grid_points, with_coordinates
 from mano_op.models.grid_model import GridModel, Network
@@ -183,39 +183,28 @@ class MANO(GridModel, Anchored, name="MANO"):
         if shape == reference:
             points = self._points(shape)
             return self._bounded(self._map(self._located(x, points)), points)
-        place = anchoring(shape, reference, self.registration, self.periodic)
-        x = place.lift(x)
-        anchors = self._lift(self._located(place.anchors(x), self._points(reference)))
-        sources = []
-        for block in self.blocks:
-            anchors, of_block = cast(Block, block).on_reference(anchors)
-            sources.append(of_block)
-        if place.refines:
-            return self._between(x, sources, place)
-        return place.settle(self._bounded(self._project(anchors), self._points(reference)))
-
-    def _between(self, x: Tensor, sources: Sequence[Sources], place: Anchoring) -> Tensor:
-        """Map the points of a grid that refines the reference, given the sources of each block.
-
-        Where gradients keep the features of all points anyway they are mapped at once, else tile by tile.
-        """
-        most = math.prod(place.working.shape)
-        if not torch.is_grad_enabled():
-            most = (_TILE if x.device.type == "cpu" else _TILE_ELSEWHERE) // max(1, len(x))
-        tiles = place.tiles(most)
+        grid = Grid.uniform(reference, registration=self.registration, periodic=self.periodic)
+        place, stages = Refinement(grid, shape), self._stages
+        # Where gradients keep the features of all points anyway they are mapped at once.
+        if not place.refines or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return run(x, place, **stages)
+        most = (_TILE if x.device.type == "cpu" else _TILE_ELSEWHERE) // max(1, len(x))
         out: Tensor | None = None
-        for tile in tiles:
-            fine = self._lift(self._located(tile.smooth(x), tile.points))
-            for block, of_block in zip(self.blocks, sources, strict=True):
-                fine = cast(Block, block).between(fine, of_block, tile)
-            part = tile.settle(self._bounded(self._project(fine), tile.points))
-            if len(tiles) == 1:
-                return part
+        for index, part in run_by_parts(x, place, most, **stages):
             if out is None:
-                out = part.new_empty(*part.shape[:2], *place.source.shape)
-            out[:, :, *tile.cut] = part
-        assert out is not None  # a grid has at least one tile
+                out = part.new_empty(*part.shape[:2], *shape)
+            out[:, :, *_crossed(index, shape)] = part
+        assert out is not None  # a grid has at least one part
         return out
+
+    @property
+    def _stages(self) -> dict[str, Any]:
+        """Lifting, blocks and projection of a field and the coordinates of its axes."""
+        return {
+            "lift": lambda x, points: self._lift(self._located(x, points)),
+            "blocks": list(self.blocks),
+            "head": lambda x, points: self._bounded(self._project(x), points),
+        }
 
     def _located(self, x: Tensor, points: Sequence[Tensor]) -> Tensor:
         """Append coordinates to the input, given those of each axis."""
@@ -261,3 +250,11 @@ class MANO(GridModel, Anchored, name="MANO"):
     def _points(self, shape: Sequence[int]) -> list[Tensor]:
         """The coordinates of each axis of a grid."""
         return grid_points(shape, self.registration, self.periodic)
+
+
+def _crossed(index: Sequence[slice | Tensor], shape: Sequence[int]) -> Sequence[slice | Tensor]:
+    """The index of a box of a grid, given that of each axis."""
+    if all(isinstance(of_axis, slice) for of_axis in index):
+        return index
+    places = [torch.arange(n)[of_axis] for n, of_axis in zip(shape, index, strict=True)]
+    return torch.meshgrid(*places, indexing="ij")

@@ -1,1 +1,0 @@
-"""Compiled kernels, built where they run: C++ for single precision on a CPU."""

@@ -1,0 +1,652 @@
+r"""The reference grid of a layer, and the points of any other grid beside it.
+
+What a layer has learned belongs to a length: the spacing :math:`h` of the grid it was trained on. So its
+levels live on that grid, the reference, whatever grid :math:`x_i` a field comes on. Along each axis:
+
+==================  =========================================================================================
+step                what it does
+==================  =========================================================================================
+`lift`              an input that is coarser than the reference is put onto it, by linear interpolation
+`smooth`            an input that is finer is averaged over the interval that one reference point stood for,
+                    :math:`\bar x(y) = \sum_i |\omega_i \cap \Omega(y)| x_i / |\Omega(y)|`, with the control
+                    volumes :math:`\omega_i` of its points (`Axis.bounds`): at y each of its own points,
+`anchors`           or at y the points of the reference, whose control volumes are :math:`\Omega`; between
+                    them the ends of :math:`\Omega(y)` are interpolated linearly
+`interpolate`       a field on the reference at the points of the finer grid: the cubic through the four
+                    nearest points, the parabola or line through those there are at the ends, and beyond
+                    the outermost reference point its value
+`settle`            back to the points of the input, where that was lifted
+==================  =========================================================================================
+
+On the reference grid itself all of them are the identity. On a finer one the average tends to an integral, at
+second order, so what a layer makes of an input has a limit as the grid is refined.
+
+Points between those of the reference are targets and not sources: each is in the window of the reference's
+points around it, or has a share in two. So they may be mapped a `Part` of the grid at a time.
+
+All steps but `lift` and `settle` are operations of torch on ``torch.arange``, whose sizes may be symbols: a
+model is compiled or exported once for all finer grids. Positions are counted in whole numbers, so no rounding
+decides which of two points is the lower one. A mean is a difference of prefix sums,
+
+.. math::
+
+    F(v) = C_i - x_i\,(i + \tfrac12 - v), \quad C_i = x_0 + \dots + x_i, \quad i = \lfloor v + \tfrac12 \rfloor,
+    \qquad \bar x = \frac{F(v_{right}) - F(v_{left})}{v_{right} - v_{left}},
+
+in double precision, so that nothing is lost in the difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from itertools import pairwise, product
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from mano_op.grid import Axis, Grid
+from mano_op.layers.interpolation import Banded, lagrange
+from mano_op.layers.operator import window_attention
+from mano_op.layers.windows import AxisWindows, Bias, Windows
+
+# Points of the finer grid whose average is computed at a time.
+_SLAB = 2**14
+
+
+class FineAxis(NamedTuple):
+    r"""Consecutive points of an axis with at least as many points as a reference over the same interval.
+
+    Points are counted once around: on a periodic axis of cells from the first one at or after the first point
+    of the reference. Point t is at :math:`(a\, t + b) / q`, counted in points of the reference.
+
+    Attributes
+    ----------
+    reference : Axis
+    n : int
+        Points of the finer axis, which may be a symbol.
+    start, stop : int
+        Of the points. All of them, if `stop` is None.
+
+    Examples
+    --------
+    >>> line = FineAxis(Axis("x", 4), 8)
+    >>> line.numerators() / line.rate[2]
+    tensor([0.0000, 0.5000, 1.0000, 1.5000, 2.0000, 2.5000, 3.0000, 3.5000])
+    >>> line.points()
+    tensor([0.0000, 0.1250, 0.2500, 0.3750, 0.5000, 0.6250, 0.7500, 0.8750], dtype=torch.float64)
+    >>> line.anchors(torch.tensor([[0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0]]), 1)
+    tensor([[0.5000, 0.5000, 0.5000, 0.6667]])
+    """
+
+    reference: Axis
+    n: int
+    start: int = 0
+    stop: int | None = None
+
+    @property
+    def rate(self) -> tuple[int, int, int]:
+        """The whole numbers a, b and q."""
+        n, keys = self.n, self.reference.n
+        if self.reference.registration == "node_both":
+            return keys - 1, 0, n - 1
+        if self.reference.registration == "cell":
+            return 2 * keys, (2 * self.ahead + 1) * keys - n, 2 * n
+        return keys, 0, n
+
+    @property
+    def ahead(self) -> int:
+        """Points of the finer axis before the first point of the reference, where the axis wraps."""
+        if self.reference.registration == "cell" and self.reference.periodic:
+            return (self.n + self.reference.n - 1) // (2 * self.reference.n)
+        return 0
+
+    @property
+    def end(self) -> int:
+        """One after the last point."""
+        return self.n if self.stop is None else self.stop
+
+    @property
+    def intervals(self) -> int:
+        """Spacings of the finer axis in the domain."""
+        return self.n - 1 if self.reference.registration == "node_both" else self.n
+
+    @property
+    def index(self) -> slice | Tensor:
+        """The place of each point in a field on the finer axis."""
+        if not self.ahead:
+            return slice(self.start, self.end)
+        return (torch.arange(self.start, self.end) + self.ahead) % self.n
+
+    def numerators(self, device: torch.device | None = None) -> Tensor:
+        """Return the positions of the points times q, ``(points,)``."""
+        a, b, _ = self.rate
+        return a * torch.arange(self.start, self.end, device=device) + b
+
+    def points(self, device: torch.device | None = None) -> Tensor:
+        """Return the coordinates in [0, 1], in double precision, ``(points,)``."""
+        t = torch.arange(self.start, self.end, device=device)
+        t = (t + self.ahead) % self.n if self.ahead else t
+        return (t.double() + self.reference.offset) / self.intervals
+
+    def smooth(self, x: Tensor, dim: int) -> Tensor:
+        """Average a field on all of the finer axis at the points, along a dimension."""
+        reference = self.reference
+        if reference.periodic:
+            at = torch.arange(self.start, self.end, device=x.device).double() + self.ahead
+            half = self.intervals / (2 * reference.intervals)
+            left, right = at - half, at + half
+        else:
+            below, share = self._within(x.device)
+            above = (below + 1).clamp(max=reference.n - 1)
+            left, right = (
+                self._placed(torch.lerp(*ends, share))
+                for ends in zip(self._ends(below), self._ends(above), strict=True)
+            )
+        reach = self.intervals // reference.intervals + 2
+        return self._mean(x, dim, left, right, self.start + self.ahead - reach, self.end + self.ahead + reach)
+
+    def anchors(self, x: Tensor, dim: int, start: int = 0, stop: int | None = None) -> Tensor:
+        """Average a field on all of the finer axis at points of the reference, from `start` to `stop`."""
+        reference = self.reference
+        stop = reference.n if stop is None else stop
+        left, right = map(self._placed, self._ends(torch.arange(start, stop, device=x.device)))
+        first, last = (2 * k * self.intervals // (2 * reference.intervals) for k in (start - 1, stop + 1))
+        return self._mean(x, dim, left, right, first - 1, last + 2)
+
+    def interpolate(self, x: Tensor, dim: int) -> Tensor:
+        """Interpolate a field on the reference at the points, along a dimension."""
+        below, share = self._within(x.device)
+        n, i = self.reference.n, torch.arange(4, device=x.device)
+        near = below + (i - 1)[:, None]
+        if self.reference.periodic:
+            near, used = near % n, (i < n)[:, None].expand_as(near)
+        else:
+            used = (near >= 0) & (near < n)
+            near = near.clamp(0, n - 1)
+        steps = i[:, None] - i  # from each other point to each
+        counts = (steps != 0)[:, :, None] & used
+        factors = (share - (i - 1)[:, None]) / torch.where(steps == 0, 1, steps)[:, :, None]
+        f0, f1, f2, f3 = torch.where(counts, factors, 1.0).unbind(1)
+        weights = _along(used * f0 * f1 * f2 * f3, x, dim, leading=1).to(x.dtype)
+        parts = [x.index_select(dim, point) * weight for point, weight in zip(near, weights, strict=True)]
+        return sum(parts[1:], start=parts[0])
+
+    def _within(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The point of the reference at or below each point, and the share of the way to the next.
+
+        Beyond an outermost point of an axis that does not wrap they are that point and 0.
+        """
+        p, q = self.numerators(device), self.rate[2]
+        if not self.reference.periodic:
+            p = p.clamp(0, q * (self.reference.n - 1))
+        below = p // q
+        return below, (p - below * q).double() / q
+
+    def _ends(self, k: Tensor) -> tuple[Tensor, Tensor]:
+        """The control volume of each point k of the reference, in its spacings."""
+        left, right = (k.double() + self.reference.offset + half for half in (-0.5, 0.5))
+        if self.reference.periodic:
+            return left, right
+        last = k == self.reference.n - 1
+        return left.clamp(min=0), torch.where(last, float(self.reference.intervals), right)
+
+    def _placed(self, at: Tensor) -> Tensor:
+        """A position in spacings of the reference, counted in points of the finer axis."""
+        return at * self.intervals / self.reference.intervals - self.reference.offset
+
+    def _mean(self, x: Tensor, dim: int, left: Tensor, right: Tensor, start: int, stop: int) -> Tensor:
+        """The means of a field between positions counted in its points, which lie from `start` to `stop`."""
+        if self.reference.periodic:
+            rows = x.index_select(dim, torch.arange(start, stop, device=x.device) % self.n)
+        elif torch.compiler.is_compiling():  # of sizes that may be symbols
+            start, stop, rows = 0, self.n, x
+        else:
+            start, stop = max(start, 0), min(stop, self.n)
+            rows = x.narrow(dim, start, stop - start)
+        rows = rows.double()
+        sums = rows.cumsum(dim)
+
+        def integral(v: Tensor) -> Tensor:
+            i = ((v + 0.5).floor() - start).clamp(0, stop - start - 1)
+            rest = rows.index_select(dim, i.long()) * _along(i + start + 0.5 - v, x, dim)
+            return sums.index_select(dim, i.long()) - rest
+
+        return ((integral(right) - integral(left)) / _along(right - left, x, dim)).to(x.dtype)
+
+    def targets(self, windows: AxisWindows, device: torch.device) -> AxisTargets:
+        """Put the points into windows of the reference."""
+        a, b, q = self.rate
+        n, keys, wraps = self.n, self.reference.n, self.reference.periodic
+        (count, side), halo = windows.queries.shape, windows.halo
+        m = torch.arange(count, device=device)
+
+        def first_at(position: Tensor, after: int) -> Tensor:  # or after it; negative ones are virtual
+            rounded = position * q - b + (a if after else a - 1)
+            return (rounded + 2 * n * a) // a - 2 * n
+
+        # A window has the points at or after its first key, and a share of those just before it.
+        own = first_at(m * side, after=0)
+        before = first_at(m * side - 1, after=1)
+        last = torch.cat([own[1:], torch.full((1,), 1, device=device) * n])
+        alone = wraps and count == 1
+        groups = [(own.clamp(min=0), last)] if alone else [(before, own), (own, last)]
+        if torch.compiler.is_compiling():
+            rooms = [(side * q + a - 1) // a] if alone else [(q - 1) // a + 1, (side * q + a - 1) // a]
+        else:
+            lower = torch.where(m == 0, self.start - n, self.start) if wraps else self.start
+            upper = torch.where(m == 0, self.end - n, self.end) if wraps else self.end
+            bounds = [(self.start, self.end)] if alone else [(lower, upper), (self.start, self.end)]
+            whole = self.stop is None
+            groups = [
+                group if whole else tuple(t.clamp(*between) for t in group)
+                for group, between in zip(groups, bounds, strict=True)
+            ]
+            if not whole:
+                m, groups = _occupied(m, groups)
+            rooms = [max(0, int((stop - start).max())) for start, stop in groups]
+        slots = [torch.arange(room, device=device) + start[:, None] for room, (start, _) in zip(rooms, groups)]
+        t = torch.cat(slots, dim=1)
+        valid = torch.cat([s < stop[:, None] for s, (_, stop) in zip(slots, groups)], dim=1)
+        shared = torch.cat([torch.full_like(s, i == 0 and not alone) for i, s in enumerate(slots)], dim=1)
+        p = a * t + b
+        if not wraps:
+            valid = valid & (t >= 0)
+        inside = p if wraps else p.clamp(0, q * (keys - 1))
+        way = ((inside + q) % q).double() / q
+        # Just before the next window, with which the point is shared.
+        border = torch.div(inside, q, rounding_mode="floor") == (m * side + side - 1).clamp(max=keys - 1)[:, None]
+        share = torch.where(border & (shared == 0) & (not alone), 1 - way, 1.0)
+        share = torch.where((shared == 1) & ((m > 0)[:, None] | wraps), way, share)
+        share = torch.where(valid, share, 0.0)
+        position = (p - q * side * m[:, None]).clamp(-q, side * q)
+        index = torch.where(valid, t, self.start + 0 * t)
+        index = (index + n) % n if wraps else index
+        return AxisTargets(m, index - self.start, share, *self._quarters(position, side, halo, valid))
+
+    def _quarters(self, position: Tensor, side: int, halo: int, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """The offsets of `AxisTargets`, given the position of each slot in its window times q."""
+        q, around, reach = self.rate[2], self.reference.n * self.rate[2], side + halo
+        key = torch.arange(side + 2 * halo, device=position.device) - halo
+        offset = key[:, None] * q - position[:, None]
+        if self.reference.periodic:  # the nearest image; the one ahead if two are equally near
+            offset = torch.where(2 * offset > around, offset - around, offset)
+            offset = torch.where(2 * offset <= -1 * around, offset + around, offset)
+        scaled = 4 * (offset + reach * q)
+        quarter = (scaled // q).clamp(0, 8 * reach - 1)
+        rest = (scaled - quarter * q).double() / q
+        if not torch.compiler.is_compiling():  # where windows are alike, one stands for all
+            fullest = int(valid.sum(1).argmax())
+            same = (quarter == quarter[fullest]) & (rest == rest[fullest])
+            if bool((same | ~valid[:, None]).all()):
+                return quarter[fullest][None], rest[fullest][None]
+        return quarter, rest
+
+
+class AxisTargets(NamedTuple):
+    """Points of a finer axis in windows of a reference, as many slots in every window.
+
+    Attributes
+    ----------
+    windows : int64, ``(windows,)``
+        Those of the reference that have a point.
+    queries : int64, ``(windows, slots)``
+        The point in each slot; a slot that is left over has any.
+    share : float64, ``(windows, slots)``
+        The share of the point in the window; 0 for a slot that is left over.
+    quarter, rest : int64, float64, ``(windows or 1, keys, slots)``
+        The quarter of a step at or below the offset from slot to key, counted from the least one that there
+        can be, and the share of the way to the next.
+    """
+
+    windows: Tensor
+    queries: Tensor
+    share: Tensor
+    quarter: Tensor
+    rest: Tensor
+
+
+class Targets:
+    """The points of a part of a finer grid in the windows of a reference.
+
+    Parameters
+    ----------
+    axes : sequence of FineAxis
+    windows : Windows
+        Of the reference.
+    device : torch.device
+    """
+
+    def __init__(self, axes: Sequence[FineAxis], windows: Windows, device: torch.device) -> None:
+        self.axes = [
+            axis.targets(of_axis, device) for axis, of_axis in zip(axes, windows.axes, strict=True)
+        ]
+        self.reach = [of_axis.queries.shape[1] + of_axis.halo for of_axis in windows.axes]
+        self.queries = _flat([axis.queries for axis in self.axes], [axis.end - axis.start for axis in axes])
+        self.share = self.axes[0].share
+        for axis in self.axes[1:]:
+            self.share = _outer(self.share, axis.share, torch.mul)
+        self.windows = _flat(
+            [axis.windows[:, None] for axis in self.axes], [len(axis.queries) for axis in windows.axes]
+        ).flatten()
+
+    def table(self, bias: Bias, dtype: torch.dtype) -> Tensor:
+        """Compute the bias of every key and slot, ``(windows or 1, heads, keys, slots)``.
+
+        It is tabulated at quarters of a step and interpolated linearly.
+        """
+        device, n_dim = self.queries.device, len(self.axes)
+        quarters = [torch.arange(-4 * reach, 4 * reach + 1, device=device) / 4 for reach in self.reach]
+        table = bias(torch.stack(torch.meshgrid(*quarters, indexing="ij"), dim=-1).to(dtype))
+        alike = all(len(axis.quarter) == 1 for axis in self.axes)
+        shape: list[int] = []
+        for i, axis in enumerate(self.axes):  # (o0, o1, heads) -> (m0 k0 s0, o1, heads) -> ...
+            quarter, rest = axis.quarter, axis.rest
+            if not alike:
+                quarter, rest = (t.expand(len(axis.windows), -1, -1) for t in (quarter, rest))
+            weight = rest.flatten().to(table.dtype).view(-1, *[1] * (table.ndim - i - 1))
+            lower, upper = (table.index_select(i, (quarter + step).flatten()) for step in (0, 1))
+            table = torch.lerp(lower, upper, weight)
+            shape += quarter.shape
+        windows, keys, slots = ([3 * i + part for i in range(n_dim)] for part in range(3))
+        table = table.reshape(*shape, -1).permute(*windows, 3 * n_dim, *keys, *slots)
+        return table.flatten(n_dim + 1 + n_dim).flatten(n_dim + 1, 2 * n_dim).flatten(0, n_dim - 1)
+
+
+class Part:
+    """A box of the points of a finer grid.
+
+    Parameters
+    ----------
+    axes : sequence of FineAxis
+
+    Examples
+    --------
+    >>> place = Refinement(Grid.uniform((4,), periodic=True), (8,))
+    >>> x = torch.arange(8.0)[None, None]
+    >>> first, second = place.parts(most=4)
+    >>> torch.equal(torch.cat([first.smooth(x), second.smooth(x)], dim=2), place.whole.smooth(x))
+    True
+    """
+
+    def __init__(self, axes: Sequence[FineAxis]) -> None:
+        self.axes = tuple(axes)
+        self._targets: dict[tuple[Any, ...], Targets] = {}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Points along each axis."""
+        return tuple(axis.end - axis.start for axis in self.axes)
+
+    def points(self, device: torch.device | None = None) -> list[Tensor]:
+        """Return the coordinates of each axis, in double precision."""
+        return [axis.points(device) for axis in self.axes]
+
+    def smooth(self, x: Tensor) -> Tensor:
+        """Average a field on all of the finer grid at the points."""
+        for dim, axis in enumerate(self.axes, start=2):
+            if axis.n != axis.reference.n:
+                x = axis.smooth(x, dim)
+        return x
+
+    def interpolate(self, x: Tensor) -> Tensor:
+        """Interpolate a field on the reference at the points."""
+        for dim, axis in enumerate(self.axes, start=2):
+            if axis.n != axis.reference.n:
+                x = axis.interpolate(x, dim)
+        return x
+
+    def targets(self, windows: Windows, device: torch.device) -> Targets:
+        """Put the points into windows of the reference, which layers of one kind share."""
+        key = tuple((*axis.queries.shape, axis.halo, int(axis.queries[0, 0])) for axis in windows.axes)
+        if key not in self._targets:
+            self._targets[key] = Targets(self.axes, windows, device)
+        return self._targets[key]
+
+
+class Refinement:
+    """A grid beside the reference grid of a layer; see the module for the steps between them.
+
+    Fields are ``(batch, channels, *grid)``.
+
+    Parameters
+    ----------
+    reference : Grid
+    shape : sequence of int
+        Points along each axis of the input's grid, over the same domain.
+
+    Examples
+    --------
+    >>> fine = Refinement(Grid.uniform((4,), periodic=True), (8,))
+    >>> fine.anchors(torch.tensor([[[0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0]]]))
+    tensor([[[0.5000, 0.5000, 0.5000, 0.5000]]])
+    >>> coarse = Refinement(Grid.uniform((4,)), (2,))
+    >>> coarse.lift(torch.tensor([[[0.0, 1.0]]]))
+    tensor([[[0.0000, 0.5000, 1.0000, 1.0000]]])
+    """
+
+    def __init__(self, reference: Grid, shape: Sequence[int]) -> None:
+        self.reference, self.shape = reference, tuple(shape)
+        pairs = list(zip(self.shape, reference.shape, strict=True))
+        self.coarsens = any(n < keys for n, keys in pairs)
+        self.refines = any(n > keys for n, keys in pairs)
+        # The working grid: the finer of the two along each axis.
+        self.working = tuple(keys if n < keys else n for n, keys in pairs)
+
+    @property
+    def whole(self) -> Part:
+        """All points of the working grid."""
+        return Part([FineAxis(axis, n) for axis, n in zip(self.reference, self.working, strict=True)])
+
+    def parts(self, most: int) -> list[Part]:
+        """Cut the working grid into boxes of at most `most` points, or as small as they can be.
+
+        They are slabs along the first axis, if one position of it has no more points. Axes without a point
+        between two of the reference are not cut, so `settle` has all it needs in each box.
+        """
+        points, axes = math.prod(self.working), []
+        for axis, n in zip(self.reference, self.working, strict=True):
+            points //= n
+            if n == axis.n:
+                axes.append([FineAxis(axis, n)])
+                most //= n
+                continue
+            width = min(n, max(1, most // points))
+            count = -(-n // width)
+            edges = [n * i // count for i in range(count + 1)]
+            axes.append([FineAxis(axis, n, *pair) for pair in pairwise(edges)])
+            most //= width
+        return [Part(box) for box in product(*axes)]
+
+    def lift(self, x: Tensor) -> Tensor:
+        """Interpolate from the input's grid to the working grid."""
+        return _applied(self._matrices(2, up=True), x) if self.coarsens else x
+
+    def settle(self, x: Tensor) -> Tensor:
+        """Interpolate from the working grid to the input's."""
+        return _applied(self._matrices(4, up=False), x) if self.coarsens else x
+
+    def anchors(self, x: Tensor) -> Tensor:
+        """Average a field on the working grid at the points of the reference."""
+        for dim, (axis, n) in enumerate(zip(self.reference, self.working, strict=True), start=2):
+            if n == axis.n:
+                continue
+            line, step = FineAxis(axis, n), axis.n
+            if not torch.compiler.is_compiling():  # some points at a time, since the sums are in double precision
+                step = max(1, _SLAB * axis.n * x.shape[dim] // max(1, x[0, 0].numel() * n))
+            slabs = [
+                line.anchors(x, dim, first, min(first + step, axis.n)) for first in range(0, axis.n, step)
+            ]
+            x = slabs[0] if len(slabs) == 1 else torch.cat(slabs, dim)
+        return x
+
+    def in_order(self, x: Tensor) -> Tensor:
+        """Bring the points of a field on all of the working grid from the order of `FineAxis` to their own."""
+        for dim, (axis, n) in enumerate(zip(self.reference, self.working, strict=True), start=2):
+            ahead = FineAxis(axis, n).ahead if n != axis.n else 0
+            if ahead:
+                x = torch.cat([x.narrow(dim, n - ahead, ahead), x.narrow(dim, 0, n - ahead)], dim)
+        return x
+
+    def _matrices(self, points: int, *, up: bool) -> list[Banded | None]:
+        matrices = []
+        for axis, n, working in zip(self.reference, self.shape, self.working, strict=True):
+            [source] = Grid.uniform((n,), registration=axis.registration, periodic=axis.periodic)
+            coarser = n < working
+            matrices.append((lagrange(source, axis, points) if up else lagrange(axis, source, points)) if coarser else None)
+        return matrices
+
+
+@dataclass(frozen=True)
+class Points:
+    """The points that a block maps: those of the reference, and targets beside them.
+
+    Features are ``(batch, channels, points)``, the reference's first.
+
+    Attributes
+    ----------
+    reference : tuple of int
+        Shape of the reference grid.
+    part : Part, optional
+        The targets.
+    sources : dict, optional
+        What layers make of the reference's points, by layer. With it a call has one kind of points alone: the
+        reference's, which fill it, or the targets of a part, which attend to what is there.
+    """
+
+    reference: tuple[int, ...]
+    part: Part | None = None
+    sources: dict[nn.Module, Any] | None = None
+
+    def attention(self, layer: nn.Module, windows: Windows) -> Callable[..., Tensor]:
+        """Return the attention of a layer from all points to those of the reference, as `Windows` has it."""
+        part, sources = self.part, self.sources
+        if part is None and sources is None:
+            return windows
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None = None, *, heads: int) -> Tensor:
+            if part is None:
+                cast(dict[nn.Module, Any], sources)[layer] = k, v
+                return windows(q, k, v, bias, heads=heads)
+            targets = part.targets(windows, q.device)
+            queries, share = targets.queries, targets.share
+            keys, missing = windows.keys, windows.missing
+            table = None if bias is None else targets.table(bias, q.dtype)
+            if sources is not None:
+                k, v = sources[layer]
+                keys, missing = (t if t is None else t[targets.windows] for t in (keys, missing))
+            else:
+                n = math.prod(self.reference)
+                k, v = k[:, :n], v[:, :n]
+                queries = torch.cat([windows.queries, n + queries], dim=1)
+                own = torch.ones_like(windows.queries, dtype=share.dtype) if windows.held is None else windows.share
+                share = torch.cat([own, share], dim=1)
+                if bias is not None:
+                    of_reference = windows.table(bias, q.dtype).expand(len(table), -1, -1, -1)
+                    table = torch.cat([of_reference, table], dim=-1)
+            return window_attention(q, k, v, table, queries, keys, share, missing, heads)
+
+        return attend
+
+
+Lift = Callable[[Tensor, Sequence[Tensor]], Tensor]
+
+
+def run(x: Tensor, place: Refinement, *, lift: Lift, blocks: Sequence[Callable[..., Tensor]], head: Lift) -> Tensor:
+    """Map a field on any grid: the points of the reference and those of the finer grid together.
+
+    Parameters
+    ----------
+    x : Tensor, ``(batch, in_channels, *place.shape)``
+    place : Refinement
+    lift, head : callable
+        Maps of a field and the coordinates of its axes, before and after the blocks.
+    blocks : sequence of callable
+        Maps of features ``(batch, channels, *reference)``, or of those of `Points`, which are given too.
+
+    Returns
+    -------
+    Tensor, ``(batch, out_channels, *place.shape)``
+    """
+    x, anchors, points = _on_reference(x, place, lift)
+    if not place.refines:
+        for block in blocks:
+            anchors = block(anchors)
+        return place.settle(head(anchors, points))
+    part = place.whole
+    fine = lift(part.smooth(x), part.points(x.device))
+    features = joined(anchors, fine)
+    for block in blocks:
+        features = block(features, Points(place.reference.shape, part))
+    fine = features[..., anchors[0, 0].numel() :].unflatten(2, part.shape)
+    return place.settle(place.in_order(head(fine, part.points(x.device))))
+
+
+def run_by_parts(
+    x: Tensor, place: Refinement, most: int, *, lift: Lift, blocks: Sequence[Callable[..., Tensor]], head: Lift
+) -> Iterator[tuple[tuple[slice | Tensor, ...], Tensor]]:
+    """Map a field on a finer grid as `run` does, at most `most` points at a time, without gradients.
+
+    Yields
+    ------
+    index, values : tuple of slice or Tensor, Tensor
+        The place of a part of the points along each axis, and the result there.
+    """
+    x, anchors, points = _on_reference(x, place, lift)
+    sources: dict[nn.Module, Any] = {}
+    features = anchors.flatten(2)
+    for block in blocks:
+        features = block(features, Points(place.reference.shape, None, sources))
+    for part in place.parts(most):
+        points = part.points(x.device)
+        features = lift(part.smooth(x), points).flatten(2)
+        for block in blocks:
+            features = block(features, Points(place.reference.shape, part, sources))
+        yield tuple(axis.index for axis in part.axes), place.settle(head(features.unflatten(2, part.shape), points))
+
+
+def joined(reference: Tensor, targets: Tensor) -> Tensor:
+    """Concatenate features of the reference's points and of targets, ``(batch, channels, points)``."""
+    return torch.cat([reference.flatten(2).mT, targets.flatten(2).mT], dim=1).mT
+
+
+def _on_reference(x: Tensor, place: Refinement, lift: Lift) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The field on the working grid, its features at the points of the reference, and their coordinates."""
+    x = place.lift(x)
+    points = Part([FineAxis(axis, axis.n) for axis in place.reference]).points(x.device)
+    return x, lift(place.anchors(x), points), points
+
+
+def _applied(matrices: Sequence[Banded | None], x: Tensor) -> Tensor:
+    for dim, matrix in enumerate(matrices, start=2):
+        if matrix is not None:
+            x = matrix.apply(x, dim)
+    return x
+
+
+def _occupied(m: Tensor, groups: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """The windows that have a point, with their groups of points."""
+    some = torch.stack([stop > start for start, stop in groups]).any(0)
+    return m[some], [(start[some], stop[some]) for start, stop in groups]
+
+
+def _flat(indices: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+    """Indices into a flattened grid, ``(windows, points)``, from those of each axis."""
+    flat = indices[0]
+    for of_axis, n in zip(indices[1:], shape[1:], strict=True):
+        flat = _outer(flat * n, of_axis, torch.add)
+    return flat
+
+
+def _outer(one: Tensor, other: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Combine each window and point of an axis with each of another one."""
+    both = combine(one[:, None, :, None], other[None, :, None, :])
+    return both.flatten(2).flatten(0, 1)
+
+
+def _along(values: Tensor, x: Tensor, dim: int, *, leading: int = 0) -> Tensor:
+    """Shape a value for each position of a dimension to be multiplied."""
+    return values.view(*values.shape[:leading], -1, *[1] * (x.ndim - dim - 1))
