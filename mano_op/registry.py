@@ -10,6 +10,9 @@ from torch import nn
 
 from mano_op.errors import InputError, did_you_mean
 
+# Values of options that neuraloperator's models have no default for, in two dimensions.
+_EXAMPLES = {"n_modes": [8, 8], "hidden_channels": 32}
+
 
 def model_class(arch: str) -> type[nn.Module]:
     """Return the class of a model of neuraloperator's registry."""
@@ -44,6 +47,10 @@ def build_model(arch: str, options: Mapping[str, Any]) -> nn.Module:
             f"{arch} has no option {', '.join(unknown)}; it has {', '.join(known)}"
             f"{did_you_mean(unknown[0], known)}"
         )
+    missing = [n for n, p in known.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if missing := [name for name in missing if name not in options]:
+        example = {name: _EXAMPLES.get(name, 1) for name in missing}
+        raise InputError(f"{arch} needs {', '.join(missing)}: give options={example}, say")
     try:
         return cls(**options)
     except InputError:

@@ -89,7 +89,7 @@ def test_refused_options_of_every_training(cls: Any, options: dict[str, Any], me
         ),
         (
             lambda: FieldOptions(resolution={"resolutions": [8, 16], "ratios": [1]}),
-            "Mixed(ratios=[1]); expected a list, one for each resolution",
+            "ratios=[1] with resolutions=[8, 16], expected a list, one for each resolution",
         ),
         (lambda: ImageOptions(image_size=0), f"image_size=0, expected {WHOLE}"),
         (

@@ -108,7 +108,7 @@ def test_rate_rises_and_falls_to_nearly_zero(epochs: int, fields: FieldStore, tm
         ({"options": {"hiden_channels": 8}}, "no option hiden_channels"),
         ({"device": "nowhere"}, "device='nowhere' cannot be used here"),
         ({"device": "meta"}, "device='meta' cannot be used here"),
-        ({"arch": "fno", "options": {}}, "fno cannot be built with {.*'n_modes'"),
+        ({"arch": "fno", "options": {}}, "fno needs n_modes, hidden_channels: give options="),
         (
             {"arch": "fno", "options": {"n_modes": [4], "hidden_channels": 8}},
             r"fno with .*'n_modes': \[4\].* fails \(.* for an input",

@@ -42,7 +42,7 @@ app = App(
     name="mano-op",
     help="Multipole attention neural operators: fields, training, evaluation at other resolutions.",
     version=f"mano_op {__version__}",
-    help_format="markdown",
+    help_format="plaintext",
     default_parameter=Parameter(negative=(), consume_multiple=(1, None), show_default=_default),
     config=configure,
     exit_on_error=False,
@@ -93,8 +93,8 @@ _ARGUMENT = re.compile(
     r"(\{[^{}]*\}|\[[^\[\]]*\]|\([^()]*\)|'[^']*'|(?>[\w.+-]*\w)(?!\())"
 )
 # Arguments whose flags have another name.
-_RENAMED = {"hold_out": "validate", "boundary_conditions": "boundary"}
-_RENAMED |= {"test": "test_part", "validation": "validation_part"}
+_RENAMED = {"hold_out": "validate", "boundary_conditions": "boundary", "options": "option"}
+_RENAMED |= {"resolutions": "resolution", "test": "test_part", "validation": "validation_part"}
 
 
 def _as_flags(message: str, words: Sequence[str]) -> str:

@@ -89,4 +89,4 @@ def words_of(value: Any, single: bool) -> Any:
 def _word(value: Any) -> str:
     if isinstance(value, tuple):
         return ":".join(map(str, value))
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

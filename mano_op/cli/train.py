@@ -57,7 +57,7 @@ def flags(options: type, **types: Any) -> Any:
             shown = Parameter(group=groups.get(option.name, TRAINING))
             if hints[option.name] in (int, int | None):
                 hints[option.name] = Int if hints[option.name] is int else Int | None
-            text = " ".join((texts[option.name] or "").split())
+            text = " ".join((texts[option.name] or "").replace("`", "").split())
             documented = field(default=option.default, kw_only=True, metadata={"help": text})
             flagged.append((option.name, Annotated[hints[option.name], shown], documented))
     flag_class = make_dataclass(options.__name__, flagged, namespace={"__module__": __name__}, frozen=True)
@@ -125,8 +125,7 @@ def train_fields(
 ) -> None:
     """Train a model on one resolution of a store, or several.
 
-    Several processes train one model: torchrun --nproc-per-node 2 -m mano_op.cli train fields ...; the first
-    one writes.
+    Several processes train one model: torchrun --nproc-per-node 2 -m mano_op.cli train fields ...
 
     Parameters
     ----------
