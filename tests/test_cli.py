@@ -2,13 +2,16 @@
 
 import csv
 import errno
+import itertools
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -24,8 +27,10 @@ from mano_op.cli import app, main
 from mano_op.data.mixed import Mixed
 from mano_op.data.store import open_store
 from mano_op.grid import Axis, Grid
+from mano_op.problems import generate
 from mano_op.problems.darcy import Darcy
 from mano_op.runs import Run, load_run
+from mano_op.train.fields import FieldTask
 from mano_op.train.options import FieldOptions, ImageOptions
 from mano_op.transfer import evaluate_transfer, load_results
 
@@ -349,24 +354,26 @@ def test_file_of_options_equals_the_flags(
     assert "holds ['epochs'], expected names of options" in capsys.readouterr().err
 
 
+def stopping(function: Callable[..., Any], after: int) -> Callable[..., Any]:
+    """The function, interrupted when it has been called so many times."""
+    calls = itertools.count()
+
+    def call(*args: Any) -> Any:
+        if next(calls) == after:
+            raise KeyboardInterrupt
+        return function(*args)
+
+    return call
+
+
 def test_interrupted_training_is_continued(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """To begin it again is refused, to continue it is not."""
-    from mano_op.train import fields
-
     options = f"{SMALL_MANO} --resolution 8 --epochs 3 --validate test --checkpoint-every 2 --quiet"
     command = f"train fields {folder}/darcy.zarr {tmp_path}/run {options}"
-    error, calls = fields.validation_error, []
-
-    def stopped(*args: object) -> float:
-        calls.append(args)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return error(*args)  # type: ignore[arg-type]
-
     with monkeypatch.context() as patch:
-        patch.setattr(fields, "validation_error", stopped)
+        patch.setattr(FieldTask, "validate", stopping(FieldTask.validate, after=2))
         assert mano_op(command) == 130
     said = "The last checkpoint is kept, if there is one: go on with --resume and the same options.\n"
     assert capsys.readouterr().err == f"mano-op: interrupted. {said}"
@@ -390,20 +397,9 @@ def test_interrupted_training_is_continued(
 def test_interrupt_says_how_to_continue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mano_op.problems import generate
-
-    write = generate._write_chunk
-    calls = []
-
-    def stopped(*args: object) -> int:
-        calls.append(args)
-        if len(calls) > 1:
-            raise KeyboardInterrupt
-        return write(*args)  # type: ignore[arg-type]
-
     command = f"generate darcy {tmp_path}/d.zarr --resolution 4 --samples train=60 test=60 --quiet"
     with monkeypatch.context() as patch, config.set(num_workers=1):
-        patch.setattr(generate, "_write_chunk", stopped)
+        patch.setattr(generate, "_write_chunk", stopping(generate._write_chunk, after=1))
         assert mano_op(command) == 130
     said = capsys.readouterr().err
     assert said == "mano-op: interrupted. What is solved is kept: go on with --resume and the same options.\n"

@@ -123,7 +123,7 @@ def test_rate_rises_and_falls_to_nearly_zero(epochs: int, fields: FieldStore, tm
         ),
         (
             {"arch": "fno", "options": {**FNO["options"], "non_linearity": torch.relu}},  # type: ignore[dict-item]
-            "cannot be kept with the run",
+            "cannot be kept in run.json",
         ),
         ({"options": "n_heads=3"}, "options='n_heads=3', expected a mapping"),
         ({"options": {"n_heads": 3, "hidden_channels": 8}}, "n_heads=3"),

@@ -9,16 +9,12 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from cyclopts.types import ExistingDirectory
 
-from mano_op.cli.values import Device, Int, Overwrite, Quiet, Size, Sizes, Store, words
+from mano_op.cli.values import Device, Int, Overwrite, Quiet, Size, Sizes, Source, Store, words
 from mano_op.errors import InputError
 
 app = App(name="evaluate", help="Evaluate trained models.")
 Card = Annotated[bool, Parameter(help="Write the table into the model card of each run too, README.md.")]
 Split = Annotated[str, Parameter(help="Samples or images to evaluate on.")]
-_SOURCES = (
-    "digits, a folder of images, CLASS/NAME.png or train/CLASS/NAME.png, or a saved data set of datasets."
-)
-Images = Annotated[str, Parameter(help=_SOURCES)]
 
 
 def _named_run(text: str) -> tuple[str, Path]:
@@ -90,7 +86,7 @@ def fields(
 
 @app.command
 def images(
-    source: Images,
+    source: Source,
     run: ExistingDirectory,
     /,
     *,

@@ -1,7 +1,7 @@
 """The options of a training, each declared once.
 
-The keywords of `mano_op.train.train_model` and `mano_op.vision.train_classifier`, the command line with its
-help, the record of a run and the fingerprint of a checkpoint are made from these classes.
+Keywords of `mano_op.train.train_model` and `mano_op.vision.train_classifier`, flags of the command line with
+their help, the record of a run and the fingerprint of a checkpoint are made from these classes.
 """
 
 from __future__ import annotations
@@ -37,10 +37,7 @@ _PART = number(
 
 def _held_out(value: Any, name: str) -> Any:
     if value == "train":
-        raise InputError(
-            "validate='train', which is trained on: name another split, or hold out a part of it, "
-            "validate=0.1"
-        )
+        raise InputError("validate='train', which is trained on: name another split, or a part, validate=0.1")
     return value if value is None or isinstance(value, str) else _PART.function(value, name)
 
 
@@ -48,10 +45,8 @@ def _resolution(value: Any, name: str) -> Any:
     """Return a mixture for the mapping that a run records of it, or for a list of keys."""
     if isinstance(value, Mapping):
         if "resolutions" not in value or not set(value) <= {"resolutions", "ratios", "batch_size"}:
-            raise InputError(
-                f"{name}={value!r}, expected 'resolutions', and where needed 'ratios' and 'batch_size', as "
-                "Mixed takes them"
-            )
+            expected = "'resolutions', and where needed 'ratios' and 'batch_size', as Mixed takes them"
+            raise InputError(f"{name}={value!r}, expected {expected}")
         return Mixed(**value)
     if isinstance(value, list | tuple) and value and all(isinstance(each, str) for each in value):
         return Mixed(value)

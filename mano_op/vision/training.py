@@ -20,8 +20,8 @@ from mano_op.errors import InputError
 from mano_op.pretrained import fetched, load_model, weights_digest
 from mano_op.registry import model_class
 from mano_op.runs import RUN, Run, load_run
+from mano_op.train.checkpoint import check_out
 from mano_op.train.distributed import sum_numbers
-from mano_op.train.folder import check_out
 from mano_op.train.loop import train
 from mano_op.train.optimizer import optimizer_and_schedule
 from mano_op.train.options import ImageOptions
@@ -191,8 +191,7 @@ class ImageTask(Task):
 
     def optimizer(self, model: nn.Module) -> tuple[Optimizer, LRScheduler]:
         """Return AdamW, which decays matrices alone, and the schedule."""
-        rate, decay = self.training.learning_rate, self.training.weight_decay
-        return optimizer_and_schedule("adamw", model, rate, decay, self.training.epochs, matrices_only=True)
+        return optimizer_and_schedule("adamw", model, self.training, matrices_only=True)
 
     def sample(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the images of a batch, augmented with those of all ranks, normalised, and their targets."""
