@@ -57,13 +57,10 @@ app.register_install_completion_command()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command.
+    """Run a command, and return its exit code.
 
-    Returns
-    -------
-    int
-        0 if it did what it was asked, 1 if a store that was to be checked is not as it should be, 2 if the
-        words, the input or a file cannot be used, 130 if it was interrupted.
+    That is 0 if it did what it was asked, 1 if a store that was to be checked is not as it should be, 2 if
+    the words, the input or a file cannot be used, 130 if it was interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:

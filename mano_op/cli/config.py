@@ -17,15 +17,7 @@ _NAMES = {"options": "option", "channels": "in_channels"}
 
 
 def configure(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Give a command the options of the file that ``--config`` names: those that no word gives.
-
-    Raises
-    ------
-    InputError
-        If the file is no mapping.
-    CycloptsError
-        If a name in the file is no option of the command.
-    """
+    """Give a command the options of the file that ``--config`` names: those that no word gives."""
     known = {name: argument for argument in arguments for name in argument.names}
     if "--config" not in known or not known["--config"].tokens:
         return

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from cyclopts import App, Group, Parameter
-from docstring_parser import parse
+from docstring_parser.numpydoc import parse
 
 from mano_op.cli.values import (
     RUNNING,

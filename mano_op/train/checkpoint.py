@@ -38,6 +38,7 @@ COMPUTE = ("mano_op", "neuraloperator", "torch")
 UNCOMPARED = ("store", "source", "start", "machine", "best")
 
 
+@dataclass
 class Best:
     """The parameters with the lowest validation error so far, kept on the CPU, and its epoch, 0 before any.
 
@@ -52,10 +53,10 @@ class Best:
     (2, 0.3, False, True)
     """
 
-    def __init__(self, patience: int | None = None) -> None:
-        self._patience = patience
-        self.epoch, self.error = 0, math.inf
-        self.parameters: dict[str, Tensor] = {}
+    patience: int | None = None
+    epoch: int = 0
+    error: float = math.inf
+    parameters: dict[str, Tensor] = field(default_factory=dict)
 
     def see(self, epoch: int, error: float, model: nn.Module) -> None:
         """Keep the parameters of an epoch if its error is lower than all before."""
@@ -66,15 +67,7 @@ class Best:
 
     def enough(self, epoch: int) -> bool:
         """Return whether the last `patience` epochs had no lower error."""
-        return self._patience is not None and epoch - self.epoch >= self._patience
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state as plain values and tensors."""
-        return {"epoch": self.epoch, "error": self.error, "parameters": self.parameters}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
-        self.epoch, self.error, self.parameters = state["epoch"], state["error"], state["parameters"]
+        return self.patience is not None and epoch - self.epoch >= self.patience
 
 
 @dataclass
@@ -96,7 +89,7 @@ class Progress:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": {} if self.scaler is None else self.scaler.state_dict(),
-            "best": self.best.state_dict(),
+            "best": vars(self.best),
             "history": [dict(epoch) for epoch in self.history],
             "random": {name: read() for name, (read, _) in self.generators.items()},
         }
@@ -108,7 +101,7 @@ class Progress:
         self.schedule.load_state_dict(state["schedule"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
-        self.best.load_state_dict(state["best"])
+        vars(self.best).update(state["best"])
         self.history[:] = state["history"]
         for name, (_, write) in self.generators.items():
             if name in state["random"]:  # one that began on a CPU has no state of a GPU
