@@ -47,7 +47,7 @@ def fields(
     Parameters
     ----------
     runs : list
-        Made by mano-op train fields: FOLDER, or NAME=FOLDER, without which the folder's name is the model's.
+        Made by mano-op train fields: FOLDER, or NAME=FOLDER for a name other than the folder's.
         Runs of one name are one model, trained at other resolutions or from other seeds.
     out : path
         Folder for the report and its numbers.
@@ -154,8 +154,8 @@ def export(
     out : path
         NAME.onnx, for ONNX, or NAME.pt2, a program of torch.export; it maps units to units.
     shape : size
-        Points along each axis of the one grid that the file is for; only for models other than MANO, whose
-        file is for all grids at least as fine as the reference.
+        Points along each axis of the one grid that the file is for, of models other than MANO.
+        The file of a MANO is for all grids at least as fine as the reference.
     """
     from mano_op.export import export_onnx, export_program
     from mano_op.runs import load_run

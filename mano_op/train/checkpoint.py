@@ -109,7 +109,7 @@ class Progress:
 
 
 class Checkpoint:
-    """The checkpoint of a run's folder, for a training by certain options, model, data and versions, `asked`.
+    """The checkpoint of a run's folder, for a training by the options, model, data and versions `asked`.
 
     Examples
     --------
@@ -148,10 +148,8 @@ class Checkpoint:
         if not isinstance(asked, dict) or not isinstance(training, dict):
             raise InputError(f"{self.path} lacks its 'asked' or its 'training': {anew}")
         if different := differences(asked, self._asked):
-            raise InputError(
-                f"{self.path} is of another training: {different}. To continue it, use what it was begun "
-                f"with, or {anew}"
-            )
+            begun = "To continue it, use what it was begun with"
+            raise InputError(f"{self.path} is of another training: {different}. {begun}, or {anew}")
         return training
 
     def restore(self, progress: Progress) -> None:
