@@ -119,7 +119,7 @@ def test_loss_and_gradient_are_those_of_a_loop_by_hand() -> None:
     out, sample = perturbed.postprocess(model(sample["x"]), sample)
     loss = (out - sample["y"]).square().sum()
     loss.backward()
-    found = [parameter.grad.clone() for parameter in model.parameters()]
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
     # How often each was stepped on, read off its truth, which is another at each time.
     truth = (batch["y"] - 1.0) / 0.5
     steps = (truth - sample["y"]).abs().amax(dim=2).argmin(dim=1)
@@ -128,26 +128,26 @@ def test_loss_and_gradient_are_those_of_a_loop_by_hand() -> None:
     expected = by_hand(model, batch, steps)
     expected.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-13, atol=0)
-    for one, parameter in zip(found, model.parameters(), strict=True):
-        torch.testing.assert_close(one, parameter.grad, rtol=1e-12, atol=1e-12)
+    for gradient, parameter in zip(gradients, model.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-12, atol=1e-12)
     assert torch.equal(batch["x"], batch_of(24, 1 + pushforward)["x"])  # the caller's is not changed
 
 
 def test_numbers_of_steps_are_drawn_evenly_and_other_inputs_follow() -> None:
-    given = []
+    rows = []
 
-    class Told(nn.Module):
+    class Recorder(nn.Module):
         def forward(self, x: Tensor, coordinates: Tensor, scale: Tensor) -> Tensor:
-            given.append(coordinates.flatten().tolist())
+            rows.append(coordinates.flatten().tolist())
             return x[:, -1:] + scale
 
-    perturbed = PerturbedInputs(FieldProcessor(STATISTICS, NEXT), Told(), pushforward=2).train()
+    perturbed = PerturbedInputs(FieldProcessor(STATISTICS, NEXT), Recorder(), pushforward=2).train()
     batch = batch_of(3000, 3) | {"coordinates": torch.arange(3000.0).view(-1, 1), "scale": torch.tensor(1.0)}
     sample = perturbed.preprocess(batch)
     steps = ((batch["y"] - 1.0) / 0.5 - sample["y"]).abs().amax(dim=2).argmin(dim=1)
     assert torch.bincount(steps).tolist() == pytest.approx([1000] * 3, abs=4 * np.sqrt(3000 * 2 / 9))
-    for step in (1, 2):  # who goes on is told what is its own
-        assert given[step - 1] == torch.nonzero(steps >= step).flatten().tolist()
+    for step in (1, 2):  # coordinates follow their samples
+        assert rows[step - 1] == torch.nonzero(steps >= step).flatten().tolist()
     torch.testing.assert_close(
         sample["x"][:, 2], (batch["x"][:, 2] - 1.0) / 0.5 + steps.view(-1, 1), rtol=1e-5, atol=1e-5
     )

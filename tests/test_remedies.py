@@ -66,7 +66,7 @@ def refused(call, *args, part, **options):
     return message
 
 
-def told(store, part):
+def violation_of(store, part):
     """The one violation of a store that has that part."""
     (violation,) = [text for text in check_store(store, progress=False) if part in text]
     return violation
@@ -728,7 +728,7 @@ def case_an_input_that_is_the_first_time(folder):
         store.write(samples, {8: fields | {"a": fields["u"][:, 0]}})
     store.finish()
     kept = {name: store.read(8, name) for name in ("a", "u")}
-    message = told(store.path, "set initial_of='u' at all resolutions")
+    message = violation_of(store.path, "set initial_of='u' at all resolutions")
     for key in store.grids:
         root = zarr.open_group(store.path, mode="r+", use_consolidated=False)
         root[f"{key}/a"].attrs.update(option("initial_of", "set ")(message))
