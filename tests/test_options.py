@@ -88,6 +88,10 @@ def test_refused_options_of_every_training(cls: Any, options: dict[str, Any], me
             "resolution={'resolutions': [8, 16], 'ratio': [1, 2]}, expected 'resolutions', and where needed",
         ),
         (
+            lambda: FieldOptions(resolution={"resolutions": []}),
+            "resolutions=[], expected a list of one or mo",
+        ),
+        (
             lambda: FieldOptions(resolution={"resolutions": [8, 16], "ratios": [1]}),
             "ratios=[1] with resolutions=[8, 16], expected a list, one for each resolution",
         ),
