@@ -778,7 +778,7 @@ def labelled_parts(*labels):
     return [flow(samples=range(3), labels=list(labels[:3])), flow(samples=[3], labels=list(labels[3:]))]
 
 
-RUNS = [part.rename(sample="run") for part in (flow(samples=range(3)), flow(samples=[3]))]
+RUNS = [part.rename(sample="run").assign(level=1.0) for part in (flow(samples=range(3)), flow(samples=[3]))]
 
 cases(
     import_waves,
