@@ -115,6 +115,22 @@ def _field_channels(processor: Mapping[str, Any], training: Mapping[str, Any]) -
     return rows
 
 
+def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    r"""Return the lines of a Markdown table with aligned columns; the first row is the header.
+
+    Examples
+    --------
+    >>> print(*markdown_table([["model", "error"], ["mano", "1.5"]]), sep="\n")
+    | model | error |
+    |-------|-------|
+    | mano  | 1.5   |
+    """
+    cells = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+
+
 def with_evaluation(card: str, evaluation: str) -> str:
     r"""Return a card with the results of an evaluation in place of those that it had; the rest stays."""
     before, begin, rest = card.partition(BEGIN)

@@ -160,7 +160,7 @@ def test_start_gives_its_parameters_and_its_normalisation(images: Images, tmp_pa
     fewer.model.save_pretrained(tmp_path / "model")
     for given, message in (
         ({"arch": "test_flat"}, "holds a test_pooled, arch='test_flat': give arch='test_pooled'"),
-        ({"options": {"width": 6}}, r"has stem.weight of shape \(5, 1, 3, 3\), the model to train of \(6, 1"),
+        ({"options": {"width": 6}}, r"stem.weight is real 5x1x3x3, expected real 6x1x3x3: leave out"),
         ({"start": tmp_path / "nowhere"}, "nowhere does not exist"),
     ):
         with pytest.raises(InputError, match=message):

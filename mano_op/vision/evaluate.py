@@ -15,6 +15,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mano_op.card import markdown_table
 from mano_op.errors import InputError, check_whole
 from mano_op.runs import Run
 from mano_op.train.precision import check_device
@@ -202,14 +203,11 @@ class Evaluation:
             accuracy = "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * p for p in (row.accuracy, *row.interval)))
             top5 = [f"{100 * (row.top5 or 0):.1f}"] * five
             cells.append([_by(row.size), how, accuracy, *top5, f"{row.cross_entropy:.4f}"])
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in cells]
-        lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
         about = (
             f"{self.arch} on {self.rows[0].images} images of the split {self.split!r} of {self.source}: "
             "accuracy in % [95 % interval, of the images alone], cross-entropy in nats."
         )
-        return "\n".join([*lines, "", about + _USED.get(self.used or "", "")])
+        return "\n".join([*markdown_table(cells), "", about + _USED.get(self.used or "", "")])
 
 
 def evaluate_classifier(

@@ -30,7 +30,7 @@ from mano_op.vision.evaluate import class_metrics
 from mano_op.vision.images import DIGITS, Images, ImageSplit, image_loader, open_images, stratified
 from mano_op.vision.processor import IMAGENET, ImageProcessor, moments
 from mano_op.vision.transforms import augmentation
-from mano_op.weights import parameters_of
+from mano_op.weights import check_entries, entries_of, parameters_of
 
 _HELD_OUT = 2  # a stream of its own, apart from the splits of the source
 
@@ -260,16 +260,14 @@ class _Start:
     def copy_to(self, model: nn.Module) -> None:
         """Copy the parameters to a model, except those of a head of another number of classes."""
         saved, own = parameters_of(self._model), parameters_of(model)
-        for name in {**own, **saved}:
-            theirs, shape = (tuple(t[name].shape) if name in t else None for t in (saved, own))
-            if theirs == shape:
-                own[name] = saved[name].to(own[name].dtype)
-            elif not name.startswith("head."):
-                raise InputError(
-                    f"{self.path} has {name} of shape {theirs}, the model to train of {shape}: leave out the "
-                    f"options that differ from {self.options}"
-                )
-        nn.Module.load_state_dict(model, own)
+        backbones = [
+            {name: entry for name, entry in entries_of(tensors).items() if not name.startswith("head.")}
+            for tensors in (saved, own)
+        ]
+        remedy = f"leave out the options that differ from {self.options}"
+        check_entries(*backbones, f"{self.path} holds other parameters than the model to train", remedy)
+        fitting = {name: t for name, t in saved.items() if name in own and t.shape == own[name].shape}
+        nn.Module.load_state_dict(model, own | fitting)
 
 
 def _opened(images: str | Path | Images, training: ImageOptions) -> Images:
