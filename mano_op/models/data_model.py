@@ -64,7 +64,10 @@ class DataModel(BaseModel, name="_data_model"):
         metadata = state_dict.get("_metadata")
         if metadata is not None:
             self._check_origin(metadata)
-            mine, theirs = self._options(self._init_kwargs), self._options(metadata)
+            mine, theirs = (
+                {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+                for options in (_options(self._init_kwargs), _options(metadata))
+            )
             other = {key: value for key, value in theirs.items() if key not in mine or mine[key] != value}
             if other:
                 raise InputError(
@@ -84,8 +87,7 @@ class DataModel(BaseModel, name="_data_model"):
         """Build the model that `save_checkpoint` wrote, with its options and parameters."""
         metadata = _read(save_folder, f"{save_name}_metadata.pkl", map_location)
         cls._check_origin(metadata)
-        options = {key: value for key, value in metadata.items() if key not in ("args", "_name", "_version")}
-        model = cls(*metadata["args"], **options)
+        model = cls(**_options(metadata))
         model.load_checkpoint(save_folder, save_name, map_location=map_location)
         return model
 
@@ -103,7 +105,7 @@ class DataModel(BaseModel, name="_data_model"):
         >>> bool((again.lifting.weight == model.lifting.weight).all())
         True
         """
-        save_model(folder, self, self._name, self._options(self._init_kwargs))
+        save_model(folder, self, self._name, _options(self._init_kwargs))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, revision: str | None = None) -> Self:
@@ -118,26 +120,12 @@ class DataModel(BaseModel, name="_data_model"):
 
     @classmethod
     def _check_origin(cls, metadata: Mapping[str, Any]) -> None:
-        name, version = metadata.get("_name"), metadata.get("_version")
-        if name != cls._name:
+        saved = metadata.get("_name"), metadata.get("_version")
+        if saved != (cls._name, cls._version):
             raise InputError(
-                f"this is a checkpoint of {name}, expected one of {cls._name}: load it with that class"
+                f"this is a checkpoint of {saved[0]} version {saved[1]}, expected {cls._name} version "
+                f"{cls._version}: load it with its own class, by the release of mano_op that wrote it"
             )
-        if version != cls._version:
-            raise InputError(
-                f"this checkpoint of {name} has version {version}, this mano_op reads version "
-                f"{cls._version}: use the release of mano_op that wrote it, or train again"
-            )
-
-    @classmethod
-    def _options(cls, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """The options of metadata by name, with tuples in place of lists."""
-        positional = zip(inspect.signature(cls).parameters, metadata.get("args", ()), strict=False)
-        return {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in [*positional, *metadata.items()]
-            if key not in ("args", "_name", "_version")
-        }
 
     in_channels: int
     n_dim: int
@@ -152,6 +140,11 @@ class DataModel(BaseModel, name="_data_model"):
                 f"{self._name} got {x.dtype} input and has {dtype} parameters: use x.to({dtype}), or "
                 f"model.to({x.dtype})"
             )
+
+
+def _options(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the constructor's arguments, which `DataModel.__new__` makes keywords."""
+    return {key: value for key, value in metadata.items() if key not in ("args", "_name", "_version")}
 
 
 def _read(folder: str | Path, name: str, map_location: Any) -> dict[str, Any]:

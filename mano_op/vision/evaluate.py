@@ -129,9 +129,6 @@ class SizeResult:
         Height and width of the images.
     how : {"direct", "resized"}
         Whether the model got the images themselves, or resized to the size of its training.
-    images : int
-    accuracy, interval, cross_entropy, by_class
-        See `ClassMetrics`.
     top5 : float, optional
         Fraction of images whose class was among the five highest logits, for more than five classes.
     """
@@ -152,8 +149,6 @@ class Evaluation:
 
     Attributes
     ----------
-    arch, source, split : str
-    trained_at : (int, int)
     rows : tuple of SizeResult
         The size of the training first; for every other size "direct" and then "resized".
     used : {"training", "validation"}, optional
@@ -232,10 +227,9 @@ def evaluate_classifier(
     images : str, path or Images
         A source, opened with the size, channels and parts of the training, but for splits that it has itself;
         or opened images.
-    split : str
     sizes : sequence of int or (int, int), optional
         Sizes beside that of the training.
-    device : str
+    split, device : str
     batch_size, num_workers : int
         Of images, and processes that decode them.
     progress : bool
@@ -262,8 +256,7 @@ def evaluate_classifier(
     check_device(device)
     home, origin = run.image_size, run.training.get("images")
     if not isinstance(images, Images):
-        like = origin if isinstance(origin, dict) else None
-        images = open_images(images, image_size=home, in_channels=run.processor.channels, like=like)
+        images = open_images(images, image_size=home, in_channels=run.processor.channels, like=origin)
     data = images[split]
     _check_images(run, images, split)
     cases = [(home, "direct", data.at(home))]
@@ -271,18 +264,17 @@ def evaluate_classifier(
         if size != home:
             cases += [(size, "direct", data.at(size)), (size, "resized", data.at(size, resized_to=home))]
     rows = []
-    model = run.model.to(device)
     try:
+        run.model.to(device)
         for size, how, case in cases:
             batches = image_loader(case, batch_size, num_workers=num_workers)
             bar = tqdm(batches, desc=f"{_by(size)} {how}", unit="batch", disable=not progress)
             rows.append(_result(run, bar, size, how, device))
     finally:
-        model.cpu()
+        run.model.cpu()
         run.processor.cpu()
-    used = None
-    if origin == images.origin and split in ("train", run.training.get("validate")):
-        used = "training" if split == "train" else "validation"
+    uses = {run.training.get("validate"): "validation", "train": "training"}
+    used = uses.get(split) if origin == images.origin else None
     return Evaluation(run.arch, images.source, split, home, tuple(rows), used)
 
 
@@ -299,27 +291,25 @@ def _result(run: Run, batches: Any, size: tuple[int, int], how: str, device: str
 
 def _check_images(run: Run, images: Images, split: str) -> None:
     """Refuse images of other classes, and a split that may contain images of the training."""
-    origin, own, problem = run.training.get("images"), images.origin, ""
-    if images.classes != run.classes:
-        pairs = enumerate(zip_longest(images.classes, run.classes))
-        label, (theirs, ours) = next((label, pair) for label, pair in pairs if pair[0] != pair[1])
-        problem = (
-            f"has {theirs!r} as class {label}, the run was trained with {ours!r}: give images of the same "
-            "classes, under the same names"
-        )
-    elif isinstance(origin, dict) and origin.get("kind") == own["kind"]:
-        drawn, same = own["split"], origin.get("digest") == own["digest"]
-        # Parts of another set of images are drawn anew.
-        anew = split in drawn or (split == "train" and drawn)
-        if (origin.get("split") != drawn) if same else anew:
-            problem = (
-                f"(digest {own['digest']:.8}) was split by {drawn}, for the training (digest "
-                f"{origin.get('digest')!s:.8}) by {origin.get('split')}, so images that it was trained on "
-                f"may be in the split {split!r}: restore the images and open them with the same parts and "
-                "seed, or give images with a split 'test' of their own"
+    for label, (name, trained) in enumerate(zip_longest(images.classes, run.classes)):
+        if name != trained:
+            raise InputError(
+                f"{images.source} has {name!r} as class {label}, the run was trained with {trained!r}: give "
+                "images of the same classes, under the same names"
             )
-    if problem:
-        raise InputError(f"{images.source} {problem}")
+    origin, own = run.training.get("images"), images.origin
+    if origin is None or origin["kind"] != own["kind"]:
+        return
+    drawn, same = own["split"], origin["digest"] == own["digest"]
+    # Parts of another set of images are drawn anew.
+    anew = split in drawn or (split == "train" and drawn)
+    if (origin["split"] != drawn) if same else anew:
+        raise InputError(
+            f"{images.source} (digest {own['digest']:.8}) was split by {drawn}, for the training (digest "
+            f"{origin['digest']:.8}) by {origin['split']}, so images that it was trained on may be in the "
+            f"split {split!r}: restore the images and open them with the same parts and seed, or give images "
+            "with a split 'test' of their own"
+        )
 
 
 def _by(size: tuple[int, int]) -> str:
