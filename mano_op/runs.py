@@ -32,7 +32,7 @@ from mano_op.data.mixed import Mixed
 from mano_op.description import dumps, read_description
 from mano_op.errors import InputError
 from mano_op.files import check_folder, make_folder, write_file
-from mano_op.options import checked
+from mano_op.options import Part, Whole, checked
 from mano_op.pretrained import fetched, load_model, save_model
 
 FORMAT, FORMAT_VERSION = "mano_op run", 3
@@ -54,10 +54,17 @@ class _Best:
 
 
 @dataclass
+class _Split:
+    test: Part | None = None
+    validation: Part | None = None
+    seed: Whole = 0
+
+
+@dataclass
 class _Origin:
     kind: str
     digest: str
-    split: dict[str, float]
+    split: _Split
 
 
 @dataclass

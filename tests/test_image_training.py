@@ -169,7 +169,7 @@ def test_start_gives_its_parameters_and_its_normalisation(images: Images, tmp_pa
         ({"arch": "test_poled"}, "there is no model 'test_poled'.*did you mean 'test_pooled'"),
         ({"arch": "test_headless", "freeze": "backbone"}, "no module 'head' with parameters among last"),
         ({"options": {"n_classes": 3}}, "option n_classes=3, but the images of digits have n_classes=10"),
-        ({"arch": "fno", "options": {"n_modes": [4, 4]}}, "fno has no option n_classes"),
+        ({"arch": "fno", "options": {"n_modes": [4, 4]}}, "fno has no option 'n_classes'"),
         ({"arch": "test_flat", "options": {"image_size": 7}}, "fails .* for an input of shape .2, 1, 8, 8"),
         ({"normalise": {"mean": [0.5]}}, "expected 'imagenet', or {'mean': .*, 'std': .*}, a number of each"),
         ({"normalise": "imagenet"}, r"a number of each channel \(images of shape \(1, 8, 8\)"),

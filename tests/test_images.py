@@ -373,7 +373,6 @@ def test_damaged_file_gives_an_image_or_an_input_error(kind: str) -> None:
         ({"image_size": 6, "test": 0.2}, "test=0.2, but .* has a split 'test': leave it out"),
         ({"image_size": 6, "validation": 1.0}, "validation=1.0, expected a part, between 0 and 1"),
         ({"image_size": 6, "label_column": "kind"}, "label_column for .*, which has no columns"),
-        ({"image_size": 6, "like": {"split": {"validation": 2}}}, "validation=2, expected a part"),
     ],
 )
 def test_unusable_options_are_refused(options: dict[str, Any], message: str, folder: Path) -> None:

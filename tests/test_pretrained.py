@@ -215,9 +215,7 @@ def test_missing_folders_and_files_say_what_to_give(tmp_path, copy):
     with pytest.raises(InputError, match="is a folder, which has none"):
         MANO.from_pretrained(copy, revision="main")
     (copy / "model.safetensors").unlink()
-    with pytest.raises(
-        InputError, match=r"model\.safetensors cannot be read as safetensors \(No such file.*copy it"
-    ):
+    with pytest.raises(InputError, match=r"cannot be read as safetensors \(No such file.*copy it"):
         MANO.from_pretrained(copy)
 
 

@@ -11,7 +11,7 @@ import torch
 from neuralop.models.base_model import BaseModel
 from torch import Tensor, nn
 
-from mano_op.errors import InputError, did_you_mean
+from mano_op.errors import InputError, check_options
 from mano_op.files import read_tensors
 from mano_op.layers.checks import check_field
 from mano_op.pretrained import load_model, save_model
@@ -31,18 +31,16 @@ class DataModel(BaseModel, name="_data_model"):
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Refuse options that the model does not have, which neuraloperator's base class keeps."""
         known = [name for name in inspect.signature(cls).parameters if name not in ("args", "kwargs")]
-        for name in kwargs:
-            if name not in known:
-                hint = did_you_mean(name, known) or ": remove it, or use one of those"
-                raise InputError(f"{cls.__name__} has no option {name!r}; it has {', '.join(known)}{hint}")
-        for name, value in [*zip(known, args, strict=False), *kwargs.items()]:
+        check_options(cls.__name__, kwargs, known)
+        named = dict(zip(known, args, strict=False)) | kwargs
+        for name, value in named.items():
             if not _is_plain(value):
                 raise InputError(
                     f"{name}={value!r} is of type {type(value).__name__}, expected a bool, int, float, str, "
                     "None, or a list of those: a checkpoint holds nothing else, so convert it"
                 )
         # By name: the base class keeps the defaults of positional options.
-        instance: Self = super().__new__(cls, **dict(zip(known, args, strict=False)), **kwargs)
+        instance: Self = super().__new__(cls, **named)
         return instance
 
     def state_dict(

@@ -33,10 +33,7 @@ class _Classifier(DataModel, name="_transformers_classifier"):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
-        """Map images ``(batch, in_channels, h, w)`` to logits, ``(batch, n_classes)``.
-
-        Other entries of a sample are ignored.
-        """
+        """Map images ``(batch, in_channels, h, w)`` to logits, ``(batch, n_classes)``."""
         self._check_field(x, "height, width", self.head.weight.dtype)
         logits: Tensor = self.head(self._features(x))
         return logits

@@ -26,8 +26,7 @@ from mano_op.vision.stages import PatchEmbedding, PatchMerging, SwinBlock, norma
 
 # Pixels, of all images, that are done at a time where no gradient is recorded.
 _TILE = 2**14
-# An image is a grid of cells that wraps nowhere.
-_CELLS: tuple[Literal["cell"], tuple[bool, bool]] = ("cell", (False, False))
+_CELLS: tuple[Literal["cell"], tuple[bool, bool]] = "cell", (False, False)  # of images, which wrap nowhere
 
 
 class MANOClassifier(DataModel, name="MANO_classifier"):
@@ -59,10 +58,8 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
     -----
     Images may have any size. Patches that the image's end cuts are completed, and windows that it cuts have
     fewer keys. Swin attends to zeros there: with its weights the two agree where the points of each stage are
-    a multiple of the window, or, for a square `image_size`, fewer than a window.
-
-    A larger image has more patches, not larger ones: without `anchored`, lengths count in pixels. Better
-    resize images of one scene to the resolution of the training first.
+    a multiple of the window, or, for a square `image_size`, fewer than a window. Without `anchored`, lengths
+    count in pixels: better resize images of one scene to the resolution of the training first.
 
     Examples
     --------

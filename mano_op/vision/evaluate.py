@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from mano_op.card import markdown_table
 from mano_op.errors import InputError, check_whole
+from mano_op.registry import evaluating
 from mano_op.runs import Run
 from mano_op.train.precision import check_device
 from mano_op.train.task import plain
@@ -84,9 +85,7 @@ class ClassMetrics:
 def class_metrics(
     model: nn.Module, processor: ImageProcessor, batches: Iterable[Mapping[str, Any]], device: str = "cpu"
 ) -> ClassMetrics:
-    """Apply a classifier in evaluation mode to batches of images ``x`` and labels ``y``.
-
-    All modes are restored, also after an error.
+    """Apply a classifier in evaluation mode to batches of images ``x`` and labels ``y``; modes are restored.
 
     Examples
     --------
@@ -95,25 +94,18 @@ def class_metrics(
     >>> class_metrics(nn.Flatten(), processor, [batch]).ranks
     tensor([0, 1])
     """
-    modes = [(module, module.training) for part in (model, processor) for module in part.modules()]
     labels, ranks, losses = [], [], []
-    try:
-        model.eval()
-        processor.to(device).eval()
-        with torch.no_grad():
-            for batch in batches:
-                logits = model(processor.preprocess(batch)["x"]).cpu().double()
-                y = batch["y"].cpu()
-                own = logits.gather(1, y[:, None])
-                earlier = torch.arange(logits.shape[1])[None] < y[:, None]
-                rank = ((logits > own) | ((logits == own) & earlier)).sum(1)
-                # A logit that is NaN is no answer.
-                ranks.append(torch.where(logits.isfinite().all(1), rank, logits.shape[1]))
-                losses.append(F.cross_entropy(logits, y, reduction="none"))
-                labels.append(y)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(model, processor.to(device)):
+        for batch in batches:
+            logits = model(processor.preprocess(batch)["x"]).cpu().double()
+            y = batch["y"].cpu()
+            own = logits.gather(1, y[:, None])
+            earlier = torch.arange(logits.shape[1])[None] < y[:, None]
+            rank = ((logits > own) | ((logits == own) & earlier)).sum(1)
+            # A logit that is NaN is no answer.
+            ranks.append(torch.where(logits.isfinite().all(1), rank, logits.shape[1]))
+            losses.append(F.cross_entropy(logits, y, reduction="none"))
+            labels.append(y)
     if not labels:
         raise InputError("there are no images to evaluate: give some")
     return ClassMetrics(torch.cat(labels), torch.cat(ranks), torch.cat(losses))
@@ -173,8 +165,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as JSON types."""
-        evaluation: dict[str, Any] = plain(asdict(self))
-        return evaluation
+        return dict(plain(asdict(self)))
 
     def table(self) -> str:
         """Format the rows as a Markdown table.

@@ -42,8 +42,6 @@ class ImageSplit(Dataset[dict[str, Tensor]]):
         Grey tensors ``(height, width)`` in [0, 1], paths, or rows of ``datasets.Image(decode=False)``.
     labels : Tensor
         Of int64, ``(len,)``.
-    name : str
-        Source, for messages.
     convert : bool
         Whether images in colour may become grey.
     image_size, resized_to : (int, int)
@@ -161,10 +159,9 @@ def open_images(
         Grey or colour; by default as the first training image. If that is grey, an image in colour is
         refused. Otherwise grey is repeated and colour converted to its luminance.
     test, validation : float, optional
-        Part of each class of the training images to split off, if the source has no such split. The default
-        of `test` is 0.2 for a source without any splits.
     seed : int
-        Seed of the splits.
+        Parts of each class of the training images to split off, if the source has no such splits, and the
+        seed by which they are drawn. The default of `test` is 0.2 for a source without any splits.
     image_column, label_column : str, optional
         Columns of a saved data set; by default the only ones of images and of class labels.
     like : dict, optional
@@ -179,8 +176,8 @@ def open_images(
 
     Notes
     -----
-    Images are rotated by their EXIF orientation, and blended with white where they are transparent. The first
-    frame counts. Damaged images and those of more than 8 bits per channel are refused when they are decoded.
+    Images, of several the first frame, are rotated by their EXIF orientation, and blended with white where
+    they are transparent. Damaged ones and those of more than 8 bits per channel are refused when decoded.
 
     Examples
     --------
@@ -196,13 +193,23 @@ def open_images(
     train, channels = stored["train"], int(in_channels or 1)
     if in_channels is None and kind != DIGITS:
         channels = channels_of(train.images[0], f"the first image of {train.name}")
-    parts: dict[str, Any] = {"test": test, "validation": validation, "seed": seed}
+    parts: dict[str, Any] = {"test": test, "validation": validation}
     if like is not None:
-        drawn = like.get("split", {})
-        parts = {name: drawn[name] for name in parts if name in drawn and name not in stored}
-    if whole and parts.get("test") is None:
+        parts = {name: None if name in stored else like["split"].get(name) for name in parts}
+        seed = like["split"].get("seed", 0)
+    if whole and parts["test"] is None:
         parts["test"] = _TEST_PART
-    drawn = _split_off(str(source), stored, **parts)
+    drawn: dict[str, Any] = {}
+    for stream, (name, part) in enumerate(parts.items()):
+        if part is None:
+            continue
+        if name in stored:
+            raise InputError(f"{name}={part}, but {source} has a split {name!r}: leave it out")
+        rest = stored["train"]
+        held_out = stratified(rest.labels.numpy(), part, seed, rest.classes, stream=stream)
+        stored["train"] = rest.subset(np.flatnonzero(~held_out))
+        stored[name] = rest.subset(np.flatnonzero(held_out))
+        drawn |= {name: part, "seed": seed}
     splits = {
         name: replace(stored[name], channels=channels, convert=in_channels is not None, image_size=size)
         for name in dict.fromkeys((*_SPLITS.values(), *stored))
@@ -210,25 +217,6 @@ def open_images(
     }
     origin = {"kind": kind, "digest": digest, "split": drawn}
     return Images(str(source), splits, train.classes, channels, size, origin)
-
-
-@checked
-def _split_off(
-    source: str, splits: Any, *, test: Part | None = None, validation: Part | None = None, seed: Whole = 0
-) -> dict[str, Any]:
-    """Split parts off the training images, and return the parts with their seed."""
-    drawn: dict[str, Any] = {}
-    for stream, (name, part) in enumerate((("test", test), ("validation", validation))):
-        if part is None:
-            continue
-        if name in splits:
-            raise InputError(f"{name}={part}, but {source} has a split {name!r}: leave it out")
-        train = splits["train"]
-        held_out = stratified(train.labels.numpy(), part, seed, train.classes, stream=stream)
-        splits["train"] = train.subset(np.flatnonzero(~held_out))
-        splits[name] = train.subset(np.flatnonzero(held_out))
-        drawn |= {name: part, "seed": seed}
-    return drawn
 
 
 def stratified(
@@ -275,8 +263,7 @@ def image_loader(
     generator = torch.Generator().manual_seed(seed or 0)
     options: dict[str, Any] = {"num_workers": num_workers, "generator": generator}
     if num_workers:  # a fork of a process that has computed may hang
-        methods = multiprocessing.get_all_start_methods()
-        start = "forkserver" if "forkserver" in methods else "spawn"
+        start = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         options |= {"multiprocessing_context": start, "persistent_workers": True}
     if seed is None:
         return DataLoader(data, batch_size, **options)

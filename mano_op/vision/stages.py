@@ -93,8 +93,7 @@ class SwinBlock(nn.Module):
     mlp : Mlp
         Of as many channels.
     drop_path : float
-        Stochastic depth: the probability that a sample skips an addition in training. Other additions are
-        scaled up, so that the mean stays.
+        Stochastic depth: the probability that a sample skips an addition in training; others are scaled up.
 
     Examples
     --------

@@ -43,7 +43,7 @@ def from_swin_v2(
     n_classes: Count | None = None,
     drop_path: float = 0.0,
 ) -> MANOClassifier:
-    """Build a `MANOClassifier` that starts as a Swin Transformer V2.
+    """Build a `MANOClassifier` that starts as a Swin Transformer V2, in single precision and training mode.
 
     Parameters
     ----------
@@ -57,14 +57,10 @@ def from_swin_v2(
         Windows of each stage in training, in which the position bias counts offsets, if they were enlarged
         afterwards: ``(12, 12, 12, 6)`` for "window12to16"; otherwise 0. Not needed for tables of offsets.
     n_classes : int, optional
-        Classes of a new, random head; by default the head is Swin's.
+        Classes of a new, random head, which ``train_classifier(..., freeze="backbone")`` trains; by default
+        the head is Swin's.
     image_size, n_levels, drop_path
         As in `MANOClassifier`.
-
-    Returns
-    -------
-    MANOClassifier
-        In single precision and training mode. ``train_classifier(..., freeze="backbone")`` trains its head.
 
     Raises
     ------

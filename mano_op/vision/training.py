@@ -47,8 +47,6 @@ def train_classifier(
 ) -> Run:
     r"""Train a classifier of neuraloperator's registry on images, and keep it as a run.
 
-    It is ``train(ImageTask(images, ImageOptions(**training), arch=arch, options=options), out)``.
-
     Parameters
     ----------
     images, arch, options
@@ -80,9 +78,8 @@ def train_classifier(
 class ImageTask(Task):
     r"""A classifier to train on images.
 
-    AdamW, by the schedule of `mano_op.train.optimizer`; the weights of matrices alone decay. The loss is the
-    cross-entropy with the targets :math:`t` of `mano_op.vision.processor.ImageProcessor`, summed over the
-    images of a batch,
+    AdamW, by the schedule of `mano_op.train.optimizer`, decays matrices alone. The loss is the cross-entropy
+    with the targets :math:`t` of `mano_op.vision.processor.ImageProcessor`, summed over a batch,
 
     .. math:: -\sum_i \sum_k t_{ik} \log p_{ik}, \qquad p_i = \mathrm{softmax}(\mathrm{logits}_i).
 
@@ -168,9 +165,8 @@ class ImageTask(Task):
 
     def check(self, model: nn.Module) -> None:
         """Refuse a model that makes no logit of each class of an image."""
-        images = self.images
-        shape = (2, images.channels, *images.image_size)
-        check_output(model, self.arch, self.options, shape, (2, len(images.classes)))
+        shape = (2, self.images.channels, *self.images.image_size)
+        check_output(model, self.arch, self.options, shape, (2, len(self.images.classes)))
 
     def set_mode(self, model: nn.Module) -> None:
         """Put the model into training mode, but not a frozen backbone, which keeps all its state."""
