@@ -97,7 +97,7 @@ def test_trainer_trains(arch, loss):
     """With test loaders of two resolutions. The metrics are the trained model's, in the units of the data."""
     model = build(arch)
     _, before = train(copy.deepcopy(model), 1, training_loss=EVALUATED[loss])
-    trainer, after = train(model, 5, training_loss=EVALUATED[loss])
+    trainer, after = train(model, 3, training_loss=EVALUATED[loss])
     assert after["train_err"] < 0.6 * before["train_err"]
     processor = trainer.data_processor
     for name, test_loader in TEST.items():
@@ -123,7 +123,7 @@ def test_resumed_training_is_uninterrupted_training(tmp_path):
 
 
 def test_best_model_is_kept(tmp_path):
-    trainer, metrics = train(build(), 3, save_best="r16_h1", save_dir=tmp_path)
+    trainer, metrics = train(build(), 2, save_best="r16_h1", save_dir=tmp_path)
     best = MANO.from_checkpoint(tmp_path, "best_model")
     assert trainer.evaluate(EVALUATED, TEST["r16"], "r16")["r16_h1"] == metrics["r16_h1"]
     trainer.model = best
