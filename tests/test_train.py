@@ -105,7 +105,7 @@ def test_rate_rises_and_falls_to_nearly_zero(epochs: int, fields: FieldStore, tm
         ({"resolution": 32}, r"no resolution 32; it has r8 \(8 x 8\), r16 \(16 x 16\)"),
         ({"resolution": Mixed([8, 8])}, r"expected at least one resolution, and each of them once"),
         ({"arch": "mono"}, "there is no model 'mono'"),
-        ({"options": {"hiden_channels": 8}}, "no option hiden_channels"),
+        ({"options": {"hiden_channels": 8}}, "no option 'hiden_channels'"),
         ({"device": "nowhere"}, "device='nowhere' cannot be used here"),
         ({"device": "meta"}, "device='meta' cannot be used here"),
         ({"arch": "fno", "options": {}}, "fno needs n_modes, hidden_channels: give options="),
