@@ -121,7 +121,7 @@ def test_inputs_that_do_not_fit_are_refused(shape, message):
 
 
 def test_traceable_form_is_compiled_once_for_all_sizes():
-    model = build((6, 5), n_layers=1, **MIXED).float().requires_grad_(False)
+    model = build((6, 5), n_layers=1, n_levels=2, **MIXED).float().requires_grad_(False)
     torch._dynamo.reset()
     counters.clear()
     compiled = torch.compile(TraceableMANO(model), dynamic=True, backend="eager")
@@ -191,7 +191,7 @@ def in_units(run, x):
 
 
 def test_program_has_the_normalisation_in_it(tmp_path):
-    model = build((6,), n_layers=1, registration="cell", periodic=True).float().train()
+    model = build((6,), n_layers=1, n_levels=1, registration="cell", periodic=True).float().train()
     run, path = run_of(model), tmp_path / "new" / "mano.pt2"
     errors = export_program(run, path)
     assert model.training and all(p.requires_grad for p in model.parameters())  # the caller's is as it was

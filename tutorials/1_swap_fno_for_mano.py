@@ -5,7 +5,7 @@
 # Only the line that makes the model and the learning rate differ. The Trainer, the losses, the data processor
 # and the form of the samples stay as they are.
 #
-# It takes one or two minutes on two CPU cores: `python tutorials/1_swap_fno_for_mano.py`
+# It takes about a minute on one CPU core: `python tutorials/1_swap_fno_for_mano.py`
 
 # %%
 import tempfile
@@ -34,8 +34,8 @@ warnings.filterwarnings("ignore", message=".*received unexpected keyword argumen
 
 # %%
 folder = tempfile.TemporaryDirectory()
-store = generate_darcy(Path(folder.name) / "darcy.zarr", [16, 32], samples={"train": 600, "test": 50})
-loaders = field_loaders(store, train=16, test=[16, 32], batch_size=20)
+store = generate_darcy(Path(folder.name) / "darcy.zarr", [16, 32], samples={"train": 300, "test": 50})
+loaders = field_loaders(store, train=16, test=[16, 32], batch_size=10)
 
 # %% [markdown]
 # ## Models
@@ -63,7 +63,7 @@ rates = {"FNO": 5e-3, "MANO": 1e-2}
 # %%
 l2loss = LpLoss(d=2, p=2)
 h1loss = H1Loss(d=2, periodic_in_x=False, periodic_in_y=False)
-n_epochs = 20
+n_epochs = 18
 errors = {}
 for name, model in models.items():
     optimizer = torch.optim.AdamW(model.parameters(), lr=rates[name], weight_decay=1e-4)
