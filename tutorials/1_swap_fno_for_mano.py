@@ -116,6 +116,6 @@ mano, fno = (float(errors[name]["16_l2"]) for name in ("MANO", "FNO"))
 print(f"\nAt 16, where they were trained, MANO is at {mano:.1%} and FNO at {fno:.1%}.")
 growth = {name: float(errors[name]["32_l2"] / errors[name]["16_l2"]) for name in models}
 print(f"At 32 MANO's error is {growth['MANO']:.2f} times as large, FNO's {growth['FNO']:.2f} times.")
-assert max(mano, fno) < mean_field[16] / 4  # 6.5 %; with three seeds, 3.8 to 4.0 % and 3.2 to 3.3 %
-assert growth["MANO"] < growth["FNO"]
+assert max(mano, fno) < mean_field[16] / 4  # 6.5 %; with three seeds, 4.3 to 4.4 % and 3.8 to 3.9 %
+assert growth["MANO"] < growth["FNO"]  # 1.35 to 1.44 and 2.16 to 2.23
 folder.cleanup()
