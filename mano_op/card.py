@@ -30,7 +30,6 @@ _ELSEWHERE = (
     *("task", "store", "source", "start", "images", "machine", "classes", "channels"),
     *("inputs", "outputs", "units"),
 )
-
 _IMAGE_DATA = ("samples", "validate", "validation")  # which `_image_data` puts into words
 
 
@@ -50,7 +49,7 @@ def model_card(run: Run) -> str:
     >>> model_card(run).splitlines()[7]
     '# mano: a to u'
     """
-    training, processor, images = run.training, run.processor.to_dict(), run.task == "images"
+    training, images = run.training, run.task == "images"
     machine = training.get("machine", {})
     entries = {name: training[name] for name in (*_FIRST, *training) if name in training}
     if images and "images" in training:
@@ -66,7 +65,7 @@ def model_card(run: Run) -> str:
     return environment.get_template("card.md.j2").render(
         run=run,
         tags=[*(["image-classification"] if images else ["neural-operator", "pde"]), run.arch.lower()],
-        channels=_image_channels(processor) if images else _field_channels(processor, training),
+        channels=_channels(run),
         training=list(_rows({name: entries[name] for name in entries if name not in _ELSEWHERE})),
         versions=[f"{name} {version}" for name, version in versions.items() if version],
         errors=[(name.replace("_", " "), value) for name, value in run.errors.items()],
@@ -94,25 +93,38 @@ def _image_data(training: Mapping[str, Any]) -> dict[str, Any]:
         "trained on": f"{training['samples']} images of the split train",
     }
     if validate is not None:
-        part = (
-            f"the split {validate}" if isinstance(validate, str) else f"a part of the split train, {validate}"
-        )
-        rows["validated on"] = f"{training['validation']['samples']} images: {part}"
+        part = "the split" if isinstance(validate, str) else "a part of the split train,"
+        rows["validated on"] = f"{training['validation']['samples']} images: {part} {validate}"
     return rows
 
 
-def _image_channels(processor: Mapping[str, Any]) -> list[list[Any]]:
-    rows = zip(processor["mean"], processor["std"], strict=True)
-    return [[str(i), mean, std] for i, (mean, std) in enumerate(rows)]
+def _channels(run: Run) -> list[list[Any]]:
+    """Return the rows of the table of channels."""
+    processor, units = run.processor.to_dict(), run.training.get("units", {})
+    if run.task == "images":
+        rows = zip(processor["mean"], processor["std"], strict=True)
+        return [[str(i), mean, std] for i, (mean, std) in enumerate(rows)]
+    return [
+        [label, role, units.get(variable_of(label), ""), c["mean"], c["std"], c.get("transform", "")]
+        for role in ("input", "output")
+        for label, c in processor[f"{role}s"].items()
+    ]
 
 
-def _field_channels(processor: Mapping[str, Any], training: Mapping[str, Any]) -> list[list[Any]]:
-    units, rows = training.get("units", {}), []
-    for role in ("input", "output"):
-        for label, channel in processor[f"{role}s"].items():
-            statistics = channel["mean"], channel["std"], channel.get("transform", "")
-            rows.append([label, role, units.get(variable_of(label), ""), *statistics])
-    return rows
+def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    r"""Return the lines of a Markdown table with aligned columns; the first row is the header.
+
+    Examples
+    --------
+    >>> print(*markdown_table([["model", "error"], ["mano", "1.5"]]), sep="\n")
+    | model | error |
+    |-------|-------|
+    | mano  | 1.5   |
+    """
+    cells = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
 
 
 def with_evaluation(card: str, evaluation: str) -> str:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mano_op.registry import evaluating
+
 _aten = torch.ops.aten
 
 
@@ -38,14 +40,9 @@ def count_flops(model: nn.Module, x: Tensor) -> int:
     >>> count_flops(Transform(), torch.zeros(7, 64)) == 7 * 5 * 64 * 6 // 2
     True
     """
-    training = model.training
-    model.eval()
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
-    try:
-        with counter, torch.no_grad():
-            model(torch.zeros_like(x))
-    finally:
-        model.train(training)
+    with evaluating(model), counter:
+        model(torch.zeros_like(x))
     return int(counter.get_total_flops())
 
 

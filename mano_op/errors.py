@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from numbers import Integral, Real
 
 
@@ -49,3 +49,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a question for the known name that is nearest to an unknown one; empty if none is near."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_options(owner: str, options: Iterable[str], known: Collection[str]) -> None:
+    """Refuse the names of options that an owner does not have."""
+    for name in options:
+        if name not in known:
+            hint = did_you_mean(name, known) or ": leave it out, or use one of those"
+            raise InputError(f"{owner} has no option {name!r}; it has {', '.join(known)}{hint}")

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mano_op.errors import InputError
 from mano_op.paths import target_of
 
@@ -73,6 +71,8 @@ def partial_file(path: str | Path) -> Path:
 
 def write_tensors(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write tensors and plain values in one piece, for `read_tensors`."""
+    import torch  # the command line checks folders without it
+
     buffer = io.BytesIO()
     torch.save(dict(content), buffer)
     write_file(path, buffer.getvalue())
@@ -80,6 +80,8 @@ def write_tensors(path: str | Path, content: Mapping[str, Any]) -> None:
 
 def read_tensors(path: str | Path, *, map_location: Any = "cpu") -> dict[str, Any]:
     """Read a dictionary of tensors and plain values that ``torch.save`` wrote; no code in it is run."""
+    import torch
+
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist; give the path of a file that torch.save wrote")

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mano_op.registry import evaluating
+
 
 def peak_bytes(model: nn.Module, x: Tensor) -> int:
     """Measure the peak memory of the tensors made in one forward pass, in bytes; see `peak_bytes_of`.
@@ -25,13 +27,8 @@ def peak_bytes(model: nn.Module, x: Tensor) -> int:
     >>> peak_bytes(nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU()), x) == 2 * 4 * 8 * 8 * 4
     True
     """
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            return peak_bytes_of(lambda: model(x), x.device)
-    finally:
-        model.train(training)
+    with evaluating(model):
+        return peak_bytes_of(lambda: model(x), x.device)
 
 
 def peak_bytes_of(run: Callable[[], Any], device: str | torch.device = "cpu") -> int:

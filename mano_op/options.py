@@ -23,17 +23,9 @@ _CONFIG: Any = {"arbitrary_types_allowed": True, "extra": "forbid"}
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def options(cls: type[T]) -> type[T]:
-    """Make a class a frozen dataclass whose fields are validated by pydantic.
+    """Make a class with a field for each option a frozen dataclass, whose values are checked by pydantic.
 
-    Parameters
-    ----------
-    cls : type
-        With a field for each option. The command line shows its docstring as help.
-
-    Returns
-    -------
-    type
-        Its instances are made by keywords, and refuse values of other types with an `InputError`.
+    Instances are made by keywords; values of other types and unknown names raise an `InputError`.
 
     Examples
     --------

@@ -29,7 +29,14 @@ from mano_op.description import dumps, read_description
 from mano_op.errors import InputError
 from mano_op.files import make_folder, write_file
 from mano_op.registry import build_model, model_class
-from mano_op.weights import Entry, parameters_of, read_weights, weights_header, write_weights
+from mano_op.weights import (
+    check_entries,
+    entries_of,
+    parameters_of,
+    read_weights,
+    weights_header,
+    write_weights,
+)
 
 FORMAT, FORMAT_VERSION = "mano_op model", 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -112,7 +119,8 @@ def load_model(folder: str | Path, *, revision: str | None = None) -> tuple[nn.M
     _check_size(folder / CONFIG, options, len(header))
     with torch.device("meta"):  # shapes without numbers
         expected = parameters_of(build_model(arch, options))
-    _check_names(folder, described, header, {name: Entry.of(t) for name, t in expected.items()})
+    problem = f"the parameters in {folder / WEIGHTS} are not those of {arch} with {options}"
+    check_entries(header, entries_of(expected), problem, "take both files from the same model")
     tensors = read_weights(folder / WEIGHTS, described.weights.sha256)
     model = build_model(arch, options)
     # Assigned, so that they keep their precision.
@@ -166,24 +174,3 @@ def _check_size(path: Path, options: Mapping[str, Any], tensors: int) -> None:
                     f"{path}: option {name}={value!r:.60} of a model with {tensors} tensors, expected at "
                     f"most {most}: the file is damaged, or not meant well"
                 )
-
-
-def _check_names(
-    folder: Path, described: _Description, saved: Mapping[str, Entry], built: Mapping[str, Entry]
-) -> None:
-    """Refuse a file whose parameters are not those of the model."""
-
-    def text(entries: Mapping[str, Entry], name: str) -> str:
-        return " ".join(map(str, entries[name])) if name in entries else "none"
-
-    wrong = [
-        f"{name} is {text(saved, name)}, expected {text(built, name)}"
-        for name in sorted(built.keys() | saved.keys())
-        if built.get(name) != saved.get(name)
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise InputError(
-            f"the parameters in {folder / WEIGHTS} are not those of {described.arch} with "
-            f"{described.options}: {'; '.join(wrong[:3])}{more}: take both files from the same model"
-        )

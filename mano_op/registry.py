@@ -1,14 +1,19 @@
-"""neuraloperator's models, by name."""
+"""neuraloperator's models, by name, and the evaluation mode of any model."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
-from mano_op.errors import InputError, did_you_mean
+from mano_op.errors import InputError, check_options, did_you_mean
+
+# Values of options that neuraloperator's models have no default for, in two dimensions.
+_EXAMPLES = {"n_modes": [8, 8], "hidden_channels": 32}
 
 
 def model_class(arch: str) -> type[nn.Module]:
@@ -26,6 +31,20 @@ def model_class(arch: str) -> type[nn.Module]:
     return models[arch.lower()]
 
 
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Put modules into evaluation mode, without gradients; then each of their parts has its mode again."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        for module in modules:
+            module.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
 def build_model(arch: str, options: Mapping[str, Any]) -> nn.Module:
     """Return a model of neuraloperator's registry, by its name and options.
 
@@ -34,16 +53,15 @@ def build_model(arch: str, options: Mapping[str, Any]) -> nn.Module:
     >>> build_model("fno", {"in_channels": 1, "out_channels": 1, "n_mode": [8, 8]})  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    mano_op.errors.InputError: fno has no option n_mode; it has n_modes, in_channels, ...
+    mano_op.errors.InputError: fno has no option 'n_mode'; it has n_modes, in_channels, ...
     """
     cls = model_class(arch)
     known = inspect.signature(cls).parameters
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise InputError(
-            f"{arch} has no option {', '.join(unknown)}; it has {', '.join(known)}"
-            f"{did_you_mean(unknown[0], known)}"
-        )
+    check_options(arch, options, known)
+    missing = [n for n, p in known.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if missing := [name for name in missing if name not in options]:
+        example = {name: _EXAMPLES.get(name, 1) for name in missing}
+        raise InputError(f"{arch} needs {', '.join(missing)}: give options={example}, say")
     try:
         return cls(**options)
     except InputError:

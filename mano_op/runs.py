@@ -32,6 +32,7 @@ from mano_op.data.mixed import Mixed
 from mano_op.description import dumps, read_description
 from mano_op.errors import InputError
 from mano_op.files import check_folder, make_folder, write_file
+from mano_op.options import Part, Whole, checked
 from mano_op.pretrained import fetched, load_model, save_model
 
 FORMAT, FORMAT_VERSION = "mano_op run", 3
@@ -53,6 +54,20 @@ class _Best:
 
 
 @dataclass
+class _Split:
+    test: Part | None = None
+    validation: Part | None = None
+    seed: Whole = 0
+
+
+@dataclass
+class _Origin:
+    kind: str
+    digest: str
+    split: _Split
+
+
+@dataclass
 class _Training:
     """The types of the entries of "training" that are read here; it may have more."""
 
@@ -65,6 +80,7 @@ class _Training:
     units: dict[str, str | None] = field(default_factory=dict)
     classes: list[str] = field(default_factory=list)
     image_size: tuple[PositiveInt, PositiveInt] = (1, 1)
+    images: _Origin | None = None
 
 
 @dataclass
@@ -154,8 +170,9 @@ class Run:
     @property
     def times(self) -> dict[str, Any]:
         """The times of its fields, as options of `mano_op.data.dataset.FieldDataset`."""
-        named = {"time_steps": self.training.get("time_steps"), "at": self.training.get("at")}
-        return {name: value for name, value in named.items() if value is not None}
+        return {
+            name: value for name in ("time_steps", "at") if (value := self.training.get(name)) is not None
+        }
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -234,6 +251,7 @@ def save_run(folder: str | Path, run: Run) -> None:
     write_file(folder / RUN, text)
 
 
+@checked
 def load_run(
     folder: str | Path, *, revision: str | None = None, task: Literal["fields", "images"] | None = None
 ) -> Run:
@@ -252,10 +270,6 @@ def load_run(
         If the folder holds no run, one of another task or version, one that is damaged, or the parameters of
         another model.
     """
-    if task not in (None, *_TASKS):
-        raise InputError(
-            f"task={task!r}, expected {' or '.join(map(repr, _TASKS))}: give what the run is for"
-        )
     folder = fetched(folder, revision)
     _check_finished(folder, task or "fields")
     path = folder / RUN

@@ -35,14 +35,33 @@ class Entry(NamedTuple):
     kind: str
     shape: tuple[int, ...]
 
-    @classmethod
-    def of(cls, t: Tensor) -> Entry:
-        """Return the entry of a tensor, which may be without numbers."""
+    def __str__(self) -> str:
+        return f"{self.kind} {'x'.join(map(str, self.shape))}".rstrip()
+
+
+def entries_of(tensors: Mapping[str, Tensor]) -> dict[str, Entry]:
+    """Return the entries of tensors, which may be without numbers."""
+
+    def kind(t: Tensor) -> str:
         if t.is_floating_point() or t.is_complex():
-            kind = "real" if t.is_floating_point() else "complex"
-        else:
-            kind = "boolean" if t.dtype == torch.bool else "whole"
-        return cls(kind, tuple(t.shape))
+            return "real" if t.is_floating_point() else "complex"
+        return "boolean" if t.dtype == torch.bool else "whole"
+
+    return {name: Entry(kind(t), tuple(t.shape)) for name, t in tensors.items()}
+
+
+def check_entries(
+    saved: Mapping[str, Entry], expected: Mapping[str, Entry], problem: str, remedy: str
+) -> None:
+    """Refuse tensors of other names, kinds or shapes than expected."""
+    wrong = [
+        f"{name} is {saved.get(name, 'missing')}, expected {expected.get(name, 'missing')}"
+        for name in sorted(saved.keys() | expected.keys())
+        if saved.get(name) != expected.get(name)
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise InputError(f"{problem}: {'; '.join(wrong[:3])}{more}: {remedy}")
 
 
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:

@@ -1,10 +1,7 @@
 """What several test files share."""
 
-import multiprocessing
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -28,38 +25,6 @@ def rates(errors: Sequence[float]) -> NDArray[np.float64]:
     """Orders of convergence between neighbours of a sequence of errors, each at half the spacing."""
     errors = np.asarray(errors)
     return np.log2(errors[:-1] / errors[1:])
-
-
-def in_a_group_of_one(function: Callable[[], object], folder: Path, *, seconds: float = 300) -> None:
-    """Call a function of a module in a process of its own that has a process group, and pass its error on.
-
-    Not in the process of the tests: torch's gloo group can wait, with Python's lock held, for a thread of its
-    own that waits for the lock, while what uses the group (DistributedDataParallel's reducer) is taken down.
-    """
-    here, there = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("spawn").Process(target=_call, args=(function, folder, there))
-    process.start()
-    there.close()
-    try:
-        if not here.poll(seconds):
-            raise TimeoutError(f"{function.__name__} was not done after {seconds} s")
-        if error := here.recv():
-            raise AssertionError(error)
-    finally:
-        process.kill()
-        process.join()
-
-
-def _call(function: Callable[[], object], folder: Path, connection: Connection) -> None:
-    torch.set_num_threads(1)
-    rendezvous = torch.distributed.FileStore(str(folder / "rendezvous"))
-    torch.distributed.init_process_group("gloo", store=rendezvous, rank=0, world_size=1)
-    try:
-        function()
-    except Exception:
-        connection.send(traceback.format_exc())
-    else:
-        connection.send(None)
 
 
 def assert_gradients(module: torch.nn.Module, x: torch.Tensor) -> None:

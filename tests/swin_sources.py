@@ -1,8 +1,8 @@
 """Random weights of Swin-V2 in the published layouts, and logits and features of the classes they belong to.
 
 timm and torchvision lie beside the environment, in a folder that ``make`` fills: PyPI's torchvision is built
-for CUDA, and its library does not load beside a torch for CPUs. They run in one process of their own, which
-declares the operators that they look for.
+for CUDA, and its library does not load beside a torch for CPUs. They run in one process of their own, without
+what their packages import beside Swin.
 """
 
 import functools
@@ -11,25 +11,25 @@ import math
 import subprocess
 import sys
 import tempfile
+import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 BESIDE = Path(sys.prefix) / "beside"
 LAYOUTS = ("timm", "torchvision", "transformers")
 
-# The smallest with all parts, of one window, of enlarged windows; one of four stages; Swin-V2-T as published.
+# The smallest with all parts, of one window, of enlarged windows; one of four stages; a narrow Swin-V2-T.
 SMALL: dict[str, Any] = {"embed_dim": 16, "depths": (2, 2), "n_heads": (2, 4), "window": 4, "image_size": 32}
 CUT = SMALL | {"image_size": 16}
 ENLARGED = [SMALL | {"window": 8, "image_size": 64, "pretrained_window": sizes} for sizes in ((6, 3), (6, 0))]
 DEEP = SMALL | {"depths": (2, 1, 2, 1), "n_heads": (1, 2, 4, 8), "image_size": 128}
-TINY = {"embed_dim": 96, "depths": (2, 2, 6, 2), "n_heads": (3, 6, 12, 24), "window": 8, "image_size": 256}
-TINY |= {"n_classes": 1000, "batch": 1}
+TINY: dict[str, Any] = {"embed_dim": 24, "depths": (2, 2, 6, 2), "n_heads": (3, 6, 12, 24), "window": 8}
+TINY |= {"image_size": 256, "batch": 1}
 # What the process apart makes.
 _APART = {"timm": [SMALL, CUT, DEEP, *ENLARGED], "torchvision": [SMALL, DEEP]}
 
@@ -68,7 +68,7 @@ def _key(layout: str, config: dict[str, Any]) -> str:
 @functools.lru_cache(maxsize=8)
 def _source_here(key: str) -> SwinSource:
     with torch.random.fork_rng():
-        return _source(_results(json.loads(key)))
+        return SwinSource(**_results(json.loads(key)))
 
 
 @functools.cache
@@ -77,28 +77,30 @@ def _sources_apart() -> dict[str, SwinSource]:
         pytest.skip(f"there is no {BESIDE} with timm and torchvision: make installs it")
     keys = [_key(layout, config) for layout, configs in _APART.items() for config in configs]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, folder, *keys]
+        file = f"{folder}/sources.pt"
+        command = [sys.executable, __file__, file, *keys]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-        return {key: _source(load_file(f"{folder}/{i}.safetensors")) for i, key in enumerate(keys)}
+        return {key: SwinSource(**results) for key, results in torch.load(file).items()}
 
 
-def _source(tensors: dict[str, Tensor]) -> SwinSource:
-    state = {name.removeprefix("state "): t for name, t in tensors.items() if name.startswith("state ")}
-    return SwinSource(state, **{name: t for name, t in tensors.items() if not name.startswith("state ")})
-
-
-def _results(options: dict[str, Any]) -> dict[str, Tensor]:
-    """Fields of a `SwinSource` under names that a file can have."""
+def _results(options: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a `SwinSource`."""
     build, outputs = _LAYOUTS[options["layout"]]
     model = build(options).eval()
     torch.manual_seed(0)
     randomise(model)
     images = torch.randn(options["batch"], 3, options["image_size"], options["image_size"])
-    results = {f"state {name}": t.clone() for name, t in model.state_dict().items()} | {"images": images}
+    state = {name: t.clone() for name, t in model.state_dict().items()}
     with torch.no_grad():
-        results["logits_single"], _ = outputs(model, images)
-        results["logits"], features = outputs(model.double(), images.double())
-    return results | {"features": features.contiguous()}
+        logits_single, _ = outputs(model, images)
+        logits, features = outputs(model.double(), images.double())
+    return {
+        "state": state,
+        "images": images,
+        "logits": logits,
+        "features": features,
+        "logits_single": logits_single,
+    }
 
 
 def randomise(model: nn.Module) -> None:
@@ -122,7 +124,6 @@ def randomise(model: nn.Module) -> None:
 
 
 def _timm(options: dict[str, Any]) -> nn.Module:
-    _declare_operators()
     from timm.models.swin_transformer_v2 import SwinTransformerV2
 
     names = {"img_size": "image_size", "num_classes": "n_classes", "window_size": "window"}
@@ -132,7 +133,6 @@ def _timm(options: dict[str, Any]) -> nn.Module:
 
 
 def _torchvision(options: dict[str, Any]) -> nn.Module:
-    _declare_operators()
     from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
 
     return SwinTransformer(
@@ -177,17 +177,17 @@ _LAYOUTS: dict[str, tuple[Any, Any]] = {
 }
 
 
-@functools.cache
-def _declare_operators() -> None:
-    """Find timm and torchvision, whose registration of operators fails where its library does not load."""
+def _find_packages() -> None:
+    """Make Swin's modules importable without all other models and operators, whose library does not load."""
     sys.path.append(str(BESIDE))
-    for name in ("nms", "qnms"):
-        torch.library.define(
-            f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        )
+    for name in ("timm", "timm.models", "torchvision", "torchvision.models", "torchvision.ops"):
+        package: Any = types.ModuleType(name)
+        package.__path__, package.__version__ = [str(BESIDE / name.replace(".", "/"))], ""
+        sys.modules[name] = package
+    sys.modules["wandb"] = None  # type: ignore[assignment]
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for i, key in enumerate(sys.argv[2:]):
-        save_file(_results(json.loads(key)), f"{sys.argv[1]}/{i}.safetensors")
+    _find_packages()
+    torch.save({key: _results(json.loads(key)) for key in sys.argv[2:]}, sys.argv[1])

@@ -3,7 +3,7 @@
 import copy
 import pickle
 from dataclasses import dataclass, replace
-from itertools import pairwise, permutations
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -75,9 +75,9 @@ KINDS = [
     Kind((8, 7), "node", (P, B)),
     Kind((5, 8), "node_both", (B, B)),
     Kind((6, 11), "cell", (B, P)),
-    Kind((5, 4, 6), "node", (P, B, P)),
-    Kind((4, 5, 3), "node_both", (B, B, B)),
-    Kind((3, 5, 4), "cell", (B, P, B)),
+    Kind((5, 4, 3), "node", (P, B, P)),
+    Kind((4, 3, 3), "node_both", (B, B, B)),
+    Kind((3, 4, 3), "cell", (B, P, B)),
 ]
 EVERY = pytest.mark.parametrize("kind", KINDS, ids=str)
 
@@ -232,18 +232,18 @@ def smooth(samples, grid):
     return {"a": a, "u": 3 * a + 1}
 
 
-@EVERY
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if len(kind.shape) > 1], ids=str)
 def test_the_order_of_the_axes_does_not_matter(kind):
     """With the parameters reordered too: no axis is treated as another one, in training or on other grids."""
-    here = kind.model()
-    for order in list(permutations(range(len(kind.shape))))[-3:]:
+    here, axes = kind.model(), tuple(range(len(kind.shape)))
+    for order in {axes[::-1], (*axes[1:], axes[0])}:
         shape, periodic = (tuple(values[i] for i in order) for values in (kind.shape, kind.periodic))
         there = Kind(shape, kind.registration, periodic).model(seed=1)
         there.load_state_dict(permuted(here, order), strict=False)
-        axes = (0, 1, *(i + 2 for i in order))
+        dims = (0, 1, *(i + 2 for i in order))
         for shape in (kind.shape, kind.refined(2), tuple(n + 3 for n in kind.shape)):
             x = draw(2, 2, *shape)
-            assert_same(there(x.permute(axes)), here(x).permute(axes), rtol=1e-9)
+            assert_same(there(x.permute(dims)), here(x).permute(dims), rtol=1e-9)
 
 
 def permuted(model, order):
@@ -305,37 +305,6 @@ def test_gradients_are_the_slopes_of_the_output(kind):
         assert_gradients(model, x.detach())
 
 
-def symmetric(model):
-    """Weights that know no direction: the same along all axes, and even."""
-    for block in model.blocks:
-        layer = block.attention
-        for attention in layer.attention:
-            first, second = attention.bias.fc1, attention.bias.fc2
-            quarter = first.weight.shape[0] // 4
-            signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)
-            with torch.no_grad():
-                first.weight.copy_((first.weight[:quarter, :1] * signs[:, None]).flatten(0, 1))
-                first.bias.copy_(first.bias[:quarter].repeat(4))
-                second.weight.copy_(second.weight[:, :quarter].repeat(1, 4))
-        for step in (*layer.down, *layer.up):
-            with torch.no_grad():
-                weight = step.weight
-                weight += weight.flip(-1)
-                weight += weight.flip(-2)
-                weight += weight.mT.clone()
-    return model
-
-
-@pytest.mark.parametrize("n", [8, 20])
-def test_reflection_and_transposition_commute_where_the_weights_are_symmetric(n):
-    model = symmetric(build((8, 8), registration="cell", positional_embedding=None, n_levels=2))
-    x = draw(2, 1, n, n)
-    for turn in (lambda t: t.flip(-1), lambda t: t.flip(-2), lambda t: t.mT):
-        assert_same(model(turn(x)), turn(model(x)), rtol=1e-9)
-    other = build((8, 8), registration="cell")
-    assert (other(x.flip(-1)) - other(x).flip(-1)).abs().max() > 1e-3
-
-
 def test_a_window_that_covers_the_reference_is_dense_attention_of_all_its_points():
     """From every point of a finer grid, with the gradients."""
     options = {"n_levels": 1, "reference_shape": (5, 6), "style": Style(position_bias=False)}
@@ -369,7 +338,7 @@ def test_the_border_of_a_window_is_no_seam():
 
 
 @settings(max_examples=8)
-@given(st.sampled_from(LINES), st.integers(7, 67), st.integers(7, 31))
+@given(st.sampled_from(LINES), st.integers(7, 40), st.integers(7, 21))
 def test_every_size_works_and_every_parameter_learns(kind, rows, columns):
     registration, periodic = kind
     model = build((9, 8), registration=registration, periodic=[periodic, False] if periodic else False)
@@ -461,10 +430,10 @@ def test_the_layer_alone_is_anchored_too():
 def test_memory_does_not_grow_with_the_points_of_a_finer_grid(monkeypatch):
     """But for the output, and an eighth of the input at most: the strip that a slab's averages are of."""
     model = MANO(1, 1, reference_shape=(16, 16), hidden_channels=4, n_layers=1, n_heads=1).eval()
-    monkeypatch.setattr(mano, "_TILE", 2**12)
-    field = {n: 4 * n * n for n in (256, 512)}
+    monkeypatch.setattr(mano, "_TILE", 2**10)
+    field = {n: 4 * n * n for n in (128, 256)}
     beside = {n: peak_bytes(model, torch.zeros(1, 1, n, n)) - size for n, size in field.items()}
-    assert beside[512] - beside[256] < field[512] / 8
+    assert beside[256] - beside[128] < field[256] / 8
     monkeypatch.setattr(mano, "_TILE", 256 * 256)
     assert peak_bytes(model, torch.zeros(1, 1, 256, 256)) > 8 * beside[256]
 

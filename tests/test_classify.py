@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.stats import binomtest
 from torch import nn
 from training import assert_same_run as same
-from training import batch_of
+from training import batch_of, noise
 from training import train_images as train
 
 from mano_op import InputError
@@ -111,16 +111,6 @@ def test_unsuitable_evaluations_are_refused(kept: Path, images: Images, tmp_path
         flat.model.head.bias.fill_(float("nan"))
     with pytest.raises(InputError, match=r"cannot take images of 8x8 .*: its logits are not finite"):
         evaluate_classifier(flat, images)
-
-
-def noise(folder: Path, n: int, start: int = 0) -> None:
-    """Images of two classes, each of its own values and size on the disk."""
-    random = np.random.default_rng(start)
-    for name in ("a", "b"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for i in range(start, start + n):
-            pixels = random.integers(0, 255, (8, 8, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{i}.png")
 
 
 def test_changed_folder_is_not_split_anew(tmp_path: Path) -> None:
@@ -258,11 +248,8 @@ def test_the_command_trains_as_the_function_does(tmp_path: Path) -> None:
         ("train images digit {new}", "digit is no folder"),
         ("train images digits {new} --arch test_pooled --flip", "--flip for digits"),
         ("train images digits {kept} --arch test_pooled", "or --overwrite to replace it"),
-        ("train images digits {new} --arch test_poled", "there is no model 'test_poled'"),
         ("train images digits {new} --split-seed -1", "--split-seed -1, expected a whole number, at least 0"),
-        ("train images digits {new} --label-smoothing nan", "--label-smoothing nan, expected a"),
         ("evaluate images digits {new}", '"{new}" does not exist; see `mano-op evaluate images --help`'),
-        ("evaluate images digits {kept} --split tset", "has no split 'tset'"),
         ("evaluate images digits {kept} --out {kept}/run.json", "run.json is there already"),
         ("evaluate images digits {kept} --out {kept} --overwrite", "is a folder: give the path of a file"),
     ],

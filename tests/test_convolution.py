@@ -1,10 +1,11 @@
-"""Multipole attention in the place of a spectral convolution: the layer, its options, then its hosts."""
+"""Multipole attention in the place of a spectral convolution: the layer, its options, then its hosts.
+
+How errors of an FNO with it grow from grid to grid is asserted in tutorial 5.
+"""
 
 import copy
 import inspect
 import pickle
-import subprocess
-import sys
 from functools import partial
 from itertools import pairwise
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import assert_gradients, on_grid
-from neuralop import LpLoss, Trainer, models
+from neuralop import models
 from neuralop.layers.fno_block import FNOBlocks
 from neuralop.layers.spectral_convolution import SpectralConv
 from neuralop.models import CODANO, FNO, GINO, TFNO, UNO, UQNO
@@ -20,15 +21,8 @@ from neuralop.training import AdamW, load_training_state, save_training_state
 from torch import nn
 from torch.testing import assert_close
 
-from mano_op import (
-    Grid,
-    InputError,
-    MultipoleAttention,
-    MultipoleConv,
-    field_loaders,
-    fix_references,
-    generate_darcy,
-)
+from mano_op import Grid, InputError, MultipoleAttention, MultipoleConv, fix_references
+from mano_op.layers import convolution as module
 from mano_op.layers.convolution import conv_with_options
 from mano_op.layers.regrid import regrid
 
@@ -194,10 +188,7 @@ def test_every_parameter_has_its_gradient_at_every_size(n_dim):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"factorization": "cp"},
-            "factorization='cp' is for a spectral .* expected None or 'tucker', so leave",
-        ),
+        ({"factorization": "cp"}, "factorization='cp' is for .* expected None or 'tucker', so leave"),
         ({"rank": 0.1}, "rank=0.1 is for a spectral .* use FNO in place of TFNO, .* smaller hidden_channels"),
         ({"decomposition_kwargs": {"init": 1}}, r"decomposition_kwargs=\{'init': 1\} is for a spectral"),
         ({"fno_block_precision": "half"}, "fno_block_precision='half' .* Instead: use torch.autocast"),
@@ -294,10 +285,7 @@ def test_a_subclass_has_options_of_its_own():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"n_head": 2},
-            r"MultipoleConv has no option 'n_head'; it has n_heads, .*; did you mean 'n_heads'\?",
-        ),
+        ({"n_head": 2}, "Conv has no option 'n_head'; it has n_heads, .*; did you mean 'n_heads'"),
         ({"n_heads": 2, "rank": 0.5}, "no option 'rank'; .* reference_shape: leave it out, or use one"),
     ],
 )
@@ -306,7 +294,8 @@ def test_unknown_options_are_refused_at_once(options, message):
         MultipoleConv.with_options(**options)
 
 
-def test_a_class_with_options_is_pickled_here_and_for_another_process(tmp_path):
+def test_a_class_with_options_is_pickled_here_and_for_another_process(monkeypatch):
+    """Another process has no such class yet, and makes it."""
     conv = MultipoleConv.with_options(**SMALL, periodic=[True, False])
     made, x = conv(4, 4, (4, 4)).eval(), torch.randn(1, 4, 6, 5)
     for protocol in (0, pickle.HIGHEST_PROTOCOL):
@@ -314,15 +303,11 @@ def test_a_class_with_options_is_pickled_here_and_for_another_process(tmp_path):
             assert pickle.loads(pickle.dumps(cls, protocol)) is cls and copy.deepcopy(cls) is cls
         twin = pickle.loads(pickle.dumps(made, protocol))
         assert type(twin) is conv and torch.equal(twin(x), made(x))
-    torch.save([conv, made, x, made(x)], tmp_path / "made.pt")
-    code = """if True:
-        import sys, torch
-        conv, made, x, expected = torch.load(sys.argv[1], weights_only=False)
-        assert type(made) is conv and torch.equal(made(x), expected)
-        print(conv)"""
-    command = [sys.executable, "-c", code, str(tmp_path / "made.pt")]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert result.stdout.strip() == repr(conv)
+    content = pickle.dumps([conv, made])
+    monkeypatch.setattr(module, "_SUBCLASSES", {})
+    cls, twin = pickle.loads(content)
+    assert cls is not conv and repr(cls) == repr(conv)
+    assert type(twin) is cls and torch.equal(twin(x), made(x))
 
 
 # Its hosts.
@@ -413,9 +398,7 @@ def references(model):
         (fno, 3, 2),
         (uno, 2, 4),
         (codano, 2, 12),
-        pytest.param(
-            rno, 1, 6, marks=pytest.mark.skipif(not hasattr(models, "RNO"), reason="there is no RNO")
-        ),
+        pytest.param(rno, 1, 6, marks=pytest.mark.skipif(not hasattr(models, "RNO"), reason="no RNO")),
         (gino, 2, 2),
     ],
 )
@@ -447,14 +430,6 @@ def test_layers_of_a_u_shape_have_references_of_their_own_and_train_on_several_g
     assert torch.equal(model.eval()(x), in_training)
 
 
-def test_a_host_with_its_reference_given_trains_on_several_grids():
-    model, learnt = fno(CONV.with_options(reference_shape=(8, 8))), fno()
-    learnt(torch.randn(1, 1, 8, 8))
-    for n in (16, 8):
-        x = torch.randn(1, 1, n, n)
-        assert torch.equal(model(x), learnt.eval()(x))
-
-
 def test_a_uqno_has_a_band_of_attention_about_a_solution_of_attention():
     base, x = fno(), torch.randn(2, 1, 8, 8)
     base(x)
@@ -480,12 +455,8 @@ def test_a_block_adds_its_skip_at_the_points_of_its_convolution():
 
 
 def test_hosts_say_what_attention_does_not_have():
-    with pytest.raises(
-        InputError, match=r"rank=0\.1 is for a spectral convolution.*use FNO in place of TFNO"
-    ):
+    with pytest.raises(InputError, match=r"rank=0\.1 is for a spectral .*use FNO in place of TFNO"):
         TFNO(n_modes=(4, 4), **ONE, hidden_channels=4, conv_module=CONV)
-    with pytest.raises(InputError, match="complex_data=True"):
-        fno(complex_data=True)
     with pytest.raises(InputError, match="in_channels=1: attention normalises"):
         codano(hidden_channels=None)
     model = fno()
@@ -522,29 +493,3 @@ def test_training_state_of_a_host_is_read_if_its_classes_are_trusted(tmp_path):
     with torch.serialization.safe_globals([MultipoleConv, conv_with_options, torch.nn.functional.gelu]):
         loaded, *_ = load_training_state(tmp_path, "model", fno(seed=1))
     assert torch.equal(loaded.eval()(x), model.eval()(x))
-
-
-def errors_of(conv, store):
-    """Relative L2 errors at 16 before training by neuraloperator's Trainer, and after it at each level."""
-    model, n_epochs, rate = fno(conv, hidden_channels=16, n_layers=3), 8, 5e-3
-    loaders = field_loaders(store, train=16, test=[16, 64], batch_size=10, seed=0)
-    loss, optimizer = LpLoss(d=2), AdamW(model.parameters(), lr=rate)
-    options = {"max_lr": rate, "total_steps": n_epochs + 1, "pct_start": 0.2}
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, **options)
-    trainer = Trainer(model=model, n_epochs=n_epochs, data_processor=loaders.processor)
-
-    def error(name):
-        return float(trainer.evaluate({"l2": loss}, loaders.test[name], "r")["r_l2"])
-
-    before = error(16)
-    trainer.train(loaders.train, {}, optimizer, scheduler, training_loss=loss)
-    return before, [error(name) for name in loaders.test]
-
-
-def test_errors_of_an_fno_grow_less_with_it_than_with_its_own(tmp_path):
-    """From 16 to 64 points, after eight epochs."""
-    darcy = generate_darcy(tmp_path / "darcy.zarr", [16, 64], samples={"train": 200, "test": 8})
-    before, (coarse, fine) = errors_of(MultipoleConv.with_options(n_heads=2), darcy)
-    _, (spectral_coarse, spectral_fine) = errors_of(SpectralConv, darcy)
-    assert coarse < before / 2
-    assert fine / coarse < spectral_fine / spectral_coarse

@@ -120,7 +120,7 @@ OPTIONS = {
 }
 
 
-def made(cls, options):
+def build(cls, options):
     """The module with every parameter off its initial value, or None if the options were refused."""
     torch.manual_seed(0)
     try:
@@ -169,7 +169,7 @@ def of_every_operator(strategy, *more, few, many):
 def test_the_answer_is_right_in_every_type(problem, dtype):
     """It is that of double precision, as nearly as the type can tell; the input stays as it was."""
     cls, options, shape = problem
-    module = made(cls, options)
+    module = build(cls, options)
     if module is None:
         return
     module, x = module.to(dtype), draw(2, *shape).to(dtype)
@@ -192,7 +192,7 @@ def test_the_answer_is_right_in_every_type(problem, dtype):
 def test_no_finite_field_gives_nan(problem, dtype, sign, power):
     """However large or small, constant or not, as long as its squares are finite."""
     cls, options, shape = problem
-    module = made(cls, options)
+    module = build(cls, options)
     if module is None:
         return
     x = draw(2, *shape) if sign == 0 else torch.full((2, *shape), float(sign), dtype=torch.float64)
@@ -208,7 +208,7 @@ def test_no_finite_field_gives_nan(problem, dtype, sign, power):
 @of_every_operator(partial(problems, smooth=True), few=4, many=55)
 def test_gradients_are_those_of_finite_differences(problem):
     cls, options, shape = problem
-    module = made(cls, options)
+    module = build(cls, options)
     if module is None:
         return
     module, x = module.double(), draw(1, *shape)

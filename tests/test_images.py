@@ -369,19 +369,10 @@ def test_damaged_file_gives_an_image_or_an_input_error(kind: str) -> None:
     ("options", "message"),
     [
         ({}, "image_size=None, expected a side or .*: give 32"),
-        ({"image_size": 0}, "image_size=0, expected a side or .*, whole numbers from 1 to 16384"),
-        ({"image_size": (4, 4, 4)}, r"image_size=\(4, 4, 4\), expected a side or \(height, width\)"),
         ({"image_size": 10**9}, "image_size=1000000000, expected a side or .* to 16384"),
-        ({"image_size": 6, "in_channels": 2}, "in_channels=2, expected 1 or 3"),
-        (
-            {"image_size": 6, "test": 0.2},
-            "test=0.2, but .* has a split 'test': leave it out",
-        ),
+        ({"image_size": 6, "test": 0.2}, "test=0.2, but .* has a split 'test': leave it out"),
         ({"image_size": 6, "validation": 1.0}, "validation=1.0, expected a part, between 0 and 1"),
-        ({"image_size": 6, "validation": True}, "validation=True, expected a part"),
-        ({"image_size": 6, "seed": -1}, "seed=-1, expected a whole number"),
         ({"image_size": 6, "label_column": "kind"}, "label_column for .*, which has no columns"),
-        ({"image_size": 6, "like": {"split": {"validation": 2}}}, "validation=2, expected a part"),
     ],
 )
 def test_unusable_options_are_refused(options: dict[str, Any], message: str, folder: Path) -> None:
@@ -454,7 +445,6 @@ def test_targets_are_smoothed_in_training_only() -> None:
     ("change", "message"),
     [
         ({"y": torch.tensor([0, 4])}, r"targets of shape \(2,\) from 0 to 4, expected labels .* from 0 to 3"),
-        ({"y": torch.tensor([-1, 0])}, "from -1 to 0"),
         ({"y": torch.ones(2, 1, 3)}, r"targets of shape \(2, 1, 3\) .* probabilities \(batch, 1, 4\)"),
         ({"x": torch.zeros(2, 3, 4, 4)}, r"images of shape \(2, 3, 4, 4\) .* expected 1 channels"),
         ({"x": torch.zeros(2, 1, 4, 4, dtype=torch.uint8)}, "torch.uint8.* divide bytes by 255"),
@@ -474,8 +464,6 @@ def test_unsuitable_batches_are_refused(change: dict[str, torch.Tensor], message
         ({"std": [-1.0]}, "std=-1.0, expected a finite number, 0 or more"),
         ({"std": [1.0, 1.0]}, "expected one mean and std of each channel"),
         ({"n_classes": 1}, "n_classes=1, expected .* at least 2 classes"),
-        ({"smoothing": 1.0}, "smoothing=1.0, expected a number of at least 0 and less than 1"),
-        ({"mean": "0"}, "mean='0'"),
     ],
 )
 def test_damaged_descriptions_of_processors_are_refused(state: dict[str, Any], message: str) -> None:

@@ -15,10 +15,8 @@ from mano_op.models.published import PublishedMANO
 def test_state_dict_has_the_options_of_the_root_alone():
     model = build()
     metadata = model.state_dict()["_metadata"]
-    assert (
-        metadata
-        == {"args": (), "in_channels": 2, "out_channels": 3, "_name": "MANO", "_version": "2"} | OPTIONS
-    )
+    origin = {"args": (), "_name": "MANO", "_version": "2"}
+    assert metadata == {"in_channels": 2, "out_channels": 3} | origin | OPTIONS
     metadata["window"] = 9
     assert model.state_dict()["_metadata"]["window"] == 3
     nested = torch.nn.ModuleDict({"a": model, "b": torch.nn.Sequential(model)}).state_dict()
@@ -43,7 +41,7 @@ def test_loading_a_state_dict_leaves_it_as_it_is():
     [
         (
             lambda: PublishedMANO(2, 3, hidden_channels=6, n_heads=3),
-            "checkpoint of MANO_published, expected one of MANO: load it with that class",
+            "checkpoint of MANO_published version 1, expected MANO version 2: load it with its own class",
         ),
         (
             lambda: build(hidden_channels=9),
@@ -66,17 +64,13 @@ def test_parameters_alone_load_into_any_configuration_they_fit():
     target = build(seed=3)
     target.load_state_dict(state)
     assert all(torch.equal(value, state[key]) for key, value in target.named_parameters())
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        build(hidden_channels=9).load_state_dict(state)
 
 
 def test_checkpoint_of_another_version_is_refused(tmp_path):
     build().save_checkpoint(tmp_path, "model")
     metadata = torch.load(tmp_path / "model_metadata.pkl")
     torch.save(metadata | {"_version": "0"}, tmp_path / "model_metadata.pkl")
-    with pytest.raises(
-        InputError, match="checkpoint of MANO has version 0, this mano_op reads version 2: use the"
-    ):
+    with pytest.raises(InputError, match="checkpoint of MANO version 0, expected MANO version 2: load it"):
         MANO.from_checkpoint(tmp_path, "model")
 
 

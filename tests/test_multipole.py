@@ -201,19 +201,6 @@ def test_precision_is_that_of_the_type(published):
     assert 1e-5 * exact.norm() < (half - exact).norm() < 2e-2 * exact.norm()
 
 
-def test_swin_layer_in_single_precision_matches_double():
-    """What is computed again for the backward pass is what was computed, normalised queries and keys too."""
-    layer = randomise(MultipoleAttention.swin(8, 2, window=4, shift=2))
-    x, single = draw(2, 8, 13, 9).requires_grad_(), copy.deepcopy(layer).float()
-    x_single = x.detach().float().requires_grad_()
-    out, expected = single(x_single), gradients(layer, layer(x), x)
-    computed = torch.autograd.grad(out, [x_single, *single.parameters()], draw(*out.shape, seed=9).float())
-    torch.testing.assert_close(out.double(), layer(x), rtol=1e-4, atol=1e-4)
-    for gradient, exact in zip(computed, expected, strict=True):
-        most = 1e-4 * exact.abs().max().item() + 1e-9
-        torch.testing.assert_close(gradient.double(), exact, rtol=1e-3, atol=most)
-
-
 # What is refused
 
 

@@ -4,13 +4,14 @@ import copy
 import importlib.metadata
 import io
 import pickle
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import neuralop
 import pytest
 import torch
-from helpers import in_a_group_of_one
 from neuralop import Trainer, get_model
 from neuralop.data.transforms.data_processors import DefaultDataProcessor
 from neuralop.data.transforms.normalizers import UnitGaussianNormalizer
@@ -18,13 +19,10 @@ from neuralop.losses import H1Loss, LpLoss
 from neuralop.models.base_model import available_models
 from neuralop.training import AdamW
 from packaging.requirements import Requirement
-from test_convolution import CONV, codano, uno
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from mano_op import MANO, InputError, PublishedMANO
-from mano_op.layers.reference import fix_references
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"hidden_channels": 8, "n_layers": 1, "n_heads": 2, "window": 2, "n_levels": 2}
@@ -94,13 +92,12 @@ def test_installed_neuraloperator_is_a_promised_release():
     assert neuralop.__version__ == installed, "the metadata are of another copy than what is imported"
 
 
-@pytest.mark.parametrize("arch", MODELS)
-@pytest.mark.parametrize("loss", EVALUATED)
+@pytest.mark.parametrize(("arch", "loss"), [("mano", "l2"), ("mano_published", "h1")])
 def test_trainer_trains(arch, loss):
     """With test loaders of two resolutions. The metrics are the trained model's, in the units of the data."""
     model = build(arch)
     _, before = train(copy.deepcopy(model), 1, training_loss=EVALUATED[loss])
-    trainer, after = train(model, 5, training_loss=EVALUATED[loss])
+    trainer, after = train(model, 3, training_loss=EVALUATED[loss])
     assert after["train_err"] < 0.6 * before["train_err"]
     processor = trainer.data_processor
     for name, test_loader in TEST.items():
@@ -118,15 +115,15 @@ def test_trainer_trains(arch, loss):
 
 
 def test_resumed_training_is_uninterrupted_training(tmp_path):
-    """The Trainer runs the last finished epoch again, so two epochs and a resumed third are four in a row."""
-    train(build(), 2, save_every=1, save_dir=tmp_path)
-    resumed, _ = train(build(seed=1), 3, resume_from_dir=tmp_path)
-    straight, _ = train(build(), 4)
+    """The Trainer runs the last finished epoch again: one epoch and a resumed second are three in a row."""
+    train(build(), 1, save_every=1, save_dir=tmp_path)
+    resumed, _ = train(build(seed=1), 2, resume_from_dir=tmp_path)
+    straight, _ = train(build(), 3)
     assert_same_parameters(resumed.model, straight.model)
 
 
 def test_best_model_is_kept(tmp_path):
-    trainer, metrics = train(build(), 3, save_best="r16_h1", save_dir=tmp_path)
+    trainer, metrics = train(build(), 2, save_best="r16_h1", save_dir=tmp_path)
     best = MANO.from_checkpoint(tmp_path, "best_model")
     assert trainer.evaluate(EVALUATED, TEST["r16"], "r16")["r16_h1"] == metrics["r16_h1"]
     trainer.model = best
@@ -216,23 +213,7 @@ def test_averaged_models_load_from_their_state_dicts():
     assert torch.equal(loaded(x), averaged.module(x)) and not torch.equal(loaded(x), first(x))
 
 
-def descend_in_parallel():
-    for arch in MODELS:
-        given = {"reference_shape": (8, 8)} if arch == "mano" else {}
-        model = DistributedDataParallel(build(arch, n_levels=3, **given))
-        for shape in [(8, 8), (2, 2), (1, 1), (5, 1), (8, 8)]:
-            model(x=torch.randn(2, 1, *shape)).square().sum().backward()
-        with torch.no_grad():
-            assert torch.equal(model(x=(x := torch.randn(1, 1, 4, 4))), model.module(x))
-    for host in (uno, codano):
-        model = host(CONV.with_options(n_levels=3))
-        model(torch.zeros(2, 1, 8, 8))
-        fix_references(model)
-        model = DistributedDataParallel(model)
-        for shape in [(8, 8), (2, 4), (9, 5), (16, 16)]:  # CODANO's instance norm wants two points
-            model(x=torch.randn(2, 1, *shape)).square().sum().backward()
-
-
 def test_data_parallel_training_at_sizes_with_fewer_levels(tmp_path):
     """DDP fails at the next step if a parameter, of a level that was left out, say, got no gradient."""
-    in_a_group_of_one(descend_in_parallel, tmp_path)
+    command = [sys.executable, ROOT / "tests" / "data_parallel.py", tmp_path / "rendezvous"]
+    subprocess.run(command, check=True, timeout=300)

@@ -17,12 +17,12 @@ GRID = Grid((Axis("y", 6, -1.0, 3.0, "cell"), Axis("x", 9, 0.0, 0.5, "cell", per
 
 def derivative(u: np.ndarray, axis: int, spacing: float, wraps: bool) -> np.ndarray:
     u = np.moveaxis(u, axis, -1)
-    found = (np.roll(u, -1, -1) - np.roll(u, 1, -1)) / (2 * spacing)
+    slope = (np.roll(u, -1, -1) - np.roll(u, 1, -1)) / (2 * spacing)
     if not wraps:  # the third-order one-sided formula at either end
         ends = np.array([-11, 18, -9, 2]) / (6 * spacing)
-        found[..., 0] = u[..., :4] @ ends
-        found[..., -1] = -u[..., :-5:-1] @ ends
-    return np.moveaxis(found, -1, axis)
+        slope[..., 0] = u[..., :4] @ ends
+        slope[..., -1] = -u[..., :-5:-1] @ ends
+    return np.moveaxis(slope, -1, axis)
 
 
 def norm(u: np.ndarray, name: str, grid: Grid) -> np.ndarray:
@@ -80,15 +80,15 @@ def test_periodic_axes_need_few_points() -> None:
 @pytest.mark.parametrize("registration", ["node", "node_both", "cell"])
 def test_loss_of_an_error_is_the_same_on_finer_grids(registration: Registration) -> None:
     """neuraloperator's own default takes the error's ends for a jump, and grows with every refinement."""
-    found, wrapped = [], []
+    losses, wrapped = [], []
     for n in (16, 32, 64, 128):
         both = registration == "node_both"
         grid = Grid.uniform((n + both, n + both), registration=registration)
         y, x = (torch.from_numpy(along.copy())[None, None] for along in np.broadcast_arrays(*grid.mesh))
         truth = torch.sin(2 * np.pi * y) * torch.sin(2 * np.pi * x)
         guess = truth + 0.05 * x
-        found.append(training_loss("h1", grid)(guess, truth).item())
+        losses.append(training_loss("h1", grid)(guess, truth).item())
         wrapped.append(H1Loss(d=2)(guess, truth).item())
     exact = 0.05 * np.sqrt((1 / 3 + 1) / (1 / 4 + 2 * np.pi**2))
-    assert found == pytest.approx([exact] * 4, rel=0.06) and found[-1] == pytest.approx(exact, rel=0.01)
+    assert losses == pytest.approx([exact] * 4, rel=0.06) and losses[-1] == pytest.approx(exact, rel=0.01)
     assert wrapped[0] > 2 * exact and wrapped[-1] > 2.5 * wrapped[0]

@@ -45,7 +45,7 @@ WHOLE, POSITIVE, NOT_NEGATIVE = "a whole number, at least 1", "a finite number, 
         ({"validate": 0.0}, "validate=0.0, expected the name of a split, or a number of more than 0"),
         ({"validate": 1.0}, "validate=1.0, expected the name of a split, or a number of more than 0"),
         ({"validate": True}, "validate=True, expected the name of a split, or a number"),
-        ({"validate": "train"}, "validate='train', which is trained on: name another split, or hold out"),
+        ({"validate": "train"}, "validate='train', which is trained on: name another split, or a part"),
         ({"validate": 0.5, "patience": 0}, f"patience=0, expected {WHOLE}"),
         ({"patience": 3}, "patience=3, but nothing to validate on: give the name of a split"),
         ({"epoch": 3}, "there is no option epoch=3 of {cls}; did you mean 'epochs'?"),
@@ -88,8 +88,12 @@ def test_refused_options_of_every_training(cls: Any, options: dict[str, Any], me
             "resolution={'resolutions': [8, 16], 'ratio': [1, 2]}, expected 'resolutions', and where needed",
         ),
         (
+            lambda: FieldOptions(resolution={"resolutions": []}),
+            "resolutions=[], expected a list of one or mo",
+        ),
+        (
             lambda: FieldOptions(resolution={"resolutions": [8, 16], "ratios": [1]}),
-            "Mixed(ratios=[1]); expected a list, one for each resolution",
+            "ratios=[1] with resolutions=[8, 16], expected a list, one for each resolution",
         ),
         (lambda: ImageOptions(image_size=0), f"image_size=0, expected {WHOLE}"),
         (

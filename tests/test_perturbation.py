@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import moving_wave_store, store_of
+from helpers import moving_wave_store
 from neuralop import LpLoss, Trainer
 from torch import Tensor, nn
 from training import assert_same_run, interrupt, train_fields
 
-from mano_op.data.layout import Variable
 from mano_op.data.loaders import Splits, field_loaders
 from mano_op.data.mixed import Mixed
 from mano_op.data.processor import FieldProcessor
@@ -108,10 +107,10 @@ def by_hand(model: nn.Module, batch: dict[str, Tensor], steps: Tensor) -> Tensor
     return total
 
 
-@pytest.mark.parametrize("pushforward", [1, 3])
-def test_loss_and_gradient_are_those_of_a_loop_by_hand(pushforward: int) -> None:
+def test_loss_and_gradient_are_those_of_a_loop_by_hand() -> None:
     """In float64, through the steps that the Trainer makes."""
     torch.manual_seed(0)
+    pushforward = 3
     model, batch = Step().double(), batch_of(24, 1 + pushforward)
     perturbed = PerturbedInputs(
         FieldProcessor(STATISTICS, NEXT).double(), model, pushforward=pushforward, seed=3
@@ -120,7 +119,7 @@ def test_loss_and_gradient_are_those_of_a_loop_by_hand(pushforward: int) -> None
     out, sample = perturbed.postprocess(model(sample["x"]), sample)
     loss = (out - sample["y"]).square().sum()
     loss.backward()
-    found = [parameter.grad.clone() for parameter in model.parameters()]
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
     # How often each was stepped on, read off its truth, which is another at each time.
     truth = (batch["y"] - 1.0) / 0.5
     steps = (truth - sample["y"]).abs().amax(dim=2).argmin(dim=1)
@@ -129,26 +128,26 @@ def test_loss_and_gradient_are_those_of_a_loop_by_hand(pushforward: int) -> None
     expected = by_hand(model, batch, steps)
     expected.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-13, atol=0)
-    for one, parameter in zip(found, model.parameters(), strict=True):
-        torch.testing.assert_close(one, parameter.grad, rtol=1e-12, atol=1e-12)
+    for gradient, parameter in zip(gradients, model.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-12, atol=1e-12)
     assert torch.equal(batch["x"], batch_of(24, 1 + pushforward)["x"])  # the caller's is not changed
 
 
 def test_numbers_of_steps_are_drawn_evenly_and_other_inputs_follow() -> None:
-    given = []
+    rows = []
 
-    class Told(nn.Module):
+    class Recorder(nn.Module):
         def forward(self, x: Tensor, coordinates: Tensor, scale: Tensor) -> Tensor:
-            given.append(coordinates.flatten().tolist())
+            rows.append(coordinates.flatten().tolist())
             return x[:, -1:] + scale
 
-    perturbed = PerturbedInputs(FieldProcessor(STATISTICS, NEXT), Told(), pushforward=2).train()
+    perturbed = PerturbedInputs(FieldProcessor(STATISTICS, NEXT), Recorder(), pushforward=2).train()
     batch = batch_of(3000, 3) | {"coordinates": torch.arange(3000.0).view(-1, 1), "scale": torch.tensor(1.0)}
     sample = perturbed.preprocess(batch)
     steps = ((batch["y"] - 1.0) / 0.5 - sample["y"]).abs().amax(dim=2).argmin(dim=1)
     assert torch.bincount(steps).tolist() == pytest.approx([1000] * 3, abs=4 * np.sqrt(3000 * 2 / 9))
-    for step in (1, 2):  # who goes on is told what is its own
-        assert given[step - 1] == torch.nonzero(steps >= step).flatten().tolist()
+    for step in (1, 2):  # coordinates follow their samples
+        assert rows[step - 1] == torch.nonzero(steps >= step).flatten().tolist()
     torch.testing.assert_close(
         sample["x"][:, 2], (batch["x"][:, 2] - 1.0) / 0.5 + steps.view(-1, 1), rtol=1e-5, atol=1e-5
     )
@@ -225,7 +224,7 @@ def test_held_out_samples_are_one_step_out(store: FieldStore) -> None:
 
 
 def test_resumed_training_equals_uninterrupted_one(store: FieldStore, tmp_path: Path) -> None:
-    options = {"noise": 0.1, "pushforward": 1, "resolution": Mixed([8, 16]), "accumulate": 2, "epochs": 3}
+    options = {"noise": 0.1, "pushforward": 1, "resolution": Mixed([8, 16]), "accumulate": 2, "epochs": 2}
     options |= {"symmetries": ["reflect"], "validate": 0.34}
     whole = train(store, tmp_path / "whole", **options)
     interrupt(train, store, tmp_path / "run", 1, **options)
@@ -250,21 +249,12 @@ def test_run_says_how_it_was_perturbed_and_predicts_exactly(store: FieldStore, t
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"pushforward": 5},
-            r"pushforward=5 with time_steps=\(1, 1\) needs 7 times, the store has 6: give at most 4",
-        ),
-        (
-            {"pushforward": 1, "time_steps": (1, 2)},
-            r"time_steps=\(1, 2\); expected fields that vary in time and to tra",
-        ),
-        (
-            {"pushforward": 1, "time_steps": None, "at": [0.2]},
-            "time_steps=None; expected fields that vary in time",
-        ),
+        ({"pushforward": 5}, r"=5 with time_steps=\(1, 1\) needs 7 times, the store has 6: give at most 4"),
+        ({"pushforward": 1, "time_steps": (1, 2)}, r"time_steps=\(1, 2\); expected fields that vary in time"),
+        ({"pushforward": 1, "time_steps": None, "at": [0.2]}, "time_steps=None; expected fields that vary"),
         (
             {"noise": 0.1, "time_steps": None, "at": [0.2]},
-            "inputs force, none of which varies in time: it is for",
+            "inputs force, none of which varies in time: it is",
         ),
     ],
 )
@@ -292,63 +282,3 @@ def test_inputs_that_a_step_does_not_make_are_refused(store: FieldStore) -> None
             PerturbedInputs(FieldProcessor(STATISTICS, NEXT), nn.Identity(), **options)
     with pytest.raises(InputError, match=r"pushforward=-1, expected a whole number"):
         field_loaders(store, train=8, test=[], batch_size=2, time_steps=(1, 1), pushforward=-1)
-
-
-class Residual(nn.Module):
-    """A linear step; what it does to a wavenumber that no field has, no loss of true fields says."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(1, 1, 15, padding="same", padding_mode="circular", bias=False)
-
-    def forward(self, x: Tensor, **sample: Tensor) -> Tensor:
-        return x + self.conv(x)
-
-
-@pytest.mark.filterwarnings("ignore:.*received unexpected keyword arguments")
-def test_noise_keeps_a_rollout_on_course(tmp_path: Path) -> None:
-    """Waves of three wavenumbers on 16 points, moved on 60 times; what is rounded off grows in the others.
-
-    Measured with three seeds: after one step 0.001 to 0.002 % without noise and 0.08 % with it, after sixty
-    at least 7,000 % and 4.4 to 4.6 %. The pushforward trick does not help here, or by luck: the model's own
-    errors are of the wavenumbers that it has been shown.
-    """
-    n, steps = 16, 60
-    grid = Grid.uniform((n,), periodic=True)
-    x, t = grid.mesh[0], 0.1 * np.arange(steps + 1)[:, None]
-    draw = np.random.default_rng(0)
-    flows = [
-        sum(draw.normal() * np.cos(2 * np.pi * k * (x - 0.37 * t - draw.uniform())) for k in (1, 2, 3))
-        for _ in range(10)
-    ]
-    store = store_of(
-        tmp_path / "waves.zarr",
-        [grid],
-        [Variable("w", "output", time=True)],
-        lambda samples, grid: {"w": np.stack([flows[i] for i in samples])},
-        {"train": 6, "test": 4},
-        chunk=10,
-        times=t.flatten().tolist(),
-    )
-
-    def errors(noise: float) -> list[float]:
-        """Of the first step and of the last."""
-        loaders = field_loaders(store, train=n, test=[n], batch_size=20, time_steps=(1, 1), rollout=steps)
-        torch.manual_seed(0)
-        model = Residual()
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40)
-        processor = PerturbedInputs(loaders.processor, model, noise=noise)
-        trainer = Trainer(model=model, n_epochs=40, data_processor=processor)
-        trainer.train(loaders.train, {}, optimizer, schedule, training_loss=LpLoss(d=1, p=2))
-        [batch] = loaders.test[n]
-        known, found = batch["x"], []
-        with torch.no_grad():
-            for truth in batch["y"].split(1, dim=1):
-                known = loaders.processor.advance(model, known)
-                found.append(LpLoss(d=1, p=2)(known, truth).item() / len(truth))
-        return [found[0], found[-1]]
-
-    plain, noisy = errors(0.0), errors(0.03)
-    assert plain[0] < noisy[0] < 2e-3
-    assert noisy[1] < 0.1 and plain[1] > 10

@@ -79,12 +79,6 @@ def test_maps_in_chunks_are_those_of_whole_tensors(
         assert_near(single, expected, 1e-3)
 
 
-def test_gradients_of_maps_have_gradients():
-    maps = Maps((3, 2), channels=2, activation=nn.Tanh(), outs=(2,), residual=True, n_plus=1)
-    inputs = [t.requires_grad_() for t in maps.inputs]
-    assert torch.autograd.gradgradcheck(lambda *inputs: maps(inputs), inputs)
-
-
 def test_a_bias_with_gaps_is_read_as_it_is():
     x, weight = torch.randn(4, 3), torch.randn(6, 3)
     for bias in (torch.randn(12)[::2], torch.ones(1).expand(6)):

@@ -17,13 +17,8 @@ from torch import nn
 
 from mano_op import MANO, InputError, PublishedMANO
 
-OPTIONS = {
-    "hidden_channels": 8,
-    "n_layers": 1,
-    "n_heads": 2,
-    "reference_shape": [6, 8],
-    "periodic": [False, True],
-}
+OPTIONS = {"hidden_channels": 8, "n_layers": 1, "n_heads": 2, "reference_shape": [6, 8]}
+OPTIONS |= {"periodic": [False, True]}
 
 
 def small(**options):
@@ -79,9 +74,8 @@ def test_files_are_what_the_hub_expects(saved):
     config = json.loads((saved / "config.json").read_text())
     assert config["arch"] == "mano"
     assert config["options"]["periodic"] == [False, True]
-    assert (
-        config["weights"]["sha256"] == hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest()
-    )
+    content = (saved / "model.safetensors").read_bytes()
+    assert config["weights"]["sha256"] == hashlib.sha256(content).hexdigest()
 
 
 def test_models_of_another_class_are_refused(saved):
@@ -94,10 +88,7 @@ def test_models_of_another_class_are_refused(saved):
     [
         ({"format": "other"}, "has format 'other' version 1, expected 'mano_op model' version 1"),
         ({"format_version": 2}, "version 2, expected 'mano_op model' version 1: use the release"),
-        (
-            {"version": "1"},
-            r"describes version '1' of mano, .* has version '2': use the release that wrote it",
-        ),
+        ({"version": "1"}, r"describes version '1' of mano, .* has version '2': use the release that"),
         ({"arch": "os.system"}, "there is no model 'os.system'"),
         ({"arch": 3}, "arch is 3: Input should be a valid string. Restore"),
         ({"options": []}, r"options is \[\]: Input should be an object"),
@@ -224,9 +215,7 @@ def test_missing_folders_and_files_say_what_to_give(tmp_path, copy):
     with pytest.raises(InputError, match="is a folder, which has none"):
         MANO.from_pretrained(copy, revision="main")
     (copy / "model.safetensors").unlink()
-    with pytest.raises(
-        InputError, match=r"model\.safetensors cannot be read as safetensors \(No such file.*copy it"
-    ):
+    with pytest.raises(InputError, match=r"cannot be read as safetensors \(No such file.*copy it"):
         MANO.from_pretrained(copy)
 
 

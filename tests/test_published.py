@@ -4,7 +4,6 @@ import pytest
 import torch
 from test_multipole import assert_same, draw, randomise
 
-from mano_op.errors import InputError
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.models.published import PublishedMANO
 
@@ -25,8 +24,3 @@ def test_published_model_is_its_composition(shape):
     expected = model.projection.fc2(model.projection.fc1(model.norm(z)).tanh()).movedim(-1, 1)
     assert_same(model(x), expected)
     assert torch.equal(model(x, y=draw(2, 2, *shape), name="sample 3"), model(x))
-
-
-def test_unknown_options_are_refused():
-    with pytest.raises(InputError, match=r"PublishedMANO has no option 'windows'.* did you mean 'window'"):
-        PublishedMANO(1, 1, windows=2)

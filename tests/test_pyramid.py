@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from mano_op.grid import Axis, Grid
+from mano_op.grid import Grid
 from mano_op.layers.pyramid import Prolong, Restrict, level_shapes
 
 REGISTRATIONS = ["node", "node_both", "cell"]
@@ -171,13 +171,6 @@ def test_the_stencil_is_centred(n_dim, registration, rate):
         for dim in range(2, n_dim + 2):
             expected = expected.repeat_interleave(rate, dim)
     assert_same(prolong(linear(coarse_grid), fine_grid.shape).detach()[between], expected[between])
-
-
-def test_published_sampling_on_nodes_is_half_a_coarse_cell_off():
-    """What the stencil is there for: see the module's description."""
-    axis = Axis("x", 8)
-    found = build(Restrict, sampling="avg_pool")(torch.as_tensor(axis.points)[None, None])
-    assert_same(found.flatten(), torch.as_tensor(axis.coarsen(2).points + axis.spacing / 2))
 
 
 @pytest.mark.parametrize("rate", [2, 3])

@@ -10,19 +10,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import dask.array
-import h5py
 import numpy as np
 import pytest
 import torch
 import xarray as xr
 import zarr
-from importer_files import write_hdf5, write_mat
+from importer_files import write_hdf5
 from torch.utils.data import DataLoader
 
 from mano_op.data.channels import channels_of
 from mano_op.data.check import check_store
 from mano_op.data.dataset import FieldDataset, MixedDataset, collate
-from mano_op.data.importers import import_fno_mat, import_netcdf, import_neuralop_pt, import_pdebench
+from mano_op.data.importers import import_netcdf, import_neuralop_pt, import_pdebench
 from mano_op.data.layout import Variable
 from mano_op.data.loaders import Reading, Splits, field_loaders
 from mano_op.data.mixed import Mixed
@@ -67,7 +66,7 @@ def refused(call, *args, part, **options):
     return message
 
 
-def told(store, part):
+def violation_of(store, part):
     """The one violation of a store that has that part."""
     (violation,) = [text for text in check_store(store, progress=False) if part in text]
     return violation
@@ -437,11 +436,6 @@ cases(
         search(r", (\w+)$", "boundary_values", lambda name: {name: 0.0}),
     ),
     (
-        {"fields": {8: flow(), 16: metres(flow(16))}},
-        "make them agree",
-        {"fields": {8: flow(), 16: flow(16)}, "levels": ["r8", "r16"]},
-    ),
-    (
         {"fields": {8: flow(), 16: flow(16, [3])}},
         "number them from 0 to 3 in the order of the splits",
         data("data.assign_coords", 16, dots="[3]", levels=["r8", "r16"]),
@@ -524,6 +518,7 @@ def predict(folder, *, time_steps=None, at=None, name="b.zarr", **layout):
 
 
 UNEVEN = {**MOVING, "times": (0.0, 0.5, 2.0)}
+STEADY_TOO = {**MOVING, "variables": [*MOVING["variables"], {**U, "name": "v"}]}
 DRIVEN = {"variables": [{**A, "time": True}, {**U, "time": True}], "times": (0.0, 0.5, 1.0)}
 
 cases(
@@ -541,37 +536,12 @@ cases(
     ({**MOVING, "time_steps": (1, 1, 1)}, "expected two numbers", {"time_steps": (1, 1)}),
     ({**MOVING, "time_steps": (3, 1)}, "give at most 3 steps", {"time_steps": (2, 1)}),
     ({**UNEVEN, "time_steps": (1, 1)}, "or predict times by themselves with at=", {"at": [2.0]}),
+    (
+        {**STEADY_TOO, "at": [1.0]},
+        "put the steady ones into a store of their own",
+        {**MOVING, "at": [1.0], "name": "c.zarr"},
+    ),
 )
-
-
-def case_times_that_are_interpolated(folder):
-    data = at(np.array([0.0, 0.5, 2.0]))
-    uneven = write(folder, {8: data}, steps=STEPS)
-    refused(FieldDataset, uneven, 8, time_steps=(1, 1), part="interpolate the fields to uniform times")
-    even = data.interp(time=np.arange(0, 2.5, 0.5))
-    samples = FieldDataset(write_anyhow(folder, {8: even}), 8, time_steps=(1, 1))
-    assert len(samples) == 3 * 4
-    np.testing.assert_allclose(samples[3]["y"][0], data["u"][0, 2], rtol=1e-5)
-
-
-def write_anyhow(folder, fields, name="b.zarr"):
-    """`write_fields`, of fields that are no waves; the store has their values."""
-    store = write_fields(folder / name, fields, **PLAIN)
-    for n, given in fields.items():
-        for variable in store.variables:
-            stored = store.read(n, variable.name).astype(float) + variable.reference
-            np.testing.assert_allclose(stored, given[variable.name], rtol=1e-6, atol=1e-4)
-    return store
-
-
-def case_outputs_that_do_not_all_vary(folder):
-    data = flow(steps=STEPS).assign(v=flow()["u"])
-    both = write(folder, {8: data}, outputs=["u", "v"], steps=STEPS)
-    refused(FieldDataset, both, 8, at=[1.0], part="put the steady ones into a store of their own")
-    varying = FieldDataset(write(folder, {8: data}, steps=STEPS, name="b.zarr"), 8, at=[1.0])
-    np.testing.assert_array_equal(varying[2]["y"][0], data["u"][2, 1].astype(np.float32))
-    steady = FieldDataset(write(folder, {8: data}, outputs=["v"], name="c.zarr"), 8)
-    np.testing.assert_array_equal(steady[2]["y"][0], data["v"][2].astype(np.float32))
 
 
 def case_a_data_set_in_a_fork(folder):
@@ -758,7 +728,7 @@ def case_an_input_that_is_the_first_time(folder):
         store.write(samples, {8: fields | {"a": fields["u"][:, 0]}})
     store.finish()
     kept = {name: store.read(8, name) for name in ("a", "u")}
-    message = told(store.path, "set initial_of='u' at all resolutions")
+    message = violation_of(store.path, "set initial_of='u' at all resolutions")
     for key in store.grids:
         root = zarr.open_group(store.path, mode="r+", use_consolidated=False)
         root[f"{key}/a"].attrs.update(option("initial_of", "set ")(message))
@@ -791,47 +761,24 @@ cases(
     import_pde,
     (NAMED | {"variables": ("u",)}, "leave variables out", NAMED),
     ({"variables": ("u", "v")}, "each once: give 1", {"variables": ("v",)}),
-    ({"variables": ("time",)}, "rename one of them in the files", {"variables": ("u",)}),
+    ({"change": {"tensor": flow(steps=STEPS)["u"].values.swapaxes(1, 2)}}, "`mano_op.write_fields`"),
 )
 
 
-def case_arrays_for_write_fields(folder):
-    change = {"tensor": flow(steps=STEPS)["u"].values.swapaxes(1, 2)}
-    message = refused(import_pde, folder, change, part="or give its arrays to")
-    assert "`mano_op.write_fields`" in message
-    with h5py.File(folder / "waves.hdf5") as file:
-        u = (("sample", "x", "time"), file["tensor"][:])
-        fields = xr.Dataset({"u": u}, {"x": file["x-coordinate"][:], "time": file["t-coordinate"][:3]})
-    write(folder, {8: fields.transpose("sample", "time", "x")}, inputs=[], steps=STEPS)
-
-
-def import_mat(folder, array):
-    write_mat(folder / "waves.mat", {name: array[name].values for name in ("a", "u")}, 5)
-    store = import_fno_mat(
-        folder / "m.zarr", {"train": [folder / "waves.mat"]}, kind="burgers", progress=False
-    )
-    assert_holds(store)
-
-
-CLOSED = flow(9, registration="node_both")
-cases(import_mat, ({"array": CLOSED}, "drop the last", {"array": CLOSED.isel(x=slice(None, -1))}))
-
-
-def import_waves(folder, files=None, *, parts=None, name="n.zarr", steps=None, **options):
+def import_waves(folder, files=None, *, parts=None, name="n.zarr", **options):
     """Import NetCDF files of the waves, of the first three samples and of the last one."""
     paths = [folder / "0.nc", folder / "1.nc"]
     for path, part in zip(paths, parts or [flow(samples=range(3)), flow(samples=[3])], strict=True):
         part.to_netcdf(path, engine="scipy")
     store = import_netcdf(folder / name, files or {8: paths}, **PLAIN | options)
-    assert_holds(store, steps=steps)
+    assert_holds(store)
 
 
 def labelled_parts(*labels):
     return [flow(samples=range(3), labels=list(labels[:3])), flow(samples=[3], labels=list(labels[3:]))]
 
 
-RUNS = [part.rename(sample="run") for part in (flow(samples=range(3)), flow(samples=[3]))]
-HOURS = [flow(samples=some, steps=STEPS).rename(time="hour") for some in (range(3), [3])]
+RUNS = [part.rename(sample="run").assign(level=1.0) for part in (flow(samples=range(3)), flow(samples=[3]))]
 
 cases(
     import_waves,
@@ -842,22 +789,9 @@ cases(
         "pass relabel=True if each file counts its own samples",
         option("relabel", "pass ", parts=labelled_parts(0.0, 1.0, 2.0, 0.0)),
     ),
-    (
-        {"parts": [part.assign(time=1.0) for part in HOURS], "time": "hour"},
-        "rename one of them in the files",
-        {"parts": HOURS, "time": "hour", "steps": STEPS},
-    ),
     ({"parts": [flow(samples=range(3)), metres(flow(samples=[3]))]}, "units of u = 'm'"),
+    ({"parts": [flow(samples=range(3)), flow(16, [3])]}, "or import them into two stores"),
 )
-
-
-def case_files_of_other_grids_in_two_stores(folder):
-    parts = [flow(samples=range(3)), flow(16, [3])]
-    refused(import_waves, folder, parts=parts, part="or import them into two stores")
-    for i, (n, samples) in enumerate(((8, range(3)), (16, [3]))):
-        about = PLAIN | {"splits": {"train": len(samples)}}
-        store = import_netcdf(folder / f"{i}.zarr", {n: folder / f"{i}.nc"}, **about)
-        assert_holds(store, samples=samples)
 
 
 def case_a_file_that_xarray_cannot_open(folder):
@@ -889,12 +823,6 @@ def darcy_tensors(samples, n):
     return {"x": x, "y": y}
 
 
-def forced(samples, n):
-    """A forcing and a vorticity."""
-    content = darcy_tensors(samples, n)
-    return {"x": torch.sin(content["y"] + 1), "y": torch.cos(content["y"])}
-
-
 def both_ends(samples, n):
     content = darcy_tensors(samples, n)
     content["y"][:, -1] = content["y"][:, :, -1] = 0
@@ -921,26 +849,13 @@ cases(
     import_pt,
     ({"given": {"train": [(8, "a.pt"), (8, "b.pt")]}}, "one file for each of a split's resolutions"),
     ({"change": {"y": torch.zeros(3, 9, 9)}}, "expected (3, 8, 8)"),
-    ({"layout": forced}, "give problem='navier_stokes'", option("problem", "give ", layout=forced)),
-    ({"problem": "navier_stokes"}, "give problem='darcy'", option("problem", "give ")),
+    ({"layout": both_ends}, "`mano_op.write_fields` with registration='node_both'"),
     (
         {"change": {"y": darcy_tensors(range(3), 8)["y"] + 1}},
         "pass levels='independent'",
         option("levels", "pass ", change={"y": darcy_tensors(range(3), 8)["y"] + 1}),
     ),
 )
-
-
-def case_pressures_at_both_ends(folder):
-    message = refused(import_pt, folder, layout=both_ends, part="`mano_op.write_fields` with registration=")
-    given = torch.load(folder / "train8.pt")
-    axis = Axis("x", 8, registration="node_both").points
-    fields = {name: (("sample", "y", "x"), given[key].numpy()) for name, key in (("a", "x"), ("u", "y"))}
-    options = PLAIN | {"splits": {"train": 3}, "domain": dict.fromkeys("yx", (0.0, 1.0))}
-    options |= {"boundary_conditions": dict.fromkeys("yx", "dirichlet")}
-    options |= option("registration", "with ")(message)
-    store = write_fields(folder / "a.zarr", {8: xr.Dataset(fields, {"y": axis, "x": axis})}, **options)
-    np.testing.assert_array_equal(store.read(8, "u"), given["y"])
 
 
 for name in [name for name in globals() if name.startswith("case_")]:

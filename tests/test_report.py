@@ -18,8 +18,8 @@ from mano_op.data.processor import FieldProcessor
 from mano_op.data.store import Variable
 from mano_op.errors import InputError
 from mano_op.grid import Grid
+from mano_op.report import FILES, check_report_folder, write_report
 from mano_op.report.panels import beside_dpu
-from mano_op.report.write import FILES, check_report_folder, write_report
 from mano_op.runs import Run
 from mano_op.transfer import Evidence, Trained, evaluate_transfer, load_results, summary
 from mano_op.transfer.tables import dpu_input, error_rows, notes

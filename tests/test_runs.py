@@ -24,17 +24,10 @@ from mano_op.weights import read_weights
 CHANNELS = {"in_channels": 1, "out_channels": 1}
 MANO = {**CHANNELS, "hidden_channels": 8, "n_layers": 1, "n_heads": 2, "n_levels": 2}
 PUBLISHED = {**CHANNELS, "hidden_channels": 8, "n_layers": 1, "n_heads": 2}
-VIT = {
-    "in_channels": 1,
-    "n_classes": 3,
-    "image_size": 8,
-    "patch_size": 4,
-    "embed_dim": 8,
-    "depth": 1,
-    "n_heads": 2,
-}
 POOLED = {"in_channels": 1, "n_classes": 3}
+VIT = {**POOLED, "image_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 1, "n_heads": 2}
 CLASSES = ["cat", "dog", "owl"]
+DRAWN = {"kind": "digits", "digest": "", "split": {"validation": 2, "seed": 0}}
 
 
 def make_run(arch: str = "mano", options: dict[str, Any] = MANO, **training: Any) -> Run:
@@ -78,11 +71,7 @@ def test_run_read_back_is_the_same_and_all_of_it_is_data(
     run.save(tmp_path / "run")
     read = load_run(tmp_path / "run", task=run.task)
     assert_same_run(read, run)
-    assert (read.classes, read.resolutions, read.n_parameters) == (
-        run.classes,
-        run.resolutions,
-        run.n_parameters,
-    )
+    assert (read.classes, read.resolutions) == (run.classes, run.resolutions)
     x = torch.rand(2, 1, 8, 8)
     assert torch.equal(read.predict(x), run.predict(x))
     assert not read.model.training and not read.processor.training
@@ -178,50 +167,26 @@ def test_run_with_infinite_numbers_is_not_written(field_run: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "entry", "value", "message"),
     [
-        (
-            "fields",
-            "format",
-            "other",
-            "format 'other' version 3, expected 'mano_op run' version 3: use the rel",
-        ),
+        ("fields", "format", "other", "format 'other' version 3, expected 'mano_op run' version 3: use"),
         ("fields", "format_version", 2, "version 2, expected 'mano_op run' version 3"),
         ("fields", "processor", None, "processor is None: Input should be an object. Restore"),
         ("fields", "processor", {"inputs": {"a": {}}, "outputs": {}}, "does not describe a run of fields"),
-        ("fields", "processor", {"inputs": [], "outputs": 3}, "does not describe a run of fields"),
         ("fields", "history", {}, "history is {}: Input should be a valid array"),
-        ("fields", "history", [3], r"history\.0 is 3: Input should be an object"),
-        (
-            "fields",
-            "history",
-            [{"training_error": "low"}],
-            r"history\.0\.training_error is 'low': Input should",
-        ),
         ("fields", "training", None, "training is None: Input should be an object"),
         ("fields", "training", {}, r"training\.task is {}: Field required"),
         ("fields", "training.task", "images", "is of the task 'images', expected fields: give a run of"),
-        (
-            "fields",
-            "training.resolution",
-            8,
-            r"training\.resolution\.str is 8: Input should be a valid string",
-        ),
         ("fields", "training.resolution", {"ratios": [1]}, r"training\.resolution"),
-        ("fields", "training.best", {"epoch": "2nd"}, r"training\.best\.epoch is '2nd': Input should be"),
         ("fields", "training.best", {"epoch": "2"}, r"training\.best\.epoch is '2': Input should be"),
         ("fields", "training.best", {"epoch": 3}, "the best epoch is 3 of 2"),
-        ("fields", "training.units", ["m"], r"training\.units is \['m'\]: Input should be an object"),
         ("images", "training.task", "sounds", r"training\.task is 'sounds': Input should be 'fields' or"),
         ("images", "training.classes", None, r"training\.classes is None: Input should be a valid array"),
         ("images", "training.classes", ["cat", "dog"], r"n_classes=3, with \['cat', 'dog'\]"),
-        ("images", "training.classes", ["cat", "dog", 7], r"training\.classes\.2 is 7: Input should be"),
         ("images", "training.image_size", [8, -8], r"training\.image_size\.1 is -8: Input should be greater"),
-        ("images", "training.image_size", ["8", 8], r"training\.image_size\.0 is '8': Input should be"),
-        ("images", "training.image_size", [8, True], r"training\.image_size\.1 is True: Input should be"),
-        ("images", "training.image_size", "large", r"training\.image_size is 'large': Input should be"),
+        ("images", "training.images", {"kind": "digits"}, r"training\.images\.digest is .*Field required"),
+        ("images", "training.images", DRAWN, r"images\.split\.validation is 2: .* expected a part"),
         ("images", "processor", {}, "does not describe a run of images"),
         ("images", "processor.mean", [float("inf")], "is not JSON"),
         ("images", "processor.std", [-1.0], "std=-1.0, expected a finite number, 0 or more"),
-        ("images", "processor.n_classes", "ten", "n_classes='ten'"),
     ],
 )
 def test_damaged_descriptions_are_refused(
@@ -234,11 +199,6 @@ def test_damaged_descriptions_are_refused(
     (folder / "run.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=message):
         load_run(folder, task=task)  # type: ignore[arg-type]
-
-
-def test_unknown_task_is_refused(field_run: Path) -> None:
-    with pytest.raises(InputError, match="task='foo', expected 'fields' or 'images'"):
-        load_run(field_run, task="foo")  # type: ignore[arg-type]
 
 
 def test_card_says_what_the_run_is(field_run: Path, image_run: Path) -> None:

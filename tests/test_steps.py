@@ -20,6 +20,7 @@ from mano_op.registry import build_model
 from mano_op.runs import Run
 from mano_op.train.loop import _step
 from mano_op.train.optimizer import optimizer_and_schedule
+from mano_op.train.options import TrainOptions
 from mano_op.train.precision import check_precision
 
 
@@ -45,7 +46,7 @@ def test_plain_training_is_that_of_neuraloperators_trainer(
     """bfloat16 is what its switch for autocast means on a CPU."""
     run = train(fields, tmp_path, optimizer=optimizer, precision=precision)
     model, loaders = prepared(run, fields)
-    stepped, schedule = optimizer_and_schedule(optimizer, model, 1e-2, 1e-4, 2)
+    stepped, schedule = optimizer_and_schedule(optimizer, model, TrainOptions(epochs=2))
     trainer = Trainer(
         model=model, n_epochs=2, data_processor=loaders.processor, mixed_precision=precision == "bfloat16"
     )
@@ -63,7 +64,7 @@ def written_out(
 ) -> nn.Module:
     """A loop over epochs and batches; `step` is given the model, the optimiser and the loss of a batch."""
     model, loaders = prepared(run, store)
-    optimizer, schedule = optimizer_and_schedule("adamw", model, 1e-2, 1e-4, 2)
+    optimizer, schedule = optimizer_and_schedule("adamw", model, TrainOptions(epochs=2))
     loss = LpLoss(d=2, measure=1.0)
     loaders.processor.train()
     for _ in range(2):

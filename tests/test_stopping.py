@@ -16,6 +16,7 @@ from mano_op.data.loaders import Reading, Splits, field_loaders
 from mano_op.data.mixed import Mixed
 from mano_op.data.store import FieldStore
 from mano_op.runs import Run, load_run
+from mano_op.train.fields import FieldTask
 
 
 def errors_of(run: Run, store: FieldStore, n: int, split: str) -> torch.Tensor:
@@ -63,11 +64,11 @@ def test_patience_ends_training(fields: FieldStore, tmp_path: Path, monkeypatch:
     errors = iter([0.5, 0.4, 0.4, 0.3, 0.6, 0.3, 0.7, 0.1])
     models = []
 
-    def validation_error(model: nn.Module, *args: object) -> float:
+    def validate(task: FieldTask, model: nn.Module) -> dict[str, float]:
         models.append([parameter.detach().clone() for parameter in model.parameters()])
-        return next(errors)
+        return {"validation_error": next(errors)}
 
-    monkeypatch.setattr("mano_op.train.fields.validation_error", validation_error)
+    monkeypatch.setattr(FieldTask, "validate", validate)
     run = train(fields, tmp_path, epochs=20, validate=0.25, patience=3)
     assert [epoch["validation_error"] for epoch in run.history] == [0.5, 0.4, 0.4, 0.3, 0.6, 0.3, 0.7]
     assert run.training["best"] == {"epoch": 4, "validation_error": 0.3}
@@ -144,7 +145,7 @@ def test_split_that_a_resolution_does_not_have_is_refused(tmp_path: Path) -> Non
 def test_infinite_validation_error_ends_training(
     fields: FieldStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mano_op.train.fields.validation_error", lambda *args: float("nan"))
+    monkeypatch.setattr(FieldTask, "validate", lambda *args: {"validation_error": float("nan")})
     with pytest.raises(InputError, match="mano at r8: the validation error is nan in epoch 1 of 4, training"):
         train(fields, tmp_path, validate="test")
     assert list(tmp_path.iterdir()) == []

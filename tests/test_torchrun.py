@@ -10,11 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from helpers import moving_wave_store, wave_store
 from training import FILES, FNO, GRIDS, SMALL, tenth_of_digits, train_fields, train_images
 
 from mano_op import Grid
+from mano_op.cli import main
+from mano_op.registry import build_model
 from mano_op.runs import Run, load_run
+from mano_op.train import loop
+from mano_op.train.checkpoint import Progress
+from mano_op.train.distributed import copy_from_first, sum_gradients, sum_numbers
+from mano_op.train.task import Task
 
 STAGES = {"patch_size": 1, "embed_dim": 8, "depths": [1, 1], "n_heads": [2, 2], "window": 4}
 
@@ -56,73 +63,74 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-RANK = """
+# What `torchrun` does, from one process that has imported everything, which its ranks need not do again.
+LAUNCH = """
 import json, sys
-import torch
+import torch, torch._dynamo
 torch.set_num_threads(1)
-import torch.distributed as dist
-from training import SMALL
-from test_torchrun import command, train
-from mano_op.cli import main
-from mano_op.registry import build_model
-from mano_op.train import loop
-from mano_op.train.distributed import copy_from_first, sum_gradients, sum_numbers
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from test_torchrun import rank
+import mano_op.models.mano, mano_op.vision.training
 
-folder, cases, told = sys.argv[1], json.loads(sys.argv[2]), {}
-assert main(command(folder)) == 0  # which makes the process group
-rank, group = dist.get_rank(), dist.group.WORLD
-for name, (data, options) in cases.items():
-    run = train(folder, f"two/{name}", data, **options)
-    parameters = sum(parameter.detach().abs().sum().item() for parameter in run.model.parameters())
-    told[name] = [[epoch["training_error"] for epoch in run.history], run.training["processes"], parameters]
-
-
-class Stopped(Exception):
-    pass
-
-
-# Continued after an interruption, which comes to all ranks.
-def stopped(task, state, epoch, bar):
-    if epoch == 3:
-        raise Stopped
-    return train_epoch(task, state, epoch, bar)
-
-train_epoch, loop._train_epoch = loop._train_epoch, stopped
-data, options = cases["accumulated"]
-try:
-    train(folder, "two/resumed", data, **options)
-except Stopped:
-    loop._train_epoch = train_epoch
-for name in ("resumed", "read"):
-    run = train(folder, "two/resumed", data, resume=True, **options)
-    told[name] = [epoch["training_error"] for epoch in run.history]
-
-# The gradient of a step, in double precision.
-told["group"] = dist.group.WORLD is group
-torch.manual_seed(rank)
-channels = {"in_channels": 2, "out_channels": 1}
-model = build_model("mano", {**channels, "reference_shape": [8, 8], **SMALL}).double()
-copy_from_first(model)
-x = torch.randn(6, 2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-model(x[rank::2]).square().sum().backward()
-sum_gradients(model.parameters())
-summed = [parameter.grad.clone() for parameter in model.parameters()]
-model.zero_grad()
-model(x).square().sum().backward()
-whole = [parameter.grad for parameter in model.parameters()]
-scale = max(gradient.abs().max().item() for gradient in whole)
-told["gradients"] = max((one - other).abs().max().item() for one, other in zip(summed, whole)) / scale
-weight = torch.ones(2, dtype=torch.complex64, requires_grad=True)
-unused = torch.ones(1, requires_grad=True)
-((weight * (1 + rank)).conj() * 1j).real.sum().backward()
-alone = weight.grad.clone() / (1 + rank)
-sum_gradients([weight, unused])
-told["complex"] = [(weight.grad - 3 * alone).abs().max().item(), unused.grad is None]
-told["numbers"] = sum_numbers(rank + 1, 0.5)
-dist.destroy_process_group()
-with open(f"{folder}/told{rank}.json", "w") as file:
-    json.dump(told, file)
+config = LaunchConfig(
+    min_nodes=1, max_nodes=1, nproc_per_node=2, max_restarts=0, start_method="fork",
+    run_id="test", rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+)
+elastic_launch(config, rank)(sys.argv[1])
 """
+
+
+def rank(folder: str) -> None:
+    """Train all cases in one process of two, and write what it has seen."""
+    seen: dict[str, Any] = {}
+    assert main(command(folder)) == 0  # which makes the process group
+    number, group = dist.get_rank(), dist.group.WORLD
+    for name, (data, options) in CASES.items():
+        run = train(folder, f"two/{name}", data, **halved(options))
+        parameters = sum(parameter.detach().abs().sum().item() for parameter in run.model.parameters())
+        errors = [epoch["training_error"] for epoch in run.history]
+        seen[name] = [errors, run.training["processes"], parameters]
+
+    data, options = CASES["accumulated"]
+    train_epoch = loop._train_epoch
+
+    def train_two(task: Task, state: Progress, epoch: int, bar: object) -> dict[str, float]:
+        if epoch == 3:  # on all ranks
+            raise KeyboardInterrupt
+        return train_epoch(task, state, epoch, bar)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "_train_epoch", train_two)
+        train(folder, "two/resumed", data, **halved(options))
+    for name in ("resumed", "read"):
+        run = train(folder, "two/resumed", data, resume=True, **halved(options))
+        seen[name] = [epoch["training_error"] for epoch in run.history]
+
+    # The gradient of a step, in double precision.
+    seen["group"] = dist.group.WORLD is group
+    torch.manual_seed(number)
+    channels = {"in_channels": 2, "out_channels": 1}
+    model = build_model("mano", {**channels, "reference_shape": [8, 8], **SMALL}).double()
+    copy_from_first(model)
+    x = torch.randn(6, 2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    model(x[number::2]).square().sum().backward()
+    sum_gradients(model.parameters())
+    summed = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    model(x).square().sum().backward()
+    whole = [parameter.grad for parameter in model.parameters()]
+    scale = max(gradient.abs().max().item() for gradient in whole)
+    pairs = zip(summed, whole, strict=True)
+    seen["gradients"] = max((one - other).abs().max().item() for one, other in pairs) / scale
+    weight = torch.ones(2, dtype=torch.complex64, requires_grad=True)
+    unused = torch.ones(1, requires_grad=True)
+    ((weight * (1 + number)).conj() * 1j).real.sum().backward()
+    alone = weight.grad.clone() / (1 + number)
+    sum_gradients([weight, unused])
+    seen["complex"] = [(weight.grad - 3 * alone).abs().max().item(), unused.grad is None]
+    seen["numbers"] = sum_numbers(number + 1, 0.5)
+    dist.destroy_process_group()
+    Path(folder, f"rank{number}.json").write_text(json.dumps(seen))
 
 
 def train(folder: Path | str, out: str, data: str, **options: Any) -> Run:
@@ -161,12 +169,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def output(folder: Path) -> str:
     """What two processes print that train all cases."""
-    (folder / "rank.py").write_text(RANK)
-    cases = {name: (data, halved(options)) for name, (data, options) in CASES.items()}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [*launcher, str(folder / "rank.py"), str(folder), json.dumps(cases)],
+        [sys.executable, "-c", LAUNCH, str(folder)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         capture_output=True,
         text=True,
@@ -177,13 +182,13 @@ def output(folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def told(folder: Path, output: str) -> list[dict[str, Any]]:
-    """What both ranks say."""
-    return [json.loads((folder / f"told{rank}.json").read_text()) for rank in range(2)]
+def seen(folder: Path, output: str) -> list[dict[str, Any]]:
+    """What both ranks have seen."""
+    return [json.loads((folder / f"rank{number}.json").read_text()) for number in range(2)]
 
 
 @pytest.mark.parametrize("name", list(CASES))
-def test_two_processes_train_as_one(name: str, folder: Path, told: list[dict[str, Any]]) -> None:
+def test_two_processes_train_as_one(name: str, folder: Path, seen: list[dict[str, Any]]) -> None:
     data, options = CASES[name]
     one, two = train(folder, f"one/{name}", data, **options), load_run(folder / "two" / name)
     for kind in ("training_error", "validation_error"):
@@ -198,25 +203,25 @@ def test_two_processes_train_as_one(name: str, folder: Path, told: list[dict[str
     assert two.training["processes"] == 2 and "processes" not in one.training
 
 
-def test_all_ranks_have_one_model(told: list[dict[str, Any]]) -> None:
-    assert told[0] == told[1]
-    assert told[0]["group"]  # that of the first training, and left
-    assert [told[0][name][1] for name in CASES] == [2] * len(CASES)
+def test_all_ranks_have_one_model(seen: list[dict[str, Any]]) -> None:
+    assert seen[0] == seen[1]
+    assert seen[0]["group"]  # that of the first training, and left
+    assert [seen[0][name][1] for name in CASES] == [2] * len(CASES)
 
 
-def test_two_processes_continue(folder: Path, told: list[dict[str, Any]]) -> None:
-    assert told[0]["read"] == told[0]["resumed"] == told[0]["accumulated"][0]
+def test_two_processes_continue(folder: Path, seen: list[dict[str, Any]]) -> None:
+    assert seen[0]["read"] == seen[0]["resumed"] == seen[0]["accumulated"][0]
     a, b = (load_run(folder / "two" / name) for name in ("accumulated", "resumed"))
     assert all(map(torch.equal, a.model.parameters(), b.model.parameters()))
     written = sorted(path.name for path in (folder / "two").rglob("*") if path.is_file())
     assert written == sorted(FILES * (len(CASES) + 1))
 
 
-def test_gradient_is_that_of_the_whole_batch(told: list[dict[str, Any]]) -> None:
+def test_gradient_is_that_of_the_whole_batch(seen: list[dict[str, Any]]) -> None:
     """The sum, not the mean, to the last digits; complex ones too, and none where there is none."""
-    assert told[0]["gradients"] < 1e-13
-    assert told[0]["complex"] == [0.0, True]
-    assert told[0]["numbers"] == [3.0, 1.0]
+    assert seen[0]["gradients"] < 1e-13
+    assert seen[0]["complex"] == [0.0, True]
+    assert seen[0]["numbers"] == [3.0, 1.0]
 
 
 def test_command_is_one_training_and_speaks_once(folder: Path, output: str) -> None:

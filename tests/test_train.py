@@ -105,10 +105,10 @@ def test_rate_rises_and_falls_to_nearly_zero(epochs: int, fields: FieldStore, tm
         ({"resolution": 32}, r"no resolution 32; it has r8 \(8 x 8\), r16 \(16 x 16\)"),
         ({"resolution": Mixed([8, 8])}, r"expected at least one resolution, and each of them once"),
         ({"arch": "mono"}, "there is no model 'mono'"),
-        ({"options": {"hiden_channels": 8}}, "no option hiden_channels"),
+        ({"options": {"hiden_channels": 8}}, "no option 'hiden_channels'"),
         ({"device": "nowhere"}, "device='nowhere' cannot be used here"),
         ({"device": "meta"}, "device='meta' cannot be used here"),
-        ({"arch": "fno", "options": {}}, "fno cannot be built with {.*'n_modes'"),
+        ({"arch": "fno", "options": {}}, "fno needs n_modes, hidden_channels: give options="),
         (
             {"arch": "fno", "options": {"n_modes": [4], "hidden_channels": 8}},
             r"fno with .*'n_modes': \[4\].* fails \(.* for an input",
@@ -123,7 +123,7 @@ def test_rate_rises_and_falls_to_nearly_zero(epochs: int, fields: FieldStore, tm
         ),
         (
             {"arch": "fno", "options": {**FNO["options"], "non_linearity": torch.relu}},  # type: ignore[dict-item]
-            "cannot be kept with the run",
+            "cannot be kept in run.json",
         ),
         ({"options": "n_heads=3"}, "options='n_heads=3', expected a mapping"),
         ({"options": {"n_heads": 3, "hidden_channels": 8}}, "n_heads=3"),

@@ -73,10 +73,8 @@ def test_swin_starts_as_the_identity_and_drops_paths_linearly():
 
 
 def test_transformers_is_not_imported_with_the_module():
-    names = {str(getattr(value, "__module__", "")) for value in vars(baselines).values()} | set(
-        vars(baselines)
-    )
-    assert not [name for name in names if name.startswith("transformers")]
+    origins = [getattr(value, "__module__", None) or name for name, value in vars(baselines).items()]
+    assert not [name for name in origins if name.startswith("transformers")]
 
 
 @BOTH
@@ -91,15 +89,11 @@ def test_missing_transformers_is_named_with_its_remedy(cls, options, monkeypatch
     [
         ("vit", {"image_size": (16, 16, 16)}, r"image_size=.*, expected a side or \(height, width\)"),
         ("vit", {"embed_dim": 13}, "multiple of n_heads"),
-        ("vit", {"depth": 0}, "depth=0"),
         ("vit", {"attention": "flash"}, "attention='flash', expected 'sdpa' or 'eager'"),
         ("vit", {"mlp_ratio": 0.01}, "hidden_channels=0"),
         ("vit", {"heads": 3}, "n_heads"),
         ("swin", {"depths": (2, 2, 2)}, "expected one for each of 3 stages"),
-        ("swin", {"depths": (2, 0)}, "depths=0"),
         ("swin", {"n_heads": (3, 4)}, "multiple of the number of attention heads"),
-        ("swin", {"window": 0}, "window=0, expected a whole number, at least 1"),
-        ("swin", {"drop_path": 1.5}, "drop_path=1.5"),
     ],
 )
 def test_unusable_options_are_refused(arch, options, words):

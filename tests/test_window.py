@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -282,26 +281,6 @@ def test_a_window_or_halo_as_large_as_the_grid_gives_dense_attention(shape, peri
     for options in ({"window": max(shape)}, {"window": 2, "halo": max(shape)}):
         found = window_attention(*inputs, **options, periodic=[periodic] * len(shape))
         torch.testing.assert_close(found, dense, rtol=1e-11, atol=1e-12)
-
-
-def test_shifted_windows_are_swins_rolled_and_masked_ones():
-    n, window, shift = 12, 4, 2
-    q, k, v = drawn((n, n), biased=False)
-    region = torch.zeros(n)  # of a field that is rolled back by the shift, by Swin's three slices
-    for i, part in enumerate([slice(0, -window), slice(-window, -shift), slice(-shift, None)]):
-        region[part] = i
-    cut = "(y p) (x q)"
-    size = {"p": window, "q": window}
-    of = rearrange(3 * region[:, None] + region, f"{cut} -> (y x) (p q)", **size)
-    mask = torch.where(of[:, :, None] == of[:, None, :], 0.0, -torch.inf).double()
-    rolled = [
-        rearrange(t.roll((-shift, -shift), (-3, -2)), f"b h {cut} d -> b h (y x) (p q) d", **size)
-        for t in (q, k, v)
-    ]
-    out = F.scaled_dot_product_attention(*rolled, attn_mask=mask)
-    out = rearrange(out, f"b h (y x) (p q) d -> b h {cut} d", y=n // window, p=window)
-    found = window_attention(q, k, v, window=window, shift=shift)
-    torch.testing.assert_close(found, out.roll((shift, shift), (-3, -2)), rtol=1e-11, atol=1e-12)
 
 
 def test_a_bias_between_quarters_of_a_step_is_interpolated():

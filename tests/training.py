@@ -4,9 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from mano_op.grid import Grid
@@ -98,3 +100,13 @@ def batch_of(split: Any) -> dict[str, torch.Tensor]:
     """All images of a split as one batch."""
     samples = [split[i] for i in range(len(split))]
     return {name: torch.stack([sample[name] for sample in samples]) for name in ("x", "y")}
+
+
+def noise(folder: Path, n: int, start: int = 0) -> None:
+    """Images of two classes, each of its own values and size on the disk."""
+    random = np.random.default_rng(start)
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(start, start + n):
+            pixels = random.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")

@@ -42,7 +42,7 @@ app = App(
     name="mano-op",
     help="Multipole attention neural operators: fields, training, evaluation at other resolutions.",
     version=f"mano_op {__version__}",
-    help_format="markdown",
+    help_format="plaintext",
     default_parameter=Parameter(negative=(), consume_multiple=(1, None), show_default=_default),
     config=configure,
     exit_on_error=False,
@@ -57,13 +57,10 @@ app.register_install_completion_command()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command.
+    """Run a command, and return its exit code.
 
-    Returns
-    -------
-    int
-        0 if it did what it was asked, 1 if a store that was to be checked is not as it should be, 2 if the
-        words, the input or a file cannot be used, 130 if it was interrupted.
+    That is 0 if it did what it was asked, 1 if a store that was to be checked is not as it should be, 2 if
+    the words, the input or a file cannot be used, 130 if it was interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -93,8 +90,8 @@ _ARGUMENT = re.compile(
     r"(\{[^{}]*\}|\[[^\[\]]*\]|\([^()]*\)|'[^']*'|(?>[\w.+-]*\w)(?!\())"
 )
 # Arguments whose flags have another name.
-_RENAMED = {"hold_out": "validate", "boundary_conditions": "boundary"}
-_RENAMED |= {"test": "test_part", "validation": "validation_part"}
+_RENAMED = {"hold_out": "validate", "boundary_conditions": "boundary", "options": "option"}
+_RENAMED |= {"resolutions": "resolution", "test": "test_part", "validation": "validation_part"}
 
 
 def _as_flags(message: str, words: Sequence[str]) -> str:

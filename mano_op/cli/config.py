@@ -12,29 +12,19 @@ from cyclopts.config import Dict
 
 from mano_op.errors import InputError
 
-# What a run calls otherwise, and options that stand together in a run.
+# What a run calls otherwise.
 _NAMES = {"options": "option", "channels": "in_channels"}
-_GROUPS = ("augmentation",)
 
 
 def configure(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Give a command the options of the file that ``--config`` names: those that no word gives.
-
-    Raises
-    ------
-    InputError
-        If the file is no mapping.
-    CycloptsError
-        If a name in the file is no option of the command.
-    """
+    """Give a command the options of the file that ``--config`` names: those that no word gives."""
     known = {name: argument for argument in arguments for name in argument.names}
     if "--config" not in known or not known["--config"].tokens:
         return
     path = Path(known["--config"].tokens[0].value)
     content, of_run = _read(path, commands[-1] if commands else "")
     content = {name: value for name, value in content.items() if value is not None}
-    for group in _GROUPS:
-        content |= content.pop(group, {})
+    content |= content.pop("augmentation", {})  # options that stand together in a run
     if isinstance(mixture := content.get("resolution"), Mapping):  # whose parts have flags of their own
         content["resolution"] = mixture.get("resolutions", [])
         content |= {name: mixture[name] for name in ("ratios", "batch_size") if mixture.get(name)}
@@ -58,10 +48,10 @@ def _read(path: Path, command: str) -> tuple[dict[str, Any], bool]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no YAML ({' '.join(str(error).split())}): correct the file") from error
     mapping = isinstance(content, dict) and all(isinstance(name, str) for name in content)
-    if not mapping or not all(isinstance(content.get(group, {}), dict) for group in _GROUPS):
+    if not mapping or not isinstance(content.get("augmentation", {}), dict):
         raise InputError(
             f"{path} holds {content!r}, expected names of options and their values, epochs: 30, and of "
-            f"{', '.join(_GROUPS)} a mapping of options"
+            "augmentation a mapping of options"
         )
     if not str(content.get("format", "")).startswith("mano_op"):
         return content, False
@@ -89,4 +79,4 @@ def words_of(value: Any, single: bool) -> Any:
 def _word(value: Any) -> str:
     if isinstance(value, tuple):
         return ":".join(map(str, value))
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

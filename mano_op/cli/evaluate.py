@@ -9,16 +9,12 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from cyclopts.types import ExistingDirectory
 
-from mano_op.cli.values import Device, Int, Overwrite, Quiet, Size, Sizes, Store, words
+from mano_op.cli.values import Device, Int, Overwrite, Quiet, Size, Sizes, Source, Store, words
 from mano_op.errors import InputError
 
 app = App(name="evaluate", help="Evaluate trained models.")
 Card = Annotated[bool, Parameter(help="Write the table into the model card of each run too, README.md.")]
 Split = Annotated[str, Parameter(help="Samples or images to evaluate on.")]
-_SOURCES = (
-    "digits, a folder of images, CLASS/NAME.png or train/CLASS/NAME.png, or a saved data set of datasets."
-)
-Images = Annotated[str, Parameter(help=_SOURCES)]
 
 
 def _named_run(text: str) -> tuple[str, Path]:
@@ -51,8 +47,8 @@ def fields(
     Parameters
     ----------
     runs : list
-        Made by `mano-op train fields`; those of one name, the folder's own if not given, are one model,
-        trained at other resolutions or from other seeds.
+        Made by mano-op train fields: FOLDER, or NAME=FOLDER for a name other than the folder's.
+        Runs of one name are one model, trained at other resolutions or from other seeds.
     out : path
         Folder for the report and its numbers.
     resolution : list
@@ -62,8 +58,11 @@ def fields(
     title : str
         Of the report.
     """
+    from mano_op.report import check_report_folder
+
+    check_report_folder(out, overwrite=overwrite)  # at once; what follows takes seconds to import
     from mano_op.data.store import open_store
-    from mano_op.report import check_report_folder, write_report
+    from mano_op.report import write_report
     from mano_op.runs import load_run, write_evaluation
     from mano_op.transfer import Evidence, evaluate_transfer, summary, table
     from mano_op.transfer.rollout import shown_steps
@@ -71,15 +70,9 @@ def fields(
     opened, loaded = open_store(store), dict[str, list[Any]]()
     for name, path in runs:
         loaded.setdefault(name, []).append(load_run(path, task="fields"))
-    check_report_folder(out, overwrite=overwrite)
-    evidence = Evidence()
-    options: dict[str, Any] = {
-        "split": split,
-        "rollout": rollout,
-        "evidence": evidence,
-        "progress": not quiet,
-    }
-    results = evaluate_transfer(loaded, opened, resolution or list(opened.grids), **options)
+    evidence, resolutions = Evidence(), resolution or list(opened.grids)
+    options: dict[str, Any] = {"split": split, "rollout": rollout, "progress": not quiet}
+    results = evaluate_transfer(loaded, opened, resolutions, evidence=evidence, **options)
     judged = summary(results)
     report = write_report(out, results, judged, evidence, title=title, overwrite=overwrite)
     errors = table(shown_steps(judged))
@@ -93,7 +86,7 @@ def fields(
 
 @app.command
 def images(
-    source: Images,
+    source: Source,
     run: ExistingDirectory,
     /,
     *,
@@ -112,7 +105,7 @@ def images(
     Parameters
     ----------
     run : path
-        Made by `mano-op train images`.
+        Made by mano-op train images.
     image_size : list
         Sizes of the images, besides that of the training.
     out : path
@@ -123,14 +116,15 @@ def images(
         Processes that read images.
     """
     from mano_op.files import check_file, write_file
+
+    if out is not None:
+        check_file(out, overwrite=overwrite)  # at once; what follows takes seconds to import
     from mano_op.runs import load_run, read_card, write_evaluation
     from mano_op.vision.evaluate import evaluate_classifier
 
     classifier = load_run(run, task="images")
     if card:
         read_card(run)
-    if out is not None:
-        check_file(out, overwrite=overwrite)
     reading: dict[str, Any] = {"device": device, "batch_size": batch_size, "num_workers": num_workers}
     evaluation = evaluate_classifier(
         classifier, source, split=split, sizes=image_size or [], **reading, progress=not quiet
@@ -156,12 +150,12 @@ def export(
     Parameters
     ----------
     run : path
-        Made by `mano-op train fields`.
+        Made by mano-op train fields.
     out : path
         NAME.onnx, for ONNX, or NAME.pt2, a program of torch.export; it maps units to units.
     shape : size
-        Points along each axis of the one grid that the file is for; only for models other than MANO, whose
-        file is for all grids at least as fine as the reference.
+        Points along each axis of the one grid that the file is for, of models other than MANO.
+        The file of a MANO is for all grids at least as fine as the reference.
     """
     from mano_op.export import export_onnx, export_program
     from mano_op.runs import load_run

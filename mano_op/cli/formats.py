@@ -25,17 +25,8 @@ FIELDS = Group("Fields and axes", sort_key=2)
 
 Files = Annotated[tuple[Path, ...], Parameter(metavar="FILE...", help="Files of that split.")]
 Names = Annotated[tuple[str, ...], Parameter(metavar="NAME...")]
-SizedFiles = Annotated[
-    tuple[Any, ...],
-    pairs(
-        "N=FILE",
-        "16=darcy_test_16.pt",
-        Path,
-        int,
-        tuple,
-        help="Files of that split, each with its resolution.",
-    ),
-]
+_SIZED = "Files of that split, each with its resolution."
+SizedFiles = Annotated[tuple[Any, ...], pairs("N=FILE", "16=darcy_test_16.pt", Path, int, tuple, help=_SIZED)]
 Boundary = Annotated[
     Pairs,
     pairs("AXIS=CONDITION", "x=periodic", group=FIELDS, help="At the ends of each axis: x=periodic y=wall."),

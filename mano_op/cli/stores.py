@@ -52,8 +52,8 @@ def generate(
     Parameters
     ----------
     problem : str
-        darcy, poisson, burgers, navier_stokes, fitzhugh_nagumo, or the path of a recipe as in data/recipes,
-        whose values the options replace.
+        darcy, poisson, burgers, navier_stokes, fitzhugh_nagumo, or the path of a recipe as in data/recipes.
+        Options replace the values of a recipe.
     resolution : list
         Points along each axis, one resolution for each.
     samples : mapping

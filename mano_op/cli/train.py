@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from cyclopts import App, Group, Parameter
-from docstring_parser import parse
+from docstring_parser.numpydoc import parse
 
 from mano_op.cli.values import (
     RUNNING,
@@ -15,6 +15,7 @@ from mano_op.cli.values import (
     Options,
     Size,
     Sizes,
+    Source,
     Store,
     Writing,
     literal,
@@ -57,7 +58,7 @@ def flags(options: type, **types: Any) -> Any:
             shown = Parameter(group=groups.get(option.name, TRAINING))
             if hints[option.name] in (int, int | None):
                 hints[option.name] = Int if hints[option.name] is int else Int | None
-            text = " ".join((texts[option.name] or "").split())
+            text = " ".join((texts[option.name] or "").replace("`", "").split())
             documented = field(default=option.default, kw_only=True, metadata={"help": text})
             flagged.append((option.name, Annotated[hints[option.name], shown], documented))
     flag_class = make_dataclass(options.__name__, flagged, namespace={"__module__": __name__}, frozen=True)
@@ -74,18 +75,15 @@ _COMMON: dict[str, Any] = {
 }
 Arch = Annotated[str, Parameter(group=MODEL)]
 Part = Annotated[float | None, Parameter(group=DATA, metavar="PART")]
+Column = Annotated[str | None, Parameter(group=DATA, help="Of a data set on disk.")]
 if TYPE_CHECKING:
     FieldFlags = Any
     ImageFlags = Any
     AugmentationFlags = Any
 else:
-    resolutions = (
-        "The resolution of the store to train on, or several, which are mixed: each batch is of one."
-    )
+    resolutions = "Resolution of the store to train on, or several, which are mixed: each batch is of one."
     sizes = "Samples in a batch, of each process if several train one model; one number, or one a resolution."
-    variables = (
-        "Of variables, before they are normalised: permeability=log or asinh; may be given more than once."
-    )
+    variables = "Of variables, before they are normalised: permeability=log or asinh; may be repeated."
     FieldFlags = flags(
         FieldOptions,
         resolution=Annotated[Sizes, Parameter(help=resolutions)],
@@ -125,8 +123,7 @@ def train_fields(
 ) -> None:
     """Train a model on one resolution of a store, or several.
 
-    Several processes train one model: torchrun --nproc-per-node 2 -m mano_op.cli train fields ...; the first
-    one writes.
+    Several processes train one model: torchrun --nproc-per-node 2 -m mano_op.cli train fields ...
 
     Parameters
     ----------
@@ -159,7 +156,7 @@ def train_fields(
 
 @app.command(name="images")
 def train_images(
-    source: str,
+    source: Source,
     run: Path,
     /,
     *,
@@ -169,8 +166,8 @@ def train_images(
     test_part: Part = None,
     validation_part: Part = None,
     split_seed: Annotated[Int, Parameter(group=DATA)] = 0,
-    image_column: Annotated[str | None, Parameter(group=DATA)] = None,
-    label_column: Annotated[str | None, Parameter(group=DATA)] = None,
+    image_column: Column = None,
+    label_column: Column = None,
     arch: Arch = "mano_classifier",
     option: Annotated[Options | None, Parameter(group=MODEL)] = None,
     writing: Writing = Writing(),
@@ -179,8 +176,6 @@ def train_images(
 
     Parameters
     ----------
-    source : str
-        digits, a folder of images, CLASS/NAME.png or train/CLASS/NAME.png, or a saved data set of datasets.
     run : path
         Folder for the trained model.
     in_channels : int
@@ -191,10 +186,6 @@ def train_images(
         Part of the training images that becomes the split validation.
     split_seed : int
         By which splits are drawn.
-    image_column : str
-        Of a data set on disk.
-    label_column : str
-        Of a data set on disk.
     arch : str
         Name in neuraloperator's registry: mano_classifier, vit_classifier, swin_classifier, ...
     option : mapping
@@ -208,16 +199,13 @@ def train_images(
     if training.normalise is not None:
         expected = "imagenet, or mean=[...] std=[...]"
         choices["normalise"] = one_or_each(training.normalise, expected)
-    images = open_images(
-        source,
-        image_size=choices.pop("image_size"),
-        in_channels=in_channels,
-        test=test_part,
-        validation=validation_part,
-        seed=split_seed,
-        image_column=image_column,
-        label_column=label_column,
-    )
+    columns: dict[str, Any] = {
+        "image_column": image_column,
+        "label_column": label_column,
+        "in_channels": in_channels,
+    }
+    parts: dict[str, Any] = {"test": test_part, "validation": validation_part, "seed": split_seed}
+    images = open_images(source, image_size=choices.pop("image_size"), **columns, **parts)
     trained = train_classifier(images, run, arch=arch, options=option, **choices, **writing.choices)
     print(f"{run}: {arch}, {trained.n_parameters:,} parameters, {_errors(trained)}")
 

@@ -100,6 +100,12 @@ Size = Annotated[Any, word(size, metavar="N|NxM")]
 Sizes = Annotated[list[Any], words(size, metavar="N|NxM...")]
 Options = Annotated[Pairs, pairs("NAME=VALUE", "hidden_channels=24", literal, allow_repeating=True)]
 Samples = Annotated[Pairs, pairs("SPLIT=SAMPLES", "train=1000", int)]
+Source = Annotated[
+    str,
+    Parameter(
+        help="digits, a folder of images, CLASS/NAME.png or train/CLASS/NAME.png, or a data set on disk."
+    ),
+]
 Device = Annotated[str, Parameter(help="As torch names it: cpu, cuda, cuda:1.")]
 Quiet = Annotated[bool, Parameter(group=RUNNING, help="No progress bars.")]
 Overwrite = Annotated[bool, Parameter(group=RUNNING, help="Replace what is there.")]

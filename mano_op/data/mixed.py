@@ -33,17 +33,20 @@ class Mixed:
     batch_size: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        n = len(self.resolutions) if _is_list(self.resolutions) else 0
-        for name, example in (("resolutions", [16, 32]), ("ratios", [1] * n), ("batch_size", [20] * n)):
-            values = getattr(self, name)
-            if values is None and name != "resolutions":
-                continue
-            if not _is_list(values) or len(values) != n or not n:
-                raise InputError(
-                    f"Mixed({name}={values!r}); expected a list, one for each resolution"
-                    f"{f' of the {n}' if n else ''}, such as {name}={example}"
-                )
-            object.__setattr__(self, name, tuple(values))
+        if not _is_list(self.resolutions) or not self.resolutions:
+            raise InputError(
+                f"resolutions={self.resolutions!r}, expected a list of one or more: give resolutions=[16, 32]"
+            )
+        n = len(self.resolutions)
+        object.__setattr__(self, "resolutions", tuple(self.resolutions))
+        for name, example in (("ratios", [1] * n), ("batch_size", [20] * n)):
+            if (values := getattr(self, name)) is not None:
+                if not _is_list(values) or len(values) != n:
+                    raise InputError(
+                        f"{name}={values!r} with resolutions={list(self.resolutions)}, expected a list, one "
+                        f"for each resolution: give {name}={example}, or leave {name} out"
+                    )
+                object.__setattr__(self, name, tuple(values))
         check_whole(**{f"Mixed: batch_size[{i}]": size for i, size in enumerate(self.batch_size or ())})
 
 

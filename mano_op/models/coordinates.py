@@ -26,12 +26,6 @@ def grid_points(shape: Sequence[int], registration: Registration, periodic: Sequ
 def coordinate_channels(points: Sequence[Tensor], periodic: Sequence[bool]) -> Tensor:
     """Return the coordinates of all points, of an axis that wraps sine and cosine: ``(channels, *grid)``.
 
-    Parameters
-    ----------
-    points : sequence of Tensor
-        The coordinates of each axis.
-    periodic : sequence of bool
-
     Examples
     --------
     >>> coordinate_channels([torch.tensor([0.0, 0.5])], [False])

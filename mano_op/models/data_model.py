@@ -11,7 +11,7 @@ import torch
 from neuralop.models.base_model import BaseModel
 from torch import Tensor, nn
 
-from mano_op.errors import InputError, did_you_mean
+from mano_op.errors import InputError, check_options
 from mano_op.files import read_tensors
 from mano_op.layers.checks import check_field
 from mano_op.pretrained import load_model, save_model
@@ -31,18 +31,16 @@ class DataModel(BaseModel, name="_data_model"):
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Refuse options that the model does not have, which neuraloperator's base class keeps."""
         known = [name for name in inspect.signature(cls).parameters if name not in ("args", "kwargs")]
-        for name in kwargs:
-            if name not in known:
-                hint = did_you_mean(name, known) or ": remove it, or use one of those"
-                raise InputError(f"{cls.__name__} has no option {name!r}; it has {', '.join(known)}{hint}")
-        for name, value in [*zip(known, args, strict=False), *kwargs.items()]:
+        check_options(cls.__name__, kwargs, known)
+        named = dict(zip(known, args, strict=False)) | kwargs
+        for name, value in named.items():
             if not _is_plain(value):
                 raise InputError(
                     f"{name}={value!r} is of type {type(value).__name__}, expected a bool, int, float, str, "
                     "None, or a list of those: a checkpoint holds nothing else, so convert it"
                 )
         # By name: the base class keeps the defaults of positional options.
-        instance: Self = super().__new__(cls, **dict(zip(known, args, strict=False)), **kwargs)
+        instance: Self = super().__new__(cls, **named)
         return instance
 
     def state_dict(
@@ -64,7 +62,10 @@ class DataModel(BaseModel, name="_data_model"):
         metadata = state_dict.get("_metadata")
         if metadata is not None:
             self._check_origin(metadata)
-            mine, theirs = self._options(self._init_kwargs), self._options(metadata)
+            mine, theirs = (
+                {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+                for options in (_options(self._init_kwargs), _options(metadata))
+            )
             other = {key: value for key, value in theirs.items() if key not in mine or mine[key] != value}
             if other:
                 raise InputError(
@@ -84,8 +85,7 @@ class DataModel(BaseModel, name="_data_model"):
         """Build the model that `save_checkpoint` wrote, with its options and parameters."""
         metadata = _read(save_folder, f"{save_name}_metadata.pkl", map_location)
         cls._check_origin(metadata)
-        options = {key: value for key, value in metadata.items() if key not in ("args", "_name", "_version")}
-        model = cls(*metadata["args"], **options)
+        model = cls(**_options(metadata))
         model.load_checkpoint(save_folder, save_name, map_location=map_location)
         return model
 
@@ -103,7 +103,7 @@ class DataModel(BaseModel, name="_data_model"):
         >>> bool((again.lifting.weight == model.lifting.weight).all())
         True
         """
-        save_model(folder, self, self._name, self._options(self._init_kwargs))
+        save_model(folder, self, self._name, _options(self._init_kwargs))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, revision: str | None = None) -> Self:
@@ -118,26 +118,12 @@ class DataModel(BaseModel, name="_data_model"):
 
     @classmethod
     def _check_origin(cls, metadata: Mapping[str, Any]) -> None:
-        name, version = metadata.get("_name"), metadata.get("_version")
-        if name != cls._name:
+        saved = metadata.get("_name"), metadata.get("_version")
+        if saved != (cls._name, cls._version):
             raise InputError(
-                f"this is a checkpoint of {name}, expected one of {cls._name}: load it with that class"
+                f"this is a checkpoint of {saved[0]} version {saved[1]}, expected {cls._name} version "
+                f"{cls._version}: load it with its own class, by the release of mano_op that wrote it"
             )
-        if version != cls._version:
-            raise InputError(
-                f"this checkpoint of {name} has version {version}, this mano_op reads version "
-                f"{cls._version}: use the release of mano_op that wrote it, or train again"
-            )
-
-    @classmethod
-    def _options(cls, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """The options of metadata by name, with tuples in place of lists."""
-        positional = zip(inspect.signature(cls).parameters, metadata.get("args", ()), strict=False)
-        return {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in [*positional, *metadata.items()]
-            if key not in ("args", "_name", "_version")
-        }
 
     in_channels: int
     n_dim: int
@@ -152,6 +138,11 @@ class DataModel(BaseModel, name="_data_model"):
                 f"{self._name} got {x.dtype} input and has {dtype} parameters: use x.to({dtype}), or "
                 f"model.to({x.dtype})"
             )
+
+
+def _options(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the constructor's arguments, which `DataModel.__new__` makes keywords."""
+    return {key: value for key, value in metadata.items() if key not in ("args", "_name", "_version")}
 
 
 def _read(folder: str | Path, name: str, map_location: Any) -> dict[str, Any]:

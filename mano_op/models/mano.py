@@ -41,12 +41,10 @@ class MANO(GridModel, Anchored, name="MANO"):
         \quad (\times\, n_{layers}), \qquad
         u = Q(\mathrm{LN}(z)) .
 
-    MA is `mano_op.layers.multipole.MultipoleAttention`, at a cost linear in the number of points. It takes
-    the place of FNO's spectral convolution, and the model that of ``neuralop.models.FNO``: the same training
-    code works with either.
-
-    Its levels are lengths. They belong to the grid that is trained on, the reference, and on any other grid
-    every weight acts over the length that it was trained for.
+    MA is `mano_op.layers.multipole.MultipoleAttention`, at a cost linear in the number of points. The model
+    takes the place of ``neuralop.models.FNO``: the same training code works with either. Its levels are
+    lengths. They belong to the grid that is trained on, the reference, and on any other grid every weight
+    acts over the length that it was trained for.
 
     Parameters
     ----------
@@ -97,15 +95,14 @@ class MANO(GridModel, Anchored, name="MANO"):
 
     Notes
     -----
-    Resolution: the model takes any grid size. On the reference grid it is what was trained. An input on a
-    finer grid is averaged over the length that one point stood for in training: at the points of the
-    reference, where the network runs as in training, and at its own points, which attend to the reference's
-    in every block and end as the output (`mano_op.layers.anchors`). As the grid is refined, the output tends
-    to a limit. An input on a coarser grid is interpolated linearly to the reference, and the output taken at
-    its points. `mano_op.transfer.evaluate_transfer` judges all of this.
+    An input on a finer grid than the reference is averaged over the length that one point stood for in
+    training: at the points of the reference, where the network runs as in training, and at its own points,
+    which attend to the reference's in every block and end as the output (`mano_op.layers.anchors`). As the
+    grid is refined, the output tends to a limit. An input on a coarser grid is interpolated linearly to the
+    reference, and the output taken at its points. `mano_op.transfer.evaluate_transfer` judges all of this.
 
-    Memory: where no gradient is recorded, the points of a finer grid are mapped some thousand at a time, on a
-    GPU a million. What is held beside the input and the output does not grow with their number.
+    Where no gradient is recorded, the points of a finer grid are mapped some thousand at a time, on a GPU a
+    million: what is held beside input and output does not grow with their number.
 
     Every option is a plain value, so a checkpoint holds no code.
 

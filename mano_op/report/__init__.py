@@ -1,5 +1,5 @@
 """The report of a resolution transfer, with pictures."""
 
-from mano_op.report.write import FILES as FILES
-from mano_op.report.write import check_report_folder as check_report_folder
-from mano_op.report.write import write_report as write_report
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

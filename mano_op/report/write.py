@@ -7,36 +7,12 @@ from pathlib import Path
 import xarray as xr
 
 from mano_op.errors import InputError
-from mano_op.files import check_folder, write_file
+from mano_op.files import write_file
+from mano_op.report.folder import FILES, check_report_folder
 from mano_op.report.page import page
 from mano_op.transfer.evidence import Evidence
 from mano_op.transfer.io import netcdf_bytes
 from mano_op.transfer.tables import check_summary, csv_text, json_text
-
-FILES = ("report.html", "results.csv", "results.json", "results.nc")
-
-
-def check_report_folder(folder: str | Path, *, overwrite: bool = False) -> None:
-    """Refuse a folder that a report cannot be written to, before the evaluation.
-
-    Parameters
-    ----------
-    folder : path
-        Need not exist.
-    overwrite : bool
-        Whether a report may be replaced.
-
-    Raises
-    ------
-    InputError
-        If one of `FILES` is there and `overwrite` is not set, or the folder cannot be made.
-    """
-    existing = [name for name in FILES if (check_folder(folder) / name).exists()]
-    if existing and not overwrite:
-        raise InputError(
-            f"{folder} has {', '.join(existing)} already: give another folder, or overwrite=True to replace "
-            "them"
-        )
 
 
 def write_report(

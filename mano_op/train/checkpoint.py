@@ -1,4 +1,4 @@
-"""The checkpoint of a training: a training that continues from it comes to the same numbers.
+"""The checkpoint of a training, from which it continues to the same numbers, and checks of the run's folder.
 
 ``checkpoint.pt`` is in the run's folder until the run is complete. It is written in one piece, holds tensors
 and plain values, and is read without unpickling:
@@ -14,25 +14,60 @@ entry               holds
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mano_op.errors import InputError
-from mano_op.files import make_folder, partial_file, read_tensors, write_tensors
-from mano_op.train.stopping import Best
+from mano_op.files import check_folder, make_folder, partial_file, read_tensors, write_tensors
+from mano_op.runs import Run
 from mano_op.train.task import State
 from mano_op.weights import parameters_of
 
 FORMAT, FORMAT_VERSION = "mano_op checkpoint", 2
 # Packages that a training continues with in the same version only.
 COMPUTE = ("mano_op", "neuraloperator", "torch")
+# Entries of a run in which one and the same training may differ: paths, the machine, the outcome.
+UNCOMPARED = ("store", "source", "start", "machine", "best")
+
+
+@dataclass
+class Best:
+    """The parameters with the lowest validation error so far, kept on the CPU, and its epoch, 0 before any.
+
+    After `patience` epochs without a lower error, if that is given, training stops.
+
+    Examples
+    --------
+    >>> best = Best(patience=2)
+    >>> for epoch, error in enumerate([0.5, 0.3, 0.4, 0.3], 1):
+    ...     best.see(epoch, error, nn.Linear(1, 1))
+    >>> best.epoch, best.error, best.enough(3), best.enough(4)
+    (2, 0.3, False, True)
+    """
+
+    patience: int | None = None
+    epoch: int = 0
+    error: float = math.inf
+    parameters: dict[str, Tensor] = field(default_factory=dict)
+
+    def see(self, epoch: int, error: float, model: nn.Module) -> None:
+        """Keep the parameters of an epoch if its error is lower than all before."""
+        if error < self.error:
+            self.epoch, self.error = epoch, error
+            kept = parameters_of(model).items()
+            self.parameters = {name: value.detach().to("cpu", copy=True) for name, value in kept}
+
+    def enough(self, epoch: int) -> bool:
+        """Return whether the last `patience` epochs had no lower error."""
+        return self.patience is not None and epoch - self.epoch >= self.patience
 
 
 @dataclass
@@ -54,7 +89,7 @@ class Progress:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": {} if self.scaler is None else self.scaler.state_dict(),
-            "best": self.best.state_dict(),
+            "best": vars(self.best),
             "history": [dict(epoch) for epoch in self.history],
             "random": {name: read() for name, (read, _) in self.generators.items()},
         }
@@ -66,7 +101,7 @@ class Progress:
         self.schedule.load_state_dict(state["schedule"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
-        self.best.load_state_dict(state["best"])
+        vars(self.best).update(state["best"])
         self.history[:] = state["history"]
         for name, (_, write) in self.generators.items():
             if name in state["random"]:  # one that began on a CPU has no state of a GPU
@@ -74,7 +109,7 @@ class Progress:
 
 
 class Checkpoint:
-    """The checkpoint of a run's folder, for a training by certain options, model, data and versions, `asked`.
+    """The checkpoint of a run's folder, for a training by the options, model, data and versions `asked`.
 
     Examples
     --------
@@ -113,10 +148,8 @@ class Checkpoint:
         if not isinstance(asked, dict) or not isinstance(training, dict):
             raise InputError(f"{self.path} lacks its 'asked' or its 'training': {anew}")
         if different := differences(asked, self._asked):
-            raise InputError(
-                f"{self.path} is of another training: {different}. To continue it, use what it was begun "
-                f"with, or {anew}"
-            )
+            begun = "To continue it, use what it was begun with"
+            raise InputError(f"{self.path} is of another training: {different}. {begun}, or {anew}")
         return training
 
     def restore(self, progress: Progress) -> None:
@@ -167,6 +200,30 @@ def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{name}", value
 
 
-def compute_versions(machine: Mapping[str, Any]) -> dict[str, str]:
-    """Return the versions of the packages on which numbers depend, out of `mano_op.machine.machine`'s."""
-    return {name: machine["versions"][name] for name in COMPUTE}
+def check_out(out: str | Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that cannot be written, or holds what may be neither continued nor replaced."""
+    if resume and overwrite:
+        raise InputError("resume=True and overwrite=True: pass one of them, to continue or to start anew")
+    folder = check_folder(out)
+    reasons = {folder / "zarr.json": "is a store: give a folder of its own for the run"}
+    if not (resume or overwrite):
+        reasons[checkpoint_path(folder)] = (
+            "holds a training that was begun and not finished: pass resume=True to go on with it, "
+            "overwrite=True to start anew, or give another folder"
+        )
+        reasons[folder / "run.json"] = (
+            "holds a run already: give another folder, or overwrite=True to replace it"
+        )
+    for path, reason in reasons.items():
+        if path.exists():
+            raise InputError(f"{out} {reason}")
+
+
+def check_finished(out: str | Path, run: Run, asked: Mapping[str, Any]) -> None:
+    """Refuse the finished run of a folder if its options, model or data are not those of the training."""
+    saved = {**run.training, "arch": run.arch, "options": run.options, "processor": run.processor.to_dict()}
+    if different := differences({name: saved[name] for name in saved if name not in UNCOMPARED}, asked):
+        raise InputError(
+            f"{out} holds a finished run of another training: {different}. Give another folder, or "
+            "overwrite=True to replace it"
+        )

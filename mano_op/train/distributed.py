@@ -76,10 +76,7 @@ def sum_numbers(*numbers: float, device: str = "cpu") -> tuple[float, ...]:
 
 
 def copy_from_first(model: nn.Module) -> None:
-    """Give all ranks the parameters and buffers of the first.
-
-    Machines of different kinds may draw different ones by the same seed.
-    """
+    """Give all ranks the parameters and buffers of the first: other machines may draw others by one seed."""
     if ranks()[0] == 1:
         return
     with torch.no_grad():

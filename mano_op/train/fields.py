@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
 
 from mano_op.boundary import Boundary, ends_by_axis
 from mano_op.data.channels import channels_of
@@ -23,8 +23,8 @@ from mano_op.data.store import FieldStore, open_store
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 from mano_op.runs import Run
+from mano_op.train.checkpoint import check_out
 from mano_op.train.distributed import sum_numbers
-from mano_op.train.folder import check_out
 from mano_op.train.loop import train
 from mano_op.train.objective import training_loss
 from mano_op.train.optimizer import optimizer_and_schedule
@@ -115,28 +115,32 @@ class FieldTask(Task):
         mixed = training.resolution if isinstance(training.resolution, Mixed) else None
         self._resolution = Mixed(self.keys, mixed.ratios, mixed.batch_size) if mixed else self.keys[0]
         self.channels = channels_of(self.store.layout, training.time_steps, training.at)
-        self._tested = [] if training.validate is None else self._validated_at(training)
+        at = training.validate_resolution
+        tested = self.keys if at is None else _keys(self.store, at)
+        self._tested = [] if training.validate is None else tested
         self._grids = {key: self.store.grids[key] for key in dict.fromkeys([*self.keys, *self._tested])}
         self._losses = {grid.shape: training_loss(training.loss, grid) for grid in self._grids.values()}
         super().__init__(training, arch)
         self.training: FieldOptions = training
         self.validated = training.validate is not None
-        split = training.validate if isinstance(training.validate, str) else None
-        part = training.validate if isinstance(training.validate, float) else None
+        validate = training.validate
+        splits = Splits(hold_out=validate) if isinstance(validate, float) else Splits(test=validate or "test")
         named = ("batch_size", "time_steps", "at", "pushforward", "transforms", "seed")
         try:
             self.loader, self._tests, self.processor = field_loaders(
                 self.store,
                 train=self._resolution,
                 test=self._tested,
-                splits=Splits(test=split or "test", hold_out=part),
+                splits=splits,
                 **{name: getattr(training, name) for name in named},
             )
         except InputError as error:
             raise InputError(str(error).replace("hold_out", "validate")) from error
         check_perturbation(self.processor, training.noise, training.pushforward)
         self._inputs: FieldProcessor | PerturbedInputs = self.processor
-        self._drawn = _drawn(self.loader, self.keys)
+        sampler = self.loader.batch_sampler
+        drawn = sampler.drawn if isinstance(sampler, ResolutionBatchSampler) else [len(self.loader.dataset)]  # type: ignore[arg-type]
+        self._drawn = dict(zip(self.keys, drawn, strict=True))
         order = list(self.store.grids)
         home = max(self.keys, key=lambda key: (self._drawn[key], order.index(key)))
         stated = {variable.name: variable.boundary_value for variable in self.store.variables}
@@ -148,15 +152,6 @@ class FieldTask(Task):
         }
         self.options = self._model_options(home, options or {}, known)
         self.title = f"{arch} at {'+'.join(self.keys)}"
-
-    def _validated_at(self, training: FieldOptions) -> list[str]:
-        """Return the resolutions to validate at; all have the split, if that is named."""
-        asked = training.validate_resolution
-        keys = self.keys if asked is None else _keys(self.store, asked)
-        if isinstance(split := training.validate, str):
-            for key in keys:
-                self.store.layout.rows(key, split)
-        return keys
 
     def _model_options(
         self, key: str, arguments: Mapping[str, Any], known: Sequence[Boundary | None]
@@ -198,8 +193,7 @@ class FieldTask(Task):
 
     def optimizer(self, model: nn.Module) -> tuple[Optimizer, LRScheduler]:
         """Return AdamW or Muon, and the schedule."""
-        t = self.training
-        return optimizer_and_schedule(t.optimizer, model, t.learning_rate, t.weight_decay, t.epochs)
+        return optimizer_and_schedule(self.training.optimizer, model, self.training)
 
     def sample(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the fields of a batch, turned, perturbed and normalised."""
@@ -215,9 +209,23 @@ class FieldTask(Task):
         return value
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Return the mean loss of true inputs over the samples and channels to validate on."""
-        tests = list(self._tests.values())
-        return {"validation_error": validation_error(model, self.processor, tests, self.loss, self.device)}
+        """Return the mean loss of true inputs over the samples and channels to validate on.
+
+        The model is in evaluation mode and in single precision, as it will be used. Each rank takes its share
+        of the batches, and all get the same number.
+        """
+        n_ranks, rank = ranks()
+        model.eval()
+        self.processor.train()  # which normalises y too
+        total, terms = 0.0, 0
+        with torch.no_grad():
+            for loader in self._tests.values():
+                for batch in islice(loader, rank, None, n_ranks):
+                    sample = self.processor.preprocess(batch)
+                    total += self.loss(model(sample["x"]), sample["y"]).item()
+                    terms += sample["y"].shape[0] * sample["y"].shape[1]
+        total, terms = sum_numbers(total, terms, device=self.device)  # type: ignore[assignment]
+        return {"validation_error": total / terms}
 
     def generators(self) -> dict[str, State]:
         """Return the sources of random numbers, that of the perturbation too."""
@@ -260,36 +268,6 @@ class FieldTask(Task):
         }
 
 
-def validation_error(
-    model: nn.Module,
-    processor: FieldProcessor,
-    loaders: Sequence[Iterable[dict[str, Tensor]]],
-    loss: Callable[[Tensor, Tensor], Tensor],
-    device: str = "cpu",
-) -> float:
-    """Return the mean of a loss over the samples and channels of some loaders, in normalised units.
-
-    The model is in evaluation mode and in single precision, as it will be used, and afterwards in its mode
-    before. Of several ranks each takes its share of the batches, and all get the same number.
-    """
-    n_ranks, rank = ranks()
-    modes = model.training, processor.training
-    model.eval()
-    processor.train()  # which normalises y too
-    total, terms = 0.0, 0
-    with torch.no_grad():
-        for loader in loaders:
-            for i, batch in enumerate(loader):
-                if i % n_ranks == rank:
-                    sample = processor.preprocess(batch)
-                    total += loss(model(sample["x"]), sample["y"]).item()
-                    terms += sample["y"].shape[0] * sample["y"].shape[1]
-    model.train(modes[0])
-    processor.train(modes[1])
-    total, terms = sum_numbers(total, terms, device=device)  # type: ignore[assignment]
-    return total / terms
-
-
 def _keys(store: FieldStore, resolution: Any) -> list[str]:
     """Return the keys of one resolution, or of several that are mixed, in their order."""
     asked = resolution.resolutions if isinstance(resolution, Mixed) else [resolution]
@@ -299,19 +277,14 @@ def _keys(store: FieldStore, resolution: Any) -> list[str]:
     return keys
 
 
-def _drawn(loader: DataLoader[Any], keys: Sequence[str]) -> dict[str, int]:
-    """Return how many samples of each resolution an epoch has."""
-    sampler = loader.batch_sampler
-    if isinstance(sampler, ResolutionBatchSampler):
-        return dict(zip(keys, sampler.drawn, strict=True))
-    return {keys[0]: len(loader.dataset)}  # type: ignore[arg-type]
-
-
 def _normalised_boundary(
     grid: Grid, known: Sequence[Boundary | None], processor: FieldProcessor
 ) -> list[float | None] | None:
     """Return the value of each output at all ends of axes that are not periodic, normalised, where known."""
-    values = [_common_end(grid, boundary) for boundary in known]
+    known_ends = [ends_by_axis(grid, boundary) for boundary in known]
+    names = [axis.name for axis in grid if not axis.periodic]
+    each = [{end for name in names for end in ends.get(name, (None, None))} for ends in known_ends]
+    values = [ends.pop() if len(ends) == 1 else None for ends in each]
     if all(value is None for value in values):
         return None
     ones, mode = [1] * grid.n_dim, processor.training
@@ -323,10 +296,3 @@ def _normalised_boundary(
         number if value is not None and math.isfinite(number) else None
         for value, number in zip(values, normalised.flatten().tolist(), strict=True)
     ]
-
-
-def _common_end(grid: Grid, boundary: Boundary | None) -> float | None:
-    """Return the value that a field has at all ends, if it is known to have one."""
-    ends = ends_by_axis(grid, boundary)
-    values = {value for axis in grid if not axis.periodic for value in ends.get(axis.name, (None, None))}
-    return values.pop() if len(values) == 1 else None

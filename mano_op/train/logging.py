@@ -54,12 +54,12 @@ def opened_logs(
     with ExitStack() as stack:
         opened: list[Log] = []
         for log in logs:
-            if log == "tensorboard":
-                opened.append(stack.enter_context(_tensorboard(Path(folder), epochs)))
-            elif log == "wandb":
-                opened.append(stack.enter_context(_weights_and_biases(Path(folder), settings)))
-            elif callable(log):
+            if callable(log):
                 opened.append(log)
+            elif log == "tensorboard":
+                opened.append(_tensorboard(stack, Path(folder), epochs))
+            else:
+                opened.append(_weights_and_biases(stack, Path(folder), settings))
 
         def call(epoch: int, metrics: Mapping[str, float]) -> None:
             for log in opened:
@@ -68,26 +68,21 @@ def opened_logs(
         yield call
 
 
-@contextmanager
-def _tensorboard(folder: Path, epochs: int) -> Iterator[Log]:
+def _tensorboard(stack: ExitStack, folder: Path, epochs: int) -> Log:
     writer = _package("tensorboard").SummaryWriter(str(folder / "tensorboard"), purge_step=epochs + 1)
+    stack.callback(writer.close)
 
     def log(epoch: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
             writer.add_scalar(name, value, epoch)
         writer.flush()
 
-    try:
-        yield log
-    finally:
-        writer.close()
+    return log
 
 
-@contextmanager
-def _weights_and_biases(folder: Path, settings: Mapping[str, Any]) -> Iterator[Log]:
+def _weights_and_biases(stack: ExitStack, folder: Path, settings: Mapping[str, Any]) -> Log:
     wandb = _package("wandb")
-    begins = wandb.run is None
-    if begins:
+    if wandb.run is None:
         try:
             wandb.init(name=folder.name, config=dict(settings))
         except wandb.Error as error:
@@ -95,11 +90,8 @@ def _weights_and_biases(folder: Path, settings: Mapping[str, Any]) -> Iterator[L
                 f"log='wandb', but Weights & Biases begins no run ({error}): log in by `wandb login`, or set "
                 "the environment variable WANDB_MODE=offline"
             ) from error
-    try:
-        yield lambda epoch, metrics: wandb.log({"epoch": epoch, **metrics})
-    finally:
-        if begins:
-            wandb.finish()
+        stack.callback(wandb.finish)
+    return lambda epoch, metrics: wandb.log({"epoch": epoch, **metrics})
 
 
 def _package(log: str) -> Any:

@@ -15,7 +15,15 @@ from tqdm import tqdm
 from mano_op.data.jobs import only_writer
 from mano_op.errors import InputError
 from mano_op.runs import Run, load_run, save_run
-from mano_op.train.checkpoint import Checkpoint, Progress, compute_versions
+from mano_op.train.checkpoint import (
+    COMPUTE,
+    UNCOMPARED,
+    Best,
+    Checkpoint,
+    Progress,
+    check_finished,
+    check_out,
+)
 from mano_op.train.distributed import (
     check_all_have,
     copy_from_first,
@@ -24,10 +32,8 @@ from mano_op.train.distributed import (
     sum_numbers,
     wait_for_all,
 )
-from mano_op.train.folder import UNCOMPARED, check_finished, check_out
 from mano_op.train.logging import Log, opened_logs
 from mano_op.train.precision import autocast, scaler_for
-from mano_op.train.stopping import Best
 from mano_op.train.task import Task, plain
 
 
@@ -44,11 +50,8 @@ class Diverged(InputError):
 def train(task: Task, out: str | Path, *, resume: bool = False, overwrite: bool = False) -> Run:
     r"""Train the model of a task, and keep it as a run.
 
-    A step follows the gradient of the loss that is summed over the samples of `accumulate` batches, shortened
-    to the norm `clip`. The learning rate changes after each epoch. The loss is in single precision.
-
-    The same call with ``resume=True`` continues an interrupted training: on a CPU its numbers are those of an
-    uninterrupted one to the last bit.
+    A step follows the gradient of the loss, in single precision, that is summed over the samples of
+    `accumulate` batches, shortened to the norm `clip`. The learning rate changes after each epoch.
 
     Started by ``torchrun``, or in a process group, all processes train one model, and the first one writes.
     Each takes its part of every batch, and a step is that of one process with the whole batch. Where samples
@@ -62,8 +65,8 @@ def train(task: Task, out: str | Path, *, resume: bool = False, overwrite: bool 
         Folder for the run; see `mano_op.runs`.
     resume : bool
         Whether to continue from the checkpoint in `out`, given the same options; `device`, `log`,
-        `checkpoint_every` and `progress` may be others. Without a checkpoint the training begins. A finished
-        run is read and returned.
+        `checkpoint_every` and `progress` may be others. On a CPU the numbers are those of an uninterrupted
+        training to the last bit. Without a checkpoint it begins. A finished run is read and returned.
     overwrite : bool
         Whether a run or a checkpoint in `out` may be replaced. A run is there until the new one is whole.
 
@@ -85,8 +88,7 @@ def train(task: Task, out: str | Path, *, resume: bool = False, overwrite: bool 
     --------
     >>> import tempfile
     >>> from mano_op.problems import generate_darcy
-    >>> from mano_op.train.fields import FieldTask
-    >>> from mano_op.train.options import FieldOptions
+    >>> from mano_op.train import FieldOptions, FieldTask
     >>> folder = tempfile.mkdtemp()
     >>> store = generate_darcy(f"{folder}/darcy.zarr", [8], samples={"train": 8}, progress=False)
     >>> small = {"hidden_channels": 8, "n_layers": 1, "n_heads": 2}
@@ -102,7 +104,7 @@ def train(task: Task, out: str | Path, *, resume: bool = False, overwrite: bool 
     asked = {name: value for name, value in training.items() if name not in UNCOMPARED}
     asked |= plain({"arch": task.arch, "options": task.options})
     statistics = plain({"processor": task.processor.to_dict()})
-    versions = {"versions": compute_versions(training["machine"])}
+    versions = {"versions": {name: training["machine"]["versions"][name] for name in COMPUTE}}
     checkpoint = Checkpoint(out, asked | plain(task.fingerprint()) | versions | statistics)
 
     wait_for_all()

@@ -12,6 +12,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from mano_op.errors import InputError
+from mano_op.train.options import TrainOptions
 
 WARM_UP = 0.2  # of the epochs, of AdamW
 # A matrix with fewer rows or columns is a table of a few values more than a map between features.
@@ -27,9 +28,8 @@ class MuonAdamW(Optimizer):
 
     .. math:: W \leftarrow (1 - \eta \lambda) W - \eta\, U V^T, \qquad U S V^T = \text{momentum},
 
-    so that all directions of its features are learned at one pace. Biases, norms, position biases, stencils,
-    lifting and projection are AdamW's. Its learning rate is `learning_rate`, Muon's twice as much. A torch
-    without Muon, and a model without such matrices, are refused.
+    so that all directions of its features are learned at one pace. AdamW's learning rate is `learning_rate`,
+    Muon's twice as much. A torch without Muon, and a model without such matrices, are refused.
 
     References
     ----------
@@ -85,8 +85,7 @@ class MuonAdamW(Optimizer):
 
 def _split(parameters: Iterable[tuple[str, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
     """Return the matrices for Muon, and the other parameters."""
-    matrices: list[Tensor] = []
-    others: list[Tensor] = []
+    matrices, others = list[Tensor](), list[Tensor]()
     for name, parameter in parameters:
         outer = name.split(".")[0] in ("lifting", "projection")
         hidden = parameter.ndim == 2 and min(parameter.shape) >= LEAST_SIDE and not parameter.is_complex()
@@ -108,13 +107,7 @@ def warm_up_and_cosine(epochs: int, warm_up: float = 0.1) -> Callable[[int], flo
 
 
 def optimizer_and_schedule(
-    name: str,
-    model: nn.Module,
-    learning_rate: float,
-    weight_decay: float,
-    epochs: int,
-    *,
-    matrices_only: bool = False,
+    name: str, model: nn.Module, training: TrainOptions, *, matrices_only: bool = False
 ) -> tuple[Optimizer, LRScheduler]:
     """Return an optimiser, "adamw" or "muon", and its schedule, which is stepped once after every epoch.
 
@@ -123,20 +116,20 @@ def optimizer_and_schedule(
 
     Examples
     --------
-    >>> adamw, _ = optimizer_and_schedule("adamw", nn.Linear(1, 1), 1e-2, 0.1, epochs=5, matrices_only=True)
+    >>> training = TrainOptions(weight_decay=0.1)
+    >>> adamw, _ = optimizer_and_schedule("adamw", nn.Linear(1, 1), training, matrices_only=True)
     >>> [(len(group["params"]), group["weight_decay"]) for group in adamw.param_groups]
     [(1, 0.1), (1, 0.0)]
     """
+    learning_rate, weight_decay, epochs = training.learning_rate, training.weight_decay, training.epochs
     if name == "muon":
         muon = MuonAdamW(model, learning_rate, weight_decay)
         return muon, LambdaLR(muon, warm_up_and_cosine(epochs))
     parameters = _decayed(model, weight_decay) if matrices_only else model.parameters()
     adamw = AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
     # The last step is one more than there are changes of the rate.
-    warm_up = max(1, round(WARM_UP * epochs))
-    return adamw, OneCycleLR(
-        adamw, max_lr=learning_rate, total_steps=epochs + 1, pct_start=(warm_up + 1) / (epochs + 1)
-    )
+    rising, steps = max(1, round(WARM_UP * epochs)) + 1, epochs + 1
+    return adamw, OneCycleLR(adamw, max_lr=learning_rate, total_steps=steps, pct_start=rising / steps)
 
 
 def _decayed(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The options of a training, each declared once.
 
-The keywords of `mano_op.train.train_model` and `mano_op.vision.train_classifier`, the command line with its
-help, the record of a run and the fingerprint of a checkpoint are made from these classes.
+Keywords of `mano_op.train.train_model` and `mano_op.vision.train_classifier`, flags of the command line with
+their help, the record of a run and the fingerprint of a checkpoint are made from these classes.
 """
 
 from __future__ import annotations
@@ -33,14 +33,12 @@ _PART = number(
     "hold out: give 0.1, say",
     lambda value: 0 < value < 1,
 )
+_CROP = number("a part of the image, more than 0 and at most 1", lambda part: 0 < part <= 1)
 
 
 def _held_out(value: Any, name: str) -> Any:
     if value == "train":
-        raise InputError(
-            "validate='train', which is trained on: name another split, or hold out a part of it, "
-            "validate=0.1"
-        )
+        raise InputError("validate='train', which is trained on: name another split, or a part, validate=0.1")
     return value if value is None or isinstance(value, str) else _PART.function(value, name)
 
 
@@ -48,10 +46,8 @@ def _resolution(value: Any, name: str) -> Any:
     """Return a mixture for the mapping that a run records of it, or for a list of keys."""
     if isinstance(value, Mapping):
         if "resolutions" not in value or not set(value) <= {"resolutions", "ratios", "batch_size"}:
-            raise InputError(
-                f"{name}={value!r}, expected 'resolutions', and where needed 'ratios' and 'batch_size', as "
-                "Mixed takes them"
-            )
+            expected = "'resolutions', and where needed 'ratios' and 'batch_size', as Mixed takes them"
+            raise InputError(f"{name}={value!r}, expected {expected}")
         return Mixed(**value)
     if isinstance(value, list | tuple) and value and all(isinstance(each, str) for each in value):
         return Mixed(value)
@@ -91,8 +87,8 @@ class TrainOptions:
     patience : int, optional
         Stop after so many epochs without a lower validation error. The learning rate falls as for all epochs.
     log : {"tensorboard", "wandb"} or callable, or list of these, optional
-        Where each epoch's numbers go. A function is called with the epoch and a dictionary of them: the
-        history's and "learning_rate". See `mano_op.train.logging`.
+        Where each epoch's numbers go; a function gets the epoch and a dictionary of the history's numbers and
+        "learning_rate". See `mano_op.train.logging`.
     checkpoint_every : int
         Epochs from one checkpoint to the next, the last epoch having one too; 0 for none. The checkpoint lies
         in the run's folder, and is gone when the run is written.
@@ -146,13 +142,13 @@ class FieldOptions(TrainOptions):
     loss : {"l2", "h1"}
         The relative error that is minimised; see `mano_op.train.objective.training_loss`.
     optimizer : {"adamw", "muon"}
-        "muon" is Muon for the hidden matrices and AdamW for the rest (`mano_op.train.optimizer`), with a
-        learning rate that rises in the first tenth of the epochs.
+        "muon" is Muon for hidden matrices, AdamW for the rest (`mano_op.train.optimizer`); its learning rate
+        rises in the first tenth of the epochs.
     symmetries : sequence of {"transpose", "reflect"}
         Symmetries of the problem, by which each batch is turned at random; see `mano_op.train.symmetry`.
     noise : float
-        Of models with `time_steps`: the standard deviation of the noise that is added, in training, to the
-        inputs that vary in time, in units of their own; see `mano_op.train.perturbation`.
+        Of models with `time_steps`: the standard deviation of the noise that training adds to the inputs that
+        vary in time, in units of their own; see `mano_op.train.perturbation`.
     pushforward : int
         Of models with ``time_steps=(steps_in, 1)``: training samples are first stepped on by the model
         itself, without gradients, 0 to so many times, drawn anew for each.
@@ -198,9 +194,7 @@ class Augmentation:
         :math:`\lambda \sim \mathrm{Beta}(\alpha, \alpha)` drawn for each batch. 0 mixes nothing.
     """
 
-    crop: Annotated[float, number("a part of the image, more than 0 and at most 1", lambda a: 0 < a <= 1)] = (
-        1.0
-    )
+    crop: Annotated[float, _CROP] = 1.0
     shift: Whole = 0
     flip: Flag = False
     mixup: NonNegative = 0.0

@@ -1,15 +1,10 @@
 r"""Perturbed inputs in training, as those of a rollout are: noise, and the model's own steps.
 
-A model that steps a field in time is trained on true fields, and in a rollout is given its own, with errors
-that it has never seen, which may grow from step to step. Two remedies of the literature also train the step
-from :math:`u^k + \varepsilon` to the true :math:`u^{k+1}` (Brandstetter et al. [1]_, equation 7):
-
-* noise, :math:`\varepsilon \sim N(0, \sigma^2)` at each point (Sanchez-Gonzalez et al. [2]_);
-* the "pushforward trick", :math:`u^k + \varepsilon = A(u^{k-1})`: the model's own step A from the field
-  before, or several, through which no gradient is taken.
-
-Some samples keep their true fields: otherwise only :math:`A(A(u))` is learned, :math:`A(u)` may be anything.
-The data processor perturbs the inputs, in training mode only, so neuraloperator's Trainer can use it too.
+A model that steps a field in time is trained on true fields, and in a rollout takes its own, whose errors may
+grow from step to step. Two remedies train the step from :math:`u^k + \varepsilon` to the true
+:math:`u^{k+1}` as well (Brandstetter et al. [1]_, equation 7): noise, :math:`\varepsilon \sim N(0, \sigma^2)`
+at each point (Sanchez-Gonzalez et al. [2]_), and the "pushforward trick",
+:math:`u^k + \varepsilon = A(u^{k-1})`, one or several steps A of the model, without their gradient.
 
 References
 ----------
@@ -52,21 +47,19 @@ def check_perturbation(processor: FieldProcessor, noise: float, pushforward: int
 class PerturbedInputs(Processor):
     r"""A data processor that, in training, gives the model inputs as they are in a rollout.
 
-    In evaluation it is `processor`. In training the model first steps the n-th sample on
-    :math:`d_n` times, without gradients: the input becomes the model's own field of that time, ``y`` the
-    truth of the time after. :math:`d_n` is uniform on :math:`0, \dots, p`, p being `pushforward`. The mean
-    loss is
+    In evaluation it is `processor`. In training the model first steps the n-th sample on :math:`d_n` times,
+    without gradients: the input becomes its own field of that time, ``y`` the truth of the time after.
+    :math:`d_n` is uniform on :math:`0, \dots, p`, p being `pushforward`: if all were stepped on, only
+    :math:`A(A(u))` would be learned. The mean loss is
 
     .. math:: \frac{1}{p + 1} \sum_{d=0}^{p} L\bigl(A(A^d(u^k)), u^{k+d+1}\bigr),
 
-    with gradients of the outer A alone: for p = 1 half the sum of the one-step loss and the stability loss of
-    Brandstetter et al., whose code draws d for each batch, not for each sample.
+    with gradients of the outer A alone. (The code of Brandstetter et al. draws d for each batch.)
 
     Then :math:`\sigma \epsilon`, with :math:`\epsilon \sim N(0, 1)` at each point and channel, is added to
     the normalised inputs that vary in time; the others are exact in a rollout too.
 
-    Draws for the n-th sample follow from `seed` and n alone, whatever the batches and the device; of several
-    processes each has every n-th sample, as from `mano_op.data.sampler.ResolutionBatchSampler`.
+    Draws for the n-th sample follow from `seed` and n alone, whatever the batches, processes and the device.
 
     Parameters
     ----------
@@ -88,8 +81,8 @@ class PerturbedInputs(Processor):
 
     Examples
     --------
-    A model that doubles a field, stepped from the true 1. Some samples are as they were; of the others the
-    input is the model's 2, and the truth is that of the time after:
+    A model that doubles a field: some samples are stepped from the true 1 to 2, with the truth of the time
+    after.
 
     >>> unit = {"mean": 0.0, "std": 1.0}
     >>> class Double(nn.Module):
@@ -134,13 +127,14 @@ class PerturbedInputs(Processor):
             return self.processor.preprocess(data_dict, batched, step)
         if not batched or step is not None:
             raise InputError(
-                f"batched={batched}, step={step} in training; expected a batch, and no rollout: call eval() "
-                "first"
+                f"batched={batched}, step={step} in training, expected a batch, and no rollout: call eval()"
             )
         data = self._moved(data_dict, self.device)
         n_ranks, rank = ranks()
         n = len(data["x"])
-        draws = [self._draw(self.seen + rank + n_ranks * i) for i in range(n)]
+        # Streams apart from those of samplers.
+        keys = [(2, self.seen + rank + n_ranks * i) for i in range(n)]
+        draws = [np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key)) for key in keys]
         self.seen += n_ranks * n
         if self.pushforward:
             steps = torch.tensor([int(draw.integers(self.pushforward + 1)) for draw in draws])
@@ -156,10 +150,6 @@ class PerturbedInputs(Processor):
         """Return the model's output as the loss takes it; see `FieldProcessor.postprocess`."""
         return self.processor.postprocess(output, data_dict, step)
 
-    def _draw(self, number: int) -> np.random.Generator:
-        """Return the random numbers of a sample, a stream apart from those of samplers."""
-        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(2, number)))
-
     def _pushed(self, data: dict[str, Any], steps: Tensor) -> dict[str, Any]:
         """Return each sample after some steps of the model, with the truth of the time after."""
         n, times = len(self.processor.outputs), self.pushforward + 1
@@ -170,7 +160,7 @@ class PerturbedInputs(Processor):
                 f"channels, {', '.join(self.processor.outputs)} of {times} times: "
                 f"field_loaders(..., pushforward={self.pushforward})"
             )
-        rest = {name: value for name, value in data.items() if name not in ("x", "y")}
+        rest = {name: data[name] for name in data.keys() - {"x", "y"}}
         with torch.no_grad():
             for step in range(self.pushforward):
                 rows = (steps > step).nonzero().flatten()

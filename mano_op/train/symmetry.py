@@ -45,12 +45,9 @@ class Symmetries:
         generator: torch.Generator,
     ) -> None:
         self._grid, self._generator, self._reflects = grid, generator, "reflect" in names
-        alike = [[_shape(axis) == _shape(other) for other in grid] for axis in grid]
-        self._orders = [
-            order
-            for order in permutations(range(grid.n_dim))
-            if "transpose" in names and all(alike[i][j] for i, j in enumerate(order))
-        ] or [tuple(range(grid.n_dim))]
+        shapes = [(axis.n, axis.start, axis.stop, axis.registration, axis.periodic) for axis in grid]
+        orders = permutations(range(grid.n_dim)) if "transpose" in names else [tuple(range(grid.n_dim))]
+        self._orders = [order for order in orders if [shapes[i] for i in order] == shapes]
         if "transpose" in names and len(self._orders) == 1:
             raise InputError(
                 f"symmetries={list(names)}, but no two axes of ({grid}) are alike: leave out 'transpose'"
@@ -79,10 +76,6 @@ class Symmetries:
                 if turned[dim - 2]:
                     x, y = _mirrored(x, dim, axis, None), _mirrored(y, dim, axis, first)
         return x, y
-
-
-def _shape(axis: Axis) -> tuple[object, ...]:
-    return axis.n, axis.start, axis.stop, axis.registration, axis.periodic
 
 
 def _mirrored(field: Tensor, dim: int, axis: Axis, first: Sequence[float] | None) -> Tensor:

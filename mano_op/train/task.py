@@ -29,9 +29,8 @@ State = tuple[Callable[[], Any], Callable[[Any], object]]
 class Task(ABC):
     """A model of neuraloperator's registry to train on some data.
 
-    A subclass sets what is declared here: the model's constructor `options`, the `processor` between physical
-    units and the model's, the `loader` of training batches, a `title` for people, and whether there are
-    samples to validate on.
+    A subclass sets the model's constructor `options`, the `processor` between physical units and the model's,
+    the `loader` of training batches, a `title` for people, and whether there are samples to validate on.
     """
 
     kind: ClassVar[str]
@@ -164,7 +163,7 @@ def model_options(
         json.dumps(options, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"options={options} cannot be kept with the run ({error}); use plain values"
+            f"options={options} cannot be kept in run.json ({error}): give plain values"
         ) from error
     return options
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from mano_op.card import markdown_table
 from mano_op.errors import InputError
 from mano_op.files import write_file
 from mano_op.transfer.metrics import METRIC_NAMES
@@ -46,16 +47,12 @@ def table(judged: xr.Dataset) -> str:
     intervals. Notes follow, on errors that are not finite and grids that do not nest.
     """
     check_summary(judged, "table")
-    cells = [[cell.replace("|", r"\|") for cell in row] for row in error_rows(judged)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
-    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
     name = metric_name(judged.attrs["metric"])
     about = (
         f"{name[:1].upper()}{name[1:]} error in %, mean over {judged.attrs['samples']} samples of the split "
         f"{judged.attrs['split']!r} [95 % interval]."
     )
-    return "\n".join([*lines, "", about, *notes(judged)])
+    return "\n".join([*markdown_table(error_rows(judged)), "", about, *notes(judged)])
 
 
 def error_rows(judged: xr.Dataset) -> list[list[str]]:

@@ -33,10 +33,7 @@ class _Classifier(DataModel, name="_transformers_classifier"):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
-        """Map images ``(batch, in_channels, h, w)`` to logits, ``(batch, n_classes)``.
-
-        Other entries of a sample are ignored.
-        """
+        """Map images ``(batch, in_channels, h, w)`` to logits, ``(batch, n_classes)``."""
         self._check_field(x, "height, width", self.head.weight.dtype)
         logits: Tensor = self.head(self._features(x))
         return logits
@@ -95,7 +92,7 @@ class ViTClassifier(_Classifier, name="ViT_classifier"):
         )
         self._set(config, transformers.ViTModel(theirs, add_pooling_layer=False), config.embed_dim)
 
-    def _features(self, x: Tensor) -> Tensor:
+    def _features(self, x: Tensor) -> Any:
         """Return the class token; images that patches do not tile, or positions not fit, are refused."""
         size, p = tuple(x.shape[2:]), self.patch_size
         other = size != self.image_size
@@ -104,8 +101,7 @@ class ViTClassifier(_Classifier, name="ViT_classifier"):
                 f"images of {size[0]} x {size[1]} for image_size={self.image_size} and patch_size={p}: give "
                 "images whose sides are multiples of patch_size, or of image_size itself if it is not square"
             )
-        tokens: Tensor = self.backbone(x, interpolate_pos_encoding=other).last_hidden_state
-        return tokens[:, 0]
+        return self.backbone(x, interpolate_pos_encoding=other).last_hidden_state[:, 0]
 
 
 class SwinClassifier(_Classifier, name="Swin_classifier"):
@@ -149,16 +145,14 @@ class SwinClassifier(_Classifier, name="Swin_classifier"):
             initializer_range=_STD,
         )
         backbone = transformers.Swinv2Model(theirs)
-        for stage in backbone.encoder.layers:
-            for block in stage.blocks:
-                nn.init.zeros_(block.layernorm_before.weight)
-                nn.init.zeros_(block.layernorm_after.weight)
+        for name, parameter in backbone.named_parameters():
+            if name.endswith(("layernorm_before.weight", "layernorm_after.weight")):
+                nn.init.zeros_(parameter)
         self._set(config, backbone, backbone.num_features)
 
-    def _features(self, x: Tensor) -> Tensor:
+    def _features(self, x: Tensor) -> Any:
         """Return the mean of the normalised features."""
-        features: Tensor = self.backbone(x).pooler_output
-        return features
+        return self.backbone(x).pooler_output
 
     @classmethod
     def tiny(cls, in_channels: int = 3, n_classes: int = 1000, **options: Any) -> Self:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -23,12 +22,11 @@ from mano_op.models.coordinates import grid_points, with_coordinates
 from mano_op.models.data_model import DataModel
 from mano_op.options import with_fields_of
 from mano_op.vision.options import MANOOptions, Size, height_width
-from mano_op.vision.stages import PatchEmbedding, PatchMerging, SwinBlock, per_stage
+from mano_op.vision.stages import PatchEmbedding, PatchMerging, SwinBlock, normalised, per_stage
 
 # Pixels, of all images, that are done at a time where no gradient is recorded.
 _TILE = 2**14
-# An image is a grid of cells that wraps nowhere.
-_CELLS: tuple[Literal["cell"], tuple[bool, bool]] = ("cell", (False, False))
+_CELLS: tuple[Literal["cell"], tuple[bool, bool]] = "cell", (False, False)  # of images, which wrap nowhere
 
 
 class MANOClassifier(DataModel, name="MANO_classifier"):
@@ -60,10 +58,8 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
     -----
     Images may have any size. Patches that the image's end cuts are completed, and windows that it cuts have
     fewer keys. Swin attends to zeros there: with its weights the two agree where the points of each stage are
-    a multiple of the window, or, for a square `image_size`, fewer than a window.
-
-    A larger image has more patches, not larger ones: without `anchored`, lengths count in pixels. Better
-    resize images of one scene to the resolution of the training first.
+    a multiple of the window, or, for a square `image_size`, fewer than a window. Without `anchored`, lengths
+    count in pixels: better resize images of one scene to the resolution of the training first.
 
     Examples
     --------
@@ -81,8 +77,8 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
     def __init__(self, in_channels: int = 3, n_classes: int = 1000, **options: Any) -> None:
         super().__init__()
         config = MANOOptions(in_channels=in_channels, n_classes=n_classes, **options)
-        size, window = height_width(config.image_size), config.window
-        n_stages, n_blocks = len(config.depths), sum(config.depths)
+        size, window, n_stages = height_width(config.image_size), config.window, len(config.depths)
+        n_blocks = sum(config.depths)
         drops = [config.drop_path * i / max(1, n_blocks - 1) for i in range(n_blocks)]
         self.in_channels, self.n_classes, self.n_dim = in_channels, n_classes, 2
         self.image_size, self.anchored, self.checkpointed = size, config.anchored, config.checkpointed
@@ -104,10 +100,9 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
             # Swin cuts the window to the stage, and counts offsets in the cut window.
             bias_window = tuple(bias_windows[s] or min(window, n) for n in grids[s])
             stage = nn.ModuleList()
+            shape: dict[str, Any] = {"window": window, "halo": config.halo, "n_levels": n_levels[s]}
             for i in range(config.depths[s]):
-                shift = window // 2 if config.shifted and i % 2 else 0
-                shape: dict[str, Any] = {"window": window, "halo": config.halo, "shift": shift}
-                shape["n_levels"] = n_levels[s]
+                shape["shift"] = window // 2 if config.shifted and i % 2 else 0
                 if operator:
                     attention = MultipoleAttention(channels, n_heads[s], registration="cell", **shape)
                 else:
@@ -155,10 +150,7 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
 
     def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
         """Map images ``(batch, in_channels, height, width)`` to logits, ``(batch, n_classes)``."""
-        self._check_field(x, "height, width", self.head.weight.dtype)
-        shape = tuple(x.shape[2:])
-        if self.anchored and shape != self.image_size:
-            place = anchoring(shape, self.image_size, *_CELLS)
+        if place := self._place(x):
             points = math.prod(place.working.shape)
             parts = self._tiles(x, place, points if torch.is_grad_enabled() else _TILE // max(1, len(x)))
             pooled = torch.stack([part.sum((2, 3)) for part in parts]).sum(0) / points
@@ -173,12 +165,15 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         Shapes are ``(batch, feature_channels[s], ceil(height / feature_strides[s]), ...)``. With `anchored`
         there is one, of the size of the image, or of `image_size` if that is larger.
         """
+        place = self._place(x)
+        return self._tiles(x, place, math.prod(place.working.shape)) if place else self._features(x)
+
+    def _place(self, x: Tensor) -> Anchoring | None:
+        """Return where an image of another size lies in an anchored network; refuse what is no image."""
         self._check_field(x, "height, width", self.head.weight.dtype)
         shape = tuple(x.shape[2:])
-        if self.anchored and shape != self.image_size:
-            place = anchoring(shape, self.image_size, *_CELLS)
-            return self._tiles(x, place, math.prod(place.working.shape))
-        return self._features(x)
+        other = self.anchored and shape != self.image_size
+        return anchoring(shape, self.image_size, *_CELLS) if other else None
 
     def _features(self, x: Tensor) -> list[Tensor]:
         """Return the fields at the end of each stage."""
@@ -190,8 +185,7 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
                 again = self.checkpointed and torch.is_grad_enabled()
                 x = checkpoint(block, x, use_reentrant=False) if again else block(x)
             fields.append(x)
-        fields[-1] = self._normalised(x)
-        return fields
+        return [*fields[:-1], normalised(x, self.norm)]
 
     def _tiles(self, x: Tensor, place: Anchoring, most: int) -> list[Tensor]:
         """Return the last features at the points of the finer grid of image and reference, in tiles."""
@@ -204,17 +198,14 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
             anchors, of_block = block.on_reference(anchors)
             sources.append(of_block)
         if not place.refines:
-            return [self._normalised(anchors)]
+            return [normalised(anchors, self.norm)]
         parts = []
         for tile in place.tiles(most):
             fine = self.patches(self._located(tile.smooth(x), tile.points))
             for block, of_block in zip(blocks, sources, strict=True):
                 fine = block.between(fine, of_block, tile)
-            parts.append(self._normalised(fine))
+            parts.append(normalised(fine, self.norm))
         return parts
-
-    def _normalised(self, x: Tensor) -> Tensor:
-        return rearrange(self.norm(rearrange(x, "b c h w -> b h w c")), "b h w c -> b c h w")
 
     def _located(self, x: Tensor, points: Sequence[Tensor]) -> Tensor:
         return x if self.positional_embedding is None else with_coordinates(x, points, (False, False))

@@ -57,16 +57,14 @@ def decode(image: Encoded, name: str, channels: int, convert: bool = True) -> Te
     Traceback (most recent call last):
     ...
     mano_op.errors.InputError: three cannot be read as an image (...): copy it again if it was cut short, make
-    it smaller if it is too large to be safe, or leave it out
+    it smaller if it is too large, or leave it out
     """
     with _opened(image, name) as opened:
         problem = ""
         if opened.mode.startswith(_DEEP):
             problem = f"has the mode {opened.mode}, more than 8 bits per channel: save it with 8 bits"
         elif channels == 1 and not convert and not _is_grey(opened):
-            problem = (
-                "is in colour, the first training image is grey: give in_channels=3, or 1 to convert all"
-            )
+            problem = "is in colour, the first training image is grey: give in_channels=3, or 1 for all"
         if problem:
             raise InputError(f"{name} {problem}")
         opened = require("PIL.ImageOps").exif_transpose(opened)
@@ -90,9 +88,7 @@ def _opened(image: Encoded, name: str) -> Iterator[Any]:
     pillow = require("PIL.Image")
     stored: Mapping[str, Any] = {"path": image} if isinstance(image, Path) else image or {}
     content, path = stored.get("bytes"), stored.get("path")
-    remedy = (
-        "copy it again if it was cut short, make it smaller if it is too large to be safe, or leave it out"
-    )
+    remedy = "copy it again if it was cut short, make it smaller if it is too large, or leave it out"
     with as_input_error(f"{name} cannot be read as an image", remedy), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about odd metadata, which is not used
         warnings.simplefilter("error", pillow.DecompressionBombWarning)

@@ -15,7 +15,9 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mano_op.card import markdown_table
 from mano_op.errors import InputError, check_whole
+from mano_op.registry import evaluating
 from mano_op.runs import Run
 from mano_op.train.precision import check_device
 from mano_op.train.task import plain
@@ -83,9 +85,7 @@ class ClassMetrics:
 def class_metrics(
     model: nn.Module, processor: ImageProcessor, batches: Iterable[Mapping[str, Any]], device: str = "cpu"
 ) -> ClassMetrics:
-    """Apply a classifier in evaluation mode to batches of images ``x`` and labels ``y``.
-
-    All modes are restored, also after an error.
+    """Apply a classifier in evaluation mode to batches of images ``x`` and labels ``y``; modes are restored.
 
     Examples
     --------
@@ -94,25 +94,18 @@ def class_metrics(
     >>> class_metrics(nn.Flatten(), processor, [batch]).ranks
     tensor([0, 1])
     """
-    modes = [(module, module.training) for part in (model, processor) for module in part.modules()]
     labels, ranks, losses = [], [], []
-    try:
-        model.eval()
-        processor.to(device).eval()
-        with torch.no_grad():
-            for batch in batches:
-                logits = model(processor.preprocess(batch)["x"]).cpu().double()
-                y = batch["y"].cpu()
-                own = logits.gather(1, y[:, None])
-                earlier = torch.arange(logits.shape[1])[None] < y[:, None]
-                rank = ((logits > own) | ((logits == own) & earlier)).sum(1)
-                # A logit that is NaN is no answer.
-                ranks.append(torch.where(logits.isfinite().all(1), rank, logits.shape[1]))
-                losses.append(F.cross_entropy(logits, y, reduction="none"))
-                labels.append(y)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(model, processor.to(device)):
+        for batch in batches:
+            logits = model(processor.preprocess(batch)["x"]).cpu().double()
+            y = batch["y"].cpu()
+            own = logits.gather(1, y[:, None])
+            earlier = torch.arange(logits.shape[1])[None] < y[:, None]
+            rank = ((logits > own) | ((logits == own) & earlier)).sum(1)
+            # A logit that is NaN is no answer.
+            ranks.append(torch.where(logits.isfinite().all(1), rank, logits.shape[1]))
+            losses.append(F.cross_entropy(logits, y, reduction="none"))
+            labels.append(y)
     if not labels:
         raise InputError("there are no images to evaluate: give some")
     return ClassMetrics(torch.cat(labels), torch.cat(ranks), torch.cat(losses))
@@ -128,9 +121,6 @@ class SizeResult:
         Height and width of the images.
     how : {"direct", "resized"}
         Whether the model got the images themselves, or resized to the size of its training.
-    images : int
-    accuracy, interval, cross_entropy, by_class
-        See `ClassMetrics`.
     top5 : float, optional
         Fraction of images whose class was among the five highest logits, for more than five classes.
     """
@@ -151,8 +141,6 @@ class Evaluation:
 
     Attributes
     ----------
-    arch, source, split : str
-    trained_at : (int, int)
     rows : tuple of SizeResult
         The size of the training first; for every other size "direct" and then "resized".
     used : {"training", "validation"}, optional
@@ -177,8 +165,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as JSON types."""
-        evaluation: dict[str, Any] = plain(asdict(self))
-        return evaluation
+        return dict(plain(asdict(self)))
 
     def table(self) -> str:
         """Format the rows as a Markdown table.
@@ -202,14 +189,11 @@ class Evaluation:
             accuracy = "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * p for p in (row.accuracy, *row.interval)))
             top5 = [f"{100 * (row.top5 or 0):.1f}"] * five
             cells.append([_by(row.size), how, accuracy, *top5, f"{row.cross_entropy:.4f}"])
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in cells]
-        lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
         about = (
             f"{self.arch} on {self.rows[0].images} images of the split {self.split!r} of {self.source}: "
             "accuracy in % [95 % interval, of the images alone], cross-entropy in nats."
         )
-        return "\n".join([*lines, "", about + _USED.get(self.used or "", "")])
+        return "\n".join([*markdown_table(cells), "", about + _USED.get(self.used or "", "")])
 
 
 def evaluate_classifier(
@@ -234,10 +218,9 @@ def evaluate_classifier(
     images : str, path or Images
         A source, opened with the size, channels and parts of the training, but for splits that it has itself;
         or opened images.
-    split : str
     sizes : sequence of int or (int, int), optional
         Sizes beside that of the training.
-    device : str
+    split, device : str
     batch_size, num_workers : int
         Of images, and processes that decode them.
     progress : bool
@@ -264,8 +247,7 @@ def evaluate_classifier(
     check_device(device)
     home, origin = run.image_size, run.training.get("images")
     if not isinstance(images, Images):
-        like = origin if isinstance(origin, dict) else None
-        images = open_images(images, image_size=home, in_channels=run.processor.channels, like=like)
+        images = open_images(images, image_size=home, in_channels=run.processor.channels, like=origin)
     data = images[split]
     _check_images(run, images, split)
     cases = [(home, "direct", data.at(home))]
@@ -273,18 +255,17 @@ def evaluate_classifier(
         if size != home:
             cases += [(size, "direct", data.at(size)), (size, "resized", data.at(size, resized_to=home))]
     rows = []
-    model = run.model.to(device)
     try:
+        run.model.to(device)
         for size, how, case in cases:
             batches = image_loader(case, batch_size, num_workers=num_workers)
             bar = tqdm(batches, desc=f"{_by(size)} {how}", unit="batch", disable=not progress)
             rows.append(_result(run, bar, size, how, device))
     finally:
-        model.cpu()
+        run.model.cpu()
         run.processor.cpu()
-    used = None
-    if origin == images.origin and split in ("train", run.training.get("validate")):
-        used = "training" if split == "train" else "validation"
+    uses = {run.training.get("validate"): "validation", "train": "training"}
+    used = uses.get(split) if origin == images.origin else None
     return Evaluation(run.arch, images.source, split, home, tuple(rows), used)
 
 
@@ -301,27 +282,25 @@ def _result(run: Run, batches: Any, size: tuple[int, int], how: str, device: str
 
 def _check_images(run: Run, images: Images, split: str) -> None:
     """Refuse images of other classes, and a split that may contain images of the training."""
-    origin, own, problem = run.training.get("images"), images.origin, ""
-    if images.classes != run.classes:
-        pairs = enumerate(zip_longest(images.classes, run.classes))
-        label, (theirs, ours) = next((label, pair) for label, pair in pairs if pair[0] != pair[1])
-        problem = (
-            f"has {theirs!r} as class {label}, the run was trained with {ours!r}: give images of the same "
-            "classes, under the same names"
-        )
-    elif isinstance(origin, dict) and origin.get("kind") == own["kind"]:
-        drawn, same = own["split"], origin.get("digest") == own["digest"]
-        # Parts of another set of images are drawn anew.
-        anew = split in drawn or (split == "train" and drawn)
-        if (origin.get("split") != drawn) if same else anew:
-            problem = (
-                f"(digest {own['digest']:.8}) was split by {drawn}, for the training (digest "
-                f"{origin.get('digest')!s:.8}) by {origin.get('split')}, so images that it was trained on "
-                f"may be in the split {split!r}: restore the images and open them with the same parts and "
-                "seed, or give images with a split 'test' of their own"
+    for label, (name, trained) in enumerate(zip_longest(images.classes, run.classes)):
+        if name != trained:
+            raise InputError(
+                f"{images.source} has {name!r} as class {label}, the run was trained with {trained!r}: give "
+                "images of the same classes, under the same names"
             )
-    if problem:
-        raise InputError(f"{images.source} {problem}")
+    origin, own = run.training.get("images"), images.origin
+    if origin is None or origin["kind"] != own["kind"]:
+        return
+    drawn, same = own["split"], origin["digest"] == own["digest"]
+    # Parts of another set of images are drawn anew.
+    anew = split in drawn or (split == "train" and drawn)
+    if (origin["split"] != drawn) if same else anew:
+        raise InputError(
+            f"{images.source} (digest {own['digest']:.8}) was split by {drawn}, for the training (digest "
+            f"{origin['digest']:.8}) by {origin['split']}, so images that it was trained on may be in the "
+            f"split {split!r}: restore the images and open them with the same parts and seed, or give images "
+            "with a split 'test' of their own"
+        )
 
 
 def _by(size: tuple[int, int]) -> str:

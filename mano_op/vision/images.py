@@ -42,16 +42,10 @@ class ImageSplit(Dataset[dict[str, Tensor]]):
         Grey tensors ``(height, width)`` in [0, 1], paths, or rows of ``datasets.Image(decode=False)``.
     labels : Tensor
         Of int64, ``(len,)``.
-    classes : tuple of str
-    name : str
-        Source, for messages.
-    channels : int
     convert : bool
         Whether images in colour may become grey.
-    image_size : (int, int)
-        Height and width of all images, after `resize_and_crop`.
-    resized_to : (int, int), optional
-        Height and width after a further `resize`.
+    image_size, resized_to : (int, int)
+        Height and width of all images, after `resize_and_crop`, and perhaps after a further `resize`.
     rows : array of int, optional
         Position in `images` of each label's image; all positions by default.
 
@@ -77,7 +71,6 @@ class ImageSplit(Dataset[dict[str, Tensor]]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        y = self.labels[index]
         row = index if self.rows is None else int(self.rows[index])
         x = self.images[row]
         if isinstance(x, Tensor):
@@ -86,7 +79,7 @@ class ImageSplit(Dataset[dict[str, Tensor]]):
             name = str(x) if isinstance(x, Path) else f"image {row} of {self.name}"
             x = decode(x, name, self.channels, self.convert)
         x = resize_and_crop(x, self.image_size)
-        return {"x": resize(x, self.resized_to or self.image_size), "y": y}
+        return {"x": resize(x, self.resized_to or self.image_size), "y": self.labels[index]}
 
     def subset(self, rows: Sequence[int] | NDArray[np.int64]) -> ImageSplit:
         """Return the images at some positions of this split."""
@@ -116,10 +109,6 @@ class Images:
     ----------
     source : str
         Argument of `open_images`.
-    splits : dict of str to ImageSplit
-    classes : tuple of str
-    channels : int
-    image_size : (int, int)
     origin : dict
         Kind of source, its digest, and the parts that were split off. The digest is of the names and sizes of
         a folder's files, the labels and metadata of a saved data set, or all pixels of digits.
@@ -170,10 +159,9 @@ def open_images(
         Grey or colour; by default as the first training image. If that is grey, an image in colour is
         refused. Otherwise grey is repeated and colour converted to its luminance.
     test, validation : float, optional
-        Part of each class of the training images to split off, if the source has no such split. The default
-        of `test` is 0.2 for a source without any splits.
     seed : int
-        Seed of the splits.
+        Parts of each class of the training images to split off, if the source has no such splits, and the
+        seed by which they are drawn. The default of `test` is 0.2 for a source without any splits.
     image_column, label_column : str, optional
         Columns of a saved data set; by default the only ones of images and of class labels.
     like : dict, optional
@@ -188,8 +176,8 @@ def open_images(
 
     Notes
     -----
-    Images are rotated by their EXIF orientation, and blended with white where they are transparent. The first
-    frame counts. Damaged images and those of more than 8 bits per channel are refused when they are decoded.
+    Images, of several the first frame, are rotated by their EXIF orientation, and blended with white where
+    they are transparent. Damaged ones and those of more than 8 bits per channel are refused when decoded.
 
     Examples
     --------
@@ -207,13 +195,21 @@ def open_images(
         channels = channels_of(train.images[0], f"the first image of {train.name}")
     parts: dict[str, Any] = {"test": test, "validation": validation}
     if like is not None:
-        drawn = like.get("split")
-        drawn = drawn if isinstance(drawn, dict) else {}
-        parts = {split: None if split in stored else drawn.get(split) for split in parts}
-        seed = drawn.get("seed", 0)
+        parts = {name: None if name in stored else like["split"].get(name) for name in parts}
+        seed = like["split"].get("seed", 0)
     if whole and parts["test"] is None:
         parts["test"] = _TEST_PART
-    drawn = _split_off(str(source), stored, **parts, seed=seed)
+    drawn: dict[str, Any] = {}
+    for stream, (name, part) in enumerate(parts.items()):
+        if part is None:
+            continue
+        if name in stored:
+            raise InputError(f"{name}={part}, but {source} has a split {name!r}: leave it out")
+        rest = stored["train"]
+        held_out = stratified(rest.labels.numpy(), part, seed, rest.classes, stream=stream)
+        stored["train"] = rest.subset(np.flatnonzero(~held_out))
+        stored[name] = rest.subset(np.flatnonzero(held_out))
+        drawn |= {name: part, "seed": seed}
     splits = {
         name: replace(stored[name], channels=channels, convert=in_channels is not None, image_size=size)
         for name in dict.fromkeys((*_SPLITS.values(), *stored))
@@ -221,25 +217,6 @@ def open_images(
     }
     origin = {"kind": kind, "digest": digest, "split": drawn}
     return Images(str(source), splits, train.classes, channels, size, origin)
-
-
-@checked
-def _split_off(
-    source: str, splits: Any, *, test: Part | None, validation: Part | None, seed: Whole
-) -> dict[str, Any]:
-    """Split parts off the training images, and return the parts with their seed."""
-    drawn: dict[str, Any] = {}
-    for stream, (name, part) in enumerate((("test", test), ("validation", validation))):
-        if part is None:
-            continue
-        if name in splits:
-            raise InputError(f"{name}={part}, but {source} has a split {name!r}: leave it out")
-        train = splits["train"]
-        held_out = stratified(train.labels.numpy(), part, seed, train.classes, stream=stream)
-        splits["train"] = train.subset(np.flatnonzero(~held_out))
-        splits[name] = train.subset(np.flatnonzero(held_out))
-        drawn |= {name: part, "seed": seed}
-    return drawn
 
 
 def stratified(
@@ -283,14 +260,11 @@ def image_loader(
     ((100, 1, 8, 8), True)
     """
     # With workers a DataLoader draws more often from its generator: the sampler has one of its own.
-    options: dict[str, Any] = {"generator": torch.Generator().manual_seed(seed or 0)}
+    generator = torch.Generator().manual_seed(seed or 0)
+    options: dict[str, Any] = {"num_workers": num_workers, "generator": generator}
     if num_workers:  # a fork of a process that has computed may hang
-        context = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        options |= {
-            "num_workers": num_workers,
-            "multiprocessing_context": context,
-            "persistent_workers": True,
-        }
+        start = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        options |= {"multiprocessing_context": start, "persistent_workers": True}
     if seed is None:
         return DataLoader(data, batch_size, **options)
     order = ResolutionBatchSampler([len(data)], batch_size, seed=seed)
@@ -302,18 +276,16 @@ _Stored = tuple[str, dict[str, ImageSplit], str, bool]
 
 
 def _read(source: str | Path, columns: Mapping[str, str]) -> _Stored:
-    path = Path(source)
-    saved = (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists()
-    problem = ""
-    if columns and (source == DIGITS or not saved):
-        problem = f"{', '.join(columns)} for {source}, which has no columns: leave it out"
-    elif source != DIGITS and not path.is_dir():
-        hint = did_you_mean(str(source), [DIGITS]) if not path.exists() else ""
-        known = f"one of images, a data set that save_to_disk wrote, or {DIGITS!r}"
-        problem = f"{source} is no folder: give {known}{hint}"
-    if problem:
-        raise InputError(problem)
-    stored = _digits() if source == DIGITS else _saved(path, columns) if saved else _folder(path)
+    path, digits = Path(source), source == DIGITS
+    saved = not digits and any((path / name).exists() for name in ("dataset_dict.json", "dataset_info.json"))
+    if columns and not saved:
+        raise InputError(f"{', '.join(columns)} for {source}, which has no columns: leave it out")
+    if not digits and not path.is_dir():
+        raise InputError(
+            f"{source} is no folder: give one of images, a data set that save_to_disk wrote, or {DIGITS!r}"
+            f"{did_you_mean(str(source), [DIGITS]) if not path.exists() else ''}"
+        )
+    stored = _digits() if digits else _saved(path, columns) if saved else _folder(path)
     for split in stored[1].values():
         _check_labels(split, stored[1]["train"])
     return stored

@@ -159,16 +159,15 @@ class MANOOptions(StageOptions):
     checkpointed: Flag = False
 
     def __post_init__(self) -> None:
-        problem, blocks, n_stages = "", self.blocks, len(self.depths)
-        single = self.patch_size == n_stages == 1
-        if blocks != "swin" and (self.drop_path or self.bias_window):
-            name = "drop_path" if self.drop_path else "bias_window"
-            problem = f"{name}={getattr(self, name)!r} with blocks={blocks!r}, which have none: leave it out"
-        elif self.anchored and not (single and blocks == "operator" and not self.shifted):
-            problem = (
-                f"anchored=True with patch_size={self.patch_size}, {n_stages} stages, blocks={blocks!r} and "
-                f"shifted={self.shifted}, expected 1, one stage, 'operator' and False: use "
-                "MANOClassifier.plain, or resize the images"
+        swins = [name for name in ("drop_path", "bias_window") if getattr(self, name)]
+        if self.blocks != "swin" and swins:
+            value = getattr(self, swins[0])
+            raise InputError(
+                f"{swins[0]}={value!r} with blocks={self.blocks!r}, which have none: leave it out"
             )
-        if problem:
-            raise InputError(problem)
+        shape = (self.patch_size, len(self.depths), self.blocks, self.shifted)
+        if self.anchored and shape != (1, 1, "operator", False):
+            raise InputError(
+                "anchored=True with patch_size={}, {} stages, blocks={!r} and shifted={}, expected 1, one "
+                "stage, 'operator' and False: use MANOClassifier.plain, or resize the images".format(*shape)
+            )

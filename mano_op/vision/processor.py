@@ -72,14 +72,9 @@ class ImageProcessor(Processor):
             )
         # In double precision, as the buffers are not.
         self._state = {"mean": list(mean), "std": list(std), "n_classes": n_classes, "smoothing": smoothing}
-        self.n_classes, self.smoothing = n_classes, smoothing
+        self.channels, self.n_classes, self.smoothing = len(mean), n_classes, smoothing
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
-
-    @property
-    def channels(self) -> int:
-        """Number of channels."""
-        return len(self.mean)
 
     def preprocess(self, data_dict: Mapping[str, Any], batched: bool = True) -> dict[str, Any]:
         """Normalise a copy of a batch and make its targets; without the batch axis unless `batched`.
@@ -111,17 +106,13 @@ class ImageProcessor(Processor):
 
     def _target(self, y: Tensor) -> Tensor:
         n = self.n_classes
-        if y.is_floating_point():
-            fits = y.ndim == 3 and tuple(y.shape[1:]) == (1, n)
-        else:
-            fits = y.ndim == 1 and bool(((y >= 0) & (y < n)).all())
-        if not fits:
+        if y.ndim == 1 and not y.is_floating_point() and bool(((y >= 0) & (y < n)).all()):
+            y = F.one_hot(y.long(), n)[:, None].to(self.mean.dtype)
+        if not y.is_floating_point() or y.shape[1:] != (1, n):
             raise InputError(
                 f"targets of shape {tuple(y.shape)} from {y.min()} to {y.max()}, expected labels (batch,) "
                 f"from 0 to {n - 1} or probabilities (batch, 1, {n}): open the images with these classes"
             )
-        if not y.is_floating_point():
-            y = F.one_hot(y.long(), n)[:, None].to(self.mean.dtype)
         smoothing = self.smoothing if self.training else 0.0
         return (1 - smoothing) * y + smoothing / n if smoothing else y
 

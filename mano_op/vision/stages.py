@@ -27,6 +27,11 @@ def per_stage(name: str, value: int | Sequence[int], n_stages: int) -> list[int]
     return values
 
 
+def normalised(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """Normalise the channels of each point of ``(batch, channels, h, w)``."""
+    return rearrange(norm(rearrange(x, "b c h w -> b h w c")), "b h w c -> b c h w")
+
+
 class PatchEmbedding(nn.Module):
     r"""Linear map of the pixels of each p x p patch (`patch_size` p), and a LayerNorm.
 
@@ -88,8 +93,7 @@ class SwinBlock(nn.Module):
     mlp : Mlp
         Of as many channels.
     drop_path : float
-        Stochastic depth: the probability that a sample skips an addition in training. Other additions are
-        scaled up, so that the mean stays.
+        Stochastic depth: the probability that a sample skips an addition in training; others are scaled up.
 
     Examples
     --------
@@ -114,7 +118,7 @@ class SwinBlock(nn.Module):
         return self._add(x, self.mlp(x), self.norm2)
 
     def _add(self, x: Tensor, update: Tensor, norm: nn.LayerNorm) -> Tensor:
-        update = rearrange(norm(rearrange(update, "b c h w -> b h w c")), "b h w c -> b c h w")
+        update = normalised(update, norm)
         if self.training and self.drop_path:
             kept = 1 - self.drop_path
             update = update * (update.new_empty(len(x), 1, 1, 1).bernoulli_(kept) / kept)

@@ -25,7 +25,7 @@ from mano_op.options import Count, Whole, checked
 from mano_op.vision.classifier import MANOClassifier
 from mano_op.vision.options import Size
 from mano_op.vision.stages import per_stage
-from mano_op.weights import parameters_of, read_weights
+from mano_op.weights import check_entries, entries_of, parameters_of, read_weights
 
 # Buffers, zeros, and options of neuraloperator's models.
 _NO_WEIGHTS = ("_metadata", "relative_coords_table", "relative_position_index", "attn_mask", "k_bias")
@@ -43,7 +43,7 @@ def from_swin_v2(
     n_classes: Count | None = None,
     drop_path: float = 0.0,
 ) -> MANOClassifier:
-    """Build a `MANOClassifier` that starts as a Swin Transformer V2.
+    """Build a `MANOClassifier` that starts as a Swin Transformer V2, in single precision and training mode.
 
     Parameters
     ----------
@@ -57,14 +57,10 @@ def from_swin_v2(
         Windows of each stage in training, in which the position bias counts offsets, if they were enlarged
         afterwards: ``(12, 12, 12, 6)`` for "window12to16"; otherwise 0. Not needed for tables of offsets.
     n_classes : int, optional
-        Classes of a new, random head; by default the head is Swin's.
+        Classes of a new, random head, which ``train_classifier(..., freeze="backbone")`` trains; by default
+        the head is Swin's.
     image_size, n_levels, drop_path
         As in `MANOClassifier`.
-
-    Returns
-    -------
-    MANOClassifier
-        In single precision and training mode. ``train_classifier(..., freeze="backbone")`` trains its head.
 
     Raises
     ------
@@ -99,14 +95,7 @@ def from_swin_v2(
     )
     new = (".attention.scale", ".down.", ".up.", *([] if own_head else ["head."]))
     state = {name: t for name, t in parameters_of(model).items() if not any(part in name for part in new)}
-    shapes = {
-        name: ["x".join(map(str, t[name].shape)) if name in t else "missing" for t in (named, state)]
-        for name in sorted(state.keys() | named.keys())
-    }
-    wrong = [f"{name} is {own}, expected {wanted}" for name, (own, wanted) in shapes.items() if own != wanted]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise InputError(f"{'; '.join(wrong[:3])}{more}: {_REMEDY}")
+    check_entries(entries_of(named), entries_of(state), "these weights are not those of a Swin-V2", _REMEDY)
     with torch.no_grad():
         for name, parameter in state.items():
             parameter.copy_(named[name])
@@ -171,33 +160,28 @@ def _renamed(weights: Mapping[str, Any]) -> dict[str, Tensor]:
         for pattern, replacement in _NAMES:
             name = re.sub(pattern, replacement, name)
         named[name] = t.flatten() if name.endswith("logit_scale") else t
-    return _renumbered(_joined(named))
+    return _renumbered(_renumbered(_joined(named), "stages"), "merging")
 
 
 def _joined(named: dict[str, Tensor]) -> dict[str, Tensor]:
     """Concatenate the weights of queries, keys and values; return the biases of queries and of values."""
     for name in list(named):
         if name.endswith("query.weight"):
-            stem = name.removesuffix("query.weight")
-            parts = [f"{stem}{part}.weight" for part in ("query", "key", "value")]
+            parts = [name.replace("query.weight", f"{part}.weight") for part in ("query", "key", "value")]
             if all(part in named for part in parts):
-                named[f"{stem}qkv.weight"] = torch.cat([named.pop(part) for part in parts])
-        elif name.endswith("qkv.bias"):
-            # torchvision sets the bias of keys to 0 whenever it is used.
-            stem = name.removesuffix("qkv.bias")
-            named[f"{stem}q_bias"], _, named[f"{stem}v_bias"] = named.pop(name).chunk(3)
+                named[name.replace("query", "qkv")] = torch.cat([named.pop(part) for part in parts])
+        elif name.endswith("qkv.bias"):  # torchvision sets the bias of keys to 0 whenever it is used
+            biases = named.pop(name).chunk(3)
+            named |= {name.replace("qkv.bias", f"{part}_bias"): biases["qkv".index(part)] for part in "qv"}
     return named
 
 
-def _renumbered(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Number stages and mergings 0, 1, ...: timm's mergings start at 1, torchvision's stages are odd."""
-    matches = {name: re.fullmatch(r"(stages|merging)\.(\d+)\.(.+)", name) for name in named}
-    used = sorted({(match[1], int(match[2])) for match in matches.values() if match})
-    number = {
-        key: n for part in ("merging", "stages") for n, key in enumerate(k for k in used if k[0] == part)
-    }
+def _renumbered(named: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """Number stages or mergings 0, 1, ...: timm's mergings start at 1, torchvision's stages are odd."""
+    matches = {name: re.match(rf"{part}\.(\d+)", name) for name in named}
+    used = sorted({int(match[1]) for match in matches.values() if match})
     return {
-        f"{match[1]}.{number[match[1], int(match[2])]}.{match[3]}" if match else name: named[name]
+        f"{part}.{used.index(int(match[1]))}{name[match.end() :]}" if match else name: named[name]
         for name, match in matches.items()
     }
 
@@ -220,19 +204,16 @@ def _options(
     blocks = {match[1] for name in named if (match := re.match(r"stages\.((\d+)\.\d+)\.", name))}
     stages = [int(block.split(".")[0]) for block in blocks]
     depths = [stages.count(stage) for stage in sorted(set(stages))]
-    project, hidden = (
-        _shape(named, "patches.project.weight", 4),
-        _shape(named, "stages.0.0.mlp.fc1.weight", 2),
-    )
+    embed_dim, in_channels, patch_size, _ = _shape(named, "patches.project.weight", 4)
+    hidden = _shape(named, "stages.0.0.mlp.fc1.weight", 2)
+    scales = [f"stages.{i}.0.{_ATTENTION}.logit_scale" for i in range(len(depths))]
     side, bias_window = _windows(weights, window, pretrained_window, len(depths))
     return {
-        "in_channels": project[1],
-        "patch_size": project[2],
-        "embed_dim": project[0],
+        "in_channels": in_channels,
+        "patch_size": patch_size,
+        "embed_dim": embed_dim,
         "depths": depths,
-        "n_heads": [
-            _shape(named, f"stages.{i}.0.{_ATTENTION}.logit_scale", 1)[0] for i in range(len(depths))
-        ],
+        "n_heads": [_shape(named, name, 1)[0] for name in scales],
         "window": side,
         "bias_window": bias_window if any(bias_window) else None,
         "mlp_ratio": hidden[0] / hidden[1],
@@ -245,36 +226,33 @@ def _windows(
     """Return the window, and for each stage the window that its position bias counts in, or 0."""
     if pretrained is not None:
         pretrained = per_stage("pretrained_window", pretrained, n_stages)
-    windows: list[Any] = []
-    names, asked = ("window", "pretrained_window"), (window, pretrained)
-    for name, value, own in zip(names, asked, _own_windows(weights, n_stages), strict=True):
-        problem = ""
-        if value is None and own is None:
-            problem = (
-                "do not say their windows: give the number after 'window' in the model's name, window=8, and "
-                "pretrained_window=0, or, if windows were enlarged after training, those of each stage in "
-                "training, (12, 12, 12, 6) for 'window12to16'"
+    arguments, stated = {"window": window, "pretrained_window": pretrained}, _stated(weights, n_stages)
+    for name, value in arguments.items():
+        if value is None and name not in stated:
+            raise InputError(
+                f"{name}=None, but these weights do not say their windows: give the number after 'window' in "
+                "the model's name, window=8, and pretrained_window=0, or, if windows were enlarged after "
+                "training, those of each stage in training, (12, 12, 12, 6) for 'window12to16'"
             )
-        elif own is not None and value not in (None, own):
-            problem = f"are of windows of {own}: leave it out"
-        if problem:
-            raise InputError(f"{name}={value}, but these weights {problem}")
-        windows.append(value if own is None else own)
-    return windows[0], windows[1]
+        if value not in (None, stated.get(name, value)):
+            raise InputError(
+                f"{name}={value}, but these weights are of windows of {stated[name]}: leave it out"
+            )
+    windows: dict[str, Any] = arguments | stated
+    return windows["window"], windows["pretrained_window"]
 
 
-def _own_windows(weights: Mapping[str, Any], n_stages: int) -> tuple[int | None, list[int] | None]:
-    r"""Return the windows that weights state, as `_windows` does, or None.
+def _stated(weights: Mapping[str, Any], n_stages: int) -> dict[str, Any]:
+    r"""Return the options of windows that weights state, if they do.
 
     A table of offsets, ``(1, 2 w - 1, 2 w - 1, 2)``, ends at :math:`\log_8 (1 + 8 (w - 1) / (p - 1))`, with p
     the window of the training.
     """
-    options = weights.get("_metadata")
-    if isinstance(options, Mapping) and isinstance(
-        options.get("window"), int
-    ):  # of neuraloperator's registry
-        return options["window"], per_stage("bias_window", options.get("bias_window") or 0, n_stages)
-    largest, counted = None, {}
+    options = weights.get("_metadata")  # of neuraloperator's registry
+    if isinstance(options, Mapping) and isinstance(options.get("window"), int):
+        counted = per_stage("bias_window", options.get("bias_window") or 0, n_stages)
+        return {"window": options["window"], "pretrained_window": counted}
+    largest, trained = 0, {}
     for name, table in weights.items():
         match = re.search(r"\b(?:layers|features)\.(\d+)\..*relative_coords_table$", name)
         if not match or not isinstance(table, Tensor):
@@ -287,6 +265,6 @@ def _own_windows(weights: Mapping[str, Any], n_stages: int) -> tuple[int | None,
                 f"{name} of shape {tuple(table.shape)} reaches offsets {8 * outermost:.4f}, as no window "
                 "of a Swin-V2 does: give the weights as they were saved"
             )
-        largest = max(largest or 0, side)
-        counted[int(match[1])] = 0 if round(size) == side else round(size)
-    return largest, [counted[stage] for stage in sorted(counted)] or None
+        largest = max(largest, side)
+        trained[int(match[1])] = 0 if round(size) == side else round(size)
+    return {"window": largest, "pretrained_window": [trained[i] for i in sorted(trained)]} if trained else {}

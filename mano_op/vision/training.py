@@ -20,8 +20,8 @@ from mano_op.errors import InputError
 from mano_op.pretrained import fetched, load_model, weights_digest
 from mano_op.registry import model_class
 from mano_op.runs import RUN, Run, load_run
+from mano_op.train.checkpoint import check_out
 from mano_op.train.distributed import sum_numbers
-from mano_op.train.folder import check_out
 from mano_op.train.loop import train
 from mano_op.train.optimizer import optimizer_and_schedule
 from mano_op.train.options import ImageOptions
@@ -30,7 +30,7 @@ from mano_op.vision.evaluate import class_metrics
 from mano_op.vision.images import DIGITS, Images, ImageSplit, image_loader, open_images, stratified
 from mano_op.vision.processor import IMAGENET, ImageProcessor, moments
 from mano_op.vision.transforms import augmentation
-from mano_op.weights import parameters_of
+from mano_op.weights import check_entries, entries_of, parameters_of
 
 _HELD_OUT = 2  # a stream of its own, apart from the splits of the source
 
@@ -47,23 +47,14 @@ def train_classifier(
 ) -> Run:
     r"""Train a classifier of neuraloperator's registry on images, and keep it as a run.
 
-    It is ``train(ImageTask(images, ImageOptions(**training), arch=arch, options=options), out)``.
-
     Parameters
     ----------
     images, arch, options
         As in `ImageTask`.
-    out : path
-        Folder for the run; see `mano_op.runs`. It cannot be among the images.
-    resume, overwrite : bool
-        As in `mano_op.train.loop.train`.
+    out, resume, overwrite
+        As in `mano_op.train.loop.train`; `out` cannot be among the images, which is an `InputError`.
     **training
         Options of `mano_op.train.options.ImageOptions`: ``epochs=30, batch_size=64, ...``.
-
-    Raises
-    ------
-    InputError
-        As `ImageOptions`, `ImageTask` and `mano_op.train.loop.train`; or if `out` is among the images.
 
     Examples
     --------
@@ -87,9 +78,8 @@ def train_classifier(
 class ImageTask(Task):
     r"""A classifier to train on images.
 
-    AdamW, by the schedule of `mano_op.train.optimizer`; the weights of matrices alone decay. The loss is the
-    cross-entropy with the targets :math:`t` of `mano_op.vision.processor.ImageProcessor`, summed over the
-    images of a batch,
+    AdamW, by the schedule of `mano_op.train.optimizer`, decays matrices alone. The loss is the cross-entropy
+    with the targets :math:`t` of `mano_op.vision.processor.ImageProcessor`, summed over a batch,
 
     .. math:: -\sum_i \sum_k t_{ik} \log p_{ik}, \qquad p_i = \mathrm{softmax}(\mathrm{logits}_i).
 
@@ -131,17 +121,21 @@ class ImageTask(Task):
         self._augment = augmentation(training.augmentation, len(classes), self.augmentation_rng)
         self._train, self._validation = _parts(images, training.validate, training.seed)
         self.validated = self._validation is not None
-        self._start = None if training.start is None else _Start(training.start, arch)
+        self._start = start = None if training.start is None else _Start(training.start, arch)
         derived = {"in_channels": images.channels, "n_classes": len(classes)}
-        defaults = {} if self._start is None else dict(self._start.options)
+        defaults = dict(start.options) if start else {}
         if "image_size" in inspect.signature(model_class(arch)).parameters:
             defaults.setdefault("image_size", size[0] if size[0] == size[1] else list(size))
         self.options = model_options(options or {}, derived, f"the images of {images.source}", defaults)
         targets = {"n_classes": len(classes), "smoothing": training.label_smoothing}
-        statistics, sample = self._statistics() | targets, self._train[0]
+        statistics, saved = training.normalise, start and start.processor
+        if statistics is None:
+            statistics = saved.to_dict() if saved else moments(self._train)
+        elif statistics == "imagenet":
+            statistics = IMAGENET
         try:
-            self.processor = ImageProcessor(**statistics)
-            self.processor.preprocess(sample, batched=False)
+            self.processor = ImageProcessor(**{**statistics, **targets})
+            self.processor.preprocess(self._train[0], batched=False)
         except (InputError, TypeError) as error:
             raise InputError(
                 f"normalise={training.normalise!r}, expected 'imagenet', or {{'mean': [...], 'std': [...]}}, "
@@ -151,15 +145,6 @@ class ImageTask(Task):
         self.loader = image_loader(self._train, seed=training.seed, **loading)
         self._batches = self._validation and image_loader(self._validation, **loading)
         self.title = f"{arch} at {size[0]}x{size[1]}"
-
-    def _statistics(self) -> dict[str, Any]:
-        """Return the mean and standard deviation of each channel that images are normalised by."""
-        normalise = self.training.normalise
-        if normalise is not None:
-            return dict(IMAGENET if normalise == "imagenet" else normalise)
-        if self._start is not None and self._start.processor is not None:
-            return self._start.processor.to_dict()
-        return moments(self._train)
 
     def build(self) -> nn.Module:
         """Return the model with its initial parameters, or those of the saved model."""
@@ -180,9 +165,8 @@ class ImageTask(Task):
 
     def check(self, model: nn.Module) -> None:
         """Refuse a model that makes no logit of each class of an image."""
-        images = self.images
-        shape = (2, images.channels, *images.image_size)
-        check_output(model, self.arch, self.options, shape, (2, len(images.classes)))
+        shape = (2, self.images.channels, *self.images.image_size)
+        check_output(model, self.arch, self.options, shape, (2, len(self.images.classes)))
 
     def set_mode(self, model: nn.Module) -> None:
         """Put the model into training mode, but not a frozen backbone, which keeps all its state."""
@@ -191,8 +175,7 @@ class ImageTask(Task):
 
     def optimizer(self, model: nn.Module) -> tuple[Optimizer, LRScheduler]:
         """Return AdamW, which decays matrices alone, and the schedule."""
-        rate, decay = self.training.learning_rate, self.training.weight_decay
-        return optimizer_and_schedule("adamw", model, rate, decay, self.training.epochs, matrices_only=True)
+        return optimizer_and_schedule("adamw", model, self.training, matrices_only=True)
 
     def sample(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the images of a batch, augmented with those of all ranks, normalised, and their targets."""
@@ -218,20 +201,17 @@ class ImageTask(Task):
 
     def describe(self) -> dict[str, Any]:
         """Return the source, its classes and sizes, and how many images are trained on."""
-        images, start = self.images, self._start
-        described: dict[str, Any] = {
+        images, start, validation = self.images, self._start, self._validation
+        return {
             "source": images.source,
             "images": images.origin,
-            "classes": list(images.classes),
+            "classes": images.classes,
             "channels": images.channels,
-            "image_size": list(images.image_size),
+            "image_size": images.image_size,
             "samples": len(self._train),
+            **({"start": str(self.training.start), "started": start.digest} if start else {}),
+            **({} if validation is None else {"validation": {"samples": len(validation)}}),
         }
-        if start is not None:
-            described |= {"start": str(self.training.start), "started": start.digest}
-        if self._validation is not None:
-            described["validation"] = {"samples": len(self._validation)}
-        return described
 
     def fingerprint(self) -> dict[str, Any]:
         """Return nothing: the description has the digests of the images."""
@@ -250,43 +230,41 @@ class _Start:
     def __init__(self, folder: str | Path, arch: str) -> None:
         self.path = fetched(folder)
         run = load_run(self.path, task="images") if (self.path / RUN).exists() else None
-        parts = (run.model, run.arch, run.options) if run else load_model(self.path)
-        self._model, saved, self.options = parts
+        saved = (run.model, run.arch, run.options) if run else load_model(self.path)
+        self._model, name, self.options = saved
         self.processor = run.processor if run else None
-        if saved.lower() != arch.lower():
-            raise InputError(f"start={folder} holds a {saved}, arch={arch!r}: give arch={saved!r}")
+        if name.lower() != arch.lower():
+            raise InputError(f"start={folder} holds a {name}, arch={arch!r}: give arch={name!r}")
         self.digest = weights_digest(self.path)
 
     def copy_to(self, model: nn.Module) -> None:
         """Copy the parameters to a model, except those of a head of another number of classes."""
         saved, own = parameters_of(self._model), parameters_of(model)
-        for name in {**own, **saved}:
-            theirs, shape = (tuple(t[name].shape) if name in t else None for t in (saved, own))
-            if theirs == shape:
-                own[name] = saved[name].to(own[name].dtype)
-            elif not name.startswith("head."):
-                raise InputError(
-                    f"{self.path} has {name} of shape {theirs}, the model to train of {shape}: leave out the "
-                    f"options that differ from {self.options}"
-                )
-        nn.Module.load_state_dict(model, own)
+        backbone, built = (
+            {name: entry for name, entry in entries_of(tensors).items() if not name.startswith("head.")}
+            for tensors in (saved, own)
+        )
+        remedy = f"leave out the options that differ from {self.options}"
+        check_entries(backbone, built, f"{self.path} holds other parameters than the model to train", remedy)
+        fitting = {name: t for name, t in saved.items() if name in own and t.shape == own[name].shape}
+        nn.Module.load_state_dict(model, own | fitting)
 
 
 def _opened(images: str | Path | Images, training: ImageOptions) -> Images:
     """Open images, and refuse options that contradict them."""
-    changes, size, problem = training.augmentation, training.image_size, ""
+    changes, size = training.augmentation, training.image_size
     if not isinstance(images, Images):
         images = open_images(images, image_size=size)
     elif size is not None:
-        problem = f"image_size={size} for images that are opened already: give it to open_images"
-    height, width = images.image_size
+        raise InputError(f"image_size={size} for images that are opened already: give it to open_images")
     if changes.flip and images.origin["kind"] == DIGITS:
-        problem = "flip=True for digits, but a mirrored 2 is no 2: leave it out"
-    elif changes.shift >= min(height, width):
-        most = f"give at most {min(height, width) // 4}, say"
-        problem = f"shift={changes.shift} may leave nothing of images of {height} x {width} pixels: {most}"
-    if problem:
-        raise InputError(problem)
+        raise InputError("flip=True for digits, but a mirrored 2 is no 2: leave it out")
+    height, width = images.image_size
+    if changes.shift >= min(height, width):
+        raise InputError(
+            f"shift={changes.shift} may leave nothing of images of {height} x {width} pixels: give at most "
+            f"{min(height, width) // 4}, say"
+        )
     return images
 
 
