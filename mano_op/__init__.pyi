@@ -27,7 +27,6 @@ from .layers.multipole import MultipoleAttention as MultipoleAttention
 from .layers.reference import fix_references as fix_references
 from .models.mano import MANO as MANO
 from .models.published import PublishedMANO as PublishedMANO
-from .models.traceable import TraceableMANO as TraceableMANO
 from .problems.generate import generate_darcy as generate_darcy
 from .problems.generate import generate_fields as generate_fields
 from .report import write_report as write_report

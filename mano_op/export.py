@@ -4,7 +4,7 @@
 of           the file takes
 ===========  ==============================================================================================
 a `MANO`     any number of samples, on any grid that is at least as fine as the reference along each axis
-             (`mano_op.models.traceable`)
+             (`mano_op.layers.refinement`)
 any other    one sample at a time, on the one grid that it is written for
 ===========  ==============================================================================================
 
@@ -39,7 +39,6 @@ from mano_op.files import check_file, make_folder, write_file
 from mano_op.grid import Grid
 from mano_op.labels import variable_of
 from mano_op.models.mano import MANO
-from mano_op.models.traceable import TraceableMANO
 from mano_op.runs import Run
 
 # How far a file may be from the model, relative to the largest value of the output.
@@ -147,14 +146,12 @@ def _write(
 class _Task:
     """A function to export, and what to compare it with.
 
-    `traceable` computes the same as `model`, in the form that is traced; `sizes` has the names and least
-    sizes of the input's dimensions that may have any. No size of the last input is 1, that of a channel or
+    `sizes` has the names and least sizes of the input's dimensions that may have any. No size of the last input is 1, that of a channel or
     another axis, or the reference's: torch may take one that is for a constant.
     """
 
     name: str
     model: nn.Module
-    traceable: nn.Module
     sizes: dict[int, Any]
     metadata: dict[str, Any]
     inputs: list[Tensor]
@@ -162,8 +159,8 @@ class _Task:
     def program(self) -> ExportedProgram:
         """Return the function, traced."""
         with torch.no_grad(), _refused(f"{self.name} cannot be traced by torch.export"):
-            self.traceable(self.inputs[-1])  # some models make what they keep in their first call
-            return torch.export.export(self.traceable, (self.inputs[-1],), dynamic_shapes=(self.sizes,))
+            self.model(self.inputs[-1])  # some models make what they keep in their first call
+            return torch.export.export(self.model, (self.inputs[-1],), dynamic_shapes=(self.sizes,))
 
     def errors(self, compute: Callable[[Tensor], Tensor]) -> dict[tuple[int, ...], float]:
         """Return how far a function is from the model on each of the inputs, if not too far."""
@@ -205,8 +202,8 @@ def _task(run: Run | nn.Module, shape: Sequence[int] | None) -> _Task:
     if dtype not in TOLERANCE:
         raise InputError(f"the parameters are {dtype}, expected float32 or float64: use model.float()")
     name, sizes = type(model).__name__, {}
-    traceable, grids = _forms(model, shape)
-    if traceable is not model:
+    grids = _grids(model, shape)
+    if isinstance(model, MANO):
         axes = zip(Grid.uniform(grids[0]).names, grids[0], strict=True)
         sizes = {0: Dim("batch", min=1)}
         sizes |= {dim: Dim(f"n_{axis}", min=least) for dim, (axis, least) in enumerate(axes, start=2)}
@@ -220,12 +217,12 @@ def _task(run: Run | nn.Module, shape: Sequence[int] | None) -> _Task:
         statistics = processor.to_dict()["inputs"]
         in_units = FieldProcessor(statistics, statistics).eval()
         inputs = [in_units.postprocess(x, {})[0].to(x.dtype) for x in inputs]
-        model, traceable = _InUnits(model, processor), _InUnits(traceable, processor)
-    return _Task(name, model, traceable, sizes, metadata, inputs)
+        model = _InUnits(model, processor)
+    return _Task(name, model, sizes, metadata, inputs)
 
 
-def _forms(model: nn.Module, shape: Sequence[int] | None) -> tuple[nn.Module, list[tuple[int, ...]]]:
-    """Return the form of a model that is traced, and the grids to compare it on, the least first."""
+def _grids(model: nn.Module, shape: Sequence[int] | None) -> list[tuple[int, ...]]:
+    """Return the grids to compare a file of a model on, the least first."""
     name = type(model).__name__
     if isinstance(model, MANO):
         if shape is not None:
@@ -233,12 +230,16 @@ def _forms(model: nn.Module, shape: Sequence[int] | None) -> tuple[nn.Module, li
                 f"shape={tuple(shape)}, but the file of a MANO is for all sizes from its reference on: leave "
                 "it out"
             )
-        traceable = TraceableMANO(model)
-        least = traceable.reference
+        least = model.reference_shape
+        if least is None:
+            raise InputError(
+                "this MANO has no reference grid yet, to which its levels would belong: train it, or give it "
+                "reference_shape"
+            )
         distinct: list[int] = []
         for n in least:
             distinct.append(next(m for m in count(n + 3) if m not in (*distinct, *least)))
-        return traceable, [least, (2 * least[0], *least[1:]), tuple(distinct)]
+        return [least, (2 * least[0], *least[1:]), tuple(distinct)]
     n_dim = getattr(model, "n_dim", None if shape is None else len(shape))
     if shape is None or len(shape) != n_dim:
         stated = "no shape" if shape is None else f"shape={tuple(shape)}, expected {n_dim} sizes for {name}"
@@ -247,7 +248,7 @@ def _forms(model: nn.Module, shape: Sequence[int] | None) -> tuple[nn.Module, li
             "(64, 64), say"
         )
     check_whole(**{f"shape[{i}]": n for i, n in enumerate(shape)})
-    return model, [tuple(shape)]
+    return [tuple(shape)]
 
 
 def _metadata(run: Run | nn.Module, model: nn.Module, grid: tuple[int, ...]) -> dict[str, Any]:

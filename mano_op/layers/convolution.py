@@ -297,7 +297,8 @@ class MultipoleConv(Anchored, nn.Module, metaclass=_WithOptions):
         """
         check_field(x, self.n_dim, in_channels=self.in_channels)
         path = self._path(x, output_shape)
-        out = self.attention(_at_points(self.lifting, x), self.reference_for(path[0].shape))
+        reference = self.reference_for(path[0].shape)
+        out = self.attention(_at_points(self.lifting, x), reference_shape=reference)
         if math.prod(path[-1].shape) < math.prod(path[0].shape):
             return _at_points(self.projection, _along(path, out))
         return _along(path, _at_points(self.projection, out))

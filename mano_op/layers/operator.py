@@ -152,7 +152,7 @@ def _probabilities(q: Tensor, k: Tensor, bias: Tensor | None, missing: Tensor | 
 def _in_windows(t: Tensor, index: Tensor, heads: int) -> Tensor:
     """Gather points ``(batch, points, channels)``: ``(batch, windows, heads, points, head_dim)``."""
     rows = t.index_select(1, index.flatten())
-    return rows.view(len(t), *index.shape, heads, -1).transpose(2, 3).contiguous()
+    return rows.view(t.shape[0], *index.shape, heads, t.shape[2] // heads).transpose(2, 3).contiguous()
 
 
 def _as_points(t: Tensor) -> Tensor:
@@ -419,10 +419,11 @@ def window_attention(
     True
     """
     args = q, k, v, bias, queries, keys, share, missing, heads
+    if torch.compiler.is_exporting():  # for programs that may not have this package
+        return definition(*args)
     # A compiler takes the operator as it is; a transform of torch.func needs the function itself.
-    out: Tensor = (
-        torch.ops.mano_op.window_attention(*args)
-        if torch.compiler.is_compiling()
-        else _Attention.apply(*args)
-    )
+    if torch.compiler.is_compiling():
+        out: Tensor = torch.ops.mano_op.window_attention(*args)
+    else:
+        out = _Attention.apply(*args)
     return out

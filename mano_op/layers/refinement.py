@@ -51,7 +51,7 @@ from torch import Tensor, nn
 from mano_op.grid import Axis, Grid
 from mano_op.layers.interpolation import Banded, lagrange
 from mano_op.layers.operator import window_attention
-from mano_op.layers.windows import AxisWindows, Bias, Windows
+from mano_op.layers.windows import AxisSizes, Bias, Windows
 
 # Points of the finer grid whose average is computed at a time.
 _SLAB = 2**14
@@ -98,11 +98,19 @@ class FineAxis(NamedTuple):
         return keys, 0, n
 
     @property
+    def refines(self) -> bool:
+        """Whether there are points between those of the reference; in a program for all sizes there may be."""
+        return torch.compiler.is_exporting() or self.n != self.reference.n
+
+    @property
+    def turns(self) -> bool:
+        """Whether the first point may be another one than that of the reference."""
+        return self.reference.registration == "cell" and self.reference.periodic
+
+    @property
     def ahead(self) -> int:
         """Points of the finer axis before the first point of the reference, where the axis wraps."""
-        if self.reference.registration == "cell" and self.reference.periodic:
-            return (self.n + self.reference.n - 1) // (2 * self.reference.n)
-        return 0
+        return (self.n + self.reference.n - 1) // (2 * self.reference.n) if self.turns else 0
 
     @property
     def end(self) -> int:
@@ -117,19 +125,25 @@ class FineAxis(NamedTuple):
     @property
     def index(self) -> slice | Tensor:
         """The place of each point in a field on the finer axis."""
-        if not self.ahead:
+        if not self.turns:
             return slice(self.start, self.end)
         return (torch.arange(self.start, self.end) + self.ahead) % self.n
 
     def numerators(self, device: torch.device | None = None) -> Tensor:
         """Return the positions of the points times q, ``(points,)``."""
         a, b, _ = self.rate
-        return a * torch.arange(self.start, self.end, device=device) + b
+        t = torch.arange(self.start, self.end, device=device)
+        if torch.compiler.is_exporting():
+            # Nothing in a program checks that n is at least the reference's: this index is then out of range,
+            # so that the program fails instead of returning nonsense.
+            last = torch.full((1,), self.reference.n - 1, device=device)
+            t = t + (t.index_select(0, last) - last)
+        return a * t + b
 
     def points(self, device: torch.device | None = None) -> Tensor:
         """Return the coordinates in [0, 1], in double precision, ``(points,)``."""
         t = torch.arange(self.start, self.end, device=device)
-        t = (t + self.ahead) % self.n if self.ahead else t
+        t = (t + self.ahead) % self.n if self.turns else t
         return (t.double() + self.reference.offset) / self.intervals
 
     def smooth(self, x: Tensor, dim: int) -> Tensor:
@@ -217,11 +231,11 @@ class FineAxis(NamedTuple):
 
         return ((integral(right) - integral(left)) / _along(right - left, x, dim)).to(x.dtype)
 
-    def targets(self, windows: AxisWindows, device: torch.device) -> AxisTargets:
+    def targets(self, windows: AxisSizes, device: torch.device) -> AxisTargets:
         """Put the points into windows of the reference."""
         a, b, q = self.rate
         n, keys, wraps = self.n, self.reference.n, self.reference.periodic
-        (count, side), halo = windows.queries.shape, windows.halo
+        count, side, halo = windows
         m = torch.arange(count, device=device)
 
         def first_at(position: Tensor, after: int) -> Tensor:  # or after it; negative ones are virtual
@@ -235,7 +249,8 @@ class FineAxis(NamedTuple):
         alone = wraps and count == 1
         groups = [(own.clamp(min=0), last)] if alone else [(before, own), (own, last)]
         if torch.compiler.is_compiling():
-            rooms = [(side * q + a - 1) // a] if alone else [(q - 1) // a + 1, (side * q + a - 1) // a]
+            # One more than there can be: what traces with symbols cannot tell that a size is not 1.
+            rooms = [(side * q + a - 1) // a + 1] if alone else [(q - 1) // a + 2, (side * q + a - 1) // a + 1]
         else:
             lower = torch.where(m == 0, self.start - n, self.start) if wraps else self.start
             upper = torch.where(m == 0, self.end - n, self.end) if wraps else self.end
@@ -324,13 +339,13 @@ class Targets:
         self.axes = [
             axis.targets(of_axis, device) for axis, of_axis in zip(axes, windows.axes, strict=True)
         ]
-        self.reach = [of_axis.queries.shape[1] + of_axis.halo for of_axis in windows.axes]
+        self.reach = [of_axis.side + of_axis.halo for of_axis in windows.axes]
         self.queries = _flat([axis.queries for axis in self.axes], [axis.end - axis.start for axis in axes])
         self.share = self.axes[0].share
         for axis in self.axes[1:]:
             self.share = _outer(self.share, axis.share, torch.mul)
         self.windows = _flat(
-            [axis.windows[:, None] for axis in self.axes], [len(axis.queries) for axis in windows.axes]
+            [axis.windows[:, None] for axis in self.axes], [axis.count for axis in windows.axes]
         ).flatten()
 
     def table(self, bias: Bias, dtype: torch.dtype) -> Tensor:
@@ -374,7 +389,7 @@ class Part:
 
     def __init__(self, axes: Sequence[FineAxis]) -> None:
         self.axes = tuple(axes)
-        self._targets: dict[tuple[Any, ...], Targets] = {}
+        self._targets: dict[tuple[AxisSizes, ...], Targets] = {}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -388,20 +403,20 @@ class Part:
     def smooth(self, x: Tensor) -> Tensor:
         """Average a field on all of the finer grid at the points."""
         for dim, axis in enumerate(self.axes, start=2):
-            if axis.n != axis.reference.n:
+            if axis.refines:
                 x = axis.smooth(x, dim)
         return x
 
     def interpolate(self, x: Tensor) -> Tensor:
         """Interpolate a field on the reference at the points."""
         for dim, axis in enumerate(self.axes, start=2):
-            if axis.n != axis.reference.n:
+            if axis.refines:
                 x = axis.interpolate(x, dim)
         return x
 
     def targets(self, windows: Windows, device: torch.device) -> Targets:
         """Put the points into windows of the reference, which layers of one kind share."""
-        key = tuple((*axis.queries.shape, axis.halo, int(axis.queries[0, 0])) for axis in windows.axes)
+        key = tuple(windows.axes)
         if key not in self._targets:
             self._targets[key] = Targets(self.axes, windows, device)
         return self._targets[key]
@@ -432,7 +447,7 @@ class Refinement:
         self.reference, self.shape = reference, tuple(shape)
         pairs = list(zip(self.shape, reference.shape, strict=True))
         self.coarsens = any(n < keys for n, keys in pairs)
-        self.refines = any(n > keys for n, keys in pairs)
+        self.refines = torch.compiler.is_exporting() or any(n > keys for n, keys in pairs)
         # The working grid: the finer of the two along each axis.
         self.working = tuple(keys if n < keys else n for n, keys in pairs)
 
@@ -472,9 +487,9 @@ class Refinement:
     def anchors(self, x: Tensor) -> Tensor:
         """Average a field on the working grid at the points of the reference."""
         for dim, (axis, n) in enumerate(zip(self.reference, self.working, strict=True), start=2):
-            if n == axis.n:
-                continue
             line, step = FineAxis(axis, n), axis.n
+            if not line.refines:
+                continue
             if not torch.compiler.is_compiling():  # some points at a time, since the sums are in double precision
                 step = max(1, _SLAB * axis.n * x.shape[dim] // max(1, x[0, 0].numel() * n))
             slabs = [
@@ -486,8 +501,9 @@ class Refinement:
     def in_order(self, x: Tensor) -> Tensor:
         """Bring the points of a field on all of the working grid from the order of `FineAxis` to their own."""
         for dim, (axis, n) in enumerate(zip(self.reference, self.working, strict=True), start=2):
-            ahead = FineAxis(axis, n).ahead if n != axis.n else 0
-            if ahead:
+            line = FineAxis(axis, n)
+            if line.refines and line.turns:
+                ahead = line.ahead
                 x = torch.cat([x.narrow(dim, n - ahead, ahead), x.narrow(dim, 0, n - ahead)], dim)
         return x
 
@@ -555,7 +571,15 @@ class Points:
 Lift = Callable[[Tensor, Sequence[Tensor]], Tensor]
 
 
-def run(x: Tensor, place: Refinement, *, lift: Lift, blocks: Sequence[Callable[..., Tensor]], head: Lift) -> Tensor:
+def run(
+    x: Tensor,
+    place: Refinement,
+    *,
+    lift: Lift,
+    blocks: Sequence[Callable[..., Tensor]],
+    head: Lift,
+    settled: bool = True,
+) -> Tensor:
     """Map a field on any grid: the points of the reference and those of the finer grid together.
 
     Parameters
@@ -566,6 +590,9 @@ def run(x: Tensor, place: Refinement, *, lift: Lift, blocks: Sequence[Callable[.
         Maps of a field and the coordinates of its axes, before and after the blocks.
     blocks : sequence of callable
         Maps of features ``(batch, channels, *reference)``, or of those of `Points`, which are given too.
+    settled : bool
+        Whether the result is brought to the points of the input, where that is coarser; else it stays on the
+        working grid.
 
     Returns
     -------
@@ -575,18 +602,27 @@ def run(x: Tensor, place: Refinement, *, lift: Lift, blocks: Sequence[Callable[.
     if not place.refines:
         for block in blocks:
             anchors = block(anchors)
-        return place.settle(head(anchors, points))
+        out = head(anchors, points)
+        return place.settle(out) if settled else out
     part = place.whole
     fine = lift(part.smooth(x), part.points(x.device))
     features = joined(anchors, fine)
     for block in blocks:
         features = block(features, Points(place.reference.shape, part))
     fine = features[..., anchors[0, 0].numel() :].unflatten(2, part.shape)
-    return place.settle(place.in_order(head(fine, part.points(x.device))))
+    out = place.in_order(head(fine, part.points(x.device)))
+    return place.settle(out) if settled else out
 
 
 def run_by_parts(
-    x: Tensor, place: Refinement, most: int, *, lift: Lift, blocks: Sequence[Callable[..., Tensor]], head: Lift
+    x: Tensor,
+    place: Refinement,
+    most: int,
+    *,
+    lift: Lift,
+    blocks: Sequence[Callable[..., Tensor]],
+    head: Lift,
+    settled: bool = True,
 ) -> Iterator[tuple[tuple[slice | Tensor, ...], Tensor]]:
     """Map a field on a finer grid as `run` does, at most `most` points at a time, without gradients.
 
@@ -605,7 +641,8 @@ def run_by_parts(
         features = lift(part.smooth(x), points).flatten(2)
         for block in blocks:
             features = block(features, Points(place.reference.shape, part, sources))
-        yield tuple(axis.index for axis in part.axes), place.settle(head(features.unflatten(2, part.shape), points))
+        out = head(features.unflatten(2, part.shape), points)
+        yield tuple(axis.index for axis in part.axes), place.settle(out) if settled else out
 
 
 def joined(reference: Tensor, targets: Tensor) -> Tensor:

@@ -33,6 +33,14 @@ from mano_op.layers.operator import window_attention
 Bias = Callable[[Tensor], Tensor]
 
 
+class AxisSizes(NamedTuple):
+    """Number of windows along an axis, points along a side of one, and points of its halo."""
+
+    count: int
+    side: int
+    halo: int
+
+
 class AxisWindows(NamedTuple):
     """Windows along one axis.
 
@@ -158,16 +166,17 @@ class Windows(nn.Module):
     ) -> None:
         super().__init__()
         self.shape, self.periodic = tuple(shape), tuple(periodic or [False] * len(shape))
-        self.axes = [
+        axes = [
             axis_windows(n, window, stride=stride, halo=halo, shift=shift, periodic=wraps)
             for n, wraps in zip(self.shape, self.periodic, strict=True)
         ]
-        held = reduce(_products, (axis.held for axis in self.axes))
-        exists = reduce(_products, (~axis.missing for axis in self.axes))
+        held = reduce(_products, (axis.held for axis in axes))
+        exists = reduce(_products, (~axis.missing for axis in axes))
+        self.axes = [AxisSizes(*axis.queries.shape, axis.halo) for axis in axes]
         offsets, entry = self._table()
         for name, values, left_out in (
-            ("queries", flat_indices([axis.queries for axis in self.axes], self.shape), False),
-            ("keys", flat_indices([axis.keys for axis in self.axes], self.shape), False),
+            ("queries", flat_indices([axis.queries for axis in axes], self.shape), False),
+            ("keys", flat_indices([axis.keys for axis in axes], self.shape), False),
             ("held", held, (held == 1).all()),
             ("missing", ~exists, exists.all()),
             ("offsets", offsets, False),
@@ -206,9 +215,9 @@ class Windows(nn.Module):
     def _table(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The offsets of the table, and the entry of each source and target."""
         lines, entry = [], np.zeros((1, 1), dtype=np.int64)
-        for axis, n, wraps in zip(self.axes, self.shape, self.periodic, strict=True):
-            (_, width), (_, reach) = axis.queries.shape, axis.keys.shape
-            offset = (np.arange(reach) - axis.halo)[:, None] - np.arange(width)
+        for (_, side, halo), n, wraps in zip(self.axes, self.shape, self.periodic, strict=True):
+            reach = side + 2 * halo
+            offset = (np.arange(reach) - halo)[:, None] - np.arange(side)
             if wraps:  # the nearest image, the one ahead if two are equally near
                 offset = offset - n * np.ceil(offset / n - 0.5).astype(np.int64)
             line = np.arange(offset.min(), offset.max() + 1)

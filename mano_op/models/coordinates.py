@@ -7,20 +7,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mano_op.grid import Grid, Registration
+from mano_op.grid import Registration
 
 
-def grid_points(shape: Sequence[int], registration: Registration, periodic: Sequence[bool]) -> list[Tensor]:
+def grid_points(
+    shape: Sequence[int], registration: Registration, device: torch.device | None = None
+) -> list[Tensor]:
     """Return the coordinates of each axis of a grid over the unit box, in double precision.
 
     Examples
     --------
-    >>> grid_points((2, 4), "cell", (False, False))
+    >>> grid_points((2, 4), "cell")
     [tensor([0.2500, 0.7500], dtype=torch.float64),
      tensor([0.1250, 0.3750, 0.6250, 0.8750], dtype=torch.float64)]
     """
-    grid = Grid.uniform(shape, registration=registration, periodic=periodic)
-    return [torch.as_tensor(along) for along in grid.points]
+    first, ends = 0.5 * (registration == "cell"), int(registration == "node_both")
+    return [(torch.arange(n, device=device).double() + first) / (n - ends) for n in shape]
 
 
 def coordinate_channels(points: Sequence[Tensor], periodic: Sequence[bool]) -> Tensor:

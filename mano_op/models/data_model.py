@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -46,12 +47,12 @@ class DataModel(BaseModel, name="_data_model"):
     def state_dict(
         self, destination: Any = None, prefix: str = "", keep_vars: bool = False
     ) -> dict[str, Any]:
-        """Parameters and buffers, and under ``"_metadata"`` the constructor's arguments."""
+        """Parameters and buffers, and under ``"_metadata"`` the constructor's arguments, as text of numbers."""
         state: dict[str, Any] = nn.Module.state_dict(
             self, destination=destination, prefix=prefix, keep_vars=keep_vars
         )
         if not prefix:
-            state["_metadata"] = dict(self._init_kwargs)
+            state["_metadata"] = torch.tensor(list(json.dumps(self._init_kwargs).encode()))
         return state
 
     def load_state_dict(
@@ -59,8 +60,8 @@ class DataModel(BaseModel, name="_data_model"):
     ) -> Any:
         """Load what `state_dict` made. The dictionary is not changed."""
         parameters = {key: value for key, value in state_dict.items() if key != "_metadata"}
-        metadata = state_dict.get("_metadata")
-        if metadata is not None:
+        if "_metadata" in state_dict:
+            metadata = metadata_of(state_dict)
             self._check_origin(metadata)
             mine, theirs = (
                 {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
@@ -138,6 +139,21 @@ class DataModel(BaseModel, name="_data_model"):
                 f"{self._name} got {x.dtype} input and has {dtype} parameters: use x.to({dtype}), or "
                 f"model.to({x.dtype})"
             )
+
+
+def metadata_of(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the constructor's arguments that `DataModel.state_dict` wrote; none for another model's."""
+    text = state_dict.get("_metadata")
+    if not isinstance(text, Tensor):
+        return dict(text or {})
+    try:
+        metadata = json.loads(bytes(text.round().int().tolist()))
+    except ValueError as error:
+        raise InputError(
+            f"'_metadata' of the state dict cannot be read ({error}): take it out to load the parameters all "
+            "the same, or copy the file again"
+        ) from error
+    return dict(metadata)
 
 
 def _options(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -164,6 +164,9 @@ class MANO(GridModel, Anchored, name="MANO"):
         self.periodic = cast(Block, blocks[0]).attention.periodic
         self.boundary_values = self._check_boundary(boundary_values)
         self.keep_reference(reference, n_dim)
+        if reference is not None:  # so that what compiles the model finds them
+            for block in blocks:
+                cast(Block, block).attention.windows_of(reference)
         n_coordinates = n_dim + sum(self.periodic) if positional_embedding == "grid" else 0
         self.lifting = nn.Linear(in_channels + n_coordinates, hidden)
         self.blocks, self.norm = blocks, nn.LayerNorm(hidden)
@@ -177,7 +180,7 @@ class MANO(GridModel, Anchored, name="MANO"):
         self._check_input(x)
         shape = tuple(x.shape[2:])
         reference = self.reference_for(shape)
-        if shape == reference:
+        if not torch.compiler.is_exporting() and shape == reference:
             points = self._points(shape)
             return self._bounded(self._map(self._located(x, points)), points)
         grid = Grid.uniform(reference, registration=self.registration, periodic=self.periodic)
@@ -246,7 +249,7 @@ class MANO(GridModel, Anchored, name="MANO"):
 
     def _points(self, shape: Sequence[int]) -> list[Tensor]:
         """The coordinates of each axis of a grid."""
-        return grid_points(shape, self.registration, self.periodic)
+        return grid_points(shape, self.registration, self.lifting.weight.device)
 
 
 def _crossed(index: Sequence[slice | Tensor], shape: Sequence[int]) -> Sequence[slice | Tensor]:

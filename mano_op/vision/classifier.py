@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mano_op.layers.anchors import Anchoring, anchoring
+from mano_op.grid import Grid
 from mano_op.layers.attention import SwinPositionBias, WindowAttention
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.pyramid import covering_levels
+from mano_op.layers.refinement import Refinement, run, run_by_parts
 from mano_op.models.block import Block, Mlp, width
 from mano_op.models.coordinates import grid_points, with_coordinates
 from mano_op.models.data_model import DataModel
@@ -150,12 +151,12 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
 
     def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
         """Map images ``(batch, in_channels, height, width)`` to logits, ``(batch, n_classes)``."""
-        if place := self._place(x):
-            points = math.prod(place.working.shape)
-            parts = self._tiles(x, place, points if torch.is_grad_enabled() else _TILE // max(1, len(x)))
-            pooled = torch.stack([part.sum((2, 3)) for part in parts]).sum(0) / points
+        place = self._place(x)
+        if place is None or not place.refines or torch.is_grad_enabled():
+            pooled = self._features(x, place)[-1].mean((2, 3))
         else:
-            pooled = self._features(x)[-1].mean((2, 3))
+            parts = run_by_parts(x, place, _TILE // max(1, len(x)), settled=False, **self._stages)
+            pooled = torch.stack([part.sum((2, 3)) for _, part in parts]).sum(0) / math.prod(place.working)
         out: Tensor = self.head(pooled)
         return out
 
@@ -165,19 +166,22 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         Shapes are ``(batch, feature_channels[s], ceil(height / feature_strides[s]), ...)``. With `anchored`
         there is one, of the size of the image, or of `image_size` if that is larger.
         """
-        place = self._place(x)
-        return self._tiles(x, place, math.prod(place.working.shape)) if place else self._features(x)
+        return self._features(x, self._place(x))
 
-    def _place(self, x: Tensor) -> Anchoring | None:
-        """Return where an image of another size lies in an anchored network; refuse what is no image."""
+    def _place(self, x: Tensor) -> Refinement | None:
+        """Return the grid of an image beside the reference; None without a reference, or on it."""
         self._check_field(x, "height, width", self.head.weight.dtype)
         shape = tuple(x.shape[2:])
-        other = self.anchored and shape != self.image_size
-        return anchoring(shape, self.image_size, *_CELLS) if other else None
+        if not self.anchored or shape == self.image_size:
+            return None
+        registration, periodic = _CELLS
+        return Refinement(Grid.uniform(self.image_size, registration=registration, periodic=periodic), shape)
 
-    def _features(self, x: Tensor) -> list[Tensor]:
+    def _features(self, x: Tensor, place: Refinement | None) -> list[Tensor]:
         """Return the fields at the end of each stage."""
-        x = self.patches(self._located(x, grid_points(x.shape[2:], *_CELLS)))
+        if place is not None:
+            return [run(x, place, settled=False, **self._stages)]
+        x = self.patches(self._located(x, grid_points(x.shape[2:], "cell", x.device)))
         fields = []
         for i, stage in enumerate(self.stages):
             x = self.merging[i - 1](x) if i else x
@@ -187,25 +191,14 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
             fields.append(x)
         return [*fields[:-1], normalised(x, self.norm)]
 
-    def _tiles(self, x: Tensor, place: Anchoring, most: int) -> list[Tensor]:
-        """Return the last features at the points of the finer grid of image and reference, in tiles."""
-        x = place.lift(x)
-        reference = grid_points(self.image_size, *_CELLS)
-        anchors = self.patches(self._located(place.anchors(x), reference))
-        blocks = [cast(Block, block) for stage in self.stages for block in cast(nn.ModuleList, stage)]
-        sources = []
-        for block in blocks:
-            anchors, of_block = block.on_reference(anchors)
-            sources.append(of_block)
-        if not place.refines:
-            return [normalised(anchors, self.norm)]
-        parts = []
-        for tile in place.tiles(most):
-            fine = self.patches(self._located(tile.smooth(x), tile.points))
-            for block, of_block in zip(blocks, sources, strict=True):
-                fine = block.between(fine, of_block, tile)
-            parts.append(normalised(fine, self.norm))
-        return parts
+    @property
+    def _stages(self) -> dict[str, Any]:
+        """Lifting, blocks and norm of an anchored network."""
+        return {
+            "lift": lambda x, points: self.patches(self._located(x, points)),
+            "blocks": [block for stage in self.stages for block in cast(nn.ModuleList, stage)],
+            "head": lambda x, points: normalised(x, self.norm),
+        }
 
     def _located(self, x: Tensor, points: Sequence[Tensor]) -> Tensor:
         return x if self.positional_embedding is None else with_coordinates(x, points, (False, False))

@@ -21,6 +21,7 @@ from torch import Tensor
 from mano_op.errors import InputError
 from mano_op.files import read_tensors
 from mano_op.layers.multipole import MultipoleAttention
+from mano_op.models.data_model import metadata_of
 from mano_op.options import Count, Whole, checked
 from mano_op.vision.classifier import MANOClassifier
 from mano_op.vision.options import Size
@@ -248,8 +249,8 @@ def _stated(weights: Mapping[str, Any], n_stages: int) -> dict[str, Any]:
     A table of offsets, ``(1, 2 w - 1, 2 w - 1, 2)``, ends at :math:`\log_8 (1 + 8 (w - 1) / (p - 1))`, with p
     the window of the training.
     """
-    options = weights.get("_metadata")  # of neuraloperator's registry
-    if isinstance(options, Mapping) and isinstance(options.get("window"), int):
+    options = metadata_of(weights)
+    if isinstance(options.get("window"), int):
         counted = per_stage("bias_window", options.get("bias_window") or 0, n_stages)
         return {"window": options["window"], "pretrained_window": counted}
     largest, trained = 0, {}
