@@ -146,8 +146,9 @@ def _write(
 class _Task:
     """A function to export, and what to compare it with.
 
-    `sizes` has the names and least sizes of the input's dimensions that may have any. No size of the last input is 1, that of a channel or
-    another axis, or the reference's: torch may take one that is for a constant.
+    `sizes` has the names and least sizes of the input's dimensions that may have any. No size of the last
+    input is 1, that of a channel or another axis, or the reference's: torch may take one that is for a
+    constant.
     """
 
     name: str

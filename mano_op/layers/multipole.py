@@ -41,8 +41,8 @@ class MultipoleAttention(nn.Module):
     ========================== ====================== ========================= ==============================
     argument                   operator               published                 swin
     ========================== ====================== ========================= ==============================
-    `halo`, `stride`, `shift`  windows side by side,  overlapping windows,      windows side by side without a
-                               each with a halo       results averaged          halo, every other one shifted
+    `halo`, `shift`,           windows side by side,  overlapping windows,      windows side by side without a
+    `Style.stride`             each with a halo       results averaged          halo, every other one shifted
     `Style.sampling`           centred stencils       strided convolutions      centred stencils
     `Style.level_weights`      learned                1/(i+1), factorial        learned
     `Style.scores`             dot products           dot products              cosines
@@ -59,12 +59,8 @@ class MultipoleAttention(nn.Module):
     n_heads : int
     n_dim : int
         Spatial dimensions, 1 to 3.
-    head_dim : int, optional
-        Channels of a head; ``channels // n_heads`` if not given.
     window : int
         Points along each side of a window, w.
-    stride : int, optional
-        Points from one window to the next, s; `window` if not given.
     halo : int
         Points beyond each side of a window that its queries see, h.
     shift : int
@@ -131,9 +127,7 @@ class MultipoleAttention(nn.Module):
         n_heads: Count,
         *,
         n_dim: Count = 2,
-        head_dim: Count | None = None,
         window: Count = 4,
-        stride: Count | None = None,
         halo: Whole = 1,
         shift: Whole = 0,
         rate: Count = 2,
@@ -144,7 +138,8 @@ class MultipoleAttention(nn.Module):
         style: Style = OPERATOR,
     ) -> None:
         super().__init__()
-        stride = window if stride is None else stride
+        stride = window if style.stride is None else style.stride
+        head_dim = style.head_dim
         wraps = (periodic,) * n_dim if isinstance(periodic, bool) else tuple(periodic)
         own_levels = style.level_weights == "learned" or not style.shared_levels
         for wrong, message in (
@@ -165,7 +160,7 @@ class MultipoleAttention(nn.Module):
             (
                 head_dim is None and channels % n_heads,
                 f"channels={channels} is not divisible by n_heads={n_heads}: change one of them, or give "
-                "the layer a head_dim",
+                "the style a head_dim",
             ),
             (
                 n_levels is None and own_levels,
@@ -197,7 +192,13 @@ class MultipoleAttention(nn.Module):
             for _ in range(n_attentions)
         )
         self.windows = nn.ModuleList()
-        self._windows = {"window": window, "stride": stride, "halo": halo, "shift": shift, "periodic": wraps}
+        self._windows: dict[str, Any] = {
+            "window": window,
+            "stride": stride,
+            "halo": halo,
+            "shift": shift,
+            "periodic": wraps,
+        }
         options: dict[str, Any] = {
             "n_dim": n_dim,
             "rate": rate,
@@ -221,11 +222,12 @@ class MultipoleAttention(nn.Module):
         *,
         window: int = 2,
         stride: int = 1,
+        head_dim: int | None = None,
         n_levels: int | None = None,
         sampling: Sampling = "conv",
         **options: Any,
     ) -> MultipoleAttention:
-        """Build the layer as published, arXiv:2507.02748; `options` are ``n_dim``, ``head_dim`` and ``rate``.
+        """Build the layer as published, arXiv:2507.02748; `options` are ``n_dim`` and ``rate``.
 
         Examples
         --------
@@ -235,9 +237,9 @@ class MultipoleAttention(nn.Module):
          'attention.0.norm2.bias', 'attention.0.qkv.weight', 'attention.0.out.weight',
          'attention.0.out.bias', 'down.0.weight', 'up.0.weight']
         """
-        style = Style(**(record(PUBLISHED) | {"sampling": sampling}))
-        windows: dict[str, Any] = {"window": window, "stride": stride, "halo": 0, "n_levels": n_levels}
-        return cls(channels, n_heads, **windows, style=style, **options)
+        parts = {"sampling": sampling, "stride": stride, "head_dim": head_dim}
+        style = Style(**(record(PUBLISHED) | parts))
+        return cls(channels, n_heads, window=window, halo=0, n_levels=n_levels, style=style, **options)
 
     @classmethod
     def swin(
@@ -337,7 +339,7 @@ class MultipoleAttention(nn.Module):
         return far
 
     def windows_of(self, shape: tuple[int, ...], like: Tensor | None = None) -> nn.ModuleList:
-        """Return the windows of the levels of a grid, which are made once and kept until another one comes."""
+        """Return the windows of the levels of a grid, kept until another grid comes."""
         if len(self.windows) and cast(Windows, self.windows[0]).shape == shape:
             return self.windows
         with torch.inference_mode(False):  # tensors of inference could not be used in training later

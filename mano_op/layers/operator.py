@@ -13,16 +13,19 @@ The backward pass recomputes the scores, so that nothing of their size is kept:
 
 .. math::
 
-    dv_j = \sum_i p_{ji}\, do_i, \qquad ds_{ji} = p_{ji} \Big(v_j \cdot do_i - \sum_l p_{li}\, v_l \cdot do_i\Big),
-    \qquad dq_i = \frac{1}{\sqrt d} \sum_j ds_{ji}\, k_j, \qquad dk_j = \frac{1}{\sqrt d} \sum_i ds_{ji}\, q_i .
+    dv_j &= \sum_i p_{ji}\, do_i, &
+    ds_{ji} &= p_{ji} \Big(v_j \cdot do_i - \sum_l p_{li}\, v_l \cdot do_i\Big), \\
+    dq_i &= \frac{1}{\sqrt d} \sum_j ds_{ji}\, k_j, &
+    dk_j &= \frac{1}{\sqrt d} \sum_i ds_{ji}\, q_i .
 
-Softmax and sums are in single precision at least.
+Softmax and sums are in single precision at least. Two kernels stand behind the operator,
+``window_attention_forward`` and ``window_attention_backward``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -30,141 +33,146 @@ from torch.utils.flop_counter import register_flop_formula
 
 # Scores that are held at a time on a CPU: a megabyte in single precision, which its cache holds.
 _SCORES = 2**18
+_INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? bias"
+_LISTS = "Tensor queries, Tensor keys, Tensor? share, Tensor? missing, int heads"
+Bias = Tensor | None
 
 
-def definition(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    queries: Tensor,
-    keys: Tensor,
-    share: Tensor | None,
-    missing: Tensor | None,
-    heads: int,
-) -> Tensor:
-    """Attend within windows by operations of torch, which can be differentiated any number of times.
+class Lists(NamedTuple):
+    """Windows as lists.
+
+    Attributes
+    ----------
+    queries, keys : int Tensor, ``(windows, targets)`` and ``(windows, sources)``
+        Targets and sources of each window.
+    share : Tensor, optional, ``(windows, targets)``
+        Weight of each result, 0 for a filler of a window with fewer targets; 1 if not given.
+    missing : bool Tensor, optional, ``(windows, sources)``
+        Fillers of windows with fewer sources.
+    heads : int
+    """
+
+    queries: Tensor
+    keys: Tensor
+    share: Tensor | None
+    missing: Tensor | None
+    heads: int
+
+
+def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Bias, lists: Lists) -> Tensor:
+    """Attend within windows.
 
     Parameters
     ----------
     q : Tensor, ``(batch, targets, heads * head_dim)``
     k, v : Tensor, ``(batch, sources, heads * head_dim)``
-    bias : Tensor, optional, ``(windows or 1, heads, keys, queries)``
+    bias : Tensor, optional, ``(windows or 1, heads, sources of a window, its targets)``
         Added to the scores.
-    queries, keys : int Tensor, ``(windows, queries)`` and ``(windows, keys)``
-        Targets and sources of each window.
-    share : Tensor, optional, ``(windows, queries)``
-        Weight of each result, 0 for a filler of a window with fewer targets; 1 if not given.
-    missing : bool Tensor, optional, ``(windows, keys)``
-        Fillers of windows with fewer sources.
-    heads : int
+    lists : Lists
 
     Returns
     -------
     Tensor, ``(batch, targets, heads * head_dim)``
+
+    Examples
+    --------
+    With one window it is dense attention:
+
+    >>> q, k, v = torch.randn(3, 1, 5, 8)
+    >>> points = torch.arange(5)[None]
+    >>> out = window_attention(q, k, v, None, Lists(points, points, None, None, heads=2))
+    >>> heads = (t.unflatten(-1, (2, 4)).transpose(1, 2) for t in (q, k, v))
+    >>> dense = torch.nn.functional.scaled_dot_product_attention(*heads)
+    >>> torch.allclose(out, dense.transpose(1, 2).flatten(2), atol=1e-6)
+    True
     """
-    exact = _exact(q, k, v, bias)
-    return q.new_zeros(exact[0].shape, dtype=exact[0].dtype).index_add(
-        1, queries.flatten(), _results(*exact, queries, keys, share, missing, heads)
-    ).to(q.dtype)
+    if torch.compiler.is_exporting():  # for programs that may not have this package
+        return definition(q, k, v, bias, *lists)
+    # A compiler takes the operator as it is; a transform of torch.func needs the function itself.
+    if torch.compiler.is_compiling():
+        out: Tensor = torch.ops.mano_op.window_attention(q, k, v, bias, *lists)
+    else:
+        out = _Attention.apply(q, k, v, bias, *lists)
+    return out
 
 
-def gradients(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    queries: Tensor,
-    keys: Tensor,
-    share: Tensor | None,
-    missing: Tensor | None,
-    heads: int,
-    grad: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of q, k, v and bias for a gradient of `definition`, by operations of torch.
+# By operations of torch
+
+
+def definition(q: Tensor, k: Tensor, v: Tensor, bias: Bias, *lists: Any) -> Tensor:
+    """Attend as `window_attention` by operations that can be differentiated any number of times."""
+    windows, exact = Lists(*lists), _exact(q, k, v, bias)
+    out = torch.zeros_like(exact[0], memory_format=torch.contiguous_format)
+    return out.index_add(1, windows.queries.flatten(), _results(exact, windows)).to(q.dtype)
+
+
+def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Bias, *lists: Any) -> tuple[Tensor, ...]:
+    """Return the gradients of q, k, v and bias, given that of the result, by such operations too.
 
     That of a bias which is not given is empty.
     """
-    exact = _exact(q, k, v, bias)
-    dq, dk, dv, dbias = _gradients(*exact, queries, keys, share, missing, heads, *_exact(grad))
+    windows, exact = Lists(*lists), _exact(q, k, v, bias)
+    *ds, dbias = _gradients(*_exact(grad), exact, windows)
+    places = windows.queries, windows.keys, windows.keys
     sums = [
-        torch.zeros_like(t).index_add(1, index.flatten(), d)
-        for t, index, d in zip(exact, (queries, keys, keys), (dq, dk, dv), strict=False)
+        torch.zeros_like(t).index_add(1, index.flatten(), d).to(t.dtype)
+        for t, index, d in zip(exact[:3], places, ds, strict=True)
     ]
-    if bias is None:
-        sums.append(dbias.new_zeros(0))
-    else:
-        sums.append(dbias.sum(0, keepdim=True) if len(bias) == 1 else dbias)
-    return tuple(d.to(t.dtype) for d, t in zip(sums, (q, k, v, q if bias is None else bias), strict=True))
+    return *(d.to(q.dtype) for d in sums), _of_bias(bias, [dbias], q)
 
 
-def _results(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    queries: Tensor,
-    keys: Tensor,
-    share: Tensor | None,
-    missing: Tensor | None,
-    heads: int,
-) -> Tensor:
-    """The weighted results of all windows, ``(batch, windows * queries, channels)``."""
-    q, k, v = _in_windows(q, queries, heads), _in_windows(k, keys, heads), _in_windows(v, keys, heads)
-    return _as_points(_weighted(_probabilities(q, k, bias, missing).mT @ v, share))
+def _results(inputs: Sequence[Any], windows: Lists) -> Tensor:
+    """The weighted results of all windows, ``(batch, windows * targets, channels)``."""
+    q, k, v, bias = _in_windows(inputs, windows)
+    return _as_points(_weighted(_probabilities(q, k, bias, windows).mT @ v, windows))
 
 
-def _gradients(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    queries: Tensor,
-    keys: Tensor,
-    share: Tensor | None,
-    missing: Tensor | None,
-    heads: int,
-    grad: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _gradients(grad: Tensor, inputs: Sequence[Any], windows: Lists) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients in all windows: of queries, keys and values, as in `_results`, and of scores."""
-    q, k, v = _in_windows(q, queries, heads), _in_windows(k, keys, heads), _in_windows(v, keys, heads)
-    do, p = _weighted(_in_windows(grad, queries, heads), share), _probabilities(q, k, bias, missing)
+    do = _weighted(_gathered(grad, windows.queries, windows.heads), windows)
+    q, k, v, bias = _in_windows(inputs, windows)
+    p, scale = _probabilities(q, k, bias, windows), q.shape[-1] ** -0.5
     dp = v @ do.mT
     ds = p * (dp - (p * dp).sum(-2, keepdim=True))
-    scale = q.shape[-1] ** -0.5
-    dq, dk, dv = _weighted(ds.mT @ k, share, factor=False) * scale, ds @ q * scale, p @ do
-    return _as_points(dq), _as_points(dk), _as_points(dv), ds.sum(0)
+    dq = _weighted(ds.mT @ k, windows, factor=False) * scale
+    return _as_points(dq), _as_points(ds @ q * scale), _as_points(p @ do), ds.sum(0)
 
 
-def _probabilities(q: Tensor, k: Tensor, bias: Tensor | None, missing: Tensor | None) -> Tensor:
-    """The softmax over the keys, ``(batch, windows, heads, keys, queries)``.
+def _probabilities(q: Tensor, k: Tensor, bias: Bias, windows: Lists) -> Tensor:
+    """The softmax over the sources, ``(batch, windows, heads, sources, targets)``.
 
-    With queries last, products and softmax take half of the time on a CPU.
+    With targets last, products and softmax take half of the time on a CPU.
     """
     scores = (k * q.shape[-1] ** -0.5) @ q.mT
     if bias is not None:
         scores = scores + bias
-    if missing is not None:
-        scores = scores.masked_fill(missing[:, None, :, None], -torch.inf)
+    if windows.missing is not None:
+        scores = scores.masked_fill(windows.missing[:, None, :, None], -torch.inf)
     return scores.softmax(-2)
 
 
-def _in_windows(t: Tensor, index: Tensor, heads: int) -> Tensor:
+def _in_windows(inputs: Sequence[Any], windows: Lists) -> list[Any]:
+    *qkv, bias = inputs
+    pairs = zip(qkv, (windows.queries, windows.keys, windows.keys), strict=True)
+    return [*(_gathered(t, index, windows.heads) for t, index in pairs), bias]
+
+
+def _gathered(t: Tensor, index: Tensor, heads: int) -> Tensor:
     """Gather points ``(batch, points, channels)``: ``(batch, windows, heads, points, head_dim)``."""
     rows = t.index_select(1, index.flatten())
     return rows.view(t.shape[0], *index.shape, heads, t.shape[2] // heads).transpose(2, 3).contiguous()
 
 
 def _as_points(t: Tensor) -> Tensor:
-    """Turn the result of `_in_windows` into ``(batch, windows * points, channels)``."""
+    """Turn the result of `_gathered` into ``(batch, windows * points, channels)``."""
     return t.transpose(2, 3).flatten(3).flatten(1, 2)
 
 
-def _weighted(t: Tensor, share: Tensor | None, *, factor: bool = True) -> Tensor:
-    """Weight the points of windows; fillers become 0, whatever they are."""
-    if share is None:
+def _weighted(t: Tensor, windows: Lists, *, factor: bool = True) -> Tensor:
+    """Weight the targets of windows; fillers become 0, whatever they are."""
+    if windows.share is None:
         return t
-    share = share[:, None, :, None].to(t.dtype)
+    share = windows.share[:, None, :, None].to(t.dtype)
     return torch.where(share == 0, 0, t * share if factor else t)
 
 
@@ -172,80 +180,60 @@ def _exact(*tensors: Tensor | None) -> list[Any]:
     return [t if t is None else t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
 
 
-# The operators
+def _of_bias(bias: Bias, parts: Sequence[Tensor], like: Tensor) -> Tensor:
+    """The gradient of the bias from that of scores in parts of the windows."""
+    if bias is None:
+        return like.new_zeros(0)
+    if len(bias) > 1:
+        return torch.cat(list(parts)).to(bias.dtype)
+    sums = [part.sum(0, keepdim=True) for part in parts]
+    return sum(sums[1:], start=sums[0]).to(bias.dtype)
 
 
-@torch.library.custom_op("mano_op::window_attention_forward", mutates_args=())
-def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    queries: Tensor,
-    keys: Tensor,
-    share: Tensor | None,
-    missing: Tensor | None,
-    heads: int,
-) -> Tensor:
+# Some windows at a time
+
+
+@torch.library.custom_op(
+    "mano_op::window_attention_forward", mutates_args=(), schema=f"({_INPUTS}, {_LISTS}) -> Tensor"
+)
+def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Bias, *lists: Any) -> Tensor:
     with torch.autocast(q.device.type, enabled=False):
-        exact = _exact(q.contiguous(), k.contiguous(), v.contiguous(), bias)
+        *exact, bias = _exact(q.contiguous(), k.contiguous(), v.contiguous(), bias)
         out = torch.zeros_like(exact[0])
-        for part in _parts(q, exact[3], queries, keys, share, missing, heads):
-            out.index_add_(1, part[1].flatten(), _results(*exact[:3], *part, heads))
+        for part, of_part in _parts(q, bias, Lists(*lists)):
+            out.index_add_(1, part.queries.flatten(), _results((*exact, of_part), part))
         return out.to(q.dtype)
 
 
-@torch.library.custom_op("mano_op::window_attention_backward", mutates_args=())
-def _backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    queries: Tensor,
-    keys: Tensor,
-    share: Tensor | None,
-    missing: Tensor | None,
-    heads: int,
-    grad: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@torch.library.custom_op(
+    "mano_op::window_attention_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, {_INPUTS}, {_LISTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Bias, *lists: Any) -> tuple[Tensor, ...]:
     with torch.autocast(q.device.type, enabled=False):
-        *exact, bias_, grad = _exact(q.contiguous(), k.contiguous(), v.contiguous(), bias, grad.contiguous())
-        dq, dk, dv = (torch.zeros_like(t) for t in exact)
-        of_bias = []
-        for part in _parts(q, bias_, queries, keys, share, missing, heads):
-            *ds, dbias = _gradients(*exact, *part, heads, grad)
-            for total, index, d in zip((dq, dk, dv), (part[1], part[2], part[2]), ds, strict=True):
+        grad, *exact, exact_bias = _exact(*(t.contiguous() for t in (grad, q, k, v)), bias)
+        sums, of_bias = [torch.zeros_like(t) for t in exact], []
+        for part, of_part in _parts(q, exact_bias, Lists(*lists)):
+            *ds, dbias = _gradients(grad, (*exact, of_part), part)
+            for total, index, d in zip(sums, (part.queries, part.keys, part.keys), ds, strict=True):
                 total.index_add_(1, index.flatten(), d)
-            if bias is not None:
-                of_bias.append(dbias.sum(0, keepdim=True) if len(bias) == 1 else dbias)
-        if bias is None:
-            db = q.new_zeros(0)
-        else:
-            db = (sum(of_bias[1:], start=of_bias[0]) if len(bias) == 1 else torch.cat(of_bias)).to(bias.dtype)
-        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), db
+            of_bias += [] if bias is None else [dbias]
+        return *(d.to(q.dtype) for d in sums), _of_bias(bias, of_bias, q)
 
 
-def _parts(
-    q: Tensor,
-    bias: Tensor | None,
-    queries: Tensor,
-    keys: Tensor,
-    share: Tensor | None,
-    missing: Tensor | None,
-    heads: int,
-) -> list[tuple[Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None]]:
-    """Split the windows, so that the scores of a part fit the cache of a CPU."""
-    step, windows = max(len(queries), 1), len(queries)
+def _parts(q: Tensor, bias: Bias, windows: Lists) -> list[tuple[Lists, Bias]]:
+    """Split the windows, so that the scores of a part fit the cache of a CPU; each with its bias."""
+    step = count = max(1, len(windows.queries))
     if q.device.type == "cpu":
-        scores = max(1, len(q) * heads * queries.shape[1] * keys.shape[1])
+        scores = max(1, len(q) * windows.heads * windows.queries.shape[1] * windows.keys.shape[1])
         step = max(1, _SCORES * torch.get_num_threads() // scores)
 
-    def split(t: Tensor | None) -> Sequence[Tensor | None]:
-        return [t] * -(-windows // step) if t is None else t.split(step)
+    def split(t: Tensor | None) -> Sequence[Any]:
+        return [t] * -(-count // step) if t is None or len(t) == 1 != count else t.split(step)
 
-    shared = bias is None or len(bias) == 1
-    biases = [bias] * -(-windows // step) if shared else split(bias)
-    return list(zip(biases, *map(split, (queries, keys, share, missing)), strict=True))
+    parts = zip(*map(split, (*windows[:4], bias)), strict=True)
+    return [(Lists(*cast(Any, lists), windows.heads), of_part) for *lists, of_part in parts]
 
 
 @_forward.register_fake
@@ -254,11 +242,9 @@ def _(q: Tensor, *args: Any) -> Tensor:
 
 
 @_backward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
-    return tuple(
-        torch.empty_like(t, memory_format=torch.contiguous_format)
-        for t in (q, k, v, q.new_empty(0) if bias is None else bias)
-    )
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Bias, *args: Any) -> tuple[Tensor, ...]:
+    gradients = q, k, v, q.new_empty(0) if bias is None else bias
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in gradients)
 
 
 def _one_by_one(operator: Callable[..., Any]) -> Callable[..., Any]:
@@ -282,12 +268,19 @@ for _operator in (_forward, _backward):
 
 @register_flop_formula(torch.ops.mano_op.window_attention_forward)
 def _(q: Any, k: Any, v: Any, bias: Any, queries: Any, keys: Any, *args: Any, **kwargs: Any) -> int:
-    return 4 * q[0] * queries[0] * queries[1] * keys[1] * q[2]
+    """Operations of the products of queries with keys, and of scores with values."""
+    return int(4 * q[0] * queries[0] * queries[1] * keys[1] * q[2])
 
 
 @register_flop_formula(torch.ops.mano_op.window_attention_backward)
-def _(q: Any, k: Any, v: Any, bias: Any, queries: Any, keys: Any, *args: Any, **kwargs: Any) -> int:
-    return 10 * q[0] * queries[0] * queries[1] * keys[1] * q[2]
+def _(
+    grad: Any, q: Any, k: Any, v: Any, bias: Any, queries: Any, keys: Any, *args: Any, **kwargs: Any
+) -> int:
+    """Operations of five such products."""
+    return int(10 * q[0] * queries[0] * queries[1] * keys[1] * q[2])
+
+
+# Derivatives of any order, forward and backward, under any transform of torch.func
 
 
 class _Attention(torch.autograd.Function):
@@ -299,15 +292,14 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.save_for_backward(*inputs[:8])
-        ctx.save_for_forward(*inputs[:8])
-        ctx.heads = inputs[8]
+        ctx.save_for_backward(*inputs[:-1])
+        ctx.save_for_forward(*inputs[:-1])
+        ctx.heads = inputs[-1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        bias = ctx.saved_tensors[3]
-        *ds, dbias = _Gradients.apply(*ctx.saved_tensors, ctx.heads, grad)
-        return *ds, None if bias is None else dbias, *[None] * 5
+        *ds, dbias = _Gradients.apply(grad, *ctx.saved_tensors, ctx.heads)
+        return *ds, None if ctx.saved_tensors[3] is None else dbias, *[None] * 5
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -316,53 +308,36 @@ class _Attention(torch.autograd.Function):
 
 class _Gradients(torch.autograd.Function):
     generate_vmap_rule = True
+    setup_context = _Attention.setup_context
 
     @staticmethod
     def forward(*args: Any) -> Any:
         return _backward(*args)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        tensors = *inputs[:8], inputs[9]
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
-        ctx.heads = inputs[8]
-
-    @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        *tensors, grad = ctx.saved_tensors
-        return _pulled_back(gradients, (*tensors, ctx.heads, grad), grads)
+        of_floating, tensors, places = _closed(gradients, (*ctx.saved_tensors, ctx.heads))
+        result: list[Any] = [None] * 10
+        for place, d in zip(places, torch.func.vjp(of_floating, *tensors)[1](grads), strict=True):
+            result[place] = d
+        return tuple(result)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        *tensors, grad = ctx.saved_tensors
-        return _tangent(gradients, (*tensors, ctx.heads, grad), tangents)
+        return _tangent(gradients, (*ctx.saved_tensors, ctx.heads), tangents)
 
 
-def _floating(args: Sequence[Any]) -> list[int]:
-    return [i for i, t in enumerate(args) if isinstance(t, Tensor) and t.is_floating_point()]
-
-
-def _closed(function: Callable[..., Any], args: Sequence[Any]) -> tuple[Callable[..., Any], list[Tensor]]:
-    """The function of those arguments that have derivatives."""
-    places = _floating(args)
+def _closed(
+    function: Callable[..., Any], args: Sequence[Any]
+) -> tuple[Callable[..., Any], list[Tensor], list[int]]:
+    """The function of those arguments that have derivatives, these, and their places."""
+    places = [i for i, t in enumerate(args) if isinstance(t, Tensor) and t.is_floating_point()]
 
     def of_floating(*tensors: Tensor) -> Any:
-        filled = list(args)
-        for place, t in zip(places, tensors, strict=True):
-            filled[place] = t
-        return function(*filled)
+        filled = dict(zip(places, tensors, strict=True))
+        return function(*(filled.get(i, t) for i, t in enumerate(args)))
 
-    return of_floating, [args[place] for place in places]
-
-
-def _pulled_back(function: Callable[..., Any], args: Sequence[Any], grads: Any) -> tuple[Any, ...]:
-    """The gradients of all arguments, given those of the results."""
-    of_floating, tensors = _closed(function, args)
-    result: list[Any] = [None] * len(args)
-    for place, d in zip(_floating(args), torch.func.vjp(of_floating, *tensors)[1](grads), strict=True):
-        result[place] = d
-    return tuple(result)
+    return of_floating, [args[i] for i in places], places
 
 
 def _tangent(function: Callable[..., Any], args: Sequence[Any], tangents: Sequence[Any]) -> Any:
@@ -370,60 +345,18 @@ def _tangent(function: Callable[..., Any], args: Sequence[Any], tangents: Sequen
 
     Forward differentiation itself cannot be nested.
     """
-    of_floating, tensors = _closed(function, args)
-    out, pull = torch.func.vjp(of_floating, *tensors)
+    of_floating, tensors, places = _closed(function, args)
+    out, pull, *_ = torch.func.vjp(of_floating, *tensors)
     zeros = torch.zeros_like(out) if isinstance(out, Tensor) else tuple(map(torch.zeros_like, out))
-    along = tuple(
-        torch.zeros_like(args[i]) if tangents[i] is None else tangents[i] for i in _floating(args)
-    )
+    along = tuple(torch.zeros_like(args[i]) if tangents[i] is None else tangents[i] for i in places)
     [result] = torch.func.vjp(pull, zeros)[1](along)
     return result
 
 
-torch.library.define(
-    "mano_op::window_attention",
-    "(Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor queries, Tensor keys, Tensor? share, "
-    "Tensor? missing, int heads) -> Tensor",
-)
+torch.library.define("mano_op::window_attention", f"({_INPUTS}, {_LISTS}) -> Tensor")
 
 
 @torch.library.impl("mano_op::window_attention", "CompositeImplicitAutograd")
-def _window_attention(*args: Any) -> Tensor:
+def _(*args: Any) -> Tensor:
     out: Tensor = _Attention.apply(*args)
-    return out
-
-
-def window_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    queries: Tensor,
-    keys: Tensor,
-    share: Tensor | None,
-    missing: Tensor | None,
-    heads: int,
-) -> Tensor:
-    """Attend within windows by the operator; arguments are those of `definition`.
-
-    Examples
-    --------
-    With one window it is dense attention:
-
-    >>> q, k, v = torch.randn(3, 1, 5, 8)
-    >>> points = torch.arange(5)[None]
-    >>> out = window_attention(q, k, v, None, points, points, None, None, 2)
-    >>> heads = (t.unflatten(-1, (2, 4)).transpose(1, 2) for t in (q, k, v))
-    >>> dense = torch.nn.functional.scaled_dot_product_attention(*heads)
-    >>> torch.allclose(out, dense.transpose(1, 2).flatten(2), atol=1e-6)
-    True
-    """
-    args = q, k, v, bias, queries, keys, share, missing, heads
-    if torch.compiler.is_exporting():  # for programs that may not have this package
-        return definition(*args)
-    # A compiler takes the operator as it is; a transform of torch.func needs the function itself.
-    if torch.compiler.is_compiling():
-        out: Tensor = torch.ops.mano_op.window_attention(*args)
-    else:
-        out = _Attention.apply(*args)
     return out

@@ -28,11 +28,6 @@ class Anchored:
     in training, see `fix_references`. It is a constant, neither a parameter nor a buffer: what averages,
     casts or broadcasts those leaves it alone. State dicts have it as extra state.
 
-    Attributes
-    ----------
-    reference_shape : tuple of int, optional
-        Points along each axis of the grid that the levels belong to; None before any training.
-
     Examples
     --------
     >>> class Scale(Anchored, nn.Module):
@@ -51,10 +46,15 @@ class Anchored:
 
     def keep_reference(self, shape: tuple[int, ...] | None, n_dim: int) -> None:
         """Set the reference, or leave it to be learnt; for the constructor."""
-        self._reference, self._reference_is_fixed, self._reference_n_dim = _Reference(shape), shape is not None, n_dim
+        self._reference, self._reference_is_fixed, self._reference_n_dim = (
+            _Reference(shape),
+            shape is not None,
+            n_dim,
+        )
 
     @property
     def reference_shape(self) -> tuple[int, ...] | None:
+        """Points along each axis of the grid that the levels belong to; None before any training."""
         return self._reference.shape
 
     def get_extra_state(self) -> Tensor:

@@ -30,8 +30,8 @@ decides which of two points is the lower one. A mean is a difference of prefix s
 
 .. math::
 
-    F(v) = C_i - x_i\,(i + \tfrac12 - v), \quad C_i = x_0 + \dots + x_i, \quad i = \lfloor v + \tfrac12 \rfloor,
-    \qquad \bar x = \frac{F(v_{right}) - F(v_{left})}{v_{right} - v_{left}},
+    F(v) = C_i - x_i\,(i + \tfrac12 - v), \quad C_i = x_0 + \dots + x_i, \quad
+    i = \lfloor v + \tfrac12 \rfloor, \qquad \bar x = \frac{F(v_{right}) - F(v_{left})}{v_{right} - v_{left}},
 
 in double precision, so that nothing is lost in the difference.
 """
@@ -41,7 +41,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-
 from itertools import pairwise, product
 from typing import Any, NamedTuple, cast
 
@@ -50,7 +49,7 @@ from torch import Tensor, nn
 
 from mano_op.grid import Axis, Grid
 from mano_op.layers.interpolation import Banded, lagrange
-from mano_op.layers.operator import window_attention
+from mano_op.layers.operator import Lists, window_attention
 from mano_op.layers.windows import AxisSizes, Bias, Windows
 
 # Points of the finer grid whose average is computed at a time.
@@ -60,8 +59,8 @@ _SLAB = 2**14
 class FineAxis(NamedTuple):
     r"""Consecutive points of an axis with at least as many points as a reference over the same interval.
 
-    Points are counted once around: on a periodic axis of cells from the first one at or after the first point
-    of the reference. Point t is at :math:`(a\, t + b) / q`, counted in points of the reference.
+    Points are counted once around: on a periodic axis of cells from the first one at or after that of the
+    reference. Point t is at :math:`(a\, t + b) / q`, counted in points of the reference.
 
     Attributes
     ----------
@@ -123,7 +122,7 @@ class FineAxis(NamedTuple):
         return self.n - 1 if self.reference.registration == "node_both" else self.n
 
     @property
-    def index(self) -> slice | Tensor:
+    def places(self) -> slice | Tensor:
         """The place of each point in a field on the finer axis."""
         if not self.turns:
             return slice(self.start, self.end)
@@ -232,58 +231,51 @@ class FineAxis(NamedTuple):
         return ((integral(right) - integral(left)) / _along(right - left, x, dim)).to(x.dtype)
 
     def targets(self, windows: AxisSizes, device: torch.device) -> AxisTargets:
-        """Put the points into windows of the reference."""
+        """Put the points into windows of the reference: in each those between its keys, and just before."""
         a, b, q = self.rate
         n, keys, wraps = self.n, self.reference.n, self.reference.periodic
-        count, side, halo = windows
+        count, side, _ = windows
         m = torch.arange(count, device=device)
-
-        def first_at(position: Tensor, after: int) -> Tensor:  # or after it; negative ones are virtual
-            rounded = position * q - b + (a if after else a - 1)
-            return (rounded + 2 * n * a) // a - 2 * n
-
-        # A window has the points at or after its first key, and a share of those just before it.
-        own = first_at(m * side, after=0)
-        before = first_at(m * side - 1, after=1)
-        last = torch.cat([own[1:], torch.full((1,), 1, device=device) * n])
-        alone = wraps and count == 1
-        groups = [(own.clamp(min=0), last)] if alone else [(before, own), (own, last)]
-        if torch.compiler.is_compiling():
-            # One more than there can be: what traces with symbols cannot tell that a size is not 1.
-            rooms = [(side * q + a - 1) // a + 1] if alone else [(q - 1) // a + 2, (side * q + a - 1) // a + 1]
-        else:
-            lower = torch.where(m == 0, self.start - n, self.start) if wraps else self.start
-            upper = torch.where(m == 0, self.end - n, self.end) if wraps else self.end
-            bounds = [(self.start, self.end)] if alone else [(lower, upper), (self.start, self.end)]
-            whole = self.stop is None
+        first, before = self._first(m * side), self._first(m * side - 1, beyond=True)
+        last = torch.cat([first[1:], torch.full((1,), 1, device=device) * n])
+        alone = wraps and count == 1  # then no point is before the window
+        groups = [_Group(first if not alone else first.clamp(min=0), last, shared=False)]
+        if not alone:
+            groups.insert(0, _Group(before, first, shared=True))
+        if self.stop is not None:
+            turn = n * ((m == 0) & wraps)  # just before the first window are the last points
             groups = [
-                group if whole else tuple(t.clamp(*between) for t in group)
-                for group, between in zip(groups, bounds, strict=True)
+                group.within(self.start - turn * group.shared, self.stop - turn * group.shared)
+                for group in groups
             ]
-            if not whole:
-                m, groups = _occupied(m, groups)
-            rooms = [max(0, int((stop - start).max())) for start, stop in groups]
-        slots = [torch.arange(room, device=device) + start[:, None] for room, (start, _) in zip(rooms, groups)]
-        t = torch.cat(slots, dim=1)
-        valid = torch.cat([s < stop[:, None] for s, (_, stop) in zip(slots, groups)], dim=1)
-        shared = torch.cat([torch.full_like(s, i == 0 and not alone) for i, s in enumerate(slots)], dim=1)
+            m, groups = _occupied(m, groups)
+        # A program for all sizes has one more than there can be: what traces with symbols cannot tell that a
+        # size is not 1.
+        most = {True: (q - 1) // a + 2, False: (side * q + a - 1) // a + 1}
+        slots = [group.slots(most[group.shared]) for group in groups]
+        t, valid, shared = (torch.cat(parts, dim=1) for parts in zip(*slots, strict=True))
         p = a * t + b
-        if not wraps:
-            valid = valid & (t >= 0)
         inside = p if wraps else p.clamp(0, q * (keys - 1))
+        valid = valid if wraps else valid & (t >= 0)
         way = ((inside + q) % q).double() / q
-        # Just before the next window, with which the point is shared.
-        border = torch.div(inside, q, rounding_mode="floor") == (m * side + side - 1).clamp(max=keys - 1)[:, None]
-        share = torch.where(border & (shared == 0) & (not alone), 1 - way, 1.0)
-        share = torch.where((shared == 1) & ((m > 0)[:, None] | wraps), way, share)
-        share = torch.where(valid, share, 0.0)
+        # Between the last key of a window and the first of the next a point is in both.
+        border = (inside + q) // q - 1 == (m * side + side - 1).clamp(max=keys - 1)[:, None]
+        share = torch.where(border & ~shared & (not alone), 1 - way, 1.0)
+        share = torch.where(shared & ((m > 0)[:, None] | wraps), way, share)
+        index = torch.where(valid, (t + n) % n if wraps else t, self.start)
         position = (p - q * side * m[:, None]).clamp(-q, side * q)
-        index = torch.where(valid, t, self.start + 0 * t)
-        index = (index + n) % n if wraps else index
-        return AxisTargets(m, index - self.start, share, *self._quarters(position, side, halo, valid))
+        offsets = self._quarters(position, windows, valid)
+        return AxisTargets(m, index - self.start, torch.where(valid, share, 0.0), *offsets)
 
-    def _quarters(self, position: Tensor, side: int, halo: int, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def _first(self, position: Tensor, *, beyond: bool = False) -> Tensor:
+        """The first point at or beyond a position; those before the axis are negative."""
+        a, b, q = self.rate
+        turns = 2 * self.n  # whole numbers of at least 0 are divided alike everywhere
+        return (position * q - b + (a if beyond else a - 1) + turns * a) // a - turns
+
+    def _quarters(self, position: Tensor, windows: AxisSizes, valid: Tensor) -> tuple[Tensor, Tensor]:
         """The offsets of `AxisTargets`, given the position of each slot in its window times q."""
+        _, side, halo = windows
         q, around, reach = self.rate[2], self.reference.n * self.rate[2], side + halo
         key = torch.arange(side + 2 * halo, device=position.device) - halo
         offset = key[:, None] * q - position[:, None]
@@ -299,6 +291,30 @@ class FineAxis(NamedTuple):
             if bool((same | ~valid[:, None]).all()):
                 return quarter[fullest][None], rest[fullest][None]
         return quarter, rest
+
+
+class _Group(NamedTuple):
+    """Consecutive points in each window of an axis, shared with the window before or not."""
+
+    start: Tensor
+    stop: Tensor
+    shared: bool
+
+    def within(self, start: Tensor | int, stop: Tensor | int) -> _Group:
+        """Cut the group to some points."""
+        first, last = (
+            torch.minimum(torch.maximum(t, start + 0 * t), stop + 0 * t) for t in (self.start, self.stop)
+        )
+        return _Group(first, last, self.shared)
+
+    def slots(self, most: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the points of as many slots as the fullest window has, whether they exist, and are shared.
+
+        A program for all sizes has `most` slots.
+        """
+        count = most if torch.compiler.is_compiling() else max(0, int((self.stop - self.start).max()))
+        t = torch.arange(count, device=self.start.device) + self.start[:, None]
+        return t, t < self.stop[:, None], torch.full_like(t, self.shared, dtype=torch.bool)
 
 
 class AxisTargets(NamedTuple):
@@ -336,16 +352,14 @@ class Targets:
     """
 
     def __init__(self, axes: Sequence[FineAxis], windows: Windows, device: torch.device) -> None:
-        self.axes = [
-            axis.targets(of_axis, device) for axis, of_axis in zip(axes, windows.axes, strict=True)
-        ]
+        self.axes = [axis.targets(of_axis, device) for axis, of_axis in zip(axes, windows.axes, strict=True)]
         self.reach = [of_axis.side + of_axis.halo for of_axis in windows.axes]
         self.queries = _flat([axis.queries for axis in self.axes], [axis.end - axis.start for axis in axes])
         self.share = self.axes[0].share
         for axis in self.axes[1:]:
             self.share = _outer(self.share, axis.share, torch.mul)
         self.windows = _flat(
-            [axis.windows[:, None] for axis in self.axes], [axis.count for axis in windows.axes]
+            [axis.windows[:, None] for axis in self.axes], [axis.windows for axis in windows.axes]
         ).flatten()
 
     def table(self, bias: Bias, dtype: torch.dtype) -> Tensor:
@@ -368,7 +382,7 @@ class Targets:
             shape += quarter.shape
         windows, keys, slots = ([3 * i + part for i in range(n_dim)] for part in range(3))
         table = table.reshape(*shape, -1).permute(*windows, 3 * n_dim, *keys, *slots)
-        return table.flatten(n_dim + 1 + n_dim).flatten(n_dim + 1, 2 * n_dim).flatten(0, n_dim - 1)
+        return table.flatten(2 * n_dim + 1).flatten(n_dim + 1, 2 * n_dim).flatten(0, n_dim - 1)
 
 
 class Part:
@@ -490,7 +504,9 @@ class Refinement:
             line, step = FineAxis(axis, n), axis.n
             if not line.refines:
                 continue
-            if not torch.compiler.is_compiling():  # some points at a time, since the sums are in double precision
+            if (
+                not torch.compiler.is_compiling()
+            ):  # some points at a time, since the sums are in double precision
                 step = max(1, _SLAB * axis.n * x.shape[dim] // max(1, x[0, 0].numel() * n))
             slabs = [
                 line.anchors(x, dim, first, min(first + step, axis.n)) for first in range(0, axis.n, step)
@@ -499,7 +515,7 @@ class Refinement:
         return x
 
     def in_order(self, x: Tensor) -> Tensor:
-        """Bring the points of a field on all of the working grid from the order of `FineAxis` to their own."""
+        """Bring the points of the working grid from the order of `FineAxis` to their own."""
         for dim, (axis, n) in enumerate(zip(self.reference, self.working, strict=True), start=2):
             line = FineAxis(axis, n)
             if line.refines and line.turns:
@@ -512,7 +528,11 @@ class Refinement:
         for axis, n, working in zip(self.reference, self.shape, self.working, strict=True):
             [source] = Grid.uniform((n,), registration=axis.registration, periodic=axis.periodic)
             coarser = n < working
-            matrices.append((lagrange(source, axis, points) if up else lagrange(axis, source, points)) if coarser else None)
+            matrices.append(
+                (lagrange(source, axis, points) if up else lagrange(axis, source, points))
+                if coarser
+                else None
+            )
         return matrices
 
 
@@ -547,23 +567,27 @@ class Points:
             if part is None:
                 cast(dict[nn.Module, Any], sources)[layer] = k, v
                 return windows(q, k, v, bias, heads=heads)
-            targets = part.targets(windows, q.device)
-            queries, share = targets.queries, targets.share
-            keys, missing = windows.keys, windows.missing
+            targets, lists = part.targets(windows, q.device), windows.lists(heads)
             table = None if bias is None else targets.table(bias, q.dtype)
+            queries, share = targets.queries, targets.share
             if sources is not None:
                 k, v = sources[layer]
-                keys, missing = (t if t is None else t[targets.windows] for t in (keys, missing))
-            else:
-                n = math.prod(self.reference)
-                k, v = k[:, :n], v[:, :n]
-                queries = torch.cat([windows.queries, n + queries], dim=1)
-                own = torch.ones_like(windows.queries, dtype=share.dtype) if windows.held is None else windows.share
-                share = torch.cat([own, share], dim=1)
-                if bias is not None:
-                    of_reference = windows.table(bias, q.dtype).expand(len(table), -1, -1, -1)
-                    table = torch.cat([of_reference, table], dim=-1)
-            return window_attention(q, k, v, table, queries, keys, share, missing, heads)
+                missing = None if lists.missing is None else lists.missing[targets.windows]
+                own = Lists(queries, lists.keys[targets.windows], share, missing, heads)
+                return window_attention(q, k, v, table, own)
+            n = math.prod(self.reference)
+            of_reference = torch.ones_like(share[:, :1]).expand(lists.queries.shape)
+            if lists.share is not None:
+                of_reference = lists.share
+            both = lists._replace(
+                queries=torch.cat([lists.queries, n + queries], dim=1),
+                share=torch.cat([of_reference, share], dim=1),
+            )
+            if table is not None and bias is not None:
+                table = torch.cat(
+                    [windows.table(bias, q.dtype).expand(len(table), -1, -1, -1), table], dim=-1
+                )
+            return window_attention(q, k[:, :n], v[:, :n], table, both)
 
         return attend
 
@@ -642,7 +666,7 @@ def run_by_parts(
         for block in blocks:
             features = block(features, Points(place.reference.shape, part, sources))
         out = head(features.unflatten(2, part.shape), points)
-        yield tuple(axis.index for axis in part.axes), place.settle(out) if settled else out
+        yield tuple(axis.places for axis in part.axes), place.settle(out) if settled else out
 
 
 def joined(reference: Tensor, targets: Tensor) -> Tensor:
@@ -664,10 +688,10 @@ def _applied(matrices: Sequence[Banded | None], x: Tensor) -> Tensor:
     return x
 
 
-def _occupied(m: Tensor, groups: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+def _occupied(m: Tensor, groups: Sequence[_Group]) -> tuple[Tensor, list[_Group]]:
     """The windows that have a point, with their groups of points."""
-    some = torch.stack([stop > start for start, stop in groups]).any(0)
-    return m[some], [(start[some], stop[some]) for start, stop in groups]
+    some = torch.stack([group.stop > group.start for group in groups]).any(0)
+    return m[some], [_Group(group.start[some], group.stop[some], group.shared) for group in groups]
 
 
 def _flat(indices: Sequence[Tensor], shape: Sequence[int]) -> Tensor:

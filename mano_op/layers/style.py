@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import StrictBool
 
 from mano_op.layers.pyramid import Sampling
-from mano_op.options import options
+from mano_op.options import Count, options
 
 
 @options
@@ -32,6 +32,10 @@ class Style:
         Whether all levels use the same parameters.
     norms : {0, 1, 2}
         LayerNorms before the maps to queries, keys and values.
+    head_dim : int, optional
+        Channels of a head; ``channels // n_heads`` if not given.
+    stride : int, optional
+        Points from one window to the next, s; the window's own if not given.
 
     Examples
     --------
@@ -48,6 +52,8 @@ class Style:
     qv_bias: StrictBool = False
     shared_levels: StrictBool = False
     norms: Literal[0, 1, 2] = 1
+    head_dim: Count | None = None
+    stride: Count | None = None
 
 
 OPERATOR = Style()

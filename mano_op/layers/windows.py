@@ -21,14 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mano_op.layers.operator import window_attention
+from mano_op.layers.operator import Lists, window_attention
 
 Bias = Callable[[Tensor], Tensor]
 
@@ -36,7 +36,7 @@ Bias = Callable[[Tensor], Tensor]
 class AxisSizes(NamedTuple):
     """Number of windows along an axis, points along a side of one, and points of its halo."""
 
-    count: int
+    windows: int
     side: int
     halo: int
 
@@ -172,7 +172,7 @@ class Windows(nn.Module):
         ]
         held = reduce(_products, (axis.held for axis in axes))
         exists = reduce(_products, (~axis.missing for axis in axes))
-        self.axes = [AxisSizes(*axis.queries.shape, axis.halo) for axis in axes]
+        self.axes = [AxisSizes(len(axis.queries), axis.queries.shape[1], axis.halo) for axis in axes]
         offsets, entry = self._table()
         for name, values, left_out in (
             ("queries", flat_indices([axis.queries for axis in axes], self.shape), False),
@@ -200,7 +200,11 @@ class Windows(nn.Module):
         Tensor, ``(batch, points, heads * head_dim)``
         """
         table = None if bias is None else self.table(bias, q.dtype)
-        return window_attention(q, k, v, table, self.queries, self.keys, self.share, self.missing, heads)
+        return window_attention(q, k, v, table, self.lists(heads))
+
+    def lists(self, heads: int) -> Lists:
+        """Return the windows as lists."""
+        return Lists(self.queries, self.keys, self.share, self.missing, heads)
 
     @property
     def share(self) -> Tensor | None:
@@ -242,7 +246,7 @@ def flat_indices(points: Sequence[NDArray[np.int64]], shape: Sequence[int]) -> N
     return flat
 
 
-def _products(one: NDArray[np.generic], other: NDArray[np.generic]) -> NDArray[np.generic]:
+def _products(one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
     """The products of the entries of two axes, ``(windows, points of a window)``."""
-    both = one[:, None, :, None] * other[None, :, None, :]
+    both: NDArray[Any] = one[:, None, :, None] * other[None, :, None, :]
     return both.reshape(both.shape[0] * both.shape[1], -1)

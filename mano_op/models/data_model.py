@@ -47,7 +47,7 @@ class DataModel(BaseModel, name="_data_model"):
     def state_dict(
         self, destination: Any = None, prefix: str = "", keep_vars: bool = False
     ) -> dict[str, Any]:
-        """Parameters and buffers, and under ``"_metadata"`` the constructor's arguments, as text of numbers."""
+        """Parameters, and under ``"_metadata"`` the constructor's arguments, as text in numbers."""
         state: dict[str, Any] = nn.Module.state_dict(
             self, destination=destination, prefix=prefix, keep_vars=keep_vars
         )
