@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mano_op.layers.operator import KERNELS
+
 from mano_op.registry import evaluating
 
 
@@ -60,8 +62,6 @@ def peak_bytes_of(run: Callable[[], Any], device: str | torch.device = "cpu") ->
 class _Live(TorchDispatchMode):
     """Counts the storages that operations return, until they are freed."""
 
-    only_tensors = True  # the compiled library stays in use
-
     def __init__(self) -> None:
         super().__init__()
         self.peak = self._now = 0
@@ -70,6 +70,9 @@ class _Live(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # Inputs existed before or are counted already; the output may be a view of them.
         inputs = {id(storage) for storage in _storages((args, kwargs))}
+        if func in KERNELS:  # what is made in them counts too
+            with self:
+                return KERNELS[func](*args, **(kwargs or {}))
         out = func(*args, **(kwargs or {}))
         for storage in _storages(out):
             if id(storage) not in inputs and id(storage) not in self._sizes:

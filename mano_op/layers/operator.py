@@ -112,7 +112,8 @@ def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Bias, *lists:
     That of a bias which is not given is empty.
     """
     windows, exact = Lists(*lists), _exact(q, k, v, bias)
-    *ds, dbias = _gradients(*_exact(grad), exact, windows)
+    [exact_grad] = _exact(grad)
+    *ds, dbias = _gradients(exact_grad, exact, windows)
     places = windows.queries, windows.keys, windows.keys
     sums = [
         torch.zeros_like(t).index_add(1, index.flatten(), d).to(t.dtype)
@@ -193,10 +194,8 @@ def _of_bias(bias: Bias, parts: Sequence[Tensor], like: Tensor) -> Tensor:
 # Some windows at a time
 
 
-@torch.library.custom_op(
-    "mano_op::window_attention_forward", mutates_args=(), schema=f"({_INPUTS}, {_LISTS}) -> Tensor"
-)
-def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Bias, *lists: Any) -> Tensor:
+def forward(q: Tensor, k: Tensor, v: Tensor, bias: Bias, *lists: Any) -> Tensor:
+    """Attend as `definition`."""
     with torch.autocast(q.device.type, enabled=False):
         *exact, bias = _exact(q.contiguous(), k.contiguous(), v.contiguous(), bias)
         out = torch.zeros_like(exact[0])
@@ -205,12 +204,8 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Bias, *lists: Any) -> Tensor
         return out.to(q.dtype)
 
 
-@torch.library.custom_op(
-    "mano_op::window_attention_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad, {_INPUTS}, {_LISTS}) -> (Tensor, Tensor, Tensor, Tensor)",
-)
-def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Bias, *lists: Any) -> tuple[Tensor, ...]:
+def backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Bias, *lists: Any) -> tuple[Tensor, ...]:
+    """Return what `gradients` does."""
     with torch.autocast(q.device.type, enabled=False):
         grad, *exact, exact_bias = _exact(*(t.contiguous() for t in (grad, q, k, v)), bias)
         sums, of_bias = [torch.zeros_like(t) for t in exact], []
@@ -234,6 +229,24 @@ def _parts(q: Tensor, bias: Bias, windows: Lists) -> list[tuple[Lists, Bias]]:
 
     parts = zip(*map(split, (*windows[:4], bias)), strict=True)
     return [(Lists(*cast(Any, lists), windows.heads), of_part) for *lists, of_part in parts]
+
+
+_forward = torch.library.custom_op(
+    "mano_op::window_attention_forward",
+    forward,
+    mutates_args=(),
+    schema=f"({_INPUTS}, {_LISTS}) -> Tensor",
+)
+_backward = torch.library.custom_op(
+    "mano_op::window_attention_backward",
+    backward,
+    mutates_args=(),
+    schema=f"(Tensor grad, {_INPUTS}, {_LISTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+KERNELS: dict[Any, Callable[..., Any]] = {
+    torch.ops.mano_op.window_attention_forward.default: forward,
+    torch.ops.mano_op.window_attention_backward.default: backward,
+}
 
 
 @_forward.register_fake

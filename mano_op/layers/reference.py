@@ -81,8 +81,8 @@ class Anchored:
             if self.training:
                 if dist.is_available() and dist.is_initialized():
                     raise InputError(
-                        f"{type(self).__name__} has no reference yet, and each rank of this process group would "
-                        f"take its own first grid, here {shape}: build it with reference_shape={shape}"
+                        f"{type(self).__name__} has no reference yet, and each rank of this process group "
+                        f"would take its own first grid, here {shape}: build it with reference_shape={shape}"
                     )
                 self._reference.shape = shape
             return shape
