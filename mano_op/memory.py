@@ -12,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mano_op.layers.operator import KERNELS
-
 from mano_op.registry import evaluating
 
 

@@ -58,6 +58,11 @@ class Lists(NamedTuple):
     missing: Tensor | None
     heads: int
 
+    def part(self, windows: Tensor | slice) -> Lists:
+        """Return some of the windows."""
+        share, missing = (None if t is None else t[windows] for t in (self.share, self.missing))
+        return Lists(self.queries[windows], self.keys[windows], share, missing, self.heads)
+
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Bias, lists: Lists) -> Tensor:
     """Attend within windows.
@@ -101,9 +106,9 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Bias, lists: Lists) 
 
 def definition(q: Tensor, k: Tensor, v: Tensor, bias: Bias, *lists: Any) -> Tensor:
     """Attend as `window_attention` by operations that can be differentiated any number of times."""
-    windows, exact = Lists(*lists), _exact(q, k, v, bias)
-    out = torch.zeros_like(exact[0], memory_format=torch.contiguous_format)
-    return out.index_add(1, windows.queries.flatten(), _results(exact, windows)).to(q.dtype)
+    windows, inputs = Lists(*lists), _inputs(q, k, v, bias, lists[-1])
+    out = torch.zeros_like(inputs[0], memory_format=torch.contiguous_format)
+    return out.index_add(1, windows.queries.flatten(), _results(inputs, windows)).to(q.dtype)
 
 
 def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Bias, *lists: Any) -> tuple[Tensor, ...]:
@@ -111,15 +116,14 @@ def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Bias, *lists:
 
     That of a bias which is not given is empty.
     """
-    windows, exact = Lists(*lists), _exact(q, k, v, bias)
-    [exact_grad] = _exact(grad)
-    *ds, dbias = _gradients(exact_grad, exact, windows)
+    windows, inputs = Lists(*lists), _inputs(q, k, v, bias, lists[-1])
+    *ds, dbias = _gradients(_exact(grad), inputs, windows)
     places = windows.queries, windows.keys, windows.keys
-    sums = [
-        torch.zeros_like(t).index_add(1, index.flatten(), d).to(t.dtype)
-        for t, index, d in zip(exact[:3], places, ds, strict=True)
-    ]
-    return *(d.to(q.dtype) for d in sums), _of_bias(bias, [dbias], q)
+    dq, dk, dv = (
+        torch.zeros_like(t).index_add(1, index.flatten(), d)
+        for t, index, d in zip(inputs[:3], places, ds, strict=True)
+    )
+    return *_of_inputs([dq, dk, dv], q, windows.heads), _of_bias(bias, [dbias], q)
 
 
 def _results(inputs: Sequence[Any], windows: Lists) -> Tensor:
@@ -132,19 +136,19 @@ def _gradients(grad: Tensor, inputs: Sequence[Any], windows: Lists) -> tuple[Ten
     """The gradients in all windows: of queries, keys and values, as in `_results`, and of scores."""
     do = _weighted(_gathered(grad, windows.queries, windows.heads), windows)
     q, k, v, bias = _in_windows(inputs, windows)
-    p, scale = _probabilities(q, k, bias, windows), q.shape[-1] ** -0.5
+    p = _probabilities(q, k, bias, windows)
     dp = v @ do.mT
     ds = p * (dp - (p * dp).sum(-2, keepdim=True))
-    dq = _weighted(ds.mT @ k, windows, factor=False) * scale
-    return _as_points(dq), _as_points(ds @ q * scale), _as_points(p @ do), ds.sum(0)
+    dq = _weighted(ds.mT @ k, windows, factor=False)
+    return _as_points(dq), _as_points(ds @ q), _as_points(p @ do), ds.sum(0)
 
 
 def _probabilities(q: Tensor, k: Tensor, bias: Bias, windows: Lists) -> Tensor:
-    """The softmax over the sources, ``(batch, windows, heads, sources, targets)``.
+    """The softmax over the sources, ``(batch, windows, heads, sources, targets)``, for scaled queries.
 
     With targets last, products and softmax take half of the time on a CPU.
     """
-    scores = (k * q.shape[-1] ** -0.5) @ q.mT
+    scores = k @ q.mT
     if bias is not None:
         scores = scores + bias
     if windows.missing is not None:
@@ -177,8 +181,20 @@ def _weighted(t: Tensor, windows: Lists, *, factor: bool = True) -> Tensor:
     return torch.where(share == 0, 0, t * share if factor else t)
 
 
-def _exact(*tensors: Tensor | None) -> list[Any]:
-    return [t if t is None else t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
+def _exact(t: Tensor) -> Tensor:
+    return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
+def _inputs(q: Tensor, k: Tensor, v: Tensor, bias: Bias, heads: int) -> list[Any]:
+    """Queries over the square root of d, keys, values and bias, in single precision at least."""
+    scaled = _exact(q) * (q.shape[2] // heads) ** -0.5
+    return [scaled, _exact(k), _exact(v), None if bias is None else _exact(bias)]
+
+
+def _of_inputs(sums: Sequence[Tensor], q: Tensor, heads: int) -> list[Tensor]:
+    """Turn the gradients of `_inputs` into those of queries, keys and values."""
+    factors = (q.shape[2] // heads) ** -0.5, 1, 1
+    return [(d if factor == 1 else d * factor).to(q.dtype) for d, factor in zip(sums, factors, strict=True)]
 
 
 def _of_bias(bias: Bias, parts: Sequence[Tensor], like: Tensor) -> Tensor:
@@ -197,38 +213,44 @@ def _of_bias(bias: Bias, parts: Sequence[Tensor], like: Tensor) -> Tensor:
 def forward(q: Tensor, k: Tensor, v: Tensor, bias: Bias, *lists: Any) -> Tensor:
     """Attend as `definition`."""
     with torch.autocast(q.device.type, enabled=False):
-        *exact, bias = _exact(q.contiguous(), k.contiguous(), v.contiguous(), bias)
-        out = torch.zeros_like(exact[0])
+        *inputs, bias = _inputs(q.contiguous(), k.contiguous(), v.contiguous(), bias, lists[-1])
+        out = torch.zeros_like(inputs[0])
         for part, of_part in _parts(q, bias, Lists(*lists)):
-            out.index_add_(1, part.queries.flatten(), _results((*exact, of_part), part))
+            out.index_add_(1, part.queries.flatten(), _results((*inputs, of_part), part))
         return out.to(q.dtype)
 
 
 def backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Bias, *lists: Any) -> tuple[Tensor, ...]:
     """Return what `gradients` does."""
+    grad = _exact(grad.contiguous())
     with torch.autocast(q.device.type, enabled=False):
-        grad, *exact, exact_bias = _exact(*(t.contiguous() for t in (grad, q, k, v)), bias)
-        sums, of_bias = [torch.zeros_like(t) for t in exact], []
+        *inputs, exact_bias = _inputs(q.contiguous(), k.contiguous(), v.contiguous(), bias, lists[-1])
+        sums, of_bias = [torch.zeros_like(t) for t in inputs], []
         for part, of_part in _parts(q, exact_bias, Lists(*lists)):
-            *ds, dbias = _gradients(grad, (*exact, of_part), part)
+            *ds, dbias = _gradients(grad, (*inputs, of_part), part)
             for total, index, d in zip(sums, (part.queries, part.keys, part.keys), ds, strict=True):
                 total.index_add_(1, index.flatten(), d)
             of_bias += [] if bias is None else [dbias]
-        return *(d.to(q.dtype) for d in sums), _of_bias(bias, of_bias, q)
+        return *_of_inputs(sums, q, lists[-1]), _of_bias(bias, of_bias, q)
 
 
 def _parts(q: Tensor, bias: Bias, windows: Lists) -> list[tuple[Lists, Bias]]:
     """Split the windows, so that the scores of a part fit the cache of a CPU; each with its bias."""
-    step = count = max(1, len(windows.queries))
-    if q.device.type == "cpu":
-        scores = max(1, len(q) * windows.heads * windows.queries.shape[1] * windows.keys.shape[1])
-        step = max(1, _SCORES * torch.get_num_threads() // scores)
-
-    def split(t: Tensor | None) -> Sequence[Any]:
-        return [t] * -(-count // step) if t is None or len(t) == 1 != count else t.split(step)
-
-    parts = zip(*map(split, (*windows[:4], bias)), strict=True)
-    return [(Lists(*cast(Any, lists), windows.heads), of_part) for *lists, of_part in parts]
+    if q.device.type != "cpu" or not len(windows.queries):
+        return [(windows, bias)]
+    shared = bias is None or len(bias) == 1
+    if windows.missing is not None and shared:  # few windows have to be masked
+        cut = windows.missing.any(1)
+        groups = [windows.part(~cut)._replace(missing=None), windows.part(cut)]
+    else:
+        groups = [windows]
+    scores = len(q) * windows.heads * windows.queries.shape[1] * windows.keys.shape[1]
+    step, parts = max(1, _SCORES * torch.get_num_threads() // max(1, scores)), []
+    for group in groups:
+        for first in range(0, len(group.queries), step):
+            chosen = slice(first, first + step)
+            parts.append((group.part(chosen), bias if shared else cast(Tensor, bias)[chosen]))
+    return parts
 
 
 _forward = torch.library.custom_op(
