@@ -31,6 +31,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from mano_op.layers.native import kernel as native
+
 # Scores that are held at a time on a CPU: a megabyte in single precision, which its cache holds.
 _SCORES = 2**18
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? bias"
@@ -97,7 +99,7 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Bias, lists: Lists) 
     if torch.compiler.is_compiling():
         out: Tensor = torch.ops.mano_op.window_attention(q, k, v, bias, *lists)
     else:
-        out = _Attention.apply(q, k, v, bias, *lists)
+        out, _ = _Attention.apply(q, k, v, bias, *lists)
     return out
 
 
@@ -209,23 +211,31 @@ def _of_bias(bias: Bias, parts: Sequence[Tensor], like: Tensor) -> Tensor:
 # Some windows at a time
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, bias: Bias, *lists: Any) -> Tensor:
-    """Attend as `definition`."""
+def forward(q: Tensor, k: Tensor, v: Tensor, bias: Bias, *lists: Any) -> tuple[Tensor, Tensor]:
+    """Attend as `definition`; also returns what the compiled kernel keeps for `backward`."""
+    windows = Lists(*lists)
+    if native.usable(q):
+        return native.forward(q, k, v, bias, windows)
     with torch.autocast(q.device.type, enabled=False):
-        *inputs, bias = _inputs(q, k, v, bias, lists[-1])
+        *inputs, bias = _inputs(q, k, v, bias, windows.heads)
         out = torch.zeros_like(inputs[0])
-        for part, of_part in _parts(q, bias, Lists(*lists)):
+        for part, of_part in _parts(q, bias, windows):
             _add_rows(out, part.queries, _results((*inputs, of_part), part))
-        return _as_points(out).to(q.dtype)
+        return _as_points(out).to(q.dtype), q.new_empty(0)
 
 
-def backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Bias, *lists: Any) -> tuple[Tensor, ...]:
+def backward(
+    grad: Tensor, stats: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Bias, *lists: Any
+) -> tuple[Tensor, ...]:
     """Return what `gradients` does."""
+    windows = Lists(*lists)
+    if native.usable(q):
+        return native.backward(grad, stats, q, k, v, bias, windows)
     with torch.autocast(q.device.type, enabled=False):
-        *inputs, exact_bias = _inputs(q, k, v, bias, lists[-1])
-        of_result = _by_head(grad, lists[-1])
+        *inputs, exact_bias = _inputs(q, k, v, bias, windows.heads)
+        of_result = _by_head(grad, windows.heads)
         sums, of_bias = [torch.zeros_like(t) for t in inputs], []
-        for part, of_part in _parts(q, exact_bias, Lists(*lists)):
+        for part, of_part in _parts(q, exact_bias, windows):
             *ds, dbias = _gradients(of_result, (*inputs, of_part), part)
             for total, index, d in zip(sums, (part.queries, part.keys, part.keys), ds, strict=True):
                 _add_rows(total, index, d)
@@ -264,13 +274,13 @@ _forward = torch.library.custom_op(
     "mano_op::window_attention_forward",
     forward,
     mutates_args=(),
-    schema=f"({_INPUTS}, {_LISTS}) -> Tensor",
+    schema=f"({_INPUTS}, {_LISTS}) -> (Tensor, Tensor)",
 )
 _backward = torch.library.custom_op(
     "mano_op::window_attention_backward",
     backward,
     mutates_args=(),
-    schema=f"(Tensor grad, {_INPUTS}, {_LISTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    schema=f"(Tensor grad, Tensor stats, {_INPUTS}, {_LISTS}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 KERNELS: dict[Any, Callable[..., Any]] = {
     torch.ops.mano_op.window_attention_forward.default: forward,
@@ -279,14 +289,15 @@ KERNELS: dict[Any, Callable[..., Any]] = {
 
 
 @_forward.register_fake
-def _(q: Tensor, *args: Any) -> Tensor:
-    return torch.empty_like(q, memory_format=torch.contiguous_format)
+def _(q: Tensor, k: Tensor, v: Tensor, bias: Bias, queries: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    shape = native.statistics_shape(q, queries, args[-1]) if native.usable(q) else (0,)
+    return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(shape)
 
 
 @_backward.register_fake
-def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Bias, *args: Any) -> tuple[Tensor, ...]:
-    gradients = q, k, v, q.new_empty(0) if bias is None else bias
-    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in gradients)
+def _(grad: Tensor, stats: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Bias, *args: Any) -> Any:
+    results = q, k, v, q.new_empty(0) if bias is None else bias
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in results)
 
 
 def _one_by_one(operator: Callable[..., Any]) -> Callable[..., Any]:
@@ -297,8 +308,6 @@ def _one_by_one(operator: Callable[..., Any]) -> Callable[..., Any]:
             operator(*(a if dim is None else a.select(dim, i) for a, dim in zip(args, in_dims, strict=True)))
             for i in range(info.batch_size)
         ]
-        if isinstance(entries[0], Tensor):
-            return torch.stack(entries), 0
         return tuple(map(torch.stack, zip(*entries, strict=True))), (0,) * len(entries[0])
 
     return rule
@@ -309,17 +318,15 @@ for _operator in (_forward, _backward):
 
 
 @register_flop_formula(torch.ops.mano_op.window_attention_forward)
-def _(q: Any, k: Any, v: Any, bias: Any, queries: Any, keys: Any, *args: Any, **kwargs: Any) -> int:
-    """Operations of the products of queries with keys, and of scores with values."""
+def _operations(q: Any, k: Any, v: Any, bias: Any, queries: Any, keys: Any, *args: Any, **kwargs: Any) -> int:
+    """Count the operations of the products of queries with keys, and of scores with values."""
     return int(4 * q[0] * queries[0] * queries[1] * keys[1] * q[2])
 
 
 @register_flop_formula(torch.ops.mano_op.window_attention_backward)
-def _(
-    grad: Any, q: Any, k: Any, v: Any, bias: Any, queries: Any, keys: Any, *args: Any, **kwargs: Any
-) -> int:
+def _(grad: Any, stats: Any, *args: Any, **kwargs: Any) -> int:
     """Operations of five such products."""
-    return int(10 * q[0] * queries[0] * queries[1] * keys[1] * q[2])
+    return 5 * int(_operations(*args)) // 2
 
 
 # Derivatives of any order, forward and backward, under any transform of torch.func
@@ -334,39 +341,43 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.save_for_backward(*inputs[:-1])
-        ctx.save_for_forward(*inputs[:-1])
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1], *inputs[:-1])
+        ctx.save_for_forward(output[1], *inputs[:-1])
         ctx.heads = inputs[-1]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
         *ds, dbias = _Gradients.apply(grad, *ctx.saved_tensors, ctx.heads)
-        return *ds, None if ctx.saved_tensors[3] is None else dbias, *[None] * 5
+        return *ds, None if ctx.saved_tensors[4] is None else dbias, *[None] * 5
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        return _tangent(definition, (*ctx.saved_tensors, ctx.heads), tangents)
+        return _tangent(definition, (*ctx.saved_tensors[1:], ctx.heads), tangents), None
 
 
 class _Gradients(torch.autograd.Function):
     generate_vmap_rule = True
-    setup_context = _Attention.setup_context
 
     @staticmethod
     def forward(*args: Any) -> Any:
         return _backward(*args)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        of_floating, tensors, places = _closed(gradients, (*ctx.saved_tensors, ctx.heads))
-        result: list[Any] = [None] * 10
-        for place, d in zip(places, torch.func.vjp(of_floating, *tensors)[1](grads), strict=True):
-            result[place] = d
-        return tuple(result)
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        grad, _, *tensors, ctx.heads = inputs
+        ctx.save_for_backward(grad, *tensors)
+        ctx.save_for_forward(grad, *tensors)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        return _tangent(gradients, (*ctx.saved_tensors, ctx.heads), tangents)
+    def backward(ctx: Any, *grads: Any) -> Any:
+        of_floating, tensors, places = _closed(gradients, (*ctx.saved_tensors, ctx.heads))
+        of_args = dict(zip(places, torch.func.vjp(of_floating, *tensors)[1](grads), strict=True))
+        return of_args[0], None, *(of_args.get(i) for i in range(1, 10))
+
+    @staticmethod
+    def jvp(ctx: Any, of_grad: Any, _: Any, *tangents: Any) -> Any:
+        return _tangent(gradients, (*ctx.saved_tensors, ctx.heads), (of_grad, *tangents))
 
 
 def _closed(
@@ -400,5 +411,5 @@ torch.library.define("mano_op::window_attention", f"({_INPUTS}, {_LISTS}) -> Ten
 
 @torch.library.impl("mano_op::window_attention", "CompositeImplicitAutograd")
 def _(*args: Any) -> Tensor:
-    out: Tensor = _Attention.apply(*args)
+    out: Tensor = _Attention.apply(*args)[0]
     return out

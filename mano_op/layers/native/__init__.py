@@ -1,0 +1,1 @@
+"""Compiled kernels, built where they run: C++ for single precision on a CPU."""
