@@ -234,21 +234,27 @@ class FineAxis(NamedTuple):
         """Put the points into windows of the reference: in each those between its keys, and just before."""
         a, b, q = self.rate
         n, keys, wraps = self.n, self.reference.n, self.reference.periodic
-        count, side, _ = windows
+        count, side, _, start = windows
         m = torch.arange(count, device=device)
-        first, before = self._first(m * side), self._first(m * side - 1, beyond=True)
-        last = torch.cat([first[1:], torch.full((1,), 1, device=device) * n])
+        base = start + m * side
+        first, before = self._first(base), self._first(base - 1, beyond=True)
+        shifted = wraps and start > 0  # then the last window goes on at the first points
+        last = torch.cat([first[1:], torch.full((1,), 1, device=device) * n + (first[:1] if shifted else 0)])
         alone = wraps and count == 1  # then no point is before the window
         groups = [_Group(first if not alone else first.clamp(min=0), last, shared=False)]
         if not alone:
             groups.insert(0, _Group(before, first, shared=True))
         if self.stop is not None:
-            turn = n * ((m == 0) & wraps)  # just before the first window are the last points
+            turn = n * ((m == 0) & wraps & (not shifted))  # just before the first window are the last points
             groups = [
                 group.within(self.start - turn * group.shared, self.stop - turn * group.shared)
                 for group in groups
             ]
+            if shifted:
+                rest = _Group(first, last, shared=False)
+                groups.append(rest.within(self.start + n, self.stop + n))
             m, groups = _occupied(m, groups)
+            base = start + m * side
         # A program for all sizes has one more than there can be: what traces with symbols cannot tell that a
         # size is not 1.
         most = {True: (q - 1) // a + 2, False: (side * q + a - 1) // a + 1}
@@ -259,11 +265,11 @@ class FineAxis(NamedTuple):
         valid = valid if wraps else valid & (t >= 0)
         way = ((inside + q) % q).double() / q
         # Between the last key of a window and the first of the next a point is in both.
-        border = (inside + q) // q - 1 == (m * side + side - 1).clamp(max=keys - 1)[:, None]
+        border = (inside + q) // q - 1 == (base + side - 1).clamp(max=keys - 1 + shifted * start)[:, None]
         share = torch.where(border & ~shared & (not alone), 1 - way, 1.0)
         share = torch.where(shared & ((m > 0)[:, None] | wraps), way, share)
         index = torch.where(valid, (t + n) % n if wraps else t, self.start)
-        position = (p - q * side * m[:, None]).clamp(-q, side * q)
+        position = (p - q * base[:, None]).clamp(-q, side * q)
         offsets = self._quarters(position, windows, valid)
         return AxisTargets(m, index - self.start, torch.where(valid, share, 0.0), *offsets)
 
@@ -275,7 +281,7 @@ class FineAxis(NamedTuple):
 
     def _quarters(self, position: Tensor, windows: AxisSizes, valid: Tensor) -> tuple[Tensor, Tensor]:
         """The offsets of `AxisTargets`, given the position of each slot in its window times q."""
-        _, side, halo = windows
+        _, side, halo, _ = windows
         q, around, reach = self.rate[2], self.reference.n * self.rate[2], side + halo
         key = torch.arange(side + 2 * halo, device=position.device) - halo
         offset = key[:, None] * q - position[:, None]

@@ -34,11 +34,12 @@ Bias = Callable[[Tensor], Tensor]
 
 
 class AxisSizes(NamedTuple):
-    """Number of windows along an axis, points along a side of one, and points of its halo."""
+    """Number of windows along an axis, points along a side of one and of its halo, start of the first one."""
 
     windows: int
     side: int
     halo: int
+    start: int
 
 
 class AxisWindows(NamedTuple):
@@ -54,6 +55,8 @@ class AxisWindows(NamedTuple):
         Whether a key is a filler.
     halo : int
         h, at most what the axis has.
+    start : int
+        Where the first window starts, which may be before the axis.
     """
 
     queries: NDArray[np.int64]
@@ -61,6 +64,7 @@ class AxisWindows(NamedTuple):
     held: NDArray[np.int64]
     missing: NDArray[np.bool_]
     halo: int
+    start: int
 
 
 def axis_windows(
@@ -100,7 +104,7 @@ def axis_windows(
         missing = (keys < 0) | (keys >= n)
         queries, keys = queries.clip(0, n - 1), keys.clip(0, n - 1)
     counts = np.bincount(queries[inside], minlength=n)
-    return AxisWindows(queries, keys, np.where(inside, counts[queries], 0), missing, halo)
+    return AxisWindows(queries, keys, np.where(inside, counts[queries], 0), missing, halo, first)
 
 
 class Windows(nn.Module):
@@ -172,7 +176,7 @@ class Windows(nn.Module):
         ]
         held = reduce(_products, (axis.held for axis in axes))
         exists = reduce(_products, (~axis.missing for axis in axes))
-        self.axes = [AxisSizes(len(axis.queries), axis.queries.shape[1], axis.halo) for axis in axes]
+        self.axes = [AxisSizes(*axis.queries.shape, axis.halo, axis.start) for axis in axes]
         offsets, entry = self._table()
         for name, values, left_out in (
             ("queries", flat_indices([axis.queries for axis in axes], self.shape), False),
@@ -219,7 +223,7 @@ class Windows(nn.Module):
     def _table(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The offsets of the table, and the entry of each source and target."""
         lines, entry = [], np.zeros((1, 1), dtype=np.int64)
-        for (_, side, halo), n, wraps in zip(self.axes, self.shape, self.periodic, strict=True):
+        for (_, side, halo, _), n, wraps in zip(self.axes, self.shape, self.periodic, strict=True):
             reach = side + 2 * halo
             offset = (np.arange(reach) - halo)[:, None] - np.arange(side)
             if wraps:  # the nearest image, the one ahead if two are equally near
