@@ -15,9 +15,9 @@ from test_multipole import assert_same, draw, randomise
 
 from mano_op import MANO, Grid, InputError, evaluate_transfer, train_model
 from mano_op.data.layout import Variable
-from mano_op.layers.anchors import anchoring
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.reference import fix_references
+from mano_op.layers.refinement import Points, Refinement
 from mano_op.layers.style import Style
 from mano_op.memory import peak_bytes
 from mano_op.models import mano
@@ -88,8 +88,7 @@ EVERY = pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_output_on_the_reference_is_that_of_the_training_bit_for_bit():
     anchored = build((9, 8))
     counting = MANO(1, 1, n_levels=anchored.blocks[0].attention.n_levels, **SMALL).double()
-    parameters = dict(anchored.named_parameters())
-    counting.load_state_dict({**parameters, "reference": torch.zeros(2, dtype=torch.long)})
+    counting.load_state_dict(dict(anchored.named_parameters()), strict=False)
     x = draw(3, 1, 9, 8)
     assert counting.reference_shape is None
     assert torch.equal(anchored(x), counting.eval()(x))
@@ -166,31 +165,47 @@ def test_missing_references_cannot_be_fixed():
     assert both[0](draw(1, 1, 12, 10).float()).isfinite().all()
 
 
-def test_a_reference_that_another_rank_wrote_is_seen():
-    """Collectives write a buffer and leave its version as it was, as writing to its data does."""
-    model, x = learnt().eval(), draw(1, 1, 12, 12).float()
-    before, version = model(x), model.reference._version
-    model.reference.data.copy_(torch.tensor((12, 12)))
-    assert model.reference._version == version
-    assert model.reference_shape == (12, 12) and not torch.equal(model(x), before)
-    with pytest.raises(InputError, match=r"\(6, 6\) in training mode after \(12, 12\)"):
-        model.train()(x[..., :6, :6])
-
-
 def test_the_reference_goes_where_the_parameters_go(tmp_path):
     model = MANO(1, 1, **SMALL)
-    averaged = torch.optim.swa_utils.AveragedModel(model)
+    averages = [torch.optim.swa_utils.AveragedModel(model, use_buffers=on) for on in (False, True)]
     model(draw(1, 1, 6, 6).float())
-    averaged.update_parameters(model)
-    assert model.reference_shape == (6, 6)
+    for averaged in averages:
+        averaged.update_parameters(model)
+        assert averaged.module.reference_shape == (6, 6)  # a copy shares the first grid
     model.save_checkpoint(tmp_path, "model")
     other = MANO(1, 1, **SMALL)
     other.load_state_dict(model.state_dict())
     nested = torch.nn.Sequential(MANO(1, 1, **SMALL))
     nested.load_state_dict(torch.nn.Sequential(model).state_dict())
     x = draw(2, 1, 12, 9).float()
-    for same in (other, MANO.from_checkpoint(tmp_path, "model"), copy.deepcopy(model), averaged, nested):
+    for same in (other, MANO.from_checkpoint(tmp_path, "model"), copy.deepcopy(model), *averages, nested):
         assert torch.equal(same.eval()(x), model.eval()(x))
+
+
+def test_references_are_exact_in_any_type_and_no_average_of_two():
+    model = learnt((1001, 2)).half()
+    assert model.reference_shape == (1001, 2) and not list(model.buffers())
+    averaged = torch.optim.swa_utils.AveragedModel(learnt((6, 6)), use_buffers=True)
+    averaged.update_parameters(learnt((12, 10)))
+    averaged.update_parameters(learnt((12, 10)))
+    assert averaged.module.reference_shape == (6, 6)
+
+
+def test_a_reference_is_not_learnt_in_a_process_group(tmp_path):
+    """Each rank would take its own first grid. Given, it works, and the gradients are the model's."""
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        with pytest.raises(
+            InputError, match=r"its own first grid, here \(6, 6\): .* reference_shape=\(6, 6\)"
+        ):
+            learnt()
+        model, x = learnt(reference_shape=(6, 6), n_levels=3), draw(2, 1, 7, 9).float()
+        expected = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+        torch.nn.parallel.DistributedDataParallel(model)(x).square().sum().backward()
+        for parameter, gradient in zip(model.parameters(), expected, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 # On finer grids
@@ -202,7 +217,7 @@ def test_points_of_the_reference_have_on_a_finer_grid_what_its_averages_give(kin
     known = {} if any(kind.periodic) else {"boundary_values": [0.3]}
     model, fine = kind.model(**known), kind.refined(3)
     x = draw(2, 2, *fine)
-    place = anchoring(fine, kind.shape, kind.registration, kind.periodic)
+    place = Refinement(kind.grid(kind.shape), fine)
     assert_same(kind.shared(model(x), 3), model(place.anchors(x)))
 
 
@@ -248,8 +263,11 @@ def test_the_order_of_the_axes_does_not_matter(kind):
 
 def permuted(model, order):
     """The parameters of the model that has the same axes in another order."""
-    state = {name: value.clone() for name, value in model.state_dict().items() if name != "_metadata"}
-    del state["reference"]
+    state = {
+        name: value.clone()
+        for name, value in model.state_dict().items()
+        if name in dict(model.named_parameters())
+    }
     for name, value in state.items():
         if ".down." in name or ".up." in name:
             first = value.ndim - len(order)
@@ -311,7 +329,7 @@ def test_a_window_that_covers_the_reference_is_dense_attention_of_all_its_points
     layer = randomise(MultipoleAttention(6, 2, window=6, **options))
     x = draw(2, 6, 10, 18).requires_grad_()
     attention = layer.attention[0]
-    keys = layer.anchoring((10, 18)).anchors(x)
+    keys = Refinement(Grid.uniform((5, 6)), (10, 18)).anchors(x)
     tokens, sources = (attention.norm1(t.flatten(2).mT) for t in (x, keys))
     inner = attention.qkv.weight.shape[0] // 3
     q, k, v = (
@@ -358,7 +376,7 @@ def test_a_coarser_input_is_interpolated_to_the_reference(kind):
     coarse = (n + 1) // 2
     model = build((n,), registration=registration, periodic=periodic)
     x = draw(1, 1, coarse)
-    place = anchoring((coarse,), (n,), registration, (periodic,))
+    place = Refinement(Grid.uniform((n,), registration=registration, periodic=periodic), (coarse,))
     assert_same(model(x), place.settle(model(place.lift(x))))
 
 
@@ -377,7 +395,7 @@ def test_known_boundary_values_are_had_exactly(shape):
 def test_an_output_without_a_known_value_is_left_alone():
     bounded = MANO(1, 2, boundary_values=[None, 0.5], **SMALL).double()
     free = MANO(1, 2, **SMALL).double()
-    free.load_state_dict({k: v for k, v in bounded.state_dict().items() if k != "_metadata"})
+    free.load_state_dict(dict(bounded.named_parameters()), strict=False)
     x = draw(1, 1, 6, 5)
     mesh = torch.as_tensor(Grid.uniform((6, 5)).mesh)
     inside = (4 * mesh * (1 - mesh)).prod(0)
@@ -412,16 +430,18 @@ def test_references_and_boundaries_that_cannot_be_are_refused(options, message):
         MANO(1, 1, **(SMALL | options))
 
 
-def test_the_layer_alone_is_anchored_too():
-    """As the model's: the reference's points first, then those between them."""
-    layer = randomise(MultipoleAttention(4, 2, n_levels=2, reference_shape=(6, 6)))
-    x = draw(1, 4, 12, 18)
-    place = layer.anchoring((12, 18))
-    anchors = place.anchors(x)
-    on, coarse = layer.on_reference(anchors)
-    assert_same(layer(anchors), on)
-    near = layer.attention[0].between(x, *layer.attention[0].keys_and_values(anchors), place.queries_at)
-    assert_same(layer(x), near + place.interpolate(coarse))
+@pytest.mark.parametrize("shift", [0, 2])
+def test_a_layer_alone_is_anchored_too(shift):
+    """As the model's: the reference's points first, then those between them, also with shifted windows."""
+    layer = randomise(MultipoleAttention(4, 2, n_levels=2, reference_shape=(7, 6), shift=shift))
+    x, place = draw(1, 4, 14, 18), Refinement(Grid.uniform((7, 6)), (14, 18))
+    anchors, part = place.anchors(x), place.whole
+    attention, windows = layer.attention[0], layer.windows_of((7, 6))
+    on = attention(anchors, windows[0])
+    features = torch.cat([anchors.flatten(2), x.flatten(2)], dim=2)
+    near = attention(features, Points((7, 6), part).attention(attention, windows[0]))[..., 42:]
+    assert_same(layer(x), near.unflatten(2, (14, 18)) + part.interpolate(layer(anchors) - on))
+    assert_same(layer(x)[..., ::2, ::3], layer(anchors))
 
 
 # Tile by tile

@@ -13,8 +13,9 @@ from mano_op.errors import InputError
 from mano_op.layers.attention import PositionBias, SwinPositionBias, WindowAttention
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.style import OPERATOR, SWIN, Style
+from mano_op.layers.windows import Windows
 
-SMALL = {"window": 3, "stride": 3, "halo": 1, "rate": 2, "n_levels": 3}
+SMALL = {"window": 3, "halo": 1, "rate": 2, "n_levels": 3}
 PUBLISHED = {"window": 2, "stride": 1, "rate": 2}
 
 
@@ -64,7 +65,8 @@ def test_window_attention_matches_its_formula(shape, periodic, n_heads, windows,
     n_dim, x = len(shape), draw(2, 4, *shape).requires_grad_()
     options = windows | {"periodic": [periodic] * n_dim}
     head_dim = 3 if n_heads > 1 else 4
-    part = randomise(WindowAttention(4, n_heads, head_dim=head_dim, n_dim=n_dim, **options, style=style))
+    part = WindowAttention(4, n_heads, head_dim=head_dim, n_dim=n_dim, window=options["window"], style=style)
+    part, attend = randomise(part), Windows(shape, **options)
     tokens = part.norm2(part.norm1(rearrange(x, "b c ... -> b ... c")))
     biases = (part.q_bias, 0, part.v_bias) if style == SWIN else (0, 0, 0)
     q, k, v = (
@@ -78,7 +80,7 @@ def test_window_attention_matches_its_formula(shape, periodic, n_heads, windows,
         q = q * 3**0.5 * factor.view(2, *[1] * (n_dim + 1))  # the reference divides by the root
     heads = reference(q, k, v, **options, bias=part.bias).movedim(1, -2).flatten(-2)
     out = heads if n_heads == 1 else heads @ part.out.weight.T + part.out.bias
-    expected, found = out.movedim(-1, 1), part(x)
+    expected, found = out.movedim(-1, 1), part(x, attend)
     assert_same(found, expected)
     for one, other in zip(gradients(part, found, x), gradients(part, expected, x), strict=True):
         assert_same(one, other)
@@ -102,7 +104,8 @@ def test_levels_are_added_on_the_way_up(shape, level_weights):
     layer, x0 = operator(n_dim=len(shape), style=Style(level_weights=level_weights)), draw(2, 4, *shape)
     x1 = layer.down[0](x0)
     x2 = layer.down[1](x1)
-    o0, o1, o2 = (attention(x) for attention, x in zip(layer.attention, (x0, x1, x2), strict=True))
+    parts = zip(layer.attention, (x0, x1, x2), layer.windows_of(shape), strict=True)
+    o0, o1, o2 = (attention(x, windows) for attention, x, windows in parts)
     factors = {"factorial": [1 / 2, 1.0]}.get(level_weights) or layer.scale.view(2, 4, *[1] * len(shape))
     y1 = o1 + factors[1] * layer.up[1](o2, x1.shape[2:])
     assert_same(layer(x0), o0 + factors[0] * layer.up[0](y1, shape))
@@ -118,9 +121,10 @@ def test_published_levels_share_their_parts_and_are_as_many_as_fit(shape, window
     [attention], [down], [up], levels = layer.attention, layer.down, layer.up, [draw(2, 4, *shape)]
     for _ in range(n_levels - 1):
         levels.append(down(levels[-1]))
-    out = attention(levels[-1])
-    for i, finer in enumerate(reversed(levels[:-1]), start=1):
-        out = attention(finer) + 1 / i * up(out, finer.shape[2:])
+    *windows, last = layer.windows_of(shape)
+    out = attention(levels[-1], last)
+    for i, (finer, attend) in enumerate(zip(reversed(levels[:-1]), reversed(windows), strict=True), start=1):
+        out = attention(finer, attend) + 1 / i * up(out, finer.shape[2:])
     assert_same(layer(levels[0]), out)
 
 
@@ -209,16 +213,19 @@ def test_precision_is_that_of_the_type(published):
     [
         ({"n_dim": 4}, "n_dim=4, expected 1, 2 or 3"),
         ({"rate": 1}, "rate=1, expected at least 2"),
-        ({"stride": 5}, "stride=5, expected at most window=3"),
+        ({"style": Style(stride=5)}, "stride=5, expected at most window=3"),
         ({"n_levels": None}, "n_levels=None, but levels have parameters of their own"),
         ({"shift": 3}, "shift=3, expected less than window=3"),
-        ({"shift": 1, "stride": 1}, "shift=1 with stride=1 and window=3: .* leave out one of the two"),
+        (
+            {"shift": 1, "style": Style(stride=1)},
+            "shift=1 with stride=1 and window=3: .* leave out one of the two",
+        ),
         ({"registration": "edge"}, "registration='edge', expected 'node', 'node_both' or 'cell'"),
-        ({"channels": 5}, "channels=5 is not divisible by n_heads=2: change one of them, or give the layer"),
+        ({"channels": 5}, "channels=5 is not divisible by n_heads=2: change one of them, or give the style"),
         ({"periodic": [True]}, r"periodic=\[True\] has 1 entries, expected n_dim=2"),
         ({"periodic": True, "registration": "node_both"}, "drop the last one and use registration='node'"),
         (
-            {"window": 2, "stride": 1, "reference_shape": (8, 8)},
+            {"window": 2, "style": Style(stride=1), "reference_shape": (8, 8)},
             r"reference_shape=\(8, 8\) with stride=1 and window=2: windows of anchored levels lie side",
         ),
     ],

@@ -98,7 +98,7 @@ class FineAxis(NamedTuple):
 
     @property
     def refines(self) -> bool:
-        """Whether there are points between those of the reference; in a program for all sizes there may be."""
+        """Whether there may be points between those of the reference; in a program for all sizes always."""
         return torch.compiler.is_exporting() or self.n != self.reference.n
 
     @property
@@ -159,7 +159,7 @@ class FineAxis(NamedTuple):
                 self._placed(torch.lerp(*ends, share))
                 for ends in zip(self._ends(below), self._ends(above), strict=True)
             )
-        reach = self.intervals // reference.intervals + 2
+        reach = 3 * self.intervals // (2 * reference.intervals) + 2  # at the end, of the last control volume
         return self._mean(x, dim, left, right, self.start + self.ahead - reach, self.end + self.ahead + reach)
 
     def anchors(self, x: Tensor, dim: int, start: int = 0, stop: int | None = None) -> Tensor:
