@@ -191,7 +191,7 @@ class MultipoleAttention(nn.Module):
             )
             for _ in range(n_attentions)
         )
-        self.windows = nn.ModuleList()
+        self._kept: tuple[nn.ModuleList, ...] = ()  # a tuple, so that nothing averages or stacks indices
         self._windows: dict[str, Any] = {
             "window": window,
             "stride": stride,
@@ -294,6 +294,7 @@ class MultipoleAttention(nn.Module):
             lift=lambda field, points: field,
             blocks=[self._on_points],
             head=lambda field, points: field,
+            averaged=False,
         )
 
     def _on_points(self, x: Tensor, points: Points | None = None) -> Tensor:
@@ -339,17 +340,17 @@ class MultipoleAttention(nn.Module):
         return far
 
     def windows_of(self, shape: tuple[int, ...], like: Tensor | None = None) -> nn.ModuleList:
-        """Return the windows of the levels of a grid, kept until another grid comes."""
-        if len(self.windows) and cast(Windows, self.windows[0]).shape == shape:
-            return self.windows
+        """Return the windows of the levels of a grid, on a device, kept until another grid comes."""
+        device = torch.device("cpu") if like is None else like.device
+        for windows in self._kept:
+            finest = cast(Windows, windows[0])
+            if finest.shape == shape and finest.queries.device == device:
+                return windows
         with torch.inference_mode(False):  # tensors of inference could not be used in training later
-            windows = nn.ModuleList(
-                Windows(level, **self._windows) for level in level_shapes(shape, self.rate, self.n_levels)
-            )
-            if like is not None:
-                windows = windows.to(like.device)
+            levels = level_shapes(shape, self.rate, self.n_levels)
+            windows = nn.ModuleList(Windows(level, **self._windows) for level in levels).to(device)
         if type(like) is Tensor or like is None:  # those of another kind, such as fake ones, are not kept
-            self.windows = windows
+            self._kept = (windows,)
         return windows
 
     @staticmethod

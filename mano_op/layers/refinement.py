@@ -427,6 +427,16 @@ class Part:
                 x = axis.smooth(x, dim)
         return x
 
+    def take(self, x: Tensor) -> Tensor:
+        """Select the points from a field on all of the finer grid."""
+        for dim, axis in enumerate(self.axes, start=2):
+            places = axis.places
+            if isinstance(places, Tensor):
+                x = x.index_select(dim, places.to(x.device))
+            else:
+                x = x.narrow(dim, axis.start, axis.end - axis.start)
+        return x
+
     def interpolate(self, x: Tensor) -> Tensor:
         """Interpolate a field on the reference at the points."""
         for dim, axis in enumerate(self.axes, start=2):
@@ -476,7 +486,7 @@ class Refinement:
         """All points of the working grid."""
         return Part([FineAxis(axis, n) for axis, n in zip(self.reference, self.working, strict=True)])
 
-    def parts(self, most: int) -> list[Part]:
+    def parts(self, most: int) -> Iterator[Part]:
         """Cut the working grid into boxes of at most `most` points, or as small as they can be.
 
         They are slabs along the first axis, if one position of it has no more points. Axes without a point
@@ -494,7 +504,7 @@ class Refinement:
             edges = [n * i // count for i in range(count + 1)]
             axes.append([FineAxis(axis, n, *pair) for pair in pairwise(edges)])
             most //= width
-        return [Part(box) for box in product(*axes)]
+        return (Part(box) for box in product(*axes))  # one at a time, with what it keeps
 
     def lift(self, x: Tensor) -> Tensor:
         """Interpolate from the input's grid to the working grid."""
@@ -609,6 +619,7 @@ def run(
     blocks: Sequence[Callable[..., Tensor]],
     head: Lift,
     settled: bool = True,
+    averaged: bool = True,
 ) -> Tensor:
     """Map a field on any grid: the points of the reference and those of the finer grid together.
 
@@ -623,6 +634,8 @@ def run(
     settled : bool
         Whether the result is brought to the points of the input, where that is coarser; else it stays on the
         working grid.
+    averaged : bool
+        Whether points of the finer grid have averages of the field, or its own values.
 
     Returns
     -------
@@ -635,7 +648,7 @@ def run(
         out = head(anchors, points)
         return place.settle(out) if settled else out
     part = place.whole
-    fine = lift(part.smooth(x), part.points(x.device))
+    fine = lift(part.smooth(x) if averaged else part.take(x), part.points(x.device))
     features = joined(anchors, fine)
     for block in blocks:
         features = block(features, Points(place.reference.shape, part))
