@@ -42,11 +42,12 @@ def trained(model, shapes):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    host = uno()  # learns its references before there are other ranks
     dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
     small = [(8, 8), (2, 2), (1, 1), (5, 1), (8, 8)]
     models = [
         trained(MANO(**SHAPE, n_layers=1, **ATTENTION, reference_shape=(8, 8)), small),
         trained(PublishedMANO(**SHAPE, n_layers=1, **ATTENTION), small),
-        trained(uno(), [(8, 8), (2, 4), (9, 5), (16, 16)]),
+        trained(host, [(8, 8), (2, 4), (9, 5), (16, 16)]),
     ]
     os._exit(0)  # the reducers of the models are not taken down

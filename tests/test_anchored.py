@@ -432,7 +432,7 @@ def test_references_and_boundaries_that_cannot_be_are_refused(options, message):
 
 @pytest.mark.parametrize("shift", [0, 2])
 def test_a_layer_alone_is_anchored_too(shift):
-    """As the model's: the reference's points first, then those between them, also with shifted windows."""
+    """Points of a finer grid attend with their own features, also in shifted windows."""
     layer = randomise(MultipoleAttention(4, 2, n_levels=2, reference_shape=(7, 6), shift=shift))
     x, place = draw(1, 4, 14, 18), Refinement(Grid.uniform((7, 6)), (14, 18))
     anchors, part = place.anchors(x), place.whole
@@ -441,7 +441,6 @@ def test_a_layer_alone_is_anchored_too(shift):
     features = torch.cat([anchors.flatten(2), x.flatten(2)], dim=2)
     near = attention(features, Points((7, 6), part).attention(attention, windows[0]))[..., 42:]
     assert_same(layer(x), near.unflatten(2, (14, 18)) + part.interpolate(layer(anchors) - on))
-    assert_same(layer(x)[..., ::2, ::3], layer(anchors))
 
 
 # Tile by tile
@@ -451,9 +450,9 @@ def test_memory_does_not_grow_with_the_points_of_a_finer_grid(monkeypatch):
     """But for the output, and an eighth of the input at most: the strip that a slab's averages are of."""
     model = MANO(1, 1, reference_shape=(16, 16), hidden_channels=4, n_layers=1, n_heads=1).eval()
     monkeypatch.setattr(mano, "_TILE", 2**10)
-    field = {n: 4 * n * n for n in (128, 256)}
+    field = {n: 4 * n * n for n in (256, 512)}
     beside = {n: peak_bytes(model, torch.zeros(1, 1, n, n)) - size for n, size in field.items()}
-    assert beside[256] - beside[128] < field[256] / 8
+    assert beside[512] - beside[256] < field[512] / 8
     monkeypatch.setattr(mano, "_TILE", 256 * 256)
     assert peak_bytes(model, torch.zeros(1, 1, 256, 256)) > 8 * beside[256]
 

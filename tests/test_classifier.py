@@ -111,7 +111,7 @@ def test_classifier_matches_its_formula():
     assert_same(model(x), z.mean((1, 2)) @ model.head.weight.T + model.head.bias)
     assert [first.shape[1], second.shape[1]] == list(model.feature_channels)
     assert [x.shape[2] // f.shape[2] for f in (first, second)] == list(model.feature_strides)
-    shifts = [[part.attention.attention[0].shift for part in stage] for stage in model.stages]
+    shifts = [[part.attention._windows["shift"] for part in stage] for stage in model.stages]
     assert shifts == [[0, 2], [0, 2]]
 
 

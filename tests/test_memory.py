@@ -4,10 +4,10 @@ import gc
 
 import pytest
 import torch
-from torch import nn
-
 from mano_op.layers.native.library import library
 from mano_op.layers.window import window_attention
+from torch import nn
+
 from mano_op.memory import peak_bytes, peak_bytes_of
 
 

@@ -8,19 +8,21 @@ from test_mano import OPTIONS, build
 from test_multipole import draw
 
 from mano_op.errors import InputError
+from mano_op.models.data_model import metadata_of
 from mano_op.models.mano import MANO
 from mano_op.models.published import PublishedMANO
 
 
 def test_state_dict_has_the_options_of_the_root_alone():
     model = build()
-    metadata = model.state_dict()["_metadata"]
-    origin = {"args": (), "_name": "MANO", "_version": "2"}
-    assert metadata == {"in_channels": 2, "out_channels": 3} | origin | OPTIONS
-    metadata["window"] = 9
-    assert model.state_dict()["_metadata"]["window"] == 3
+    state = model.state_dict()
+    origin = {"args": [], "_name": "MANO", "_version": "2"}
+    assert metadata_of(state) == {"in_channels": 2, "out_channels": 3} | origin | OPTIONS
+    state["_metadata"].zero_()
+    assert metadata_of(model.state_dict())["window"] == 3
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
     nested = torch.nn.ModuleDict({"a": model, "b": torch.nn.Sequential(model)}).state_dict()
-    kept = ["reference", *(key for key, _ in model.named_parameters())]
+    kept = ["_extra_state", *(key for key, _ in model.named_parameters())]
     assert set(nested) == {prefix + key for prefix in ("a.", "b.0.") for key in kept}
 
 

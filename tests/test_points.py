@@ -7,6 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from mano_op.layers.eager import is_only
+from mano_op.layers.native.call import may_call
+from mano_op.layers.points import Hidden, linear_maps
 from test_window import assert_near, cotangent, differentiated, transformed
 from torch import nn
 from torch.autograd import forward_ad
@@ -14,9 +17,6 @@ from torch.testing import assert_close
 
 from mano_op import MANO
 from mano_op.layers import points
-from mano_op.layers.eager import is_only
-from mano_op.layers.native.call import may_call
-from mano_op.layers.points import Hidden, linear_maps
 from mano_op.models.block import Mlp
 
 ACTIVATIONS = [None, nn.GELU(), nn.ReLU(), nn.SiLU(), nn.Tanh()]

@@ -348,8 +348,9 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
-        *ds, dbias = _Gradients.apply(grad, *ctx.saved_tensors, ctx.heads)
-        return *ds, None if ctx.saved_tensors[4] is None else dbias, *[None] * 5
+        saved = ctx.saved_tensors  # once: a checkpoint computes them anew each time
+        *ds, dbias = _Gradients.apply(grad, *saved, ctx.heads)
+        return *ds, None if saved[4] is None else dbias, *[None] * 5
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:

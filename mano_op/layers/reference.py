@@ -21,8 +21,8 @@ class _Reference:
         return self
 
 
-class Anchored:
-    """Mixin for modules with a reference, the grid that they are trained on.
+class Anchored(nn.Module):
+    """Module with a reference, the grid that they are trained on.
 
     The reference is given, or it is the first grid that comes in training mode; a second one is then refused
     in training, see `fix_references`. It is a constant, neither a parameter nor a buffer: what averages,
@@ -30,7 +30,7 @@ class Anchored:
 
     Examples
     --------
-    >>> class Scale(Anchored, nn.Module):
+    >>> class Scale(Anchored):
     ...     def __init__(self):
     ...         super().__init__()
     ...         self.keep_reference(None, n_dim=1)
@@ -41,7 +41,6 @@ class Anchored:
     ((16,), (16,), (16,))
     """
 
-    training: bool
     _reference: _Reference
 
     def keep_reference(self, shape: tuple[int, ...] | None, n_dim: int) -> None:
