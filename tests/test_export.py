@@ -1,4 +1,4 @@
-"""The form of MANO that is traced once, and the files that are made of it: the values of the model itself."""
+"""Models compiled and exported, and the files that are made of them: the values of the model itself."""
 
 import json
 import sys
@@ -10,11 +10,12 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_anchored import LINES, build
-from test_multipole import assert_same, draw
+from test_multipole import draw
 from torch import nn
 from torch._dynamo.utils import counters
+from torch.export import Dim
 
-from mano_op import MANO, FieldProcessor, PublishedMANO, TraceableMANO, export_onnx, export_program
+from mano_op import MANO, FieldProcessor, export_onnx, export_program
 from mano_op import export as module
 from mano_op.errors import InputError
 from mano_op.registry import build_model
@@ -53,78 +54,71 @@ def assert_near(found, expected, most):
     assert ((found - expected).abs() <= most * largest).all()
 
 
-# The traceable form
+# Compiled and exported models
 
 
 @pytest.mark.parametrize(("shape", "options"), MODELS)
-def test_traceable_outputs_and_gradients_are_the_models(shape, options):
+def test_exported_outputs_are_the_models_on_all_finer_grids(shape, options):
     model = build(shape, **options)
-    for grid in finer_than(shape):
-        x = draw(2, 1, *grid)
-        found = results(TraceableMANO(model), model.parameters(), x)
-        for one, other in zip(found, results(model, model.parameters(), x), strict=True):
-            assert_near(one, other, 1e-12)
+    grids = finer_than(shape)
+    program = program_of(model, draw(2, 1, *(n + 3 for n in shape)))
+    for grid in grids:
+        x = draw(3, 1, *grid)
+        assert_near(program(x), model(x), 1e-12)
 
 
-@settings(max_examples=20)
-@given(st.sampled_from(LINES), st.integers(2, 17), st.integers(0, 60), st.integers(1, 5), st.integers(0, 3))
-@example(("cell", False), 17, 17 * 30 + 1, 1, 0)
-@example(("node", True), 16, 16 * 64, 4, 1)
-def test_every_number_of_points_has_its_place(kind, n, more, window, halo):
+def program_of(model, x):
+    """The model as a program for all batches and finer grids."""
+    sizes = {0: Dim("batch", min=1)} | {
+        i: Dim(f"n{i}", min=n) for i, n in enumerate(model.reference_shape, start=2)
+    }
+    with torch.no_grad():
+        return torch.export.export(model, (x,), dynamic_shapes=(sizes,)).module()
+
+
+@settings(max_examples=6)
+@given(st.sampled_from(LINES), st.integers(2, 17), st.integers(1, 5), st.integers(0, 3), st.data())
+@example(("cell", False), 17, 1, 0, None)
+@example(("node", True), 16, 4, 1, None)
+def test_every_number_of_points_has_its_place(kind, n, window, halo, data):
     registration, periodic = kind
     model = build((n,), registration=registration, periodic=periodic, window=window, halo=halo, n_layers=1)
-    x = draw(1, 1, n + more)
-    assert_same(TraceableMANO(model)(x), model(x))
-
-
-def test_traceable_parameters_are_the_models_own():
-    model = build((6, 5)).float()
-    traceable, x = TraceableMANO(model.train()).float(), torch.randn(2, 1, 9, 7)
-    assert traceable.training
-    before = model(x)
-    traceable(x).square().mean().backward()
-    torch.optim.SGD(traceable.parameters(), lr=0.1).step()
-    assert not torch.allclose(model(x), before)
-    torch.testing.assert_close(traceable(x), model(x))
-    names = {name.removeprefix("model.") for name in traceable.state_dict()}
-    assert names == set(model.state_dict()) - {"_metadata"}
-
-
-class Changed(MANO, name="changed_mano"):
-    """Another function, of the same name."""
+    program = program_of(model, draw(2, 1, n + 3))
+    more = (
+        [0, 1, 17 * 29 + 1, 16 * 63] if data is None else data.draw(st.lists(st.integers(0, 60), min_size=3))
+    )
+    for points in more:
+        x = draw(1, 1, n + points)
+        assert_near(program(x), model(x), 1e-10)
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("shape", "options"),
     [
-        (lambda: PublishedMANO(1, 1, hidden_channels=8), "got a PublishedMANO, expected a MANO"),
-        (lambda: Changed(1, 1, reference_shape=(4, 4)), "got a Changed, expected a MANO"),
-        (lambda: MANO(1, 1), "no reference grid yet, .*: train it, or give it reference_shape"),
+        ((6,), {"periodic": True, "registration": "cell"}),
+        ((6, 5), MIXED | {"boundary_values": [0.5]}),
+        ((4, 3, 5), {"periodic": (True, False, False), "registration": "cell"}),
     ],
 )
-def test_models_without_a_traceable_form_are_refused(make, message):
-    with pytest.raises(InputError, match=message):
-        TraceableMANO(make())
+def test_compiled_models_are_one_graph_with_the_models_gradients(shape, options):
+    model = build(shape, n_layers=1, n_levels=2, **options)
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for grid in (shape, tuple(2 * n + 1 for n in shape)):
+        x = draw(2, 1, *grid)
+        found = results(compiled, model.parameters(), x)
+        for one, other in zip(found, results(model, model.parameters(), x), strict=True):
+            assert_near(one, other, 1e-12)
+    assert counters["stats"]["unique_graphs"] == 2
+    torch._dynamo.reset()
 
 
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        ((1, 1, 6, 4), r"a grid of \(6, 4\) points, expected at least the reference's \(6, 5\) along each"),
-        ((1, 1, 3, 20), r"interpolate the input to that, or use the MANO itself"),
-        ((1, 2, 6, 5), "expected .*in_channels=1"),
-    ],
-)
-def test_inputs_that_do_not_fit_are_refused(shape, message):
-    with pytest.raises(InputError, match=message):
-        TraceableMANO(build((6, 5)))(draw(*shape))
-
-
-def test_traceable_form_is_compiled_once_for_all_sizes():
+def test_models_are_compiled_once_for_all_finer_grids():
     model = build((6, 5), n_layers=1, n_levels=2, **MIXED).float().requires_grad_(False)
     torch._dynamo.reset()
     counters.clear()
-    compiled = torch.compile(TraceableMANO(model), dynamic=True, backend="eager")
+    compiled = torch.compile(model, dynamic=True, backend="eager")
     for grid in ((7, 9), (12, 12), (6, 5), (13, 24)):
         x = torch.randn(2, 1, *grid)
         assert_near(compiled(x), model(x), 1e-5)
@@ -132,7 +126,7 @@ def test_traceable_form_is_compiled_once_for_all_sizes():
     torch._dynamo.reset()
 
 
-# Precision and repetition, of the model and of this form of it
+# Precision and repetition
 
 
 @pytest.fixture
@@ -142,18 +136,16 @@ def deterministic():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("form", [lambda model: model, TraceableMANO])
-def test_results_are_repeated_bit_for_bit(form, deterministic):
-    model = form(build((6, 5), **MIXED).float())
+def test_results_are_repeated_bit_for_bit(deterministic):
+    model = build((6, 5), **MIXED).float()
     for grid in ((6, 5), (13, 12)):
         x = torch.randn(3, 1, *grid)
         first, second = (results(model, model.parameters(), x) for _ in range(2))
         assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("form", [lambda model: model, TraceableMANO])
 @pytest.mark.parametrize("grid", [(16, 16), (19, 23)])
-def test_outputs_in_bfloat16_keep_two_digits(form, grid):
+def test_outputs_in_bfloat16_keep_two_digits(grid):
     """As `MANO` starts: of an output near 1 within 3 %, where one rounding is 0.4 %."""
     torch.manual_seed(0)
     model = MANO(1, 1, hidden_channels=16, n_layers=2, n_heads=2, reference_shape=(16, 16)).eval()
@@ -161,8 +153,8 @@ def test_outputs_in_bfloat16_keep_two_digits(form, grid):
     with torch.no_grad():
         expected = model(x)
         with torch.autocast("cpu", torch.bfloat16):
-            mixed = form(model)(x)
-        low = form(model.bfloat16())(x.bfloat16())
+            mixed = model(x)
+        low = model.bfloat16()(x.bfloat16())
     assert low.dtype == torch.bfloat16
     assert mixed.dtype in (torch.bfloat16, torch.float32)
     assert_near(low.float(), expected, 3e-2)

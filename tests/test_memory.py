@@ -1,13 +1,14 @@
 """Memory of a forward pass and of a training step, counted against what can be counted by hand."""
 
 import gc
+from unittest.mock import patch
 
 import pytest
 import torch
-from mano_op.layers.native.library import library
-from mano_op.layers.window import window_attention
 from torch import nn
 
+from mano_op.layers import operator
+from mano_op.layers.windows import Windows
 from mano_op.memory import peak_bytes, peak_bytes_of
 
 
@@ -80,25 +81,18 @@ def test_counting_ends_when_the_function_fails():
     assert not torch._C._len_torch_dispatch_stack()
 
 
-@pytest.mark.skipif(library() is None, reason="there is no compiled library")
-def test_compiled_library_is_used_while_memory_is_counted(monkeypatch):
-    """Its tensors are counted: the result, and of the scores of each query their maximum and their sum."""
-    tokens = torch.zeros(1, 1, 16, 16, 8, requires_grad=True)
-    of_result, of_statistics = tokens.nbytes, 2 * 16 * 16 * 4
+def test_what_kernels_of_windows_hold_is_counted():
+    """The result, and products of a few windows at a time; with gradients the inputs are kept, nothing else."""
+    q, windows = torch.zeros(1, 64 * 64, 8, requires_grad=True), Windows((64, 64), window=4)
+    scores = 64 * 64 * 16 * 4
 
     def attend():
-        window_attention(tokens, tokens, tokens, window=4)
+        windows(q, q, q, heads=1)
 
-    natively = peak_bytes_of(attend)
-    monkeypatch.setenv("MANO_OP_NATIVE", "0")
-    library.cache_clear()
-    try:
-        in_chunks = peak_bytes_of(attend)
-    finally:
-        monkeypatch.undo()
-        library.cache_clear()
-    scores = 16 * 16 * 16 * 4
-    with torch.no_grad():  # nothing is kept for gradients
-        assert of_result < peak_bytes_of(attend) < natively
-    assert of_result + of_statistics < natively < of_result + of_statistics + scores
-    assert in_chunks > of_result + scores
+    with patch.object(operator, "_SCORES", 16 * 16):  # one window
+        by_window = peak_bytes_of(attend)
+    with patch.object(operator, "_SCORES", 64 * 64 * 16):
+        at_once = peak_bytes_of(attend)
+        with torch.no_grad():
+            assert peak_bytes_of(attend) == at_once
+    assert q.nbytes <= by_window < q.nbytes + scores / 8 < q.nbytes + scores < at_once

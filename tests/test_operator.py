@@ -1,4 +1,4 @@
-"""The operator of windows as torch sees it, and the model under what torch does to models: values each time."""
+"""The operator of windows as torch sees it, and values of models under what torch does to them."""
 
 import copy
 from unittest.mock import patch
@@ -23,6 +23,8 @@ from mano_op.layers.refinement import Refinement
 from mano_op.layers.windows import Windows
 from mano_op.models.block import Mlp
 
+# By torch itself, when it loads rules of forward differentiation.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 OPERATORS = torch.ops.mano_op
 GRIDS = pytest.mark.parametrize("grid", [(6, 5), (9, 11)], ids=["reference", "finer"])
 
@@ -95,7 +97,7 @@ def test_an_empty_batch_has_empty_results_and_gradients_of_zero():
 
 
 def test_operations_are_those_of_the_products():
-    """64 queries, 36 keys each, 2 heads of 4 channels, 3 samples: two products, and five in the backward pass."""
+    """Of 64 queries with 36 keys each, 8 channels, 3 samples: two products, and five in the backward pass."""
     lists = Windows((8, 8), window=4, halo=1).lists(2)
     q, k, v = torch.randn(3, 3, 64, 8, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
@@ -129,8 +131,16 @@ def effective(model):
 @GRIDS
 @pytest.mark.parametrize(
     "name",
-    ["blocks.1", "blocks.0.attention", "blocks.0.attention.attention.0", "blocks.1.attention.attention.0.qkv"]
-    + ["blocks.0.mlp", "blocks.1.mlp.fc2", "norm", "projection"],
+    [
+        "blocks.1",
+        "blocks.0.attention",
+        "blocks.0.attention.attention.0",
+        "blocks.1.attention.attention.0.qkv",
+        "blocks.0.mlp",
+        "blocks.1.mlp.fc2",
+        "norm",
+        "projection",
+    ],
 )
 def test_hooks_fire_and_what_they_return_counts(name, grid):
     model, x = build((6, 5)), draw(2, 1, *grid)

@@ -192,7 +192,7 @@ def test_junk_in_place_of_parameters_is_refused(copy, junk, length):
         lambda tensors: tensors | {"lifting.weight": tensors["lifting.weight"].to(torch.int64)},
         lambda tensors: tensors | {"lifting.weight": tensors["lifting.weight"].to(torch.complex64)},
         lambda tensors: tensors | {"lifting.weight": tensors["lifting.weight"].to(torch.float8_e5m2)},
-        lambda tensors: tensors | {"reference": tensors["reference"].double()},
+        lambda tensors: tensors | {"_extra_state": tensors["_extra_state"].double()},
         lambda tensors: {},
     ],
     ids=["more", "fewer", "wider", "empty", "whole", "complex", "eighths", "real", "none"],

@@ -70,7 +70,7 @@ class Banded:
             part = x
             if columns is not None:
                 part = x.index_select(dim, torch.as_tensor(columns, device=x.device))
-            weights = torch.as_tensor(dense).to(x)
+            weights = torch.from_numpy(dense).to(x)
             parts.append(torch.movedim(torch.movedim(part, dim, -1) @ weights.T, -1, dim))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 

@@ -124,9 +124,9 @@ class FineAxis(NamedTuple):
     @property
     def places(self) -> slice | Tensor:
         """The place of each point in a field on the finer axis."""
-        if not self.turns:
+        if not (self.turns and self.refines):
             return slice(self.start, self.end)
-        return (torch.arange(self.start, self.end) + self.ahead) % self.n
+        return (torch.arange(self.start, self.end, device="cpu") + self.ahead) % self.n
 
     def numerators(self, device: torch.device | None = None) -> Tensor:
         """Return the positions of the points times q, ``(points,)``."""

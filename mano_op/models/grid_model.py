@@ -75,7 +75,7 @@ class GridModel(DataModel, name="_grid_model"):
         return out
 
     def _check_input(self, x: Tensor) -> None:
-        self._check_field(x, "", self.lifting.weight.dtype)
+        self._check_field(x, "", self.norm.weight.dtype)  # no layer that quantisation replaces
 
 
 # A base class is not a model to ask for: neuraloperator registers every subclass as one.

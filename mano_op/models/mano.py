@@ -214,7 +214,7 @@ class MANO(GridModel, Anchored, name="MANO"):
         """Give the output its known boundary values, given the coordinates of each axis."""
         if self.boundary_values is None:
             return out
-        inside = torch.ones(())
+        inside = torch.ones((), device=out.device)
         for at, wraps in zip(points, self.periodic, strict=True):
             along = torch.ones_like(at) if wraps else 4 * at * (1 - at)
             inside = inside[..., None] * along
@@ -249,12 +249,12 @@ class MANO(GridModel, Anchored, name="MANO"):
 
     def _points(self, shape: Sequence[int]) -> list[Tensor]:
         """The coordinates of each axis of a grid."""
-        return grid_points(shape, self.registration, self.lifting.weight.device)
+        return grid_points(shape, self.registration, self.norm.weight.device)
 
 
 def _crossed(index: Sequence[slice | Tensor], shape: Sequence[int]) -> Sequence[slice | Tensor]:
     """The index of a box of a grid, given that of each axis."""
     if all(isinstance(of_axis, slice) for of_axis in index):
         return index
-    places = [torch.arange(n)[of_axis] for n, of_axis in zip(shape, index, strict=True)]
+    places = [torch.arange(n, device="cpu")[of_axis] for n, of_axis in zip(shape, index, strict=True)]
     return torch.meshgrid(*places, indexing="ij")
