@@ -83,8 +83,8 @@ def test_counting_ends_when_the_function_fails():
 
 def test_what_kernels_of_windows_hold_is_counted():
     """The result, and the scores of a few windows at a time; no more is kept for gradients."""
-    q, windows = torch.zeros(1, 64 * 64, 8, requires_grad=True), Windows((64, 64), window=4)
-    scores = 64 * 64 * 16 * 4
+    q = torch.zeros(1, 64 * 64, 8, dtype=torch.float64, requires_grad=True)
+    windows, scores = Windows((64, 64), window=4), 64 * 64 * 16 * 8
 
     def attend():
         windows(q, q, q, heads=1)

@@ -51,9 +51,11 @@ def test_operators_keep_the_rules_of_torch(biased):
     inputs, lists = arguments(biased=biased)
     detached = [t if t is None else t.detach() for t in inputs]
     torch.library.opcheck(OPERATORS.window_attention.default, (*inputs, *lists))
-    torch.library.opcheck(OPERATORS.window_attention_forward.default, (*detached, *lists))
-    grad = draw(*inputs[0].shape)
-    torch.library.opcheck(OPERATORS.window_attention_backward.default, (grad, *detached, *lists))
+    for dtype in (torch.float64, torch.float32):
+        given = [t if t is None else t.to(dtype) for t in detached]
+        torch.library.opcheck(OPERATORS.window_attention_forward.default, (*given, *lists))
+        out, kept = OPERATORS.window_attention_forward(*given, *lists)
+        torch.library.opcheck(OPERATORS.window_attention_backward.default, (out, kept, *given, *lists))
 
 
 @pytest.mark.parametrize("options", [None, {"window": 2, "shift": 1}])
