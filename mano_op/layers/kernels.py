@@ -1,7 +1,7 @@
 r"""Attention within windows as kernels of Triton, for GPUs: what stands behind `mano_op.layers.operator` there.
 
 A program computes up to 64 targets of one window, in one head of one sample. It holds their queries, and
-walks over the window's sources, 32 at a time:
+walks over the window's sources, 16 or 32 at a time:
 
 =========  ==========================================================================================
 forward    scores, and their softmax as it runs: a maximum m, a sum l and a result, both of
@@ -81,7 +81,9 @@ def _launch(kernel: Any, tensors: tuple[Tensor, ...], bias: Bias, lists: Lists, 
     batch, points, channels = tensors[0].shape
     (windows, targets), sources = lists.queries.shape, lists.keys.shape[1]
     head_dim = channels // lists.heads
-    tile = min(64, max(16, triton.next_power_of_2(targets)))
+    dim = max(16, triton.next_power_of_2(head_dim))
+    # Of queries a warp holds 256 numbers, so that with all else that belongs to them its registers suffice.
+    tile = min(64, 2048 // dim, max(16, triton.next_power_of_2(targets)))
     programs = batch * windows * triton.cdiv(targets, tile) * lists.heads
     if not programs or not sources:
         return
@@ -104,11 +106,11 @@ def _launch(kernel: Any, tensors: tuple[Tensor, ...], bias: Bias, lists: Lists, 
             heads=lists.heads,
             scale=head_dim**-0.5,
             HEAD=head_dim,
-            DIM=max(16, triton.next_power_of_2(head_dim)),
+            DIM=dim,
             TILE=tile,
-            BLOCK=32,
+            BLOCK=max(16, min(tile, 512 // dim)),
             PRECISION=_precision(),
-            num_warps=4 if tile == 64 else 2,
+            num_warps=tile * dim // 256,
             num_stages=1,
         )
 
