@@ -1,19 +1,16 @@
-"""Errors of the kernels of Triton in its interpreter, beside double precision: a process of its own.
+"""Errors of the kernels of Triton in its interpreter, beside double precision.
 
-The interpreter is chosen where Triton is imported, for all kernels of a process. Prints a JSON object: of each
-case the errors of the values and of each gradient, relative to the largest.
+TRITON_INTERPRET=1 chooses it where Triton is imported, for all kernels of a process: this is one of its own.
+Prints a JSON object: of each case the errors of the values and of each gradient, relative to the largest.
 """
 
 import json
-import os
 import sys
 
-os.environ["TRITON_INTERPRET"] = "1"
-
+import numpy as np
 import torch
 
 from mano_op.grid import Axis
-from mano_op.layers import kernels
 from mano_op.layers.operator import Lists, definition, gradients
 from mano_op.layers.refinement import FineAxis, Part
 from mano_op.layers.windows import Windows
@@ -62,6 +59,19 @@ CASES = {
 }  # fmt: skip
 
 
+def multiply_bfloat16():
+    """Let the interpreter do it: it keeps their bits, and multiplies these (Triton's issue 11584)."""
+    from triton.runtime import interpreter as own
+
+    def single(t):
+        if t.dtype.scalar != own.tl.bfloat16:
+            return t
+        return own.TensorHandle((t.data.astype(np.uint32) << 16).view(np.float32), own.tl.float32)
+
+    product = own.InterpreterBuilder.create_dot
+    own.InterpreterBuilder.create_dot = lambda self, a, b, *args: product(self, single(a), single(b), *args)
+
+
 def error(result, exact):
     """The largest error over the largest value; what is no number is none in both."""
     assert result.shape == exact.shape and torch.equal(result.isnan(), exact.isnan())
@@ -69,7 +79,9 @@ def error(result, exact):
     return (off.max() / exact.nan_to_num().abs().max()).item() if exact.numel() else 0.0
 
 
-def errors(lists, heads, head_dim, of_bias, dtype, name):
+def errors(name, lists, heads, head_dim, of_bias, dtype):
+    from mano_op.layers import kernels
+
     lists, sources = lists._replace(heads=heads), int(lists.keys.max()) + 1
     targets = max(sources, int(lists.queries.max()) + 1)
     # As a layer has them: parts of what one linear map returned.
@@ -88,5 +100,7 @@ def errors(lists, heads, head_dim, of_bias, dtype, name):
 
 
 if __name__ == "__main__":
+    assert "triton" not in sys.modules  # to import the package is not to import it
+    multiply_bfloat16()
     torch.manual_seed(0)
-    print(json.dumps({name: errors(*case, name) for name, case in CASES.items()}))
+    print(json.dumps({name: errors(name, *case) for name, case in CASES.items()}))

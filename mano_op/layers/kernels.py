@@ -1,12 +1,12 @@
-r"""Attention within windows as kernels of Triton, for GPUs: what stands behind `mano_op.layers.operator` there.
+r"""Attention within windows as kernels of Triton, for GPUs; it stands behind `mano_op.layers.operator` there.
 
 A program computes up to 64 targets of one window, in one head of one sample. It holds their queries, and
 walks over the window's sources, 16 or 32 at a time:
 
 =========  ==========================================================================================
-forward    scores, and their softmax as it runs: a maximum m, a sum l and a result, both of
+forward    scores, and their softmax as it runs: a maximum m, a sum and a result, both of
            :math:`e^{s - m}`, which are rescaled when the maximum grows
-backward   twice: first m, l and :math:`\delta_i = \sum_j p_{ji}\, v_j \cdot do_i`, then all gradients
+backward   twice: first m, the sum and :math:`\delta_i = \sum_j p_{ji}\, v_j \cdot do_i`, then all gradients
 =========  ==========================================================================================
 
 So no array grows with the number of sources, and a window of any size fits into registers. Targets are cut
@@ -200,7 +200,7 @@ def _forward(
         bias += window * bias_step
     of_q = _gathered(q, q_batch, q_point, target, sample, head, real, HEAD, DIM)
     m = tl.full([TILE], float("-inf"), tl.float32)
-    l = tl.zeros([TILE], tl.float32)
+    total = tl.zeros([TILE], tl.float32)
     result = tl.zeros([TILE, DIM], tl.float32)
     for start in range(0, sources, BLOCK):
         column, source, exists = _columns(keys, missing, window, sources, start, BLOCK)
@@ -209,11 +209,11 @@ def _forward(
         s = _scores(of_q, of_k, scale, bias, head, row, column, real, exists, targets, sources, PRECISION)
         top, base = _larger(m, s)
         p, decay = tl.exp(s - base[:, None]), tl.exp(m - base)
-        l = l * decay + tl.sum(p, 1)
+        total = total * decay + tl.sum(p, 1)
         result = result * decay[:, None] + tl.dot(p.to(of_v.dtype), of_v, input_precision=PRECISION)
         m = top
     place, mask = _places(target, q_points, sample, head, heads, real, HEAD, DIM)
-    tl.atomic_add(out + place, result * (weight / l)[:, None], mask, sem="relaxed")
+    tl.atomic_add(out + place, result * (weight / total)[:, None], mask, sem="relaxed")
 
 
 @triton.jit
@@ -231,7 +231,7 @@ def _backward(
     of_q = _gathered(q, q_batch, q_point, target, sample, head, real, HEAD, DIM)
     of_do = _gathered(do, do_batch, do_point, target, sample, head, real, HEAD, DIM)
     m = tl.full([TILE], float("-inf"), tl.float32)
-    l = tl.zeros([TILE], tl.float32)
+    total = tl.zeros([TILE], tl.float32)
     delta = tl.zeros([TILE], tl.float32)
     for start in range(0, sources, BLOCK):
         column, source, exists = _columns(keys, missing, window, sources, start, BLOCK)
@@ -241,10 +241,10 @@ def _backward(
         top, base = _larger(m, s)
         p, decay = tl.exp(s - base[:, None]), tl.exp(m - base)
         dp = tl.dot(of_do, tl.trans(of_v), input_precision=PRECISION)
-        l = l * decay + tl.sum(p, 1)
+        total = total * decay + tl.sum(p, 1)
         delta = delta * decay + tl.sum(p * dp, 1)
         m = top
-    delta = delta / l
+    delta = delta / total
     base = tl.where(m == float("-inf"), 0.0, m)
     result = tl.zeros([TILE, DIM], tl.float32)
     for start in range(0, sources, BLOCK):
@@ -252,7 +252,7 @@ def _backward(
         of_k = _gathered(k, k_batch, k_point, source, sample, head, exists, HEAD, DIM)
         of_v = _gathered(v, v_batch, v_point, source, sample, head, exists, HEAD, DIM)
         s = _scores(of_q, of_k, scale, bias, head, row, column, real, exists, targets, sources, PRECISION)
-        p = tl.exp(s - base[:, None]) * (weight / l)[:, None]
+        p = tl.exp(s - base[:, None]) * (weight / total)[:, None]
         ds = p * (tl.dot(of_do, tl.trans(of_v), input_precision=PRECISION) - delta[:, None])
         if dbias is not None:
             pair = (head * sources + column)[None, :] * targets + row[:, None]
