@@ -28,6 +28,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@# The Well's reader pins an fsspec of 2024; all else that it needs is there.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps the_well
+	@# Kernels for GPUs, which are tested without one, apart from [dev]: Triton is for Linux alone.
+	test "$$(uname)" != Linux || \
+	  $(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps triton
 	@# The models whose weights `from_swin_v2` reads, apart: torchvision's own libraries are for CUDA.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --upgrade --target $(VENV)/beside \
 	  torchvision timm

@@ -19,12 +19,14 @@ The backward pass recomputes the scores, so that nothing of their size is kept:
     dk_j &= \frac{1}{\sqrt d} \sum_i ds_{ji}\, q_i .
 
 Softmax and sums are in single precision at least. Two kernels stand behind the operator,
-``window_attention_forward`` and ``window_attention_backward``.
+``window_attention_forward`` and ``window_attention_backward``: operations of torch on some windows at a time,
+and on a GPU those of `mano_op.layers.kernels`, if Triton is installed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -35,6 +37,7 @@ from mano_op.layers.native import kernel as native
 
 # Scores that are held at a time on a CPU: a megabyte in single precision, which its cache holds.
 _SCORES = 2**18
+_TRITON = find_spec("triton") is not None  # it is imported where it is used
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? bias"
 _LISTS = "Tensor queries, Tensor keys, Tensor? share, Tensor? missing, int heads"
 Bias = Tensor | None
@@ -208,7 +211,7 @@ def _of_bias(bias: Bias, parts: Sequence[Tensor], like: Tensor) -> Tensor:
     return sum(sums[1:], start=sums[0]).to(bias.dtype)
 
 
-# Some windows at a time
+# Some windows at a time, or kernels of a GPU
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, bias: Bias, *lists: Any) -> tuple[Tensor, Tensor]:
@@ -286,6 +289,33 @@ KERNELS: dict[Any, Callable[..., Any]] = {
     torch.ops.mano_op.window_attention_forward.default: forward,
     torch.ops.mano_op.window_attention_backward.default: backward,
 }
+
+
+def _on_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel in place of a function on a GPU; the function itself where it cannot be."""
+
+    def run(*args: Any) -> Any:
+        tensors, lists = args[:-5], Lists(*args[-5:])
+        if not _kernels_take(tensors, lists.heads):
+            return function(*args)
+        from mano_op.layers import kernels
+
+        return getattr(kernels, function.__name__)(*tensors, lists)
+
+    return run
+
+
+def _kernels_take(tensors: Sequence[Tensor | None], heads: int) -> bool:
+    """Whether Triton is installed, and its kernels compute in these numbers."""
+    types = {t.dtype for t in tensors if t is not None}
+    narrow = types <= {torch.float16, torch.bfloat16, torch.float32}
+    small = cast(Tensor, tensors[0]).shape[-1] <= 64 * heads
+    ordered = torch.are_deterministic_algorithms_enabled()  # their sums are not
+    return narrow and small and not ordered and _TRITON
+
+
+_forward.register_kernel("cuda")(_on_gpu(forward))
+_backward.register_kernel("cuda")(_on_gpu(backward))
 
 
 @_forward.register_fake
