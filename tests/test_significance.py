@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 from helpers import results_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mano_op.errors import InputError
 from mano_op.transfer.predictors import PREDICTORS
-from mano_op.transfer.sentences import percent, with_interval
+from mano_op.transfer.sentences import interval_of, percent
 from mano_op.transfer.significance import DPU, bootstrap_means, summary
 
 RNG = np.random.default_rng(0)
@@ -237,7 +238,11 @@ def test_bootstrap_means_spread_as_means_do():
     ],
 )
 def test_per_cents_have_three_digits(values, sign, text):
-    assert (percent if len(values) == 1 else with_interval)(*values, sign=sign) == text
+    if len(values) == 1:
+        assert percent(*values) == text
+    else:
+        cell = xr.Dataset(dict(zip(("mean", "low", "high"), values, strict=True)))
+        assert interval_of(cell, sign=sign) == text
 
 
 def test_seeds_are_averaged_for_each_sample_and_their_spread_is_beside():

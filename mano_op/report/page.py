@@ -34,7 +34,9 @@ def page(title: str, results: xr.Dataset, judged: xr.Dataset, evidence: Evidence
 
     `files` are the names of the files beside the page.
     """
-    every_step, results, judged = judged, shown_steps(results), shown_steps(judged)
+    steps = steps_of(judged["variable"].values.tolist(), judged.attrs["rollout"])
+    by_step = {variable: _svg(figures.error_by_step(judged, variable)) for variable in steps}
+    results, judged = shown_steps(results), shown_steps(judged)
     fields = {key: beside_dpu(kept, judged, key) for key, kept in evidence.fields.items()}
     resolutions, variables = (judged[dim].values.tolist() for dim in ("resolution", "variable"))
     finest = resolutions[-1]
@@ -51,7 +53,7 @@ def page(title: str, results: xr.Dataset, judged: xr.Dataset, evidence: Evidence
         metrics=metric_rows(judged),
         notes=notes(judged),
         pictures={variable: _pictures(results, judged, variable) for variable in variables},
-        steps={v: _svg(figures.error_by_step(every_step, v)) for v in steps_of(every_step)},
+        steps=by_step,
         finest=finest,
         spectra=_spectra(judged, fields[finest], evidence.store),
         n_spectra=min(_FOR_SPECTRA, n_kept),

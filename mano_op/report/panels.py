@@ -226,9 +226,8 @@ def beside_dpu(fields: xr.Dataset, judged: xr.Dataset, key: str) -> xr.Dataset:
 
 def _by_label(data: xr.DataArray, labels: list[str]) -> xr.DataArray:
     """An array by run as an array by model, with the coordinates of its other dimensions alone."""
-    coords = {name: data[name].values for name in data.dims if name != "run"}
-    dims = ["model" if name == "run" else name for name in data.dims]
-    return xr.DataArray(data.values, coords | {"model": labels}, dims)
+    unlabelled = data.reset_index("run").reset_coords(drop=True)
+    return unlabelled.rename(run="model").assign_coords(model=labels)
 
 
 def best_median_worst(errors: NDArray[np.float64]) -> dict[str, int]:

@@ -11,8 +11,8 @@ from mano_op.files import write_file
 from mano_op.report.folder import FILES, check_report_folder
 from mano_op.report.page import page
 from mano_op.transfer.evidence import Evidence
-from mano_op.transfer.io import netcdf_bytes
-from mano_op.transfer.tables import check_summary, csv_text, json_text
+from mano_op.transfer.io import save_results
+from mano_op.transfer.tables import check_summary, to_csv, to_json
 
 
 def write_report(
@@ -56,15 +56,12 @@ def write_report(
     folder = Path(folder)
     check_report_folder(folder, overwrite=overwrite)
     _check_parts(results, judged, evidence)
-    contents: dict[str, str | bytes] = {
-        "results.csv": csv_text(results),
-        "results.json": json_text(judged),
-        "results.nc": netcdf_bytes(results),
-        "report.html": page(title, results, judged, evidence, list(FILES[1:])),
-    }
+    content = page(title, results, judged, evidence, list(FILES[1:]))
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
-        write_file(folder / name, content)
+    save_results(results, folder / "results.nc", overwrite=True)
+    to_csv(results, folder / "results.csv")
+    to_json(judged, folder / "results.json")
+    write_file(folder / "report.html", content)
     return folder / "report.html"
 
 

@@ -50,10 +50,15 @@ def save_results(results: xr.Dataset, path: str | Path, *, overwrite: bool = Fal
     path = target_of(_results_path(path))
     if path.exists() and not overwrite:
         raise InputError(f"{path} is there already: give another path, or overwrite=True to replace it")
+    if _index_names(results):  # files have no index of several parts
+        results = _with_strings(results.reset_index("run"))
     if path.suffix == ".nc":
-        write_file(path, netcdf_bytes(results))
+        engine = "h5netcdf" if find_spec("h5netcdf") else "scipy"
+        floats = [name for name, values in results.data_vars.items() if values.dtype.kind == "f"]
+        compressed = {"zlib": True, "complevel": 4} if engine == "h5netcdf" else {}
+        content = results.to_netcdf(engine=engine, encoding=dict.fromkeys(floats, compressed))
+        write_file(path, bytes(content))
         return
-    results = _without_index(results)
     # zarr 3 has strings of any length, and no other kind.
     text = {"dtype": np.dtypes.StringDType()}
     encoding = {name: text for name, values in results.variables.items() if values.dtype.kind == "U"}
@@ -92,26 +97,11 @@ def load_results(path: str | Path) -> xr.Dataset:
     return results.set_index(run=names) if names else results
 
 
-def netcdf_bytes(results: xr.Dataset) -> bytes:
-    """Return the content of a NetCDF file: version 4 with h5netcdf, compressed, and 3 without."""
-    results = _without_index(results)
-    if find_spec("h5netcdf") is None:
-        return bytes(results.to_netcdf(engine="scipy"))
-    compressed = {"zlib": True, "complevel": 4}
-    encoding = {name: compressed for name, values in results.data_vars.items() if values.dtype.kind == "f"}
-    return bytes(results.to_netcdf(engine="h5netcdf", encoding=encoding))
-
-
 def _results_path(path: str | Path) -> Path:
     path = Path(path)
     if path.suffix not in (".nc", ".zarr"):
         raise InputError(f"{path} ends in {path.suffix!r}, expected .nc for NetCDF or .zarr")
     return path
-
-
-def _without_index(results: xr.Dataset) -> xr.Dataset:
-    """Results with the parts of their index as coordinates: files have no index of several parts."""
-    return _with_strings(results.reset_index("run")) if _index_names(results) else results
 
 
 def _index_names(results: xr.Dataset) -> list[str]:

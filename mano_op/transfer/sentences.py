@@ -152,9 +152,18 @@ def _shown(cell: xr.Dataset, predictor: str) -> str:
 
 
 def interval_of(cell: xr.Dataset, name: str = "", *, sign: bool = False) -> str:
-    """Format a number of a summary with its interval, in per cent; the mean error without a name."""
+    """Format a number of a summary, by default the mean error, and its interval, in per cent.
+
+    Examples
+    --------
+    >>> interval_of(xr.Dataset({"mean": 0.0931, "low": 0.089, "high": 0.0973}))
+    '9.31 [8.90, 9.73]'
+    """
     names = (name, f"{name}_low", f"{name}_high") if name else ("mean", "low", "high")
-    return with_interval(*(cell[n].item() for n in names), sign=sign)
+    value, low, high = (cell[n].item() for n in names)
+    decimals = _decimals(value)
+    middle, *bounds = (percent(number, decimals, sign=sign) for number in (value, low, high))
+    return f"{middle} [{', '.join(bounds)}]" if math.isfinite(low) and math.isfinite(high) else middle
 
 
 def percent(value: float, decimals: int | None = None, *, sign: bool = False) -> str:
@@ -175,21 +184,6 @@ def percent(value: float, decimals: int | None = None, *, sign: bool = False) ->
     value = round(value, decimals + 2) + 0.0 if abs(value) < 1 else value  # no minus before a zero
     form = ".2e" if abs(value) >= 1e4 else f".{decimals}f"
     return f"{100 * value:{'+' if sign else ''}{form}}"
-
-
-def with_interval(value: float, low: float, high: float, *, sign: bool = False) -> str:
-    """Format a fraction in per cent with its interval, all to the same decimals.
-
-    Examples
-    --------
-    >>> with_interval(0.0931, 0.089, 0.0973)
-    '9.31 [8.90, 9.73]'
-    """
-    decimals = _decimals(value)
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return percent(value, decimals, sign=sign)
-    bounds = ", ".join(percent(bound, decimals, sign=sign) for bound in (low, high))
-    return f"{percent(value, decimals, sign=sign)} [{bounds}]"
 
 
 def _decimals(value: float) -> int:
