@@ -232,7 +232,7 @@ def test_as_many_samples_are_computed_at_once_as_threads(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Darcy, "sample", counted)
     with dask.config.set(num_workers=3):
-        generate_darcy(tmp_path / "darcy.zarr", [8], **(QUICK | {"samples": {"train": 24}, "chunk": 1}))
+        generate_darcy(tmp_path / "darcy.zarr", [8], **(QUICK | {"samples": {"train": 12}, "chunk": 1}))
     assert most == 3
 
 
@@ -258,7 +258,7 @@ def test_statistics_are_computed_in_parallel(tmp_path, monkeypatch):
         lambda *args: (threads.add(threading.get_ident()), time.sleep(0.01), read(*args))[2],
     )
     with dask.config.set(num_workers=3):
-        generate_darcy(tmp_path / "darcy.zarr", [8], **(QUICK | {"samples": {"train": 24}, "chunk": 1}))
+        generate_darcy(tmp_path / "darcy.zarr", [8], **(QUICK | {"samples": {"train": 12}, "chunk": 1}))
     assert len(threads) == 3 and threading.get_ident() not in threads
 
 
@@ -278,5 +278,5 @@ def test_samples_are_computed_in_order(tmp_path, monkeypatch):
     order, write = [], FieldStore.write
     monkeypatch.setattr(FieldStore, "write", lambda *args: (order.append(args[1].start), write(*args)))
     with dask.config.set(num_workers=1):
-        generate_darcy(tmp_path / "darcy.zarr", [8], **(QUICK | {"samples": {"train": 40}, "chunk": 1}))
-    assert order == list(range(40))
+        generate_darcy(tmp_path / "darcy.zarr", [8], **(QUICK | {"samples": {"train": 12}, "chunk": 1}))
+    assert order == list(range(12))

@@ -138,7 +138,9 @@ def test_table_is_aligned_and_not_broken_by_names():
 
 def test_results_in_place_of_their_summary_are_refused(tmp_path):
     for write in (table, lambda results: to_json(results, tmp_path / "a.json")):
-        with pytest.raises(InputError, match=r"without verdicts; expected a summary: give summary\(results\)"):
+        with pytest.raises(
+            InputError, match=r"without verdicts; expected a summary: give summary\(results\)"
+        ):
             write(RESULTS)
 
 

@@ -88,7 +88,9 @@ class Poisson(BoundaryValueProblem):
         eigenvalues = np.zeros(())
         for j, axis in enumerate(grid):
             waves = fft.dst(waves, type=_kind(axis), axis=j, norm="ortho")
-            eigenvalues = np.add.outer(eigenvalues, _eigenvalues(axis, waves.shape[j]))
+            k = np.arange(1, waves.shape[j] + 1)
+            sines = 2 / axis.spacing * np.sin(np.pi * k / 2 * axis.spacing / axis.length)
+            eigenvalues = np.add.outer(eigenvalues, sines**2)
         waves /= eigenvalues
         for j, axis in enumerate(grid):
             waves = fft.idst(waves, type=_kind(axis), axis=j, norm="ortho")
@@ -99,9 +101,3 @@ class Poisson(BoundaryValueProblem):
 def _kind(axis: Axis) -> Literal[1, 2]:
     """Type of the sine transform: the boundary is half a spacing, or a whole one, from the outer points."""
     return 2 if axis.registration == "cell" else 1
-
-
-def _eigenvalues(axis: Axis, points: int) -> NDArray[np.float64]:
-    """Eigenvalues of minus the second difference, for the waves along `points` interior points."""
-    k = np.arange(1, points + 1)
-    return np.asarray((2 / axis.spacing * np.sin(np.pi * k / 2 * axis.spacing / axis.length)) ** 2)

@@ -27,6 +27,7 @@ from mano_op.transfer.tables import metric_name
 
 _NOTE: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "annotation_clip": True}
 _NYQUIST: dict[str, Any] = {"color": FAINT, "ls": (0, (1, 1.5))}
+_RING: dict[str, Any] = {"marker": "o", "ms": 11, "mfc": "none", "mew": 1.2, "ls": "none"}
 _MARKS: dict[str, dict[str, Any]] = {"direct": {"marker": "o"}, "best DPU": {"marker": "D", "mfc": "white"}}
 
 
@@ -41,7 +42,13 @@ def error_by_resolution(judged: xr.Dataset, variable: str) -> Figure:
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
         axes = figure.add_subplot()
         for run, colour in _runs(part):
-            _draw_errors(axes, n, run, colour)
+            for kind, errors in _ways(run).items():
+                line = {"color": colour, "ls": LINES[kind], "mfc": colour, **_MARKS[kind]}
+                axes.plot(n, _percent(errors["mean"]), **line)
+                _draw_band(axes, n, errors, colour)
+            trained = np.isin(run["resolution"].values, run["train_resolution"].item().split(PLUS))
+            direct = _percent(run["mean"].sel(predictor="direct"))
+            axes.plot(n[trained], direct[trained], mec=colour, **_RING)
         floor = _draw_floors(axes, n, part)
         axes.plot(n, _percent(part["mean"].sel(predictor="mean")[0]), color=FAINT, ls=LINES["mean"])
         log_axis(axes, "x")
@@ -60,17 +67,6 @@ def error_by_resolution(judged: xr.Dataset, variable: str) -> Figure:
         lines += [line_handle("floor", marker=".", label=floors), line_handle("mean")]
         figure.legend(handles=[*_models(part), *lines], loc="outside right upper")
         return figure
-
-
-def _draw_errors(axes: Axes, n: NDArray[np.float64], run: xr.Dataset, colour: str) -> None:
-    """Draw direct inference and best DPU of a run, with their intervals."""
-    for kind, errors in _ways(run).items():
-        line = {"color": colour, "ls": LINES[kind], "mfc": colour, **_MARKS[kind]}
-        axes.plot(n, _percent(errors["mean"]), **line)
-        _draw_band(axes, n, errors, colour)
-    trained = np.isin(run["resolution"].values, run["train_resolution"].item().split(PLUS))
-    ring: dict[str, Any] = {"marker": "o", "ms": 11, "mfc": "none", "mec": colour, "mew": 1.2, "ls": "none"}
-    axes.plot(n[trained], _percent(run["mean"].sel(predictor="direct"))[trained], **ring)
 
 
 def _draw_band(axes: Axes, x: NDArray[np.float64], errors: xr.Dataset, colour: str) -> None:

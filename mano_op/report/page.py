@@ -39,13 +39,13 @@ def page(title: str, results: xr.Dataset, judged: xr.Dataset, evidence: Evidence
     results, judged = shown_steps(results), shown_steps(judged)
     fields = {key: beside_dpu(kept, judged, key) for key, kept in evidence.fields.items()}
     resolutions, variables = (judged[dim].values.tolist() for dim in ("resolution", "variable"))
-    finest = resolutions[-1]
+    finest, store = resolutions[-1], evidence.store
     n_kept = fields[finest].sizes["sample"]
     return _template().render(
         title=title,
         about=judged.attrs,
         metric=metric_name(judged.attrs["metric"]),
-        store=evidence.store,
+        store=store,
         labels=judged["label"].values.tolist(),
         resolutions=resolutions,
         findings=list(zip(judged["sentence"].values.ravel(), judged["verdict"].values.ravel(), strict=True)),
@@ -55,15 +55,25 @@ def page(title: str, results: xr.Dataset, judged: xr.Dataset, evidence: Evidence
         pictures={variable: _pictures(results, judged, variable) for variable in variables},
         steps=by_step,
         finest=finest,
-        spectra=_spectra(judged, fields[finest], evidence.store),
+        spectra=_spectra(judged, fields[finest], store),
         n_spectra=min(_FOR_SPECTRA, n_kept),
         n_kept=n_kept,
-        samples=list(_samples(results, judged, fields, evidence.store)),
+        samples=list(_samples(results, judged, fields, store)),
         costs=_costs(judged),
         runs=_runs(results, evidence.runs),
         history=_history(judged, evidence.runs),
-        grids=_grids(evidence.store),
-        data=_data(evidence.store),
+        grids=[
+            [key, str(grid), in_words({split: store.splits[split] for split in store.layout.held[key]})]
+            for key, grid in store.grids.items()
+        ],
+        data={
+            "store": f"{store.attrs.get('title', '')} ({store.name})".lstrip(),
+            "fields": f"{', '.join(store.inputs)} to {', '.join(store.outputs)}",
+            "boundary conditions": in_words(store.layout.boundary_conditions),
+            "levels": store.layout.levels,
+            "made by": in_words(store.attrs.get("provenance", {})),
+            "judged on": in_words(machine()),
+        },
         known=in_words(json.loads(judged.attrs["boundary"])) or "none",
         files=files,
     )
@@ -212,25 +222,6 @@ def _history(judged: xr.Dataset, runs: list[JudgedRun]) -> dict[str, Any]:
 def _loss(run: Run) -> str:
     loss = run.training.get("loss")
     return f"relative {f'{loss} '.upper() if loss else ''}error of the normalised field"
-
-
-def _grids(store: FieldStore) -> list[list[str]]:
-    return [
-        [key, str(grid), in_words({split: store.splits[split] for split in store.layout.held[key]})]
-        for key, grid in store.grids.items()
-    ]
-
-
-def _data(store: FieldStore) -> dict[str, str]:
-    """What is known of the store and of this machine."""
-    return {
-        "store": f"{store.attrs.get('title', '')} ({store.name})".lstrip(),
-        "fields": f"{', '.join(store.inputs)} to {', '.join(store.outputs)}",
-        "boundary conditions": in_words(store.layout.boundary_conditions),
-        "levels": store.layout.levels,
-        "made by": in_words(store.attrs.get("provenance", {})),
-        "judged on": in_words(machine()),
-    }
 
 
 def in_words(value: Any) -> str:

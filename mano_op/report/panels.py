@@ -84,7 +84,12 @@ def _images(part: SubFigure, sample: xr.Dataset, grid: Grid, label: str, names: 
     truth, *places = panels[:, :left].T.ravel()
     shown = _draw(truth, true, grid, "viridis", lowest, highest)
     truth.set_title(_short(f"truth: {label}"))
-    _label(truth, grid)
+    y, x = grid.axes  # the ends of the domain, on one panel for all
+    truth.set_xticks([x.start, x.stop])
+    truth.set_yticks([y.start, y.stop])
+    truth.tick_params(length=2, labelsize=7, color=FAINT)
+    truth.set_xlabel(x.name, labelpad=-8)
+    truth.set_ylabel(y.name, labelpad=-8)
     for axes, name in zip(places, sample["input_variable"].values, strict=False):
         image = _draw(axes, sample["input"].sel(input_variable=name).values, grid, "cividis")
         axes.set_title(_short(names[name]))
@@ -167,16 +172,6 @@ def _draw(axes: Axes, values: NDArray[np.float32], grid: Grid, cmap: str, *limit
     axes.set_xticks([])
     axes.set_yticks([])
     return image
-
-
-def _label(axes: Axes, grid: Grid) -> None:
-    """Label the ends of the domain, on one panel for all."""
-    y, x = grid.axes
-    axes.set_xticks([x.start, x.stop])
-    axes.set_yticks([y.start, y.stop])
-    axes.tick_params(length=2, labelsize=7, color=FAINT)
-    axes.set_xlabel(x.name, labelpad=-8)
-    axes.set_ylabel(y.name, labelpad=-8)
 
 
 def _edges(axis: Axis) -> tuple[float, float]:

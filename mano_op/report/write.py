@@ -33,12 +33,9 @@ def write_report(
     ----------
     folder : path
         Made if need be.
-    results : Dataset
-        From `mano_op.transfer.evaluate_transfer`.
-    judged : Dataset
-        From `mano_op.transfer.summary`, of the results.
-    evidence : Evidence
-        As `evaluate_transfer` filled it.
+    results, judged, evidence
+        From `mano_op.transfer.evaluate_transfer`, from `mano_op.transfer.summary` of the results, and as
+        `evaluate_transfer` filled it.
     title : str
     overwrite : bool
         Whether a report in the folder may be replaced.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import xarray as xr
@@ -34,26 +35,21 @@ def verdict_of(judged: xr.Dataset, run: int, key: str, variable: str) -> tuple[s
         where = "trained" if key == cell["train_resolution"].item() else "trained most"
         return verdict, f"{who}, where it was {where}: {finding}."
     verdict, finding = _away(cell)
-    for other in (*trained_there(judged, cell), *trained_on_several(judged, cell)):
+    for other in itertools.chain(*trained_elsewhere(judged, cell)):
         finding += f"; trained on {other['train_resolution'].item()} it has error {_shown(other, 'direct')}"
     return verdict, f"{who}: {finding}."
 
 
-def trained_there(judged: xr.Dataset, cell: xr.Dataset) -> list[xr.Dataset]:
-    """Return the same model trained at the resolution of a cell alone, if another run was."""
-    return [other for other in _others(judged, cell) if other["train_resolution"] == cell["resolution"]]
+def trained_elsewhere(judged: xr.Dataset, cell: xr.Dataset) -> tuple[list[xr.Dataset], list[xr.Dataset]]:
+    """Return the other runs of a cell's model: at the cell's resolution alone, and on several together.
 
-
-def trained_on_several(judged: xr.Dataset, cell: xr.Dataset) -> list[xr.Dataset]:
-    """Return the same model trained on several resolutions together, in every way that is not the cell's."""
-    return [other for other in _others(judged, cell) if PLUS in other["train_resolution"].item()]
-
-
-def _others(judged: xr.Dataset, cell: xr.Dataset) -> list[xr.Dataset]:
-    """The other runs of the cell's model, in `judged`, which has the resolution and variable of the cell."""
-    same = judged["model"].values == cell["model"].item()
-    same &= judged["train_resolution"].values != cell["train_resolution"].item()
-    return [judged.isel(run=i) for i in same.nonzero()[0].tolist()]
+    `judged` has the resolution and the variable of the cell.
+    """
+    other = judged["train_resolution"].values != cell["train_resolution"].item()
+    other &= judged["model"].values == cell["model"].item()
+    runs = [judged.isel(run=i) for i in other.nonzero()[0].tolist()]
+    there = [run for run in runs if run["train_resolution"] == cell["resolution"]]
+    return there, [run for run in runs if PLUS in run["train_resolution"].item()]
 
 
 def _at_home(cell: xr.Dataset) -> tuple[str, str]:

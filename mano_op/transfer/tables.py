@@ -15,7 +15,7 @@ from mano_op.card import markdown_table
 from mano_op.errors import InputError
 from mano_op.files import write_file
 from mano_op.transfer.metrics import METRIC_NAMES
-from mano_op.transfer.sentences import interval_of, percent, trained_on_several, trained_there
+from mano_op.transfer.sentences import interval_of, percent, trained_elsewhere
 
 CELLS = ("resolution", "predictor", "metric", "variable", "sample")
 COLUMNS = ("model", "train_resolution", "seed", *CELLS, "error")
@@ -60,7 +60,7 @@ def error_rows(judged: xr.Dataset) -> list[list[str]]:
     rows = []
     for cell, same_field in _cells(judged.sel(metric=judged.attrs["metric"])):
         away = cell["resolution"].item() != cell["home"].item()
-        mixed = trained_on_several(same_field, cell)
+        there, mixed = trained_elsewhere(same_field, cell)
         names = [f"{other['train_resolution'].item()}: " if len(mixed) > 1 else "" for other in mixed]
         floor, mean = (percent(cell["mean"].sel(predictor=name).item()) for name in ("floor", "mean"))
         growth = cell["growth"].item()
@@ -72,7 +72,7 @@ def error_rows(judged: xr.Dataset) -> list[list[str]]:
                 "best DPU": _entry(cell, cell["best_dpu"].item()) if away else "as direct",
                 "DPU's input": dpu_input(cell) if away else "",
                 "skill": interval_of(cell, "skill", sign=True) if away else "",
-                "trained there": "".join(_entry(o, "direct") for o in trained_there(same_field, cell)),
+                "trained there": "".join(_entry(o, "direct") for o in there),
                 "trained on several": ", ".join(
                     name + _entry(other, "direct") for name, other in zip(names, mixed, strict=True)
                 ),
