@@ -284,7 +284,7 @@ def test_report_is_replaced_only_if_asked_and_only_by_a_whole_one(evaluation, wr
     with pytest.raises(RuntimeError, match="no picture"):
         write_report(folder, *evaluation, title="again", overwrite=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    monkeypatch.setattr("mano_op.report.write.page", lambda title, *rest: title)
+    monkeypatch.setattr("mano_op.report.page.page", lambda title, *rest: title)
     for title in ("first", "second"):
         assert write_report(tmp_path, *evaluation, title=title, overwrite=True).read_text() == title
 

@@ -205,11 +205,13 @@ def transfer_matrix(judged: xr.Dataset, variable: str) -> Figure:
                 run, row = part.isel(run=i), rows.index(trained[i])
                 shades[row] = errors[i]
                 for column, key in enumerate(keys):
-                    cell = run.sel(resolution=key)
+                    ways = _ways(run.sel(resolution=key))
+                    direct, dpu = (percent(way["mean"].item()) for way in ways.values())
+                    text = direct if key == run["home"].item() else f"{direct}\n({dpu})"
                     # The upper half of the shades is light.
                     dark = np.isfinite(errors[i, column]) and norm(errors[i, column]) <= 0.5
                     colour = "white" if dark else "black"
-                    axes.text(column, row, _entry(cell), ha="center", va="center", fontsize=8, color=colour)
+                    axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
             image = axes.imshow(shades, cmap="cividis", norm=norm, aspect="auto")
             axes.set_xticks(range(len(keys)), keys)
             axes.set_yticks(range(len(rows)), rows)
@@ -223,12 +225,6 @@ def transfer_matrix(judged: xr.Dataset, variable: str) -> Figure:
         bar.set_ticks([low, high], labels=[percent(end / 100) for end in (low, high)])
         bar.set_label(_named(part), fontsize=8)
         return figure
-
-
-def _entry(cell: xr.Dataset) -> str:
-    """The direct error, and away from home that of the best DPU below it."""
-    direct, dpu = (percent(cell["mean"].sel(predictor=p).item()) for p in ("direct", cell["best_dpu"].item()))
-    return direct if cell["resolution"].item() == cell["home"].item() else f"{direct}\n({dpu})"
 
 
 def spectra(fields: xr.Dataset, grid: Grid, variable: str, trained: Mapping[str, Grid]) -> Figure:
@@ -278,11 +274,9 @@ def spectra(fields: xr.Dataset, grid: Grid, variable: str, trained: Mapping[str,
 
 
 def _mean_energy(values: NDArray[np.float32], grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Wavenumbers from 1 to below the Nyquist one, and the energy at each, mean over the samples.
-
-    Beyond its own Nyquist wavenumber a grid has the corners of its modes only.
-    """
+    """Wavenumbers from 1 to below the grid's Nyquist one, and the energy at each, mean over the samples."""
     k, energy = energy_spectrum(torch.from_numpy(np.ascontiguousarray(values)), grid)
+    # Beyond it the grid has the corners of its modes only.
     below = slice(1, math.ceil(max(2.0, nyquist(grid))))
     return k[below], energy.mean(dim=0).numpy()[below]
 

@@ -237,9 +237,6 @@ def best_median_worst(errors: NDArray[np.float64]) -> dict[str, int]:
     """
     means = np.where(np.isfinite(errors), errors, np.inf).mean(axis=0)
     order = np.argsort(means, kind="stable").tolist()
-    picks = {"Best sample": 0, "Median sample": (len(order) - 1) // 2, "Worst sample": len(order) - 1}
-    chosen: dict[str, int] = {}
-    for which, place in picks.items():
-        if order[place] not in chosen.values():
-            chosen[which] = order[place]
-    return chosen
+    places = {"Best sample": 0, "Median sample": (len(order) - 1) // 2, "Worst sample": len(order) - 1}
+    picks = {which: order[place] for which, place in places.items()}
+    return {which: row for i, (which, row) in enumerate(picks.items()) if row not in [*picks.values()][:i]}

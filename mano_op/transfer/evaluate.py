@@ -174,8 +174,7 @@ def _labelled(
     """The data set of the results, without the names of variables and samples."""
     parameters = [float(count_parameters(run.network)) or np.nan for run in runs]
     training = [float(rollout * cost[run.home][0]) for run, cost in zip(runs, costs, strict=True)]
-    flops = [[float(rollout * cost[key][0]) for key in grids] for cost in costs]
-    peak = [[float(cost[key][1]) for key in grids] for cost in costs]
+    flops, peak = np.moveaxis([[cost[key] for key in grids] for cost in costs], -1, 0).astype(float)
     ways = [["injection" if nests(grid, run.grid) else "nearest" for grid in grids.values()] for run in runs]
     cells = ("run", "resolution")
     dims = (*cells, "predictor", "metric", "variable", "sample")
@@ -185,7 +184,7 @@ def _labelled(
             "defined": (dims[1:4], _defined(grids)),
             "parameters": ("run", parameters, {"long_name": "real numbers that were learned"}),
             "training_flops": ("run", training, {"long_name": "of one sample on the home grid"}),
-            "flops": (cells, flops, {"long_name": "of one sample, directly"}),
+            "flops": (cells, rollout * flops, {"long_name": "of one sample, directly"}),
             "peak_bytes": (cells, peak, {"units": "B", "long_name": "tensors of one sample, directly"}),
             "seconds_per_sample": (cells, seconds, {"units": "s", "comment": "best of some; indicative"}),
             "restriction": (cells, ways),

@@ -28,7 +28,6 @@ def save_results(results: xr.Dataset, path: str | Path, *, overwrite: bool = Fal
     Parameters
     ----------
     results : Dataset
-        From `mano_op.transfer.evaluate.evaluate_transfer`.
     path : path
         ``results.nc`` or ``results.zarr``.
     overwrite : bool

@@ -86,10 +86,8 @@ def naming(run: JudgedRun, key: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        cause = str(error).rstrip(".")
-        raise InputError(
-            f"{run.name} cannot predict at {key}: {cause}. Leave out the model or the resolution"
-        ) from error
+        message = f"{run.name} cannot predict at {key}: {str(error).rstrip('.')}. "
+        raise InputError(f"{message}Leave out the model or the resolution") from error
 
 
 def cost_on(run: JudgedRun, key: str, grid: Grid) -> tuple[int, int]:

@@ -116,8 +116,8 @@ def summary(
     first = results.isel(run=[at[0] for at in seeds.values()])
     independent = len(np.unique(groups))
     drawn = "samples" if independent == results.sizes["sample"] else f"{independent} groups of samples"
-    judged = joined.assign_coords(run_coordinates(list(seeds)))
-    judged = judged.assign_coords({name: ("run", first[name].values) for name in ("home", "home_points")})
+    homes = {name: ("run", first[name].values) for name in ("home", "home_points")}
+    judged = joined.assign_coords(run_coordinates(list(seeds))).assign_coords(homes)
     judged = judged.assign_attrs(
         results.attrs,
         metric=metric,
