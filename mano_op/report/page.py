@@ -286,13 +286,12 @@ def _facts(run: JudgedRun, flops: float) -> dict[str, str]:
 def _history(judged: xr.Dataset, runs: list[JudgedRun]) -> dict[str, Any]:
     """The picture of the training losses of the first seeds, and what the losses are; empty without any."""
     by_pair = {run.coordinates[:2]: run.source for run in reversed(runs)}
-    first = {
-        label: by_pair[pair] for label, pair in zip(judged["label"].values, judged["run"].values, strict=True)
-    }
-    histories = {label: run.history if isinstance(run, Run) else [] for label, run in first.items()}
-    if not any(histories.values()):
+    pairs = dict(zip(judged["label"].values, judged["run"].values, strict=True))
+    trained = {label: run for label, pair in pairs.items() if isinstance(run := by_pair[pair], Run)}
+    losses = {label: _loss(run) for label, run in trained.items() if run.history}
+    if not losses:
         return {}
-    losses = {label: _loss(run) for label, run in first.items() if isinstance(run, Run) and run.history}
+    histories = {label: trained[label].history if label in trained else [] for label in pairs}
     return {"picture": _svg(figures.training_history(histories)), "losses": losses}
 
 

@@ -16,8 +16,6 @@ from mano_op.files import write_file
 from mano_op.paths import target_of
 from mano_op.transfer.runs import COORDINATES
 
-_HDF = b"\x89HDF"
-
 
 def save_results(results: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
     """Write results, or a summary, as NetCDF, or as zarr if the path ends in ``.zarr``.
@@ -85,7 +83,7 @@ def load_results(path: str | Path) -> xr.Dataset:
     options: dict[str, Any] = {"engine": "zarr", "consolidated": False}
     if path.suffix == ".nc":
         with path.open("rb") as file:
-            options = {"engine": "h5netcdf" if file.read(len(_HDF)) == _HDF else "scipy"}
+            options = {"engine": "h5netcdf" if file.read(4) == b"\x89HDF" else "scipy"}
         if options["engine"] == "h5netcdf" and find_spec("h5netcdf") is None:
             raise InputError(f"{path} is NetCDF 4, which needs h5netcdf: pip install 'mano_op[netcdf]'")
     with xr.open_dataset(path, **options) as stored:
