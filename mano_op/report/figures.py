@@ -42,10 +42,10 @@ def error_by_resolution(judged: xr.Dataset, variable: str) -> Figure:
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
         axes = figure.add_subplot()
         for run, colour in _runs(part):
-            for kind, errors in _ways(run).items():
+            for kind, way in _ways(run).items():
                 line = {"color": colour, "ls": LINES[kind], "mfc": colour, **_MARKS[kind]}
-                axes.plot(n, _percent(errors["mean"]), **line)
-                _draw_band(axes, n, errors, colour)
+                axes.plot(n, _percent(way["mean"]), **line)
+                _draw_band(axes, n, way, colour)
             trained = np.isin(run["resolution"].values, run["train_resolution"].item().split(PLUS))
             direct = _percent(run["mean"].sel(predictor="direct"))
             axes.plot(n[trained], direct[trained], mec=colour, **_RING)

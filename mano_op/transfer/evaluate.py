@@ -174,7 +174,8 @@ def _labelled(
     """The data set of the results, without the names of variables and samples."""
     parameters = [float(count_parameters(run.network)) or np.nan for run in runs]
     training = [float(rollout * cost[run.home][0]) for run, cost in zip(runs, costs, strict=True)]
-    flops, peak = np.moveaxis([[cost[key] for key in grids] for cost in costs], -1, 0).astype(float)
+    by_run = np.array([[cost[key] for key in grids] for cost in costs], dtype=np.float64)
+    flops, peak = by_run[..., 0], by_run[..., 1]
     ways = [["injection" if nests(grid, run.grid) else "nearest" for grid in grids.values()] for run in runs]
     cells = ("run", "resolution")
     dims = (*cells, "predictor", "metric", "variable", "sample")

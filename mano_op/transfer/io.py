@@ -50,7 +50,7 @@ def save_results(results: xr.Dataset, path: str | Path, *, overwrite: bool = Fal
     if _index_names(results):  # files have no index of several parts
         results = _with_strings(results.reset_index("run"))
     if path.suffix == ".nc":
-        engine = "h5netcdf" if find_spec("h5netcdf") else "scipy"
+        engine: Any = "h5netcdf" if find_spec("h5netcdf") else "scipy"
         floats = [name for name, values in results.data_vars.items() if values.dtype.kind == "f"]
         compressed = {"zlib": True, "complevel": 4} if engine == "h5netcdf" else {}
         content = results.to_netcdf(engine=engine, encoding=dict.fromkeys(floats, compressed))
