@@ -53,7 +53,7 @@ def test_rows_equal_those_of_the_store_for_any_budget(store, budget, batches):
         rows = np.array(sorted(rows))
         for name in ("a", "u"):
             np.testing.assert_array_equal(cache.read(name, rows), expected[name][rows])
-        assert cache._held == sum(one.nbytes for one in cache._kept.values()) <= budget * CHUNK
+        assert sum(values.nbytes for values in cache._kept.values()) <= budget * CHUNK
 
 
 def test_kept_chunks_are_not_read_again(store, reads):

@@ -229,7 +229,7 @@ def test_times_are_kept_as_numbers_and_units(tmp_path, times, numbers, units):
             r"expected values that increase: `data.sortby\('x'\)`",
         ),
         (lambda d: d, {"domain": {"y": (0.0, 1.0)}}, "no axis 'x'"),
-        (lambda d: d, {"boundary_conditions": "periodic"}, "='periodic', expected one for each axis"),
+        (lambda d: d, {"boundary_conditions": "periodic"}, "='periodic'; expected one for each of y, x"),
         (
             lambda d: d,
             {"domain": {"y": (0.0, 1.0), "x": (0.0, 2.0)}},
@@ -240,7 +240,8 @@ def test_times_are_kept_as_numbers_and_units(tmp_path, times, numbers, units):
         (lambda d: d, {"splits": {"train": 8.0}}, "samples of split 'train'=8.0, expected a whole number"),
         (lambda d: d.assign_coords(x=d.x**2), {"domain": None}, "the spacing is not uniform"),
         (lambda d: d, {"chunk": 0}, "chunk=0"),
-        (lambda d: d, {"chunks": 3}, "there is no option chunks=3 of StoreOptions; did you mean 'chunk'"),
+        (lambda d: d, {"chunks": 3}, "there is no option chunks=3 of write_fields; did you mean 'chunk'"),
+        (lambda d: d, {"boundary_value": {}}, "of write_fields; did you mean 'boundary_values'"),
     ],
 )
 def test_misfitting_labels_are_refused_before_writing(tmp_path, change, options, message):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,9 +33,9 @@ def check_some_of(what: str, names: Iterable[object], known: Iterable[object], r
 def check_each(
     name: str, values: Mapping[str, Any], keys: Sequence[str], alone: str = "", words: str = ""
 ) -> None:
-    """Refuse a mapping that has not one value for each key."""
-    if sorted(values) != sorted(keys):
-        raise InputError(f"{name}={dict(values)}; expected {alone}one for each of {', '.join(keys)}{words}")
+    """Refuse what is no mapping with one value for each key."""
+    if not isinstance(values, Mapping) or sorted(values) != sorted(keys):
+        raise InputError(f"{name}={values!r}; expected {alone}one for each of {', '.join(keys)}{words}")
 
 
 def check_has(
@@ -54,6 +55,19 @@ def check_has(
         raise InputError(
             f"{where} has no {kind} {missing[0]!r}; it has {', '.join(map(str, known)) or 'none'}{remedy}"
         )
+
+
+def check_options(
+    function: Callable[..., Any], options: Mapping[str, Any], renamed: Mapping[str, str] | None = None
+) -> None:
+    """Refuse keywords that a function has not; `renamed` has what to give instead of old ones."""
+    parameters = inspect.signature(function).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    for name in options:
+        if name not in known:
+            instead = (renamed or {}).get(name)
+            hint = f": give {instead}" if instead else did_you_mean(name, known)
+            raise InputError(f"there is no option {name}={options[name]!r} of {function.__name__}{hint}")
 
 
 def check_shape(where: object, shape: Sequence[int], expected: Sequence[int], remedy: str) -> None:

@@ -46,15 +46,11 @@ def describe(store: FieldStore) -> str:
         [f"{variable.name} ({variable.role})", _variable(variable, store.statistics.get(variable.name))]
         for variable in store.variables
     ]
-    resolutions = [
-        [
-            key,
-            " x ".join(map(str, grid.shape)),
-            "spacing " + " x ".join(f"{h:g}" for h in grid.spacing),
-            _sizes({split: store.splits[split] for split in layout.held[key]}),
-        ]
-        for key, grid in store.grids.items()
-    ]
+    resolutions = []
+    for key, grid in store.grids.items():
+        shape, spacing = " x ".join(map(str, grid.shape)), " x ".join(f"{h:g}" for h in grid.spacing)
+        held = _sizes({split: store.splits[split] for split in layout.held[key]})
+        resolutions.append([key, shape, f"spacing {spacing}", held])
     domain = [
         f"  {axis.name} on [{axis.start:g}, {axis.stop:g}], {axis.registration}, "
         f"{layout.boundary_conditions[axis.name]}"
@@ -95,9 +91,6 @@ def _sizes(splits: Mapping[str, int]) -> str:
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
-    """Rows of cells as lines, each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        ("  " + "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip()
-        for row in rows
-    ]
+    lines = ("   ".join(map(str.ljust, row, widths)) for row in rows)
+    return [f"  {line}".rstrip() for line in lines]

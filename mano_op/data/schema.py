@@ -66,7 +66,9 @@ def values_of(
 
 def place_of(path: str | Path) -> Path | str:
     """Return a full path on the file system, or an address of fsspec, such as ``s3://bucket/darcy.zarr``."""
-    return path if isinstance(path, str) and "://" in path else Path(path).absolute()
+    what, remedy = f"{type(path).__name__} is no path", "give the folder of a store, or its address"
+    with refusing(what, remedy, TypeError):
+        return path if isinstance(path, str) and "://" in path else Path(path).absolute()
 
 
 def path_of(path: str | Path | Store) -> Path:
@@ -117,10 +119,10 @@ def _other_content(path: Path) -> str | None:
         return "is a file, no zarr store of format 3"
     if (path / "zarr.json").exists():
         return None
-    for file, node in ((".zgroup", "a group"), (".zmetadata", "a group"), (".zarray", "an array")):
-        if (path / file).exists():
-            return f"is {node} of zarr format 2, no zarr store of format 3"
-    return "is a folder without a zarr.json, no zarr store of format 3"
+    kinds = {".zgroup": "a group of zarr format 2", ".zmetadata": "a group of zarr format 2"}
+    kinds[".zarray"] = "an array of zarr format 2"
+    kind = next((kinds[file] for file in kinds if (path / file).exists()), "a folder without a zarr.json")
+    return f"is {kind}, no zarr store of format 3"
 
 
 def partial_path(path: Path) -> Path:
@@ -340,24 +342,17 @@ def _read_layout(root: zarr.Group) -> Layout:
     variables = []
     for name in names:
         first = array(root, f"{keys[0]}/{name}")
-        labels: dict[str, Any] = dict(first.attrs)
-        variables.append(
-            Variable(
-                name,
-                labels["role"],
-                labels["units"],
-                labels["long_name"],
-                {key: str(array(root, f"{key}/{name}").attrs["cell_methods"]) for key in keys},
-                labels.get("boundary_value"),
-                first.ndim == len(axes) + 2,
-                float(labels.get("reference", 0.0)),
-                labels.get("initial_of"),
-            )
-        )
+        optional = [label for label in ("boundary_value", "reference", "initial_of") if label in first.attrs]
+        labels: dict[str, Any] = {
+            label: first.attrs[label] for label in ("role", "units", "long_name", *optional)
+        }
+        methods = {key: str(array(root, f"{key}/{name}").attrs["cell_methods"]) for key in keys}
+        varies = first.ndim == len(axes) + 2
+        variables.append(Variable(name, cell_methods=methods, time=varies, **labels))
     times: dict[str, Any] = {}
     if "times_per_chunk" in attributes:
-        units = array(root, f"{keys[0]}/time").attrs["units"]
-        times = {"times": values_of(root, f"{keys[0]}/time").tolist(), "time_units": units}
+        stored = array(root, f"{keys[0]}/time")
+        times = {"times": values_of(root, stored.path).tolist(), "time_units": stored.attrs["units"]}
         times["chunk_times"] = attributes["times_per_chunk"]
     coordinates = {axis: array(root, f"{keys[0]}/{axis}").attrs for axis in axes}
     return Layout.plan(

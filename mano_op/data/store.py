@@ -202,7 +202,7 @@ class FieldStore:
 
     def key(self, resolution: Resolution) -> str:
         """Name the resolution that is meant by 16, (16, 24), [16, 24], "r16" or a grid."""
-        if (key := self._key(resolution)) is not None:
+        if key := self._key(resolution):
             return key
         present = ", ".join(f"{key} ({' x '.join(map(str, grid.shape))})" for key, grid in self.grids.items())
         parts = list(resolution) if isinstance(resolution, list | tuple) else []
@@ -210,15 +210,14 @@ class FieldStore:
         hint = f"; to train on several resolutions, give Mixed({parts})" if mixed else ""
         raise InputError(f"{self.path} has no resolution {resolution}; it has {present}{hint}")
 
-    def _key(self, resolution: Resolution) -> str | None:
+    def _key(self, resolution: Resolution) -> str:
+        shape = tuple(resolution) if isinstance(resolution, list | tuple) else ()
         for key, grid in self.grids.items():
-            if isinstance(resolution, Sequence) and not isinstance(resolution, str):
-                same = tuple(resolution) == grid.shape
-            else:
-                same = resolution in (key, grid) or set(grid.shape) == {resolution}
-            if same:
+            if grid.shape == shape or (
+                not shape and (resolution in (key, grid) or {*grid.shape} == {resolution})
+            ):
                 return key
-        return None
+        return ""
 
     def dataset(self, resolution: Resolution) -> xr.Dataset:
         """Open one resolution as a labelled data set, read when its values are asked for."""
@@ -238,7 +237,7 @@ class FieldStore:
         damaged, or a value is not finite, as of a lost chunk.
         """
         key = self.key(resolution)
-        check_has(self.path, "variable", [name], [*self.inputs, *self.outputs])
+        check_has(self.path, "variable", [name], self.layout.named())
         try:
             values = schema.values_of(self._root, f"{key}/{name}", rows, times)
         except schema.DAMAGED as error:
@@ -250,10 +249,10 @@ class FieldStore:
         return values
 
     def _damaged(self, key: str, name: str, rows: slice | NDArray[np.int64], times: slice) -> str:
-        """Name the chunk that cannot be read, among those that hold some rows."""
         samples = self.layout.samples(key)
+        chunks = pieces(slice(0, len(samples)), self.layout.chunk)
         for chunk in np.unique(np.arange(len(samples))[rows] // self.layout.chunk):
-            span = slice(chunk * self.layout.chunk, (chunk + 1) * self.layout.chunk)
+            span = chunks[chunk]
             try:
                 schema.values_of(self._root, f"{key}/{name}", span, times)
             except schema.DAMAGED:
@@ -288,8 +287,7 @@ class FieldStore:
         samples : slice
             One of `pending`.
         fields : mapping
-            For each resolution that holds the samples its variables, shape ``(samples, *grid.shape)``, or
-            ``(samples, times, *grid.shape)``.
+            For each resolution that holds the samples its variables, ``(samples, [times], *grid.shape)``.
         times : slice, optional
             One of ``layout.time_chunks``; by default all times.
 
@@ -301,20 +299,19 @@ class FieldStore:
         """
         schema.path_of(self.location)
         time_chunks = self.layout.time_chunks
+        span = times or slice(0, time_chunks[-1].stop)
         for name, part, chunks, known in (
             ("samples", samples, self.layout.chunks, "pending()"),
             ("times", times or time_chunks[0], time_chunks, "layout.time_chunks"),
         ):
             if part not in chunks:
                 raise InputError(f"{name}={part} is no chunk of {self.path}; expected one of `{known}`")
-        span = times or slice(0, time_chunks[-1].stop)
         keyed = {self.key(resolution): variables for resolution, variables in fields.items()}
         arrays = accept(self.layout, samples, keyed, span)
         root = self._to_write()
         if root.attrs["complete"]:
             raise InputError(f"{self.path} is finished; to write it anew, create it with overwrite=True")
-        chunk, keys = self.layout.chunks.index(samples), list(self.grids)
-        names = [variable.name for variable in self.variables]
+        chunk, keys, names = self.layout.chunks.index(samples), list(self.grids), self.layout.named()
         rounding = schema.array(root, schema.ROUNDING)
         lost = np.array(rounding[chunk]) if span.start else np.zeros(rounding.shape[1:])
         for (key, name), (values, loss) in arrays.items():
@@ -401,18 +398,16 @@ class FieldStore:
             As `map`, of a function and slices of rows; chunks may be read side by side.
         """
         transforms = dict(transforms or {})
-        check_transforms(transforms, (*self.inputs, *self.outputs))
+        check_transforms(transforms, self.layout.named())
         held = [key for key in self.grids if split in self.layout.held[key]]
         key = held[-1] if held else next(iter(self.grids))
         rows = self.layout.rows(key, split)
-        chunks = pieces(rows, self.layout.chunk)
-        total = [Moments() for _ in self.variables]
-        for part in each(partial(_moments, self, key, transforms), chunks):
-            total = [whole + moments for whole, moments in zip(total, part, strict=True)]
+        parts = each(partial(_moments, self, key, transforms), pieces(rows, self.layout.chunk))
         variables = {}
-        for name, moments in zip((variable.name for variable in self.variables), total, strict=True):
-            transform = {"transform": transforms[name]} if name in transforms else {}
-            variables[name] = {"mean": moments.mean, "std": moments.std, **transform}
+        for variable, moments in zip(self.layout.named(), zip(*parts, strict=True), strict=True):
+            total = sum(moments, Moments())
+            transform = {"transform": transforms[variable]} if variable in transforms else {}
+            variables[variable] = {"mean": total.mean, "std": total.std, **transform}
         return {
             "split": split,
             "level": key,
@@ -423,7 +418,6 @@ class FieldStore:
 
 
 def _moments(store: FieldStore, key: str, transforms: Mapping[str, str], rows: slice) -> list[Moments]:
-    """Take the moments of each variable over some rows of a resolution."""
     weights = store.grids[key].weights
     moments = []
     for variable in store.variables:

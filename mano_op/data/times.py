@@ -43,8 +43,7 @@ class Times:
 
     `numbers` in `units`, such as "days since 2000-01-01" or "1", are what a store has. `seconds` are to
     compare: durations, and dates since 1970; other numbers are as they are. Only times of one `measure` may
-    be compared, "dates", "durations" or numbers of a unit. `rounding` is the error of `seconds` by type and
-    units.
+    be compared, "dates", "durations" or numbers of a unit. `rounding` is the error of `seconds`.
     """
 
     numbers: NDArray[np.float64]
@@ -68,7 +67,9 @@ class Times:
         _check(where, times)
         units = str(times.attrs.get("units", ""))
         if times.dtype.kind in "iuf" and " since " in units:
-            times = _decoded(where, times)
+            what = f"{where}: times in {units!r} are no dates"
+            with refusing(what, "correct the attribute units", OverflowError, ValueError):
+                times = xr.conventions.decode_cf_variable("time", times)
         if times.dtype.kind in "mM":  # whose units are their own, whatever an attribute says
             times = xr.Variable(times.dims, times.values, encoding=times.encoding)
         with warnings.catch_warnings():
@@ -120,10 +121,10 @@ def times_of(fields: Mapping[Any, xr.Dataset]) -> tuple[list[float], str]:
 def _difference(times_at: Mapping[Any, Times], first: Any, other: Any) -> str | None:
     """Describe the first time of two data sets that differs; None if all agree."""
     ours, theirs = times_at[first], times_at[other]
-    sizes, comparable = (len(ours.seconds), len(theirs.seconds)), ours.measure == theirs.measure
-    n = min(sizes) if comparable else 0
+    sizes = len(ours.seconds), len(theirs.seconds)
+    n = min(sizes) if ours.measure == theirs.measure else 0
     same = agree(ours.seconds[:n], theirs.seconds[:n], ours.rounding + theirs.rounding)
-    if comparable and same.all() and sizes[0] == sizes[1]:
+    if same.all() and n == max(sizes):
         return None
     i = int(np.argmin([*same, False]))
     time, its = (times.text(i) if i < len(times.seconds) else "missing" for times in (ours, theirs))
@@ -182,10 +183,3 @@ def _check(where: object, times: xr.Variable) -> None:
         )
     if problem:
         raise InputError(f"{where}: {problem}")
-
-
-def _decoded(where: object, times: xr.Variable) -> xr.Variable:
-    """Decode numbers with units such as "hours since 2000-01-01"."""
-    what = f"{where}: times in {times.attrs['units']!r} are no dates"
-    with refusing(what, "correct the attribute units", OverflowError, ValueError):
-        return xr.conventions.decode_cf_variable("time", times)

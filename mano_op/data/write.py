@@ -15,19 +15,9 @@ from dask.base import optimize
 from numpy.typing import NDArray
 
 from mano_op.boundary import Boundary
-from mano_op.data.chunking import TARGET_BYTES, chunk_for
-from mano_op.data.coordinates import (
-    Domain,
-    Registrations,
-    Shape,
-    coordinates_of,
-    domain_of,
-    grid_of,
-    registrations_of,
-)
-from mano_op.data.guards import check_has, check_increasing, check_same, check_some_of
+from mano_op.data import coordinates, guards
 from mano_op.data.jobs import check_sendable, write_store
-from mano_op.data.layout import Layout, Variable, check_splits, group_name
+from mano_op.data.layout import TARGET_BYTES, Layout, Variable, check_splits, chunk_for, group_name
 from mano_op.data.options import StoreOptions
 from mano_op.data.samples import splits_held
 from mano_op.data.source import SourceReader, blocks_of
@@ -35,13 +25,15 @@ from mano_op.data.store import FieldStore
 from mano_op.data.times import times_of
 from mano_op.errors import InputError
 from mano_op.grid import Grid, Registration
+from mano_op.options import with_fields_of
 
 # The attributes of a variable that are kept, and what is taken where they are missing.
 _ATTRIBUTES = {"units": "1", "long_name": ""}
 
-_Shape = TypeVar("_Shape", bound=Shape)
+_Shape = TypeVar("_Shape", bound=coordinates.Shape)
 
 
+@with_fields_of(StoreOptions)
 def write_fields(
     path: str | Path,
     fields: Mapping[_Shape, xr.Dataset],
@@ -49,10 +41,10 @@ def write_fields(
     inputs: Sequence[str],
     outputs: Sequence[str],
     splits: Mapping[str, int],
-    registration: Registration | Registrations,
+    registration: Registration | coordinates.Registrations,
     boundary_conditions: Mapping[str, str],
     boundary_values: Mapping[str, Boundary] | None = None,
-    domain: Domain | None = None,
+    domain: coordinates.Domain | None = None,
     reference: Mapping[str, float] | None = None,
     initial: Mapping[str, str] | None = None,
     **options: Any,
@@ -78,8 +70,7 @@ def write_fields(
         Where points lie, see `mano_op.grid`: for all axes or each, ``{"y": "node_both", "x": "node"}``. The
         coordinates are checked against it; rounded ones are replaced by exact ones.
     boundary_conditions : mapping of str to str
-        For each axis: "periodic" (it wraps), "dirichlet", "neumann", "robin", "wall", "open", "mixed",
-        "unknown".
+        For each axis: "periodic", "dirichlet", "neumann", "robin", "wall", "open", "mixed", "unknown".
     boundary_values : mapping of str to float or mapping, optional
         Known values at the boundary: ``{"pressure": 0.0}``, or ``{"temperature": {"y": (1.0, 0.0)}}``; see
         `Variable`. Without them the interpolated baseline of a transfer is worse than it could be.
@@ -113,19 +104,16 @@ def write_fields(
     >>> store.grids["r8"] == Grid.uniform((8,), registration="cell")
     True
     """
+    guards.check_options(write_fields, options)
     writing = StoreOptions(**options)
     for violation in _violations(fields, inputs, outputs):
         raise InputError(violation)
     check_splits(splits)
     names = [*inputs, *outputs]
     axes, varying = _check_variables(fields, names)
-    registration = registrations_of(registration, axes)
+    registration = coordinates.registrations_of(registration, axes)
     times, time_units = times_of(fields) if varying else ([], "1")
-    if not isinstance(boundary_conditions, Mapping):
-        raise InputError(
-            f"boundary_conditions={boundary_conditions!r}, expected one for each axis: "
-            '{"y": "dirichlet", "x": "periodic"}, say'
-        )
+    guards.check_each("boundary_conditions", boundary_conditions, axes)
     periodic = {axis: bc == "periodic" for axis, bc in boundary_conditions.items()}
     splits_at = splits_held(fields, splits)
     grids: dict[Grid, xr.Dataset] = {}
@@ -133,8 +121,10 @@ def write_fields(
     for resolution in sorted(fields, key=lambda key: -math.prod(fields[key].sizes[axis] for axis in axes)):
         data = fields[resolution]
         if domain is None:  # as the finest resolution has it
-            domain = domain_of(resolution, data, axes, registration, periodic, alone=len(fields) == 1)
-        grid = grid_of(resolution, data, axes, registration, domain, periodic)
+            domain = coordinates.domain_of(
+                resolution, data, axes, registration, periodic, alone=len(fields) == 1
+            )
+        grid = coordinates.grid_of(resolution, data, axes, registration, domain, periodic)
         grids[grid], held[grid] = data[names], splits_at[resolution]
 
     finest, n_times = next(iter(grids)), max(1, len(times))
@@ -150,7 +140,7 @@ def write_fields(
         times=times,
         time_units=time_units,
         chunk_times=writing.chunk_times or _times_to_a_chunk(finest, n_times, chunk),
-        coordinates=coordinates_of(fields, axes),
+        coordinates=coordinates.coordinates_of(fields, axes),
         as_plane=writing.as_plane,
     )
     client = writing.client
@@ -285,8 +275,7 @@ def _check_ends(store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray[An
 
 def _check_initial(store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray[Any]]]) -> None:
     """Refuse a steady input that is an output at the first time, undeclared."""
-    evolving = [variable.name for variable in store.variables if variable.time and variable.role == "output"]
-    steady = [variable.name for variable in store.variables if not variable.time and variable.role == "input"]
+    steady, evolving = store.layout.named("input", time=False), store.layout.named("output", time=True)
     for values, name, output in product(fields.values(), steady, evolving):
         first = values[output][:, 0]
         if np.array_equal(values[name], first) and (first != first.flat[0]).any():
@@ -300,7 +289,7 @@ def _check_chunk(sources: Mapping[Grid, xr.Dataset], store: FieldStore, samples:
     """Refuse to go on with a store that has other values than the data sets."""
     parts = _parts(sources, store, samples)
     reader = SourceReader(parts, [*store.inputs, *store.outputs], "threads")
-    varying = {variable.name for variable in store.variables if variable.time}
+    varying = store.layout.named(time=True)
     for times in store.layout.time_chunks:
         fields = _read(reader, store, parts, samples, samples, times)
         for grid, variables in fields.items():
@@ -324,7 +313,7 @@ def _check_variables(
     varying: dict[str, set[bool]] = {name: set() for name in names}
     for resolution, data in fields.items():
         for name in names:
-            check_has(f"the data set at {resolution}", "variable", [name], data.data_vars)
+            guards.check_has(f"the data set at {resolution}", "variable", [name], data.data_vars)
             dims = tuple(map(str, data[name].dims))
             varying[name].add(dims[1:2] == ("time",))
             dimensions.add(dims)
@@ -346,7 +335,7 @@ def _check_variables(
                     f"{resolution}: the coordinate of axis {axis!r} is {what}; expected numbers: "
                     f"`data.assign_coords({{{axis!r}: ...}})`, {data.sizes[axis]} that increase"
                 )
-            check_increasing(axis, data[axis].values, f"{resolution}: ")
+            guards.check_increasing(axis, data[axis].values, f"{resolution}: ")
     return axes, frozenset(name for name in names if True in varying[name])
 
 
@@ -360,10 +349,9 @@ def _variables(
     reference: Mapping[str, float],
     initial: Mapping[str, str] | None,
 ) -> list[Variable]:
-    """Make variables of attributes, which are the same at every resolution, but for cell_methods."""
     options = {"boundary_values": boundary_values, "reference": reference, "initial": initial or {}}
     for option, by_name in options.items():
-        check_some_of(f"{option} of", by_name, [*inputs, *outputs])
+        guards.check_some_of(f"{option} of", by_name, [*inputs, *outputs])
     keyed = {group_name([data.sizes[axis] for axis in axes]): data for data in fields.values()}
     variables = []
     for name in [*inputs, *outputs]:
@@ -372,7 +360,7 @@ def _variables(
             resolution: {key: str(data[name].attrs.get(key, missing)) for key, missing in _ATTRIBUTES.items()}
             for resolution, data in fields.items()
         }
-        check_same(f"{name}: attributes", attributes)
+        guards.check_same(f"{name}: attributes", attributes)
         parameter = role == "input" and varying and name not in varying
         variables.append(
             Variable(
@@ -392,15 +380,14 @@ def _variables(
     return variables
 
 
-def _difference(boundary: Boundary | None, reference: float) -> Boundary | None:
-    """Subtract the reference from boundary values."""
+def _difference(boundary: Any, reference: float) -> Any:
+    """Subtract the reference from boundary values: a number, or those of axes and of their ends."""
     if boundary is None or not reference:
         return boundary
-    if not isinstance(boundary, Mapping):
-        return boundary - reference
-    return {
-        axis: tuple(None if end is None else end - reference for end in ends)  # type: ignore[misc]
-        if isinstance(ends, Sequence)
-        else ends - reference
-        for axis, ends in boundary.items()
-    }
+    if isinstance(boundary, Mapping):
+        return {axis: _difference(ends, reference) for axis, ends in boundary.items()}
+    return (
+        tuple(_difference(e, reference) for e in boundary)
+        if isinstance(boundary, Sequence)
+        else boundary - reference
+    )

@@ -74,20 +74,16 @@ def import_netcdf(
         for resolution, names in paths.items():
             parts = {str(file): _open(stack, file, sample, engine) for file in names}
             data = concatenated(parts, sample)
-            if sample in data.coords and not relabel:
-                labels = [
-                    (name, pd.Index(np.atleast_1d(part[sample].values))) for name, part in parts.items()
-                ]
-                remedy = "leave one out, or pass relabel=True if each file counts its own samples"
-                check_distinct(f"{resolution}, {sample}", labels, remedy)
             if relabel:
                 data = data.drop_vars(sample, errors="ignore")
+            elif sample in data.coords:
+                labels = [(name, pd.Index(np.atleast_1d(part[sample]))) for name, part in parts.items()]
+                remedy = "leave one out, or pass relabel=True if each file counts its own samples"
+                check_distinct(f"{resolution}, {sample}", labels, remedy)
             fields[resolution] = _renamed(resolution, data, {"sample": sample, "time": time})
         named = list(chain(*paths.values()))
-        options.setdefault(
-            "provenance", {"files": [file.name for file in named], "files_as_read": stamps(named)}
-        )
-        return write_fields(path, fields, **options)
+        provenance = {"files": [file.name for file in named], "files_as_read": stamps(named)}
+        return write_fields(path, fields, **{"provenance": provenance, **options})
 
 
 def _open(stack: ExitStack, path: Path, sample: str, engine: str | None) -> xr.Dataset:
@@ -102,7 +98,6 @@ def _open(stack: ExitStack, path: Path, sample: str, engine: str | None) -> xr.D
 
 
 def _check_engine(path: Path, engine: str | None) -> None:
-    """Refuse a folder or a file that does not fit the engine."""
     zarr = any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata"))
     if zarr == (engine == "zarr") and zarr == path.is_dir():
         return
@@ -119,15 +114,17 @@ def _renamed(resolution: object, data: xr.Dataset, names: Mapping[str, str]) -> 
     changed = {old: new for new, old in names.items() if old != new and old in data.dims}
     check_free(resolution, changed.values(), {*data.variables, *data.dims})
     data = data.rename(changed)
-    for axis in set(data.dims) - {"sample", "time"}:
-        points = data[axis].values if axis in data.coords else np.empty(0)
-        if len(points) > 1 and points.dtype.kind in "iuf" and (np.diff(points.astype(np.float64)) < 0).all():
+    for axis in {*data.dims} & {*data.indexes} - {"sample", "time"}:
+        if (
+            len(data[axis]) > 1
+            and data[axis].dtype.kind in "iuf"
+            and data.indexes[axis].is_monotonic_decreasing
+        ):
             data = data.isel({axis: slice(None, None, -1)})
     return data
 
 
 def _pieced(values: xr.DataArray) -> xr.DataArray:
-    """Put a variable behind dask."""
     if not values.ndim or values.dtype.kind == "O":
         return values
     own = [chunk_in_file(values.variable, str(dim)) or 1 for dim in values.dims]

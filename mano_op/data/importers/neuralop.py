@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,19 +28,18 @@ _Fields = Mapping[str, NDArray[Any]]
 
 
 class _Kind(NamedTuple):
+    title: str
     input: str
     long_name: str
     output: str
     condition: str
-    title: str
 
 
+_PERMEABILITY = "which of the two permeabilities: 0 or 1"
 _KINDS = {
-    "darcy": _Kind(
-        "permeability", "which of the two permeabilities: 0 or 1", "pressure", "dirichlet", "Darcy flow"
-    ),
+    "darcy": _Kind("Darcy flow", "permeability", _PERMEABILITY, "pressure", "dirichlet"),
     "navier_stokes": _Kind(
-        "forcing", "forcing of the vorticity", "vorticity", "periodic", "Navier-Stokes flow"
+        "Navier-Stokes flow", "forcing", "forcing of the vorticity", "vorticity", "periodic"
     ),
 }
 
@@ -104,17 +104,17 @@ def import_neuralop_pt(
     for split, pairs in files.items():
         for n, file in pairs:
             _check_problem(file, loaded[split][n], problem or "darcy")
-    kind = _KINDS[problem or "darcy"]
+    kind, axes = _KINDS[problem or "darcy"], ("y", "x")
     splits = {split: _check_split(split, by_size, levels) for split, by_size in loaded.items()}
     split_of = np.repeat(list(splits), list(splits.values()))
     fields = {}
     for n in {n for by_size in loaded.values() for n in by_size}:
         held = [split for split in splits if n in loaded[split]]
         x, y = (np.concatenate([loaded[split][n][key] for split in held]) for key in ("x", "y"))
-        dims, points = ("sample", "y", "x"), Axis("x", n).points
+        dims = ("sample", *axes)
         fields[n] = xr.Dataset(
             {kind.input: (dims, x, {"long_name": kind.long_name}), kind.output: (dims, y)},
-            {"sample": np.flatnonzero(np.isin(split_of, held)), "y": points, "x": points},
+            {"sample": np.flatnonzero(np.isin(split_of, held)), **dict.fromkeys(axes, Axis("x", n).points)},
         )
     return write_fields(
         path,
@@ -123,8 +123,8 @@ def import_neuralop_pt(
         outputs=[kind.output],
         splits=splits,
         registration="node",
-        domain={"y": (0.0, 1.0), "x": (0.0, 1.0)},
-        boundary_conditions={"y": kind.condition, "x": kind.condition},
+        domain=dict.fromkeys(axes, (0.0, 1.0)),
+        boundary_conditions=dict.fromkeys(axes, kind.condition),
         boundary_values={kind.output: 0.0} if kind.condition == "dirichlet" else {},
         levels=levels,
         provenance={
@@ -190,15 +190,11 @@ def _check_split(split: str, by_size: Mapping[int, _Fields], levels: Levels) -> 
     counts = {n: len(fields["y"]) for n, fields in by_size.items()}
     check_same(f"split {split!r}: numbers of samples", counts)
     finest = max(by_size)
-    for n, fields in by_size.items():
-        if levels != "resampled":
-            break
-        step = finest // n
-        for name, values in fields.items():
-            if finest % n or not np.array_equal(values, by_size[finest][name][:, ::step, ::step]):
-                raise InputError(
-                    f"split {split!r}: {name!r} at {n} differs from that at {finest} where they share "
-                    "points. If they were solved for apart, pass levels='independent'; otherwise the files "
-                    "do not match"
-                )
+    for n, name in product(by_size, ("x", "y")) if levels == "resampled" else ():
+        shared = by_size[finest][name][:, :: finest // n, :: finest // n]
+        if finest % n or not np.array_equal(by_size[n][name], shared):
+            raise InputError(
+                f"split {split!r}: {name!r} at {n} differs from that at {finest} where they share points. If "
+                "they were solved for apart, pass levels='independent'; otherwise the files do not match"
+            )
     return counts[finest]
