@@ -175,7 +175,7 @@ def pde_expected(files):
     return {"u" if name == "tensor" and renamed else name: parts for name, parts in fields.items()}
 
 
-@settings(max_examples=45)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_pdebench_file_is_imported_exactly_or_refused(data):
     make, axes = PDEBENCH[data.draw(st.sampled_from(sorted(PDEBENCH)))]
@@ -220,7 +220,7 @@ def well_expected(files):
     return expected
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_file_of_the_well_is_imported_exactly_or_refused(data):
     files = data.draw(contents(well_arrays))
@@ -242,7 +242,7 @@ MATLAB_NAMES = {"a": "initial", "u": "velocity", "coeff": "permeability", "sol":
 FLOW_NAMES = {"a": "initial_vorticity", "u": "vorticity"}
 
 
-@settings(max_examples=45)
+@settings(max_examples=20)
 @given(data=st.data(), version=st.sampled_from([5, 7.3]), kind=st.sampled_from(sorted(MATLAB)))
 def test_matlab_file_is_imported_exactly_or_refused(data, version, kind):
     files = data.draw(contents(MATLAB[kind]))
@@ -268,7 +268,7 @@ UNITS = ["1", "m", "days since 2000-01-01", "hours", "degrees_north", "nonsense 
 HALVES = "`pandas.Index` does not support the `float16`"
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(data=st.data(), engine=st.sampled_from(["scipy", "h5netcdf"]), relabel=st.booleans())
 def test_netcdf_file_is_imported_exactly_or_refused(data, engine, relabel):
     files = data.draw(contents(labelled))
@@ -313,7 +313,7 @@ def write_pt(path, arrays):
 PAIRS = {"train": [(4, 0), (8, 1)], "test": [(4, 2), (8, 3)]}
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(data=st.data(), problem=st.sampled_from(["darcy", "navier_stokes"]))
 def test_file_of_neuraloperator_is_imported_exactly_or_refused(data, problem):
     files = data.draw(contents(partial(tensors, problem), 4))

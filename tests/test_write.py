@@ -321,7 +321,7 @@ def test_store_is_rewritten_from_itself(tmp_path):
     np.testing.assert_array_equal(open_store(path).read((6, 4), "u"), expected)
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(
     dtype=st.sampled_from(["bool", "int8", "uint16", "int64", "float16", "float32", "float64", ">f4"]),
     samples=st.integers(1, 7),

@@ -70,7 +70,7 @@ def check_store(
     if violations := list(_missing(root, expected)):
         return violations
     violations += [*_about(store, root), *_derived(store)]
-    variables, groups = [*store.inputs, *store.outputs], dict(expected.groups())
+    variables, groups = store.layout.named(), dict(expected.groups())
     for key, grid in store.grids.items():
         for name in sorted(groups[key].array_keys(), key=lambda name: (name in variables, name)):
             where = f"{key}/{name}"

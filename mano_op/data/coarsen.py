@@ -104,6 +104,10 @@ def coarsen_store(
     held = source.layout.held[finest]
     grids = [*coarse, *([fine] if keep else [])]
     keys = [group_name(grid.shape) for grid in grids]
+    words = {name: AVERAGE if how == "mean" else how for name, how in methods.items()}
+    in_words = ", ".join(f"{name}: {words[name]}" for name in words)
+    if len(set(words.values())) == 1:
+        in_words = next(iter(words.values()))
     kept = ("boundary_conditions", "chunk", "times", "time_units", "coordinates", "as_plane")
     layout = Layout.plan(
         grids,
@@ -111,7 +115,7 @@ def coarsen_store(
         {split: size for split, size in source.splits.items() if split in held},
         levels="resampled",
         chunk_times=source.layout.chunk_times if source.layout.times else None,
-        derived={grid: (fine, _in_words(methods)) for grid in coarse} if keep else {},
+        derived={grid: (fine, in_words) for grid in coarse} if keep else {},
         **{name: getattr(source.layout, name) for name in kept},
     )
     provenance = {
@@ -141,10 +145,10 @@ def coarsened(
 
 def _methods(source: FieldStore, method: Coarsening | Mapping[str, Coarsening]) -> dict[str, Coarsening]:
     names = source.layout.named()
-    methods = dict(method) if isinstance(method, Mapping) else dict.fromkeys(names, method)
+    methods = method if isinstance(method, Mapping) else dict.fromkeys(names, method)
     check_each("method", methods, names)
-    for name, how in methods.items():
-        check_one_of(f"method for {name}", how, get_args(Coarsening))
+    for name in names:
+        check_one_of(f"method for {name}", methods[name], get_args(Coarsening))
     return {name: methods[name] for name in names}
 
 
@@ -166,13 +170,6 @@ def _described(variable: Variable, method: Coarsening, finest: str, keys: Sequen
     return replace(variable, cell_methods={key: fine if key == finest else coarse for key in keys})
 
 
-def _in_words(methods: Mapping[str, Coarsening]) -> str:
-    """Join the methods to one resampling_method."""
-    words = {name: AVERAGE if how == "mean" else how for name, how in methods.items()}
-    alike = len(set(words.values())) == 1
-    return next(iter(words.values())) if alike else ", ".join(f"{name}: {words[name]}" for name in words)
-
-
 def _write_chunk(
     source: FieldStore, finest: str, methods: Mapping[str, Coarsening], store: FieldStore, samples: slice
 ) -> int:
@@ -186,5 +183,5 @@ def _write_chunk(
             values = source.read(finest, variable.name, samples, times if variable.time else slice(None))
             for grid in fields:
                 fields[grid][variable.name] = coarsened(values, fine, grid, methods[variable.name])
-        store.write(samples, fields, *([times] if len(store.layout.time_chunks) > 1 else []))
+        store.write(samples, fields, times)
     return samples.stop - samples.start

@@ -306,6 +306,9 @@ class MixedDataset(ConcatDataset[Sample]):
         super().__init__(parts)
         self.parts, self.inputs, self.outputs = tuple(parts), parts[0].inputs, parts[0].outputs
 
+    def __getitem__(self, index: int) -> Sample:
+        return self.__getitems__([index])[0]
+
     def __getitems__(self, indices: Sequence[int]) -> Sequence[Sample]:
         """Read several samples of one resolution, in the order asked for."""
         if len(indices) == 0:

@@ -71,13 +71,10 @@ class Digests:
 
     def initial_fields(self) -> Iterator[str]:
         """Report steady inputs that are an output's first time in every sample, undeclared."""
-        key, layout = next(reversed(self._store.grids)), self._store.layout
-        inputs = [
-            v.name for v in layout.variables if v.initial_of is None and v.role == "input" and not v.time
-        ]
-        for name, output in product(inputs, layout.named("output", time=True)):
+        finest = next(reversed(self._store.grids))
+        for name, output in self._store.layout.undeclared:
             steady, first = (
-                [fields[0] for fields in self._fields[key, field].values()] for field in (name, output)
+                [fields[0] for fields in self._fields[finest, field].values()] for field in (name, output)
             )
             if steady == first and any(steady):
                 yield (

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from numbers import Real
 from typing import Literal, get_args
 
@@ -325,6 +326,12 @@ class Layout:
     def named(self, role: str | None = None, *, time: bool | None = None) -> tuple[str, ...]:
         """Names of the variables, of those in a role, or of those that vary in time or are steady."""
         return tuple(v.name for v in self.variables if role in (None, v.role) and time in (None, v.time))
+
+    @property
+    def undeclared(self) -> list[tuple[str, str]]:
+        """Pairs of a steady input and an output in time, where nothing says whether one starts the other."""
+        steady = [v.name for v in self.variables if v.initial_of is None and v.role == "input" and not v.time]
+        return list(product(steady, self.named("output", time=True)))
 
     def shape(self, key: str, variable: Variable, times: slice = slice(None)) -> tuple[int, ...]:
         """Shape of one sample of a variable at a resolution: times, if it varies, and points."""

@@ -144,21 +144,17 @@ def common_times(fields: Mapping[_Key, xr.Dataset]) -> dict[_Key, xr.Dataset]:
     """
     times_at = {key: Times.of(key, data["time"].variable) for key, data in fields.items()}
     shortest = min(times_at.values(), key=lambda times: len(times.seconds))
-    rows = {key: _nearest(times, shortest) for key, times in times_at.items()}
-    shared = np.logical_and.reduce([nearest >= 0 for nearest in rows.values()])
+    rows, shared = {}, np.ones(len(shortest.seconds), dtype=bool)
+    for key, times in times_at.items():
+        distances, rows[key] = KDTree(times.seconds[:, None]).query(shortest.seconds[:, None], p=1)
+        rounding = times.rounding + shortest.rounding
+        shared &= distances <= tolerance_between(times.seconds, shortest.seconds, rounding)
     if len({times.measure for times in times_at.values()}) > 1 or not shared.any():
         firsts = "; ".join(
             f"{key} has {times.measure}, {times.text(0)} first" for key, times in times_at.items()
         )
         raise InputError(f"no time is at all resolutions: {firsts}. Count them from one origin, in one unit")
     return {key: data.isel(time=rows[key][shared]) for key, data in fields.items()}
-
-
-def _nearest(times: Times, wanted: Times) -> NDArray[np.int64]:
-    """Return for each wanted time the index of the one that agrees with it; -1 where none does."""
-    distances, indices = KDTree(times.seconds[:, None]).query(wanted.seconds[:, None], p=1)
-    tolerance = tolerance_between(times.seconds, wanted.seconds, times.rounding + wanted.rounding)
-    return np.where(distances <= tolerance, indices, -1)
 
 
 def _check(where: object, times: xr.Variable) -> None:

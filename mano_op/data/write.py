@@ -30,6 +30,7 @@ from mano_op.options import with_fields_of
 # The attributes of a variable that are kept, and what is taken where they are missing.
 _ATTRIBUTES = {"units": "1", "long_name": ""}
 
+_Fields = dict[Grid, dict[str, NDArray[Any]]]
 _Shape = TypeVar("_Shape", bound=coordinates.Shape)
 
 
@@ -127,8 +128,11 @@ def write_fields(
         grid = coordinates.grid_of(resolution, data, axes, registration, domain, periodic)
         grids[grid], held[grid] = data[names], splits_at[resolution]
 
-    finest, n_times = next(iter(grids)), max(1, len(times))
-    chunk = writing.chunk or chunk_for(math.prod(finest.shape) * n_times, splits, held.values())
+    points, n_times = math.prod(next(iter(grids)).shape), max(1, len(times))
+    chunk = writing.chunk or chunk_for(points * n_times, splits, held.values())
+    # All times if a chunk then has at most 8 MiB, otherwise as many as make 1 MiB.
+    at_once = TARGET_BYTES // (4 * points * chunk)
+    chunk_times = n_times if 4 * points * chunk * n_times <= 8 * TARGET_BYTES else max(1, at_once)
     layout = Layout.plan(
         list(grids),
         _variables(fields, axes, inputs, outputs, boundary_values or {}, varying, reference or {}, initial),
@@ -139,7 +143,7 @@ def write_fields(
         held=held,
         times=times,
         time_units=time_units,
-        chunk_times=writing.chunk_times or _times_to_a_chunk(finest, n_times, chunk),
+        chunk_times=writing.chunk_times or chunk_times,
         coordinates=coordinates.coordinates_of(fields, axes),
         as_plane=writing.as_plane,
     )
@@ -147,11 +151,10 @@ def write_fields(
     if client is not None:
         for resolution, data in fields.items():
             check_sendable(f"fields at {resolution}", optimize(data[names].isel(sample=slice(0, 1)))[0])
-    ask = initial is None
     return write_store(
         path,
         layout,
-        partial(_write_block, grids, ask) if client is None else partial(_write_parts, "synchronous", ask),
+        partial(_write_block, grids) if client is None else partial(_write_parts, "synchronous"),
         writing,
         title=writing.title,
         provenance=writing.provenance or {},
@@ -162,12 +165,6 @@ def write_fields(
         parts=None if client is None else partial(_parts, grids, culled=True),
         check=partial(_check_chunk, grids),
     )
-
-
-def _times_to_a_chunk(grid: Grid, n_times: int, chunk: int) -> int:
-    """Return all times if a chunk then has at most 8 MiB, otherwise as many as make 1 MiB."""
-    field_bytes = 4 * math.prod(grid.shape) * chunk
-    return n_times if field_bytes * n_times <= 8 * TARGET_BYTES else max(1, TARGET_BYTES // field_bytes)
 
 
 def _violations(fields: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Iterator[str]:
@@ -201,57 +198,43 @@ def _parts(
     return {grid: optimize(part)[0] for grid, part in parts.items()} if culled else parts
 
 
-def _write_block(sources: Mapping[Grid, xr.Dataset], ask: bool, store: FieldStore, block: slice) -> int:
-    """Read a block of samples and write it; return their number."""
-    return _write_parts("threads", ask, store, block, _parts(sources, store, block))
+def _write_block(sources: Mapping[Grid, xr.Dataset], store: FieldStore, block: slice) -> int:
+    return _write_parts("threads", store, block, _parts(sources, store, block))
 
 
-def _write_parts(
-    scheduler: str, ask: bool, store: FieldStore, block: slice, parts: Mapping[Grid, xr.Dataset]
-) -> int:
+def _write_parts(scheduler: str, store: FieldStore, block: slice, parts: Mapping[Grid, xr.Dataset]) -> int:
     """Write the missing chunks of a block, piece of time after piece; return the number of samples."""
     missing = [samples for samples in store.pending() if block.start <= samples.start < block.stop]
-    reader = SourceReader(parts, [*store.inputs, *store.outputs], scheduler)
-    for times in store.layout.time_chunks:
-        for samples in missing:
-            fields = _read(reader, store, parts, block, samples, times)
-            if samples.start == 0 and times.start == 0:
-                _check_ends(store, fields)
-                if ask:
-                    _check_initial(store, fields)
-            store.write(samples, fields, *([times] if len(store.layout.time_chunks) > 1 else []))
+    for samples, times, fields in _read(scheduler, store, block, parts, missing):
+        if samples.start == times.start == 0:
+            _check_ends(store, fields)
+            _check_initial(store, fields)
+        store.write(samples, fields, times)
     return sum(samples.stop - samples.start for samples in missing)
 
 
 def _read(
-    reader: SourceReader,
-    store: FieldStore,
-    parts: Mapping[Grid, xr.Dataset],
-    block: slice,
-    samples: slice,
-    times: slice,
-) -> dict[Grid, dict[str, NDArray[Any]]]:
-    """Read samples of a block at some times, steady variables with the first, and subtract references."""
-    names = [variable.name for variable in store.variables if variable.time or not times.start]
-    rows = {}
-    for grid in parts:
-        first = store.layout.rows_of(store.key(grid), block).start
-        span = store.layout.rows_of(store.key(grid), samples)
-        if span.start < span.stop:
-            rows[grid] = slice(span.start - first, span.stop - first)
+    scheduler: str, store: FieldStore, block: slice, parts: Mapping[Grid, xr.Dataset], chunks: Sequence[slice]
+) -> Iterator[tuple[slice, slice, _Fields]]:
+    """Read chunks of a block by pieces of time, steady variables with the first, and subtract references."""
+    reader = SourceReader(parts, store.layout.named(), scheduler)
     constants = {variable.name: variable.reference for variable in store.variables}
-    return {
-        grid: {
-            name: values.astype(np.float64) - constants[name]
-            if constants[name] and values.dtype.kind in "biuf"
-            else values
-            for name, values in variables.items()
-        }
-        for grid, variables in reader.read(rows, times, names).items()
-    }
+    for times, samples in product(store.layout.time_chunks, chunks):
+        rows = {}
+        for grid in parts:
+            first = store.layout.rows_of(store.key(grid), block).start
+            span = store.layout.rows_of(store.key(grid), samples)
+            if span.start < span.stop:
+                rows[grid] = slice(span.start - first, span.stop - first)
+        fields = reader.read(rows, times, store.layout.named(time=True if times.start else None))
+        for variables in fields.values():
+            for name in filter(constants.get, variables):
+                if variables[name].dtype.kind in "biuf":
+                    variables[name] = variables[name].astype(np.float64) - constants[name]
+        yield samples, times, fields
 
 
-def _check_ends(store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray[Any]]]) -> None:
+def _check_ends(store: FieldStore, fields: _Fields) -> None:
     """Refuse an axis that wraps whose last values repeat the first in all fields, unless by chance."""
     for (grid, variables), name in product(fields.items(), store.layout.boundary_conditions):
         dim = grid.names.index(name) - grid.n_dim
@@ -273,10 +256,9 @@ def _check_ends(store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray[An
             )
 
 
-def _check_initial(store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray[Any]]]) -> None:
+def _check_initial(store: FieldStore, fields: _Fields) -> None:
     """Refuse a steady input that is an output at the first time, undeclared."""
-    steady, evolving = store.layout.named("input", time=False), store.layout.named("output", time=True)
-    for values, name, output in product(fields.values(), steady, evolving):
+    for values, (name, output) in product(fields.values(), store.layout.undeclared):
         first = values[output][:, 0]
         if np.array_equal(values[name], first) and (first != first.flat[0]).any():
             raise InputError(
@@ -287,11 +269,8 @@ def _check_initial(store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray
 
 def _check_chunk(sources: Mapping[Grid, xr.Dataset], store: FieldStore, samples: slice) -> None:
     """Refuse to go on with a store that has other values than the data sets."""
-    parts = _parts(sources, store, samples)
-    reader = SourceReader(parts, [*store.inputs, *store.outputs], "threads")
-    varying = store.layout.named(time=True)
-    for times in store.layout.time_chunks:
-        fields = _read(reader, store, parts, samples, samples, times)
+    parts, varying = _parts(sources, store, samples), store.layout.named(time=True)
+    for _, times, fields in _read("threads", store, samples, parts, [samples]):
         for grid, variables in fields.items():
             key = store.key(grid)
             rows = store.layout.rows_of(key, samples)
