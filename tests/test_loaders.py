@@ -121,6 +121,8 @@ def test_mixed_data_sets_are_indexed_part_after_part(store):
         ({"test": "r8"}, r"test='r8'; expected a list of resolutions"),
         ({"batch_size": [2, 2]}, r"batch_size=\[2, 2\], expected a whole number"),
         ({"test_batch_size": 0}, "test_batch_size=0"),
+        ({"hold_out": 0.1}, r"no option hold_out=0.1 of field_loaders: give splits=Splits\(hold_out="),
+        ({"cache_bytes": 0}, r"no option cache_bytes=0 of field_loaders: give reading=Reading\(cache_bytes="),
     ],
 )
 def test_loader_options_that_do_not_fit_are_refused(store, options, message):

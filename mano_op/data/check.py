@@ -260,7 +260,7 @@ def _first_that_differs(store: FieldStore, variable: Variable, coarse: str, fine
                 store.read(key, variable.name, at_key[span], times)
                 for key, at_key in zip((coarse, fine), rows, strict=True)
             )
-            difference = np.abs(values - others[(Ellipsis, *at)])  # type: ignore[index]
+            difference = np.abs(values - others[(Ellipsis, *at)])
             apart = np.maximum(apart, difference.reshape(len(values), -1).max(axis=1))
         if (apart > tolerance).any():
             return int(samples[span][np.argmax(apart > tolerance)])

@@ -29,7 +29,7 @@ class ChunkCache:
         owners = rows // length
         numbers = np.unique(owners).tolist()
         fresh = self._fetch(name, [chunk for chunk in numbers if (name, chunk) not in self._kept])
-        chunks = {chunk: self._kept.pop((name, chunk), fresh.get(chunk)) for chunk in numbers}
+        chunks = {i: fresh[i] if i in fresh else self._kept.pop((name, i)) for i in numbers}
         self._kept |= {(name, chunk): values for chunk, values in chunks.items()}
         held = sum(values.nbytes for values in self._kept.values())
         while held > self._budget:

@@ -151,7 +151,7 @@ def field_loaders(
     check_options(field_loaders, options, _RENAMED)
     store, splits, reading = opened(store), splits or Splits(), reading or Reading()
     mixed = train if isinstance(train, Mixed) else None
-    resolutions = list(mixed.resolutions) if mixed else [train]
+    resolutions = list(train.resolutions) if isinstance(train, Mixed) else [train]
     check_whole(batch_size=batch_size)
     sizes = list(mixed.batch_size) if mixed and mixed.batch_size else [batch_size] * len(resolutions)
     if reading.shuffle == "chunks" and mixed:
@@ -202,8 +202,8 @@ def field_loaders(
         common |= {"multiprocessing_context": start, "persistent_workers": True}
     sampler: dict[str, Any] = {"batch_size": sizes[0], "drop_last": reading.drop_last}
     if mixed or (ranks()[0] > 1 and reading.shuffle == "samples"):
-        lengths = [len(part) for part in parts]
-        order = {"ratios": mixed.ratios if mixed else None, "drop_last": reading.drop_last, "seed": seed}
+        lengths, ratios = [len(part) for part in parts], mixed.ratios if mixed else None
+        order: dict[str, Any] = {"ratios": ratios, "drop_last": reading.drop_last, "seed": seed}
         sampler = {"batch_sampler": ResolutionBatchSampler(lengths, sizes, **order)}
     elif reading.shuffle == "samples":
         sampler["sampler"] = RandomSampler(parts[0], generator=torch.Generator().manual_seed(seed))

@@ -144,7 +144,8 @@ def common_times(fields: Mapping[_Key, xr.Dataset]) -> dict[_Key, xr.Dataset]:
     """
     times_at = {key: Times.of(key, data["time"].variable) for key, data in fields.items()}
     shortest = min(times_at.values(), key=lambda times: len(times.seconds))
-    rows, shared = {}, np.ones(len(shortest.seconds), dtype=bool)
+    rows: dict[_Key, Any] = {}
+    shared = np.ones(len(shortest.seconds), dtype=bool)
     for key, times in times_at.items():
         distances, rows[key] = KDTree(times.seconds[:, None]).query(shortest.seconds[:, None], p=1)
         rounding = times.rounding + shortest.rounding

@@ -158,7 +158,8 @@ def _groups(variables: tuple[str, ...], path: Path, file: h5py.File) -> lazy.Par
             f"{path} has {', '.join(file) or 'nothing'}; expected 'x-coordinate', ..., 't-coordinate' and "
             f"fields, or a group for each sample, with 'data' and 'grid'{flow if 'velocity' in file else ''}"
         )
-    arrays, first, expected = [], lazy.location(groups[0]), {}
+    arrays: list[da.Array] = []
+    first, expected = lazy.location(groups[0]), dict[str, Any]()
     for group in groups:
         where, nodes = (
             lazy.location(group),
@@ -173,7 +174,9 @@ def _groups(variables: tuple[str, ...], path: Path, file: h5py.File) -> lazy.Par
         check_shape(lazy.location(data), data.shape, shape, remedy)
         labels["time"] = _times(path, lazy.coordinate(grid, "t"), steps)
         expected = expected or labels
-        if not all(np.array_equal(labels.get(name), expected[name]) for name in expected | labels):
+        if labels.keys() != expected.keys() or not all(
+            map(np.array_equal, labels.values(), expected.values())
+        ):
             lazy.check_continues(
                 where, xr.Dataset(coords=labels), first, xr.Dataset(coords=expected), "sample"
             )
