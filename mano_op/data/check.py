@@ -31,7 +31,7 @@ _ATTRIBUTES = (*COORDINATE_ATTRIBUTES, "bounds", "role", "reference", "initial_o
 
 
 def check_store(
-    path: str | Path | Store, *, progress: bool = True, storage_options: Mapping[str, Any] | None = None
+    path: str | Path | Store, *, progress: bool = True, storage_options: dict[str, Any] | None = None
 ) -> list[str]:
     """Read all of a store and list what is not as the format asks.
 
@@ -61,8 +61,7 @@ def check_store(
         if isinstance(place, Path) and not (place.exists() or schema.partial_path(place).exists()):
             raise
         return [str(error)]
-    options = None if storage_options is None else dict(storage_options)
-    root = zarr.open_group(store.location, mode="r", use_consolidated=False, storage_options=options)
+    root = zarr.open_group(store.location, mode="r", use_consolidated=False, storage_options=storage_options)
     # What the store should be, by its own labels at the finest resolution.
     memory = MemoryStore()
     schema.lay_out(memory, store.layout, {})

@@ -84,7 +84,12 @@ def coarsen_store(
     source = opened(source)
     finest = source.key(next(reversed(source.grids)) if from_resolution is None else from_resolution)
     fine = source.grids[finest]
-    methods = _methods(source, method)
+    names = source.layout.named()
+    chosen = method if isinstance(method, Mapping) else dict.fromkeys(names, method)
+    check_each("method", chosen, names)
+    methods = {name: chosen[name] for name in names}
+    for name, how in methods.items():
+        check_one_of(f"method for {name}", how, get_args(Coarsening))
     coarse = [_coarser(fine, resolution) for resolution in resolutions]
     if not coarse:
         raise InputError("resolutions=[]; expected at least one to make")
@@ -141,15 +146,6 @@ def coarsened(
     how = "spectral" if method == "lowpass" else method
     field = torch.from_numpy(np.ascontiguousarray(values)).double()
     return resample(field, fine, coarse, how).numpy().astype(np.float32)
-
-
-def _methods(source: FieldStore, method: Coarsening | Mapping[str, Coarsening]) -> dict[str, Coarsening]:
-    names = source.layout.named()
-    methods = method if isinstance(method, Mapping) else dict.fromkeys(names, method)
-    check_each("method", methods, names)
-    for name in names:
-        check_one_of(f"method for {name}", methods[name], get_args(Coarsening))
-    return {name: methods[name] for name in names}
 
 
 def _coarser(fine: Grid, resolution: int | tuple[int, ...]) -> Grid:

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,16 +43,9 @@ class Batch(Sequence[Sample]):
     def __len__(self) -> int:
         return len(next(iter(self.stacked.values())))
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Batch: ...
-
-    def __getitem__(self, index: int | slice) -> Sample | Batch:
-        if isinstance(index, slice):
-            return Batch({name: field[index] for name, field in self.stacked.items()})
-        return {name: field[index] for name, field in self.stacked.items()}
+    def __getitem__(self, index: Any) -> Any:
+        fields = {name: field[index] for name, field in self.stacked.items()}
+        return Batch(fields) if isinstance(index, slice) else fields
 
 
 def collate(samples: Sequence[Sample]) -> Any:
@@ -126,6 +119,7 @@ class FieldDataset(Dataset[Sample]):
         self.inputs, self.outputs = self.channels.inputs, self.channels.outputs
         self.key = self.store.key(resolution)
         self._rows = self.store.layout.rows(self.key, split)
+        self._n_rows = self._rows.stop - self._rows.start
         self._coordinates = coordinates
         self._process = os.getpid()
         self._cache: dict[str, NDArray[np.float32]] | None = None
@@ -171,10 +165,6 @@ class FieldDataset(Dataset[Sample]):
     def rows(self) -> NDArray[np.int64]:
         """Row of the split that each sample belongs to: several runs of times share one."""
         return np.repeat(np.arange(self._n_rows), len(self.channels.starts))
-
-    @property
-    def _n_rows(self) -> int:
-        return self._rows.stop - self._rows.start
 
     def __len__(self) -> int:
         return self._n_rows * len(self.channels.starts)
@@ -276,8 +266,7 @@ class SomeSamples(Subset[Sample]):
     @property
     def chunks(self) -> list[NDArray[np.int64]]:
         """Indices of the samples in each chunk of the store that has any of them."""
-        indices = np.asarray(self.indices)
-        parts = [np.flatnonzero(np.isin(indices, chunk)) for chunk in self.dataset.chunks]
+        parts = [np.flatnonzero(np.isin(self.indices, chunk)) for chunk in self.dataset.chunks]
         return [part for part in parts if len(part)]
 
 

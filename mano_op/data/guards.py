@@ -41,15 +41,7 @@ def check_each(
 def check_has(
     where: object, kind: str, names: Iterable[str], present: Iterable[object], remedy: str = ""
 ) -> None:
-    """Refuse names of what is missing.
-
-    Examples
-    --------
-    >>> check_has("darcy.zarr", "variable", ["v"], ["a", "u"])
-    Traceback (most recent call last):
-    ...
-    mano_op.errors.InputError: darcy.zarr has no variable 'v'; it has a, u
-    """
+    """Refuse names of what is missing."""
     known = list(present)
     if missing := [name for name in names if name not in known]:
         raise InputError(
@@ -57,16 +49,13 @@ def check_has(
         )
 
 
-def check_options(
-    function: Callable[..., Any], options: Mapping[str, Any], renamed: Mapping[str, str] | None = None
-) -> None:
+def check_options(function: Callable[..., Any], options: Mapping[str, Any], renamed: dict[str, str]) -> None:
     """Refuse keywords that a function has not; `renamed` has what to give instead of old ones."""
     parameters = inspect.signature(function).parameters.values()
     known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
     for name in options:
         if name not in known:
-            instead = (renamed or {}).get(name)
-            hint = f": give {instead}" if instead else did_you_mean(name, known)
+            hint = f": give {renamed[name]}" if name in renamed else did_you_mean(name, known)
             raise InputError(f"there is no option {name}={options[name]!r} of {function.__name__}{hint}")
 
 
@@ -86,16 +75,7 @@ def check_real(where: object, dtype: Any) -> None:
 
 @contextmanager
 def refusing(what: str, remedy: str, *errors: type[BaseException]) -> Iterator[None]:
-    """Turn errors into an `InputError` that says what to do.
-
-    Examples
-    --------
-    >>> with refusing("there can be no /a/b", "give a path in a folder", OSError):
-    ...     raise OSError("read-only")
-    Traceback (most recent call last):
-    ...
-    mano_op.errors.InputError: there can be no /a/b (OSError: read-only); give a path in a folder
-    """
+    """Turn errors into an `InputError` that says what to do."""
     try:
         yield
     except errors as error:

@@ -61,21 +61,11 @@ def describe(store: FieldStore) -> str:
     if layout.times:
         units = "" if layout.time_units == "1" else f" {layout.time_units}"
         domain.append(f"  {len(layout.times)} times from {layout.times[0]:g} to {layout.times[-1]:g}{units}")
-    return "\n".join(
-        [
-            f"{attrs.get('title') or 'Fields'} ({store.path})",
-            f"  {state}, {layout.n_samples} samples: {_sizes(store.splits)}",
-            "",
-            *_aligned(fields),
-            "",
-            *domain,
-            "",
-            *_aligned(resolutions),
-            f"  the resolutions are {layout.levels}",
-            "",
-            *(f"  {name}: {value}" for name, value in attrs.get("provenance", {}).items()),
-        ]
-    )
+    title = f"{attrs.get('title') or 'Fields'} ({store.path})"
+    summary = f"  {state}, {layout.n_samples} samples: {_sizes(store.splits)}"
+    levels = [*_aligned(resolutions), f"  the resolutions are {layout.levels}"]
+    provenance = [f"  {name}: {value}" for name, value in attrs.get("provenance", {}).items()]
+    return "\n".join([title, summary, "", *_aligned(fields), "", *domain, "", *levels, "", *provenance])
 
 
 def _variable(variable: Variable, statistics: Mapping[str, float] | None) -> str:

@@ -82,11 +82,8 @@ def write_store(
     check : callable, optional
         Compares a written chunk with the source before resuming; given the first and the last.
 
-    Raises
-    ------
-    InputError
-        If the store exists and neither `resume` nor `overwrite` is given, options differ, another process
-        writes, or a chunk is refused. Written chunks are kept for `resume`; a store without any is removed.
+    `InputError` if the store exists and neither `resume` nor `overwrite` is given, options differ, another
+    process writes, or a chunk is refused. Written chunks are kept for `resume`; an empty store is removed.
     """
     with only_writer(path) as path:
         store = _start(path, layout, writing, title, provenance)

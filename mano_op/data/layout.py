@@ -256,8 +256,8 @@ class Layout:
             Number of samples of each split. Statistics are taken over "train".
         boundary_conditions : mapping of str to str
             For each axis, such as ``{"y": "dirichlet", "x": "periodic"}``.
-        levels : {"resampled", "independent", "unknown"}
-            Whether a sample's fields at two resolutions are one field resampled or two solutions.
+        levels, as_plane
+            As in `mano_op.data.options.StoreOptions`.
         chunk : int
             Samples to a chunk, the unit of writing and reading: 1 to 16 MB at the finest grid read fast.
         held : mapping of Grid to sequence of str, optional
@@ -272,8 +272,6 @@ class Layout:
             Units, long_name and standard_name of axes: ``{"x": {"units": "km"}}``.
         derived : mapping of Grid to (Grid, str), optional
             For a resolution made from another one: that one and the method, such as "average".
-        as_plane : bool
-            Take latitude and longitude as lengths on a plane; refused otherwise.
         """
         check_splits(splits)
         check_whole(chunk=chunk, chunk_times=1 if chunk_times is None else chunk_times)
@@ -284,8 +282,7 @@ class Layout:
                 f"grids of the shapes {[grid.shape for grid in ordered]}; expected some: give each once"
             )
         held, derived, n_times = held or {}, derived or {}, max(1, len(times))
-        labels: dict[str, Mapping[str, str]] = {axis: {} for axis in ordered[0].names}
-        labels |= coordinates or {}
+        labels = dict[str, Mapping[str, str]].fromkeys(ordered[0].names, {}) | dict(coordinates or {})
         related = [*derived, *(source for source, _ in derived.values())]
         for option, named in (("held", [*held]), ("derived", related)):
             check_some_of(f"{option}: grids", named, ordered, "; add it to the grids, or leave it out")
@@ -336,11 +333,6 @@ class Layout:
     def shape(self, key: str, variable: Variable, times: slice = slice(None)) -> tuple[int, ...]:
         """Shape of one sample of a variable at a resolution: times, if it varies, and points."""
         return (*([len(self.times[times])] if variable.time else []), *self.grids[key].shape)
-
-    def chunk_shape(self, key: str, variable: Variable) -> tuple[int, ...]:
-        """Shape of one chunk of a variable at a resolution: whole fields of some samples and times."""
-        times = [self.chunk_times] if variable.time else []
-        return (min(self.chunk, len(self.samples(key))), *times, *self.grids[key].shape)
 
     def samples(self, key: str) -> NDArray[np.int64]:
         """Numbers of the samples that a resolution holds, row by row."""
@@ -462,10 +454,8 @@ def cuts(splits: Mapping[str, int], held: Sequence[str]) -> list[int]:
 
 def check_splits(splits: Mapping[str, int]) -> None:
     """Refuse splits that are not names with positive whole sizes."""
-    named = (
-        isinstance(splits, Mapping) and splits and all(isinstance(split, str) and split for split in splits)
-    )
-    if not named:
+    names = list(splits) if isinstance(splits, Mapping) else []
+    if not names or not all(isinstance(name, str) and name for name in names):
         raise InputError(
             f"splits={splits!r}; expected the number of samples of each by its name, such as {{'train': 100, "
             "'test': 10}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -152,14 +153,13 @@ def field_loaders(
     store, splits, reading = opened(store), splits or Splits(), reading or Reading()
     mixed = train if isinstance(train, Mixed) else None
     resolutions = list(train.resolutions) if isinstance(train, Mixed) else [train]
-    check_whole(batch_size=batch_size)
+    check_whole(batch_size=batch_size, test_batch_size=1 if test_batch_size is None else test_batch_size)
     sizes = list(mixed.batch_size) if mixed and mixed.batch_size else [batch_size] * len(resolutions)
     if reading.shuffle == "chunks" and mixed:
         raise InputError(f"shuffle='chunks' with train={train!r}; expected one resolution, or 'samples'")
     if isinstance(test, str | int | Grid) or not isinstance(test, Sequence):
         raise InputError(f"test={test!r}; expected a list of resolutions, such as test=[{test!r}]")
     test_size = min(sizes) if test_batch_size is None else test_batch_size
-    check_whole(test_batch_size=test_size)
     check_whole(at_least=0, seed=seed, pushforward=pushforward)
     train_steps, test_steps = time_steps, time_steps
     if rollout is not None or pushforward:
@@ -168,17 +168,13 @@ def field_loaders(
         train_steps = steps_in, 1 + pushforward
         test_steps = steps_in, rollout or 1
 
-    def samples(resolution: Resolution, split: str, steps: Sequence[int] | None) -> FieldDataset:
-        return FieldDataset(
-            store, resolution, split, time_steps=steps, at=at, coordinates=coordinates, cache_bytes=0
-        )
-
-    wholes = [samples(resolution, splits.train, train_steps) for resolution in resolutions]
+    samples = partial(FieldDataset, store, at=at, coordinates=coordinates, cache_bytes=0)
+    wholes = [samples(resolution, splits.train, time_steps=train_steps) for resolution in resolutions]
     test_split = splits.test if splits.hold_out is None else splits.train
     # Equal fields are read once.
     same = {w.key: w for w in wholes if (test_split, test_steps) == (splits.train, train_steps)}
     tested = {
-        name: same.get(store.key(name)) or samples(name, test_split, test_steps)
+        name: same.get(store.key(name)) or samples(name, test_split, time_steps=test_steps)
         for name in (tuple(key) if isinstance(key, list) else key for key in test)
     }
     parts: list[FieldDataset | SomeSamples] = list(wholes)

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import astuple, dataclass, field
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mano_op.data.moments import Moments
 
-# The part of a variable's own variation that rounding may lose.
-LARGEST_LOSS = 1e-3
-
-# Below it float32 has fewer digits, and none in the end.
-SMALLEST = float(np.finfo(np.float32).tiny)
+LARGEST_LOSS = 1e-3  # of a variable's own variation by rounding
+SMALLEST = float(np.finfo(np.float32).tiny)  # below which float32 has fewer digits, and none in the end
 
 
 @dataclass(frozen=True)
@@ -84,10 +80,8 @@ class Rounding:
             f"keeps: reference={{{name!r}: {constant!r}}}"
         )
 
-    SIZE: ClassVar[int] = 6
-
     def to_row(self) -> list[float]:
-        """Return the `SIZE` numbers that `from_row` takes."""
+        """Return the numbers that `from_row` takes."""
         return [*astuple(self.moments), self.lost]
 
     @classmethod

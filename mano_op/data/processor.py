@@ -248,7 +248,6 @@ class FieldProcessor(Processor):
             )
 
     def _statistics(self, role: str, n_dim: int) -> tuple[Tensor, Tensor]:
-        """Return mean and scale of each channel, shaped to broadcast against a field."""
         mean, std = (getattr(self, f"{role}_{what}").view(-1, *[1] * n_dim) for what in ("mean", "std"))
         return mean, torch.where(std == 0, 1.0, std)
 

@@ -103,8 +103,8 @@ class ResolutionBatchSampler(_Epochs, Sampler[list[int]]):
     ) -> None:
         super().__init__(seed, num_replicas, rank)
         batch_sizes = list(batch_size) if isinstance(batch_size, Sequence) else [batch_size] * len(sizes)
-        for name, numbers in (("sizes", sizes), ("batch_size", batch_sizes)):
-            check_whole(**{f"{name}[{i}]": number for i, number in enumerate(numbers)})
+        check_whole(**{f"sizes[{i}]": size for i, size in enumerate(sizes)})
+        check_whole(**{f"batch_size[{i}]": size for i, size in enumerate(batch_sizes)})
         weights = [1] * len(sizes) if ratios is None else list(ratios)
         check_finite_number(zero=True, **{f"ratios[{i}]": weight for i, weight in enumerate(weights)})
         for name, values in (("batch_size", batch_sizes), ("ratios", weights)):

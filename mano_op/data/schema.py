@@ -87,15 +87,14 @@ def make_folder(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def open_root(path: Path | str | Store, storage_options: Mapping[str, Any] | None = None) -> zarr.Group:
+def open_root(path: Path | str | Store, storage_options: dict[str, Any] | None = None) -> zarr.Group:
     """Open the root of the store at `path` for reading, if it is one of a version that is known."""
     other = _other_content(path) if isinstance(path, Path) else None
     if other is None:
-        options = None if storage_options is None else dict(storage_options)
         remedy = "give the path of a store; if it is one, its zarr.json is damaged, restore that"
         # ImportError where fsspec lacks what speaks to an address.
         with refusing(f"{path} is no zarr store of format 3", remedy, *DAMAGED, ImportError):
-            root = zarr.open_group(path, mode="r", zarr_format=3, storage_options=options)
+            root = zarr.open_group(path, mode="r", zarr_format=3, storage_options=storage_options)
         if (given := root.attrs.get("format")) != FORMAT:
             other = f"is a zarr store, but not one of fields (attribute format={given!r})"
     if other is not None:
@@ -233,7 +232,7 @@ def _derivation(layout: Layout, key: str) -> dict[str, Any]:
 def lay_out(path: Path | Store, layout: Layout, attributes: dict[str, Any]) -> None:
     """Write a store with all its labels and none of its fields."""
     root = zarr.create_group(path, zarr_format=3, attributes=attributes)
-    shape = (len(layout.chunks), len(layout.grids), len(layout.variables), Rounding.SIZE)
+    shape = (len(layout.chunks), len(layout.grids), len(layout.variables), len(Rounding().to_row()))
     root.create_array(WRITTEN, shape=shape[:1], chunks=(1,), dtype=bool, dimension_names=("chunk",))
     root.create_array(ROUNDING, shape=shape, chunks=(1, *shape[1:]), dtype=np.float64)
     for key in layout.grids:
@@ -267,10 +266,11 @@ def _create_group(root: zarr.Group, layout: Layout, key: str) -> None:
         label(axis.name, axis.points, (axis.name,), **layout.coordinates[axis.name], bounds=bounds, **cf_axis)
         label(bounds, axis.bounds, (axis.name, "bnds"))
     for variable in layout.variables:
+        times = slice(layout.chunk_times)
         group.create_array(
             variable.name,
             shape=(len(samples), *layout.shape(key, variable)),
-            chunks=layout.chunk_shape(key, variable),
+            chunks=(min(layout.chunk, len(samples)), *layout.shape(key, variable, times)),  # whole fields
             dtype=np.float32,
             fill_value=np.nan,  # what a lost chunk reads as, and a value that is never written
             compressors=[ZstdCodec(level=3), Crc32cCodec()],
@@ -289,17 +289,14 @@ def _create_group(root: zarr.Group, layout: Layout, key: str) -> None:
 
 
 def _spatial(grid: Grid) -> dict[str, Any]:
-    """Attributes of a map as https://github.com/zarr-conventions/spatial defines them.
-
-    Registration "node" has its box through the outer points, "pixel" around the cells.
-    """
+    """Return the attributes of a map, whose box is through the outer nodes, or around the cells."""
     cells = {axis.registration == "cell" for axis in grid}
     if grid.n_dim != 2 or len(cells) > 1:
         return {}
     y, x = grid
     ends = [(axis.start, axis.stop) if cells == {True} else axis.points[[0, -1]] for axis in (x, y)]
     first, last = ([float(end[i]) for end in ends] for i in (0, 1))
-    return {
+    return {  # as https://github.com/zarr-conventions/spatial defines them
         "spatial:dimensions": list(grid.names),
         "spatial:shape": list(grid.shape),
         "spatial:registration": "pixel" if cells == {True} else "node",

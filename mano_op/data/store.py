@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -22,18 +22,17 @@ from zarr.abc.store import Store
 from zarr.errors import ZarrUserWarning
 
 from mano_op.data import schema
-from mano_op.data.guards import check_has, refusing
+from mano_op.data.guards import check_has, check_one_of, check_some_of, refusing
 from mano_op.data.layout import Layout, Levels, Resolution, Variable, pieces
 from mano_op.data.moments import Moments
 from mano_op.data.precision import Rounding
-from mano_op.data.transforms import check_transforms, transformed
+from mano_op.data.transforms import TRANSFORMS, transformed
 from mano_op.data.validate import LOST, accept, check_finite
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 
 __all__ = ["FieldStore", "Levels", "Resolution", "Variable", "create_store", "open_store"]
 
-_Resolution = TypeVar("_Resolution", bound=Resolution)
 # As `map` of a function over chunks of samples.
 Each = Callable[[Callable[[slice], Any], Sequence[slice]], Iterable[Any]]
 
@@ -80,9 +79,8 @@ def create_store(
     >>> store.statistics["u"]
     {'mean': 2.0, 'std': 0.0}
     """
-    return begin_store(
-        path, Layout.plan(grids, variables, splits, **layout), title, provenance, overwrite=overwrite
-    )
+    plan = Layout.plan(grids, variables, splits, **layout)
+    return begin_store(path, plan, title, provenance, overwrite=overwrite)
 
 
 def begin_store(
@@ -98,7 +96,7 @@ def begin_store(
 
 
 def open_store(
-    path: str | Path | Store, *, incomplete: bool = False, storage_options: Mapping[str, Any] | None = None
+    path: str | Path | Store, *, incomplete: bool = False, storage_options: dict[str, Any] | None = None
 ) -> FieldStore:
     """Open a store for reading, unless it is partial, of a newer version, or its arrays do not fit.
 
@@ -108,7 +106,7 @@ def open_store(
         Or an address of fsspec, "s3://bucket/darcy.zarr"; or a ``zarr.abc.store.Store``.
     incomplete : bool
         Accept a store that is being written too, and prefer it to the one that it replaces.
-    storage_options : mapping, optional
+    storage_options : dict, optional
         Of fsspec, for an address: ``{"anon": True}``.
     """
     place = path if isinstance(path, Store) else schema.place_of(path)
@@ -166,7 +164,7 @@ class FieldStore:
         self,
         path: str | Path | Store,
         location: Path | Store | None = None,
-        storage_options: Mapping[str, Any] | None = None,
+        storage_options: dict[str, Any] | None = None,
     ) -> None:
         self.path = str(path) if isinstance(path, Store) else schema.place_of(path)
         self.location: Path | str | Store = location or (path if isinstance(path, Store) else self.path)
@@ -221,7 +219,7 @@ class FieldStore:
 
     def dataset(self, resolution: Resolution) -> xr.Dataset:
         """Open one resolution as a labelled data set, read when its values are asked for."""
-        options = None if self._storage_options is None else dict(self._storage_options)
+        options = self._storage_options
         return xr.open_zarr(self.location, group=self.key(resolution), chunks=None, storage_options=options)
 
     def read(
@@ -274,7 +272,7 @@ class FieldStore:
     def write(
         self,
         samples: slice,
-        fields: Mapping[_Resolution, Mapping[str, ArrayLike]],
+        fields: Mapping[Any, Mapping[str, ArrayLike]],
         times: slice | None = None,
     ) -> None:
         """Write the fields of one chunk of samples at every resolution, then mark it as written.
@@ -398,16 +396,18 @@ class FieldStore:
             As `map`, of a function and slices of rows; chunks may be read side by side.
         """
         transforms = dict(transforms or {})
-        check_transforms(transforms, self.layout.named())
+        check_some_of("a transform of", transforms, self.layout.named())
+        for name, transform in transforms.items():
+            check_one_of(f"transform of {name}", transform, TRANSFORMS)
         held = [key for key in self.grids if split in self.layout.held[key]]
         key = held[-1] if held else next(iter(self.grids))
         rows = self.layout.rows(key, split)
         parts = each(partial(_moments, self, key, transforms), pieces(rows, self.layout.chunk))
         variables = {}
-        for variable, moments in zip(self.layout.named(), zip(*parts, strict=True), strict=True):
+        for name, moments in zip(self.layout.named(), zip(*parts, strict=True), strict=True):
             total = sum(moments, Moments())
-            transform = {"transform": transforms[variable]} if variable in transforms else {}
-            variables[variable] = {"mean": total.mean, "std": total.std, **transform}
+            transform_of = {"transform": transforms[name]} if name in transforms else {}
+            variables[name] = {"mean": total.mean, "std": total.std, **transform_of}
         return {
             "split": split,
             "level": key,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -31,13 +31,12 @@ from mano_op.options import with_fields_of
 _ATTRIBUTES = {"units": "1", "long_name": ""}
 
 _Fields = dict[Grid, dict[str, NDArray[Any]]]
-_Shape = TypeVar("_Shape", bound=coordinates.Shape)
 
 
 @with_fields_of(StoreOptions)
 def write_fields(
     path: str | Path,
-    fields: Mapping[_Shape, xr.Dataset],
+    fields: Mapping[Any, xr.Dataset],
     *,
     inputs: Sequence[str],
     outputs: Sequence[str],
@@ -105,7 +104,7 @@ def write_fields(
     >>> store.grids["r8"] == Grid.uniform((8,), registration="cell")
     True
     """
-    guards.check_options(write_fields, options)
+    guards.check_options(write_fields, options, {})
     writing = StoreOptions(**options)
     for violation in _violations(fields, inputs, outputs):
         raise InputError(violation)
@@ -285,7 +284,7 @@ def _check_chunk(sources: Mapping[Grid, xr.Dataset], store: FieldStore, samples:
 
 
 def _check_variables(
-    fields: Mapping[_Shape, xr.Dataset], names: Sequence[str]
+    fields: Mapping[Any, xr.Dataset], names: Sequence[str]
 ) -> tuple[tuple[str, ...], frozenset[str]]:
     """Return the spatial dimensions, which all variables share, and the variables that vary in time."""
     dimensions: set[tuple[str, ...]] = set()
@@ -319,7 +318,7 @@ def _check_variables(
 
 
 def _variables(
-    fields: Mapping[_Shape, xr.Dataset],
+    fields: Mapping[Any, xr.Dataset],
     axes: Sequence[str],
     inputs: Sequence[str],
     outputs: Sequence[str],

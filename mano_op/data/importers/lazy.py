@@ -219,9 +219,7 @@ def _difference(ours: xr.Variable, theirs: xr.Variable) -> tuple[object, object]
     values, others = ours.values, theirs.values
     if ours.dtype.kind in "mM" and theirs.dtype.kind in "mM" and ours.ndim == 1:
         times, expected = Times.of("", ours), Times.of("", theirs)
-        same = (
-            times.agrees_with(expected) if times.measure == expected.measure else np.zeros(len(values), bool)
-        )
+        same = times.agrees_with(expected) & (times.measure == expected.measure)
     elif ours.dtype.kind in "iuf" and theirs.dtype.kind in "iuf":
         same = (np.isnan(values) & np.isnan(others)) | (
             agree(values, others) if ours.ndim == 1 else np.isclose(values, others, rtol=1e-6, atol=1e-12)

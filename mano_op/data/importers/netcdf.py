@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from mano_op.data.coordinates import Shape
 from mano_op.data.guards import check_has, refusing
 from mano_op.data.importers.lazy import check_free, concatenated, paths_of, piece_of, stamps
 from mano_op.data.samples import check_distinct
@@ -21,12 +20,10 @@ from mano_op.data.store import FieldStore
 from mano_op.data.write import write_fields
 from mano_op.errors import InputError
 
-_Shape = TypeVar("_Shape", bound=Shape)
-
 
 def import_netcdf(
     path: str | Path,
-    files: Mapping[_Shape, str | Path | Sequence[str | Path]],
+    files: Mapping[Any, str | Path | Sequence[str | Path]],
     *,
     sample: str = "sample",
     time: str = "time",

@@ -100,11 +100,11 @@ def import_neuralop_pt(
     if problem is not None:
         check_one_of("problem", problem, _KINDS)
     _check_pairs(files)
-    loaded = {split: {n: _load(Path(file), n) for n, file in pairs} for split, pairs in files.items()}
-    for split, pairs in files.items():
-        for n, file in pairs:
-            _check_problem(file, loaded[split][n], problem or "darcy")
-    kind, axes = _KINDS[problem or "darcy"], ("y", "x")
+    problem = problem or "darcy"
+    kind, axes = _KINDS[problem], ("y", "x")
+    loaded = {
+        split: {n: _load(Path(file), n, problem) for n, file in pairs} for split, pairs in files.items()
+    }
     splits = {split: _check_split(split, by_size, levels) for split, by_size in loaded.items()}
     split_of = np.repeat(list(splits), list(splits.values()))
     fields = {}
@@ -128,7 +128,7 @@ def import_neuralop_pt(
         boundary_values={kind.output: 0.0} if kind.condition == "dirichlet" else {},
         levels=levels,
         provenance={
-            "problem": problem or "darcy",
+            "problem": problem,
             "source": "neuraloperator",
             "files": {split: [Path(file).name for _, file in pairs] for split, pairs in files.items()},
             "files_as_read": stamps(file for pairs in files.values() for _, file in pairs),
@@ -151,7 +151,8 @@ def _check_pairs(files: _Files) -> None:
             check_whole(resolution=n)
 
 
-def _load(file: Path, n: int) -> _Fields:
+def _load(file: Path, n: int, problem: Problem) -> _Fields:
+    """Read a file, if its layout fits and its values do not contradict the problem."""
     data = read_tensors(file)
     check_has(file, "tensor", ("x", "y"), [name for name in data if isinstance(data[name], torch.Tensor)])
     for name in ("x", "y"):
@@ -163,11 +164,6 @@ def _load(file: Path, n: int) -> _Fields:
     fields = {name: data[name].detach().double().numpy() for name in ("x", "y")}
     for name, values in fields.items():
         check_finite(values, np.arange(len(values)), f"{file}, {name}")
-    return fields
-
-
-def _check_problem(file: str | Path, fields: _Fields, problem: Problem) -> None:
-    """Refuse a file whose values contradict the problem."""
     x, y = fields["x"], fields["y"]
     others = x[(x != 0) & (x != 1)]
     if bool(len(others)) != (problem == "navier_stokes"):
@@ -183,6 +179,7 @@ def _check_problem(file: str | Path, fields: _Fields, problem: Problem) -> None:
             "i/n, of which the last is inside: for others, `mano_op.write_fields` with "
             "registration='node_both'"
         )
+    return fields
 
 
 def _check_split(split: str, by_size: Mapping[int, _Fields], levels: Levels) -> int:

@@ -33,7 +33,6 @@ def import_pdebench(
     boundary_conditions: Mapping[str, str],
     domain: Mapping[str, tuple[float, float]],
     variables: tuple[str, ...] = (),
-    title: str = "PDEBench",
     **options: Any,
 ) -> FieldStore:
     """Import HDF5 files as PDEBench [1]_ publishes them.
@@ -62,9 +61,8 @@ def import_pdebench(
         For each axis, "x" first; as in `mano_op.data.write.write_fields`. Files do not state them.
     variables : tuple of str
         Names for ``tensor`` or ``data``; by default "u", or "u0", "u1", ...
-    title : str
     **options
-        Of `mano_op.data.write.write_fields`: ``overwrite``, ``resume``, ``chunk``, ...
+        Of `mano_op.data.write.write_fields`: ``title``, ``overwrite``, ``resume``, ``chunk``, ...
 
     References
     ----------
@@ -92,9 +90,8 @@ def import_pdebench(
         registration="cell",
         domain=domain,
         boundary_conditions=boundary_conditions,
-        title=title,
         provenance={"source": "PDEBench"},
-        **options,
+        **{"title": "PDEBench", **options},
     )
 
 
@@ -136,13 +133,10 @@ def _read(variables: tuple[str, ...], stack: ExitStack, path: Path) -> lazy.Part
 def _names(path: Path, variables: tuple[str, ...], unnamed: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names of fields that have none in a file: as asked for, or the usual ones."""
     if variables and (len(variables) != len(unnamed) or len(set(variables)) < len(variables)):
+        remedy = f"give {len(unnamed)}, or" if unnamed else "there is none,"
         raise InputError(
             f"variables={variables}; expected one name for each field that {path} does not name, each once: "
-            + (
-                f"give {len(unnamed)}, or leave variables out"
-                if unnamed
-                else "there is none, leave variables out"
-            )
+            f"{remedy} leave variables out"
         )
     return variables or unnamed
 
