@@ -119,21 +119,6 @@ def test_sampler_never_returns_to_a_chunk(sizes, at_once, seed):
             open_chunks.add(owner)
 
 
-def test_order_of_chunks_follows_from_seed_and_epoch():
-    chunks = np.split(np.arange(40), 10)
-
-    def epochs(seed):
-        sampler = ChunkSampler(chunks, at_once=3, seed=seed)
-        return [list(sampler) for _ in range(3)]
-
-    one = epochs(4)
-    assert one == epochs(4) != epochs(5)
-    assert one[0] != one[1] != one[2]
-    later = ChunkSampler(chunks, at_once=3, seed=4)
-    later.set_epoch(2)
-    assert list(later) == one[2]
-
-
 def test_a_data_set_knows_its_chunks(store):
     data = FieldDataset(store, 4, "train")
     assert [chunk.tolist() for chunk in data.chunks][:3] == [[0, 1], [2, 3, 4], [5, 6, 7]]

@@ -4,7 +4,7 @@ import dask
 import numpy as np
 import pytest
 import zarr
-from distributed import Client, LocalCluster
+from distributed import Client
 from helpers import files, store_of, wave_store, waves
 from hypothesis import given
 from hypothesis import strategies as st
@@ -215,8 +215,7 @@ def test_coarse_store_has_the_splits_of_its_source_resolution(tmp_path):
     assert from_coarse.splits == fine.splits
 
 
-@pytest.mark.parametrize("cluster", [False, True])
-def test_interrupted_coarsening_resumes(source, tmp_path, monkeypatch, cluster):
+def test_interrupted_coarsening_resumes(source, tmp_path, monkeypatch):
     whole = coarsen(source, tmp_path / "whole.zarr")
     path, write, calls = tmp_path / "broken.zarr", FieldStore.write, []
 
@@ -234,14 +233,8 @@ def test_interrupted_coarsening_resumes(source, tmp_path, monkeypatch, cluster):
         open_store(path)
     with pytest.raises(InputError, match=r"started with other options: .*coarsened is"):
         coarsen(source, path, method="injection", resume=True)
-    if cluster:
-        with (
-            LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0") as local,
-            Client(local) as client,
-        ):
-            store = coarsen(source, path, resume=True, client=client)
-    else:
-        store = coarsen(source, path, resume=True)
+    with Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=":0") as client:
+        store = coarsen(source, path, resume=True, client=client)
     assert files(store.path) == files(whole.path)
 
 

@@ -258,7 +258,11 @@ def test_nan_is_named_and_leaves_the_old_store(tmp_path, there):
 def test_chunks_before_a_nan_are_kept_for_resume(tmp_path):
     data, path = labelled(NODES), tmp_path / "a.zarr"
     spoilt = data.copy(deep=True)
-    spoilt["a"][5, 0, 0] = np.nan
+    spoilt["a"][0, 0, 0] = np.nan
+    with pytest.raises(InputError, match="sample 0 has a NaN"):
+        write(path, {(6, 4): spoilt})
+    assert not any(tmp_path.iterdir())
+    spoilt["a"][0, 0, 0], spoilt["a"][5, 0, 0] = 0.0, np.nan
     with pytest.raises(InputError, match="sample 5 has a NaN"):
         write(path, {(6, 4): spoilt}, chunk=2)
     with pytest.raises(InputError, match="sample 5 has a NaN"):  # again: nothing is lost by trying
@@ -266,14 +270,6 @@ def test_chunks_before_a_nan_are_kept_for_resume(tmp_path):
     assert open_store(path, incomplete=True).pending()[0].start == 4
     assert_holds(write(path, {(6, 4): data}, chunk=2, resume=True), NODES, range(8))
     assert [found.name for found in tmp_path.iterdir()] == ["a.zarr"]
-
-
-def test_nan_in_the_first_chunk_leaves_nothing(tmp_path):
-    data = labelled(NODES)
-    data["a"][0, 0, 0] = np.nan
-    with pytest.raises(InputError, match="sample 0 has a NaN"):
-        write(tmp_path / "a.zarr", {(6, 4): data})
-    assert not any(tmp_path.iterdir())
 
 
 def test_store_is_rewritten_from_itself(tmp_path):
@@ -361,23 +357,22 @@ def test_latitude_and_longitude_are_said_to_be_a_plane(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "about"),
-    [("x", {"units": "degrees"}), ("lat", {"units": "m"}), ("late", {}), ("lateral", {"units": "degrees"})],
+    [
+        ("x", {"units": "degrees"}),
+        ("lat", {"units": "m"}),
+        ("lat", {}),
+        ("late", {}),
+        ("lateral", {"units": "degrees"}),
+    ],
 )
 def test_other_angles_and_lengths_are_accepted(tmp_path, name, about):
-    axes = {"y": (0.0, 1.0), name: (0.0, 1.0)}
+    length = 400.0 if (name, about) == ("lat", {}) else 1.0  # beyond the poles
+    axes = {"y": (0.0, 1.0), name: (0.0, length)}
     options = {"domain": axes, "boundary_conditions": dict.fromkeys(axes, "open")}
-    fields = {(6, 4): about_x(labelled(NODES), **about).rename(x=name)}
+    data = about_x(labelled(NODES), **about).rename(x=name)
+    fields = {(6, 4): data.assign_coords({name: length * data[name]})}
     store = write(tmp_path / "a.zarr", fields, **options)
     assert not store.layout.as_plane and "as_plane" not in store.attrs
-
-
-def test_axis_lat_beyond_the_poles_is_no_latitude(tmp_path):
-    data = labelled(NODES).rename(x="lat").assign_coords(lat=[0.0, 100.0, 200.0, 300.0])
-    axes = {"y": (0.0, 1.0), "lat": (0.0, 400.0)}
-    store = write(
-        tmp_path / "a.zarr", {(6, 4): data}, domain=axes, boundary_conditions=dict.fromkeys(axes, "open")
-    )
-    assert store.grids["r6x4"].axes[1].stop == 400.0
 
 
 def test_registrations_may_differ_between_axes(tmp_path):
