@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from functools import partial
 
 import numpy as np
 import pytest
@@ -56,20 +55,19 @@ def test_right_stores_have_no_violations(kept, tmp_path):
     assert check(tests) == []
 
 
-def write_anew(root, *, path, **changed):
-    """The same array with the same values, stored in another way."""
-    old = root[path]
-    kept = {
-        "shape": old.shape,
-        "chunks": old.chunks,
-        "dtype": old.dtype,
-        "fill_value": old.fill_value,
-        "compressors": old.compressors,
-        "dimension_names": old.metadata.dimension_names,
-        "attributes": dict(old.attrs),
-    }
-    values = old[...]
-    root.create_array(path, **{**kept, **changed}, overwrite=True)[...] = values
+def write_anew(path, **changed):
+    """Store an array with the same values in another way."""
+
+    def damage(root):
+        old = root[path]
+        kept = {
+            name: getattr(old, name) for name in ("shape", "chunks", "dtype", "fill_value", "compressors")
+        }
+        kept |= {"dimension_names": old.metadata.dimension_names, "attributes": dict(old.attrs)}
+        values = old[...]
+        root.create_array(path, **{**kept, **changed}, overwrite=True)[...] = values
+
+    return damage
 
 
 def set_attributes(place="", **attributes):
@@ -96,24 +94,18 @@ CRC, ZSTD = zarr.codecs.Crc32cCodec(), zarr.codecs.ZstdCodec(level=3)
     [
         [
             (set_value("r12x8/b", (4, 0, 1), np.inf), "r12x8/b: sample 4 has a NaN or an infinity"),
-            (
-                partial(write_anew, path="r12x8/a", compressors=[CRC, ZSTD]),
-                "r12x8/a: compressors Crc32cCodec, ZstdCodec, expected Crc32cCodec as the last",
-            ),
+            (write_anew("r12x8/a", compressors=[CRC, ZSTD]), "r12x8/a: compressors Crc32cCodec, ZstdCodec,"),
             (
                 set_attributes("r12x8/u", boundary_value=0.5),
-                "r6x4/u: attribute boundary_value=None, expected 0.5, as at",
+                "r6x4/u: attribute boundary_value=None, expected",
             ),
             (set_attributes("r6x4/u", units="K"), "r6x4/u: attribute units='K', expected 'Pa', as at"),
             (set_attributes("r6x4/x", units="km"), "r6x4/x: attribute units='km', expected '1', as at"),
             (set_value("r6x4/sample", 1, 7), "r6x4/sample: expected 0, 1, 2, 3, ..., 7 (8); set them"),
-            (
-                lambda root: root.create_group("more"),
-                "more: a group that the layout of multiscales does not",
-            ),
+            (lambda root: root.create_group("more"), "more: a group that the layout of multiscales"),
             (forget("Conventions"), "attribute Conventions=None, expected 'CF-1.11'; set it"),
             (forget("title"), "attribute title=None, expected a text, which may be empty; set it"),
-            (forget("provenance"), "attribute provenance=None, expected what the fields were made with; set"),
+            (forget("provenance"), "attribute provenance=None, expected what the fields were"),
         ],
         [
             (
@@ -122,48 +114,27 @@ CRC, ZSTD = zarr.codecs.Crc32cCodec(), zarr.codecs.ZstdCodec(level=3)
                 "statistics of b: std",
                 "r6x4/b: sample 3 differs from r12x8 where they share points",
             ),
-            (
-                partial(write_anew, path="r12x8/x", compressors=None),
-                "r12x8/x: compressors none, expected Crc32cCodec as the last",
-            ),
-            (
-                partial(write_anew, path="r6x4/b", chunks=(4, 6, 4)),
-                "r6x4/b: chunks of shape (4, 6, 4), expected (1, 6, 4), whole fields of sam",
-            ),
+            (write_anew("r12x8/x", compressors=None), "r12x8/x: compressors none, expected Crc32cCodec as"),
+            (write_anew("r6x4/b", chunks=(4, 6, 4)), "r6x4/b: chunks of shape (4, 6, 4), expected (1, 6"),
             (
                 set_attributes("r6x4/u", boundary_value={"y": [0.5, None]}),
                 "r6x4/u: attribute boundary_value={'y': [0.5, None]}, expected None, as at",
             ),
             (set_attributes("r6x4/x", bounds="b"), "r6x4/x: attribute bounds='b', expected 'x_bnds', as"),
-            (
-                set_value("r6x4/split", 1, "test"),
-                "r6x4/split: expected train, train, train, train, ..., test (8); set them",
-            ),
-            (
-                partial(write_anew, path="r6x4/u", dtype=float),
-                "r6x4/u: stored as float64, expected float32; write the array anew",
-            ),
-            (
-                lambda root: root.create_array("more", data=np.ones(1)),
-                "more: an array at the root; a complete",
-            ),
+            (set_value("r6x4/split", 1, "test"), "r6x4/split: expected train, train, train, train, ..."),
+            (write_anew("r6x4/u", dtype=float), "r6x4/u: stored as float64, expected float32; write"),
+            (lambda root: root.create_array("more", data=np.ones(1)), "more: an array at the root; a"),
             (set_attributes(Conventions="CF-1.1"), "attribute Conventions='CF-1.1', expected 'CF-1.11'"),
             (
-                set_attributes(provenance={"versions": {"mano_op": "0.1.0", "numpy": "2.0.0"}}),
-                "attribute provenance has versions={'mano_op': '0.1.0', 'numpy': '2.0.0'}, expected those of",
+                set_attributes(provenance={"versions": {"mano_op": "0.1.0"}}),
+                "attribute provenance has versions={'mano_op': '0.1.0'}, expected those",
             ),
         ],
         [
             (say_two_values, "r6x4/u: attribute boundary_value=0.5, expected 0.25, as at"),
             (set_value("r6x4/x_bnds", ..., 0.0), "r6x4/x_bnds: expected 0, 0.125, 0.125, 0.375, ..., "),
-            (
-                partial(write_anew, path="r6x4/u", fill_value=0.0),
-                "r6x4/u: fill_value=0.0, expected NaN, or a chunk that is lost reads as values; write the a",
-            ),
-            (
-                forget("Conventions", "r6x4"),
-                "r6x4: attribute Conventions=None, expected 'CF-1.11'; set it",
-            ),
+            (write_anew("r6x4/u", fill_value=0.0), "r6x4/u: fill_value=0.0, expected NaN, or a chunk"),
+            (forget("Conventions", "r6x4"), "r6x4: attribute Conventions=None, expected 'CF-1"),
         ],
     ],
 )
