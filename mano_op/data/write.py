@@ -364,8 +364,6 @@ def _difference(boundary: Any, reference: float) -> Any:
         return boundary
     if isinstance(boundary, Mapping):
         return {axis: _difference(ends, reference) for axis, ends in boundary.items()}
-    return (
-        tuple(_difference(e, reference) for e in boundary)
-        if isinstance(boundary, Sequence)
-        else boundary - reference
-    )
+    if isinstance(boundary, Sequence):
+        return tuple(_difference(end, reference) for end in boundary)
+    return boundary - reference
