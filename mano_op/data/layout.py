@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from numbers import Real
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -282,7 +282,7 @@ class Layout:
                 f"grids of the shapes {[grid.shape for grid in ordered]}; expected some: give each once"
             )
         held, derived, n_times = held or {}, derived or {}, max(1, len(times))
-        labels = dict[str, Mapping[str, str]].fromkeys(ordered[0].names, {}) | dict(coordinates or {})
+        labels: dict[str, Any] = dict.fromkeys(ordered[0].names, {}) | dict(coordinates or {})
         related = [*derived, *(source for source, _ in derived.values())]
         for option, named in (("held", [*held]), ("derived", related)):
             check_some_of(f"{option}: grids", named, ordered, "; add it to the grids, or leave it out")
