@@ -282,7 +282,7 @@ class Layout:
                 f"grids of the shapes {[grid.shape for grid in ordered]}; expected some: give each once"
             )
         held, derived, n_times = held or {}, derived or {}, max(1, len(times))
-        labels: dict[str, Any] = dict.fromkeys(ordered[0].names, {}) | dict(coordinates or {})
+        labels: dict[str, Any] = {axis: {} for axis in ordered[0].names} | dict(coordinates or {})
         related = [*derived, *(source for source, _ in derived.values())]
         for option, named in (("held", [*held]), ("derived", related)):
             check_some_of(f"{option}: grids", named, ordered, "; add it to the grids, or leave it out")
