@@ -20,6 +20,7 @@ from mano_op.data.digests import Digests
 from mano_op.data.layout import AVERAGE, COORDINATE_ATTRIBUTES, Variable, pieces
 from mano_op.data.store import FieldStore, open_store
 from mano_op.errors import InputError, listed
+from mano_op.paths import partial_path
 from mano_op.resample import nests
 
 # How far fields that are one at shared points may differ there, in standard deviations: float32, and a sum.
@@ -58,7 +59,7 @@ def check_store(
         store = open_store(path, storage_options=storage_options)
     except InputError as error:
         place = None if isinstance(path, Store) else schema.place_of(path)
-        if isinstance(place, Path) and not (place.exists() or schema.partial_path(place).exists()):
+        if isinstance(place, Path) and not (place.exists() or partial_path(place).exists()):
             raise
         return [str(error)]
     root = zarr.open_group(store.location, mode="r", use_consolidated=False, storage_options=storage_options)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,16 +70,6 @@ def check_real(where: object, dtype: Any) -> None:
         raise InputError(
             f"{where}: of {dtype}; expected real numbers, stored densely: write it anew with such"
         )
-
-
-@contextmanager
-def refusing(what: str, remedy: str, *errors: type[BaseException]) -> Iterator[None]:
-    """Turn errors into an `InputError` that says what to do."""
-    try:
-        yield
-    except errors as error:
-        text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        raise InputError(f"{what} ({text}); {remedy}") from error
 
 
 def check_increasing(name: str, values: NDArray[Any], where: str = "") -> None:

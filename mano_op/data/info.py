@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mano_op.data.layout import Variable
-from mano_op.data.schema import partial_path
 from mano_op.data.store import FieldStore
+from mano_op.paths import partial_path
 
 
 def describe(store: FieldStore) -> str:

@@ -17,12 +17,12 @@ from dask.system import CPU_COUNT
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from mano_op.data.guards import refusing
 from mano_op.data.layout import Layout
 from mano_op.data.options import WriteOptions
-from mano_op.data.schema import make_folder, partial_path, path_of, refuse_present
+from mano_op.data.schema import make_folder, path_of, refuse_present
 from mano_op.data.store import FieldStore, begin_store, open_store
-from mano_op.errors import InputError
+from mano_op.errors import InputError, refusing
+from mano_op.paths import partial_path
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mano_op.boundary import Boundary, BoundaryCondition, ends_by_axis
-from mano_op.data.guards import check_each, check_has, check_increasing, check_one_of, check_some_of, refusing
-from mano_op.errors import InputError, check_whole
+from mano_op.data.guards import check_each, check_has, check_increasing, check_one_of, check_some_of
+from mano_op.errors import InputError, check_whole, refusing
 from mano_op.grid import Axis, Grid
 from mano_op.labels import variable_of, varies_in_time
 

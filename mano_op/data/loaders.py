@@ -185,17 +185,7 @@ def field_loaders(
         tests = {name: SomeSamples(w, np.flatnonzero(held[w.rows])) for name, w in tested.items()}
     read = [*wholes, *(whole for whole in tested.values() if whole not in wholes)]
     _share(0 if reading.num_workers else reading.cache_bytes, read)
-    # A DataLoader draws from its generator, or from the global one, for its workers, and not as often with
-    # workers as without: the order would depend on their number. The samplers draw from numbers of their own.
-    common: dict[str, Any] = {
-        "num_workers": reading.num_workers,
-        "collate_fn": collate,
-        "generator": torch.Generator().manual_seed(seed),
-    }
-    if reading.num_workers:
-        methods = multiprocessing.get_all_start_methods()
-        start = reading.start_method or ("forkserver" if "forkserver" in methods else "spawn")
-        common |= {"multiprocessing_context": start, "persistent_workers": True}
+    common = {"collate_fn": collate, **workers(reading.num_workers, seed, reading.start_method)}
     sampler: dict[str, Any] = {"batch_size": sizes[0], "drop_last": reading.drop_last}
     if mixed or (ranks()[0] > 1 and reading.shuffle == "samples"):
         lengths, ratios = [len(part) for part in parts], mixed.ratios if mixed else None
@@ -211,6 +201,20 @@ def field_loaders(
         test={name: DataLoader(data, batch_size=test_size, **common) for name, data in tests.items()},
         processor=FieldProcessor.from_store(store, splits.train, channels, transforms),
     )
+
+
+def workers(number: int, seed: int, start_method: str | None = None) -> dict[str, Any]:
+    """Return the options of a DataLoader for a number of workers; a fork of this process may hang.
+
+    A DataLoader draws from its generator for its workers, and not as often with workers as without: samplers
+    draw from numbers of their own, or the order would depend on the number of workers.
+    """
+    options: dict[str, Any] = {"num_workers": number, "generator": torch.Generator().manual_seed(seed)}
+    if number:
+        methods = multiprocessing.get_all_start_methods()
+        start = start_method or ("forkserver" if "forkserver" in methods else "spawn")
+        options |= {"multiprocessing_context": start, "persistent_workers": True}
+    return options
 
 
 def _held_out(n: int, part: float, seed: int) -> NDArray[np.bool_]:

@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from mano_op.data.guards import refusing
 from mano_op.data.layout import COORDINATE_ATTRIBUTES, Layout, Variable
 from mano_op.data.precision import Rounding
-from mano_op.errors import InputError
+from mano_op.errors import InputError, refusing
 from mano_op.grid import Axis, Grid
-from mano_op.paths import target_of
+from mano_op.paths import partial_path, target_of
 
 FORMAT, FORMAT_VERSION = "mano_op fields", 1
 CONVENTIONS = "CF-1.11"
@@ -122,11 +121,6 @@ def _other_content(path: Path) -> str | None:
     kinds[".zarray"] = "an array of zarr format 2"
     kind = next((kinds[file] for file in kinds if (path / file).exists()), "a folder without a zarr.json")
     return f"is {kind}, no zarr store of format 3"
-
-
-def partial_path(path: Path) -> Path:
-    """Path of the store that will be at `path`, while it is being written."""
-    return path.with_name(path.name + ".partial")
 
 
 def clear(path: Path, overwrite: bool) -> None:

@@ -22,14 +22,15 @@ from zarr.abc.store import Store
 from zarr.errors import ZarrUserWarning
 
 from mano_op.data import schema
-from mano_op.data.guards import check_has, check_one_of, check_some_of, refusing
+from mano_op.data.guards import check_has, check_one_of, check_some_of
 from mano_op.data.layout import Layout, Levels, Resolution, Variable, pieces
 from mano_op.data.moments import Moments
 from mano_op.data.precision import Rounding
 from mano_op.data.transforms import TRANSFORMS, transformed
 from mano_op.data.validate import LOST, accept, check_finite
-from mano_op.errors import InputError
+from mano_op.errors import InputError, refusing
 from mano_op.grid import Grid
+from mano_op.paths import partial_path
 
 __all__ = ["FieldStore", "Levels", "Resolution", "Variable", "create_store", "open_store"]
 
@@ -56,9 +57,8 @@ def create_store(
         Folder that does not exist yet, by custom ``*.zarr``.
     grids, variables, splits
         As in `mano_op.data.layout.Layout.plan`.
-    title : str
-    provenance : mapping
-        Where the fields come from, in JSON types. Versions of packages are added under "versions".
+    title, provenance
+        As in `mano_op.data.options.StoreOptions`.
     overwrite : bool
         Replace the store at `path` when this one is finished. Only a store is ever replaced.
     **layout
@@ -91,8 +91,8 @@ def begin_store(
     path = schema.path_of(path)
     schema.clear(path, overwrite)
     schema.make_folder(path)
-    schema.lay_out(schema.partial_path(path), layout, attributes)
-    return FieldStore(path, schema.partial_path(path))
+    schema.lay_out(partial_path(path), layout, attributes)
+    return FieldStore(path, partial_path(path))
 
 
 def open_store(
@@ -113,7 +113,7 @@ def open_store(
     if isinstance(place, str | Store):
         store = FieldStore(place, storage_options=storage_options)
     else:
-        beside = schema.partial_path(place)
+        beside = partial_path(place)
         begun = beside.exists() and (incomplete or not place.exists())
         store = FieldStore(place, beside if begun else place)
     if not (incomplete or store.complete):

@@ -12,9 +12,9 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-from mano_op.data.guards import check_has, refusing
+from mano_op.data.guards import check_has
 from mano_op.data.rounded import agree, tolerance_between, unit_in_the_last_place
-from mano_op.errors import InputError
+from mano_op.errors import InputError, refusing
 
 _Key = TypeVar("_Key")
 

@@ -11,9 +11,9 @@ from scipy import fft
 from mano_op.data.layout import Variable
 from mano_op.errors import InputError
 from mano_op.grid import Grid
-from mano_op.options import Count, Positive, options
+from mano_op.options import Count, Finite, Positive, options
 from mano_op.problems.exponential import integrate
-from mano_op.problems.problem import Finite, PeriodicProblem
+from mano_op.problems.problem import PeriodicProblem
 from mano_op.problems.solver_grid import check_periodic, field_values
 
 

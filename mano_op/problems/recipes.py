@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field, PlainValidator
 
 from mano_op.data.layout import check_splits
-from mano_op.errors import InputError, did_you_mean
+from mano_op.errors import InputError, did_you_mean, refusing
 from mano_op.grid import Registration
 from mano_op.options import Count, Whole, options
 from mano_op.problems.burgers import Burgers
@@ -115,14 +115,12 @@ def problem_of(name: str, options: Mapping[str, Any]) -> Problem:
         raise InputError(
             f"problem {name!r}; expected one of {', '.join(PROBLEMS)}{did_you_mean(name, PROBLEMS)}"
         )
-    cls = PROBLEMS[name]
-    try:
-        with np.errstate(over="raise", divide="raise", invalid="raise"):
-            problem: Problem = cls(**options)
-    except (ArithmeticError, MemoryError) as error:
-        defaults = ", ".join(f"{f.name}={f.default}" for f in fields(cls) if f.name in options)
-        raise InputError(
-            f"{name} with {dict(options)} cannot be computed ({error}); expected values nearer to the "
-            f"defaults: {defaults}"
-        ) from error
+    cls, what = PROBLEMS[name], f"{name} with {dict(options)} cannot be computed"
+    defaults = ", ".join(f"{f.name}={f.default}" for f in fields(cls) if f.name in options)
+    remedy = f"expected values nearer to the defaults: {defaults}"
+    with (
+        refusing(what, remedy, ArithmeticError, MemoryError),
+        np.errstate(over="raise", divide="raise", invalid="raise"),
+    ):
+        problem: Problem = cls(**options)
     return problem

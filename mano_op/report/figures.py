@@ -314,7 +314,6 @@ def _selected(judged: xr.Dataset, variable: str | list[str]) -> xr.Dataset:
 
 
 def _runs(part: xr.Dataset) -> Iterator[tuple[xr.Dataset, str]]:
-    """Each run of a summary with its colour."""
     for i, colour in enumerate(colours(part["label"].values.tolist()).values()):
         yield part.isel(run=i), colour
 
@@ -340,7 +339,6 @@ def _legend_above(figure: Figure, handles: list[Line2D]) -> None:
 
 
 def _named(data: xr.Dataset) -> str:
-    """The label of an axis of errors."""
     return f"{metric_name(str(data['metric'].item()))} error in %"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import xarray as xr
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
@@ -125,7 +125,10 @@ def page(title: str, results: xr.Dataset, judged: xr.Dataset, evidence: Evidence
     n_kept, some = fields[finest].sizes["sample"], fields[finest].isel(sample=slice(_FOR_SPECTRA))
     homes = zip(judged["label"].values.tolist(), judged["home"].values.tolist(), strict=True)
     trained = {label: store.grids[home] for label, home in homes}
-    return _template().render(
+    options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=PackageLoader("mano_op"), autoescape=True, **options)
+    environment.filters["unbroken"] = unbroken
+    return environment.get_template("report.html.j2").render(
         title=title,
         about=judged.attrs,
         metric=metric_name(judged.attrs["metric"]),
@@ -163,13 +166,6 @@ def page(title: str, results: xr.Dataset, judged: xr.Dataset, evidence: Evidence
     )
 
 
-def _template() -> Template:
-    options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(loader=PackageLoader("mano_op"), autoescape=True, **options)
-    environment.filters["unbroken"] = unbroken
-    return environment.get_template("report.html.j2")
-
-
 def unbroken(text: str) -> Markup:
     """Escape a text, and keep its intervals, as ``[0.9, 1.1]``, on their lines.
 
@@ -186,7 +182,6 @@ def _svg(figure: Figure) -> str:
 
 
 def _pictures(results: xr.Dataset, judged: xr.Dataset, variable: str) -> dict[str, str]:
-    """The pictures of a variable, by what they show."""
     countable = bool((judged["flops"] > 0).all("resolution").any())
     return {
         "matrix": _svg(figures.transfer_matrix(judged, variable)),

@@ -67,7 +67,6 @@ def _at_home(cell: xr.Dataset) -> tuple[str, str]:
 
 
 def _away(cell: xr.Dataset) -> tuple[str, str]:
-    """Verdict and finding at another resolution than home."""
     best = cell["best_dpu"].item()
     finer = cell["points"].item() > cell["home_points"].item()
     rival = "interpolating its own coarse prediction" if finer else "going by way of its training grid"
@@ -101,7 +100,6 @@ def _away(cell: xr.Dataset) -> tuple[str, str]:
 
 
 def _errors(cell: xr.Dataset) -> int:
-    """The number of errors, of all samples and seeds."""
     return int(cell.attrs["samples"] * cell["seeds"])
 
 

@@ -176,7 +176,6 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         return anchoring(shape, self.image_size, *_CELLS) if other else None
 
     def _features(self, x: Tensor) -> list[Tensor]:
-        """Return the fields at the end of each stage."""
         x = self.patches(self._located(x, grid_points(x.shape[2:], *_CELLS)))
         fields = []
         for i, stage in enumerate(self.stages):

@@ -13,9 +13,10 @@ import h5py
 import numpy as np
 import scipy.io
 
-from mano_op.data.guards import check_has, check_one_of, check_real, check_shape, refusing
+from mano_op.data.guards import check_has, check_one_of, check_real, check_shape
 from mano_op.data.importers.lazy import Files, Part, dataset, import_files, in_pieces, labelled, open_hdf5
 from mano_op.data.store import FieldStore
+from mano_op.errors import refusing
 from mano_op.grid import Axis, Registration
 
 

@@ -18,12 +18,12 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from mano_op.data.guards import check_alike, check_has, check_real, check_shape, refusing
+from mano_op.data.guards import check_alike, check_has, check_real, check_shape
 from mano_op.data.rounded import agree
 from mano_op.data.store import FieldStore
 from mano_op.data.times import Times
 from mano_op.data.write import write_fields
-from mano_op.errors import InputError
+from mano_op.errors import InputError, refusing
 
 PIECE_BYTES = 2**23  # of an array of a file, read at once
 Files = Mapping[str, Sequence[str | Path]]

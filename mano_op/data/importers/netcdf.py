@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from mano_op.data.guards import check_has, refusing
+from mano_op.data.guards import check_has
 from mano_op.data.importers.lazy import check_free, concatenated, paths_of, piece_of, stamps
 from mano_op.data.samples import check_distinct
 from mano_op.data.source import chunk_in_file
 from mano_op.data.store import FieldStore
 from mano_op.data.write import write_fields
-from mano_op.errors import InputError
+from mano_op.errors import InputError, refusing
 
 
 def import_netcdf(
@@ -112,11 +112,8 @@ def _renamed(resolution: object, data: xr.Dataset, names: Mapping[str, str]) -> 
     check_free(resolution, changed.values(), {*data.variables, *data.dims})
     data = data.rename(changed)
     for axis in {*data.dims} & {*data.indexes} - {"sample", "time"}:
-        if (
-            len(data[axis]) > 1
-            and data[axis].dtype.kind in "iuf"
-            and data.indexes[axis].is_monotonic_decreasing
-        ):
+        several = len(data[axis]) > 1 and data[axis].dtype.kind in "iuf"
+        if several and data.indexes[axis].is_monotonic_decreasing:
             data = data.isel({axis: slice(None, None, -1)})
     return data
 

@@ -96,7 +96,6 @@ def import_pdebench(
 
 
 def _read(variables: tuple[str, ...], stack: ExitStack, path: Path) -> lazy.Part:
-    """Read the fields of a file, in pieces, and its coordinates."""
     file = lazy.open_hdf5(stack, path)
     axes = [axis for axis in _AXES if f"{axis}-coordinate" in file]
     if not axes:
@@ -125,9 +124,8 @@ def _read(variables: tuple[str, ...], stack: ExitStack, path: Path) -> lazy.Part
     unnamed = ("u",) if list(arrays) == ["tensor"] else ()
     names = _names(path, variables, unnamed) or tuple(fields)
     coordinates["time"] = _times(path, lazy.coordinate(file, "t-coordinate"), steps)
-    return lazy.Part(
-        lazy.labelled(path, dict(zip(names, fields.values(), strict=True)), coordinates), {"inputs": []}
-    )
+    named = dict(zip(names, fields.values(), strict=True))
+    return lazy.Part(lazy.labelled(path, named, coordinates), {"inputs": []})
 
 
 def _names(path: Path, variables: tuple[str, ...], unnamed: tuple[str, ...]) -> tuple[str, ...]:
@@ -155,10 +153,8 @@ def _groups(variables: tuple[str, ...], path: Path, file: h5py.File) -> lazy.Par
     arrays: list[da.Array] = []
     first, expected = lazy.location(groups[0]), dict[str, Any]()
     for group in groups:
-        where, nodes = (
-            lazy.location(group),
-            [name for name in group if isinstance(group.get(name), h5py.Group)],
-        )
+        where = lazy.location(group)
+        nodes = [name for name in group if isinstance(group.get(name), h5py.Group)]
         check_has(where, "group", ["grid"], nodes, ", with coordinates")
         data, grid = lazy.dataset(group, "data"), group["grid"]
         labels = {axis: lazy.coordinate(grid, axis) for axis in _AXES if axis in grid or axis == "x"}
@@ -168,12 +164,10 @@ def _groups(variables: tuple[str, ...], path: Path, file: h5py.File) -> lazy.Par
         check_shape(lazy.location(data), data.shape, shape, remedy)
         labels["time"] = _times(path, lazy.coordinate(grid, "t"), steps)
         expected = expected or labels
-        if labels.keys() != expected.keys() or not all(
-            map(np.array_equal, labels.values(), expected.values())
-        ):
-            lazy.check_continues(
-                where, xr.Dataset(coords=labels), first, xr.Dataset(coords=expected), "sample"
-            )
+        alike = labels.keys() == expected.keys()
+        if not alike or not all(map(np.array_equal, labels.values(), expected.values())):
+            ours, theirs = (xr.Dataset(coords=coordinates) for coordinates in (labels, expected))
+            lazy.check_continues(where, ours, first, theirs, "sample")
         check_alike(where, first, "variables", channels, arrays[0].shape[-1] if arrays else channels)
         arrays.append(da.from_array(data, chunks=data.shape))
     names = _names(path, variables, ("u",) if channels == 1 else tuple(f"u{i}" for i in range(channels)))
