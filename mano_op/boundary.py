@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from numbers import Real
 from typing import Literal
 
-from mano_op.errors import InputError
+from mano_op.errors import InputError, is_finite_number
 from mano_op.grid import Grid
 
 BoundaryCondition = Literal["periodic", "dirichlet", "neumann", "robin", "wall", "open", "mixed", "unknown"]
@@ -39,7 +37,7 @@ def ends_by_axis(grid: Grid, boundary: Boundary | None) -> dict[str, tuple[End, 
     ends: dict[str, tuple[End, End]] = {}
     for name, value in values.items():
         pair = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value, value)
-        if len(pair) != 2 or not all(end is None or _is_number(end) for end in pair):
+        if len(pair) != 2 or not all(end is None or is_finite_number(end) for end in pair):
             raise InputError(
                 f"boundary={boundary}: axis {name!r} expects a finite number, or a pair of them for its two "
                 "ends, with None for one that is not known"
@@ -47,7 +45,3 @@ def ends_by_axis(grid: Grid, boundary: Boundary | None) -> dict[str, tuple[End, 
         start, stop = (None if end is None else float(end) for end in pair)
         ends[name] = (start, stop)
     return ends
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

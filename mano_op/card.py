@@ -99,7 +99,6 @@ def _image_data(training: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _channels(run: Run) -> list[list[Any]]:
-    """Return the rows of the table of channels."""
     processor, units = run.processor.to_dict(), run.training.get("units", {})
     if run.task == "images":
         rows = zip(processor["mean"], processor["std"], strict=True)

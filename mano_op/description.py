@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from mano_op.errors import InputError
+from mano_op.errors import InputError, refusing
 
 MOST_BYTES = 2**26
 _T = TypeVar("_T")
@@ -32,16 +32,13 @@ def read_description(path: Path, kind: str, version: int, schema: type[_T]) -> t
     `kind` and `version` are the expected entries "format" and "format_version". A file that is too large, no
     JSON object, of another format or version, or with an entry of another type is refused.
     """
-    try:
+    what, remedy = f"{path} is not JSON with a format", "restore it or make it again"
+    with refusing(what, remedy, LookupError, TypeError, ValueError, RecursionError):
         if (size := path.stat().st_size) > MOST_BYTES:
             raise ValueError(f"it has {size} bytes, expected at most {MOST_BYTES}")
         content = path.read_bytes()
         entries = json.loads(content, parse_constant=_refuse)
         stated = entries["format"], entries["format_version"]
-    except (LookupError, TypeError, ValueError, RecursionError) as error:  # no text, JSON or object
-        raise InputError(
-            f"{path} is not JSON with a format ({type(error).__name__}: {error}): restore it or make it again"
-        ) from error
     if stated != (kind, version):
         raise InputError(
             f"{path} has format {stated[0]!r:.100} version {stated[1]!r:.100}, expected {kind!r} version "

@@ -1,10 +1,11 @@
-"""The exception for input that cannot be used, and checks of numbers."""
+"""The exception for input that cannot be used, and checks that raise it."""
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
 
 
@@ -28,13 +29,27 @@ def check_whole(at_least: int = 1, **numbers: object) -> None:
             raise InputError(f"{name}={number!r}, expected a whole number, at least {at_least}")
 
 
+def is_finite_number(value: object) -> bool:
+    """Return whether a value is a finite number, numpy's too; booleans are no numbers."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def check_finite_number(*, zero: bool, **numbers: object) -> None:
     """Refuse values that are no finite numbers, or below zero, or zero if `zero` is false."""
     for name, number in numbers.items():
-        fits = isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number)
-        if not fits or number < 0 or (number == 0 and not zero):  # type: ignore[operator]
+        if not is_finite_number(number) or number < 0 or (number == 0 and not zero):  # type: ignore[operator]
             least = "0 or more" if zero else "more than 0"
             raise InputError(f"{name}={number!r}, expected a finite number, {least}")
+
+
+@contextmanager
+def refusing(what: str, remedy: str, *errors: type[BaseException]) -> Iterator[None]:
+    """Turn errors into an `InputError` that says what to do."""
+    try:
+        yield
+    except errors as error:
+        text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        raise InputError(f"{what} ({text}); {remedy}") from error
 
 
 def listed(values: Iterable[object], most: int = 6) -> str:

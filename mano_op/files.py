@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mano_op.errors import InputError
-from mano_op.paths import target_of
+from mano_op.paths import partial_path, target_of
 
 
 def check_folder(folder: str | Path) -> Path:
@@ -49,7 +49,7 @@ def write_file(path: str | Path, content: str | bytes) -> None:
     Of a symbolic link, the file that it names is written.
     """
     path = target_of(path)
-    partial = partial_file(path)
+    partial = partial_path(path)
     with partial.open("wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
@@ -61,12 +61,6 @@ def write_file(path: str | Path, content: str | bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-def partial_file(path: str | Path) -> Path:
-    """Return the path of a file while `write_file` writes it, where a killed process leaves a part of it."""
-    path = Path(path)
-    return path.with_name(path.name + ".partial")
 
 
 def write_tensors(path: str | Path, content: Mapping[str, Any]) -> None:

@@ -79,9 +79,7 @@ class Axis:
         elif not -np.inf < self.start < self.stop < np.inf:
             problem = f"the domain [{self.start}, {self.stop}] is empty or not finite; expected start < stop"
         elif self.periodic and both_ends:
-            problem = (
-                "its two ends are one place, as it is periodic: drop the last point, registration='node'"
-            )
+            problem = "both ends of a periodic axis are one place: drop the last point, registration='node'"
         if problem:
             raise InputError(f"axis {self.name!r}: {problem}")
         check_whole(**{f"n of axis {self.name!r}": self.n}, at_least=2 if both_ends else 1)
@@ -262,7 +260,7 @@ class Grid:
         for option, values in (("domain", ends), ("periodic", wraps), ("names", names)):
             if len(values) != n_dim:
                 raise InputError(
-                    f"{option}={values} has {len(values)} entries, expected {n_dim}: one an axis"
+                    f"{option}={values} has {len(values)} entries, expected {n_dim}, one an axis"
                 )
         columns = zip(names, shape, ends, wraps, strict=True)
         return cls(

@@ -200,6 +200,7 @@ def number(expected: str, fits: Callable[[float], bool]) -> Check:
 Count = Annotated[int, whole("a whole number, at least 1", lambda n: n >= 1)]
 Whole = Annotated[int, whole("a whole number, at least 0", lambda n: n >= 0)]
 Seed = Annotated[int, whole("a whole number, at least 0 and less than 2**63", lambda n: 0 <= n < 2**63)]
+Finite = Annotated[float, number("a finite number", lambda value: True)]
 Positive = Annotated[float, number("a finite number, more than 0", lambda value: value > 0)]
 NonNegative = Annotated[float, number("a finite number, 0 or more", lambda value: value >= 0)]
 Part = Annotated[float, number("a part, between 0 and 1: give 0.1, say", lambda value: 0 < value < 1)]

@@ -182,10 +182,6 @@ def _spectral(source: Axis, target: Axis, ends: tuple[bool, bool]) -> NDArray[np
     return ((target_waves * both_signs) @ waves.conj().T).real / source.n
 
 
-def _mean(source: Axis, target: Axis, ends: tuple[bool, bool]) -> NDArray[np.float64]:
-    return source.averages(*target.bounds.T)
-
-
 # The third argument: True for each end at which a known value is appended, which splines use.
 _METHODS: dict[str, Callable[[Axis, Axis, tuple[bool, bool]], NDArray[np.float64]]] = {
     "injection": _injection,
@@ -193,7 +189,7 @@ _METHODS: dict[str, Callable[[Axis, Axis, tuple[bool, bool]], NDArray[np.float64
     "linear": partial(_spline, degree=1),
     "cubic": partial(_spline, degree=3),
     "spectral": _spectral,
-    "mean": _mean,
+    "mean": lambda source, target, ends: source.averages(*target.bounds.T),
 }
 METHODS: tuple[str, ...] = tuple(_METHODS)
 

@@ -1,16 +1,8 @@
 """A run: a trained model with all it takes to use it, in a folder.
 
-======================  =====================================================================================
-file                    holds
-======================  =====================================================================================
-``config.json``         the model; see `mano_op.pretrained`
-``model.safetensors``   its parameters and buffers
-``run.json``            the processor, what the model was trained on and how, and its history
-``README.md``           the model card, for people; see `mano_op.card`
-======================  =====================================================================================
-
-All of it is data: nothing in the folder is run when it is read. A model of any name in neuraloperator's
-registry can be kept this way, of fields and of images.
+Beside the files of `mano_op.pretrained` it has ``run.json``: the processor, what the model was trained on and
+how, and its history. All of it is data: nothing in the folder is run when it is read. A model of any name in
+neuraloperator's registry can be kept this way, of fields and of images.
 """
 
 from __future__ import annotations
@@ -30,7 +22,7 @@ from mano_op.card import model_card, with_evaluation
 from mano_op.cost import count_parameters
 from mano_op.data.mixed import Mixed
 from mano_op.description import dumps, read_description
-from mano_op.errors import InputError
+from mano_op.errors import InputError, refusing
 from mano_op.files import check_folder, make_folder, write_file
 from mano_op.options import Part, Whole, checked
 from mano_op.pretrained import fetched, load_model, save_model
@@ -283,17 +275,13 @@ def load_run(
     module, name, models = _TASKS[kind]
     for registers in models:
         import_module(registers)
-    try:
+    what, remedy = f"{path} does not describe a run of {kind}", "restore the file or train again"
+    with refusing(what, remedy, AttributeError, KeyError, TypeError, ValueError, RuntimeError, OverflowError):
         processor = getattr(import_module(module), name).from_dict(known.processor)
         if kind == "images" and (len(run_classes) != processor.n_classes or "image_size" not in training):
             raise ValueError(f"an image_size and n_classes={processor.n_classes}, with {run_classes!r:.99}")
         if known.training.best and known.training.best.epoch > len(history):
             raise ValueError(f"the best epoch is {known.training.best.epoch} of {len(history)}")
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise InputError(
-            f"{path} does not describe a run of {kind} ({type(error).__name__}: {error}): restore the file "
-            "or train again"
-        ) from error
     model, arch, options = load_model(folder)
     return Run(model.eval(), processor.eval(), arch, options, training, history)
 
@@ -308,12 +296,9 @@ def read_card(folder: str | Path) -> str:
     folder = check_folder(folder)
     _check_finished(folder)
     path = folder / CARD
-    try:
+    remedy = "move it elsewhere, or save it as UTF-8"
+    with refusing(f"{path} is no text in UTF-8", remedy, UnicodeDecodeError, IsADirectoryError):
         return path.read_text(encoding="utf-8") if path.exists() else ""
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise InputError(
-            f"{path} is no text in UTF-8 ({error}): move it elsewhere, or save it as UTF-8"
-        ) from error
 
 
 def _check_finished(folder: Path, task: str = "fields") -> None:

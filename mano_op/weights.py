@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from mano_op.errors import InputError
+from mano_op.errors import InputError, refusing
 from mano_op.files import write_file
 
 # The kind of each type of safetensors: parameters may be of any precision.
@@ -117,10 +117,6 @@ def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path} cannot be read as safetensors ({error}): copy it there, again if it was cut short"
-        ) from error
+    what, remedy = f"{path} cannot be read as safetensors", "copy it there, again if it was cut short"
+    with refusing(what, remedy, SafetensorError, OSError), safe_open(path, framework="pt") as file:
+        yield file

@@ -18,7 +18,7 @@ from mano_op.data.check import check_store
 from mano_op.data.coarsen import coarsen_store
 from mano_op.data.loaders import Reading, field_loaders
 from mano_op.data.mixed import Mixed
-from mano_op.data.store import FieldStore, create_store, open_store
+from mano_op.data.store import FieldStore, open_store
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 
@@ -81,9 +81,6 @@ def test_store_is_read_through_any_reader_of_zarr(local, other_reader):
     assert check_store(other_reader, progress=False) == []
     again = pickle.loads(pickle.dumps(store))
     np.testing.assert_array_equal(again.read(6, "a"), local.read(6, "a"))
-    options = {"train": 6, "test": [12], "batch_size": 2, "reading": Reading(cache_bytes=0)}
-    here, there = (next(iter(field_loaders(one, **options).train)) for one in (local, store))
-    torch.testing.assert_close(here["x"], there["x"], rtol=0, atol=0)
     with pytest.raises(InputError, match="a store is written to a file system"):
         store.write(slice(0, 2), {})
     with pytest.raises(InputError, match="is in its place"):
@@ -111,27 +108,15 @@ def test_options_of_the_file_system_are_kept(local):
     assert store.dataset(6).sizes == local.dataset(6).sizes
 
 
-def test_addresses_without_a_store_are_refused(local, tmp_path):
+def test_addresses_without_a_store_are_refused(local):
     with pytest.raises(InputError, match=r"memory://none.zarr is no zarr store of format 3"):
         open_store("memory://none.zarr")
     with pytest.raises(InputError, match=r"nonsense://waves.zarr is no zarr store.*nonsense"):
         open_store("nonsense://waves.zarr")
     with pytest.raises(InputError, match="a store is written to a file system"):
-        create_store(
-            "memory://new.zarr",
-            [GRID],
-            local.variables,
-            {"train": 1},
-            title="",
-            provenance={},
-            levels="unknown",
-            boundary_conditions={"y": "open", "x": "open"},
-            chunk=1,
-        )
-    copy = shutil.copytree(local.path, tmp_path / "copy.zarr")
-    store = FieldStore(f"file://{copy}")
-    with pytest.raises(InputError, match="a store is written to a file system"):
-        store.write(slice(0, 2), {})
+        FieldStore(f"file://{local.path}").write(slice(0, 2), {})
+    with pytest.raises(InputError, match=r"Dataset is no path .*; give the folder of a store, or its addr"):
+        open_store(xr.Dataset())
 
 
 def test_version_in_icechunk_is_the_local_store(local, tmp_path):
@@ -152,13 +137,6 @@ def test_version_in_icechunk_is_the_local_store(local, tmp_path):
     for key in local.grids:
         for name in ("a", "b", "u"):
             np.testing.assert_array_equal(store.read(key, name), local.read(key, name))
-    for cache_bytes in (0, 2**30):
-        options = {"train": Mixed([6, 12]), "test": [6], "batch_size": 3}
-        options["reading"] = Reading(cache_bytes=cache_bytes)
-        for one, other in zip(
-            field_loaders(store, **options).train, field_loaders(local, **options).train, strict=True
-        ):
-            torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 def test_command_line_reads_from_an_address(local, address, tmp_path, capsys, monkeypatch):

@@ -67,8 +67,3 @@ def test_nodes_nest_in_their_refinements(n, factor, registration):
     assert nests(fine, coarse)
     assert nests(coarse, fine) == (factor == 1)
     assert np.isin(np.round(coarse.points[0], 9), np.round(fine.points[0], 9)).all()
-
-
-def test_cells_nest_only_in_odd_refinements():
-    coarse = Grid.uniform((4,), registration="cell")
-    assert [nests(coarse.refine(factor), coarse) for factor in (2, 3, 4, 5)] == [False, True, False, True]

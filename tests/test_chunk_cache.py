@@ -53,7 +53,7 @@ def test_rows_equal_those_of_the_store_for_any_budget(store, budget, batches):
         rows = np.array(sorted(rows))
         for name in ("a", "u"):
             np.testing.assert_array_equal(cache.read(name, rows), expected[name][rows])
-        assert cache._held == sum(one.nbytes for one in cache._kept.values()) <= budget * CHUNK
+        assert sum(values.nbytes for values in cache._kept.values()) <= budget * CHUNK
 
 
 def test_kept_chunks_are_not_read_again(store, reads):
@@ -117,21 +117,6 @@ def test_sampler_never_returns_to_a_chunk(sizes, at_once, seed):
                 at_hand.add(owner)
             assert owner not in left
             open_chunks.add(owner)
-
-
-def test_order_of_chunks_follows_from_seed_and_epoch():
-    chunks = np.split(np.arange(40), 10)
-
-    def epochs(seed):
-        sampler = ChunkSampler(chunks, at_once=3, seed=seed)
-        return [list(sampler) for _ in range(3)]
-
-    one = epochs(4)
-    assert one == epochs(4) != epochs(5)
-    assert one[0] != one[1] != one[2]
-    later = ChunkSampler(chunks, at_once=3, seed=4)
-    later.set_epoch(2)
-    assert list(later) == one[2]
 
 
 def test_a_data_set_knows_its_chunks(store):

@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert mano_op(f"train fields {store} {folder}/fno {SMALL_FNO} {BRIEF}") == 0
     runs = f"MANO={folder}/mano MANO={folder}/mixed {folder}/fno"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mano_op.report.write.page", lambda *parts: "")
+        patch.setattr("mano_op.report.page.page", lambda *parts: "")
         assert mano_op(f"evaluate fields {store} {runs} --out {folder}/report --card --quiet") == 0
     return folder
 

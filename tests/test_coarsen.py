@@ -4,8 +4,8 @@ import dask
 import numpy as np
 import pytest
 import zarr
-from distributed import Client, LocalCluster
-from helpers import store_of, wave_store, waves
+from distributed import Client
+from helpers import files, store_of, wave_store, waves
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -78,16 +78,8 @@ def test_source_of_means_is_kept_unchanged(source, tmp_path):
         assert stored(made.path / "r12x24", name) == (attributes, chunks)
         averaged, _ = stored(made.path / "r6x8", name)
         assert averaged == {**attributes, "cell_methods": "area: mean"}
-    opened = open_store(made.path)
-    for variable in opened.variables:
-        assert variable.cell_methods_at("r12x24") == "area: point"
-        assert variable.cell_methods_at("r6x8") == "area: mean"
-        for key, said in {"r12x24": "area: point", "r6x8": "area: mean"}.items():
-            assert opened.dataset(key)[variable.name].attrs["cell_methods"] == said
-        values = source.read(FINE, variable.name)
-        np.testing.assert_array_equal(opened.read(FINE, variable.name), values)
-        means = coarsened(values, FINE, opened.grids["r6x8"], "mean")
-        np.testing.assert_array_equal(opened.read("r6x8", variable.name), means)
+        means = coarsened(source.read(FINE, name), FINE, made.grids["r6x8"], "mean")
+        np.testing.assert_array_equal(made.read("r6x8", name), means)
 
 
 def levels_of(store):
@@ -163,8 +155,6 @@ def test_solved_resolutions_derive_from_none(tmp_path):
     grids = [FINE.coarsen(2), FINE]
     with pytest.raises(InputError, match="derived: r12x24 from r12x24"):
         Layout.plan(grids, **options, levels="resampled", derived={FINE: (FINE, "average")})
-    with pytest.raises(InputError, match=r"derived: grids .*add it to the grids"):
-        Layout.plan([FINE], **options, levels="resampled", derived={FINE: (grids[0], "average")})
 
 
 def test_injection_copies_the_shared_points(source, tmp_path):
@@ -225,8 +215,7 @@ def test_coarse_store_has_the_splits_of_its_source_resolution(tmp_path):
     assert from_coarse.splits == fine.splits
 
 
-@pytest.mark.parametrize("cluster", [False, True])
-def test_interrupted_coarsening_resumes(source, tmp_path, monkeypatch, cluster):
+def test_interrupted_coarsening_resumes(source, tmp_path, monkeypatch):
     whole = coarsen(source, tmp_path / "whole.zarr")
     path, write, calls = tmp_path / "broken.zarr", FieldStore.write, []
 
@@ -244,17 +233,9 @@ def test_interrupted_coarsening_resumes(source, tmp_path, monkeypatch, cluster):
         open_store(path)
     with pytest.raises(InputError, match=r"started with other options: .*coarsened is"):
         coarsen(source, path, method="injection", resume=True)
-    if cluster:
-        with (
-            LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0") as local,
-            Client(local) as client,
-        ):
-            store = coarsen(source, path, resume=True, client=client)
-    else:
-        store = coarsen(source, path, resume=True)
-    for key in whole.grids:
-        for name in ("a", "b", "u"):
-            np.testing.assert_array_equal(store.read(key, name), whole.read(key, name))
+    with Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=":0") as client:
+        store = coarsen(source, path, resume=True, client=client)
+    assert files(store.path) == files(whole.path)
 
 
 @pytest.mark.parametrize(
@@ -269,6 +250,7 @@ def test_interrupted_coarsening_resumes(source, tmp_path, monkeypatch, cluster):
         ([(6, 8)], {"method": "lowpass"}, "by 'lowpass': expected axes that all wrap; use 'mean'"),
         ([(5, 8)], {"method": "injection"}, "do not share the coarse points .*; use 'mean', or a resolution"),
         ([(6, 8)], {"from_resolution": 64}, "no resolution 64"),
+        ([(6, 8)], {"level": 12}, "there is no option level=12 of coarsen_store: give from_resolution=64"),
     ],
 )
 def test_impossible_coarsening_is_refused_before_writing(source, tmp_path, resolutions, options, message):

@@ -28,30 +28,12 @@ from importer_files import (
     write_netcdf,
 )
 
+from mano_op.data import importers
 from mano_op.data.check import check_store
-from mano_op.data.importers import (
-    import_fno_mat,
-    import_netcdf,
-    import_neuralop_pt,
-    import_pdebench,
-    import_the_well,
-)
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 
-NAMES = [
-    "time",
-    "sample",
-    "split",
-    "bnds",
-    "x",
-    "t",
-    "2m_temperature",
-    "a b",
-    "\N{DEGREE SIGN}C",
-    "__u",
-    "u+1",
-]
+NAMES = [*["time", "sample", "split", "bnds", "x", "t", "2m_temperature", "°C", "__u", "u+1"], "a b"]
 DTYPES = ["f2", "f8", ">f4", ">f8", "i2", ">i4", "i8", "u1", "?", "c8", "S4", "O"]
 SHAPES = [
     lambda array, axis: array[None],
@@ -175,7 +157,7 @@ def pde_expected(files):
     return {"u" if name == "tensor" and renamed else name: parts for name, parts in fields.items()}
 
 
-@settings(max_examples=45)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_pdebench_file_is_imported_exactly_or_refused(data):
     make, axes = PDEBENCH[data.draw(st.sampled_from(sorted(PDEBENCH)))]
@@ -185,7 +167,7 @@ def test_pdebench_file_is_imported_exactly_or_refused(data):
         "boundary_conditions": dict.fromkeys(axes, "periodic"),
         "domain": dict.fromkeys(axes, (0.0, 1.0)),
     }
-    with imported(import_pdebench, write_hdf5, files, **about) as store:
+    with imported(importers.import_pdebench, write_hdf5, files, **about) as store:
         if store is not None:
             assert_fields(store, pde_expected(files))
             place = "{}-coordinate" if "x-coordinate" in files[0] else "0000/grid/{}"
@@ -220,7 +202,7 @@ def well_expected(files):
     return expected
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_file_of_the_well_is_imported_exactly_or_refused(data):
     files = data.draw(contents(well_arrays))
@@ -230,7 +212,7 @@ def test_file_of_the_well_is_imported_exactly_or_refused(data):
     def write(path, arrays):
         return write_hdf5(path, arrays, next(attributes))
 
-    with imported(import_the_well, write, files, **about) as store:
+    with imported(importers.import_the_well, write, files, **about) as store:
         if store is not None:
             assert store.layout.boundary_conditions == {"x": "open", "y": "wall"}
             assert_fields(store, well_expected(files))
@@ -242,12 +224,12 @@ MATLAB_NAMES = {"a": "initial", "u": "velocity", "coeff": "permeability", "sol":
 FLOW_NAMES = {"a": "initial_vorticity", "u": "vorticity"}
 
 
-@settings(max_examples=45)
+@settings(max_examples=20)
 @given(data=st.data(), version=st.sampled_from([5, 7.3]), kind=st.sampled_from(sorted(MATLAB)))
 def test_matlab_file_is_imported_exactly_or_refused(data, version, kind):
     files = data.draw(contents(MATLAB[kind]))
     said = data.draw(st.sampled_from([kind, kind, kind, *MATLAB]))
-    with imported(import_fno_mat, partial(write_mat, version=version), files, kind=said) as store:
+    with imported(importers.import_fno_mat, partial(write_mat, version=version), files, kind=said) as store:
         if store is None:
             return
         names = FLOW_NAMES if said == "navier_stokes" else MATLAB_NAMES
@@ -268,7 +250,7 @@ UNITS = ["1", "m", "days since 2000-01-01", "hours", "degrees_north", "nonsense 
 HALVES = "`pandas.Index` does not support the `float16`"
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(data=st.data(), engine=st.sampled_from(["scipy", "h5netcdf"]), relabel=st.booleans())
 def test_netcdf_file_is_imported_exactly_or_refused(data, engine, relabel):
     files = data.draw(contents(labelled))
@@ -278,7 +260,7 @@ def test_netcdf_file_is_imported_exactly_or_refused(data, engine, relabel):
     write, names = partial(write_netcdf, engine=engine, units=units), {(4, 5): [0, 1]}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", HALVES)
-        with imported(import_netcdf, write, files, names, relabel=relabel, **LABELLED) as store:
+        with imported(importers.import_netcdf, write, files, names, relabel=relabel, **LABELLED) as store:
             if store is None:
                 return
             turned = tuple(
@@ -313,13 +295,13 @@ def write_pt(path, arrays):
 PAIRS = {"train": [(4, 0), (8, 1)], "test": [(4, 2), (8, 3)]}
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(data=st.data(), problem=st.sampled_from(["darcy", "navier_stokes"]))
 def test_file_of_neuraloperator_is_imported_exactly_or_refused(data, problem):
     files = data.draw(contents(partial(tensors, problem), 4))
     said = data.draw(st.sampled_from([problem, problem, "darcy", "navier_stokes", None]))
     levels = data.draw(st.sampled_from(["resampled", "independent"]))
-    with imported(import_neuralop_pt, write_pt, files, PAIRS, problem=said, levels=levels) as store:
+    with imported(importers.import_neuralop_pt, write_pt, files, PAIRS, problem=said, levels=levels) as store:
         if store is not None:
             for name, key in zip((*store.inputs, *store.outputs), "xy", strict=True):
                 for k, n in enumerate((4, 8)):
@@ -340,25 +322,18 @@ ROW = {"x-coordinate": CENTRES["x"], "t-coordinate": TIMES}
     ("arrays", "message"),
     [
         (FLOW, r"has force, particles, t, velocity; expected .*no coordinates.*`mano_op.write_fields`"),
-        (ROW | {"tensor": values(0, 1, 2, 3, 4)}, r"tensor: shape \(1, 2, 3, 4\); expected \(1, 2, 4\)"),
         (
-            ROW | {"tensor": values(0, 2, 3, 4, 1)},
-            r"tensor: shape .* expected \(2, 3, 4\).* samples and times",
+            ROW | {"tensor": values(0, 1, 2, 3, 4)},
+            r"\(1, 2, 3, 4\); expected \(1, 2, 4\).* samples and times",
         ),
-        (
-            ROW | {"tensor": values(0, 2, 3, 4), "t-coordinate": np.tile(TIMES, (2, 1))},
-            r"t-coordinate: shape \(2, 4\); expected \(8,\)",
-        ),
-        (
-            pde_groups(0) | {"0001/grid/t": TIMES[:3] * 2},
-            r"0001: time = 2.0, in .*0000 1.0",
-        ),
+        (pde_groups(0) | {"0001/grid/t": TIMES[:3] * 2}, r"0001: time = 2.0, in .*0000 1.0"),
+        (pde_groups(0) | {"0001/data": values(0, 3, 4, 5, 1)}, "0001: variables = 1, in .*0000 2"),
     ],
 )
 def test_pdebench_file_of_no_layout_is_refused(tmp_path, arrays, message):
     file = write_hdf5(tmp_path / "a.h5", arrays)
     with pytest.raises(InputError, match=message):
-        import_pdebench(
+        importers.import_pdebench(
             tmp_path / "s.zarr",
             {"train": [file]},
             boundary_conditions={"x": "periodic"},
@@ -375,12 +350,14 @@ def test_matlab_flows_have_initial_fields_and_common_times(tmp_path, version):
         )
         for i in range(2)
     ]
-    store = import_fno_mat(tmp_path / "s.zarr", {"train": files[:1]}, kind="navier_stokes", progress=False)
+    store = importers.import_fno_mat(
+        tmp_path / "s.zarr", {"train": files[:1]}, kind="navier_stokes", progress=False
+    )
     assert [variable.initial_of for variable in store.variables] == ["vorticity", None]
     with pytest.raises(
         InputError, match=r"1\.mat: time = 1\.5, in .*0\.mat 1\.0; make them agree, or import"
     ):
-        import_fno_mat(tmp_path / "t.zarr", {"train": files}, kind="navier_stokes", progress=False)
+        importers.import_fno_mat(tmp_path / "t.zarr", {"train": files}, kind="navier_stokes", progress=False)
 
 
 def test_coordinate_of_one_netcdf_file_is_not_given_to_others(tmp_path):
@@ -390,6 +367,6 @@ def test_coordinate_of_one_netcdf_file_is_not_given_to_others(tmp_path):
             tmp_path / f"{i}.nc", {k: v for k, v in arrays.items() if i or k != "t"}, "scipy", units={}
         )
     with pytest.raises(InputError, match=r"1\.nc: coordinates = .*'t'.*, in .*0\.nc .*; make them agree"):
-        import_netcdf(
+        importers.import_netcdf(
             tmp_path / "s.zarr", {(4, 5): [tmp_path / "0.nc", tmp_path / "1.nc"]}, sample="run", time="t"
         )

@@ -271,15 +271,13 @@ def values_read(monkeypatch):
 @pytest.mark.parametrize("kind", ["pdebench", "fno_mat"])
 def test_sample_of_a_file_is_read_once(tmp_path, values_read, kind):
     """Also where files end within a chunk of the store, and chunks do not divide the samples."""
-    fields = [values(n, n, 4, 6) for n in (7, 6)]
+    fields, parts = [values(n, n, 4, 6) for n in (7, 6)], []
     for i, field in enumerate(fields):
-        with h5py.File(tmp_path / f"{i}.h5", "w") as file:
-            if kind == "pdebench":
-                file["tensor"], file["x-coordinate"] = field, (np.arange(6) + 0.5) / 6
-                file["t-coordinate"] = np.arange(4.0)
-            else:
-                file["a"], file["u"] = field[:, 0].T, field[:, 1].T
-    parts = [tmp_path / "0.h5", tmp_path / "1.h5"]
+        arrays = {"a": field[:, 0].T, "u": field[:, 1].T}
+        if kind == "pdebench":
+            centres = (np.arange(6) + 0.5) / 6
+            arrays = {"tensor": field, "x-coordinate": centres, "t-coordinate": np.arange(4.0)}
+        parts.append(write_hdf5(tmp_path / f"{i}.h5", arrays))
     if kind == "pdebench":
         store = import_pde(tmp_path / "s.zarr", *parts, chunk=3, **LINE)
         np.testing.assert_array_equal(store.read(6, "u"), np.concatenate(fields))

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mano_op.data.chunking import chunk_for
-from mano_op.data.layout import Layout, Variable
+from mano_op.data.layout import Layout, Variable, chunk_for
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 

@@ -121,6 +121,8 @@ def test_mixed_data_sets_are_indexed_part_after_part(store):
         ({"test": "r8"}, r"test='r8'; expected a list of resolutions"),
         ({"batch_size": [2, 2]}, r"batch_size=\[2, 2\], expected a whole number"),
         ({"test_batch_size": 0}, "test_batch_size=0"),
+        ({"hold_out": 0.1}, r"no option hold_out=0.1 of field_loaders: give splits=Splits\(hold_out="),
+        ({"cache_bytes": 0}, r"no option cache_bytes=0 of field_loaders: give reading=Reading\(cache_bytes="),
     ],
 )
 def test_loader_options_that_do_not_fit_are_refused(store, options, message):
@@ -133,10 +135,10 @@ def test_loader_options_that_do_not_fit_are_refused(store, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"resolutions": []}, r"Mixed\(resolutions=\[\]\); expected a list, .*such as resolutions=\[16"),
-        ({"resolutions": "r8"}, r"Mixed\(resolutions='r8'\)"),
-        ({"batch_size": 4}, r"Mixed\(batch_size=4\); expected a list"),
-        ({"ratios": [0.5]}, r"Mixed\(ratios=\[0.5\]\); .* resolution of the 2, such as ratios=\[1, 1\]"),
+        ({"resolutions": []}, r"resolutions=\[\], expected a list of one or more: give resolutions=\[16, 32"),
+        ({"resolutions": "r8"}, r"resolutions='r8', expected a list"),
+        ({"batch_size": 4}, r"batch_size=4 with .*give batch_size=\[20, 20\], or leave batch_size out"),
+        ({"ratios": [0.5]}, r"ratios=\[0.5\] with .* for each resolution: give ratios=\[1, 1\]"),
         ({"batch_size": [4, 0]}, r"batch_size\[1\]=0"),
     ],
 )

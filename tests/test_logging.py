@@ -114,7 +114,7 @@ def test_missing_key_of_wandb_is_met_before_any_epoch(
     wandb.Error = type("UsageError", (Exception,), {})
     wandb.init.side_effect = wandb.Error("No API key configured")
     with pytest.raises(
-        InputError, match=r"\(No API key configured\): log in by `wandb login`, or set .*offline"
+        InputError, match=r"\(UsageError: No API key configured\); log in by `wandb login`, or set .*offline"
     ):
         train(fields, tmp_path / "run", log="wandb")
     assert list((tmp_path / "run").iterdir()) == []

@@ -107,11 +107,7 @@ def test_dpu_has_no_panel_of_its_own_where_a_model_was_trained(ways, titles):
 
 @pytest.mark.parametrize(
     ("scale", "models"),
-    [
-        (1e-7, ("A",)),
-        (1e-2, ("A", "B")),
-        (12_345.0, ("A much longer name than fits", "B", "C")),
-    ],
+    [(1e-7, ("A",)), (12_345.0, ("A much longer name than fits", "B"))],
 )
 def test_panels_cut_off_no_text(scale, models):
     grid = Grid.uniform((16, 16))
@@ -152,7 +148,7 @@ def test_points_that_are_not_finite_are_red():
 
 @pytest.mark.parametrize(
     ("shape", "value"),
-    [((6,), np.nan), ((6,), 1e30), ((4, 4), np.nan), ((4, 4), np.inf), ((4, 4), -np.inf), ((4, 4), 1e30)],
+    [((6,), np.nan), ((6,), 1e30), ((4, 4), -np.inf), ((4, 4), 1e30)],
 )
 def test_predictions_of_a_diverged_model_can_be_drawn(shape, value):
     grid = Grid.uniform(shape)
@@ -172,10 +168,9 @@ def test_predictions_of_a_diverged_model_can_be_drawn(shape, value):
     assert named.endswith(f" {percent(error)} %")
 
 
-@pytest.mark.parametrize("n_inputs", [1, 2, 3])
-def test_every_input_has_a_panel(n_inputs):
+@pytest.mark.parametrize("inputs", ["ab", "abc"])
+def test_every_input_has_a_panel(inputs):
     grid = Grid.uniform((3, 3))
-    inputs = ("a", "b", "c")[:n_inputs]
     fields = random_fields(grid, inputs=inputs, n=1)
     (shown,) = drawn(fields, grid, {name: name for name in "abcu"})
     for k, name in enumerate(inputs):

@@ -102,13 +102,7 @@ def test_boundary_values_are_those_of_the_difference(tmp_path):
         np.concatenate([np.full((4, 16), 0.37) + 1e-12 * wave(4), wave(8)]),
         np.full((12, 16), 2**24 + 1, dtype=np.int64),
     ],
-    ids=[
-        "constant",
-        "constant but for rounding",
-        "a constant for each sample",
-        "nearly constant at first",
-        "int",
-    ],
+    ids=["constant", "rounded constant", "constant samples", "nearly constant at first", "int"],
 )
 def test_nearly_constant_chunks_are_judged_by_the_whole_variable(tmp_path, u):
     store = write(tmp_path / "a.zarr", u, chunk=1)

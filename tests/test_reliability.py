@@ -33,9 +33,9 @@ import sys, time
 from mano_op.data.importers import import_netcdf
 from mano_op.data.store import FieldStore
 write = FieldStore.write
-def slowly(self, samples, fields):
+def slowly(self, *args):
     time.sleep(0.02)
-    write(self, samples, fields)
+    write(self, *args)
 FieldStore.write = slowly
 import_netcdf(sys.argv[2], {{8: sys.argv[1]}}, **{OPTIONS})
 """

@@ -1,6 +1,7 @@
 """The report: one page that holds what the numbers say, and the numbers beside it."""
 
 import csv
+import functools
 import itertools
 import json
 import re
@@ -12,6 +13,7 @@ import torch
 import xarray as xr
 from helpers import store_of
 from markupsafe import escape
+from matplotlib.figure import Figure
 from torch import nn
 
 from mano_op.data.processor import FieldProcessor
@@ -20,6 +22,7 @@ from mano_op.errors import InputError
 from mano_op.grid import Grid
 from mano_op.report import FILES, check_report_folder, write_report
 from mano_op.report.panels import beside_dpu
+from mano_op.report.style import data_uri
 from mano_op.runs import Run
 from mano_op.transfer import Evidence, Trained, evaluate_transfer, load_results, summary
 from mano_op.transfer.tables import dpu_input, error_rows, notes
@@ -116,8 +119,11 @@ def evaluation(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(evaluation, tmp_path_factory):
-    """The path of the report, and its text."""
-    path = write_report(tmp_path_factory.mktemp("out") / "new" / "folder", *evaluation, title=TITLE)
+    """The path of the report, with an empty picture in place of each, and its text."""
+    empty = functools.cache(lambda kind: data_uri(Figure(figsize=(1, 1)), kind))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mano_op.report.page.data_uri", lambda figure, kind: empty(kind))
+        path = write_report(tmp_path_factory.mktemp("out") / "new" / "folder", *evaluation, title=TITLE)
     return path, path.read_text()
 
 
@@ -167,7 +173,7 @@ def test_page_is_whole_and_holds_no_code(written):
     assert f"<title>{escape(TITLE)}</title>" in text
     assert re.findall(r'src="([^"]*)"', text) == ["picture"] * 8
     assert text.count("<figcaption>") == 8
-    assert len(text) < 30_000 < len(written[1])
+    assert len(text) < 30_000
     wide = text.count('<div class="wide numbers" tabindex="0">')
     assert wide == 2 + 8  # the tables of errors and the pictures scroll on a narrow screen, and say so
     assert "more to the right: scroll sideways" in text and '<meta name="viewport"' in text
@@ -177,7 +183,9 @@ def test_page_is_whole_and_holds_no_code(written):
 def test_three_outputs_are_judged_and_shown_one_by_one(tmp_path):
     factors, outputs = (1.1, 1.2, 1.3), ("u", "v", "w")
     results, judged, evidence = judge_at(tmp_path, [(8, 8), (16, 16)], {"one": Times(factors)}, outputs)
+    del evidence.store.attrs["title"]
     text = write_report(tmp_path / "out", results, judged, evidence, title="Some").read_text()
+    assert f"one on {evidence.store.name}: 12 samples" in text
     for name, factor in zip("uvw", factors, strict=True):
         error = f"{100 * (factor - 1):.1f}"
         assert f"one at r16, {name}: " in text
@@ -208,14 +216,13 @@ def test_report_of_one_dimension_is_written(tmp_path):
     ("value", "verdict", "shown"),
     [
         (np.nan, "not finite", "nan (12 not finite)"),
-        (np.inf, "not finite", "inf (12 not finite)"),
         (1e30, "no better than mean", "<td>1.10e+31</td></tr>"),  # the growth
     ],
 )
 def test_diverged_model_alone_has_a_report(tmp_path, value, verdict, shown):
     # Centres of cells, where the fields are not zero.
-    models, shapes = {"only": Times((1.1,), fine=float(value))}, [(8, 8), (16, 16)]
-    results, judged, evidence = judge_at(tmp_path, shapes, models, registration="cell")
+    models = {"only": Times((1.1,), fine=float(value))}
+    results, judged, evidence = judge_at(tmp_path, [(8,), (16,)], models, registration="cell")
     text = write_report(tmp_path / "out", results, judged, evidence, title="Some").read_text()
     cell = judged.sel(resolution="r16", variable="u").isel(run=0)
     assert cell["verdict"].item() == verdict
@@ -224,7 +231,7 @@ def test_diverged_model_alone_has_a_report(tmp_path, value, verdict, shown):
     assert shown in text
 
 
-@pytest.mark.parametrize("trained", ["r8", "r12", "r16"])
+@pytest.mark.parametrize("trained", ["r8", "r12"])
 def test_coarse_prediction_shown_is_the_one_judged(tmp_path, trained):
     models, shapes = {"good": Off(0.05), "bad": Off(0.6)}, [(8, 8), (12, 12), (16, 16)]
     results, judged, evidence = judge_at(tmp_path, shapes, models, trained=trained)
@@ -277,7 +284,7 @@ def test_report_is_replaced_only_if_asked_and_only_by_a_whole_one(evaluation, wr
     with pytest.raises(RuntimeError, match="no picture"):
         write_report(folder, *evaluation, title="again", overwrite=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    monkeypatch.setattr("mano_op.report.write.page", lambda title, *rest: title)
+    monkeypatch.setattr("mano_op.report.page.page", lambda title, *rest: title)
     for title in ("first", "second"):
         assert write_report(tmp_path, *evaluation, title=title, overwrite=True).read_text() == title
 
@@ -287,10 +294,7 @@ def test_report_is_replaced_only_if_asked_and_only_by_a_whole_one(evaluation, wr
     [
         (lambda r, j, e: (r, j, Evidence()), "evidence of nothing: give those of one evaluation"),
         (lambda r, j, e: (r.isel(run=[0]), j, e), "results of good at r8, r16, .* evidence of good, <i>bad"),
-        (
-            lambda r, j, e: (r.isel(resolution=[0]), j, e),
-            "results of .* at r8, a summary of .* at r8, r16 and",
-        ),
+        (lambda r, j, e: (r.isel(resolution=[0]), j, e), "of .* at r8, a summary of .* at r8, r16 and"),
         (lambda r, j, e: (r, j.isel(resolution=[0]), e), r"a summary of .* at r8 and .* summary\(results\)"),
         (lambda r, j, e: (r, r, e), r"expected a summary: give summary\(results\)"),
     ],
@@ -299,11 +303,3 @@ def test_parts_of_different_evaluations_are_refused(evaluation, tmp_path, change
     with pytest.raises(InputError, match=message):
         write_report(tmp_path / "a", *change(*evaluation), title="")
     assert not (tmp_path / "a").exists()
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_page_names_a_store_without_a_title_by_its_file(evaluation, tmp_path, monkeypatch):
-    results, judged, evidence = evaluation
-    monkeypatch.delitem(evidence.store.attrs, "title", raising=False)
-    page = write_report(tmp_path / "out", results, judged, evidence, title="Some").read_text()
-    assert f"on {evidence.store.name}: 12 samples" in page

@@ -81,12 +81,9 @@ def test_cubic_is_exact_for_the_degree_its_points_allow(pair):
     close(result, on_grid(polynomial, target), atol=1e-11)
 
 
-def test_spline_of_one_point_is_constant_and_of_two_a_line():
-    points = line(5, "node_both")
-    one = resample(torch.tensor([7.0]), line(1, "cell"), points, "cubic")
-    close(one, torch.full((5,), 7.0), atol=0)
-    two = resample(torch.tensor([1.0, 2.0]), line(2, "cell"), points, "cubic")
-    close(two, torch.tensor([0.5, 1.0, 1.5, 2.0, 2.5]), atol=1e-6)
+def test_spline_of_one_point_is_constant():
+    result = resample(torch.tensor([7.0]), line(1, "cell"), line(5, "node_both"), "cubic")
+    close(result, torch.full((5,), 7.0), atol=0)
 
 
 def waves(n_modes, x, period):
@@ -307,9 +304,6 @@ def test_gradient_with_boundary_values_is_the_transpose():
     close(gradient.flatten(), columns @ weights.flatten(), atol=1e-13)
 
 
-# --------------------------------------------------------------------------- types, shapes, grids
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_equal_grids_return_the_field_itself(method):
     grid = Grid.uniform((4, 6), registration="cell")
@@ -351,17 +345,6 @@ def test_half_precision_is_computed_in_single(method, dtype):
     assert result.dtype == dtype
 
 
-def test_operator_of_inference_mode_keeps_its_gradients():
-    source, target = line(23), line(37)
-    with torch.inference_mode():
-        expected = resample(random(23), source, target, "linear")
-    field = random(23).requires_grad_()
-    result = resample(field, source, target, "linear")
-    result.sum().backward()
-    close(result.detach(), expected, atol=0)
-    close(field.grad, matrix(source, target, "linear").sum(0), atol=1e-13)
-
-
 def test_domains_equal_up_to_rounding_are_the_same():
     source, target = (line(8, periodic=True, stop=end) for end in (2 * np.pi, np.nextafter(2 * np.pi, 7)))
     assert source != target
@@ -376,14 +359,7 @@ NODES, CELLS, RING = Grid.uniform((4, 6)), Grid.uniform((4, 6), registration="ce
     ("field", "source", "target", "method", "boundary", "message"),
     [
         (torch.zeros(4, 6).long(), NODES, CELLS, "linear", None, "torch.int64.*a floating dtype"),
-        (
-            np.zeros((4, 6)),
-            NODES,
-            CELLS,
-            "linear",
-            None,
-            "type ndarray, dtype float64 and .*; expected a tensor",
-        ),
+        (np.zeros((4, 6)), NODES, CELLS, "linear", None, "type ndarray, dtype float64 .*; expected a tensor"),
         (torch.zeros(6, 4), NODES, CELLS, "linear", None, r"shape \(6, 4\); expected .*\(..., 4, 6\)"),
         (torch.zeros(4, 6), NODES, CELLS, "bicubic", None, "'bicubic' is none of injection, nearest, linear"),
         (torch.zeros(4, 6), NODES, line(8), "linear", None, "the same axes in the same order"),
@@ -399,8 +375,6 @@ NODES, CELLS, RING = Grid.uniform((4, 6)), Grid.uniform((4, 6), registration="ce
         (torch.zeros(4, 6), NODES, CELLS, "linear", {"x": (0, 1, 2)}, "'x' expects a finite number, or a"),
     ],
 )
-def test_fields_grids_and_methods_that_do_not_fit_are_refused(
-    field, source, target, method, boundary, message
-):
+def test_fields_and_grids_that_do_not_fit_are_refused(field, source, target, method, boundary, message):
     with pytest.raises(InputError, match=message):
         resample(field, source, target, method, boundary=boundary)

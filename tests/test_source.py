@@ -58,7 +58,7 @@ def fields(reads, chunks, n=12, grid=LINE, prefix=""):
     )
 
 
-@settings(max_examples=12)
+@settings(max_examples=7)
 @given(
     sample=st.integers(1, 12), time=st.integers(1, 5), chunk=st.integers(1, 12), chunk_times=st.integers(1, 5)
 )

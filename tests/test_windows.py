@@ -24,7 +24,7 @@ from mano_op.runs import Run, load_run
 from mano_op.train import train_model
 from mano_op.transfer import Evidence, evaluate_transfer, summary
 from mano_op.transfer.io import load_results
-from mano_op.transfer.predict import predict
+from mano_op.transfer.predictors import predict
 
 TIMES = (0.0, 0.5, 1.0, 1.5)
 GRIDS = [Grid.uniform((n,), periodic=True) for n in (8, 12, 16)]
@@ -53,7 +53,13 @@ def train(store, folder, **options):
     )
 
 
-def test_a_run_on_windows_is_judged_on_windows(store, tmp_path):
+@pytest.fixture
+def unrendered(monkeypatch):
+    """Figures are made and not rendered, which takes the longest."""
+    monkeypatch.setattr("mano_op.report.page.data_uri", lambda figure, kind: f"data:image/{kind},")
+
+
+def test_a_run_on_windows_is_judged_on_windows(store, tmp_path, unrendered):
     run = train(store, tmp_path / "run", time_steps=(2, 1))
     assert run.options["in_channels"] == 3 and run.options["out_channels"] == 1
     kept = load_run(tmp_path / "run")
@@ -186,37 +192,30 @@ def test_a_rollout_agrees_with_the_trainers(store):
     np.testing.assert_allclose(direct[3], outputs[1][3, 0])
 
 
-def test_a_rollout_is_reported_by_step(store, tmp_path, capsys):
-    run = run_of(Decay(), FieldDataset(store, 8, time_steps=(1, 1)).channels, time_steps=[1, 1])
-    other = run_of(LastKnown(), FieldDataset(store, 8, time_steps=(1, 1)).channels, time_steps=[1, 1])
-    runs = {"Decay": run, "Last": other}
-    evidence = Evidence()
-    results = evaluate_transfer(runs, store, [8, 16], rollout=3, evidence=evidence, progress=False)
-    judged = summary(results)
-    picture = error_by_step(judged, "u")
-    for axes, key in zip(picture.axes, ["r8", "r16"], strict=True):
+def test_errors_of_a_rollout_are_drawn_by_step(store):
+    channels = FieldDataset(store, 8, time_steps=(1, 1)).channels
+    models = {"Decay": Decay(), "Last": LastKnown()}
+    runs = {name: run_of(model, channels, time_steps=[1, 1]) for name, model in models.items()}
+    results = evaluate_transfer(runs, store, [8, 16], rollout=3, progress=False)
+    for axes, key in zip(error_by_step(summary(results), "u").axes, ["r8", "r16"], strict=True):
         drawn = {tuple(np.round(line.get_ydata(), 9)) for line in axes.lines}
-        for name in runs:
-            errors = results["error"].sel(
-                model=name, resolution=key, predictor="direct", metric="relative_l2"
-            )
+        at = {"resolution": key, "predictor": "direct", "metric": "relative_l2"}
+        for errors in results["error"].sel(at):
             assert tuple(np.round(100 * errors.mean("sample").squeeze(), 9).values) in drawn
         assert axes.lines[0].get_xdata().tolist() == [1, 2, 3]
-    page = write_report(tmp_path / "report", results, judged, evidence, title="Drift").read_text()
-    assert "Rollout" in page and "u@+3 at r16" in page
-    assert "error of u by step" in page
 
+
+def test_command_line_reports_a_rollout_by_step(store, tmp_path, capsys, unrendered):
     train(store, tmp_path / "run", time_steps=(1, 1))
     command = ["evaluate", "fields", str(store.path), str(tmp_path / "run"), "--quiet"]
     command += ["--out", str(tmp_path / "out")]
     capsys.readouterr()
-    assert main([*command, "--rollout", "3"]) == 0
+    assert main([*command, "--rollout", "3", "--resolution", "8", "16"]) == 0
     assert "u@+3" in capsys.readouterr().out
-    assert load_results(tmp_path / "out" / "results.nc")["variable"].values.tolist() == [
-        "u@+1",
-        "u@+2",
-        "u@+3",
-    ]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Rollout" in page and "u@+3 at r16" in page and "error of u by step" in page
+    results = load_results(tmp_path / "out" / "results.nc")
+    assert results["variable"].values.tolist() == ["u@+1", "u@+2", "u@+3"]
     assert main([*command, "--rollout", "4", "--overwrite"]) == 2
     assert "spans 5 times, the store has 4" in capsys.readouterr().err
 

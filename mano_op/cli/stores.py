@@ -23,7 +23,7 @@ from mano_op.cli.values import (
     word_or_pair,
     words,
 )
-from mano_op.errors import InputError
+from mano_op.errors import InputError, refusing
 
 app = App(name="store", help="Check, describe, coarsen and import stores of fields.")
 app.command(formats)
@@ -151,8 +151,6 @@ def _cluster(scheduler: str | None) -> AbstractContextManager[Any]:
     """Open a client of a dask scheduler; None, for the threads of this process, without an address."""
     if scheduler is None:
         return nullcontext()
-    from mano_op.data.guards import refusing
-
     with refusing("--scheduler needs dask's distributed", "pip install 'mano_op[cluster]'", ImportError):
         from distributed import Client
     remedy = "start one with `dask scheduler`"

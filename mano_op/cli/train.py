@@ -199,13 +199,10 @@ def train_images(
     if training.normalise is not None:
         expected = "imagenet, or mean=[...] std=[...]"
         choices["normalise"] = one_or_each(training.normalise, expected)
-    columns: dict[str, Any] = {
-        "image_column": image_column,
-        "label_column": label_column,
-        "in_channels": in_channels,
-    }
+    reading: dict[str, Any] = {"image_size": choices.pop("image_size"), "in_channels": in_channels}
+    columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
     parts: dict[str, Any] = {"test": test_part, "validation": validation_part, "seed": split_seed}
-    images = open_images(source, image_size=choices.pop("image_size"), **columns, **parts)
+    images = open_images(source, **reading, **columns, **parts)
     trained = train_classifier(images, run, arch=arch, options=option, **choices, **writing.choices)
     print(f"{run}: {arch}, {trained.n_parameters:,} parameters, {_errors(trained)}")
 

@@ -1,8 +1,8 @@
 """Stores of labelled fields, batches of them, and their statistics.
 
 =============  ===================================================================
-`store`        fields on disk; `layout`, `schema`, `chunking`, `validate` and
-               `moments` are its parts, `jobs` fills one chunk by chunk
+`store`        fields on disk; `layout`, `schema`, `validate` and `moments` are
+               its parts, `jobs` fills one chunk by chunk
 `write`        xarray data sets into a store; `coordinates` makes grids of theirs
 `options`      options of whatever makes a store
 `importers`    files of other formats into a store

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -76,15 +77,9 @@ def channels_of(
     >>> channels_of(flow, at=[1.5]).outputs
     ('vorticity@t=1.5',)
     """
-    steady = tuple(
-        Channel(variable.name, None, variable.name)
-        for variable in layout.variables
-        if variable.role == "input" and not variable.time
-    )
-    varying = [variable.name for variable in layout.variables if variable.time]
-    outputs = layout.named("output")
-    fixed = [name for name in outputs if name not in varying]
-    options, n_times = f"time_steps={time_steps}, at={at}", len(layout.times)
+    steady = tuple(Channel(name, None, name) for name in layout.named("input", time=False))
+    varying, n_times = layout.named(time=True), len(layout.times)
+    outputs, fixed = layout.named("output"), layout.named("output", time=False)
     if (time_steps is not None) + (at is not None) != bool(varying):
         remedy = "nothing in the store varies in time: leave them out"
         if varying:
@@ -93,7 +88,7 @@ def channels_of(
                 "expected one of them: time_steps=(steps_in, steps_out) to step on from known times, or "
                 "at=[times] to predict from the steady inputs"
             )
-        raise InputError(f"{options}; {remedy}")
+        raise InputError(f"time_steps={time_steps}, at={at}; {remedy}")
     if not varying:
         return Channels(steady, tuple(Channel(name, None, name) for name in outputs), range(1))
     if fixed or not outputs:
@@ -105,25 +100,19 @@ def channels_of(
         return Channels(steady, _at(layout, at, steady, outputs), range(1))
     initial = {variable.name for variable in layout.variables if variable.initial_of}
     steps_in, steps_out = _steps(layout.times, time_steps or ())
-    known = [
-        Channel(name, step, f"{name}@{step - steps_in + 1:+d}")
-        for step in range(steps_in)
-        for name in varying
-    ]
-    later = [
-        Channel(name, steps_in + step, f"{name}@{step + 1:+d}")
-        for step in range(steps_out)
-        for name in outputs
-    ]
+    n_steps = steps_in + steps_out
+    known, later = (
+        [Channel(name, step, f"{name}@{step - steps_in + 1:+d}") for step, name in product(steps, names)]
+        for steps, names in ((range(steps_in), varying), (range(steps_in, n_steps), outputs))
+    )
     parameters = [channel for channel in steady if channel.variable not in initial]
-    return Channels((*parameters, *known), tuple(later), range(n_times - steps_in - steps_out + 1))
+    return Channels((*parameters, *known), tuple(later), range(n_times - n_steps + 1))
 
 
 def _at(
     layout: Layout, at: Sequence[float], steady: tuple[Channel, ...], outputs: Sequence[str]
 ) -> tuple[Channel, ...]:
-    """Return the channels of the outputs at some times."""
-    varying = [variable.name for variable in layout.variables if variable.time and variable.role == "input"]
+    varying = layout.named("input", time=True)
     if varying or not steady:
         raise InputError(
             f"at={list(at)} predicts from steady inputs alone, but "

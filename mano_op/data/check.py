@@ -10,27 +10,17 @@ from typing import Any
 
 import numpy as np
 import zarr
-from numpy.typing import NDArray
 from tqdm import tqdm
 from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
+from mano_op.data import schema
 from mano_op.data.digests import Digests
-from mano_op.data.layout import AVERAGE, Variable
-from mano_op.data.schema import (
-    CONVENTIONS,
-    DAMAGED,
-    VERSIONS,
-    array,
-    lay_out,
-    multiscales,
-    partial_path,
-    place_of,
-)
+from mano_op.data.layout import AVERAGE, COORDINATE_ATTRIBUTES, Variable, pieces
 from mano_op.data.store import FieldStore, open_store
 from mano_op.errors import InputError, listed
-from mano_op.grid import Grid
+from mano_op.paths import partial_path
 from mano_op.resample import nests
 
 # How far fields that are one at shared points may differ there, in standard deviations: float32, and a sum.
@@ -38,28 +28,18 @@ _SAME = 1e-4
 _RESTORE = "restore it or make the store anew"
 
 # Attributes of fields and coordinates that a reader goes by.
-_ATTRIBUTES = (
-    "units",
-    "long_name",
-    "standard_name",
-    "bounds",
-    "role",
-    "reference",
-    "initial_of",
-    "boundary_value",
-)
+_ATTRIBUTES = (*COORDINATE_ATTRIBUTES, "bounds", "role", "reference", "initial_of", "boundary_value")
 
 
 def check_store(
-    path: str | Path | Store, *, progress: bool = True, storage_options: Mapping[str, Any] | None = None
+    path: str | Path | Store, *, progress: bool = True, storage_options: dict[str, Any] | None = None
 ) -> list[str]:
     """Read all of a store and list what is not as the format asks.
 
     Checked are labels, coordinates, conventions and provenance; types, chunks and checksums of fields; every
     value; the statistics; fields of "resampled" resolutions at shared points; fields that two splits share;
     and undeclared initial fields. What can be read as it was meant, such as float64, is a violation too.
-    `path` and `storage_options` are those of `open_store`; `progress` shows a bar on stderr. `InputError` if
-    there is nothing at the path.
+    `path` and `storage_options` are those of `open_store`. `InputError` if there is nothing at the path.
 
     Examples
     --------
@@ -78,21 +58,23 @@ def check_store(
     try:
         store = open_store(path, storage_options=storage_options)
     except InputError as error:
-        place = None if isinstance(path, Store) else place_of(path)
+        place = None if isinstance(path, Store) else schema.place_of(path)
         if isinstance(place, Path) and not (place.exists() or partial_path(place).exists()):
             raise
         return [str(error)]
-    options = None if storage_options is None else dict(storage_options)
-    root = zarr.open_group(store.location, mode="r", use_consolidated=False, storage_options=options)
-    expected = _laid_out(store)
+    root = zarr.open_group(store.location, mode="r", use_consolidated=False, storage_options=storage_options)
+    # What the store should be, by its own labels at the finest resolution.
+    memory = MemoryStore()
+    schema.lay_out(memory, store.layout, {})
+    expected = zarr.open_group(memory, mode="r")
     if violations := list(_missing(root, expected)):
         return violations
-    violations += [*_groups(store, root), *_about(store, root), *_derived(store)]
-    variables, groups = [*store.inputs, *store.outputs], dict(expected.groups())
+    violations += [*_about(store, root), *_derived(store)]
+    variables, groups = store.layout.named(), dict(expected.groups())
     for key, grid in store.grids.items():
         for name in sorted(groups[key].array_keys(), key=lambda name: (name in variables, name)):
             where = f"{key}/{name}"
-            stored, right = array(root, where), array(expected, where)
+            stored, right = schema.array(root, where), schema.array(expected, where)
             violations += (_field if name in variables else _label)(where, stored, right)
             if name in (*grid.names, *variables):
                 violations += _attributes(where, stored, right)
@@ -105,39 +87,32 @@ def check_store(
     return violations
 
 
-def _laid_out(store: FieldStore) -> zarr.Group:
-    """Lay out in memory what the store should be, by its own labels at the finest resolution."""
-    memory = MemoryStore()
-    lay_out(memory, store.layout, {})
-    return zarr.open_group(memory, mode="r")
-
-
 def _missing(root: zarr.Group, expected: zarr.Group) -> Iterator[str]:
     """Find resolutions and arrays in the root's metadata that are missing or damaged."""
     for key, group in expected.groups():
         for where in (key, *(f"{key}/{name}" for name in sorted(group.array_keys()))):
             try:
-                _ = root[key] if where == key else array(root, where)
+                _ = root[key] if where == key else schema.array(root, where)
                 continue
             except KeyError:
                 yield f"{where}: {'its zarr.json' if where == key else 'the array'} is missing; {_RESTORE}"
-            except DAMAGED as error:
+            except schema.DAMAGED as error:
                 yield f"{where}: its zarr.json is damaged ({error}); {_RESTORE}"
             if where == key:
                 break
 
 
-def _groups(store: FieldStore, root: zarr.Group) -> Iterator[str]:
+def _about(store: FieldStore, root: zarr.Group) -> Iterator[str]:
     for name in sorted({*root.group_keys()} - {*store.grids}):
         yield f"{name}: a group that the layout of multiscales does not name; take it out, or name it there"
     for name in sorted(root.array_keys()):
         yield f"{name}: an array at the root; a complete store has resolutions only; take it out"
-
-
-def _about(store: FieldStore, root: zarr.Group) -> Iterator[str]:
-    yield from _conventions("", store.attrs)
-    for key in store.grids:
-        yield from _conventions(f"{key}: ", dict(root[key].attrs))
+    nodes = {"": store.attrs} | {f"{key}: ": root[key].attrs for key in store.grids}
+    for where, attributes in nodes.items():
+        conventions = attributes.get("Conventions")
+        # CF lets a file name several, between blanks or commas.
+        if schema.CONVENTIONS not in re.split(r"[\s,]+", str(conventions)):
+            yield f"{where}attribute Conventions={conventions!r}, expected {schema.CONVENTIONS!r}; set it"
     title, provenance = (store.attrs.get(name) for name in ("title", "provenance"))
     if not isinstance(title, str):
         yield f"attribute title={title!r}, expected a text, which may be empty; set it"
@@ -145,22 +120,15 @@ def _about(store: FieldStore, root: zarr.Group) -> Iterator[str]:
         yield f"attribute provenance={provenance!r}, expected what the fields were made with; set it"
         return
     versions = provenance.get("versions")
-    if not isinstance(versions, Mapping) or not set(VERSIONS) <= set(versions):
+    if not isinstance(versions, Mapping) or not set(schema.VERSIONS) <= set(versions):
         yield (
-            f"attribute provenance has versions={versions!r}, expected those of {', '.join(VERSIONS)}; "
-            "add them, or make the store anew"
+            f"attribute provenance has versions={versions!r}, expected those of "
+            f"{', '.join(schema.VERSIONS)}; add them, or make the store anew"
         )
 
 
-def _conventions(where: str, attributes: Mapping[str, Any]) -> Iterator[str]:
-    conventions = attributes.get("Conventions")
-    # CF lets a file name several, between blanks or commas.
-    if CONVENTIONS not in re.split(r"[\s,]+", str(conventions)):
-        yield f"{where}attribute Conventions={conventions!r}, expected {CONVENTIONS!r}; set it"
-
-
 def _derived(store: FieldStore) -> Iterator[str]:
-    expected = {level["asset"]: level for level in multiscales(store.layout)}
+    expected = {level["asset"]: level for level in schema.multiscales(store.layout)}
     for level in store.attrs["multiscales"]["layout"]:
         key, source = level["asset"], level.get("derived_from")
         if source is None:
@@ -201,7 +169,7 @@ def _field(where: str, stored: zarr.Array, expected: zarr.Array) -> Iterator[str
 def _label(where: str, stored: zarr.Array, expected: zarr.Array) -> Iterator[str]:
     try:
         values = np.asarray(stored[...])
-    except DAMAGED as error:
+    except schema.DAMAGED as error:
         yield f"{where}: cannot be read ({error}); {_RESTORE}"
         return
     right = np.asarray(expected[...])
@@ -239,13 +207,13 @@ def _fields(store: FieldStore, progress: bool, digests: Digests) -> Iterator[str
         for key, variable in product(store.grids, layout.variables):
             n = len(layout.samples(key))
             spans = layout.time_chunks if variable.time else [slice(None)]
-            for start, times in product(range(0, n, layout.chunk), spans):
+            for rows, times in product(pieces(slice(0, n), layout.chunk), spans):
                 try:
-                    values = store.read(key, variable.name, slice(start, start + layout.chunk), times)
+                    values = store.read(key, variable.name, rows, times)
                 except InputError as error:
                     yield str(error).removeprefix(f"{store.path}, ")
                 else:
-                    digests.add(key, variable, start, values)
+                    digests.add(key, variable, rows.start, values)
             bar.update(n)
 
 
@@ -263,50 +231,37 @@ def _statistics(store: FieldStore) -> Iterator[str]:
 def _shared_points(store: FieldStore) -> Iterator[str]:
     if store.layout.levels != "resampled":
         return
-    finest = next(reversed(store.grids))
-    fine = store.grids[finest]
-    for key, grid in store.grids.items():
-        if key == finest or not nests(fine, grid):
+    finest, fine = next(reversed(store.grids.items()))
+    for (key, grid), variable in product(store.grids.items(), store.variables):
+        methods = {variable.cell_methods_at(level) for level in (key, finest)}
+        if key == finest or not nests(fine, grid) or methods != {"area: point"}:
             continue
-        common, in_coarse, in_fine = np.intersect1d(
-            store.layout.samples(key), store.layout.samples(finest), return_indices=True
-        )
-        if not len(common):
-            continue
-        at = np.ix_(*(_positions(fine, grid, i) for i in range(grid.n_dim)))
-        for variable in store.variables:
-            if {variable.cell_methods_at(level) for level in (key, finest)} == {"area: point"}:
-                differing = _differing(store, variable, (key, in_coarse), (finest, in_fine), at)
-                for i in differing[:1]:
-                    yield (
-                        f"{key}/{variable.name}: sample {common[i]} differs from {finest} where they share "
-                        "points, though the resolutions are resampled and values are at points ('area: "
-                        "point'); write them from one field, or say levels='independent'"
-                    )
+        sample = _first_that_differs(store, variable, key, finest)
+        if sample is not None:
+            yield (
+                f"{key}/{variable.name}: sample {sample} differs from {finest} where they share points, "
+                "though the resolutions are resampled and values are at points ('area: point'); write them "
+                "from one field, or say levels='independent'"
+            )
 
 
-def _positions(fine: Grid, coarse: Grid, axis: int) -> NDArray[np.int64]:
-    points = coarse.axes[axis].points
-    return np.rint((points - fine.axes[axis].points[0]) / fine.axes[axis].spacing).astype(np.int64)
-
-
-def _differing(
-    store: FieldStore,
-    variable: Variable,
-    coarse: tuple[str, NDArray[np.int64]],
-    fine: tuple[str, NDArray[np.int64]],
-    at: tuple[NDArray[np.int64], ...],
-) -> list[int]:
-    """Find samples that differ at the points that two resolutions share."""
+def _first_that_differs(store: FieldStore, variable: Variable, coarse: str, fine: str) -> int | None:
+    """Return the first sample whose values differ at the points that two resolutions share."""
     tolerance = _SAME * max(store.statistics.get(variable.name, {}).get("std", 1.0), 1e-30)
-    differing: list[int] = []
-    for start in range(0, len(coarse[1]), store.layout.chunk):
-        rows = slice(start, start + store.layout.chunk)
-        apart = np.zeros(len(coarse[1][rows]))
+    axes = zip(store.grids[coarse], store.grids[fine], strict=True)
+    at = np.ix_(*(np.rint((few.points - many.points[0]) / many.spacing).astype(int) for few, many in axes))
+    samples, *rows = np.intersect1d(
+        store.layout.samples(coarse), store.layout.samples(fine), return_indices=True
+    )
+    for span in pieces(slice(0, len(samples)), store.layout.chunk):
+        apart = np.zeros(span.stop - span.start)
         for times in store.layout.time_chunks if variable.time else [slice(None)]:
-            values = store.read(coarse[0], variable.name, coarse[1][rows], times)
-            shared = store.read(fine[0], variable.name, fine[1][rows], times)[(Ellipsis, *at)]  # type: ignore
-            difference = np.abs(values - shared)
+            values, others = (
+                store.read(key, variable.name, at_key[span], times)
+                for key, at_key in zip((coarse, fine), rows, strict=True)
+            )
+            difference = np.abs(values - others[(Ellipsis, *at)])
             apart = np.maximum(apart, difference.reshape(len(values), -1).max(axis=1))
-        differing += (start + np.flatnonzero(apart > tolerance)).tolist()
-    return differing
+        if (apart > tolerance).any():
+            return int(samples[span][np.argmax(apart > tolerance)])
+    return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,29 +18,25 @@ class ChunkCache:
 
     def __init__(self, store: FieldStore, key: str, budget: int) -> None:
         self._store, self._key, self._budget = store, key, budget
-        self._kept: OrderedDict[tuple[str, int], NDArray[np.float32]] = OrderedDict()
-        self._held = 0
+        self._kept: dict[tuple[str, int], NDArray[np.float32]] = {}  # in the order of their last use
+        self._sizes = {v.name: 4 * math.prod(store.layout.shape(key, v)) for v in store.layout.variables}
 
     def read(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Read a variable in some rows, given in increasing order; as `FieldStore.read`."""
         length = self._store.layout.chunk
-        if self._bytes(name) > self._budget:
+        if length * self._sizes[name] > self._budget:
             return self._store.read(self._key, name, rows)
         owners = rows // length
-        chunks = np.unique(owners)
-        missing = [int(chunk) for chunk in chunks if (name, int(chunk)) not in self._kept]
-        fresh = self._fetch(name, missing)
-        values = np.empty((len(rows), *self._shape(name)), dtype=np.float32)
-        for chunk in chunks.tolist():
-            mine = owners == chunk
-            whole = fresh[chunk] if chunk in fresh else self._kept[name, chunk]
-            values[mine] = whole[rows[mine] - chunk * length]
-        for chunk in chunks.tolist():
-            self._keep(name, chunk, fresh.get(chunk))
-        return values
+        numbers = np.unique(owners).tolist()
+        fresh = self._fetch(name, [chunk for chunk in numbers if (name, chunk) not in self._kept])
+        chunks = {i: fresh[i] if i in fresh else self._kept.pop((name, i)) for i in numbers}
+        self._kept |= {(name, chunk): values for chunk, values in chunks.items()}
+        held = sum(values.nbytes for values in self._kept.values())
+        while held > self._budget:
+            held -= self._kept.pop(next(iter(self._kept))).nbytes
+        return np.concatenate([values[rows[owners == i] - i * length] for i, values in chunks.items()])
 
     def _fetch(self, name: str, chunks: list[int]) -> dict[int, NDArray[np.float32]]:
-        """Read chunks of the store at once."""
         if not chunks:
             return {}
         length, n = self._store.layout.chunk, len(self._store.layout.samples(self._key))
@@ -48,21 +44,3 @@ class ChunkCache:
         values = self._store.read(self._key, name, np.concatenate(rows))
         pieces = np.split(values, np.cumsum([len(numbers) for numbers in rows])[:-1])
         return {chunk: piece.copy() for chunk, piece in zip(chunks, pieces, strict=True)}
-
-    def _keep(self, name: str, chunk: int, values: NDArray[np.float32] | None) -> None:
-        """Note that a chunk was used, and forget those that were not for longest."""
-        if values is not None:
-            self._kept[name, chunk] = values
-            self._held += values.nbytes
-        if (name, chunk) in self._kept:
-            self._kept.move_to_end((name, chunk))
-        while self._held > self._budget:
-            _, oldest = self._kept.popitem(last=False)
-            self._held -= oldest.nbytes
-
-    def _shape(self, name: str) -> tuple[int, ...]:
-        layout = self._store.layout
-        return layout.shape(self._key, next(v for v in layout.variables if v.name == name))
-
-    def _bytes(self, name: str) -> int:
-        return 4 * self._store.layout.chunk * int(np.prod(self._shape(name)))

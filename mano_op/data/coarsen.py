@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mano_op.data.guards import check_each, check_one_of
+from mano_op.data.guards import check_each, check_one_of, check_options
 from mano_op.data.jobs import write_store
 from mano_op.data.layout import AVERAGE, Layout, Resolution, Variable, group_name
 from mano_op.data.options import WriteOptions
@@ -21,11 +21,13 @@ from mano_op.data.schema import path_of
 from mano_op.data.store import FieldStore, opened
 from mano_op.errors import InputError
 from mano_op.grid import Grid
+from mano_op.options import with_fields_of
 from mano_op.resample import nests, resample
 
 Coarsening = Literal["mean", "lowpass", "injection"]
 
 
+@with_fields_of(WriteOptions)
 def coarsen_store(
     source: str | Path | FieldStore,
     path: str | Path,
@@ -77,21 +79,40 @@ def coarsen_store(
     >>> bool((store.read(8, "pressure") == fine.read(16, "pressure")[:, ::2, ::2]).all())
     True
     """
+    check_options(coarsen_store, options, {"level": "from_resolution=64, say"})
     writing = WriteOptions(**options)
     source = opened(source)
     finest = source.key(next(reversed(source.grids)) if from_resolution is None else from_resolution)
     fine = source.grids[finest]
-    methods = _methods(source, method)
+    names = source.layout.named()
+    chosen = method if isinstance(method, Mapping) else dict.fromkeys(names, method)
+    check_each("method", chosen, names)
+    methods = {name: chosen[name] for name in names}
+    for name, how in methods.items():
+        check_one_of(f"method for {name}", how, get_args(Coarsening))
     coarse = [_coarser(fine, resolution) for resolution in resolutions]
     if not coarse:
         raise InputError("resolutions=[]; expected at least one to make")
     for grid, (name, how) in product(coarse, methods.items()):
-        _check_possible(fine, grid, name, how)
+        remedy = ""
+        if how == "lowpass" and not all(axis.periodic for axis in fine):
+            remedy = "expected axes that all wrap; use 'mean'"
+        elif how == "injection" and not nests(fine, grid):
+            remedy = (
+                f"they do not share the coarse points ({grid}); use 'mean', or a resolution whose points are "
+                "among those of the fine one"
+            )
+        if remedy:
+            raise InputError(f"{name} from {finest} to {group_name(grid.shape)} by {how!r}: {remedy}")
     if isinstance(source.path, Path) and path_of(path).resolve() == source.path.resolve():
         raise InputError(f"{path} is the source itself; give another path")
     held = source.layout.held[finest]
     grids = [*coarse, *([fine] if keep else [])]
     keys = [group_name(grid.shape) for grid in grids]
+    words = {name: AVERAGE if how == "mean" else how for name, how in methods.items()}
+    in_words = ", ".join(f"{name}: {words[name]}" for name in words)
+    if len(set(words.values())) == 1:
+        in_words = next(iter(words.values()))
     kept = ("boundary_conditions", "chunk", "times", "time_units", "coordinates", "as_plane")
     layout = Layout.plan(
         grids,
@@ -99,7 +120,7 @@ def coarsen_store(
         {split: size for split, size in source.splits.items() if split in held},
         levels="resampled",
         chunk_times=source.layout.chunk_times if source.layout.times else None,
-        derived={grid: (fine, _in_words(methods)) for grid in coarse} if keep else {},
+        derived={grid: (fine, in_words) for grid in coarse} if keep else {},
         **{name: getattr(source.layout, name) for name in kept},
     )
     provenance = {
@@ -127,15 +148,6 @@ def coarsened(
     return resample(field, fine, coarse, how).numpy().astype(np.float32)
 
 
-def _methods(source: FieldStore, method: Coarsening | Mapping[str, Coarsening]) -> dict[str, Coarsening]:
-    names = [variable.name for variable in source.variables]
-    methods = dict(method) if isinstance(method, Mapping) else dict.fromkeys(names, method)
-    check_each("method", methods, names)
-    for name, how in methods.items():
-        check_one_of(f"method for {name}", how, get_args(Coarsening))
-    return {name: methods[name] for name in names}
-
-
 def _coarser(fine: Grid, resolution: int | tuple[int, ...]) -> Grid:
     shape = tuple(resolution) if isinstance(resolution, Sequence) else (resolution,) * fine.n_dim
     fits = len(shape) == fine.n_dim and all(n <= axis.n for n, axis in zip(shape, fine, strict=True))
@@ -147,21 +159,6 @@ def _coarser(fine: Grid, resolution: int | tuple[int, ...]) -> Grid:
     return Grid(tuple(replace(axis, n=n) for axis, n in zip(fine, shape, strict=True)))
 
 
-def _check_possible(fine: Grid, coarse: Grid, name: str, method: Coarsening) -> None:
-    possible, remedy = True, ""
-    if method == "lowpass":
-        possible, remedy = all(axis.periodic for axis in fine), "expected axes that all wrap; use 'mean'"
-    elif method == "injection":
-        possible, remedy = (
-            nests(fine, coarse),
-            f"they do not share the coarse points ({coarse}); use 'mean', or a resolution whose points are "
-            "among those of the fine one",
-        )
-    if not possible:
-        grids = f"from {group_name(fine.shape)} to {group_name(coarse.shape)}"
-        raise InputError(f"{name} {grids} by {method!r}: {remedy}")
-
-
 def _described(variable: Variable, method: Coarsening, finest: str, keys: Sequence[str]) -> Variable:
     """Describe the variable in the new store, where coarse values may stand for something else."""
     fine = variable.cell_methods_at(finest)
@@ -169,18 +166,9 @@ def _described(variable: Variable, method: Coarsening, finest: str, keys: Sequen
     return replace(variable, cell_methods={key: fine if key == finest else coarse for key in keys})
 
 
-def _in_words(methods: Mapping[str, Coarsening]) -> str:
-    """Join the methods to one resampling_method."""
-    words = {name: AVERAGE if how == "mean" else how for name, how in methods.items()}
-    if len(set(words.values())) == 1:
-        return next(iter(words.values()))
-    return ", ".join(f"{name}: {word}" for name, word in words.items())
-
-
 def _write_chunk(
     source: FieldStore, finest: str, methods: Mapping[str, Coarsening], store: FieldStore, samples: slice
 ) -> int:
-    """Coarsen one chunk of samples to every resolution and write it; return the number of samples."""
     fine = source.grids[finest]
     # Splits that the resolution does not hold are not in the new store, so its samples are the rows there.
     for times in store.layout.time_chunks:
@@ -191,5 +179,5 @@ def _write_chunk(
             values = source.read(finest, variable.name, samples, times if variable.time else slice(None))
             for grid in fields:
                 fields[grid][variable.name] = coarsened(values, fine, grid, methods[variable.name])
-        store.write(samples, fields, *([times] if len(store.layout.time_chunks) > 1 else []))
+        store.write(samples, fields, times)
     return samples.stop - samples.start

@@ -42,14 +42,10 @@ def coordinates_of(fields: Mapping[Any, xr.Dataset], axes: Sequence[str]) -> dic
     """Return units, long_name and standard_name of the axes; all data sets have to agree."""
     attributes = {}
     for axis in axes:
-        stated = {
-            resolution: {"units": "1", "long_name": axis, **data[axis].attrs}
-            for resolution, data in fields.items()
-        }
-        kept = {
-            resolution: {name: str(given[name]) for name in COORDINATE_ATTRIBUTES if name in given}
-            for resolution, given in stated.items()
-        }
+        kept = {}
+        for resolution, data in fields.items():
+            stated = {"units": "1", "long_name": axis, **data[axis].attrs}
+            kept[resolution] = {name: str(stated[name]) for name in COORDINATE_ATTRIBUTES if name in stated}
         check_same(f"axis {axis!r}: attributes", kept)
         attributes[axis] = next(iter(kept.values()))
     return attributes
@@ -95,7 +91,6 @@ def domain_of(
 
 
 def _domain(points: NDArray[Any], registration: Registration) -> tuple[float, float]:
-    """Infer the ends of an axis from its first and last point."""
     unit = Axis("x", len(points), registration=registration).points
     length = float(points[-1] - points[0]) / (unit[-1] - unit[0])
     start = float(points[0]) - length * unit[0]

@@ -6,13 +6,13 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, default_collate
+from torch.utils.data import ConcatDataset, Dataset, Subset, default_collate
 
 from mano_op.data.channels import Channel, channels_of
 from mano_op.data.chunk_cache import ChunkCache
@@ -43,16 +43,9 @@ class Batch(Sequence[Sample]):
     def __len__(self) -> int:
         return len(next(iter(self.stacked.values())))
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Batch: ...
-
-    def __getitem__(self, index: int | slice) -> Sample | Batch:
-        if isinstance(index, slice):
-            return Batch({name: field[index] for name, field in self.stacked.items()})
-        return {name: field[index] for name, field in self.stacked.items()}
+    def __getitem__(self, index: Any) -> Any:
+        fields = {name: field[index] for name, field in self.stacked.items()}
+        return Batch(fields) if isinstance(index, slice) else fields
 
 
 def collate(samples: Sequence[Sample]) -> Any:
@@ -76,8 +69,7 @@ class FieldDataset(Dataset[Sample]):
         16, (16, 24), "r16", or the grid itself.
     split : str
     time_steps : (int, int), optional
-        Numbers of known and of predicted steps; see `mano_op.data.channels.channels_of`. Every
-        such run of times is a sample.
+        Numbers of known and of predicted steps, as of `channels_of`; each such run of times is a sample.
     at : sequence of float, optional
         Instead, the times to predict from the steady inputs.
     coordinates : bool
@@ -127,6 +119,7 @@ class FieldDataset(Dataset[Sample]):
         self.inputs, self.outputs = self.channels.inputs, self.channels.outputs
         self.key = self.store.key(resolution)
         self._rows = self.store.layout.rows(self.key, split)
+        self._n_rows = self._rows.stop - self._rows.start
         self._coordinates = coordinates
         self._process = os.getpid()
         self._cache: dict[str, NDArray[np.float32]] | None = None
@@ -173,10 +166,6 @@ class FieldDataset(Dataset[Sample]):
         """Row of the split that each sample belongs to: several runs of times share one."""
         return np.repeat(np.arange(self._n_rows), len(self.channels.starts))
 
-    @property
-    def _n_rows(self) -> int:
-        return self._rows.stop - self._rows.start
-
     def __len__(self) -> int:
         return self._n_rows * len(self.channels.starts)
 
@@ -206,16 +195,15 @@ class FieldDataset(Dataset[Sample]):
         if self._cache is not None:
             return self._cache, rows, 0
         check_not_forked(self._process, os.getpid(), "a store", "use `field_loaders`")
-        distinct, index = np.unique(rows, return_inverse=True)
-        distinct = distinct + self._rows.start
-        layout = self.store.layout
-        if layout.chunk_times >= len(layout.times):  # a chunk has all times, so it is read whole anyway
-            return {name: self._chunks.read(name, distinct) for name in self._variables}, index, 0
-        offsets = [channel.offset for channel in self.channels.all if channel.offset is not None]
-        first, last = int(starts.min()) + min(offsets), int(starts.max()) + max(offsets)
+        distinct, index = np.unique(self._rows.start + rows, return_inverse=True)
+        layout, first, times = self.store.layout, 0, None
+        if layout.chunk_times < len(layout.times):  # otherwise a chunk has all times, and is read whole
+            offsets = [channel.offset for channel in self.channels.all if channel.offset is not None]
+            first = int(starts.min()) + min(offsets)
+            times = slice(first, int(starts.max()) + max(offsets) + 1)
         fields = {
-            name: self.store.read(self.key, name, distinct, slice(first, last + 1))
-            if variable.time
+            name: self.store.read(self.key, name, distinct, times)
+            if variable.time and times
             else self._chunks.read(name, distinct)
             for name, variable in self._variables.items()
         }
@@ -231,7 +219,6 @@ class FieldDataset(Dataset[Sample]):
 
 
 def _counted(indices: Sequence[int], n: int, whole: str) -> NDArray[np.int64]:
-    """Count indices from the start; those of samples that are not there are an IndexError."""
     wanted = np.asarray(indices, dtype=np.int64)
     if wanted.min() < -n or wanted.max() >= n:
         raise IndexError(f"samples {wanted.min()} to {wanted.max()}; {whole} {n}")
@@ -279,12 +266,11 @@ class SomeSamples(Subset[Sample]):
     @property
     def chunks(self) -> list[NDArray[np.int64]]:
         """Indices of the samples in each chunk of the store that has any of them."""
-        indices = np.asarray(self.indices)
-        parts = [np.flatnonzero(np.isin(indices, chunk)) for chunk in self.dataset.chunks]
+        parts = [np.flatnonzero(np.isin(self.indices, chunk)) for chunk in self.dataset.chunks]
         return [part for part in parts if len(part)]
 
 
-class MixedDataset(Dataset[Sample]):
+class MixedDataset(ConcatDataset[Sample]):
     """Samples of several resolutions, one data set after another, drawn in batches of one resolution.
 
     `InputError` if there is no part, channels differ, or the samples of a batch do not stack.
@@ -306,11 +292,8 @@ class MixedDataset(Dataset[Sample]):
             raise InputError(
                 f"parts with the channels {channels}; expected at least one, and the same channels for all"
             )
+        super().__init__(parts)
         self.parts, self.inputs, self.outputs = tuple(parts), parts[0].inputs, parts[0].outputs
-        self._firsts = np.cumsum([0, *(len(part) for part in parts)])
-
-    def __len__(self) -> int:
-        return int(self._firsts[-1])
 
     def __getitem__(self, index: int) -> Sample:
         return self.__getitems__([index])[0]
@@ -320,8 +303,9 @@ class MixedDataset(Dataset[Sample]):
         if len(indices) == 0:
             return []
         wanted = _counted(indices, len(self), "there are")
-        owners = np.searchsorted(self._firsts, wanted, side="right") - 1
-        rows = wanted - self._firsts[owners]
+        firsts = np.array([0, *self.cumulative_sizes])
+        owners = np.searchsorted(firsts, wanted, side="right") - 1
+        rows = wanted - firsts[owners]
         if len({self.parts[owner].grid.shape for owner in owners}) > 1:
             raise InputError(
                 "a batch of samples of several resolutions, which do not stack: give the DataLoader a "

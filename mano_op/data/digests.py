@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from hashlib import blake2b
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from mano_op.data.layout import Variable
 from mano_op.data.store import FieldStore
 
+_Place = tuple[int, int | None]  # the row of a sample, and a time of its
 _CONSTANT = b""  # of a field that is one number, which says nothing of where it comes from
 
 
@@ -48,61 +50,52 @@ class Digests:
 
         Two first times do not count: two flows from one state need not be one flow.
         """
+        layout = self._store.layout
         for key in self._store.grids:
-            pairs = [*self._equal_samples(key), *self._equal_states(key)]
+            samples = layout.samples(key)
+            split_of = [split for split in layout.held[key] for _ in range(layout.splits[split])]
+            pairs = self._equal_samples(key, split_of)
             if not pairs:
                 continue
-            samples, split_of = self._store.layout.samples(key), self._splits(key)
-            text = []
-            for row, time in pairs[0]:
-                at = "" if time is None else f" at time {self._store.layout.times[time]:g}"
-                text.append(f"{samples[row]} ({split_of[row]!r}){at}")
-            n = len({(first[0], second[0]) for first, second in pairs})
+            first, second = (
+                f"{samples[row]} ({split_of[row]!r})"
+                + ("" if time is None else f" at time {layout.times[time]:g}")
+                for row, time in min(pairs, key=lambda pair: pair[1][1] is not None)
+            )
+            n = len({(a[0], b[0]) for a, b in pairs})
             more = f", as have {n - 1} more pairs of two splits" if n > 1 else ""
             yield (
-                f"{key}: samples {text[0]} and {text[1]} have the same fields{more}; expected splits that "
+                f"{key}: samples {first} and {second} have the same fields{more}; expected splits that "
                 "share none: leave these samples out of one split, and make the store anew"
             )
 
     def initial_fields(self) -> Iterator[str]:
         """Report steady inputs that are an output's first time in every sample, undeclared."""
-        key = next(reversed(self._store.grids))
-        outputs = [v.name for v in self._store.variables if v.time and v.role == "output"]
-        for variable in self._store.variables:
-            if variable.role != "input" or variable.time or variable.initial_of is not None:
-                continue
-            steady = [fields[0] for fields in self._fields[key, variable.name].values()]
-            for output in outputs:
-                if steady == [fields[0] for fields in self._fields[key, output].values()] and any(steady):
-                    yield (
-                        f"{variable.name}: is {output} at the first time in every sample, but has no "
-                        "attribute initial_of, so each step is given where the field began; set "
-                        f"initial_of={output!r} at all resolutions"
-                    )
+        finest = next(reversed(self._store.grids))
+        for name, output in self._store.layout.undeclared:
+            steady, first = (
+                [fields[0] for fields in self._fields[finest, field].values()] for field in (name, output)
+            )
+            if steady == first and any(steady):
+                yield (
+                    f"{name}: is {output} at the first time in every sample, but has no attribute "
+                    f"initial_of, so each step is given where the field began; set initial_of={output!r} at "
+                    "all resolutions"
+                )
 
-    def _splits(self, key: str) -> list[str]:
-        layout = self._store.layout
-        return [split for split in layout.held[key] for _ in range(layout.splits[split])]
-
-    def _equal_samples(self, key: str) -> Iterator[tuple[tuple[int, None], tuple[int, None]]]:
-        names, split_of = [variable.name for variable in self._store.variables], self._splits(key)
-        first: dict[tuple[bytes, ...], int] = {}
-        for row in range(len(split_of)):
-            digests = tuple(digest for name in names for digest in self._fields[key, name][row])
-            other = first.setdefault(digests, row) if any(digests) else row
-            if split_of[other] != split_of[row]:
-                yield (other, None), (row, None)
-
-    def _equal_states(self, key: str) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-        names = [variable.name for variable in self._store.variables if variable.time]
-        split_of = self._splits(key)
-        seen: dict[tuple[bytes, ...], tuple[int, int]] = {}
-        for row in range(len(split_of)) if names else ():
-            for time in range(len(self._store.layout.times)):
-                state = tuple(self._fields[key, name][row][time] for name in names)
-                other = seen.setdefault(state, (row, time)) if any(state) else (row, time)
-                if split_of[other[0]] != split_of[row] and (other[1], time) != (0, 0):
-                    yield other, (row, time)
+    def _equal_samples(self, key: str, split_of: list[str]) -> list[tuple[_Place, _Place]]:
+        """Find rows of two splits that share all fields, or all that vary in time at two times."""
+        variables, pairs = self._store.variables, []
+        seen: dict[tuple[bool, tuple[bytes, ...]], _Place] = {}
+        for row, time in product(range(len(split_of)), (None, *range(len(self._store.layout.times)))):
+            span = slice(None) if time is None else slice(time, time + 1)
+            names = [variable.name for variable in variables if variable.time or time is None]
+            digests = tuple(digest for name in names for digest in self._fields[key, name][row][span])
+            place = row, time
+            first = seen.setdefault((time is None, digests), place) if any(digests) else place
+            if split_of[first[0]] != split_of[row] and (first[1], time) != (0, 0):
+                pairs.append((first, place))
+        return pairs
 
 
 def _digest(field: NDArray[np.float32]) -> bytes:

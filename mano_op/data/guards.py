@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,28 +32,30 @@ def check_some_of(what: str, names: Iterable[object], known: Iterable[object], r
 def check_each(
     name: str, values: Mapping[str, Any], keys: Sequence[str], alone: str = "", words: str = ""
 ) -> None:
-    """Refuse a mapping that has not one value for each key."""
-    if sorted(values) != sorted(keys):
-        raise InputError(f"{name}={dict(values)}; expected {alone}one for each of {', '.join(keys)}{words}")
+    """Refuse what is no mapping with one value for each key."""
+    if not isinstance(values, Mapping) or sorted(values) != sorted(keys):
+        raise InputError(f"{name}={values!r}; expected {alone}one for each of {', '.join(keys)}{words}")
 
 
 def check_has(
     where: object, kind: str, names: Iterable[str], present: Iterable[object], remedy: str = ""
 ) -> None:
-    """Refuse names of what is missing.
-
-    Examples
-    --------
-    >>> check_has("darcy.zarr", "variable", ["v"], ["a", "u"])
-    Traceback (most recent call last):
-    ...
-    mano_op.errors.InputError: darcy.zarr has no variable 'v'; it has a, u
-    """
+    """Refuse names of what is missing."""
     known = list(present)
     if missing := [name for name in names if name not in known]:
         raise InputError(
             f"{where} has no {kind} {missing[0]!r}; it has {', '.join(map(str, known)) or 'none'}{remedy}"
         )
+
+
+def check_options(function: Callable[..., Any], options: Mapping[str, Any], renamed: dict[str, str]) -> None:
+    """Refuse keywords that a function has not; `renamed` has what to give instead of old ones."""
+    parameters = inspect.signature(function).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    for name in options:
+        if name not in known:
+            hint = f": give {renamed[name]}" if name in renamed else did_you_mean(name, known)
+            raise InputError(f"there is no option {name}={options[name]!r} of {function.__name__}{hint}")
 
 
 def check_shape(where: object, shape: Sequence[int], expected: Sequence[int], remedy: str) -> None:
@@ -68,25 +70,6 @@ def check_real(where: object, dtype: Any) -> None:
         raise InputError(
             f"{where}: of {dtype}; expected real numbers, stored densely: write it anew with such"
         )
-
-
-@contextmanager
-def refusing(what: str, remedy: str, *errors: type[BaseException]) -> Iterator[None]:
-    """Turn errors into an `InputError` that says what to do.
-
-    Examples
-    --------
-    >>> with refusing("there can be no /a/b", "give a path in a folder", OSError):
-    ...     raise OSError("read-only")
-    Traceback (most recent call last):
-    ...
-    mano_op.errors.InputError: there can be no /a/b (OSError: read-only); give a path in a folder
-    """
-    try:
-        yield
-    except errors as error:
-        text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        raise InputError(f"{what} ({text}); {remedy}") from error
 
 
 def check_increasing(name: str, values: NDArray[Any], where: str = "") -> None:

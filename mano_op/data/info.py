@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mano_op.data.layout import Variable
-from mano_op.data.schema import partial_path
 from mano_op.data.store import FieldStore
+from mano_op.paths import partial_path
 
 
 def describe(store: FieldStore) -> str:
@@ -46,15 +46,11 @@ def describe(store: FieldStore) -> str:
         [f"{variable.name} ({variable.role})", _variable(variable, store.statistics.get(variable.name))]
         for variable in store.variables
     ]
-    resolutions = [
-        [
-            key,
-            " x ".join(map(str, grid.shape)),
-            "spacing " + " x ".join(f"{h:g}" for h in grid.spacing),
-            _sizes({split: store.splits[split] for split in layout.held[key]}),
-        ]
-        for key, grid in store.grids.items()
-    ]
+    resolutions = []
+    for key, grid in store.grids.items():
+        shape, spacing = " x ".join(map(str, grid.shape)), " x ".join(f"{h:g}" for h in grid.spacing)
+        held = _sizes({split: store.splits[split] for split in layout.held[key]})
+        resolutions.append([key, shape, f"spacing {spacing}", held])
     domain = [
         f"  {axis.name} on [{axis.start:g}, {axis.stop:g}], {axis.registration}, "
         f"{layout.boundary_conditions[axis.name]}"
@@ -65,21 +61,11 @@ def describe(store: FieldStore) -> str:
     if layout.times:
         units = "" if layout.time_units == "1" else f" {layout.time_units}"
         domain.append(f"  {len(layout.times)} times from {layout.times[0]:g} to {layout.times[-1]:g}{units}")
-    return "\n".join(
-        [
-            f"{attrs.get('title') or 'Fields'} ({store.path})",
-            f"  {state}, {layout.n_samples} samples: {_sizes(store.splits)}",
-            "",
-            *_aligned(fields),
-            "",
-            *domain,
-            "",
-            *_aligned(resolutions),
-            f"  the resolutions are {layout.levels}",
-            "",
-            *(f"  {name}: {value}" for name, value in attrs.get("provenance", {}).items()),
-        ]
-    )
+    title = f"{attrs.get('title') or 'Fields'} ({store.path})"
+    summary = f"  {state}, {layout.n_samples} samples: {_sizes(store.splits)}"
+    levels = [*_aligned(resolutions), f"  the resolutions are {layout.levels}"]
+    provenance = [f"  {name}: {value}" for name, value in attrs.get("provenance", {}).items()]
+    return "\n".join([title, summary, "", *_aligned(fields), "", *domain, "", *levels, "", *provenance])
 
 
 def _variable(variable: Variable, statistics: Mapping[str, float] | None) -> str:
@@ -95,9 +81,6 @@ def _sizes(splits: Mapping[str, int]) -> str:
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
-    """Rows of cells as lines, each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        ("  " + "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip()
-        for row in rows
-    ]
+    lines = ("   ".join(map(str.ljust, row, widths)) for row in rows)
+    return [f"  {line}".rstrip() for line in lines]

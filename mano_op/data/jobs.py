@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
-from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,12 @@ from dask.system import CPU_COUNT
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from mano_op.data.guards import refusing
 from mano_op.data.layout import Layout
 from mano_op.data.options import WriteOptions
-from mano_op.data.schema import make_folder, partial_path, path_of, refuse_present
+from mano_op.data.schema import make_folder, path_of, refuse_present
 from mano_op.data.store import FieldStore, begin_store, open_store
-from mano_op.errors import InputError
+from mano_op.errors import InputError, refusing
+from mano_op.paths import partial_path
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 def only_writer(path: str | Path) -> Iterator[Path]:
     """Hold the lock on a store that is being written; yields its full path.
 
-    The lock is a file beside the store that the operating system frees when the process ends. Refused if
-    another process holds it.
+    The lock is a file beside the store, which the system frees when the process ends; refused if it is held.
     """
     path = path_of(path)
     file = path.with_name(path.name + ".lock")
@@ -70,8 +69,7 @@ def write_store(
     layout : Layout
         With `provenance`, what must be the same for a store to be resumed.
     write : callable
-        Writes the missing chunks in a slice of samples of a store; returns their number. It is pickled for
-        the workers of ``writing.client``.
+        Writes the missing chunks in a slice of samples of a store; returns their number. It is pickled.
     writing : WriteOptions
     title, provenance
         As in `mano_op.data.store.create_store`.
@@ -84,11 +82,8 @@ def write_store(
     check : callable, optional
         Compares a written chunk with the source before resuming; given the first and the last.
 
-    Raises
-    ------
-    InputError
-        If the store exists and neither `resume` nor `overwrite` is given, options differ, another process
-        writes, or a chunk is refused. Written chunks are kept for `resume`; a store without any is removed.
+    `InputError` if the store exists and neither `resume` nor `overwrite` is given, options differ, another
+    process writes, or a chunk is refused. Written chunks are kept for `resume`; an empty store is removed.
     """
     with only_writer(path) as path:
         store = _start(path, layout, writing, title, provenance)
@@ -99,11 +94,9 @@ def write_store(
             written = [samples for samples in store.layout.chunks if samples not in pending]
             for samples in written[:: max(1, len(written) - 1)]:  # the first and the last
                 check(store, samples)
-        units = [
-            unit
-            for unit in (pending if blocks is None else blocks(store))
-            if any(unit.start <= samples.start < unit.stop for samples in pending)
-        ]
+        starts = [samples.start for samples in pending]
+        units = pending if blocks is None else blocks(store)
+        units = [unit for unit in units if any(unit.start <= start < unit.stop for start in starts)]
         arguments = ((store, unit, *([parts(store, unit)] if parts else [])) for unit in units)
         bar = tqdm(total=total, initial=total - store.n_pending, unit="sample", disable=not writing.progress)
         try:
@@ -116,24 +109,15 @@ def write_store(
             if store.pending() in (store.layout.chunks, []):
                 store.discard()
             raise
-        store.finish(partial(_map, writing.client, workers, writing.progress))
+
+        def each(function: Callable[[slice], Any], rows: Sequence[slice]) -> list[Any]:
+            chunks = [(chunk,) for chunk in rows]
+            results = _compute(function, chunks, writing.client, workers)
+            bar = tqdm(results, "statistics", len(rows), unit="chunk", disable=not writing.progress)
+            return [result for _, result in sorted(bar, key=itemgetter(0))]
+
+        store.finish(each)
     return store
-
-
-def _map(
-    client: Client | None,
-    workers: int | None,
-    progress: bool,
-    function: Callable[[slice], Any],
-    rows: Sequence[slice],
-) -> list[Any]:
-    """Call a function with rows, side by side; results are in their order."""
-    results = {}
-    with tqdm(total=len(rows), unit="chunk", desc="statistics", disable=not progress) as bar:
-        for i, result in _compute(function, [(chunk,) for chunk in rows], client, workers):
-            results[i] = result
-            bar.update()
-    return [results[i] for i in range(len(rows))]
 
 
 def check_sendable(what: str, source: object) -> None:

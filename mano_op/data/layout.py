@@ -6,22 +6,23 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import product
 from numbers import Real
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mano_op.boundary import Boundary, BoundaryCondition, ends_by_axis
-from mano_op.data.chunking import cuts
-from mano_op.data.guards import check_each, check_has, check_increasing, check_one_of, check_some_of, refusing
-from mano_op.errors import InputError, check_whole
+from mano_op.data.guards import check_each, check_has, check_increasing, check_one_of, check_some_of
+from mano_op.errors import InputError, check_whole, refusing
 from mano_op.grid import Axis, Grid
 from mano_op.labels import variable_of, varies_in_time
 
 Levels = Literal["resampled", "independent", "unknown"]
 Resolution = int | Sequence[int] | str | Grid
+
+TARGET_BYTES = 2**20  # of a chunk at the finest resolution
 
 # What the multiscales convention of zarr calls means.
 AVERAGE = "average"
@@ -153,12 +154,10 @@ class Layout:
         check_increasing("time", np.asarray(self.times, dtype=np.float64))
         for key, held in self.held.items():
             check_some_of(f"{key} holds", held or ["nothing"], self.splits)
-        for violation in chain(
-            self._axes_violations(), self._variable_violations(), self._split_violations()
-        ):
+        for violation in self._violations():
             raise InputError(violation)
 
-    def _axes_violations(self) -> Iterator[str]:
+    def _violations(self) -> Iterator[str]:
         first = next(iter(self.grids.values()))
         for key, grid in self.grids.items():
             if _domain(grid) != _domain(first):
@@ -180,10 +179,7 @@ class Layout:
                     "fields onto a plane first. Where the domain is so small that this does not matter, pass "
                     "as_plane=True, which the store will say"
                 )
-
-    def _variable_violations(self) -> Iterator[str]:
-        names = [variable.name for variable in self.variables]
-        axes = next(iter(self.grids.values())).names
+        names, axes = self.named(), first.names
         taken = {"sample", "split", "time", "bnds", *axes, *(f"{name}_bnds" for name in axes)}
         for name in names:
             if name in taken or names.count(name) > 1:
@@ -191,31 +187,27 @@ class Layout:
                     f"variable {name!r}: the name is taken; give each another, and none of "
                     f"{', '.join(sorted(taken))}"
                 )
-        evolving = [
-            variable.name for variable in self.variables if variable.time and variable.role == "output"
-        ]
         for variable in self.variables:
-            outputs = evolving if not variable.time and variable.role == "input" else []
+            steady = variable.role == "input" and not variable.time
+            outputs = self.named("output", time=True) if steady else ()
             if variable.initial_of and variable.initial_of not in outputs:
                 yield (
                     f"variable {variable.name!r}: initial_of={variable.initial_of!r}; expected, of a steady "
                     "input, an output that varies in time: "
                     f"{', '.join(outputs) or 'there is none, so leave initial_of out'}"
                 )
-        varying = [variable.name for variable in self.variables if variable.time]
+        varying = list(self.named(time=True))
         if not self.named("output") or not (self.named("input") or varying):
             role = "input" if self.named("output") else "output"
             yield (
-                f"no {role} among the variables {names}; expected at least one output, and one input: only "
-                "outputs that vary in time need none"
+                f"no {role} among the variables {list(names)}; expected at least one output, and one input: "
+                "only outputs that vary in time need none"
             )
         if bool(varying) != bool(self.times):
             yield (
                 f"{len(self.times)} times, and variables that vary in time: {varying or 'none'}; expected "
                 "times exactly where a variable varies (Variable(..., time=True))"
             )
-
-    def _split_violations(self) -> Iterator[str]:
         for key, held in self.held.items():
             for cut in cuts(self.splits, held):
                 if cut % self.chunk:
@@ -264,8 +256,8 @@ class Layout:
             Number of samples of each split. Statistics are taken over "train".
         boundary_conditions : mapping of str to str
             For each axis, such as ``{"y": "dirichlet", "x": "periodic"}``.
-        levels : {"resampled", "independent", "unknown"}
-            Whether a sample's fields at two resolutions are one field resampled or two solutions.
+        levels, as_plane
+            As in `mano_op.data.options.StoreOptions`.
         chunk : int
             Samples to a chunk, the unit of writing and reading: 1 to 16 MB at the finest grid read fast.
         held : mapping of Grid to sequence of str, optional
@@ -280,11 +272,9 @@ class Layout:
             Units, long_name and standard_name of axes: ``{"x": {"units": "km"}}``.
         derived : mapping of Grid to (Grid, str), optional
             For a resolution made from another one: that one and the method, such as "average".
-        as_plane : bool
-            Take latitude and longitude as lengths on a plane; refused otherwise.
         """
         check_splits(splits)
-        check_whole(chunk=chunk, **({} if chunk_times is None else {"chunk_times": chunk_times}))
+        check_whole(chunk=chunk, chunk_times=1 if chunk_times is None else chunk_times)
         ordered = sorted(grids, key=lambda grid: (math.prod(grid.shape), grid.shape))
         keyed = {group_name(grid.shape): grid for grid in ordered}
         if len(keyed) != len(ordered) or not ordered:
@@ -292,8 +282,7 @@ class Layout:
                 f"grids of the shapes {[grid.shape for grid in ordered]}; expected some: give each once"
             )
         held, derived, n_times = held or {}, derived or {}, max(1, len(times))
-        labels: dict[str, Mapping[str, str]] = {axis: {} for axis in ordered[0].names}
-        labels |= coordinates or {}
+        labels: dict[str, Any] = {axis: {} for axis in ordered[0].names} | dict(coordinates or {})
         related = [*derived, *(source for source, _ in derived.values())]
         for option, named in (("held", [*held]), ("derived", related)):
             check_some_of(f"{option}: grids", named, ordered, "; add it to the grids, or leave it out")
@@ -331,27 +320,24 @@ class Layout:
         """Times of each chunk, as slices; one where no variable varies in time."""
         return pieces(slice(0, max(1, len(self.times))), self.chunk_times)
 
-    def named(self, role: str) -> tuple[str, ...]:
-        """Names of the variables in that role, in their order."""
-        return tuple(variable.name for variable in self.variables if variable.role == role)
+    def named(self, role: str | None = None, *, time: bool | None = None) -> tuple[str, ...]:
+        """Names of the variables, of those in a role, or of those that vary in time or are steady."""
+        return tuple(v.name for v in self.variables if role in (None, v.role) and time in (None, v.time))
+
+    @property
+    def undeclared(self) -> list[tuple[str, str]]:
+        """Pairs of a steady input and an output in time, where nothing says whether one starts the other."""
+        steady = [v.name for v in self.variables if v.initial_of is None and v.role == "input" and not v.time]
+        return list(product(steady, self.named("output", time=True)))
 
     def shape(self, key: str, variable: Variable, times: slice = slice(None)) -> tuple[int, ...]:
         """Shape of one sample of a variable at a resolution: times, if it varies, and points."""
         return (*([len(self.times[times])] if variable.time else []), *self.grids[key].shape)
 
-    def chunk_shape(self, key: str, variable: Variable) -> tuple[int, ...]:
-        """Shape of one chunk of a variable at a resolution: whole fields of some samples and times."""
-        times = [self.chunk_times] if variable.time else []
-        return (min(self.chunk, len(self.samples(key))), *times, *self.grids[key].shape)
-
     def samples(self, key: str) -> NDArray[np.int64]:
         """Numbers of the samples that a resolution holds, row by row."""
-        runs, start = [], 0
-        for split, size in self.splits.items():
-            if split in self.held[key]:
-                runs.append(np.arange(start, start + size, dtype=np.int64))
-            start += size
-        return np.concatenate(runs)
+        held = [split in self.held[key] for split in self.splits]
+        return np.flatnonzero(np.repeat(held, list(self.splits.values())))
 
     def rows(self, key: str, split: str) -> slice:
         """Rows of a resolution in which a split lies."""
@@ -370,18 +356,17 @@ class Layout:
 
 def _check_name(name: object) -> None:
     """Refuse names that zarr cannot store, or that a channel's label would be taken for."""
-    fits = isinstance(name, str) and name not in ("", ".", "..") and not name.startswith("__")
-    if not fits or "/" in name or not name.isprintable() or len(name.encode()) > 200:  # type: ignore
+    fits = isinstance(name, str) and name.isprintable() and len(name.encode()) <= 200
+    fits = fits and re.fullmatch(r"(?!__|\.\.?$)[^/]+", str(name)) is not None
+    expected, rename = "its end says a time, as labels of channels do", variable_of(str(name))
+    if not fits:
         expected, rename = (
             "expected a name of printable characters without '/', of at most 200 bytes, that does not begin "
             "with '__', nor '.' or '..'",
             "field",
         )
-    elif varies_in_time(str(name)):
-        expected, rename = "its end says a time, as labels of channels do", variable_of(str(name))
-    else:
-        return
-    raise InputError(f"variable {name!r}: {expected}: `data.rename({{{name!r}: {rename!r}}})`")
+    if not fits or varies_in_time(str(name)):
+        raise InputError(f"variable {name!r}: {expected}: `data.rename({{{name!r}: {rename!r}}})`")
 
 
 def _sign_of_a_sphere(axis: Axis, attributes: Mapping[str, str]) -> str | None:
@@ -423,12 +408,54 @@ def pieces(span: slice, size: int) -> list[slice]:
     return [slice(i, min(i + size, span.stop)) for i in range(span.start, span.stop, size)]
 
 
+def chunk_for(
+    points: int,
+    splits: Mapping[str, int],
+    held: Iterable[Sequence[str]] = (),
+    *,
+    target_bytes: int = TARGET_BYTES,
+) -> int:
+    """Return the samples to a chunk that make about `target_bytes` of float32, and divide all `cuts`.
+
+    `points` counts a sample's at the finest resolution and all times; `held` has each resolution's splits.
+
+    Examples
+    --------
+    >>> chunk_for(256 * 256, {"train": 1000})
+    4
+    >>> chunk_for(256 * 256, {"train": 9, "test": 5}, [["train", "test"], ["test"]])
+    3
+    """
+    chunk = max(1, min(target_bytes // (4 * points), sum(splits.values())))
+    common = math.gcd(*(cut for names in held for cut in cuts(splits, names)))
+    return next(k for k in range(chunk, 0, -1) if common % k == 0)
+
+
+def cuts(splits: Mapping[str, int], held: Sequence[str]) -> list[int]:
+    """Return what a chunk must divide for a resolution that holds only some splits.
+
+    Both the rows before a skipped split and the samples skipped must be whole chunks, or two chunks of
+    samples would meet in one chunk of the array.
+
+    Examples
+    --------
+    >>> cuts({"train": 9, "hard": 6, "test": 5}, ["train", "test"])
+    [9, 6]
+    """
+    numbers, rows, skipped, gap = [], 0, 0, False
+    for split, size in splits.items():
+        if split in held:
+            numbers += [rows, skipped] if gap else []
+            rows, gap = rows + size, False
+        else:
+            skipped, gap = skipped + size, True
+    return numbers
+
+
 def check_splits(splits: Mapping[str, int]) -> None:
     """Refuse splits that are not names with positive whole sizes."""
-    named = (
-        isinstance(splits, Mapping) and splits and all(isinstance(split, str) and split for split in splits)
-    )
-    if not named:
+    names = list(splits) if isinstance(splits, Mapping) else []
+    if not names or not all(isinstance(name, str) and name for name in names):
         raise InputError(
             f"splits={splits!r}; expected the number of samples of each by its name, such as {{'train': 100, "
             "'test': 10}"

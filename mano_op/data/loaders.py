@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +16,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from mano_op.data.channels import channels_of
 from mano_op.data.dataset import FieldDataset, MixedDataset, Sample, SomeSamples, collate
+from mano_op.data.guards import check_options
 from mano_op.data.layout import Resolution
 from mano_op.data.mixed import Mixed
 from mano_op.data.processor import FieldProcessor
@@ -56,8 +59,7 @@ class Reading:
     start_method : {"forkserver", "spawn"}, optional
         Of workers, by default the first that the platform has. A fork may hang.
     cache_bytes : int
-        Fields that may be kept in memory, all loaders together: whole splits while they fit, training first,
-        then chunks.
+        Fields kept in memory, all loaders together: whole splits while they fit, training first, then chunks.
     """
 
     shuffle: Literal["samples", "chunks"] = "samples"
@@ -65,6 +67,16 @@ class Reading:
     num_workers: Whole = 0
     start_method: Literal["forkserver", "spawn"] | None = None
     cache_bytes: Whole = 2**30
+
+
+# Old names of options, with what to give today.
+_RENAMED = {field.name: f"reading=Reading({field.name}=...)" for field in fields(Reading)} | {
+    "train_split": "splits=Splits(train=...)",
+    "test_split": "splits=Splits(test=...)",
+    "hold_out": "splits=Splits(hold_out=...)",
+    "ratios": "train=Mixed([16, 32], ratios=...)",
+    "window": "time_steps=...",
+}
 
 
 class FieldLoaders(NamedTuple):
@@ -91,6 +103,7 @@ def field_loaders(
     splits: Splits | None = None,
     reading: Reading | None = None,
     seed: int = 0,
+    **options: Any,
 ) -> FieldLoaders:
     """Make loaders to train at one resolution, or at several, and to test at several.
 
@@ -136,17 +149,17 @@ def field_loaders(
     >>> sorted(tuple(batch["x"].shape) for batch in mixed)
     [(2, 1, 16, 16), (2, 1, 16, 16), (4, 1, 8, 8)]
     """
+    check_options(field_loaders, options, _RENAMED)
     store, splits, reading = opened(store), splits or Splits(), reading or Reading()
     mixed = train if isinstance(train, Mixed) else None
     resolutions = list(train.resolutions) if isinstance(train, Mixed) else [train]
-    check_whole(batch_size=batch_size)
+    check_whole(batch_size=batch_size, test_batch_size=1 if test_batch_size is None else test_batch_size)
     sizes = list(mixed.batch_size) if mixed and mixed.batch_size else [batch_size] * len(resolutions)
     if reading.shuffle == "chunks" and mixed:
         raise InputError(f"shuffle='chunks' with train={train!r}; expected one resolution, or 'samples'")
     if isinstance(test, str | int | Grid) or not isinstance(test, Sequence):
         raise InputError(f"test={test!r}; expected a list of resolutions, such as test=[{test!r}]")
     test_size = min(sizes) if test_batch_size is None else test_batch_size
-    check_whole(test_batch_size=test_size)
     check_whole(at_least=0, seed=seed, pushforward=pushforward)
     train_steps, test_steps = time_steps, time_steps
     if rollout is not None or pushforward:
@@ -155,47 +168,29 @@ def field_loaders(
         train_steps = steps_in, 1 + pushforward
         test_steps = steps_in, rollout or 1
 
-    def samples(resolution: Resolution, split: str, steps: Sequence[int] | None) -> FieldDataset:
-        return FieldDataset(
-            store, resolution, split, time_steps=steps, at=at, coordinates=coordinates, cache_bytes=0
-        )
-
-    wholes = [samples(resolution, splits.train, train_steps) for resolution in resolutions]
+    samples = partial(FieldDataset, store, at=at, coordinates=coordinates, cache_bytes=0)
+    wholes = [samples(resolution, splits.train, time_steps=train_steps) for resolution in resolutions]
+    test_split = splits.test if splits.hold_out is None else splits.train
+    # Equal fields are read once.
+    same = {w.key: w for w in wholes if (test_split, test_steps) == (splits.train, train_steps)}
+    tested = {
+        name: same.get(store.key(name)) or samples(name, test_split, time_steps=test_steps)
+        for name in (tuple(key) if isinstance(key, list) else key for key in test)
+    }
     parts: list[FieldDataset | SomeSamples] = list(wholes)
-    tests: dict[Resolution, FieldDataset | SomeSamples] = {}
-    others: list[FieldDataset] = []
-    names = [tuple(key) if isinstance(key, list) else key for key in test]
-    if splits.hold_out is None:
-        others = [samples(resolution, splits.test, test_steps) for resolution in names]
-        tests.update(zip(names, others, strict=True))
-    else:
+    tests: dict[Resolution, FieldDataset | SomeSamples] = dict(tested)
+    if splits.hold_out is not None:
         held = _held_out(store.splits[splits.train], splits.hold_out, seed)
         parts = [SomeSamples(whole, np.flatnonzero(~held[whole.rows])) for whole in wholes]
-        # Equal fields are read once.
-        same = {whole.key: whole for whole in wholes} if test_steps == train_steps else {}
-        for resolution in names:
-            whole = same.get(store.key(resolution)) or samples(resolution, splits.train, test_steps)
-            tests[resolution] = SomeSamples(whole, np.flatnonzero(held[whole.rows]))
-            others += [] if whole in wholes else [whole]
-    _share(0 if reading.num_workers else reading.cache_bytes, [*wholes, *others])
-    # A DataLoader draws from its generator, or from the global one, for its workers, and not as often with
-    # workers as without: the order would depend on their number. The samplers draw from numbers of their own.
-    common: dict[str, Any] = {
-        "num_workers": reading.num_workers,
-        "collate_fn": collate,
-        "generator": torch.Generator().manual_seed(seed),
-    }
-    if reading.num_workers:
-        methods = multiprocessing.get_all_start_methods()
-        start = reading.start_method or ("forkserver" if "forkserver" in methods else "spawn")
-        common |= {"multiprocessing_context": start, "persistent_workers": True}
+        tests = {name: SomeSamples(w, np.flatnonzero(held[w.rows])) for name, w in tested.items()}
+    read = [*wholes, *(whole for whole in tested.values() if whole not in wholes)]
+    _share(0 if reading.num_workers else reading.cache_bytes, read)
+    common = {"collate_fn": collate, **workers(reading.num_workers, seed, reading.start_method)}
     sampler: dict[str, Any] = {"batch_size": sizes[0], "drop_last": reading.drop_last}
     if mixed or (ranks()[0] > 1 and reading.shuffle == "samples"):
         lengths, ratios = [len(part) for part in parts], mixed.ratios if mixed else None
-        batches = ResolutionBatchSampler(
-            lengths, sizes, ratios=ratios, drop_last=reading.drop_last, seed=seed
-        )
-        sampler = {"batch_sampler": batches}
+        order: dict[str, Any] = {"ratios": ratios, "drop_last": reading.drop_last, "seed": seed}
+        sampler = {"batch_sampler": ResolutionBatchSampler(lengths, sizes, **order)}
     elif reading.shuffle == "samples":
         sampler["sampler"] = RandomSampler(parts[0], generator=torch.Generator().manual_seed(seed))
     else:
@@ -208,8 +203,21 @@ def field_loaders(
     )
 
 
+def workers(number: int, seed: int, start_method: str | None = None) -> dict[str, Any]:
+    """Return the options of a DataLoader for a number of workers; a fork of this process may hang.
+
+    A DataLoader draws from its generator for its workers, and not as often with workers as without: samplers
+    draw from numbers of their own, or the order would depend on the number of workers.
+    """
+    options: dict[str, Any] = {"num_workers": number, "generator": torch.Generator().manual_seed(seed)}
+    if number:
+        methods = multiprocessing.get_all_start_methods()
+        start = start_method or ("forkserver" if "forkserver" in methods else "spawn")
+        options |= {"multiprocessing_context": start, "persistent_workers": True}
+    return options
+
+
 def _held_out(n: int, part: float, seed: int) -> NDArray[np.bool_]:
-    """Draw a mask of the samples of a split that are not trained on."""
     size = round(part * n)
     if not 0 < size < n:
         remedy = "leave hold_out out, and test on another split"
@@ -227,17 +235,18 @@ def _held_out(n: int, part: float, seed: int) -> NDArray[np.bool_]:
 
 def _share(cache_bytes: int, parts: Sequence[FieldDataset]) -> None:
     """Share memory among data sets: whole splits while they fit, equal parts of the rest."""
-    whole = []
+    others = []
     for part in parts:
         if part.nbytes <= cache_bytes:
-            whole.append(part)
+            part.keep(part.nbytes)
             cache_bytes -= part.nbytes
-    for part in parts:
-        part.keep(part.nbytes if part in whole else cache_bytes // (len(parts) - len(whole)))
+        else:
+            others.append(part)
+    for part in others:
+        part.keep(cache_bytes // len(others))
 
 
 def _steps_in(time_steps: Sequence[int] | None, rollout: int | None, pushforward: int, n_times: int) -> int:
-    """Return the number of known steps of a model that takes several steps."""
     if time_steps is None or len(time_steps) != 2 or time_steps[1] != 1:
         raise InputError(
             f"rollout={rollout}, pushforward={pushforward} with time_steps={time_steps}; expected fields "

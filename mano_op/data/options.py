@@ -24,8 +24,7 @@ class WriteOptions:
     progress : bool
         Show a bar on stderr.
     resume : bool
-        Continue an interrupted store, from the same source and options; its written chunks stay as they are.
-        Starts a store if there is none.
+        Continue a store from the same source and options; written chunks stay. Starts one if there is none.
     overwrite : bool
         Replace the store at the path, once the new one is finished.
     """

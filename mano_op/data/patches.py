@@ -67,7 +67,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         self._in_memory = all(first[name].variable._in_memory for name in names)
 
     def _violations(self) -> Iterator[str]:
-        if len(self.batches) == 0:
+        if not len(self):
             yield "batches has no patch; expected patches no larger than the fields"
         first, names = self.batches[0], (*self.inputs, *self.outputs)
         if not (self.inputs and self.outputs and set(names) <= set(first.data_vars)):
@@ -84,21 +84,17 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
                 f"input_dims={{{self._sample!r}: 1, ...}}"
             )
         for dim in dims[names[0]]:
-            if dim == self._sample:
-                continue
-            if dim not in first.coords:
+            if dim != self._sample and dim not in first.coords:
                 yield (
                     f"dimension {dim!r} has no coordinate, so nothing says where a patch lies; assign it to "
-                    "the data set that the generator cuts: `data.assign_coords({"
-                    f"{dim!r}: Axis({dim!r}, data.sizes[{dim!r}], start, stop, registration).points"
-                    "})`, with mano_op.Axis"
+                    f"the data set that the generator cuts: `data.assign_coords({{{dim!r}: Axis({dim!r}, "
+                    f"data.sizes[{dim!r}], start, stop, registration).points}})`, with mano_op.Axis"
                 )
-            if first[dim].dtype.kind not in "iuf":
+            if dim != self._sample and first[dim].dtype.kind not in "iuf":
                 yield (
                     f"the coordinate of {dim!r} is of {first[dim].dtype}; expected numbers. Of dates, in the "
                     "data set that the generator cuts, those since the first: `data.assign_coords({"
-                    f"{dim!r}: (data[{dim!r}] - data[{dim!r}][0]) / np.timedelta64(1, 's')"
-                    "})`"
+                    f"{dim!r}: (data[{dim!r}] - data[{dim!r}][0]) / np.timedelta64(1, 's')}})`"
                 )
 
     def __len__(self) -> int:
@@ -112,9 +108,9 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         patch = self.batches[index % len(self)].isel({self._sample: 0}).load()
         for name in (*self.inputs, *self.outputs):
             if not np.isfinite(patch[name]).all():
+                origin = ", ".join(f"{dim} = {float(patch[dim][0]):g}" for dim in self._dims)
                 raise InputError(
-                    f"patch {index}, from {self._origin(patch)}: {name} has a NaN or an infinity; expected "
-                    "finite values"
+                    f"patch {index}, from {origin}: {name} has a NaN or an infinity; expected finite values"
                 )
         mesh = np.meshgrid(*(patch[dim].to_numpy() for dim in self._dims), indexing="ij")
         return {
@@ -125,9 +121,6 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= {**state, "_process": os.getpid()}  # sent to another process, not forked
-
-    def _origin(self, patch: xr.Dataset) -> str:
-        return ", ".join(f"{dim} = {float(patch[dim][0]):g}" for dim in self._dims)
 
     def _stacked(self, patch: xr.Dataset, names: Sequence[str]) -> Tensor:
         values = np.stack([patch[name].transpose(*self._dims).to_numpy() for name in names])

@@ -1,21 +1,17 @@
-"""Whether float32 holds a variable: what rounding loses, beside how much the variable varies."""
+"""Loss of a variable by rounding to float32, beside how much the variable varies."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import astuple, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mano_op.data.moments import Moments
 
-# The part of a variable's own variation that rounding may lose.
-LARGEST_LOSS = 1e-3
-
-# Below it float32 has fewer digits, and none in the end.
-SMALLEST = float(np.finfo(np.float32).tiny)
+LARGEST_LOSS = 1e-3  # of a variable's own variation by rounding
+SMALLEST = float(np.finfo(np.float32).tiny)  # below which float32 has fewer digits, and none in the end
 
 
 @dataclass(frozen=True)
@@ -26,8 +22,7 @@ class Rounding:
         \ell^2 = \frac{\sum_i (f_i - \mathrm{fl}(f_i))^2}{\sum_i (f_i - \mu)^2},
 
     with :math:`\mathrm{fl}` the rounding to float32 and :math:`\mu` the mean. `moments` are those before
-    rounding, all points weighted alike, and `lost` is the sum of the squared differences, normalised like
-    them.
+    rounding, all points weighted alike; `lost` is the sum of the squared differences, normalised likewise.
 
     Examples
     --------
@@ -85,17 +80,12 @@ class Rounding:
             f"keeps: reference={{{name!r}: {constant!r}}}"
         )
 
-    SIZE: ClassVar[int] = 6
-
     def to_row(self) -> list[float]:
-        """Return the `SIZE` numbers that `from_row` takes."""
-        moments = self.moments
-        return [moments.count, moments.mean, moments.squares, moments.low, moments.high, self.lost]
+        """Return the numbers that `from_row` takes."""
+        return [*astuple(self.moments), self.lost]
 
     @classmethod
     def from_row(cls, row: NDArray[np.float64]) -> Rounding:
         """Make the rounding that `to_row` wrote down; none for a row of zeros."""
-        if not row[0]:
-            return cls()
-        count, mean, squares, low, high, lost = map(float, row)
-        return cls(Moments(int(count), mean, squares, low, high), lost)
+        *moments, lost = row.tolist()
+        return cls(Moments(*moments), lost) if moments[0] else cls()

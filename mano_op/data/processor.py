@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from neuralop.data.transforms.data_processors import DataProcessor
@@ -32,16 +32,10 @@ class Processor(DataProcessor):
         self.model: Any = None
 
     def _moved(self, data_dict: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-        """Return a sample whose tensors are on a device."""
         return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in data_dict.items()}
 
-    def wrap(self, model: nn.Module) -> Self:
-        """Put a model between `preprocess` and `postprocess`, to be called through `forward`."""
-        self.model = model
-        return self
-
     def forward(self, **data_dict: Any) -> tuple[Tensor, dict[str, Any]]:
-        """Call the wrapped model with all of a preprocessed sample but ``y``; see `postprocess`.
+        """Call the model given to `wrap` with all of a preprocessed sample but ``y``; see `postprocess`.
 
         Examples
         --------
@@ -60,8 +54,7 @@ class Processor(DataProcessor):
 class FieldProcessor(Processor):
     r"""Normalise fields on their way into a network and undo it on the way out.
 
-    Each variable c has one mean and one standard deviation, at every resolution, of :math:`f(x_c)` with a
-    transform f,
+    Each variable c has one mean and standard deviation at all resolutions, of :math:`f(x_c)`,
 
     .. math:: \hat x_c = (f(x_c) - \mu_c) / \sigma_c, \qquad y_c = f^{-1}(\sigma_c \hat y_c + \mu_c).
 
@@ -124,8 +117,8 @@ class FieldProcessor(Processor):
         statistics: Statistics = store.statistics
         if split != "train" or transforms:
             statistics = store.statistics_of(split, transforms)["variables"]
-        names, remedy = (*store.inputs, *store.outputs), "; finish the store, or restore it"
-        check_has(store.path, "statistics of", names, statistics, remedy)
+        remedy = "; finish the store, or restore it"
+        check_has(store.path, "statistics of", store.layout.named(), statistics, remedy)
         channels = channels_of(store.layout) if channels is None else channels
         return cls(
             {channel.label: statistics[channel.variable] for channel in channels.x},
@@ -145,13 +138,11 @@ class FieldProcessor(Processor):
         Parameters
         ----------
         data_dict : mapping
-            ``x`` of shape ``(batch, in_channels, *grid)``; perhaps ``y`` likewise. Other channels are
-            refused.
+            ``x`` of shape ``(batch, in_channels, *grid)``; perhaps ``y`` likewise.
         batched : bool
             Whether tensors have the dimension of the batch.
         step : int, optional
-            Of a rollout, in order from 0; ``y`` has the channels of all steps. After the last, None is
-            returned.
+            Of a rollout, in order from 0; ``y`` has the channels of all steps. Returns None after the last.
         """
         if step is not None:
             data_dict = self._step(data_dict, step)
@@ -170,9 +161,9 @@ class FieldProcessor(Processor):
         n = len(self.outputs)
         if step == 0:
             self.check_rollout()
-            if data_dict["y"].shape[1] % n:
-                self._check_channels("out", data_dict["y"], batched=True)
             self._known, self._ahead = (data_dict[name].to(self.device) for name in ("x", "y"))
+            if self._ahead.shape[1] % n:
+                self._check_channels("out", self._ahead, batched=True)
         if self._known is None or self._ahead is None:
             raise InputError(f"step={step} without a step 0; a rollout begins there")
         later = self._ahead[:, step * n : (step + 1) * n]
@@ -217,31 +208,30 @@ class FieldProcessor(Processor):
         tensor([[[3., 5.]]])
         """
         data = self.preprocess({**rest, "x": known})
-        return self.next_known(known, self._in_units("out", model(data.pop("x"), **data)))
+        return self.next_known(known, self._in_units(model(data.pop("x"), **data)))
 
     def postprocess(
         self, output: Tensor, data_dict: dict[str, Any], step: int | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
         """Return the model's output as the loss takes it: in units, except in training."""
         self._check_channels("out", output, batched=True)
-        rollout = step is not None and self._known is not None
-        in_units = self._in_units("out", output) if rollout or not self.training else output
-        if self._known is not None and rollout:
-            self._known = self.next_known(self._known, in_units)
+        known = self._known if step is not None else None
+        in_units = output if self.training and known is None else self._in_units(output)
+        if known is not None:
+            self._known = self.next_known(known, in_units)
         return (output if self.training else in_units), data_dict
 
     def _normal(self, role: str, field: Tensor, batched: bool) -> Tensor:
         self._check_channels(role, field, batched)
-        mean, scale = self._statistics(role, field.ndim - (2 if batched else 1))
-        return (self._apply_each(_FORWARD, role, field, 1 if batched else 0) - mean) / scale
+        dim = 1 if batched else 0
+        mean, scale = self._statistics(role, field.ndim - 1 - dim)
+        return (self._apply_each(_FORWARD, role, field, dim) - mean) / scale
 
-    def _in_units(self, role: str, field: Tensor) -> Tensor:
-        mean, scale = self._statistics(role, field.ndim - 2)
-        return self._apply_each(_INVERSE, role, field * scale + mean, 1)
+    def _in_units(self, output: Tensor) -> Tensor:
+        mean, scale = self._statistics("out", output.ndim - 2)
+        return self._apply_each(_INVERSE, "out", output * scale + mean, 1)
 
-    def _apply_each(
-        self, functions: Mapping[str, Callable[[Tensor], Tensor]], role: str, field: Tensor, dim: int
-    ) -> Tensor:
+    def _apply_each(self, functions: Mapping[str, Any], role: str, field: Tensor, dim: int) -> Tensor:
         names = self._transforms[role]
         if not any(names):
             return field
@@ -258,10 +248,8 @@ class FieldProcessor(Processor):
             )
 
     def _statistics(self, role: str, n_dim: int) -> tuple[Tensor, Tensor]:
-        """Return mean and scale of each channel, shaped to broadcast against a field."""
-        shape = (-1, *[1] * n_dim)
-        mean, std = getattr(self, f"{role}_mean"), getattr(self, f"{role}_std")
-        return mean.view(shape), torch.where(std == 0, 1.0, std).view(shape)
+        mean, std = (getattr(self, f"{role}_{what}").view(-1, *[1] * n_dim) for what in ("mean", "std"))
+        return mean, torch.where(std == 0, 1.0, std)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return names of the channels and transforms."""
@@ -278,10 +266,10 @@ class FieldProcessor(Processor):
     def to_dict(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Return all of it in JSON types, for `from_dict`."""
         statistics = {}
-        for option, role in (("inputs", "in"), ("outputs", "out")):
+        for role in ("in", "out"):
             means, stds = (getattr(self, f"{role}_{what}").tolist() for what in ("mean", "std"))
-            rows = zip(getattr(self, option), means, stds, self._transforms[role], strict=True)
-            statistics[option] = {
+            rows = zip(getattr(self, f"{role}puts"), means, stds, self._transforms[role], strict=True)
+            statistics[f"{role}puts"] = {
                 label: {"mean": mean, "std": std} | ({"transform": name} if name else {})
                 for label, mean, std, name in rows
             }

@@ -43,11 +43,8 @@ def scatter_by_rounding(points: NDArray[Any]) -> float:
         return 0.0
     spacing, scatter = _mean_step(points), deviation(points)
     least = TOLERANCE * spacing
-    if scatter <= least and not _is_short(points):
-        return 0.0
-    units = [_float_unit(points)]
-    if scatter > least:
-        units.append(_decimal_unit(points, spacing / 2))
+    units = [_float_unit(points)] if scatter > least or _is_short(points) else []
+    units += [_decimal_unit(points, spacing / 2)] if scatter > least else []
     return max((unit for unit in units if max(scatter, least) < unit <= spacing / 2), default=0.0)
 
 
@@ -95,8 +92,7 @@ def tolerance_between(first: NDArray[Any], second: NDArray[Any], rounding: float
 def agree(first: NDArray[Any], second: NDArray[Any], rounding: float = 0.0) -> NDArray[np.bool_]:
     """Compare two sequences of as many numbers, within `tolerance_between` them."""
     apart = np.abs(first.astype(np.float64) - second.astype(np.float64))
-    same: NDArray[np.bool_] = apart <= tolerance_between(first, second, rounding)
-    return same
+    return np.asarray(apart <= tolerance_between(first, second, rounding))
 
 
 def _mean_step(points: NDArray[Any]) -> float:
@@ -109,12 +105,9 @@ def _is_short(points: NDArray[Any]) -> bool:
 
 def _float_unit(points: NDArray[Any]) -> float:
     """Twice the spacing of a short type, or of float32: sums and products round more than once."""
-    if _is_short(points):
-        return 2 * unit_in_the_last_place(points)
-    single = points.astype(np.float32)
-    if not np.array_equal(single.astype(np.float64), points.astype(np.float64)):
-        return math.inf
-    return 2 * unit_in_the_last_place(single)
+    single = points if _is_short(points) else points.astype(np.float32)
+    exact = np.array_equal(single.astype(np.float64), points.astype(np.float64))
+    return 2 * unit_in_the_last_place(single) if exact else math.inf
 
 
 def _decimal_unit(points: NDArray[Any], largest: float) -> float:

@@ -20,11 +20,11 @@ def ranks(num_replicas: int | None = None, rank: int | None = None) -> tuple[int
     >>> ranks(), ranks(4, 3)
     ((1, 0), (4, 3))
     """
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if num_replicas is None:
-        num_replicas = torch.distributed.get_world_size() if distributed else 1
-    if rank is None:
-        rank = torch.distributed.get_rank() if distributed else 0
+    group = (1, 0)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        group = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    num_replicas = group[0] if num_replicas is None else num_replicas
+    rank = group[1] if rank is None else rank
     check_whole(num_replicas=num_replicas)
     check_whole(rank=rank, at_least=0)
     if rank >= num_replicas:
@@ -103,8 +103,8 @@ class ResolutionBatchSampler(_Epochs, Sampler[list[int]]):
     ) -> None:
         super().__init__(seed, num_replicas, rank)
         batch_sizes = list(batch_size) if isinstance(batch_size, Sequence) else [batch_size] * len(sizes)
-        for name, numbers in (("sizes", sizes), ("batch_size", batch_sizes)):
-            check_whole(**{f"{name}[{i}]": number for i, number in enumerate(numbers)})
+        check_whole(**{f"sizes[{i}]": size for i, size in enumerate(sizes)})
+        check_whole(**{f"batch_size[{i}]": size for i, size in enumerate(batch_sizes)})
         weights = [1] * len(sizes) if ratios is None else list(ratios)
         check_finite_number(zero=True, **{f"ratios[{i}]": weight for i, weight in enumerate(weights)})
         for name, values in (("batch_size", batch_sizes), ("ratios", weights)):
@@ -114,7 +114,10 @@ class ResolutionBatchSampler(_Epochs, Sampler[list[int]]):
                     "least one above 0"
                 )
         self.sizes, self.batch_sizes = [int(size) for size in sizes], batch_sizes
-        self.drawn = self.sizes if ratios is None else _drawn(self.sizes, ratios)
+        self.drawn = self.sizes
+        if ratios is not None:  # the resolution that runs out first is drawn whole
+            epoch = min(n / weight for n, weight in zip(self.sizes, weights, strict=True) if weight > 0)
+            self.drawn = [min(n, round(epoch * w)) for n, w in zip(self.sizes, weights, strict=True)]
         self.shuffle, self.drop_last = shuffle, drop_last
         if len(self) == 0:
             raise InputError(
@@ -136,21 +139,12 @@ class ResolutionBatchSampler(_Epochs, Sampler[list[int]]):
             chosen = first + (random.permutation(size) if self.shuffle else np.arange(size))[:n]
             step = batch_size * self.num_replicas
             for start in range(0, n - step + 1 if self.drop_last else n, step):
-                batches.append(self._mine(chosen[start : start + step]).tolist())
+                together = chosen[start : start + step]
+                each = -(-len(together) // self.num_replicas)  # as large a part for this rank as for any
+                parts = np.resize(together, each * self.num_replicas)
+                batches.append(parts[self.rank :: self.num_replicas].tolist())
         order = random.permutation(len(batches)) if self.shuffle else range(len(batches))
         yield from (batches[i] for i in order)
-
-    def _mine(self, together: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return this rank's part of the batch of all ranks, as large as any other's."""
-        each = -(-len(together) // self.num_replicas)
-        return np.resize(together, each * self.num_replicas)[self.rank :: self.num_replicas]
-
-
-def _drawn(sizes: Sequence[int], ratios: Sequence[float]) -> list[int]:
-    """Return the samples of each resolution in the largest epoch with these ratios."""
-    # The resolution that runs out first is drawn whole.
-    epoch = min(size / ratio for size, ratio in zip(sizes, ratios, strict=True) if ratio > 0)
-    return [min(size, round(epoch * ratio)) for size, ratio in zip(sizes, ratios, strict=True)]
 
 
 class ChunkSampler(_Epochs, Sampler[int]):
@@ -185,14 +179,10 @@ class ChunkSampler(_Epochs, Sampler[int]):
         return -(-sum(len(chunk) for chunk in self._chunks) // self.num_replicas)
 
     def __iter__(self) -> Iterator[int]:
-        each = len(self)
-        together = np.concatenate(list(self._order()))
-        yield from np.resize(together, each * self.num_replicas)[self.rank * each :][:each].tolist()
-
-    def _order(self) -> Iterator[NDArray[np.int64]]:
-        """Order all ranks' samples, some chunks after another."""
-        random = self._next_epoch()
-        order = random.permutation(len(self._chunks))
+        each, random = len(self), self._next_epoch()
+        order, samples = random.permutation(len(self._chunks)), []
         for start in range(0, len(order), self._at_once):
             at_hand = np.concatenate([self._chunks[i] for i in order[start : start + self._at_once]])
-            yield random.permutation(at_hand)
+            samples.append(random.permutation(at_hand))
+        together = np.resize(np.concatenate(samples), each * self.num_replicas)
+        yield from together[self.rank * each :][:each].tolist()

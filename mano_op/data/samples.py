@@ -29,16 +29,15 @@ def splits_held(fields: Mapping[Any, xr.Dataset], splits: Mapping[str, int]) -> 
     """
     total = sum(splits.values())
     labels = {key: _labels(key, data) for key, data in fields.items()}
-    numbers = {key: _numbers(data, labels[key], splits) for key, data in fields.items()}
     labelled = [key for key in fields if labels[key] is not None]
     whole = next((key for key in labelled if fields[key].sizes["sample"] == total), None)
-    for key in labelled if whole is not None else ():
-        if key != whole:
-            numbers[key] = _matched(key, whole, fields)
     split_of, held = _split_of(splits), {}
     for key, data in fields.items():
-        rows = numbers[key]
-        held[key] = _whole_splits(rows, splits) if rows is not None else []
+        if whole is None or key == whole or key not in labelled:
+            rows = _numbers(data, labels[key], splits)
+        else:
+            rows = _matched(key, whole, fields)
+        held[key] = _whole_splits(rows, splits)
         if not held[key]:
             ends = f", {_ends(labels[key])}," if key in labelled else ""
             raise InputError(
@@ -57,17 +56,16 @@ def splits_held(fields: Mapping[Any, xr.Dataset], splits: Mapping[str, int]) -> 
 def check_distinct(where: str, labels: Sequence[tuple[str, pd.Index]], remedy: str) -> None:
     """Refuse a label that is there twice, in one part, such as a file, or in two."""
     joined = labels[0][1].append([part for _, part in labels[1:]])
-    if not joined.has_duplicates:
-        return
-    places = [
-        f"sample {i}" + (f" of {name}" if name else "") for name, part in labels for i in range(len(part))
-    ]
-    second = int(np.argmax(joined.duplicated()))
-    first = int(np.argmax(joined == joined[second]))
-    raise InputError(
-        f"{where}: {places[first]} and {places[second]} are both {_text(joined[first])}; expected each "
-        f"sample once: {remedy}"
-    )
+    if joined.has_duplicates:
+        places = [
+            f"sample {i}{f' of {name}' if name else ''}" for name, part in labels for i in range(len(part))
+        ]
+        second = int(np.argmax(joined.duplicated()))
+        first = int(np.argmax(joined == joined[second]))
+        raise InputError(
+            f"{where}: {places[first]} and {places[second]} are both {_text(joined[first])}; expected each "
+            f"sample once: {remedy}"
+        )
 
 
 def _text(label: Any) -> str:
@@ -92,22 +90,18 @@ def _labels(key: Any, data: xr.Dataset) -> pd.Index | None:
     return labels
 
 
-def _numbers(
-    data: xr.Dataset, labels: pd.Index | None, splits: Mapping[str, int]
-) -> NDArray[np.int64] | None:
-    """Return the numbers of a data set's samples among all, if its labels or its size tell them."""
+def _numbers(data: xr.Dataset, labels: pd.Index | None, splits: Mapping[str, int]) -> NDArray[np.int64]:
+    """Return the numbers of a data set's samples among all; none if neither labels nor size tell them."""
     n, total = data.sizes["sample"], sum(splits.values())
     if labels is not None and labels.dtype.kind in "iu":
         numbers = labels.to_numpy().astype(np.int64)
-        if _whole_splits(numbers, splits):
+        # Numbers of parts of splits, or in another order, are refused.
+        if _whole_splits(numbers, splits) or (numbers.min() >= 0 and numbers.max() < total):
             return numbers
-        if numbers.min() >= 0 and numbers.max() < total:  # numbers, of parts of splits or in another order
-            return None
-    return np.arange(n) if n == total else None
+    return np.arange(n if n == total else 0)
 
 
 def _split_of(splits: Mapping[str, int]) -> NDArray[np.object_]:
-    """Return the split of each sample."""
     return np.repeat(np.array(list(splits), dtype=object), list(splits.values()))
 
 
@@ -125,25 +119,25 @@ def _matched(key: Any, whole: Any, fields: Mapping[Any, xr.Dataset]) -> NDArray[
         return np.arange(len(labels))
     numbers = np.asarray(expected.get_indexer(labels), dtype=np.int64)
     wrong = (numbers < 0) | (np.diff(numbers, prepend=-1) <= 0)
-    if wrong.any():
-        i = int(np.argmax(wrong))
+    if not wrong.any():
+        return numbers
+    i = int(np.argmax(wrong))
+    problem = (
+        f"which no sample at {whole} is, {_ends(expected)}; expected the same samples at all "
+        "resolutions: label them alike, `data.assign_coords(sample=...)`"
+    )
+    if numbers[i] >= 0:
         problem = (
-            f"which no sample at {whole} is, {_ends(expected)}; expected the same samples at all "
-            "resolutions: label them alike, `data.assign_coords(sample=...)`"
+            f"which is sample {numbers[i]} at {whole}, after {_text(labels[i - 1])}, sample "
+            f"{numbers[i - 1]} there; expected one order at all resolutions: "
+            f"`fields[{key!r}].sel(sample=fields[{whole!r}]['sample'])`"
         )
-        if numbers[i] >= 0:
-            problem = (
-                f"which is sample {numbers[i]} at {whole}, after {_text(labels[i - 1])}, sample "
-                f"{numbers[i - 1]} there; expected one order at all resolutions: "
-                f"`fields[{key!r}].sel(sample=fields[{whole!r}]['sample'])`"
-            )
-        raise InputError(f"sample {i} at {key} is {_text(labels[i])}, {problem}")
-    return numbers
+    raise InputError(f"sample {i} at {key} is {_text(labels[i])}, {problem}")
 
 
 def _are_same_times(key: Any, whole: Any, fields: Mapping[Any, xr.Dataset]) -> bool:
-    labels, expected = (fields[name]["sample"].variable for name in (key, whole))
-    if labels.dtype.kind not in "Mmf" or expected.dtype.kind not in "Mmf":
+    variables = [fields[name]["sample"].variable for name in (key, whole)]
+    if any(labels.dtype.kind not in "Mmf" for labels in variables):
         return False
-    ours, theirs = Times.of(key, labels), Times.of(whole, expected)
+    ours, theirs = map(Times.of, (key, whole), variables)
     return ours.measure == theirs.measure and bool(ours.agrees_with(theirs).all())

@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from mano_op.data.guards import refusing
 from mano_op.data.layout import COORDINATE_ATTRIBUTES, Layout, Variable
 from mano_op.data.precision import Rounding
-from mano_op.errors import InputError
+from mano_op.errors import InputError, refusing
 from mano_op.grid import Axis, Grid
-from mano_op.paths import target_of
+from mano_op.paths import partial_path, target_of
 
 FORMAT, FORMAT_VERSION = "mano_op fields", 1
 CONVENTIONS = "CF-1.11"
@@ -66,7 +65,9 @@ def values_of(
 
 def place_of(path: str | Path) -> Path | str:
     """Return a full path on the file system, or an address of fsspec, such as ``s3://bucket/darcy.zarr``."""
-    return path if isinstance(path, str) and "://" in path else Path(path).absolute()
+    what, remedy = f"{type(path).__name__} is no path", "give the folder of a store, or its address"
+    with refusing(what, remedy, TypeError):
+        return path if isinstance(path, str) and "://" in path else Path(path).absolute()
 
 
 def path_of(path: str | Path | Store) -> Path:
@@ -85,15 +86,14 @@ def make_folder(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def open_root(path: Path | str | Store, storage_options: Mapping[str, Any] | None = None) -> zarr.Group:
+def open_root(path: Path | str | Store, storage_options: dict[str, Any] | None = None) -> zarr.Group:
     """Open the root of the store at `path` for reading, if it is one of a version that is known."""
     other = _other_content(path) if isinstance(path, Path) else None
     if other is None:
-        options = None if storage_options is None else dict(storage_options)
         remedy = "give the path of a store; if it is one, its zarr.json is damaged, restore that"
         # ImportError where fsspec lacks what speaks to an address.
         with refusing(f"{path} is no zarr store of format 3", remedy, *DAMAGED, ImportError):
-            root = zarr.open_group(path, mode="r", zarr_format=3, storage_options=options)
+            root = zarr.open_group(path, mode="r", zarr_format=3, storage_options=storage_options)
         if (given := root.attrs.get("format")) != FORMAT:
             other = f"is a zarr store, but not one of fields (attribute format={given!r})"
     if other is not None:
@@ -117,15 +117,10 @@ def _other_content(path: Path) -> str | None:
         return "is a file, no zarr store of format 3"
     if (path / "zarr.json").exists():
         return None
-    for file, node in ((".zgroup", "a group"), (".zmetadata", "a group"), (".zarray", "an array")):
-        if (path / file).exists():
-            return f"is {node} of zarr format 2, no zarr store of format 3"
-    return "is a folder without a zarr.json, no zarr store of format 3"
-
-
-def partial_path(path: Path) -> Path:
-    """Path of the store that will be at `path`, while it is being written."""
-    return path.with_name(path.name + ".partial")
+    kinds = {".zgroup": "a group of zarr format 2", ".zmetadata": "a group of zarr format 2"}
+    kinds[".zarray"] = "an array of zarr format 2"
+    kind = next((kinds[file] for file in kinds if (path / file).exists()), "a folder without a zarr.json")
+    return f"is {kind}, no zarr store of format 3"
 
 
 def clear(path: Path, overwrite: bool) -> None:
@@ -231,7 +226,7 @@ def _derivation(layout: Layout, key: str) -> dict[str, Any]:
 def lay_out(path: Path | Store, layout: Layout, attributes: dict[str, Any]) -> None:
     """Write a store with all its labels and none of its fields."""
     root = zarr.create_group(path, zarr_format=3, attributes=attributes)
-    shape = (len(layout.chunks), len(layout.grids), len(layout.variables), Rounding.SIZE)
+    shape = (len(layout.chunks), len(layout.grids), len(layout.variables), len(Rounding().to_row()))
     root.create_array(WRITTEN, shape=shape[:1], chunks=(1,), dtype=bool, dimension_names=("chunk",))
     root.create_array(ROUNDING, shape=shape, chunks=(1, *shape[1:]), dtype=np.float64)
     for key in layout.grids:
@@ -265,10 +260,11 @@ def _create_group(root: zarr.Group, layout: Layout, key: str) -> None:
         label(axis.name, axis.points, (axis.name,), **layout.coordinates[axis.name], bounds=bounds, **cf_axis)
         label(bounds, axis.bounds, (axis.name, "bnds"))
     for variable in layout.variables:
+        times = slice(layout.chunk_times)
         group.create_array(
             variable.name,
             shape=(len(samples), *layout.shape(key, variable)),
-            chunks=layout.chunk_shape(key, variable),
+            chunks=(min(layout.chunk, len(samples)), *layout.shape(key, variable, times)),  # whole fields
             dtype=np.float32,
             fill_value=np.nan,  # what a lost chunk reads as, and a value that is never written
             compressors=[ZstdCodec(level=3), Crc32cCodec()],
@@ -287,17 +283,14 @@ def _create_group(root: zarr.Group, layout: Layout, key: str) -> None:
 
 
 def _spatial(grid: Grid) -> dict[str, Any]:
-    """Attributes of a map as https://github.com/zarr-conventions/spatial defines them.
-
-    Registration "node" has its box through the outer points, "pixel" around the cells.
-    """
+    """Return the attributes of a map, whose box is through the outer nodes, or around the cells."""
     cells = {axis.registration == "cell" for axis in grid}
     if grid.n_dim != 2 or len(cells) > 1:
         return {}
     y, x = grid
     ends = [(axis.start, axis.stop) if cells == {True} else axis.points[[0, -1]] for axis in (x, y)]
     first, last = ([float(end[i]) for end in ends] for i in (0, 1))
-    return {
+    return {  # as https://github.com/zarr-conventions/spatial defines them
         "spatial:dimensions": list(grid.names),
         "spatial:shape": list(grid.shape),
         "spatial:registration": "pixel" if cells == {True} else "node",
@@ -340,24 +333,17 @@ def _read_layout(root: zarr.Group) -> Layout:
     variables = []
     for name in names:
         first = array(root, f"{keys[0]}/{name}")
-        labels: dict[str, Any] = dict(first.attrs)
-        variables.append(
-            Variable(
-                name,
-                labels["role"],
-                labels["units"],
-                labels["long_name"],
-                {key: str(array(root, f"{key}/{name}").attrs["cell_methods"]) for key in keys},
-                labels.get("boundary_value"),
-                first.ndim == len(axes) + 2,
-                float(labels.get("reference", 0.0)),
-                labels.get("initial_of"),
-            )
-        )
+        optional = [label for label in ("boundary_value", "reference", "initial_of") if label in first.attrs]
+        labels: dict[str, Any] = {
+            label: first.attrs[label] for label in ("role", "units", "long_name", *optional)
+        }
+        methods = {key: str(array(root, f"{key}/{name}").attrs["cell_methods"]) for key in keys}
+        varies = first.ndim == len(axes) + 2
+        variables.append(Variable(name, cell_methods=methods, time=varies, **labels))
     times: dict[str, Any] = {}
     if "times_per_chunk" in attributes:
-        units = array(root, f"{keys[0]}/time").attrs["units"]
-        times = {"times": values_of(root, f"{keys[0]}/time").tolist(), "time_units": units}
+        stored = array(root, f"{keys[0]}/time")
+        times = {"times": values_of(root, stored.path).tolist(), "time_units": stored.attrs["units"]}
         times["chunk_times"] = attributes["times_per_chunk"]
     coordinates = {axis: array(root, f"{keys[0]}/{axis}").attrs for axis in axes}
     return Layout.plan(

@@ -59,9 +59,13 @@ class SourceReader:
             for field, box in boxes.items()
             for chunk in self._chunks(field, box)
         }
-        needed = {key: self._select(*chunk) for key, chunk in chunks.items() if key not in self._kept}
+        needed = {}
+        for key, (field, chunk) in chunks.items():
+            variable, spans = self._variables[field], dict(zip(("sample", "time"), chunk, strict=True))
+            if key not in self._kept:
+                needed[key] = variable.isel(spans, missing_dims="ignore").data
         # In one go, so that what chunks have in common is computed once.
-        read = compute(*(chunk.data for chunk in needed.values()), scheduler=self._scheduler)
+        read = compute(*needed.values(), scheduler=self._scheduler)
         self._kept |= {key: np.asarray(values) for key, values in zip(needed, read, strict=True)}
         values: dict[Grid, dict[str, NDArray[Any]]] = {grid: {} for grid in rows}
         for (grid, name), box in boxes.items():
@@ -75,16 +79,14 @@ class SourceReader:
     def _chunks(self, field: tuple[Grid, str], box: _Box) -> Iterator[_Box]:
         """Return the chunks of a variable that hold some rows and times, or these where it has none."""
         samples, times = (
-            [slice(*ends) for ends in pairwise(bounds or (span.start, span.stop)) if _overlap(ends, span)]
+            [
+                slice(start, stop)
+                for start, stop in pairwise(bounds or (span.start, span.stop))
+                if start < span.stop and stop > span.start
+            ]
             for bounds, span in zip(self._edges[field], box, strict=True)
         )
         return product(samples, times)
-
-    def _select(self, field: tuple[Grid, str], chunk: _Box) -> xr.Variable:
-        """Select a chunk of a variable, unread where it is behind dask."""
-        variable = self._variables[field]
-        spans = zip(("sample", "time"), chunk, strict=True)
-        return variable.isel({dim: span for dim, span in spans if dim in variable.dims})
 
     def _joined(self, box: _Box, chunks: Mapping[_Key, _Box], dims: Sequence[Hashable]) -> NDArray[Any]:
         """Join rows and times of a variable from chunks; a single one as a view."""
@@ -146,21 +148,15 @@ def blocks_of(layout: Layout, sources: Mapping[str, xr.Dataset], names: Sequence
     >>> blocks_of(layout, {"r4": data}, ["u"])
     [slice(0, 12, None)]
     """
-    edges_of = {
-        key: [edges(data[name].variable, "sample") for name in names] for key, data in sources.items()
-    }
-    ends = {key: [set(bounds) for bounds in lists if bounds is not None] for key, lists in edges_of.items()}
+    bounds = [(key, edges(sources[key][name].variable, "sample")) for key, name in product(sources, names)]
+    ends = [(key, set(starts)) for key, starts in bounds if starts is not None]
     blocks, start = [], 0
     for chunk in layout.chunks:
         rows = {key: layout.rows_of(key, slice(0, chunk.stop)).stop for key in sources}
-        if all(rows[key] in bounds for key, lists in ends.items() for bounds in lists):
+        if all(rows[key] in starts for key, starts in ends):
             blocks.append(slice(start, chunk.stop))
             start = chunk.stop
     return blocks
-
-
-def _overlap(ends: tuple[int, int], span: slice) -> bool:
-    return ends[0] < span.stop and ends[1] > span.start
 
 
 def _shifted(spans: Sequence[slice], origins: Sequence[slice]) -> tuple[slice, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -22,18 +22,18 @@ from zarr.abc.store import Store
 from zarr.errors import ZarrUserWarning
 
 from mano_op.data import schema
-from mano_op.data.guards import check_has, refusing
+from mano_op.data.guards import check_has, check_one_of, check_some_of
 from mano_op.data.layout import Layout, Levels, Resolution, Variable, pieces
 from mano_op.data.moments import Moments
 from mano_op.data.precision import Rounding
-from mano_op.data.transforms import check_transforms, transformed
+from mano_op.data.transforms import TRANSFORMS, transformed
 from mano_op.data.validate import LOST, accept, check_finite
-from mano_op.errors import InputError
+from mano_op.errors import InputError, refusing
 from mano_op.grid import Grid
+from mano_op.paths import partial_path
 
 __all__ = ["FieldStore", "Levels", "Resolution", "Variable", "create_store", "open_store"]
 
-_Resolution = TypeVar("_Resolution", bound=Resolution)
 # As `map` of a function over chunks of samples.
 Each = Callable[[Callable[[slice], Any], Sequence[slice]], Iterable[Any]]
 
@@ -57,9 +57,8 @@ def create_store(
         Folder that does not exist yet, by custom ``*.zarr``.
     grids, variables, splits
         As in `mano_op.data.layout.Layout.plan`.
-    title : str
-    provenance : mapping
-        Where the fields come from, in JSON types. Versions of packages are added under "versions".
+    title, provenance
+        As in `mano_op.data.options.StoreOptions`.
     overwrite : bool
         Replace the store at `path` when this one is finished. Only a store is ever replaced.
     **layout
@@ -80,9 +79,8 @@ def create_store(
     >>> store.statistics["u"]
     {'mean': 2.0, 'std': 0.0}
     """
-    return begin_store(
-        path, Layout.plan(grids, variables, splits, **layout), title, provenance, overwrite=overwrite
-    )
+    plan = Layout.plan(grids, variables, splits, **layout)
+    return begin_store(path, plan, title, provenance, overwrite=overwrite)
 
 
 def begin_store(
@@ -93,12 +91,12 @@ def begin_store(
     path = schema.path_of(path)
     schema.clear(path, overwrite)
     schema.make_folder(path)
-    schema.lay_out(schema.partial_path(path), layout, attributes)
-    return FieldStore(path, schema.partial_path(path))
+    schema.lay_out(partial_path(path), layout, attributes)
+    return FieldStore(path, partial_path(path))
 
 
 def open_store(
-    path: str | Path | Store, *, incomplete: bool = False, storage_options: Mapping[str, Any] | None = None
+    path: str | Path | Store, *, incomplete: bool = False, storage_options: dict[str, Any] | None = None
 ) -> FieldStore:
     """Open a store for reading, unless it is partial, of a newer version, or its arrays do not fit.
 
@@ -108,14 +106,14 @@ def open_store(
         Or an address of fsspec, "s3://bucket/darcy.zarr"; or a ``zarr.abc.store.Store``.
     incomplete : bool
         Accept a store that is being written too, and prefer it to the one that it replaces.
-    storage_options : mapping, optional
+    storage_options : dict, optional
         Of fsspec, for an address: ``{"anon": True}``.
     """
     place = path if isinstance(path, Store) else schema.place_of(path)
     if isinstance(place, str | Store):
         store = FieldStore(place, storage_options=storage_options)
     else:
-        beside = schema.partial_path(place)
+        beside = partial_path(place)
         begun = beside.exists() and (incomplete or not place.exists())
         store = FieldStore(place, beside if begun else place)
     if not (incomplete or store.complete):
@@ -166,7 +164,7 @@ class FieldStore:
         self,
         path: str | Path | Store,
         location: Path | Store | None = None,
-        storage_options: Mapping[str, Any] | None = None,
+        storage_options: dict[str, Any] | None = None,
     ) -> None:
         self.path = str(path) if isinstance(path, Store) else schema.place_of(path)
         self.location: Path | str | Store = location or (path if isinstance(path, Store) else self.path)
@@ -202,7 +200,7 @@ class FieldStore:
 
     def key(self, resolution: Resolution) -> str:
         """Name the resolution that is meant by 16, (16, 24), [16, 24], "r16" or a grid."""
-        if (key := self._key(resolution)) is not None:
+        if key := self._key(resolution):
             return key
         present = ", ".join(f"{key} ({' x '.join(map(str, grid.shape))})" for key, grid in self.grids.items())
         parts = list(resolution) if isinstance(resolution, list | tuple) else []
@@ -210,19 +208,18 @@ class FieldStore:
         hint = f"; to train on several resolutions, give Mixed({parts})" if mixed else ""
         raise InputError(f"{self.path} has no resolution {resolution}; it has {present}{hint}")
 
-    def _key(self, resolution: Resolution) -> str | None:
+    def _key(self, resolution: Resolution) -> str:
+        shape = tuple(resolution) if isinstance(resolution, list | tuple) else ()
         for key, grid in self.grids.items():
-            if isinstance(resolution, Sequence) and not isinstance(resolution, str):
-                same = tuple(resolution) == grid.shape
-            else:
-                same = resolution in (key, grid) or set(grid.shape) == {resolution}
-            if same:
+            if grid.shape == shape or (
+                not shape and (resolution in (key, grid) or {*grid.shape} == {resolution})
+            ):
                 return key
-        return None
+        return ""
 
     def dataset(self, resolution: Resolution) -> xr.Dataset:
         """Open one resolution as a labelled data set, read when its values are asked for."""
-        options = None if self._storage_options is None else dict(self._storage_options)
+        options = self._storage_options
         return xr.open_zarr(self.location, group=self.key(resolution), chunks=None, storage_options=options)
 
     def read(
@@ -238,7 +235,7 @@ class FieldStore:
         damaged, or a value is not finite, as of a lost chunk.
         """
         key = self.key(resolution)
-        check_has(self.path, "variable", [name], [*self.inputs, *self.outputs])
+        check_has(self.path, "variable", [name], self.layout.named())
         try:
             values = schema.values_of(self._root, f"{key}/{name}", rows, times)
         except schema.DAMAGED as error:
@@ -250,10 +247,10 @@ class FieldStore:
         return values
 
     def _damaged(self, key: str, name: str, rows: slice | NDArray[np.int64], times: slice) -> str:
-        """Name the chunk that cannot be read, among those that hold some rows."""
         samples = self.layout.samples(key)
+        chunks = pieces(slice(0, len(samples)), self.layout.chunk)
         for chunk in np.unique(np.arange(len(samples))[rows] // self.layout.chunk):
-            span = slice(chunk * self.layout.chunk, (chunk + 1) * self.layout.chunk)
+            span = chunks[chunk]
             try:
                 schema.values_of(self._root, f"{key}/{name}", span, times)
             except schema.DAMAGED:
@@ -275,7 +272,7 @@ class FieldStore:
     def write(
         self,
         samples: slice,
-        fields: Mapping[_Resolution, Mapping[str, ArrayLike]],
+        fields: Mapping[Any, Mapping[str, ArrayLike]],
         times: slice | None = None,
     ) -> None:
         """Write the fields of one chunk of samples at every resolution, then mark it as written.
@@ -288,8 +285,7 @@ class FieldStore:
         samples : slice
             One of `pending`.
         fields : mapping
-            For each resolution that holds the samples its variables, shape ``(samples, *grid.shape)``, or
-            ``(samples, times, *grid.shape)``.
+            For each resolution that holds the samples its variables, ``(samples, [times], *grid.shape)``.
         times : slice, optional
             One of ``layout.time_chunks``; by default all times.
 
@@ -301,20 +297,19 @@ class FieldStore:
         """
         schema.path_of(self.location)
         time_chunks = self.layout.time_chunks
+        span = times or slice(0, time_chunks[-1].stop)
         for name, part, chunks, known in (
             ("samples", samples, self.layout.chunks, "pending()"),
             ("times", times or time_chunks[0], time_chunks, "layout.time_chunks"),
         ):
             if part not in chunks:
                 raise InputError(f"{name}={part} is no chunk of {self.path}; expected one of `{known}`")
-        span = times or slice(0, time_chunks[-1].stop)
         keyed = {self.key(resolution): variables for resolution, variables in fields.items()}
         arrays = accept(self.layout, samples, keyed, span)
         root = self._to_write()
         if root.attrs["complete"]:
             raise InputError(f"{self.path} is finished; to write it anew, create it with overwrite=True")
-        chunk, keys = self.layout.chunks.index(samples), list(self.grids)
-        names = [variable.name for variable in self.variables]
+        chunk, keys, names = self.layout.chunks.index(samples), list(self.grids), self.layout.named()
         rounding = schema.array(root, schema.ROUNDING)
         lost = np.array(rounding[chunk]) if span.start else np.zeros(rounding.shape[1:])
         for (key, name), (values, loss) in arrays.items():
@@ -401,18 +396,18 @@ class FieldStore:
             As `map`, of a function and slices of rows; chunks may be read side by side.
         """
         transforms = dict(transforms or {})
-        check_transforms(transforms, (*self.inputs, *self.outputs))
+        check_some_of("a transform of", transforms, self.layout.named())
+        for name, transform in transforms.items():
+            check_one_of(f"transform of {name}", transform, TRANSFORMS)
         held = [key for key in self.grids if split in self.layout.held[key]]
         key = held[-1] if held else next(iter(self.grids))
         rows = self.layout.rows(key, split)
-        chunks = pieces(rows, self.layout.chunk)
-        total = [Moments() for _ in self.variables]
-        for part in each(partial(_moments, self, key, transforms), chunks):
-            total = [whole + moments for whole, moments in zip(total, part, strict=True)]
+        parts = each(partial(_moments, self, key, transforms), pieces(rows, self.layout.chunk))
         variables = {}
-        for name, moments in zip((variable.name for variable in self.variables), total, strict=True):
-            transform = {"transform": transforms[name]} if name in transforms else {}
-            variables[name] = {"mean": moments.mean, "std": moments.std, **transform}
+        for name, moments in zip(self.layout.named(), zip(*parts, strict=True), strict=True):
+            total = sum(moments, Moments())
+            transform_of = {"transform": transforms[name]} if name in transforms else {}
+            variables[name] = {"mean": total.mean, "std": total.std, **transform_of}
         return {
             "split": split,
             "level": key,
@@ -423,7 +418,6 @@ class FieldStore:
 
 
 def _moments(store: FieldStore, key: str, transforms: Mapping[str, str], rows: slice) -> list[Moments]:
-    """Take the moments of each variable over some rows of a resolution."""
     weights = store.grids[key].weights
     moments = []
     for variable in store.variables:

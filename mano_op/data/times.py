@@ -12,9 +12,9 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-from mano_op.data.guards import check_has, refusing
+from mano_op.data.guards import check_has
 from mano_op.data.rounded import agree, tolerance_between, unit_in_the_last_place
-from mano_op.errors import InputError
+from mano_op.errors import InputError, refusing
 
 _Key = TypeVar("_Key")
 
@@ -43,8 +43,7 @@ class Times:
 
     `numbers` in `units`, such as "days since 2000-01-01" or "1", are what a store has. `seconds` are to
     compare: durations, and dates since 1970; other numbers are as they are. Only times of one `measure` may
-    be compared, "dates", "durations" or numbers of a unit. `rounding` is the error of `seconds` by type and
-    units.
+    be compared, "dates", "durations" or numbers of a unit. `rounding` is the error of `seconds`.
     """
 
     numbers: NDArray[np.float64]
@@ -68,7 +67,9 @@ class Times:
         _check(where, times)
         units = str(times.attrs.get("units", ""))
         if times.dtype.kind in "iuf" and " since " in units:
-            times = _decoded(where, times)
+            what = f"{where}: times in {units!r} are no dates"
+            with refusing(what, "correct the attribute units", OverflowError, ValueError):
+                times = xr.conventions.decode_cf_variable("time", times)
         if times.dtype.kind in "mM":  # whose units are their own, whatever an attribute says
             times = xr.Variable(times.dims, times.values, encoding=times.encoding)
         with warnings.catch_warnings():
@@ -120,10 +121,10 @@ def times_of(fields: Mapping[Any, xr.Dataset]) -> tuple[list[float], str]:
 def _difference(times_at: Mapping[Any, Times], first: Any, other: Any) -> str | None:
     """Describe the first time of two data sets that differs; None if all agree."""
     ours, theirs = times_at[first], times_at[other]
-    sizes, comparable = (len(ours.seconds), len(theirs.seconds)), ours.measure == theirs.measure
-    n = min(sizes) if comparable else 0
+    sizes = len(ours.seconds), len(theirs.seconds)
+    n = min(sizes) if ours.measure == theirs.measure else 0
     same = agree(ours.seconds[:n], theirs.seconds[:n], ours.rounding + theirs.rounding)
-    if comparable and same.all() and sizes[0] == sizes[1]:
+    if same.all() and n == max(sizes):
         return None
     i = int(np.argmin([*same, False]))
     time, its = (times.text(i) if i < len(times.seconds) else "missing" for times in (ours, theirs))
@@ -143,21 +144,18 @@ def common_times(fields: Mapping[_Key, xr.Dataset]) -> dict[_Key, xr.Dataset]:
     """
     times_at = {key: Times.of(key, data["time"].variable) for key, data in fields.items()}
     shortest = min(times_at.values(), key=lambda times: len(times.seconds))
-    rows = {key: _nearest(times, shortest) for key, times in times_at.items()}
-    shared = np.logical_and.reduce([nearest >= 0 for nearest in rows.values()])
+    rows: dict[_Key, Any] = {}
+    shared = np.ones(len(shortest.seconds), dtype=bool)
+    for key, times in times_at.items():
+        distances, rows[key] = KDTree(times.seconds[:, None]).query(shortest.seconds[:, None], p=1)
+        rounding = times.rounding + shortest.rounding
+        shared &= distances <= tolerance_between(times.seconds, shortest.seconds, rounding)
     if len({times.measure for times in times_at.values()}) > 1 or not shared.any():
         firsts = "; ".join(
             f"{key} has {times.measure}, {times.text(0)} first" for key, times in times_at.items()
         )
         raise InputError(f"no time is at all resolutions: {firsts}. Count them from one origin, in one unit")
     return {key: data.isel(time=rows[key][shared]) for key, data in fields.items()}
-
-
-def _nearest(times: Times, wanted: Times) -> NDArray[np.int64]:
-    """Return for each wanted time the index of the one that agrees with it; -1 where none does."""
-    distances, indices = KDTree(times.seconds[:, None]).query(wanted.seconds[:, None], p=1)
-    tolerance = tolerance_between(times.seconds, wanted.seconds, times.rounding + wanted.rounding)
-    return np.where(distances <= tolerance, indices, -1)
 
 
 def _check(where: object, times: xr.Variable) -> None:
@@ -182,10 +180,3 @@ def _check(where: object, times: xr.Variable) -> None:
         )
     if problem:
         raise InputError(f"{where}: {problem}")
-
-
-def _decoded(where: object, times: xr.Variable) -> xr.Variable:
-    """Decode numbers with units such as "hours since 2000-01-01"."""
-    what = f"{where}: times in {times.attrs['units']!r} are no dates"
-    with refusing(what, "correct the attribute units", OverflowError, ValueError):
-        return xr.conventions.decode_cf_variable("time", times)

@@ -32,18 +32,17 @@ def accept(
 ) -> dict[tuple[str, str], tuple[NDArray[np.float32], Rounding]]:
     """Return the fields of some samples as they are stored, by resolution and variable, and their rounding.
 
-    Each resolution that holds any of the samples has its variables, shape ``(samples, *grid.shape)``, or
-    ``(samples, times, *grid.shape)``; steady ones come with the first time. `InputError` if names or shapes
-    do not fit, or a value is not finite.
+    Each resolution that holds any of the samples has its variables, ``(samples, [times], *grid.shape)``;
+    steady ones come with the first time. `InputError` if names, shapes or values do not fit.
     """
-    rows = {key: layout.rows_of(key, samples) for key in layout.grids}
-    expected = [key for key in layout.grids if rows[key].start < rows[key].stop]
+    numbers_at = {key: layout.samples(key)[layout.rows_of(key, samples)] for key in layout.grids}
+    expected = [key for key, numbers in numbers_at.items() if len(numbers)]
     _check_names(f"samples {samples.start} to {samples.stop - 1}: resolutions", fields, expected)
     written = [variable for variable in layout.variables if variable.time or not times.start]
     accepted = {}
     for key, variables in fields.items():
         _check_names(f"{key}: variables", variables, [variable.name for variable in written])
-        numbers = layout.samples(key)[rows[key]]
+        numbers = numbers_at[key]
         for variable in written:
             where = f"{key}/{variable.name}"
             shape = (len(numbers), *layout.shape(key, variable, times))
@@ -63,7 +62,6 @@ def _check_names(what: str, names: Iterable[str], expected: list[str]) -> None:
 def _rounded(
     values: NDArray[Any], numbers: NDArray[np.int64], where: str
 ) -> tuple[NDArray[np.float32], Rounding]:
-    """Round values to float32, and measure the loss."""
     with np.errstate(over="ignore"):  # becomes an infinity, which is refused by name
         single = values.astype(np.float32)
     over = ~np.isfinite(single)

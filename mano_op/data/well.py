@@ -119,7 +119,6 @@ class WellSamples(Dataset[dict[str, Tensor]]):
         )
 
     def _numbers(self, statistics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-        """Return mean and standard deviation of each scalar and component."""
         numbers: dict[str, dict[str, float]] = {}
         metadata = self.dataset.metadata
         for fields, names in (
@@ -129,12 +128,12 @@ class WellSamples(Dataset[dict[str, Tensor]]):
             for order in sorted(names):
                 n = metadata.n_spatial_dims**order  # the components of a field follow one another
                 for first in range(0, len(names[order]), n):
-                    field, components = next(fields), names[order][first : first + n]
+                    field = next(fields)
                     for what in ("mean", "std"):
                         values = np.ravel(statistics.get(what, {}).get(field, []))
-                        remedy = "a number for each component"
-                        check_shape(f"statistics, {what} of {field!r}", values.shape, (n,), remedy)
-                        for name, value in zip(components, values, strict=True):
+                        where = f"statistics, {what} of {field!r}"
+                        check_shape(where, values.shape, (n,), "a number for each component")
+                        for name, value in zip(names[order][first:], values, strict=False):
                             numbers.setdefault(name, {})[what] = float(value)
         return numbers
 

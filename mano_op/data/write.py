@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -15,19 +15,9 @@ from dask.base import optimize
 from numpy.typing import NDArray
 
 from mano_op.boundary import Boundary
-from mano_op.data.chunking import TARGET_BYTES, chunk_for
-from mano_op.data.coordinates import (
-    Domain,
-    Registrations,
-    Shape,
-    coordinates_of,
-    domain_of,
-    grid_of,
-    registrations_of,
-)
-from mano_op.data.guards import check_has, check_increasing, check_same, check_some_of
+from mano_op.data import coordinates, guards
 from mano_op.data.jobs import check_sendable, write_store
-from mano_op.data.layout import Layout, Variable, check_splits, group_name
+from mano_op.data.layout import TARGET_BYTES, Layout, Variable, check_splits, chunk_for, group_name
 from mano_op.data.options import StoreOptions
 from mano_op.data.samples import splits_held
 from mano_op.data.source import SourceReader, blocks_of
@@ -35,24 +25,26 @@ from mano_op.data.store import FieldStore
 from mano_op.data.times import times_of
 from mano_op.errors import InputError
 from mano_op.grid import Grid, Registration
+from mano_op.options import with_fields_of
 
 # The attributes of a variable that are kept, and what is taken where they are missing.
 _ATTRIBUTES = {"units": "1", "long_name": ""}
 
-_Shape = TypeVar("_Shape", bound=Shape)
+_Fields = dict[Grid, dict[str, NDArray[Any]]]
 
 
+@with_fields_of(StoreOptions)
 def write_fields(
     path: str | Path,
-    fields: Mapping[_Shape, xr.Dataset],
+    fields: Mapping[Any, xr.Dataset],
     *,
     inputs: Sequence[str],
     outputs: Sequence[str],
     splits: Mapping[str, int],
-    registration: Registration | Registrations,
+    registration: Registration | coordinates.Registrations,
     boundary_conditions: Mapping[str, str],
     boundary_values: Mapping[str, Boundary] | None = None,
-    domain: Domain | None = None,
+    domain: coordinates.Domain | None = None,
     reference: Mapping[str, float] | None = None,
     initial: Mapping[str, str] | None = None,
     **options: Any,
@@ -78,8 +70,7 @@ def write_fields(
         Where points lie, see `mano_op.grid`: for all axes or each, ``{"y": "node_both", "x": "node"}``. The
         coordinates are checked against it; rounded ones are replaced by exact ones.
     boundary_conditions : mapping of str to str
-        For each axis: "periodic" (it wraps), "dirichlet", "neumann", "robin", "wall", "open", "mixed",
-        "unknown".
+        For each axis: "periodic", "dirichlet", "neumann", "robin", "wall", "open", "mixed", "unknown".
     boundary_values : mapping of str to float or mapping, optional
         Known values at the boundary: ``{"pressure": 0.0}``, or ``{"temperature": {"y": (1.0, 0.0)}}``; see
         `Variable`. Without them the interpolated baseline of a transfer is worse than it could be.
@@ -113,19 +104,16 @@ def write_fields(
     >>> store.grids["r8"] == Grid.uniform((8,), registration="cell")
     True
     """
+    guards.check_options(write_fields, options, {})
     writing = StoreOptions(**options)
     for violation in _violations(fields, inputs, outputs):
         raise InputError(violation)
     check_splits(splits)
     names = [*inputs, *outputs]
     axes, varying = _check_variables(fields, names)
-    registration = registrations_of(registration, axes)
+    registration = coordinates.registrations_of(registration, axes)
     times, time_units = times_of(fields) if varying else ([], "1")
-    if not isinstance(boundary_conditions, Mapping):
-        raise InputError(
-            f"boundary_conditions={boundary_conditions!r}, expected one for each axis: "
-            '{"y": "dirichlet", "x": "periodic"}, say'
-        )
+    guards.check_each("boundary_conditions", boundary_conditions, axes)
     periodic = {axis: bc == "periodic" for axis, bc in boundary_conditions.items()}
     splits_at = splits_held(fields, splits)
     grids: dict[Grid, xr.Dataset] = {}
@@ -133,12 +121,17 @@ def write_fields(
     for resolution in sorted(fields, key=lambda key: -math.prod(fields[key].sizes[axis] for axis in axes)):
         data = fields[resolution]
         if domain is None:  # as the finest resolution has it
-            domain = domain_of(resolution, data, axes, registration, periodic, alone=len(fields) == 1)
-        grid = grid_of(resolution, data, axes, registration, domain, periodic)
+            domain = coordinates.domain_of(
+                resolution, data, axes, registration, periodic, alone=len(fields) == 1
+            )
+        grid = coordinates.grid_of(resolution, data, axes, registration, domain, periodic)
         grids[grid], held[grid] = data[names], splits_at[resolution]
 
-    finest, n_times = next(iter(grids)), max(1, len(times))
-    chunk = writing.chunk or chunk_for(math.prod(finest.shape) * n_times, splits, held.values())
+    points, n_times = math.prod(next(iter(grids)).shape), max(1, len(times))
+    chunk = writing.chunk or chunk_for(points * n_times, splits, held.values())
+    # All times if a chunk then has at most 8 MiB, otherwise as many as make 1 MiB.
+    at_once = TARGET_BYTES // (4 * points * chunk)
+    chunk_times = n_times if 4 * points * chunk * n_times <= 8 * TARGET_BYTES else max(1, at_once)
     layout = Layout.plan(
         list(grids),
         _variables(fields, axes, inputs, outputs, boundary_values or {}, varying, reference or {}, initial),
@@ -149,19 +142,18 @@ def write_fields(
         held=held,
         times=times,
         time_units=time_units,
-        chunk_times=writing.chunk_times or _times_to_a_chunk(finest, n_times, chunk),
-        coordinates=coordinates_of(fields, axes),
+        chunk_times=writing.chunk_times or chunk_times,
+        coordinates=coordinates.coordinates_of(fields, axes),
         as_plane=writing.as_plane,
     )
     client = writing.client
     if client is not None:
         for resolution, data in fields.items():
             check_sendable(f"fields at {resolution}", optimize(data[names].isel(sample=slice(0, 1)))[0])
-    ask = initial is None
     return write_store(
         path,
         layout,
-        partial(_write_block, grids, ask) if client is None else partial(_write_parts, "synchronous", ask),
+        partial(_write_block, grids) if client is None else partial(_write_parts, "synchronous"),
         writing,
         title=writing.title,
         provenance=writing.provenance or {},
@@ -172,12 +164,6 @@ def write_fields(
         parts=None if client is None else partial(_parts, grids, culled=True),
         check=partial(_check_chunk, grids),
     )
-
-
-def _times_to_a_chunk(grid: Grid, n_times: int, chunk: int) -> int:
-    """Return all times if a chunk then has at most 8 MiB, otherwise as many as make 1 MiB."""
-    field_bytes = 4 * math.prod(grid.shape) * chunk
-    return n_times if field_bytes * n_times <= 8 * TARGET_BYTES else max(1, TARGET_BYTES // field_bytes)
 
 
 def _violations(fields: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Iterator[str]:
@@ -211,57 +197,43 @@ def _parts(
     return {grid: optimize(part)[0] for grid, part in parts.items()} if culled else parts
 
 
-def _write_block(sources: Mapping[Grid, xr.Dataset], ask: bool, store: FieldStore, block: slice) -> int:
-    """Read a block of samples and write it; return their number."""
-    return _write_parts("threads", ask, store, block, _parts(sources, store, block))
+def _write_block(sources: Mapping[Grid, xr.Dataset], store: FieldStore, block: slice) -> int:
+    return _write_parts("threads", store, block, _parts(sources, store, block))
 
 
-def _write_parts(
-    scheduler: str, ask: bool, store: FieldStore, block: slice, parts: Mapping[Grid, xr.Dataset]
-) -> int:
+def _write_parts(scheduler: str, store: FieldStore, block: slice, parts: Mapping[Grid, xr.Dataset]) -> int:
     """Write the missing chunks of a block, piece of time after piece; return the number of samples."""
     missing = [samples for samples in store.pending() if block.start <= samples.start < block.stop]
-    reader = SourceReader(parts, [*store.inputs, *store.outputs], scheduler)
-    for times in store.layout.time_chunks:
-        for samples in missing:
-            fields = _read(reader, store, parts, block, samples, times)
-            if samples.start == 0 and times.start == 0:
-                _check_ends(store, fields)
-                if ask:
-                    _check_initial(store, fields)
-            store.write(samples, fields, *([times] if len(store.layout.time_chunks) > 1 else []))
+    for samples, times, fields in _read(scheduler, store, block, parts, missing):
+        if samples.start == times.start == 0:
+            _check_ends(store, fields)
+            _check_initial(store, fields)
+        store.write(samples, fields, times)
     return sum(samples.stop - samples.start for samples in missing)
 
 
 def _read(
-    reader: SourceReader,
-    store: FieldStore,
-    parts: Mapping[Grid, xr.Dataset],
-    block: slice,
-    samples: slice,
-    times: slice,
-) -> dict[Grid, dict[str, NDArray[Any]]]:
-    """Read samples of a block at some times, steady variables with the first, and subtract references."""
-    names = [variable.name for variable in store.variables if variable.time or not times.start]
-    rows = {}
-    for grid in parts:
-        first = store.layout.rows_of(store.key(grid), block).start
-        span = store.layout.rows_of(store.key(grid), samples)
-        if span.start < span.stop:
-            rows[grid] = slice(span.start - first, span.stop - first)
+    scheduler: str, store: FieldStore, block: slice, parts: Mapping[Grid, xr.Dataset], chunks: Sequence[slice]
+) -> Iterator[tuple[slice, slice, _Fields]]:
+    """Read chunks of a block by pieces of time, steady variables with the first, and subtract references."""
+    reader = SourceReader(parts, store.layout.named(), scheduler)
     constants = {variable.name: variable.reference for variable in store.variables}
-    return {
-        grid: {
-            name: values.astype(np.float64) - constants[name]
-            if constants[name] and values.dtype.kind in "biuf"
-            else values
-            for name, values in variables.items()
-        }
-        for grid, variables in reader.read(rows, times, names).items()
-    }
+    for times, samples in product(store.layout.time_chunks, chunks):
+        rows = {}
+        for grid in parts:
+            first = store.layout.rows_of(store.key(grid), block).start
+            span = store.layout.rows_of(store.key(grid), samples)
+            if span.start < span.stop:
+                rows[grid] = slice(span.start - first, span.stop - first)
+        fields = reader.read(rows, times, store.layout.named(time=True if times.start else None))
+        for variables in fields.values():
+            for name in filter(constants.get, variables):
+                if variables[name].dtype.kind in "biuf":
+                    variables[name] = variables[name].astype(np.float64) - constants[name]
+        yield samples, times, fields
 
 
-def _check_ends(store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray[Any]]]) -> None:
+def _check_ends(store: FieldStore, fields: _Fields) -> None:
     """Refuse an axis that wraps whose last values repeat the first in all fields, unless by chance."""
     for (grid, variables), name in product(fields.items(), store.layout.boundary_conditions):
         dim = grid.names.index(name) - grid.n_dim
@@ -283,11 +255,9 @@ def _check_ends(store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray[An
             )
 
 
-def _check_initial(store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray[Any]]]) -> None:
+def _check_initial(store: FieldStore, fields: _Fields) -> None:
     """Refuse a steady input that is an output at the first time, undeclared."""
-    evolving = [variable.name for variable in store.variables if variable.time and variable.role == "output"]
-    steady = [variable.name for variable in store.variables if not variable.time and variable.role == "input"]
-    for values, name, output in product(fields.values(), steady, evolving):
+    for values, (name, output) in product(fields.values(), store.layout.undeclared):
         first = values[output][:, 0]
         if np.array_equal(values[name], first) and (first != first.flat[0]).any():
             raise InputError(
@@ -298,11 +268,8 @@ def _check_initial(store: FieldStore, fields: Mapping[Grid, Mapping[str, NDArray
 
 def _check_chunk(sources: Mapping[Grid, xr.Dataset], store: FieldStore, samples: slice) -> None:
     """Refuse to go on with a store that has other values than the data sets."""
-    parts = _parts(sources, store, samples)
-    reader = SourceReader(parts, [*store.inputs, *store.outputs], "threads")
-    varying = {variable.name for variable in store.variables if variable.time}
-    for times in store.layout.time_chunks:
-        fields = _read(reader, store, parts, samples, samples, times)
+    parts, varying = _parts(sources, store, samples), store.layout.named(time=True)
+    for _, times, fields in _read("threads", store, samples, parts, [samples]):
         for grid, variables in fields.items():
             key = store.key(grid)
             rows = store.layout.rows_of(key, samples)
@@ -317,14 +284,14 @@ def _check_chunk(sources: Mapping[Grid, xr.Dataset], store: FieldStore, samples:
 
 
 def _check_variables(
-    fields: Mapping[_Shape, xr.Dataset], names: Sequence[str]
+    fields: Mapping[Any, xr.Dataset], names: Sequence[str]
 ) -> tuple[tuple[str, ...], frozenset[str]]:
     """Return the spatial dimensions, which all variables share, and the variables that vary in time."""
     dimensions: set[tuple[str, ...]] = set()
     varying: dict[str, set[bool]] = {name: set() for name in names}
     for resolution, data in fields.items():
         for name in names:
-            check_has(f"the data set at {resolution}", "variable", [name], data.data_vars)
+            guards.check_has(f"the data set at {resolution}", "variable", [name], data.data_vars)
             dims = tuple(map(str, data[name].dims))
             varying[name].add(dims[1:2] == ("time",))
             dimensions.add(dims)
@@ -346,12 +313,12 @@ def _check_variables(
                     f"{resolution}: the coordinate of axis {axis!r} is {what}; expected numbers: "
                     f"`data.assign_coords({{{axis!r}: ...}})`, {data.sizes[axis]} that increase"
                 )
-            check_increasing(axis, data[axis].values, f"{resolution}: ")
+            guards.check_increasing(axis, data[axis].values, f"{resolution}: ")
     return axes, frozenset(name for name in names if True in varying[name])
 
 
 def _variables(
-    fields: Mapping[_Shape, xr.Dataset],
+    fields: Mapping[Any, xr.Dataset],
     axes: Sequence[str],
     inputs: Sequence[str],
     outputs: Sequence[str],
@@ -360,10 +327,9 @@ def _variables(
     reference: Mapping[str, float],
     initial: Mapping[str, str] | None,
 ) -> list[Variable]:
-    """Make variables of attributes, which are the same at every resolution, but for cell_methods."""
     options = {"boundary_values": boundary_values, "reference": reference, "initial": initial or {}}
     for option, by_name in options.items():
-        check_some_of(f"{option} of", by_name, [*inputs, *outputs])
+        guards.check_some_of(f"{option} of", by_name, [*inputs, *outputs])
     keyed = {group_name([data.sizes[axis] for axis in axes]): data for data in fields.values()}
     variables = []
     for name in [*inputs, *outputs]:
@@ -372,7 +338,7 @@ def _variables(
             resolution: {key: str(data[name].attrs.get(key, missing)) for key, missing in _ATTRIBUTES.items()}
             for resolution, data in fields.items()
         }
-        check_same(f"{name}: attributes", attributes)
+        guards.check_same(f"{name}: attributes", attributes)
         parameter = role == "input" and varying and name not in varying
         variables.append(
             Variable(
@@ -392,15 +358,12 @@ def _variables(
     return variables
 
 
-def _difference(boundary: Boundary | None, reference: float) -> Boundary | None:
-    """Subtract the reference from boundary values."""
+def _difference(boundary: Any, reference: float) -> Any:
+    """Subtract the reference from boundary values: a number, or those of axes and of their ends."""
     if boundary is None or not reference:
         return boundary
-    if not isinstance(boundary, Mapping):
-        return boundary - reference
-    return {
-        axis: tuple(None if end is None else end - reference for end in ends)  # type: ignore[misc]
-        if isinstance(ends, Sequence)
-        else ends - reference
-        for axis, ends in boundary.items()
-    }
+    if isinstance(boundary, Mapping):
+        return {axis: _difference(ends, reference) for axis, ends in boundary.items()}
+    if isinstance(boundary, Sequence):
+        return tuple(_difference(end, reference) for end in boundary)
+    return boundary - reference

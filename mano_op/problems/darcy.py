@@ -12,8 +12,8 @@ from scipy.sparse.linalg import splu
 
 from mano_op.data.layout import Variable
 from mano_op.grid import Axis, Grid
-from mano_op.options import Positive, options
-from mano_op.problems.problem import BoundaryValueProblem, Fields, Finite
+from mano_op.options import Finite, Positive, options
+from mano_op.problems.problem import BoundaryValueProblem, Fields
 from mano_op.problems.random_field import Modes, Seed
 from mano_op.problems.solver_grid import check_periodic, field_values, interior
 

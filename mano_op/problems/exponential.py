@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -53,13 +53,24 @@ def integrate(
         raise InputError(f"times={listed(times)}; expected two or more, equally spaced from 0: problem.times")
     substeps = math.ceil(times[1] / time_step * (1 - 1e-12))  # no extra step where rounding alone asks for it
     h = times[1] / substeps
-    weights = _weights(np.asarray(linear, dtype=np.float64), h)
+    z = h * np.asarray(linear, dtype=np.float64)
+    phi_1, phi_2, phi_3 = phi(z)
+    full, half, stage = np.exp(z), np.exp(z / 2), h / 2 * phi(z / 2)[0]
+    first, middle, last = (
+        h * weight for weight in (phi_1 - 3 * phi_2 + 4 * phi_3, 2 * phi_2 - 4 * phi_3, 4 * phi_3 - phi_2)
+    )
     states = np.empty((len(times), *initial.shape), dtype=initial.dtype)
     states[0] = v = initial
     for i, time in enumerate(times[1:], start=1):
         with np.errstate(over="ignore", invalid="ignore"):  # refused below
             for _ in range(substeps):
-                v = _step(v, nonlinear, weights)
+                n_v = nonlinear(v)
+                decayed = half * v
+                a = decayed + stage * n_v
+                n_a = nonlinear(a)
+                n_b = nonlinear(decayed + stage * n_a)
+                n_c = nonlinear(half * a + stage * (2 * n_b - n_v))
+                v = full * v + first * n_v + middle * (n_a + n_b) + last * n_c
         if not np.isfinite(v).all():
             raise InputError(
                 f"the solution is no longer finite at time {time:g}, with steps of {h:g}: pass a shorter "
@@ -91,26 +102,3 @@ def phi(z: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray
     phi_3 = (phi_2 - 1 / 2) / large
     phi_2 = np.where(near, small * series + 1 / 2, phi_2)
     return np.where(near, small * phi_2 + 1, phi_1), phi_2, np.where(near, series, phi_3)
-
-
-def _weights(linear: NDArray[np.float64], h: float) -> tuple[NDArray[np.float64], ...]:
-    phi_1, phi_2, phi_3 = phi(h * linear)
-    return (
-        np.exp(h * linear),
-        np.exp(h / 2 * linear),
-        h / 2 * phi(h / 2 * linear)[0],
-        h * (phi_1 - 3 * phi_2 + 4 * phi_3),
-        h * (2 * phi_2 - 4 * phi_3),
-        h * (4 * phi_3 - phi_2),
-    )
-
-
-def _step(v: State, nonlinear: Callable[[State], State], weights: tuple[Any, ...]) -> State:
-    full, half, stage, first, middle, last = weights
-    n_v = nonlinear(v)
-    decayed = half * v
-    a = decayed + stage * n_v
-    n_a = nonlinear(a)
-    n_b = nonlinear(decayed + stage * n_a)
-    n_c = nonlinear(half * a + stage * (2 * n_b - n_v))
-    return full * v + first * n_v + middle * (n_a + n_b) + last * n_c

@@ -43,14 +43,14 @@ def generate_fields(
         The new store. Dask workers must see it under the same name.
     problem : Problem
     resolutions : sequence of int or tuple of int
-        Points of each resolution: 16 for 16 along every axis, a tuple for any other shape.
+        16 for 16 points along every axis, a tuple for any other shape.
     samples : mapping of str to int, optional
         Size of each split; ``{"train": 1000, "test": 50}`` if not given.
     seed : int
     registration : {"node", "node_both", "cell"}
     solver_resolution : int, optional
-        Intervals or points of the solver grid along each axis; default and accuracy are in the notes of the
-        problem. Stores to be compared should share it.
+        Intervals or points of the solver grid along each axis, which stores to be compared should share;
+        default and accuracy are in the notes of the problem.
     chunk : int
         Samples of a task and of a chunk of the store. A worker holds as many in float64.
     **options

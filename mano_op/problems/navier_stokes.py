@@ -11,9 +11,9 @@ from scipy import fft
 from mano_op.data.layout import Variable
 from mano_op.errors import InputError
 from mano_op.grid import Grid
-from mano_op.options import Count, Positive, options
+from mano_op.options import Count, Finite, Positive, options
 from mano_op.problems.exponential import integrate
-from mano_op.problems.problem import Array, Finite, PeriodicProblem
+from mano_op.problems.problem import PeriodicProblem
 from mano_op.problems.solver_grid import check_periodic, field_values
 
 
@@ -104,14 +104,14 @@ class NavierStokes(PeriodicProblem):
         """
         check_periodic(True, grid, self.n_dim)
         if forcing is None:
-            angle = (
-                2
-                * np.pi
-                * sum((x - axis.start) / axis.length for x, axis in zip(grid.mesh, grid, strict=True))
-            )
+            turns = sum((x - axis.start) / axis.length for x, axis in zip(grid.mesh, grid, strict=True))
+            angle = 2 * np.pi * turns
             forcing = self.forcing * (np.sin(angle) + np.cos(angle))
         spectrum, source = _spectrum("initial", initial, grid), _spectrum("forcing", forcing, grid)
-        kappa_y, kappa_x, kept = _wavenumbers(grid)
+        (n_y, n_x), (length_y, length_x) = grid.shape, (axis.length for axis in grid)
+        k_y, k_x = np.fft.fftfreq(n_y, 1 / n_y)[:, np.newaxis], np.fft.rfftfreq(n_x, 1 / n_x)
+        kappa_y, kappa_x = 2 * np.pi / length_y * k_y, 2 * np.pi / length_x * k_x
+        kept = (3 * np.abs(k_y) < n_y) & (3 * k_x < n_x)
         square = kappa_x**2 + kappa_y**2
         inverse = np.divide(kept, square, out=np.zeros_like(square), where=square > 0)
         to_velocity = np.stack([1j * kappa_y * inverse, -1j * kappa_x * inverse])
@@ -138,12 +138,3 @@ def _spectrum(name: str, field: ArrayLike, grid: Grid) -> NDArray[np.complex128]
             f"{name} has the mean {values.mean():g}; expected 0, as of any curl on a torus: subtract it"
         )
     return np.asarray(fft.rfft2(values))
-
-
-def _wavenumbers(grid: Grid) -> tuple[Array, Array, NDArray[np.bool_]]:
-    """Angular wavenumbers along y, of shape (n_y, 1), and along x, and the mask of the kept pairs."""
-    (n_y, n_x), (length_y, length_x) = grid.shape, (axis.length for axis in grid)
-    k_y = np.fft.fftfreq(n_y, 1 / n_y)[:, np.newaxis]
-    k_x = np.fft.rfftfreq(n_x, 1 / n_x)
-    kept = np.asarray((3 * np.abs(k_y) < n_y) & (3 * k_x < n_x))
-    return np.asarray(2 * np.pi / length_y * k_y), np.asarray(2 * np.pi / length_x * k_x), kept

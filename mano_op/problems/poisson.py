@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import fft
 
 from mano_op.data.layout import Variable
-from mano_op.grid import Axis, Grid
+from mano_op.grid import Grid
 from mano_op.options import Positive, options
 from mano_op.problems.problem import BoundaryValueProblem
 from mano_op.problems.random_field import Modes
@@ -86,22 +86,15 @@ class Poisson(BoundaryValueProblem):
         if not waves.size:
             return u
         eigenvalues = np.zeros(())
+        # The boundary is half a spacing, or a whole one, from the outer points.
+        kinds: list[Literal[1, 2]] = [2 if axis.registration == "cell" else 1 for axis in grid]
         for j, axis in enumerate(grid):
-            waves = fft.dst(waves, type=_kind(axis), axis=j, norm="ortho")
-            eigenvalues = np.add.outer(eigenvalues, _eigenvalues(axis, waves.shape[j]))
+            waves = fft.dst(waves, type=kinds[j], axis=j, norm="ortho")
+            k = np.arange(1, waves.shape[j] + 1)
+            sines = 2 / axis.spacing * np.sin(np.pi * k / 2 * axis.spacing / axis.length)
+            eigenvalues = np.add.outer(eigenvalues, sines**2)
         waves /= eigenvalues
-        for j, axis in enumerate(grid):
-            waves = fft.idst(waves, type=_kind(axis), axis=j, norm="ortho")
+        for j, kind in enumerate(kinds):
+            waves = fft.idst(waves, type=kind, axis=j, norm="ortho")
         u[inner] = waves
         return u
-
-
-def _kind(axis: Axis) -> Literal[1, 2]:
-    """Type of the sine transform: the boundary is half a spacing, or a whole one, from the outer points."""
-    return 2 if axis.registration == "cell" else 1
-
-
-def _eigenvalues(axis: Axis, points: int) -> NDArray[np.float64]:
-    """Eigenvalues of minus the second difference, for the waves along `points` interior points."""
-    k = np.arange(1, points + 1)
-    return np.asarray((2 / axis.spacing * np.sin(np.pi * k / 2 * axis.spacing / axis.length)) ** 2)

@@ -6,11 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import fields
 from importlib.metadata import version
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import Field
 
 from mano_op.data.layout import Variable
 from mano_op.grid import Grid
@@ -21,7 +20,6 @@ from mano_op.problems.solver_grid import check_periodic, injection, solver_grids
 Array = NDArray[np.float64]
 Fields = dict[str, Array]
 Solution = tuple[Grid, Fields, Array]  # solver grid, inputs and outputs on it
-Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
 class Problem(ABC):

@@ -12,9 +12,9 @@ from scipy import fft
 from mano_op.data.layout import Variable
 from mano_op.errors import InputError, check_finite_number, check_whole
 from mano_op.grid import Grid
-from mano_op.options import Count, NonNegative, Positive, options
+from mano_op.options import Count, Finite, NonNegative, Positive, options
 from mano_op.problems.exponential import integrate
-from mano_op.problems.problem import Fields, Finite, InitialValueProblem
+from mano_op.problems.problem import Fields, InitialValueProblem
 from mano_op.problems.random_field import Modes, Seed
 from mano_op.problems.solver_grid import check_periodic, field_values, spectral_grids
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import field, fields
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import PlainValidator
+from pydantic import Field, PlainValidator
 
 from mano_op.data.layout import check_splits
-from mano_op.errors import InputError, check_whole, did_you_mean
+from mano_op.errors import InputError, did_you_mean, refusing
 from mano_op.grid import Registration
 from mano_op.options import Count, Whole, options
 from mano_op.problems.burgers import Burgers
@@ -36,19 +35,6 @@ def _naming(source: object) -> Iterator[None]:
         yield
     except ValueError as error:
         raise InputError(f"{source}: {error}") from error
-
-
-def _resolutions(value: Any) -> Any:
-    given = value if isinstance(value, list | tuple) else []
-    shapes = [shape if isinstance(shape, list | tuple) else [shape] for shape in given]
-    if not shapes or not all(shapes):
-        raise InputError(
-            f"resolutions={value!r}; expected a list of whole numbers, or of lists of one for each axis: "
-            "resolutions = [16, [16, 24]]"
-        )
-    for size in chain(*shapes):
-        check_whole(resolutions=size)
-    return value
 
 
 def _samples(value: Any) -> Any:
@@ -81,7 +67,7 @@ class Recipe:
     """
 
     problem: str
-    resolutions: Annotated[Sequence[int | Sequence[int]], PlainValidator(_resolutions)]
+    resolutions: Annotated[list[Count | Annotated[list[Count], Field(min_length=1)]], Field(min_length=1)]
     samples: Annotated[Mapping[str, int], PlainValidator(_samples)]
     seed: Whole = 0
     registration: Registration = "node"
@@ -129,14 +115,12 @@ def problem_of(name: str, options: Mapping[str, Any]) -> Problem:
         raise InputError(
             f"problem {name!r}; expected one of {', '.join(PROBLEMS)}{did_you_mean(name, PROBLEMS)}"
         )
-    cls = PROBLEMS[name]
-    try:
-        with np.errstate(over="raise", divide="raise", invalid="raise"):
-            problem: Problem = cls(**options)
-    except (ArithmeticError, MemoryError) as error:
-        defaults = ", ".join(f"{f.name}={f.default}" for f in fields(cls) if f.name in options)
-        raise InputError(
-            f"{name} with {dict(options)} cannot be computed ({error}); expected values nearer to the "
-            f"defaults: {defaults}"
-        ) from error
+    cls, what = PROBLEMS[name], f"{name} with {dict(options)} cannot be computed"
+    defaults = ", ".join(f"{f.name}={f.default}" for f in fields(cls) if f.name in options)
+    remedy = f"expected values nearer to the defaults: {defaults}"
+    with (
+        refusing(what, remedy, ArithmeticError, MemoryError),
+        np.errstate(over="raise", divide="raise", invalid="raise"),
+    ):
+        problem: Problem = cls(**options)
     return problem

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mano_op.errors import InputError, check_whole
-from mano_op.grid import Axis, Grid, Registration
+from mano_op.grid import Grid, Registration
 
 # Refinement of a shared solver grid over the grid that the finest resolution needs, at most.
 MAX_REFINEMENT = 4
@@ -49,7 +49,8 @@ def solver_grids(grids: Iterable[Grid], resolution: int | None = None) -> dict[G
     {'y: 65 node_both on [0, 1] x x: 65 node_both on [0, 1]'}
     """
     distinct = _distinct(grids, periodic=False)
-    needed = [[_intervals(axis) for axis in grid] for grid in distinct]
+    # The fewest equal intervals whose ends include all points of an axis.
+    needed = [[axis.intervals * (1 + (axis.registration == "cell")) for axis in grid] for grid in distinct]
     shared = [math.lcm(*along) for along in zip(*needed, strict=True)]
     finest = [max(along) for along in zip(*needed, strict=True)]
     if resolution is not None:
@@ -146,11 +147,6 @@ def _check_resolution(resolution: int, multiple: int, at_least: int, reason: str
         raise InputError(
             f"solver_resolution={resolution}; expected a multiple of {multiple}{least}, {reason}"
         )
-
-
-def _intervals(axis: Axis) -> int:
-    """The fewest equal intervals whose ends include all points of the axis."""
-    return {"node": axis.n, "node_both": axis.n - 1, "cell": 2 * axis.n}[axis.registration]
 
 
 def _closed(grid: Grid, intervals: list[int]) -> Grid:

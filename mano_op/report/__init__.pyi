@@ -2,4 +2,4 @@
 
 from .folder import FILES as FILES
 from .folder import check_report_folder as check_report_folder
-from .write import write_report as write_report
+from .page import write_report as write_report

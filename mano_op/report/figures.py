@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from mano_op.grid import Grid
@@ -27,6 +27,7 @@ from mano_op.transfer.tables import metric_name
 
 _NOTE: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "annotation_clip": True}
 _NYQUIST: dict[str, Any] = {"color": FAINT, "ls": (0, (1, 1.5))}
+_RING: dict[str, Any] = {"marker": "o", "ms": 11, "mfc": "none", "mew": 1.2, "ls": "none"}
 _MARKS: dict[str, dict[str, Any]] = {"direct": {"marker": "o"}, "best DPU": {"marker": "D", "mfc": "white"}}
 
 
@@ -41,7 +42,13 @@ def error_by_resolution(judged: xr.Dataset, variable: str) -> Figure:
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
         axes = figure.add_subplot()
         for run, colour in _runs(part):
-            _draw_errors(axes, n, run, colour)
+            for kind, way in _ways(run).items():
+                line = {"color": colour, "ls": LINES[kind], "mfc": colour, **_MARKS[kind]}
+                axes.plot(n, _percent(way["mean"]), **line)
+                _draw_band(axes, n, way, colour)
+            trained = np.isin(run["resolution"].values, run["train_resolution"].item().split(PLUS))
+            direct = _percent(run["mean"].sel(predictor="direct"))
+            axes.plot(n[trained], direct[trained], mec=colour, **_RING)
         floor = _draw_floors(axes, n, part)
         axes.plot(n, _percent(part["mean"].sel(predictor="mean")[0]), color=FAINT, ls=LINES["mean"])
         log_axis(axes, "x")
@@ -60,17 +67,6 @@ def error_by_resolution(judged: xr.Dataset, variable: str) -> Figure:
         lines += [line_handle("floor", marker=".", label=floors), line_handle("mean")]
         figure.legend(handles=[*_models(part), *lines], loc="outside right upper")
         return figure
-
-
-def _draw_errors(axes: Axes, n: NDArray[np.float64], run: xr.Dataset, colour: str) -> None:
-    """Draw direct inference and best DPU of a run, with their intervals."""
-    for kind, errors in _ways(run).items():
-        line = {"color": colour, "ls": LINES[kind], "mfc": colour, **_MARKS[kind]}
-        axes.plot(n, _percent(errors["mean"]), **line)
-        _draw_band(axes, n, errors, colour)
-    trained = np.isin(run["resolution"].values, run["train_resolution"].item().split(PLUS))
-    ring: dict[str, Any] = {"marker": "o", "ms": 11, "mfc": "none", "mec": colour, "mew": 1.2, "ls": "none"}
-    axes.plot(n[trained], _percent(run["mean"].sel(predictor="direct"))[trained], **ring)
 
 
 def _draw_band(axes: Axes, x: NDArray[np.float64], errors: xr.Dataset, colour: str) -> None:
@@ -96,7 +92,7 @@ def _draw_floors(axes: Axes, n: NDArray[np.float64], part: xr.Dataset) -> float:
 
 def error_by_step(judged: xr.Dataset, variable: str) -> Figure:
     """Draw the mean error of a variable, named without its step, by step and resolution."""
-    steps = steps_of(judged)[variable]
+    steps = steps_of(judged["variable"].values.tolist(), judged.attrs["rollout"])[variable]
     part = _selected(judged, list(steps.values()))
     at, keys = np.array(list(steps)), part["resolution"].values.tolist()
     with style():
@@ -131,10 +127,11 @@ def error_distributions(results: xr.Dataset, judged: xr.Dataset, variable: str) 
             for run, colour in _runs(part.sel(resolution=key)):
                 for kind, predictor in (("direct", "direct"), ("best DPU", run["best_dpu"].item())):
                     cell = errors.sel(label=run["label"].item(), resolution=key, predictor=predictor)
-                    error, share = _cumulative(cell.values)
-                    axes.step(error, share, where="post", color=colour, ls=LINES[kind], lw=1.3)
+                    values = np.where(np.isfinite(cell), 100 * cell, np.inf)  # still one of the samples
+                    axes.ecdf(values, color=colour, ls=LINES[kind], lw=1.3)
             axes.set_title(key)
-            axes.set_ylim(0, 101)
+            axes.set_ylim(0, 1.01)
+            axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=None))
         for place, axes in enumerate(panels):
             log_axis(axes, "x")
             axes.set_visible(place < len(keys))
@@ -143,20 +140,6 @@ def error_distributions(results: xr.Dataset, judged: xr.Dataset, variable: str) 
         figure.supylabel("samples with no larger error in %", fontsize=9)
         _legend_above(figure, [*_models(part), *map(line_handle, ("direct", "best DPU"))])
         return figure
-
-
-def _cumulative(errors: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sort the finite errors, and count the share of all samples up to each, both in per cent.
-
-    Examples
-    --------
-    >>> _cumulative(np.array([0.5, np.nan, 0.25, 0.0]))
-    (array([25., 50.]), array([50., 75.]))
-    """
-    ordered = np.sort(errors[np.isfinite(errors)])
-    share = np.arange(1, ordered.size + 1) / errors.size
-    drawn = ordered > 0  # the axis is logarithmic
-    return 100 * ordered[drawn], 100 * share[drawn]
 
 
 def cost_and_error(judged: xr.Dataset, variable: str) -> Figure:
@@ -171,8 +154,9 @@ def cost_and_error(judged: xr.Dataset, variable: str) -> Figure:
         for run, colour in _runs(part):
             if (run["flops"] == 0).any():
                 continue
-            label = run["label"].item()
-            labels[f"{label}, {_count(run['parameters'].item())} parameters"] = colour
+            known = np.isfinite(run["parameters"].item())
+            count = EngFormatter()(run["parameters"].item()) if known else "unknown"
+            labels[f"{run['label'].item()}, {count} parameters"] = colour
             flops, error = run["flops"].values / 1e6, _percent(run["mean"].sel(predictor="direct"))
             axes.plot(flops, error, color=colour, marker="o", lw=1.2)
             for x, y, key in zip(flops, error, run["resolution"].values, strict=True):
@@ -221,11 +205,13 @@ def transfer_matrix(judged: xr.Dataset, variable: str) -> Figure:
                 run, row = part.isel(run=i), rows.index(trained[i])
                 shades[row] = errors[i]
                 for column, key in enumerate(keys):
-                    cell = run.sel(resolution=key)
+                    ways = _ways(run.sel(resolution=key))
+                    direct, dpu = (percent(way["mean"].item()) for way in ways.values())
+                    text = direct if key == run["home"].item() else f"{direct}\n({dpu})"
                     # The upper half of the shades is light.
                     dark = np.isfinite(errors[i, column]) and norm(errors[i, column]) <= 0.5
                     colour = "white" if dark else "black"
-                    axes.text(column, row, _entry(cell), ha="center", va="center", fontsize=8, color=colour)
+                    axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
             image = axes.imshow(shades, cmap="cividis", norm=norm, aspect="auto")
             axes.set_xticks(range(len(keys)), keys)
             axes.set_yticks(range(len(rows)), rows)
@@ -239,12 +225,6 @@ def transfer_matrix(judged: xr.Dataset, variable: str) -> Figure:
         bar.set_ticks([low, high], labels=[percent(end / 100) for end in (low, high)])
         bar.set_label(_named(part), fontsize=8)
         return figure
-
-
-def _entry(cell: xr.Dataset) -> str:
-    """The direct error, and away from home that of the best DPU below it."""
-    direct, dpu = (percent(cell["mean"].sel(predictor=p).item()) for p in ("direct", cell["best_dpu"].item()))
-    return direct if cell["resolution"].item() == cell["home"].item() else f"{direct}\n({dpu})"
 
 
 def spectra(fields: xr.Dataset, grid: Grid, variable: str, trained: Mapping[str, Grid]) -> Figure:
@@ -261,18 +241,17 @@ def spectra(fields: xr.Dataset, grid: Grid, variable: str, trained: Mapping[str,
     with style():
         figure = Figure(figsize=(7.6, 4.0), layout="constrained")
         left, right = figure.subplots(1, 2)
-        left.plot(k[1:], _positive(energy)[1:], color=INK, lw=3, alpha=0.35)
+        left.plot(k, _positive(energy), color=INK, lw=3, alpha=0.35)
         for model, colour in shown.items():
             by_model = fields.sel(model=model)
             kinds = {"direct": "prediction"} | ({"best DPU": "dpu"} if by_model["dpu_input"].item() else {})
             for kind, name in kinds.items():
                 predicted, drawn = by_model[name].values, {"color": colour, "ls": LINES[kind], "lw": 1.3}
-                left.plot(k[1:], _positive(_mean_energy(predicted, grid)[1])[1:], **drawn)
+                left.plot(k, _positive(_mean_energy(predicted, grid)[1]), **drawn)
                 residual = _mean_energy(predicted - true, grid)[1]
                 with np.errstate(divide="ignore", invalid="ignore"):
-                    right.plot(k[1:], _positive(residual / energy)[1:], **drawn)
+                    right.plot(k, _positive(residual / energy), **drawn)
         for axes in (left, right):
-            # Beyond its own Nyquist wavenumber a grid has the corners of its modes only.
             axes.set_xlim(1, max(2.0, nyquist(grid)))
             log_axis(axes, "x")
             axes.set_yscale("log")
@@ -295,9 +274,11 @@ def spectra(fields: xr.Dataset, grid: Grid, variable: str, trained: Mapping[str,
 
 
 def _mean_energy(values: NDArray[np.float32], grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Wavenumbers, and the energy at each, mean over the samples."""
+    """Wavenumbers from 1 to below the grid's Nyquist one, and the energy at each, mean over the samples."""
     k, energy = energy_spectrum(torch.from_numpy(np.ascontiguousarray(values)), grid)
-    return k, energy.mean(dim=0).numpy()
+    # Beyond it the grid has the corners of its modes only.
+    below = slice(1, math.ceil(max(2.0, nyquist(grid))))
+    return k[below], energy.mean(dim=0).numpy()[below]
 
 
 def _positive(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -333,7 +314,6 @@ def _selected(judged: xr.Dataset, variable: str | list[str]) -> xr.Dataset:
 
 
 def _runs(part: xr.Dataset) -> Iterator[tuple[xr.Dataset, str]]:
-    """Each run of a summary with its colour."""
     for i, colour in enumerate(colours(part["label"].values.tolist()).values()):
         yield part.isel(run=i), colour
 
@@ -359,7 +339,6 @@ def _legend_above(figure: Figure, handles: list[Line2D]) -> None:
 
 
 def _named(data: xr.Dataset) -> str:
-    """The label of an axis of errors."""
     return f"{metric_name(str(data['metric'].item()))} error in %"
 
 
@@ -367,19 +346,3 @@ def _percent(fraction: xr.DataArray) -> NDArray[np.float64]:
     """Convert to per cent; NaN, which is not drawn, where a logarithmic axis cannot show the value."""
     values = fraction.values
     return np.where(np.isfinite(values) & (values > 0), 100 * values, np.nan)
-
-
-def _count(number: float) -> str:
-    """A large number, short.
-
-    Examples
-    --------
-    >>> _count(512), _count(33217), _count(2.5e6)
-    ('512', '33.2 k', '2.5 M')
-    """
-    if math.isnan(number):
-        return "unknown"
-    for size, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {name}"
-    return f"{number:g}"

@@ -11,23 +11,9 @@ FILES = ("report.html", "results.csv", "results.json", "results.nc")
 
 
 def check_report_folder(folder: str | Path, *, overwrite: bool = False) -> None:
-    """Refuse a folder that a report cannot be written to, before the evaluation.
-
-    Parameters
-    ----------
-    folder : path
-        Need not exist.
-    overwrite : bool
-        Whether a report may be replaced.
-
-    Raises
-    ------
-    InputError
-        If one of `FILES` is there and `overwrite` is not set, or the folder cannot be made.
-    """
+    """Refuse a folder that cannot be made, or, without `overwrite`, one that has any of `FILES`."""
     existing = [name for name in FILES if (check_folder(folder) / name).exists()]
     if existing and not overwrite:
         raise InputError(
-            f"{folder} has {', '.join(existing)} already: give another folder, or overwrite=True to replace "
-            "them"
+            f"{folder} has {', '.join(existing)} already: give another folder, or overwrite=True"
         )

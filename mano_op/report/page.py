@@ -1,32 +1,114 @@
-"""The page of a report: numbers and pictures for ``templates/report.html.j2``, which has the prose."""
+"""The report of a resolution transfer: one HTML page that needs nothing else, and its numbers beside it.
+
+The prose of the page is in ``templates/report.html.j2``.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import xarray as xr
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from mano_op.cost import count_parameters
 from mano_op.data.store import FieldStore
+from mano_op.errors import InputError
+from mano_op.files import write_file
 from mano_op.labels import variable_of
 from mano_op.machine import machine
 from mano_op.report import figures
+from mano_op.report.folder import FILES, check_report_folder
 from mano_op.report.panels import beside_dpu, best_median_worst, sample_panels
 from mano_op.report.style import data_uri
 from mano_op.runs import Run
 from mano_op.transfer.evidence import Evidence
+from mano_op.transfer.io import save_results
 from mano_op.transfer.rollout import shown_steps, steps_of
 from mano_op.transfer.runs import PLUS, JudgedRun
-from mano_op.transfer.tables import error_rows, metric_name, metric_rows, notes
+from mano_op.transfer.tables import (
+    check_summary,
+    error_rows,
+    metric_name,
+    metric_rows,
+    notes,
+    to_csv,
+    to_json,
+)
 
 _FOR_SPECTRA = 50
 _UNKNOWN = "not known"
+
+
+def write_report(
+    folder: str | Path,
+    results: xr.Dataset,
+    judged: xr.Dataset,
+    evidence: Evidence,
+    *,
+    title: str,
+    overwrite: bool = False,
+) -> Path:
+    """Write ``report.html`` and the numbers it shows: ``results.csv``, ``results.json``, ``results.nc``.
+
+    The page holds its pictures and loads nothing from a network. The CSV file has a row for every error, the
+    JSON file has the summary, and the NetCDF file the labelled data set `results`.
+
+    Parameters
+    ----------
+    folder : path
+        Made if need be.
+    results, judged, evidence
+        From `mano_op.transfer.evaluate_transfer`, from `mano_op.transfer.summary` of the results, and as
+        `evaluate_transfer` filled it.
+    title : str
+    overwrite : bool
+        Whether a report in the folder may be replaced.
+
+    Returns
+    -------
+    Path
+        Of the page, which is written last.
+
+    Raises
+    ------
+    InputError
+        Before anything is written, if the folder has a report, or the parts are not of one evaluation.
+    """
+    folder = Path(folder)
+    check_report_folder(folder, overwrite=overwrite)
+    _check_parts(results, judged, evidence)
+    content = page(title, results, judged, evidence, list(FILES[1:]))
+    folder.mkdir(parents=True, exist_ok=True)
+    save_results(results, folder / "results.nc", overwrite=True)
+    to_csv(results, folder / "results.csv")
+    to_json(judged, folder / "results.json")
+    write_file(folder / "report.html", content)
+    return folder / "report.html"
+
+
+def _check_parts(results: xr.Dataset, judged: xr.Dataset, evidence: Evidence) -> None:
+    """Refuse results, a summary and evidence of different evaluations."""
+    check_summary(judged, "write_report")
+    keys, runs = results["resolution"].values.tolist(), [run.coordinates for run in evidence.runs]
+    labels, judged_labels = (data["label"].values.tolist() for data in (results, judged))
+    if (
+        list(results.get_index("run")) != runs
+        or keys[-1] != list(evidence.fields)[-1]
+        or not set(judged_labels) <= set(labels)
+        or keys != judged["resolution"].values.tolist()
+    ):
+        raise InputError(
+            f"results of {', '.join(labels)} at {', '.join(keys)}, a summary of {', '.join(judged_labels)} "
+            f"at {', '.join(judged['resolution'].values)} and evidence of "
+            f"{', '.join(run.name for run in evidence.runs) or 'nothing'}: give those of one evaluation, "
+            "evaluate_transfer(..., evidence=evidence), and summary(results)"
+        )
 
 
 def page(title: str, results: xr.Dataset, judged: xr.Dataset, evidence: Evidence, files: list[str]) -> str:
@@ -34,16 +116,23 @@ def page(title: str, results: xr.Dataset, judged: xr.Dataset, evidence: Evidence
 
     `files` are the names of the files beside the page.
     """
-    every_step, results, judged = judged, shown_steps(results), shown_steps(judged)
+    steps = steps_of(judged["variable"].values.tolist(), judged.attrs["rollout"])
+    by_step = {variable: _svg(figures.error_by_step(judged, variable)) for variable in steps}
+    results, judged = shown_steps(results), shown_steps(judged)
     fields = {key: beside_dpu(kept, judged, key) for key, kept in evidence.fields.items()}
     resolutions, variables = (judged[dim].values.tolist() for dim in ("resolution", "variable"))
-    finest = resolutions[-1]
-    n_kept = fields[finest].sizes["sample"]
-    return _template().render(
+    finest, store = resolutions[-1], evidence.store
+    n_kept, some = fields[finest].sizes["sample"], fields[finest].isel(sample=slice(_FOR_SPECTRA))
+    homes = zip(judged["label"].values.tolist(), judged["home"].values.tolist(), strict=True)
+    trained = {label: store.grids[home] for label, home in homes}
+    options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=PackageLoader("mano_op"), autoescape=True, **options)
+    environment.filters["unbroken"] = unbroken
+    return environment.get_template("report.html.j2").render(
         title=title,
         about=judged.attrs,
         metric=metric_name(judged.attrs["metric"]),
-        store=evidence.store,
+        store=store,
         labels=judged["label"].values.tolist(),
         resolutions=resolutions,
         findings=list(zip(judged["sentence"].values.ravel(), judged["verdict"].values.ravel(), strict=True)),
@@ -51,27 +140,30 @@ def page(title: str, results: xr.Dataset, judged: xr.Dataset, evidence: Evidence
         metrics=metric_rows(judged),
         notes=notes(judged),
         pictures={variable: _pictures(results, judged, variable) for variable in variables},
-        steps={v: _svg(figures.error_by_step(every_step, v)) for v in steps_of(every_step)},
+        steps=by_step,
         finest=finest,
-        spectra=_spectra(judged, fields[finest], evidence.store),
+        spectra={v: _svg(figures.spectra(some, store.grids[finest], v, trained)) for v in variables},
         n_spectra=min(_FOR_SPECTRA, n_kept),
         n_kept=n_kept,
-        samples=list(_samples(results, judged, fields, evidence.store)),
+        samples=list(_samples(results, judged, fields, store)),
         costs=_costs(judged),
         runs=_runs(results, evidence.runs),
         history=_history(judged, evidence.runs),
-        grids=_grids(evidence.store),
-        data=_data(evidence.store),
+        grids=[
+            [key, str(grid), in_words({split: store.splits[split] for split in store.layout.held[key]})]
+            for key, grid in store.grids.items()
+        ],
+        data={
+            "store": f"{store.attrs.get('title', '')} ({store.name})".lstrip(),
+            "fields": f"{', '.join(store.inputs)} to {', '.join(store.outputs)}",
+            "boundary conditions": in_words(store.layout.boundary_conditions),
+            "levels": store.layout.levels,
+            "made by": in_words(store.attrs.get("provenance", {})),
+            "judged on": in_words(machine()),
+        },
         known=in_words(json.loads(judged.attrs["boundary"])) or "none",
         files=files,
     )
-
-
-def _template() -> Template:
-    options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(loader=PackageLoader("mano_op"), autoescape=True, **options)
-    environment.filters["unbroken"] = unbroken
-    return environment.get_template("report.html.j2")
 
 
 def unbroken(text: str) -> Markup:
@@ -90,7 +182,6 @@ def _svg(figure: Figure) -> str:
 
 
 def _pictures(results: xr.Dataset, judged: xr.Dataset, variable: str) -> dict[str, str]:
-    """The pictures of a variable, by what they show."""
     countable = bool((judged["flops"] > 0).all("resolution").any())
     return {
         "matrix": _svg(figures.transfer_matrix(judged, variable)),
@@ -98,13 +189,6 @@ def _pictures(results: xr.Dataset, judged: xr.Dataset, variable: str) -> dict[st
         "distributions": _svg(figures.error_distributions(results, judged, variable)),
         "cost": _svg(figures.cost_and_error(judged, variable)) if countable else "",
     }
-
-
-def _spectra(judged: xr.Dataset, fields: xr.Dataset, store: FieldStore) -> dict[str, str]:
-    grid, some = store.grids[judged["resolution"].values[-1]], fields.isel(sample=slice(_FOR_SPECTRA))
-    homes = zip(judged["label"].values.tolist(), judged["home"].values.tolist(), strict=True)
-    trained = {label: store.grids[home] for label, home in homes}
-    return {v: _svg(figures.spectra(some, grid, v, trained)) for v in judged["variable"].values.tolist()}
 
 
 def _samples(
@@ -197,38 +281,18 @@ def _facts(run: JudgedRun, flops: float) -> dict[str, str]:
 def _history(judged: xr.Dataset, runs: list[JudgedRun]) -> dict[str, Any]:
     """The picture of the training losses of the first seeds, and what the losses are; empty without any."""
     by_pair = {run.coordinates[:2]: run.source for run in reversed(runs)}
-    first = {
-        label: by_pair[pair] for label, pair in zip(judged["label"].values, judged["run"].values, strict=True)
-    }
-    histories = {label: run.history if isinstance(run, Run) else [] for label, run in first.items()}
-    if not any(histories.values()):
+    pairs = dict(zip(judged["label"].values, judged["run"].values, strict=True))
+    trained = {label: run for label, pair in pairs.items() if isinstance(run := by_pair[pair], Run)}
+    losses = {label: _loss(run) for label, run in trained.items() if run.history}
+    if not losses:
         return {}
-    losses = {label: _loss(run) for label, run in first.items() if isinstance(run, Run) and run.history}
+    histories = {label: trained[label].history if label in trained else [] for label in pairs}
     return {"picture": _svg(figures.training_history(histories)), "losses": losses}
 
 
 def _loss(run: Run) -> str:
     loss = run.training.get("loss")
     return f"relative {f'{loss} '.upper() if loss else ''}error of the normalised field"
-
-
-def _grids(store: FieldStore) -> list[list[str]]:
-    return [
-        [key, str(grid), in_words({split: store.splits[split] for split in store.layout.held[key]})]
-        for key, grid in store.grids.items()
-    ]
-
-
-def _data(store: FieldStore) -> dict[str, str]:
-    """What is known of the store and of this machine."""
-    return {
-        "store": f"{store.attrs.get('title', '')} ({store.name})".lstrip(),
-        "fields": f"{', '.join(store.inputs)} to {', '.join(store.outputs)}",
-        "boundary conditions": in_words(store.layout.boundary_conditions),
-        "levels": store.layout.levels,
-        "made by": in_words(store.attrs.get("provenance", {})),
-        "judged on": in_words(machine()),
-    }
 
 
 def in_words(value: Any) -> str:

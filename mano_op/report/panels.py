@@ -84,7 +84,12 @@ def _images(part: SubFigure, sample: xr.Dataset, grid: Grid, label: str, names: 
     truth, *places = panels[:, :left].T.ravel()
     shown = _draw(truth, true, grid, "viridis", lowest, highest)
     truth.set_title(_short(f"truth: {label}"))
-    _label(truth, grid)
+    y, x = grid.axes  # the ends of the domain, on one panel for all
+    truth.set_xticks([x.start, x.stop])
+    truth.set_yticks([y.start, y.stop])
+    truth.tick_params(length=2, labelsize=7, color=FAINT)
+    truth.set_xlabel(x.name, labelpad=-8)
+    truth.set_ylabel(y.name, labelpad=-8)
     for axes, name in zip(places, sample["input_variable"].values, strict=False):
         image = _draw(axes, sample["input"].sel(input_variable=name).values, grid, "cividis")
         axes.set_title(_short(names[name]))
@@ -169,16 +174,6 @@ def _draw(axes: Axes, values: NDArray[np.float32], grid: Grid, cmap: str, *limit
     return image
 
 
-def _label(axes: Axes, grid: Grid) -> None:
-    """Label the ends of the domain, on one panel for all."""
-    y, x = grid.axes
-    axes.set_xticks([x.start, x.stop])
-    axes.set_yticks([y.start, y.stop])
-    axes.tick_params(length=2, labelsize=7, color=FAINT)
-    axes.set_xlabel(x.name, labelpad=-8)
-    axes.set_ylabel(y.name, labelpad=-8)
-
-
 def _edges(axis: Axis) -> tuple[float, float]:
     return float(axis.points[0] - axis.spacing / 2), float(axis.points[-1] + axis.spacing / 2)
 
@@ -226,9 +221,8 @@ def beside_dpu(fields: xr.Dataset, judged: xr.Dataset, key: str) -> xr.Dataset:
 
 def _by_label(data: xr.DataArray, labels: list[str]) -> xr.DataArray:
     """An array by run as an array by model, with the coordinates of its other dimensions alone."""
-    coords = {name: data[name].values for name in data.dims if name != "run"}
-    dims = ["model" if name == "run" else name for name in data.dims]
-    return xr.DataArray(data.values, coords | {"model": labels}, dims)
+    unlabelled = data.reset_index("run").reset_coords(drop=True)
+    return unlabelled.rename(run="model").assign_coords(model=labels)
 
 
 def best_median_worst(errors: NDArray[np.float64]) -> dict[str, int]:
@@ -243,9 +237,6 @@ def best_median_worst(errors: NDArray[np.float64]) -> dict[str, int]:
     """
     means = np.where(np.isfinite(errors), errors, np.inf).mean(axis=0)
     order = np.argsort(means, kind="stable").tolist()
-    picks = {"Best sample": 0, "Median sample": (len(order) - 1) // 2, "Worst sample": len(order) - 1}
-    chosen: dict[str, int] = {}
-    for which, place in picks.items():
-        if order[place] not in chosen.values():
-            chosen[which] = order[place]
-    return chosen
+    places = {"Best sample": 0, "Median sample": (len(order) - 1) // 2, "Worst sample": len(order) - 1}
+    picks = {which: order[place] for which, place in places.items()}
+    return {which: row for i, (which, row) in enumerate(picks.items()) if row not in [*picks.values()][:i]}

@@ -115,7 +115,7 @@ def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
     least = min(getattr(each.dataLim, f"minpos{which}") for each in shared.get_siblings(axes))
     limits = {} if math.isfinite(least) else {f"{which}lim": (1, 100)}
-    axes.set(**{f"{which}scale": "log"}, **limits)
+    axes.set(**limits, **{f"{which}scale": "log"})
     low, high = axis.get_view_interval()
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     in_sight = sum(low <= factor * 10.0**decade <= high for decade in decades for factor in (1, 2, 5))

@@ -1,15 +1,8 @@
 """The checkpoint of a training, from which it continues to the same numbers, and checks of the run's folder.
 
 ``checkpoint.pt`` is in the run's folder until the run is complete. It is written in one piece, holds tensors
-and plain values, and is read without unpickling:
-
-==================  ===================================================================================
-entry               holds
-==================  ===================================================================================
-``format``          "mano_op checkpoint", and ``format_version``
-``asked``           the options, model, data and versions of the training, in JSON's types
-``training``        the state after an epoch; see `Progress`
-==================  ===================================================================================
+and plain values, and is read without unpickling. Beside its format it has ``asked``, the options, model, data
+and versions of the training, and ``training``, the state after an epoch; see `Progress`.
 """
 
 from __future__ import annotations
@@ -25,13 +18,15 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from mano_op.errors import InputError
-from mano_op.files import check_folder, make_folder, partial_file, read_tensors, write_tensors
+from mano_op.errors import InputError, refusing
+from mano_op.files import check_folder, make_folder, read_tensors, write_tensors
+from mano_op.paths import partial_path
 from mano_op.runs import Run
 from mano_op.train.task import State
 from mano_op.weights import parameters_of
 
 FORMAT, FORMAT_VERSION = "mano_op checkpoint", 2
+_FILE = "checkpoint.pt"
 # Packages that a training continues with in the same version only.
 COMPUTE = ("mano_op", "neuraloperator", "torch")
 # Entries of a run in which one and the same training may differ: paths, the machine, the outcome.
@@ -125,7 +120,7 @@ class Checkpoint:
     """
 
     def __init__(self, folder: str | Path, asked: Mapping[str, Any]) -> None:
-        self.path = checkpoint_path(folder)
+        self.path = Path(folder) / _FILE
         self._asked = dict(asked)
 
     def write(self, training: Mapping[str, Any]) -> None:
@@ -154,24 +149,15 @@ class Checkpoint:
 
     def restore(self, progress: Progress) -> None:
         """Continue from the checkpoint; the errors are those of `read`."""
-        state = self.read()
-        try:
+        state, what = self.read(), f"{self.path} does not fit the training that it says it is of"
+        errors = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+        with refusing(what, "pass overwrite=True to start anew", *errors):
             progress.load_state_dict(state)
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{self.path} does not fit the training that it says it is of ({type(error).__name__}: "
-                f"{error}): pass overwrite=True to start anew"
-            ) from error
 
     def remove(self) -> None:
         """Remove the file, and the part of the next one that a killed process has left."""
-        partial_file(self.path).unlink(missing_ok=True)
+        partial_path(self.path).unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
-
-
-def checkpoint_path(folder: str | Path) -> Path:
-    """Return the path of the checkpoint of a run's folder."""
-    return Path(folder) / "checkpoint.pt"
 
 
 def differences(saved: Mapping[str, Any], asked: Mapping[str, Any], most: int = 6) -> str:
@@ -207,7 +193,7 @@ def check_out(out: str | Path, *, resume: bool, overwrite: bool) -> None:
     folder = check_folder(out)
     reasons = {folder / "zarr.json": "is a store: give a folder of its own for the run"}
     if not (resume or overwrite):
-        reasons[checkpoint_path(folder)] = (
+        reasons[folder / _FILE] = (
             "holds a training that was begun and not finished: pass resume=True to go on with it, "
             "overwrite=True to start anew, or give another folder"
         )

@@ -55,11 +55,6 @@ def train_model(
     **training
         Options of `mano_op.train.options.FieldOptions`: ``resolution=16, epochs=30, ...``.
 
-    Raises
-    ------
-    InputError
-        As `FieldOptions`, `FieldTask` and `mano_op.train.loop.train`.
-
     Examples
     --------
     >>> import tempfile

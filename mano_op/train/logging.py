@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mano_op.errors import InputError
+from mano_op.errors import InputError, refusing
 
 # The module of each log, and how its package is installed.
 LOGS = {
@@ -83,20 +83,14 @@ def _tensorboard(stack: ExitStack, folder: Path, epochs: int) -> Log:
 def _weights_and_biases(stack: ExitStack, folder: Path, settings: Mapping[str, Any]) -> Log:
     wandb = _package("wandb")
     if wandb.run is None:
-        try:
+        remedy = "log in by `wandb login`, or set the environment variable WANDB_MODE=offline"
+        with refusing("log='wandb', but Weights & Biases begins no run", remedy, wandb.Error):
             wandb.init(name=folder.name, config=dict(settings))
-        except wandb.Error as error:
-            raise InputError(
-                f"log='wandb', but Weights & Biases begins no run ({error}): log in by `wandb login`, or set "
-                "the environment variable WANDB_MODE=offline"
-            ) from error
         stack.callback(wandb.finish)
     return lambda epoch, metrics: wandb.log({"epoch": epoch, **metrics})
 
 
 def _package(log: str) -> Any:
     module, install = LOGS[log]
-    try:
+    with refusing(f"log={log!r} needs a package", install, ImportError):
         return import_module(module)
-    except ImportError as error:
-        raise InputError(f"log={log!r} needs a package ({error}): {install}") from error

@@ -14,10 +14,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, RandomSampler
 
 from mano_op.data.sampler import ResolutionBatchSampler, ranks
-from mano_op.errors import InputError
+from mano_op.errors import InputError, refusing
 from mano_op.machine import machine
 from mano_op.options import record
-from mano_op.registry import build_model
+from mano_op.registry import build_model, evaluating
 from mano_op.train.distributed import join
 from mano_op.train.options import TrainOptions
 from mano_op.train.precision import check_device, check_precision
@@ -86,9 +86,9 @@ class Task(ABC):
     def describe(self) -> dict[str, Any]:
         """Return what a run records of the data, in JSON's types."""
 
-    @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
         """Return what tells the data from others, beside what `describe` returns."""
+        return {}
 
     def packages(self, model: nn.Module) -> list[str]:
         """Return the names of further packages that numbers follow from."""
@@ -159,12 +159,9 @@ def model_options(
                 "follows from them"
             )
     options = {**derived, **(defaults or {}), **arguments, **derived}
-    try:
+    what = f"options={options} cannot be kept in run.json"
+    with refusing(what, "give plain values", TypeError, ValueError):
         json.dumps(options, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"options={options} cannot be kept in run.json ({error}): give plain values"
-        ) from error
     return options
 
 
@@ -179,14 +176,12 @@ def check_output(
     model: nn.Module, arch: str, options: Mapping[str, Any], shape: tuple[int, ...], expected: tuple[int, ...]
 ) -> None:
     """Refuse a model that does not map an input of one shape to an output of another."""
-    training = model.training
     try:
-        with torch.no_grad():
-            out = model.eval()(torch.zeros(shape))
+        with evaluating(model):
+            out = model(torch.zeros(shape))
         result = f"makes an output of shape {tuple(out.shape)} of"
     except Exception as error:  # any model of the registry: whatever it raises is its answer
         out, result = None, f"fails ({type(error).__name__}: {error}) for"
-    model.train(training)
     if out is None or tuple(out.shape) != expected:
         raise InputError(
             f"{arch} with {dict(options)} {result} an input of shape {shape}, expected an output of shape "

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import xarray as xr
@@ -27,8 +28,19 @@ from mano_op.grid import Grid
 from mano_op.resample import nests
 from mano_op.transfer.evidence import Evidence
 from mano_op.transfer.metrics import METRICS, all_metrics
-from mano_op.transfer.predict import cost_on, group_numbers, naming, sample_numbers, timed_predict
-from mano_op.transfer.predictors import PREDICTORS, Ends, by_predictor, exact_outputs, known_ends
+from mano_op.transfer.predictors import (
+    KEPT,
+    PREDICTORS,
+    Ends,
+    by_predictor,
+    cost_on,
+    exact_outputs,
+    group_numbers,
+    known_ends,
+    naming,
+    predict,
+    sample_numbers,
+)
 from mano_op.transfer.runs import JudgedRun, Models, judged_runs, run_coordinates
 
 _REPEATS = 3
@@ -52,15 +64,13 @@ def evaluate_transfer(
     is kept.
 
     A model that was trained on several resolutions is labelled with all of them, "r16+r32". Its training
-    grid is that of its home resolution: the one that most of its training samples had, the finest of several
-    such.
+    grid is that of its home resolution, which most training samples had; of several such, the finest.
 
     Parameters
     ----------
     models : mapping of str to Run or Trained, or to a list of them
-        By the names to report them under; the runs of a name differ in training resolution or seed. `Trained`
-        is any function from fields to fields. A model is evaluated on its device, in evaluation mode: to use
-        a GPU, move ``run.model`` and ``run.processor``.
+        By the names to report; the runs of a name differ in training resolution or seed. A model is evaluated
+        on its device, in evaluation mode: to use a GPU, move ``run.model`` and ``run.processor``.
     store : path or FieldStore
         With the variables that the models were trained on, and their home resolutions among its own.
     resolutions : sequence of int, tuple of int, str or Grid
@@ -69,9 +79,8 @@ def evaluate_transfer(
     batch_size : int
         Samples in memory at a time.
     rollout : int
-        Number of steps, of models trained with ``time_steps=(steps_in, 1)``; each but the first starts from
-        the predictions of the step before. The results have a variable for each step, "vorticity@+1" to
-        "vorticity@+20". DPU takes all steps on the training grid.
+        Steps of models trained with ``time_steps=(steps_in, 1)``, each from the predictions before it; DPU
+        takes all on the training grid. Each is a variable of the results, such as "vorticity@+20".
     boundary : mapping, optional
         For the interpolation, known values of outputs at the ends of axes, in place of the store's
         (`Variable.boundary_value`): ``{"pressure": {"y": (0.0, None)}}``, None for no known value.
@@ -90,15 +99,15 @@ def evaluate_transfer(
         ``home_points``, the home resolution; ``parameters``, NaN for a function that has none to count;
         ``training_flops`` of one sample on the home grid. By run and resolution, of direct inference:
         ``flops``, ``peak_bytes`` (`mano_op.memory.peak_bytes`) and ``seconds_per_sample``, the best of some
-        batches and indicative only; of a rollout, operations and seconds are of all steps. ``restriction``
-        is "injection" or "nearest", that of ``dpu_injection``. ``group`` (sample) is the store's number of a
-        sample: runs of times of one sample have one group, and are not independent.
+        batches; operations and seconds of a rollout are of all steps. ``restriction``, of ``dpu_injection``,
+        is "injection" or "nearest". ``group`` (sample) is the store's number of a sample: runs of times of
+        one sample have one group, and are not independent.
 
     Raises
     ------
     InputError
-        Before any sample is predicted, if a resolution, split, variable or time is missing, two runs have
-        the same coordinates, or a model cannot predict on one of the grids.
+        Before any sample, if a resolution, split, variable or time is missing, two runs have the same
+        coordinates, or a model cannot predict on one of the grids.
 
     Examples
     --------
@@ -136,17 +145,16 @@ def evaluate_transfer(
     }
     first = data[keys[0]]
     ends = known_ends(store, first.channels, first.grid, boundary or {})
-    costs: list[dict[str, tuple[int, int]]] = [{} for _ in runs]
-    for cost, run in zip(costs, runs, strict=True):
-        for key in dict.fromkeys([*keys, run.home]):
-            with naming(run, key):
-                cost[key] = cost_on(run, store.grids[key])
+    costs = [
+        {key: cost_on(run, key, store.grids[key]) for key in dict.fromkeys([*keys, run.home])} for run in runs
+    ]
     if evidence is not None:
         evidence.begin(runs, store, {key: data[key] for key in keys}, rollout)
     errors, seconds = _judge(runs, data, keys, ends, batch_size, rollout, evidence, progress)
     results = _labelled(errors, seconds, runs, costs, {key: store.grids[key] for key in keys}, rollout)
-    samples, groups = sample_numbers(first), ("sample", group_numbers(first))
-    return results.assign_coords(variable=list(first.outputs), sample=samples, group=groups).assign_attrs(
+    return results.assign_coords(
+        variable=list(first.outputs), sample=sample_numbers(first), group=("sample", group_numbers(first))
+    ).assign_attrs(
         title=f"Resolution transfer on {store.attrs['title']}",
         split=split,
         rollout=rollout,
@@ -166,8 +174,8 @@ def _labelled(
     """The data set of the results, without the names of variables and samples."""
     parameters = [float(count_parameters(run.network)) or np.nan for run in runs]
     training = [float(rollout * cost[run.home][0]) for run, cost in zip(runs, costs, strict=True)]
-    flops = [[float(rollout * cost[key][0]) for key in grids] for cost in costs]
-    peak = [[float(cost[key][1]) for key in grids] for cost in costs]
+    by_run = np.array([[cost[key] for key in grids] for cost in costs], dtype=np.float64)
+    flops, peak = by_run[..., 0], by_run[..., 1]
     ways = [["injection" if nests(grid, run.grid) else "nearest" for grid in grids.values()] for run in runs]
     cells = ("run", "resolution")
     dims = (*cells, "predictor", "metric", "variable", "sample")
@@ -177,7 +185,7 @@ def _labelled(
             "defined": (dims[1:4], _defined(grids)),
             "parameters": ("run", parameters, {"long_name": "real numbers that were learned"}),
             "training_flops": ("run", training, {"long_name": "of one sample on the home grid"}),
-            "flops": (cells, flops, {"long_name": "of one sample, directly"}),
+            "flops": (cells, rollout * flops, {"long_name": "of one sample, directly"}),
             "peak_bytes": (cells, peak, {"units": "B", "long_name": "tensors of one sample, directly"}),
             "seconds_per_sample": (cells, seconds, {"units": "s", "comment": "best of some; indicative"}),
             "restriction": (cells, ways),
@@ -229,19 +237,22 @@ def _judge(
                 exact = {home: exact_outputs(data, key, home, y, rows, g, ends) for home, g in homes.items()}
                 shared: dict[tuple[str, ...], NDArray[np.float64]] = {}
                 if evidence is not None:
-                    evidence.add_truth(key, rows, x, y, labels)
+                    evidence.add(key, "input", rows, x, data[key].inputs)
+                    evidence.add(key, "truth", rows, y, labels)
                 for m, run in enumerate(runs):
                     bar.set_description(f"{run.name} at {key}")
                     repeats = _REPEATS if b == 0 and rollout == 1 else 1
-                    with naming(run, key):
-                        direct, best = timed_predict(run, x, repeats, rollout)
-                    seconds[m, r] = min(seconds[m, r], best / len(direct))
+                    for _ in range(repeats):
+                        start = perf_counter()
+                        with naming(run, key):
+                            direct = predict(run.network, run.processor, x, rollout)
+                        seconds[m, r] = min(seconds[m, r], (perf_counter() - start) / len(direct))
                     predictions, mismatch = by_predictor(
                         run, statistics, direct, x, exact[run.home], grid, ends, rollout
                     )
-                    if evidence is not None:
-                        evidence.add(key, m, rows, predictions, labels)
                     for k, predictor in enumerate(PREDICTORS):
+                        if evidence is not None and predictor in KEPT:
+                            evidence.add(key, "prediction", rows, predictions[predictor], labels, m, k)
                         # Floor and mean are the same for all models of a home, unless the mean is the
                         # processor's, where the store has none.
                         same = predictor in ("floor", "mean") and statistics

@@ -8,17 +8,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mano_op.data.dataset import FieldDataset
 from mano_op.data.store import FieldStore
-from mano_op.transfer.predict import sample_numbers
+from mano_op.transfer.predictors import KEPT, sample_numbers
 from mano_op.transfer.rollout import shown_labels
 from mano_op.transfer.runs import JudgedRun, run_coordinates
-from mano_op.transfer.significance import DPU
-
-KEPT = ("direct", *DPU)
 
 
 @dataclass
@@ -58,26 +54,15 @@ class Evidence:
         coordinates = run_coordinates([run.coordinates for run in runs])
         self.fields = {key: _reserved(fields, coordinates, labels, n) for key, fields in shown.items()}
 
-    def add_truth(self, key: str, rows: slice, x: Tensor, y: Tensor, labels: Sequence[str]) -> None:
-        """Keep the inputs and outputs of a batch, whose output channels are `labels`."""
-        if key in self.fields:
-            self._put(self.fields[key]["input"], rows, x)
-            self._put(self.fields[key]["truth"], rows, y, labels)
-
     def add(
-        self, key: str, run: int, rows: slice, predictions: Mapping[str, Tensor], labels: Sequence[str]
+        self, key: str, name: str, rows: slice, values: Tensor, labels: Sequence[str], *place: int
     ) -> None:
-        """Keep the predictions of a run for a batch."""
+        """Keep a batch of a field, whose channels are `labels`; a prediction's place is run and predictor."""
         if key in self.fields:
-            for predictor, kept in zip(KEPT, self.fields[key]["prediction"][run], strict=True):
-                self._put(kept, rows, predictions[predictor], labels)
-
-    @staticmethod
-    def _put(kept: xr.DataArray, rows: slice, values: Tensor, labels: Sequence[str] = ()) -> None:
-        if labels:
-            values = values[:, [labels.index(label) for label in kept["variable"].values]]
-        reserved = kept.values[:, rows]
-        reserved[:] = values[: reserved.shape[1]].transpose(0, 1).numpy()
+            kept = self.fields[key][name][place]
+            channels = [labels.index(label) for label in kept[kept.dims[0]].values]
+            reserved = kept.values[:, rows]
+            reserved[:] = values[: reserved.shape[1], channels].transpose(0, 1).numpy()
 
 
 def _reserved(data: FieldDataset, runs: xr.Coordinates, labels: list[str], n: int) -> xr.Dataset:
@@ -89,13 +74,12 @@ def _reserved(data: FieldDataset, runs: xr.Coordinates, labels: list[str], n: in
         **dict(zip(data.grid.names, data.grid.points, strict=True)),
     }
     labelled = xr.Dataset(coords=runs).assign_coords(coordinates)
-
-    def reserve(*dims: str) -> tuple[tuple[str, ...], NDArray[np.float32]]:
-        dims = (*dims, *data.grid.names)
-        return dims, np.empty([labelled.sizes[dim] for dim in dims], np.float32)
-
-    return labelled.assign(
-        input=reserve("input_variable", "sample"),
-        truth=reserve("variable", "sample"),
-        prediction=reserve("run", "predictor", "variable", "sample"),
-    )
+    leading = {
+        "input": ("input_variable", "sample"),
+        "truth": ("variable", "sample"),
+        "prediction": ("run", "predictor", "variable", "sample"),
+    }
+    for name, dims in leading.items():
+        shape = [labelled.sizes[dim] for dim in (*dims, *data.grid.names)]
+        labelled[name] = (*dims, *data.grid.names), np.empty(shape, np.float32)
+    return labelled

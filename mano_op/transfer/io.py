@@ -16,8 +16,6 @@ from mano_op.files import write_file
 from mano_op.paths import target_of
 from mano_op.transfer.runs import COORDINATES
 
-_HDF = b"\x89HDF"
-
 
 def save_results(results: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
     """Write results, or a summary, as NetCDF, or as zarr if the path ends in ``.zarr``.
@@ -28,7 +26,6 @@ def save_results(results: xr.Dataset, path: str | Path, *, overwrite: bool = Fal
     Parameters
     ----------
     results : Dataset
-        From `mano_op.transfer.evaluate.evaluate_transfer`.
     path : path
         ``results.nc`` or ``results.zarr``.
     overwrite : bool
@@ -50,10 +47,15 @@ def save_results(results: xr.Dataset, path: str | Path, *, overwrite: bool = Fal
     path = target_of(_results_path(path))
     if path.exists() and not overwrite:
         raise InputError(f"{path} is there already: give another path, or overwrite=True to replace it")
+    if _index_names(results):  # files have no index of several parts
+        results = _with_strings(results.reset_index("run"))
     if path.suffix == ".nc":
-        write_file(path, netcdf_bytes(results))
+        engine: Any = "h5netcdf" if find_spec("h5netcdf") else "scipy"
+        floats = [name for name, values in results.data_vars.items() if values.dtype.kind == "f"]
+        compressed = {"zlib": True, "complevel": 4} if engine == "h5netcdf" else {}
+        content = results.to_netcdf(engine=engine, encoding=dict.fromkeys(floats, compressed))
+        write_file(path, bytes(content))
         return
-    results = _without_index(results)
     # zarr 3 has strings of any length, and no other kind.
     text = {"dtype": np.dtypes.StringDType()}
     encoding = {name: text for name, values in results.variables.items() if values.dtype.kind == "U"}
@@ -81,7 +83,7 @@ def load_results(path: str | Path) -> xr.Dataset:
     options: dict[str, Any] = {"engine": "zarr", "consolidated": False}
     if path.suffix == ".nc":
         with path.open("rb") as file:
-            options = {"engine": "h5netcdf" if file.read(len(_HDF)) == _HDF else "scipy"}
+            options = {"engine": "h5netcdf" if file.read(4) == b"\x89HDF" else "scipy"}
         if options["engine"] == "h5netcdf" and find_spec("h5netcdf") is None:
             raise InputError(f"{path} is NetCDF 4, which needs h5netcdf: pip install 'mano_op[netcdf]'")
     with xr.open_dataset(path, **options) as stored:
@@ -92,26 +94,11 @@ def load_results(path: str | Path) -> xr.Dataset:
     return results.set_index(run=names) if names else results
 
 
-def netcdf_bytes(results: xr.Dataset) -> bytes:
-    """Return the content of a NetCDF file: version 4 with h5netcdf, compressed, and 3 without."""
-    results = _without_index(results)
-    if find_spec("h5netcdf") is None:
-        return bytes(results.to_netcdf(engine="scipy"))
-    compressed = {"zlib": True, "complevel": 4}
-    encoding = {name: compressed for name, values in results.data_vars.items() if values.dtype.kind == "f"}
-    return bytes(results.to_netcdf(engine="h5netcdf", encoding=encoding))
-
-
 def _results_path(path: str | Path) -> Path:
     path = Path(path)
     if path.suffix not in (".nc", ".zarr"):
         raise InputError(f"{path} ends in {path.suffix!r}, expected .nc for NetCDF or .zarr")
     return path
-
-
-def _without_index(results: xr.Dataset) -> xr.Dataset:
-    """Results with the parts of their index as coordinates: files have no index of several parts."""
-    return _with_strings(results.reset_index("run")) if _index_names(results) else results
 
 
 def _index_names(results: xr.Dataset) -> list[str]:

@@ -1,4 +1,4 @@
-r"""Predictors on a new grid: direct inference, the ways over the training grid, the floor and the mean.
+r"""Predictors on a new grid, in physical units: direct, by way of the training grid, the floor and the mean.
 
 =====================  =============================================================================
 predictor              prediction on a grid :math:`n`, by a model trained on the grid :math:`m`
@@ -19,26 +19,95 @@ predictor              prediction on a grid :math:`n`, by a model trained on the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from mano_op.boundary import Boundary, ends_by_axis
+from mano_op.cost import count_flops
 from mano_op.data.channels import Channels
 from mano_op.data.dataset import FieldDataset, collate
+from mano_op.data.processor import FieldProcessor
 from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 from mano_op.labels import variable_of
+from mano_op.memory import peak_bytes
 from mano_op.resample import nests, resample
 from mano_op.transfer.metrics import relative_l2
-from mano_op.transfer.predict import predict
 from mano_op.transfer.runs import JudgedRun
 from mano_op.transfer.significance import DPU
 
 Ends = Mapping[str, dict[str, tuple[float | None, float | None]]]
-PREDICTORS = ("direct", *DPU, "floor", "mean")
+KEPT = ("direct", *DPU)  # as evidence
+PREDICTORS = (*KEPT, "floor", "mean")
+
+
+def predict(network: nn.Module, processor: FieldProcessor, x: Tensor, steps: int = 1) -> Tensor:
+    """Predict in physical units, on the CPU, from ``x`` of shape ``(batch, in_channels, *grid)``.
+
+    With several `steps` each step after the first starts from the outputs of the step before. The channels
+    of the prediction are the outputs of the first step, then those of the second, and so on.
+    """
+    network.eval()
+    processor.eval()
+    expected = (len(x), len(processor.outputs), *x.shape[2:])
+    outputs: list[Tensor] = []
+    with torch.inference_mode():
+        x = x.to(processor.device)
+        for step in range(steps):
+            if step:
+                x = processor.next_known(x, outputs[-1])
+            data = processor.preprocess({"x": x})
+            output = network(data["x"])
+            _check_output(output, expected)
+            outputs.append(processor.postprocess(output, data)[0])
+        return torch.cat(outputs, dim=1).cpu()
+
+
+def _check_output(output: Any, expected: tuple[int, ...]) -> None:
+    """Refuse what is no real tensor of a shape: networks and functions are anybody's."""
+    kind = type(output).__name__
+    if isinstance(output, Tensor):
+        kind = f"{output.dtype} of shape {tuple(output.shape)}".removeprefix("torch.")
+        if tuple(output.shape) == expected and not output.is_complex():
+            return
+    raise InputError(f"its output is {kind}, expected a tensor or array of real numbers of shape {expected}")
+
+
+@contextmanager
+def naming(run: JudgedRun, key: str) -> Iterator[None]:
+    """Name the run and the resolution in any error of a prediction."""
+    try:
+        yield
+    except Exception as error:
+        message = f"{run.name} cannot predict at {key}: {str(error).rstrip('.')}. "
+        raise InputError(f"{message}Leave out the model or the resolution") from error
+
+
+def cost_on(run: JudgedRun, key: str, grid: Grid) -> tuple[int, int]:
+    """Predict a sample on a grid, and return its floating point operations and peak bytes of tensors."""
+    x = torch.zeros(1, len(run.processor.inputs), *grid.shape)
+    with naming(run, key):
+        predict(run.network, run.processor, x)
+        x = x.to(run.processor.device)
+        return count_flops(run.network, x), peak_bytes(run.network, x)
+
+
+def sample_numbers(data: FieldDataset) -> NDArray[np.int64]:
+    """Number the samples of a data set as the store does; runs of times are numbered 0, 1, ..."""
+    return np.arange(len(data)) if len(data.channels.starts) > 1 else group_numbers(data)
+
+
+def group_numbers(data: FieldDataset) -> NDArray[np.int64]:
+    """The store's number of each sample of a data set; the runs of times of one sample share it."""
+    rows = data.store.layout.rows(data.key, data.split)
+    return np.repeat(data.store.layout.samples(data.key)[rows], len(data.channels.starts))
 
 
 def by_predictor(
@@ -76,22 +145,20 @@ def by_predictor(
     interpolated = injected if nested else coarse(interpolate(x, grid, trained))
     averaged = coarse(resample(x, grid, trained, "mean"))
     coarse_outputs = dict(zip((*DPU, "floor"), (injected, averaged, interpolated, exact), strict=True))
+    # In units, zero is the processor's mean, or the inverse transform of the mean.
+    zero = torch.zeros(1, len(run.processor.outputs), 1, device=run.processor.device)
+    own = run.processor.postprocess(zero, {})[0].flatten().tolist() * steps
+    means = [
+        statistics.get(variable_of(label), {"mean": mean})["mean"]
+        for label, mean in zip(ends, own, strict=True)
+    ]
     predictions = {
         "direct": direct,
         **{name: interpolate_outputs(y, trained, grid, ends) for name, y in coarse_outputs.items()},
-        "mean": _means(run, statistics, ends, steps).reshape(1, -1, *[1] * grid.n_dim).expand_as(direct),
+        "mean": torch.tensor(means).reshape(1, -1, *[1] * grid.n_dim).expand_as(direct),
     }
     down = interpolate_outputs(direct, grid, trained, ends)
     return predictions, relative_l2(down, interpolated, trained)
-
-
-def _means(run: JudgedRun, statistics: Mapping[str, Mapping[str, float]], ends: Ends, steps: int) -> Tensor:
-    """The mean of each output channel over the training split; the processor's where the store has none."""
-    # In units, zero is the processor's mean, or the inverse transform of the mean.
-    processor = run.processor
-    zero, _ = processor.postprocess(torch.zeros(1, len(processor.outputs), 1, device=processor.device), {})
-    means = zip(ends, zero.flatten().tolist() * steps, strict=True)
-    return torch.tensor([statistics.get(variable_of(label), {"mean": mean})["mean"] for label, mean in means])
 
 
 def exact_outputs(

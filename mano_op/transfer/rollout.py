@@ -7,17 +7,19 @@ from collections.abc import Sequence
 import xarray as xr
 
 
-def steps_of(data: xr.Dataset) -> dict[str, dict[int, str]]:
-    """Return the labels of results or of a summary, by variable and step; none without a rollout.
+def steps_of(labels: Sequence[str], rollout: int) -> dict[str, dict[int, str]]:
+    """Return the labels of a rollout by variable and step; none without a rollout.
 
     Examples
     --------
-    >>> steps_of(xr.Dataset(coords={"variable": ["w@+1", "w@+2"]}, attrs={"rollout": 2}))
+    >>> steps_of(["w@+1", "w@+2"], 2)
     {'w': {1: 'w@+1', 2: 'w@+2'}}
     """
-    if data.attrs.get("rollout", 1) == 1:
-        return {}
-    return _by_variable(data["variable"].values.tolist())
+    steps: dict[str, dict[int, str]] = {}
+    for label in labels if rollout > 1 else ():
+        name, _, step = label.rpartition("@")
+        steps.setdefault(name, {})[int(step)] = label
+    return steps
 
 
 def shown_labels(labels: Sequence[str], rollout: int) -> list[str]:
@@ -28,20 +30,11 @@ def shown_labels(labels: Sequence[str], rollout: int) -> list[str]:
     >>> shown_labels([f"w@+{step}" for step in range(1, 21)], 20)
     ['w@+1', 'w@+10', 'w@+20']
     """
-    if rollout == 1:
-        return list(labels)
-    steps = sorted({1, max(1, rollout // 2), rollout})
-    return [by_step[step] for by_step in _by_variable(labels).values() for step in steps]
+    shown = sorted({1, rollout // 2, rollout})
+    steps = steps_of(labels, rollout)
+    return [by_step[step] for by_step in steps.values() for step in shown] or list(labels)
 
 
 def shown_steps(data: xr.Dataset) -> xr.Dataset:
     """Select the first, the middle and the last step of a rollout in results or a summary."""
     return data.sel(variable=shown_labels(data["variable"].values.tolist(), data.attrs.get("rollout", 1)))
-
-
-def _by_variable(labels: Sequence[str]) -> dict[str, dict[int, str]]:
-    steps: dict[str, dict[int, str]] = {}
-    for label in labels:
-        name, _, step = label.rpartition("@")
-        steps.setdefault(name, {})[int(step)] = label
-    return steps

@@ -164,10 +164,8 @@ def _misfit(
     store: FieldStore,
 ) -> str:
     """What of a run does not fit the store, and the remedy; empty if all does."""
-    for role, own, stored in (
-        ("inputs", processor.inputs, channels.inputs),
-        ("outputs", processor.outputs, channels.outputs),
-    ):
+    for role in ("inputs", "outputs"):
+        own, stored = getattr(processor, role), getattr(channels, role)
         if own != stored:
             return f"has the {role} {own}, {store.path} has {stored}: judge it on a store of its variables"
     for variable in store.variables:

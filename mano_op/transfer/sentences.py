@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import xarray as xr
@@ -34,26 +35,21 @@ def verdict_of(judged: xr.Dataset, run: int, key: str, variable: str) -> tuple[s
         where = "trained" if key == cell["train_resolution"].item() else "trained most"
         return verdict, f"{who}, where it was {where}: {finding}."
     verdict, finding = _away(cell)
-    for other in (*trained_there(judged, cell), *trained_on_several(judged, cell)):
+    for other in itertools.chain(*trained_elsewhere(judged, cell)):
         finding += f"; trained on {other['train_resolution'].item()} it has error {_shown(other, 'direct')}"
     return verdict, f"{who}: {finding}."
 
 
-def trained_there(judged: xr.Dataset, cell: xr.Dataset) -> list[xr.Dataset]:
-    """Return the same model trained at the resolution of a cell alone, if another run was."""
-    return [other for other in _others(judged, cell) if other["train_resolution"] == cell["resolution"]]
+def trained_elsewhere(judged: xr.Dataset, cell: xr.Dataset) -> tuple[list[xr.Dataset], list[xr.Dataset]]:
+    """Return the other runs of a cell's model: at the cell's resolution alone, and on several together.
 
-
-def trained_on_several(judged: xr.Dataset, cell: xr.Dataset) -> list[xr.Dataset]:
-    """Return the same model trained on several resolutions together, in every way that is not the cell's."""
-    return [other for other in _others(judged, cell) if PLUS in other["train_resolution"].item()]
-
-
-def _others(judged: xr.Dataset, cell: xr.Dataset) -> list[xr.Dataset]:
-    """The other runs of the cell's model, in `judged`, which has the resolution and variable of the cell."""
-    same = judged["model"].values == cell["model"].item()
-    same &= judged["train_resolution"].values != cell["train_resolution"].item()
-    return [judged.isel(run=i) for i in same.nonzero()[0].tolist()]
+    `judged` has the resolution and the variable of the cell.
+    """
+    other = judged["train_resolution"].values != cell["train_resolution"].item()
+    other &= judged["model"].values == cell["model"].item()
+    runs = [judged.isel(run=i) for i in other.nonzero()[0].tolist()]
+    there = [run for run in runs if run["train_resolution"] == cell["resolution"]]
+    return there, [run for run in runs if PLUS in run["train_resolution"].item()]
 
 
 def _at_home(cell: xr.Dataset) -> tuple[str, str]:
@@ -71,7 +67,6 @@ def _at_home(cell: xr.Dataset) -> tuple[str, str]:
 
 
 def _away(cell: xr.Dataset) -> tuple[str, str]:
-    """Verdict and finding at another resolution than home."""
     best = cell["best_dpu"].item()
     finer = cell["points"].item() > cell["home_points"].item()
     rival = "interpolating its own coarse prediction" if finer else "going by way of its training grid"
@@ -105,7 +100,6 @@ def _away(cell: xr.Dataset) -> tuple[str, str]:
 
 
 def _errors(cell: xr.Dataset) -> int:
-    """The number of errors, of all samples and seeds."""
     return int(cell.attrs["samples"] * cell["seeds"])
 
 
@@ -152,9 +146,18 @@ def _shown(cell: xr.Dataset, predictor: str) -> str:
 
 
 def interval_of(cell: xr.Dataset, name: str = "", *, sign: bool = False) -> str:
-    """Format a number of a summary with its interval, in per cent; the mean error without a name."""
+    """Format a number of a summary, by default the mean error, and its interval, in per cent.
+
+    Examples
+    --------
+    >>> interval_of(xr.Dataset({"mean": 0.0931, "low": 0.089, "high": 0.0973}))
+    '9.31 [8.90, 9.73]'
+    """
     names = (name, f"{name}_low", f"{name}_high") if name else ("mean", "low", "high")
-    return with_interval(*(cell[n].item() for n in names), sign=sign)
+    value, low, high = (cell[n].item() for n in names)
+    decimals = _decimals(value)
+    middle, *bounds = (percent(number, decimals, sign=sign) for number in (value, low, high))
+    return f"{middle} [{', '.join(bounds)}]" if math.isfinite(low) and math.isfinite(high) else middle
 
 
 def percent(value: float, decimals: int | None = None, *, sign: bool = False) -> str:
@@ -175,21 +178,6 @@ def percent(value: float, decimals: int | None = None, *, sign: bool = False) ->
     value = round(value, decimals + 2) + 0.0 if abs(value) < 1 else value  # no minus before a zero
     form = ".2e" if abs(value) >= 1e4 else f".{decimals}f"
     return f"{100 * value:{'+' if sign else ''}{form}}"
-
-
-def with_interval(value: float, low: float, high: float, *, sign: bool = False) -> str:
-    """Format a fraction in per cent with its interval, all to the same decimals.
-
-    Examples
-    --------
-    >>> with_interval(0.0931, 0.089, 0.0973)
-    '9.31 [8.90, 9.73]'
-    """
-    decimals = _decimals(value)
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return percent(value, decimals, sign=sign)
-    bounds = ", ".join(percent(bound, decimals, sign=sign) for bound in (low, high))
-    return f"{percent(value, decimals, sign=sign)} [{bounds}]"
 
 
 def _decimals(value: float) -> int:

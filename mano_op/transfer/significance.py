@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -111,13 +110,14 @@ def summary(
             "and at least one sample"
         )
     seeds = positions(results)
-    parts = [_numbers(results.isel(run=at), resamples, seed) for at in seeds.values()]
+    groups = np.asarray(results.coords.get("group", np.arange(results.sizes["sample"])))
+    parts = [_numbers(results.isel(run=at), groups, resamples, seed) for at in seeds.values()]
     joined = xr.concat(parts, "run", data_vars="all", coords="minimal", compat="equals", join="exact")
     first = results.isel(run=[at[0] for at in seeds.values()])
-    independent = len(np.unique(groups_of(results)))
+    independent = len(np.unique(groups))
     drawn = "samples" if independent == results.sizes["sample"] else f"{independent} groups of samples"
-    judged = joined.assign_coords(run_coordinates(list(seeds)))
-    judged = judged.assign_coords({name: ("run", first[name].values) for name in ("home", "home_points")})
+    homes = {name: ("run", first[name].values) for name in ("home", "home_points")}
+    judged = joined.assign_coords(run_coordinates(list(seeds))).assign_coords(homes)
     judged = judged.assign_attrs(
         results.attrs,
         metric=metric,
@@ -133,7 +133,7 @@ def summary(
     return judged.assign(verdict=(cells, words[..., 0]), sentence=(cells, words[..., 1]))
 
 
-def _numbers(seeds: xr.Dataset, resamples: int, seed: int) -> xr.Dataset:
+def _numbers(seeds: xr.Dataset, groups: NDArray[np.int64], resamples: int, seed: int) -> xr.Dataset:
     """The numbers of one run of the summary, from the results of its seeds."""
     order = ("resolution", "predictor", "metric", "variable")
     errors = seeds["error"].transpose("run", *order, "sample")
@@ -141,8 +141,7 @@ def _numbers(seeds: xr.Dataset, resamples: int, seed: int) -> xr.Dataset:
         by_seed = errors.mean("sample", skipna=False)
         errors = errors.mean("run", skipna=False)
         mean = errors.mean("sample", skipna=False)
-        groups = _by_group(errors.values, groups_of(seeds))
-        means = bootstrap_means(groups, resamples=resamples, seed=seed)
+        means = bootstrap_means(_by_group(errors.values, groups), resamples=resamples, seed=seed)
         draws = mean.expand_dims(draw=resamples).copy(data=means)
         dpu = mean.sel(predictor=list(DPU))
         best = dpu["predictor"][dpu.fillna(np.inf).argmin("predictor")].drop_vars("predictor")
@@ -158,18 +157,24 @@ def _numbers(seeds: xr.Dataset, resamples: int, seed: int) -> xr.Dataset:
             return direct / direct.reindex(resolution=seeds["home"].values[:1]).isel(resolution=0, drop=True)
 
         numbers = {
-            **_with_interval("", mean, draws, lambda e: e),
             "seed_low": by_seed.min("run", skipna=False),
             "seed_high": by_seed.max("run", skipna=False),
             "non_finite": (seeds["defined"] & ~np.isfinite(seeds["error"])).sum(("run", "sample")),
             "best_dpu": best,
-            **_with_interval("skill", mean, draws, skill),
             "skill_seed_low": skill(by_seed).min("run", skipna=False),
             "skill_seed_high": skill(by_seed).max("run", skipna=False),
-            **_with_interval("growth", mean, draws, growth),
-            **_with_interval("difference", mean, draws, lambda e: by(e, "direct") - by(e, best)),
-            **_with_interval("over_mean", mean, draws, lambda e: by(e, "direct") - by(e, "mean")),
         }
+        for name, number in (
+            ("mean", lambda e: e),
+            ("skill", skill),
+            ("growth", growth),
+            ("difference", lambda e: by(e, "direct") - by(e, best)),
+            ("over_mean", lambda e: by(e, "direct") - by(e, "mean")),
+        ):
+            numbers[name], prefix = number(mean), "" if name == "mean" else f"{name}_"
+            ends = np.quantile(number(draws).transpose("draw", ...).values, _TAILS, axis=0)
+            for end, values in zip(("low", "high"), ends, strict=True):
+                numbers[f"{prefix}{end}"] = numbers[name].copy(data=values)
     costs = ["parameters", "training_flops", "flops", "peak_bytes", "seconds_per_sample"]
     return xr.Dataset(
         {
@@ -180,21 +185,6 @@ def _numbers(seeds: xr.Dataset, resamples: int, seed: int) -> xr.Dataset:
             "seeds": seeds.sizes["run"],
         }
     )
-
-
-def _with_interval(
-    name: str, mean: xr.DataArray, draws: xr.DataArray, number: Callable[[xr.DataArray], xr.DataArray]
-) -> dict[str, xr.DataArray]:
-    """A number of the mean errors, and its percentile interval."""
-    low, high = np.quantile(number(draws).transpose("draw", ...).values, _TAILS, axis=0)
-    value, prefix = number(mean), f"{name}_" if name else ""
-    ends = {f"{prefix}low": value.copy(data=low), f"{prefix}high": value.copy(data=high)}
-    return {name or "mean": value, **ends}
-
-
-def groups_of(results: xr.Dataset) -> NDArray[np.int64]:
-    """Return the group of each sample; each is a group of its own if the results do not say."""
-    return np.asarray(results.coords.get("group", np.arange(results.sizes["sample"])))
 
 
 def _by_group(errors: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -15,10 +15,10 @@ from mano_op.card import markdown_table
 from mano_op.errors import InputError
 from mano_op.files import write_file
 from mano_op.transfer.metrics import METRIC_NAMES
-from mano_op.transfer.sentences import interval_of, percent, trained_on_several, trained_there
+from mano_op.transfer.sentences import interval_of, percent, trained_elsewhere
 
-DIMS = ("model", "train_resolution", "seed", "resolution", "predictor", "metric", "variable", "sample")
-COLUMNS = (*DIMS, "error")
+CELLS = ("resolution", "predictor", "metric", "variable", "sample")
+COLUMNS = ("model", "train_resolution", "seed", *CELLS, "error")
 _COMPARISONS = ("run", "resolution", "metric", "variable")
 
 
@@ -60,7 +60,7 @@ def error_rows(judged: xr.Dataset) -> list[list[str]]:
     rows = []
     for cell, same_field in _cells(judged.sel(metric=judged.attrs["metric"])):
         away = cell["resolution"].item() != cell["home"].item()
-        mixed = trained_on_several(same_field, cell)
+        there, mixed = trained_elsewhere(same_field, cell)
         names = [f"{other['train_resolution'].item()}: " if len(mixed) > 1 else "" for other in mixed]
         floor, mean = (percent(cell["mean"].sel(predictor=name).item()) for name in ("floor", "mean"))
         growth = cell["growth"].item()
@@ -72,7 +72,7 @@ def error_rows(judged: xr.Dataset) -> list[list[str]]:
                 "best DPU": _entry(cell, cell["best_dpu"].item()) if away else "as direct",
                 "DPU's input": dpu_input(cell) if away else "",
                 "skill": interval_of(cell, "skill", sign=True) if away else "",
-                "trained there": "".join(_entry(o, "direct") for o in trained_there(same_field, cell)),
+                "trained there": "".join(_entry(o, "direct") for o in there),
                 "trained on several": ", ".join(
                     name + _entry(other, "direct") for name, other in zip(names, mixed, strict=True)
                 ),
@@ -130,15 +130,10 @@ def notes(judged: xr.Dataset) -> list[str]:
 
 def to_csv(results: xr.Dataset, path: str | Path) -> None:
     """Write every error that exists as a row of its own, in full precision; columns are `COLUMNS`."""
-    write_file(path, csv_text(results))
-
-
-def csv_text(results: xr.Dataset) -> str:
-    """Format results as `to_csv` writes them."""
     errors = results[["error", "defined"]].reset_index("run")
-    frame = errors.to_dataframe(dim_order=["run", *DIMS[3:]]).reset_index()
+    frame = errors.to_dataframe(dim_order=["run", *CELLS]).reset_index()
     rows = frame.loc[frame["defined"], list(COLUMNS)]
-    return str(rows.to_csv(index=False, na_rep="nan", lineterminator="\n"))
+    write_file(path, rows.to_csv(index=False, na_rep="nan", lineterminator="\n"))
 
 
 def to_json(judged: xr.Dataset, path: str | Path) -> None:
@@ -147,11 +142,6 @@ def to_json(judged: xr.Dataset, path: str | Path) -> None:
     A number that is not finite, for which JSON has no notation, is a string: "NaN", "Infinity" or
     "-Infinity".
     """
-    write_file(path, json_text(judged))
-
-
-def json_text(judged: xr.Dataset) -> str:
-    """Format a summary as `to_json` writes it."""
     check_summary(judged, "to_json")
     compared = [name for name, values in judged.data_vars.items() if set(values.dims) == set(_COMPARISONS)]
     content = {
@@ -162,7 +152,7 @@ def json_text(judged: xr.Dataset) -> str:
         "comparisons": _records(judged, compared),
         "verdicts": _records(judged, ["verdict", "sentence"]),
     }
-    return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
+    write_file(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False))
 
 
 def _cells(judged: xr.Dataset) -> Iterator[tuple[xr.Dataset, xr.Dataset]]:

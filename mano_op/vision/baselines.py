@@ -151,7 +151,6 @@ class SwinClassifier(_Classifier, name="Swin_classifier"):
         self._set(config, backbone, backbone.num_features)
 
     def _features(self, x: Tensor) -> Any:
-        """Return the mean of the normalised features."""
         return self.backbone(x).pooler_output
 
     @classmethod

@@ -178,7 +178,6 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         return Refinement(Grid.uniform(self.image_size, registration=registration, periodic=periodic), shape)
 
     def _features(self, x: Tensor, place: Refinement | None) -> list[Tensor]:
-        """Return the fields at the end of each stage."""
         if place is not None:
             return [run(x, place, settled=False, **self._stages)]
         x = self.patches(self._located(x, grid_points(x.shape[2:], "cell", x.device)))

@@ -7,7 +7,6 @@ number of its class.
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mano_op.data.loaders import workers
 from mano_op.data.sampler import ResolutionBatchSampler
 from mano_op.errors import InputError, did_you_mean
 from mano_op.options import Part, Whole, checked
@@ -259,12 +259,7 @@ def image_loader(
     >>> tuple(batch["x"].shape), bool((batch["y"] == split.labels[:100]).all())
     ((100, 1, 8, 8), True)
     """
-    # With workers a DataLoader draws more often from its generator: the sampler has one of its own.
-    generator = torch.Generator().manual_seed(seed or 0)
-    options: dict[str, Any] = {"num_workers": num_workers, "generator": generator}
-    if num_workers:  # a fork of a process that has computed may hang
-        start = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        options |= {"multiprocessing_context": start, "persistent_workers": True}
+    options = workers(num_workers, seed or 0)
     if seed is None:
         return DataLoader(data, batch_size, **options)
     order = ResolutionBatchSampler([len(data)], batch_size, seed=seed)
@@ -292,7 +287,6 @@ def _read(source: str | Path, columns: Mapping[str, str]) -> _Stored:
 
 
 def _split_names(source: Path, names: Iterable[str], *, others: bool) -> dict[str, str]:
-    """Return the split that each name stands for."""
     splits = {name: _SPLITS.get(name, name if others else "") for name in names}
     if len(set(splits.values())) < len(splits) or "" in splits.values() or "train" not in splits:
         raise InputError(

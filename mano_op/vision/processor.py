@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
 from mano_op.data.processor import Processor
 from mano_op.errors import InputError
-from mano_op.options import Count, Fraction, NonNegative, checked
+from mano_op.options import Count, Finite, Fraction, NonNegative, checked
 from mano_op.vision.images import ImageSplit
 
 # Statistics of ImageNet in [0, 1], red, green and blue, with which published models were trained.
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
 class ImageProcessor(Processor):

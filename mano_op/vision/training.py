@@ -27,7 +27,7 @@ from mano_op.train.optimizer import optimizer_and_schedule
 from mano_op.train.options import ImageOptions
 from mano_op.train.task import Task, check_output, model_options
 from mano_op.vision.evaluate import class_metrics
-from mano_op.vision.images import DIGITS, Images, ImageSplit, image_loader, open_images, stratified
+from mano_op.vision.images import DIGITS, Images, image_loader, open_images, stratified
 from mano_op.vision.processor import IMAGENET, ImageProcessor, moments
 from mano_op.vision.transforms import augmentation
 from mano_op.weights import check_entries, entries_of, parameters_of
@@ -119,7 +119,13 @@ class ImageTask(Task):
         self.images = images = _opened(images, training)
         classes, size = images.classes, images.image_size
         self._augment = augmentation(training.augmentation, len(classes), self.augmentation_rng)
-        self._train, self._validation = _parts(images, training.validate, training.seed)
+        self._train, validate = images["train"], training.validate
+        self._validation = images[validate] if isinstance(validate, str) else None
+        if isinstance(validate, float):
+            labels, seed = self._train.labels.numpy(), training.seed
+            held_out = stratified(labels, validate, seed, classes, stream=_HELD_OUT)
+            parts = (self._train.subset(np.flatnonzero(rows)) for rows in (~held_out, held_out))
+            self._train, self._validation = parts
         self.validated = self._validation is not None
         self._start = start = None if training.start is None else _Start(training.start, arch)
         derived = {"in_channels": images.channels, "n_classes": len(classes)}
@@ -213,10 +219,6 @@ class ImageTask(Task):
             **({} if validation is None else {"validation": {"samples": len(validation)}}),
         }
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Return nothing: the description has the digests of the images."""
-        return {}
-
     def packages(self, model: nn.Module) -> list[str]:
         """Return the packages that read the images, and made the model."""
         readers = {DIGITS: ["scikit-learn"], "folder": ["pillow"], "dataset": ["pillow", "datasets"]}
@@ -273,12 +275,3 @@ def _of_all_ranks(own: Tensor, together: int) -> Tensor:
     parts = [torch.empty_like(own) for _ in range(together)]
     dist.all_gather(parts, own.contiguous())
     return torch.stack(parts, dim=1).flatten(0, 1)
-
-
-def _parts(images: Images, validate: str | float | None, seed: int) -> tuple[ImageSplit, ImageSplit | None]:
-    """Return the images to train on, and those to validate on."""
-    train = images["train"]
-    if not isinstance(validate, float):
-        return train, None if validate is None else images[validate]
-    held_out = stratified(train.labels.numpy(), validate, seed, images.classes, stream=_HELD_OUT)
-    return train.subset(np.flatnonzero(~held_out)), train.subset(np.flatnonzero(held_out))

@@ -13,9 +13,10 @@ import h5py
 import numpy as np
 import scipy.io
 
-from mano_op.data.guards import check_has, check_one_of, check_real, check_shape, refusing
-from mano_op.data.importers.lazy import Files, Part, dataset, import_files, labelled, lazy, open_hdf5
+from mano_op.data.guards import check_has, check_one_of, check_real, check_shape
+from mano_op.data.importers.lazy import Files, Part, dataset, import_files, in_pieces, labelled, open_hdf5
 from mano_op.data.store import FieldStore
+from mano_op.errors import refusing
 from mano_op.grid import Axis, Registration
 
 
@@ -80,17 +81,16 @@ def import_fno_mat(
 
 
 def _read(known: _Kind, stack: ExitStack, path: Path) -> Part:
-    """Read a file, if the shapes of its arrays fit the kind and each other."""
     arrays = _arrays(known, stack, path)
     shape, n_dim = arrays[next(iter(known.names))].shape, len(known.axes)
     times = np.ravel(arrays["t"]) if known.varying else np.empty(0)
+    remedy = f"the samples, {' and '.join(known.axes)}, and times where it varies, none of them empty"
     fields = {}
     for name, variable in known.names.items():
         varies = name in known.varying
         expected = (*shape, times.size) if varies else shape
         if len(shape) != 1 + n_dim or 0 in expected:
             expected = (1,) * (1 + n_dim + varies)
-        remedy = f"the samples, {' and '.join(known.axes)}, and times where it varies, none of them empty"
         check_shape(f"{path}, {name}", arrays[name].shape, expected, remedy)
         fields[variable] = da.moveaxis(arrays[name], -1, 1) if varies else arrays[name]
     axes = zip(known.axes, shape[1:], strict=True)
@@ -109,7 +109,7 @@ def _arrays(known: _Kind, stack: ExitStack, path: Path) -> dict[str, Any]:
         file = open_hdf5(stack, path)
         check_has(path, "array", names, file)
         # MATLAB's first index varies fastest, so HDF5 has the dimensions the other way round.
-        arrays = {name: lazy(dataset(file, name), reverse=True) for name in names}
+        arrays = {name: in_pieces(dataset(file, name), reverse=True) for name in names}
     else:
         what = f"{path} is no MATLAB file that can be read"
         with refusing(what, "restore it, or give another", Exception):  # whatever scipy meets damage with
@@ -117,9 +117,6 @@ def _arrays(known: _Kind, stack: ExitStack, path: Path) -> dict[str, Any]:
             content = scipy.io.loadmat(path, variable_names=names)
         check_has(path, "array", names, listed)
         for name in names:
-            array = content[name]
-            check_real(
-                f"{path}, {name}", array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-            )
-        arrays = {name: lazy(content[name]) for name in names}
+            check_real(f"{path}, {name}", getattr(content[name], "dtype", type(content[name]).__name__))
+        arrays = {name: in_pieces(content[name]) for name in names}
     return arrays | {name: arrays[name].compute() for name in names if name == "t"}

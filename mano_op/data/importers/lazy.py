@@ -18,12 +18,12 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from mano_op.data.guards import check_alike, check_has, check_real, check_shape, refusing
+from mano_op.data.guards import check_alike, check_has, check_real, check_shape
 from mano_op.data.rounded import agree
 from mano_op.data.store import FieldStore
 from mano_op.data.times import Times
 from mano_op.data.write import write_fields
-from mano_op.errors import InputError
+from mano_op.errors import InputError, refusing
 
 PIECE_BYTES = 2**23  # of an array of a file, read at once
 Files = Mapping[str, Sequence[str | Path]]
@@ -106,9 +106,10 @@ def open_hdf5(stack: ExitStack, path: Path) -> h5py.File:
 
 def dataset(file: h5py.File | h5py.Group, name: str) -> h5py.Dataset:
     """Return a data set of numbers in a file."""
-    known = [key for key in file if isinstance(file.get(key), h5py.Dataset)]
-    check_has(location(file), "data set", [name], known)
-    node = file[name]
+    node = file.get(name)
+    if not isinstance(node, h5py.Dataset):
+        known = [key for key in file if isinstance(file.get(key), h5py.Dataset)]
+        check_has(location(file), "data set", [name], known)
     check_real(location(node), "nothing" if node.shape is None else node.dtype)
     return node
 
@@ -126,15 +127,15 @@ def location(node: h5py.Group | h5py.Dataset) -> str:
     return node.file.filename + ("" if node.name == "/" else f", {node.name.removeprefix('/')}")
 
 
-def lazy(array: Any, *, reverse: bool = False) -> da.Array:
+def in_pieces(array: Any, *, reverse: bool = False) -> da.Array:
     """Put an array ``(samples, ...)`` of a file behind dask, in pieces of whole chunks of the file.
 
     With `reverse` the array has its dimensions the other way round.
 
     Examples
     --------
-    >>> lazy(np.zeros((10, 1024, 512))).chunks[0], lazy(np.zeros((512, 1024, 10)), reverse=True).chunks[0]
-    ((2, 2, 2, 2, 2), (2, 2, 2, 2, 2))
+    >>> in_pieces(np.zeros((512, 1024, 10)), reverse=True).chunks[0]
+    (2, 2, 2, 2, 2)
     """
     order = -1 if reverse else 1
     own = getattr(array, "chunks", None) or (1,) * array.ndim
@@ -184,7 +185,7 @@ def concatenated(parts: Mapping[Any, xr.Dataset], dim: str) -> xr.Dataset:
     """Concatenate files along a dimension, if they have the same variables, attributes and coordinates."""
     first, *others = parts
     for file in others:
-        _check_continues(file, parts[file], first, parts[first], dim)
+        check_continues(file, parts[file], first, parts[first], dim)
     what = f"{', '.join(map(str, parts))} cannot be concatenated along {dim!r}"
     remedy = "expected variables of the same types and dimensions in all of them: make them agree"
     with refusing(what, remedy, ValueError, TypeError, KeyError, NotImplementedError):
@@ -195,7 +196,7 @@ def concatenated(parts: Mapping[Any, xr.Dataset], dim: str) -> xr.Dataset:
         )
 
 
-def _check_continues(file: object, data: xr.Dataset, first: object, expected: xr.Dataset, dim: str) -> None:
+def check_continues(file: object, data: xr.Dataset, first: object, expected: xr.Dataset, dim: str) -> None:
     """Refuse a file that does not continue the first along a dimension."""
     check = partial(check_alike, file, first)
     check("variables", sorted(map(str, data.data_vars)), sorted(map(str, expected.data_vars)))
@@ -218,9 +219,7 @@ def _difference(ours: xr.Variable, theirs: xr.Variable) -> tuple[object, object]
     values, others = ours.values, theirs.values
     if ours.dtype.kind in "mM" and theirs.dtype.kind in "mM" and ours.ndim == 1:
         times, expected = Times.of("", ours), Times.of("", theirs)
-        same = (
-            times.agrees_with(expected) if times.measure == expected.measure else np.zeros(len(values), bool)
-        )
+        same = times.agrees_with(expected) & (times.measure == expected.measure)
     elif ours.dtype.kind in "iuf" and theirs.dtype.kind in "iuf":
         same = (np.isnan(values) & np.isnan(others)) | (
             agree(values, others) if ours.ndim == 1 else np.isclose(values, others, rtol=1e-6, atol=1e-12)

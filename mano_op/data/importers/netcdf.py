@@ -6,27 +6,24 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from mano_op.data.coordinates import Shape
-from mano_op.data.guards import check_has, refusing
+from mano_op.data.guards import check_has
 from mano_op.data.importers.lazy import check_free, concatenated, paths_of, piece_of, stamps
 from mano_op.data.samples import check_distinct
 from mano_op.data.source import chunk_in_file
 from mano_op.data.store import FieldStore
 from mano_op.data.write import write_fields
-from mano_op.errors import InputError
-
-_Shape = TypeVar("_Shape", bound=Shape)
+from mano_op.errors import InputError, refusing
 
 
 def import_netcdf(
     path: str | Path,
-    files: Mapping[_Shape, str | Path | Sequence[str | Path]],
+    files: Mapping[Any, str | Path | Sequence[str | Path]],
     *,
     sample: str = "sample",
     time: str = "time",
@@ -74,20 +71,16 @@ def import_netcdf(
         for resolution, names in paths.items():
             parts = {str(file): _open(stack, file, sample, engine) for file in names}
             data = concatenated(parts, sample)
-            if sample in data.coords and not relabel:
-                labels = [
-                    (name, pd.Index(np.atleast_1d(part[sample].values))) for name, part in parts.items()
-                ]
-                remedy = "leave one out, or pass relabel=True if each file counts its own samples"
-                check_distinct(f"{resolution}, {sample}", labels, remedy)
             if relabel:
                 data = data.drop_vars(sample, errors="ignore")
+            elif sample in data.coords:
+                labels = [(name, pd.Index(np.atleast_1d(part[sample]))) for name, part in parts.items()]
+                remedy = "leave one out, or pass relabel=True if each file counts its own samples"
+                check_distinct(f"{resolution}, {sample}", labels, remedy)
             fields[resolution] = _renamed(resolution, data, {"sample": sample, "time": time})
         named = list(chain(*paths.values()))
-        options.setdefault(
-            "provenance", {"files": [file.name for file in named], "files_as_read": stamps(named)}
-        )
-        return write_fields(path, fields, **options)
+        provenance = {"files": [file.name for file in named], "files_as_read": stamps(named)}
+        return write_fields(path, fields, **{"provenance": provenance, **options})
 
 
 def _open(stack: ExitStack, path: Path, sample: str, engine: str | None) -> xr.Dataset:
@@ -102,7 +95,6 @@ def _open(stack: ExitStack, path: Path, sample: str, engine: str | None) -> xr.D
 
 
 def _check_engine(path: Path, engine: str | None) -> None:
-    """Refuse a folder or a file that does not fit the engine."""
     zarr = any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata"))
     if zarr == (engine == "zarr") and zarr == path.is_dir():
         return
@@ -119,15 +111,14 @@ def _renamed(resolution: object, data: xr.Dataset, names: Mapping[str, str]) -> 
     changed = {old: new for new, old in names.items() if old != new and old in data.dims}
     check_free(resolution, changed.values(), {*data.variables, *data.dims})
     data = data.rename(changed)
-    for axis in set(data.dims) - {"sample", "time"}:
-        points = data[axis].values if axis in data.coords else np.empty(0)
-        if len(points) > 1 and points.dtype.kind in "iuf" and (np.diff(points.astype(np.float64)) < 0).all():
+    for axis in {*data.dims} & {*data.indexes} - {"sample", "time"}:
+        several = len(data[axis]) > 1 and data[axis].dtype.kind in "iuf"
+        if several and data.indexes[axis].is_monotonic_decreasing:
             data = data.isel({axis: slice(None, None, -1)})
     return data
 
 
 def _pieced(values: xr.DataArray) -> xr.DataArray:
-    """Put a variable behind dask."""
     if not values.ndim or values.dtype.kind == "O":
         return values
     own = [chunk_in_file(values.variable, str(dim)) or 1 for dim in values.dims]

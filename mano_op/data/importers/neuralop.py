@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,19 +28,18 @@ _Fields = Mapping[str, NDArray[Any]]
 
 
 class _Kind(NamedTuple):
+    title: str
     input: str
     long_name: str
     output: str
     condition: str
-    title: str
 
 
+_PERMEABILITY = "which of the two permeabilities: 0 or 1"
 _KINDS = {
-    "darcy": _Kind(
-        "permeability", "which of the two permeabilities: 0 or 1", "pressure", "dirichlet", "Darcy flow"
-    ),
+    "darcy": _Kind("Darcy flow", "permeability", _PERMEABILITY, "pressure", "dirichlet"),
     "navier_stokes": _Kind(
-        "forcing", "forcing of the vorticity", "vorticity", "periodic", "Navier-Stokes flow"
+        "Navier-Stokes flow", "forcing", "forcing of the vorticity", "vorticity", "periodic"
     ),
 }
 
@@ -100,21 +100,21 @@ def import_neuralop_pt(
     if problem is not None:
         check_one_of("problem", problem, _KINDS)
     _check_pairs(files)
-    loaded = {split: {n: _load(Path(file), n) for n, file in pairs} for split, pairs in files.items()}
-    for split, pairs in files.items():
-        for n, file in pairs:
-            _check_problem(file, loaded[split][n], problem or "darcy")
-    kind = _KINDS[problem or "darcy"]
+    problem = problem or "darcy"
+    kind, axes = _KINDS[problem], ("y", "x")
+    loaded = {
+        split: {n: _load(Path(file), n, problem) for n, file in pairs} for split, pairs in files.items()
+    }
     splits = {split: _check_split(split, by_size, levels) for split, by_size in loaded.items()}
     split_of = np.repeat(list(splits), list(splits.values()))
     fields = {}
     for n in {n for by_size in loaded.values() for n in by_size}:
         held = [split for split in splits if n in loaded[split]]
         x, y = (np.concatenate([loaded[split][n][key] for split in held]) for key in ("x", "y"))
-        dims, points = ("sample", "y", "x"), Axis("x", n).points
+        dims = ("sample", *axes)
         fields[n] = xr.Dataset(
             {kind.input: (dims, x, {"long_name": kind.long_name}), kind.output: (dims, y)},
-            {"sample": np.flatnonzero(np.isin(split_of, held)), "y": points, "x": points},
+            {"sample": np.flatnonzero(np.isin(split_of, held)), **dict.fromkeys(axes, Axis("x", n).points)},
         )
     return write_fields(
         path,
@@ -123,12 +123,12 @@ def import_neuralop_pt(
         outputs=[kind.output],
         splits=splits,
         registration="node",
-        domain={"y": (0.0, 1.0), "x": (0.0, 1.0)},
-        boundary_conditions={"y": kind.condition, "x": kind.condition},
+        domain=dict.fromkeys(axes, (0.0, 1.0)),
+        boundary_conditions=dict.fromkeys(axes, kind.condition),
         boundary_values={kind.output: 0.0} if kind.condition == "dirichlet" else {},
         levels=levels,
         provenance={
-            "problem": problem or "darcy",
+            "problem": problem,
             "source": "neuraloperator",
             "files": {split: [Path(file).name for _, file in pairs] for split, pairs in files.items()},
             "files_as_read": stamps(file for pairs in files.values() for _, file in pairs),
@@ -151,7 +151,8 @@ def _check_pairs(files: _Files) -> None:
             check_whole(resolution=n)
 
 
-def _load(file: Path, n: int) -> _Fields:
+def _load(file: Path, n: int, problem: Problem) -> _Fields:
+    """Read a file, if its layout fits and its values do not contradict the problem."""
     data = read_tensors(file)
     check_has(file, "tensor", ("x", "y"), [name for name in data if isinstance(data[name], torch.Tensor)])
     for name in ("x", "y"):
@@ -163,11 +164,6 @@ def _load(file: Path, n: int) -> _Fields:
     fields = {name: data[name].detach().double().numpy() for name in ("x", "y")}
     for name, values in fields.items():
         check_finite(values, np.arange(len(values)), f"{file}, {name}")
-    return fields
-
-
-def _check_problem(file: str | Path, fields: _Fields, problem: Problem) -> None:
-    """Refuse a file whose values contradict the problem."""
     x, y = fields["x"], fields["y"]
     others = x[(x != 0) & (x != 1)]
     if bool(len(others)) != (problem == "navier_stokes"):
@@ -183,6 +179,7 @@ def _check_problem(file: str | Path, fields: _Fields, problem: Problem) -> None:
             "i/n, of which the last is inside: for others, `mano_op.write_fields` with "
             "registration='node_both'"
         )
+    return fields
 
 
 def _check_split(split: str, by_size: Mapping[int, _Fields], levels: Levels) -> int:
@@ -190,15 +187,11 @@ def _check_split(split: str, by_size: Mapping[int, _Fields], levels: Levels) -> 
     counts = {n: len(fields["y"]) for n, fields in by_size.items()}
     check_same(f"split {split!r}: numbers of samples", counts)
     finest = max(by_size)
-    for n, fields in by_size.items():
-        if levels != "resampled":
-            break
-        step = finest // n
-        for name, values in fields.items():
-            if finest % n or not np.array_equal(values, by_size[finest][name][:, ::step, ::step]):
-                raise InputError(
-                    f"split {split!r}: {name!r} at {n} differs from that at {finest} where they share "
-                    "points. If they were solved for apart, pass levels='independent'; otherwise the files "
-                    "do not match"
-                )
+    for n, name in product(by_size, ("x", "y")) if levels == "resampled" else ():
+        shared = by_size[finest][name][:, :: finest // n, :: finest // n]
+        if finest % n or not np.array_equal(by_size[n][name], shared):
+            raise InputError(
+                f"split {split!r}: {name!r} at {n} differs from that at {finest} where they share points. If "
+                "they were solved for apart, pass levels='independent'; otherwise the files do not match"
+            )
     return counts[finest]

@@ -10,22 +10,12 @@ from typing import Any
 
 import dask.array as da
 import h5py
+import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from mano_op.data.guards import check_each, check_has, check_shape
-from mano_op.data.importers.lazy import (
-    Files,
-    Part,
-    concatenated,
-    coordinate,
-    dataset,
-    import_files,
-    labelled,
-    lazy,
-    location,
-    open_hdf5,
-)
+from mano_op.data.guards import check_alike, check_each, check_has, check_shape
+from mano_op.data.importers import lazy
 from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
 
@@ -38,12 +28,11 @@ _ARRANGE = (
 
 def import_pdebench(
     path: str | Path,
-    files: Files,
+    files: lazy.Files,
     *,
     boundary_conditions: Mapping[str, str],
     domain: Mapping[str, tuple[float, float]],
     variables: tuple[str, ...] = (),
-    title: str = "PDEBench",
     **options: Any,
 ) -> FieldStore:
     """Import HDF5 files as PDEBench [1]_ publishes them.
@@ -72,9 +61,8 @@ def import_pdebench(
         For each axis, "x" first; as in `mano_op.data.write.write_fields`. Files do not state them.
     variables : tuple of str
         Names for ``tensor`` or ``data``; by default "u", or "u0", "u1", ...
-    title : str
     **options
-        Of `mano_op.data.write.write_fields`: ``overwrite``, ``resume``, ``chunk``, ...
+        Of `mano_op.data.write.write_fields`: ``title``, ``overwrite``, ``resume``, ``chunk``, ...
 
     References
     ----------
@@ -95,32 +83,30 @@ def import_pdebench(
     >>> store.outputs, len(store.layout.times), store.grids["r8"].axes[0].registration
     (('u',), 3, 'cell')
     """
-    return import_files(
+    return lazy.import_files(
         path,
         files,
         partial(_read, tuple(variables)),
         registration="cell",
         domain=domain,
         boundary_conditions=boundary_conditions,
-        title=title,
         provenance={"source": "PDEBench"},
-        **options,
+        **{"title": "PDEBench", **options},
     )
 
 
-def _read(variables: tuple[str, ...], stack: ExitStack, path: Path) -> Part:
-    """Read the fields of a file, in pieces, and its coordinates."""
-    file = open_hdf5(stack, path)
+def _read(variables: tuple[str, ...], stack: ExitStack, path: Path) -> lazy.Part:
+    file = lazy.open_hdf5(stack, path)
     axes = [axis for axis in _AXES if f"{axis}-coordinate" in file]
     if not axes:
         return _groups(variables, path, file)
-    coordinates = {axis: coordinate(file, f"{axis}-coordinate") for axis in axes}
+    coordinates = {axis: lazy.coordinate(file, f"{axis}-coordinate") for axis in axes}
     nodes = {name: file.get(name) for name in file if not name.endswith("-coordinate")}
     arrays = {
-        name: dataset(file, name)
+        name: lazy.dataset(file, name)
         for name, node in nodes.items()
         if isinstance(node, h5py.Dataset) and node.ndim > len(axes)
-    } or {"tensor": dataset(file, "tensor")}
+    } or {"tensor": lazy.dataset(file, "tensor")}
     steady = "nu" in arrays  # the files of Darcy flow have it, and a pressure at one time
     if steady:
         shapes = {name: array.shape for name, array in arrays.items()}
@@ -129,34 +115,31 @@ def _read(variables: tuple[str, ...], stack: ExitStack, path: Path) -> Part:
     times = [1 if steady else steps]
     for name, array in arrays.items():
         expected = (n, *([] if name == "nu" else times), *map(len, coordinates.values()))
-        check_shape(location(array), array.shape, expected, _ARRANGE)
-    fields = {name: lazy(array) for name, array in arrays.items()}
+        check_shape(lazy.location(array), array.shape, expected, _ARRANGE)
+    fields = {name: lazy.in_pieces(array) for name, array in arrays.items()}
     if steady:
         (name,) = _names(path, variables, ("u",))
         fields = {"nu": fields["nu"], name: fields["tensor"][:, 0]}
-        return Part(labelled(path, fields, coordinates), {"inputs": ["nu"]})
+        return lazy.Part(lazy.labelled(path, fields, coordinates), {"inputs": ["nu"]})
     unnamed = ("u",) if list(arrays) == ["tensor"] else ()
     names = _names(path, variables, unnamed) or tuple(fields)
-    coordinates["time"] = _times(path, coordinate(file, "t-coordinate"), steps)
-    return Part(labelled(path, dict(zip(names, fields.values(), strict=True)), coordinates), {"inputs": []})
+    coordinates["time"] = _times(path, lazy.coordinate(file, "t-coordinate"), steps)
+    named = dict(zip(names, fields.values(), strict=True))
+    return lazy.Part(lazy.labelled(path, named, coordinates), {"inputs": []})
 
 
 def _names(path: Path, variables: tuple[str, ...], unnamed: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names of fields that have none in a file: as asked for, or the usual ones."""
     if variables and (len(variables) != len(unnamed) or len(set(variables)) < len(variables)):
+        remedy = f"give {len(unnamed)}, or" if unnamed else "there is none,"
         raise InputError(
             f"variables={variables}; expected one name for each field that {path} does not name, each once: "
-            + (
-                f"give {len(unnamed)}, or leave variables out"
-                if unnamed
-                else "there is none, leave variables out"
-            )
+            f"{remedy} leave variables out"
         )
     return variables or unnamed
 
 
-def _groups(variables: tuple[str, ...], path: Path, file: h5py.File) -> Part:
-    """Read the layout with a group for each sample."""
+def _groups(variables: tuple[str, ...], path: Path, file: h5py.File) -> lazy.Part:
     groups = [node for name in sorted(file) if isinstance(node := file.get(name), h5py.Group)]
     if not any("data" in group for group in groups):
         flow = (
@@ -167,25 +150,30 @@ def _groups(variables: tuple[str, ...], path: Path, file: h5py.File) -> Part:
             f"{path} has {', '.join(file) or 'nothing'}; expected 'x-coordinate', ..., 't-coordinate' and "
             f"fields, or a group for each sample, with 'data' and 'grid'{flow if 'velocity' in file else ''}"
         )
-    samples = {location(group): _sample(variables, path, group) for group in groups}
-    return Part(concatenated(samples, "sample"), {"inputs": []})
-
-
-def _sample(variables: tuple[str, ...], path: Path, group: h5py.Group) -> xr.Dataset:
-    """Read one sample."""
-    nodes = [name for name in group if isinstance(group.get(name), h5py.Group)]
-    check_has(location(group), "group", ["grid"], nodes, ", with coordinates")
-    data, grid = dataset(group, "data"), group["grid"]
-    coordinates = {axis: coordinate(grid, axis) for axis in _AXES if axis in grid or axis == "x"}
-    steps, channels = (data.shape[0], data.shape[-1]) if data.ndim > 1 else (1, 1)
-    expected = (max(1, steps), *map(len, coordinates.values()), max(1, channels))
-    check_shape(
-        location(data), data.shape, expected, "times, points of the coordinates in grid, and channels"
-    )
+    arrays: list[da.Array] = []
+    first, expected = lazy.location(groups[0]), dict[str, Any]()
+    for group in groups:
+        where = lazy.location(group)
+        nodes = [name for name in group if isinstance(group.get(name), h5py.Group)]
+        check_has(where, "group", ["grid"], nodes, ", with coordinates")
+        data, grid = lazy.dataset(group, "data"), group["grid"]
+        labels = {axis: lazy.coordinate(grid, axis) for axis in _AXES if axis in grid or axis == "x"}
+        steps, channels = (data.shape[0], data.shape[-1]) if data.ndim > 1 else (1, 1)
+        shape = (max(1, steps), *map(len, labels.values()), max(1, channels))
+        remedy = "times, points of the coordinates in grid, and channels"
+        check_shape(lazy.location(data), data.shape, shape, remedy)
+        labels["time"] = _times(path, lazy.coordinate(grid, "t"), steps)
+        expected = expected or labels
+        alike = labels.keys() == expected.keys()
+        if not alike or not all(map(np.array_equal, labels.values(), expected.values())):
+            ours, theirs = (xr.Dataset(coords=coordinates) for coordinates in (labels, expected))
+            lazy.check_continues(where, ours, first, theirs, "sample")
+        check_alike(where, first, "variables", channels, arrays[0].shape[-1] if arrays else channels)
+        arrays.append(da.from_array(data, chunks=data.shape))
     names = _names(path, variables, ("u",) if channels == 1 else tuple(f"u{i}" for i in range(channels)))
-    values = da.from_array(data, chunks=data.shape)[None]
-    coordinates["time"] = _times(path, coordinate(grid, "t"), steps)
-    return labelled(path, {name: values[..., i] for i, name in enumerate(names)}, coordinates)
+    values = da.stack(arrays)
+    fields = {name: values[..., i] for i, name in enumerate(names)}
+    return lazy.Part(lazy.labelled(path, fields, expected), {"inputs": []})
 
 
 def _times(path: Path, times: NDArray[Any], steps: int) -> NDArray[Any]:

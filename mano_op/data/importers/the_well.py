@@ -13,18 +13,7 @@ import numpy as np
 
 from mano_op.data.coordinates import Registrations
 from mano_op.data.guards import check_has, check_one_of, check_shape
-from mano_op.data.importers.lazy import (
-    Files,
-    Part,
-    check_free,
-    coordinate,
-    dataset,
-    import_files,
-    labelled,
-    lazy,
-    location,
-    open_hdf5,
-)
+from mano_op.data.importers import lazy
 from mano_op.data.store import FieldStore
 from mano_op.errors import InputError, check_whole
 from mano_op.grid import Registration
@@ -32,7 +21,7 @@ from mano_op.grid import Registration
 
 def import_the_well(
     path: str | Path,
-    files: Files,
+    files: lazy.Files,
     *,
     registration: Registration | Registrations,
     domain: dict[str, tuple[float, float]],
@@ -61,7 +50,7 @@ def import_the_well(
        Learning", NeurIPS 2024, arXiv:2412.00568; https://polymathic-ai.org/the_well/data_format/.
     """
     provenance = {"source": "The Well"}
-    return import_files(
+    return lazy.import_files(
         path, files, _read, registration=registration, domain=domain, provenance=provenance, **options
     )
 
@@ -69,31 +58,30 @@ def import_the_well(
 _FORMAT = "; expected a file in The Well's format"
 
 
-def _read(stack: ExitStack, path: Path) -> Part:
-    root = open_hdf5(stack, path)
+def _read(stack: ExitStack, path: Path) -> lazy.Part:
+    root = lazy.open_hdf5(stack, path)
     axes = _axes(path, root)
     fields = _fields(path, root, axes)
     varies = {name: field.ndim > 1 + len(axes) for name, field in fields.items()}
     names = (*axes, *(["time"] if any(varies.values()) else []))
-    data = labelled(path, fields, {name: coordinate(root["dimensions"], name) for name in names})
+    data = lazy.labelled(path, fields, {name: lazy.coordinate(root["dimensions"], name) for name in names})
     options = {
         "inputs": [name for name in fields if not varies[name]],
         "boundary_conditions": _conditions(root, axes),
         "title": _text(root.attrs.get("dataset_name", "The Well")),
     }
-    return Part(data, options, _scalars(root))
+    return lazy.Part(data, options, _scalars(root))
 
 
 def _attribute(node: h5py.Group | h5py.Dataset, name: str) -> Any:
-    check_has(location(node), "attribute", [name], node.attrs, _FORMAT)
+    check_has(lazy.location(node), "attribute", [name], node.attrs, _FORMAT)
     return node.attrs[name]
 
 
 def _whole(node: h5py.Group, name: str) -> int:
-    """Read a number of samples or axes."""
     value = np.asarray(_attribute(node, name))
     number = value.item() if value.size == 1 else value.tolist()
-    check_whole(**{f"{location(node)}: attribute {name}": number})
+    check_whole(**{f"{lazy.location(node)}: attribute {name}": number})
     return int(number)
 
 
@@ -101,7 +89,9 @@ def _flags(node: h5py.Dataset, name: str, n: int = 1) -> list[bool]:
     """Read `n` times yes or no."""
     value = np.atleast_1d(_attribute(node, name))
     if value.shape != (n,) or value.dtype.kind not in "biu" or not np.isin(value, (0, 1)).all():
-        raise InputError(f"{location(node)}: attribute {name}={value}; expected True or False, {n} times")
+        raise InputError(
+            f"{lazy.location(node)}: attribute {name}={value}; expected True or False, {n} times"
+        )
     return [bool(flag) for flag in value]
 
 
@@ -109,7 +99,7 @@ def _group(root: h5py.Group, name: str, *, needed: bool = False) -> Any:
     """Return a group of a file; empty if there is none and none is needed."""
     if needed or name in root:
         groups = [key for key in root if isinstance(root.get(key), h5py.Group)]
-        check_has(location(root), "group", [name], groups, _FORMAT)
+        check_has(lazy.location(root), "group", [name], groups, _FORMAT)
     return root.get(name, {})
 
 
@@ -129,29 +119,23 @@ def _axes(path: Path, root: h5py.File) -> tuple[str, ...]:
 def _scalars(root: h5py.File) -> dict[str, Any]:
     """Read the numbers that hold for all of a file, such as a Reynolds number."""
     group = _group(root, "scalars")
-    return {
-        name: node[()].item()
-        for name in group
-        if isinstance(node := group.get(name), h5py.Dataset)
-        and node.size == 1
-        and node.dtype.kind in "biuf"
-        and np.isfinite(node[()]).all()
-    }
+    nodes = {name: node for name in group if isinstance(node := group.get(name), h5py.Dataset)}
+    single = {name: node[()] for name, node in nodes.items() if node.size == 1 and node.dtype.kind in "biuf"}
+    return {name: value.item() for name, value in single.items() if np.isfinite(value).all()}
 
 
 def _fields(path: Path, root: h5py.File, axes: tuple[str, ...]) -> dict[str, da.Array]:
     """Return the fields, ``(samples, [times], *axes)``, vectors and tensors as their components."""
     fields: dict[str, da.Array] = {}
-    n, steps = _whole(root, "n_trajectories"), len(coordinate(root["dimensions"], "time"))
-    points = [len(coordinate(root["dimensions"], name)) for name in axes]
+    n, steps = _whole(root, "n_trajectories"), len(lazy.coordinate(root["dimensions"], "time"))
+    points = [len(lazy.coordinate(root["dimensions"], name)) for name in axes]
     for order in range(3):
         group = _group(root, f"t{order}_fields")
         for name in _names(group):
-            values = _field(dataset(group, name), order, n, steps, points)
-            components = product(axes, repeat=order)
-            for i, component in enumerate(components):
+            values = _field(lazy.dataset(group, name), order, n, steps, points)
+            for i, component in enumerate(product(axes, repeat=order)):
                 variable = f"{name}_{''.join(component)}" if order else name
-                check_free(path, [variable], fields)
+                lazy.check_free(path, [variable], fields)
                 fields[variable] = values[..., i]
     if not fields:
         raise InputError(f"{path} has no fields in t0_fields, t1_fields or t2_fields{_FORMAT}")
@@ -173,8 +157,8 @@ def _field(node: h5py.Dataset, order: int, n: int, steps: int, points: list[int]
         for components in (tensor, [n_components] if order else [])
     ]
     expected = node.shape if node.shape in shapes else shapes[0]
-    check_shape(location(node), node.shape, expected, "make it, its attributes and the dimensions agree")
-    values = lazy(node).reshape((*(leading or [1]), *times, *sizes, n_components))
+    check_shape(lazy.location(node), node.shape, expected, "make it, its attributes and the dimensions agree")
+    values = lazy.in_pieces(node).reshape((*(leading or [1]), *times, *sizes, n_components))
     return da.broadcast_to(values, (n, *times, *points, n_components))
 
 
@@ -185,12 +169,11 @@ def _names(group: Any) -> list[str]:
 
 
 def _conditions(root: h5py.File, axes: tuple[str, ...]) -> dict[str, str]:
-    """Read the boundary condition of each axis."""
     kinds: dict[str, set[str]] = {}
     ends = _group(root, "boundary_conditions")
     for group in (_group(ends, name) for name in ends):
         kind = _text(_attribute(group, "bc_type")).lower()
-        check_one_of(f"{location(group)}: bc_type", kind.upper(), ["PERIODIC", "WALL", "OPEN"])
+        check_one_of(f"{lazy.location(group)}: bc_type", kind.upper(), ["PERIODIC", "WALL", "OPEN"])
         for name in np.ravel(_attribute(group, "associated_dims")):
             kinds.setdefault(_text(name), set()).add(kind)
     remedy = "; expected a group for each axis in 'boundary_conditions', with bc_type and associated_dims"
