@@ -68,7 +68,7 @@ def finished() -> None:
 
 
 def milliseconds(run: Run, small: bool) -> float:
-    """The median time of at most 30 calls, or as many as fit into a second, after two that are not counted."""
+    """The median time of at most 30 calls, or as many as fit into a second, after two that do not count."""
     times: list[float] = []
     began = perf_counter()
     for i in range(32):
@@ -136,7 +136,8 @@ def opcheck(small: bool) -> Iterator[Entry]:
     """The rules of torch for operators."""
     grad, inputs, lists = attention((9, 10), {"window": 4, "halo": 1}, 2, 8, torch.float32)
     ops = torch.ops.mano_op
-    for name, args in (("forward", (*inputs, *lists)), ("backward", (grad, *inputs, *lists))):
+    _, stats = ops.window_attention_forward(*inputs, *lists)
+    for name, args in (("forward", (*inputs, *lists)), ("backward", (grad, stats, *inputs, *lists))):
         torch.library.opcheck(getattr(ops, f"window_attention_{name}").default, args)
         yield {"case": name, "ok": True}
 
@@ -171,7 +172,8 @@ def attention_alone(small: bool) -> Iterator[Entry]:
         for dtype in (torch.float32, torch.bfloat16):
             grad, inputs, lists = attention(shape, {"window": 4, "halo": 1}, 4, 16, dtype)
             with torch.no_grad():
-                for name, args, tensors in (("forward", inputs, 4), ("backward", [grad, *inputs], 7)):
+                _, stats = torch.ops.mano_op.window_attention_forward(*inputs, *lists)
+                for name, args, tensors in (("forward", inputs, 4), ("backward", [grad, stats, *inputs], 7)):
                     own = getattr(torch.ops.mano_op, f"window_attention_{name}")
                     plain = getattr(operator, name)
                     found = measured(partial(own, *args, *lists), small)

@@ -8,6 +8,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import gpu
 import pytest
 import torch
 from triton_cases import CASES
@@ -52,7 +53,8 @@ def test_no_windows_leave_zeros():
     q, none = torch.randn(1, 5, 8), torch.zeros(0, 4, dtype=torch.int32)
     lists = Lists(none, none, None, None, 2)
     bias = torch.randn(1, 2, 4, 4)
-    for t in (kernels.forward(q, q, q, bias, lists), *kernels.backward(q, q, q, q, bias, lists)):
+    out, stats = kernels.forward(q, q, q, bias, lists)
+    for t in (out, *kernels.backward(q, stats, q, q, q, bias, lists)):
         assert not t.any()
 
 
@@ -107,8 +109,8 @@ def launched(monkeypatch, targets, sources, head_dim, dtype):
     queries, keys = (torch.zeros(3, n, dtype=torch.int32) for n in (targets, sources))
     lists = Lists(queries, keys, torch.ones(queries.shape).double(), keys == 0, 2)
     bias = torch.zeros(1, 2, sources, targets)
-    kernels.forward(q, q, q, bias, lists)
-    kernels.backward(q, q, q, q, bias, lists)
+    _, stats = kernels.forward(q, q, q, bias, lists)
+    kernels.backward(q, stats, q, q, q, bias, lists)
     return [(recorder.kernel, recorder.arguments) for recorder in recorders]
 
 
@@ -173,3 +175,12 @@ def test_kernels_fit_the_registers_of_a_gpu(window, dtype, chip, tmp_path, monke
         registers, spilled = resources(binary, target, tmp_path)
         assert spilled == 0 and registers <= (256 if target.backend == "hip" else 255)
         assert binary.metadata.shared <= 2**16
+
+
+def test_benchmark_of_gpus_runs_without_one(tmp_path):
+    gpu.main(["--small", "--out", str(tmp_path / "gpu.json")])
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert set(report["rows"]) == set(gpu.ROWS) and "torch" in report["machine"]["versions"]
+    assert len(report["rows"]["kernels"]) == 8
+    with pytest.raises(SystemExit):
+        gpu.main([])

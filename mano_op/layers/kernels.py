@@ -41,15 +41,15 @@ from mano_op.layers.operator import Bias, Lists
 _COPIES = 2**21
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, bias: Bias, lists: Lists) -> Tensor:
-    """Attend as ``window_attention_forward`` of `mano_op.layers.operator`."""
+def forward(q: Tensor, k: Tensor, v: Tensor, bias: Bias, lists: Lists) -> tuple[Tensor, Tensor]:
+    """Attend as ``window_attention_forward`` of `mano_op.layers.operator`; nothing is kept for `backward`."""
     out = _zeros(q)
     _launch(_forward, (q, k, v), bias, lists, out=out)
-    return out.to(q.dtype)
+    return out.to(q.dtype), q.new_empty(0)
 
 
 def backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Bias, lists: Lists
+    grad: Tensor, stats: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Bias, lists: Lists
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients as ``window_attention_backward`` of `mano_op.layers.operator`."""
     dq, dk, dv = map(_zeros, (q, k, v))
