@@ -179,7 +179,7 @@ def _weighted(t: Tensor, windows: Lists, *, factor: bool = True) -> Tensor:
 
 
 def _by_head(t: Tensor, heads: int) -> Tensor:
-    """Turn points ``(batch, points, channels)`` to ``(batch, heads, points, head_dim)``, in full precision."""
+    """Turn points into ``(batch, heads, points, head_dim)``, in single precision at least."""
     exact = t.to(torch.promote_types(t.dtype, torch.float32))
     return exact.unflatten(2, (heads, -1)).transpose(1, 2).contiguous()
 

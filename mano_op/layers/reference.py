@@ -22,7 +22,7 @@ class _Reference:
 
 
 class Anchored(nn.Module):
-    """Module with a reference, the grid that they are trained on.
+    """Module with a reference, the grid that it is trained on.
 
     The reference is given, or it is the first grid that comes in training mode; a second one is then refused
     in training, see `fix_references`. It is a constant, neither a parameter nor a buffer: what averages,
@@ -45,11 +45,8 @@ class Anchored(nn.Module):
 
     def keep_reference(self, shape: tuple[int, ...] | None, n_dim: int) -> None:
         """Set the reference, or leave it to be learnt; for the constructor."""
-        self._reference, self._reference_is_fixed, self._reference_n_dim = (
-            _Reference(shape),
-            shape is not None,
-            n_dim,
-        )
+        self._reference, self._reference_n_dim = _Reference(shape), n_dim
+        self._reference_is_fixed = shape is not None
 
     @property
     def reference_shape(self) -> tuple[int, ...] | None:

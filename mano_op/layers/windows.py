@@ -176,7 +176,9 @@ class Windows(nn.Module):
         ]
         held = reduce(_products, (axis.held for axis in axes))
         exists = reduce(_products, (~axis.missing for axis in axes))
-        self.axes = [AxisSizes(*axis.queries.shape, axis.halo, axis.start) for axis in axes]
+        self.axes = [
+            AxisSizes(len(axis.queries), axis.queries.shape[1], axis.halo, axis.start) for axis in axes
+        ]
         offsets, entry = self._table()
         for name, values, left_out in (
             ("queries", flat_indices([axis.queries for axis in axes], self.shape), False),

@@ -29,7 +29,7 @@ _TILE = 2**14
 _TILE_ELSEWHERE = 2**20
 
 
-class MANO(GridModel, Anchored, name="MANO"):
+class MANO(GridModel, Anchored, name="MANO"):  # type: ignore[misc]
     r"""Multipole Attention Neural Operator: a map from fields to fields on a uniform grid.
 
     Lift the channels of each point, apply blocks of multipole attention and a pointwise MLP, project:
@@ -120,7 +120,7 @@ class MANO(GridModel, Anchored, name="MANO"):
     torch.Size([4, 1, 16, 16])
     """
 
-    _version = "2"
+    _version = "2"  # type: ignore[assignment]
 
     @with_fields_of(Network)
     @checked

@@ -24,7 +24,7 @@ def usable(q: Tensor) -> bool:
 
 
 def statistics_shape(q: Tensor, queries: Tensor, heads: int) -> tuple[int, ...]:
-    """Return the shape of what `forward` keeps of each target and head: the largest score, and 1 over the sum."""
+    """Return the shape of what `forward` keeps: the largest score of a target, and 1 over the sum."""
     return q.shape[0], queries.shape[0], heads, 2, _vectors(queries.shape[1])
 
 
