@@ -68,11 +68,7 @@ def finished() -> None:
 
 
 def milliseconds(run: Run, small: bool) -> float:
-<<<<<<< HEAD
     """The median time of at most 30 calls, or as many as fit into a second, after two that do not count."""
-=======
-    """The median time of at most 30 calls, or as many as fit into a second, after two uncounted ones."""
->>>>>>> c85ee36 (Kernels of a GPU keep no statistics; types)
     times: list[float] = []
     began = perf_counter()
     for i in range(32):
