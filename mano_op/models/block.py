@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
 
 from mano_op.errors import InputError
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.refinement import Points
+
+# Numbers of a field, 12 MiB in single precision, whose hidden channels are kept for the backward pass.
+_KEPT = 3 * 2**20
 
 NonLinearity = Literal["gelu", "relu", "silu", "tanh"]
 _NON_LINEARITIES: dict[str, type[nn.Module]] = {
@@ -72,5 +78,16 @@ class Block(nn.Module):
     def forward(self, x: Tensor, points: Points | None = None) -> Tensor:
         """Map ``(batch, channels, *grid)``, or features of `points`, to the same shape."""
         x = x + self.attention(x, points)
-        out: Tensor = x + self.mlp(x)
-        return out
+        return x + recomputed(self.mlp, x)
+
+
+def recomputed(module: nn.Module, x: Tensor) -> Tensor:
+    """Call a module; where the field is large, what it keeps for the backward pass is computed again there."""
+    if x.numel() <= _KEPT or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return cast(Tensor, module(x))
+    try:
+        with saved_tensors_hooks(lambda t: t, lambda t: t):  # which transforms of torch.func refuse
+            pass
+    except RuntimeError:
+        return cast(Tensor, module(x))
+    return cast(Tensor, checkpoint(module, x, use_reentrant=False))
