@@ -82,7 +82,7 @@ class Block(nn.Module):
 
 
 def recomputed(module: nn.Module, x: Tensor) -> Tensor:
-    """Call a module; where the field is large, what it keeps for the backward pass is computed again there."""
+    """Call a module; of a large field, what the backward pass needs is not kept but computed again."""
     if x.numel() <= _KEPT or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return cast(Tensor, module(x))
     try:
