@@ -535,8 +535,8 @@ class Refinement:
         for dim, (axis, n) in enumerate(zip(self.reference, self.working, strict=True), start=2):
             line = FineAxis(axis, n)
             if line.refines and line.turns:
-                ahead = line.ahead
-                x = torch.cat([x.narrow(dim, n - ahead, ahead), x.narrow(dim, 0, n - ahead)], dim)
+                # Not two parts, whose sizes a program would have to know.
+                x = x.index_select(dim, (torch.arange(n, device=x.device) + (n - line.ahead)) % n)
         return x
 
     def _matrices(self, points: int, *, up: bool) -> list[Banded | None]:
