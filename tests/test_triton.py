@@ -122,12 +122,12 @@ def compiled(kernel, arguments, target):
     signature, constants, divisible = {}, {}, {}
     for i, parameter in enumerate(kernel.params):
         name, value = parameter.name, arguments[parameter.name]
-        whole = isinstance(value, int)
-        if parameter.is_constexpr or value is None or (whole and value == 1):
+        whole, special = isinstance(value, int), not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (whole and special and value == 1):
             signature[name], constants[name] = "constexpr", value
             continue
         signature[name] = "i32" if whole else "fp32" if isinstance(value, float) else TYPES[value.dtype]
-        if isinstance(value, torch.Tensor) or (whole and value % 16 == 0):
+        if isinstance(value, torch.Tensor) or (whole and special and value % 16 == 0):
             divisible[i,] = [["tt.divisibility", 16]]
     source = triton.compiler.ASTSource(kernel, signature, constants, divisible)
     return triton.compile(source, target=target, options=options)
