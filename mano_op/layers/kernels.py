@@ -39,6 +39,8 @@ from mano_op.layers.operator import Bias, Lists
 
 # Numbers in all copies of a shared bias' gradient: 8 MiB, which the cache of a GPU holds.
 _COPIES = 2**21
+# What differs from grid to grid, and is no reason to compile again where it is 1 or a multiple of 16.
+_COUNTS = ["q_points", "k_points", "windows", "copies", "bias_step"]
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, bias: Bias, lists: Lists) -> tuple[Tensor, Tensor]:
@@ -188,7 +190,7 @@ def _larger(m, s):
     return top, tl.where(top == float("-inf"), 0.0, top)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_COUNTS)
 def _forward(
     q, q_batch, q_point, k, k_batch, k_point, v, v_batch, v_point, out, bias, bias_step,
     queries, keys, share, missing, q_points, k_points, windows, targets, sources, heads, scale,
@@ -216,7 +218,7 @@ def _forward(
     tl.atomic_add(out + place, result * (weight / total)[:, None], mask, sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_COUNTS)
 def _backward(
     q, q_batch, q_point, k, k_batch, k_point, v, v_batch, v_point, do, do_batch, do_point, dq, dk, dv,
     dbias, copies, bias, bias_step, queries, keys, share, missing, q_points, k_points, windows, targets,
