@@ -18,10 +18,10 @@ size of the scores is written, but the gradient of a bias.
 * A target may be in several windows, and a source is in several with a halo. Their sums are atomic additions
   to arrays of single precision, in no fixed order: two runs may differ in the last digit where three or more
   windows meet. Where torch is told to use deterministic algorithms, its own operations do the work.
-* The gradient of a bias that all windows share is summed in several copies, so that they do not wait for
-  each other, and then over these.
-* Inputs may be of single or half precision. Softmax and sums are of single precision. Products of two arrays
-  of single precision are exact, not in TF32, unless torch may use that for its own,
+* The gradient of a bias is summed so too: where all windows share it, in several copies, so that they do not
+  wait for each other, and then over these.
+* Inputs may be of single or half precision. Softmax and sums are of single precision. Products of single
+  precision are not computed in TF32, unless torch may do so in its own,
   ``torch.backends.cuda.matmul.allow_tf32 = True``. Products of half precision round p and ds to that.
 * Head dimensions are filled up to a power of two, and to 16, which tensor cores need.
 """
