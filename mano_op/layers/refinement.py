@@ -387,7 +387,7 @@ class Targets:
             table = torch.lerp(lower, upper, weight)
             shape += quarter.shape
         windows, keys, slots = ([3 * i + part for i in range(n_dim)] for part in range(3))
-        table = table.reshape(*shape, -1).permute(*windows, 3 * n_dim, *keys, *slots)
+        table = table.reshape(*shape, table.shape[-1]).permute(*windows, 3 * n_dim, *keys, *slots)
         return table.flatten(2 * n_dim + 1).flatten(n_dim + 1, 2 * n_dim).flatten(0, n_dim - 1)
 
 
