@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from mano_op import MANO, Grid, PublishedMANO
+from mano_op import MANO, Grid, InputError, PublishedMANO
 from mano_op.layers import operator
 from mano_op.layers.operator import window_attention
 from mano_op.layers.refinement import Refinement
@@ -96,6 +96,29 @@ def test_an_empty_batch_has_empty_results_and_gradients_of_zero():
     inputs, lists = arguments(batch=0)
     out, *gradients = differentiated(lambda t: window_attention(*t, lists), inputs)
     assert out.shape == (0, 15, 4) and not gradients[3].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k": lambda t: t[:, :, :2]}, r"k has the shape \(2, 15, 2\), expected \(2, 15, 4\)"),
+        ({"v": lambda t: t[:, 1:]}, r"v has the shape \(2, 14, 4\), expected \(2, 15, 4\)"),
+        ({"bias": lambda t: t[:, :1]}, r"bias has the shape \(1, 1, .* expected \(1, 2, "),
+        ({"q": lambda t: t[:1]}, "expected one batch, type and number of channels, a multiple of heads=2"),
+        ({"q": lambda t: t[:, :14]}, "queries are from 0 to 14, expected points from 0 to 13"),
+        ({"keys": lambda t: t - 1}, "keys are from -1 to 13, expected points from 0 to 14"),
+        ({"share": lambda t: t[1:]}, "share has the shape"),
+    ],
+)
+def test_inputs_that_do_not_belong_together_are_refused_before_memory_is_read(change, message):
+    inputs, lists = arguments()
+    named = dict(zip(("q", "k", "v", "bias"), inputs, strict=True)) | lists._asdict()
+    for name, changed in change.items():
+        named[name] = changed(named[name])
+    with pytest.raises(InputError, match=message), torch.no_grad():
+        window_attention(
+            *(named[name] for name in ("q", "k", "v", "bias")), operator.Lists(*list(named.values())[4:])
+        )
 
 
 def test_operations_are_those_of_the_products():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -286,23 +287,16 @@ class MultipoleAttention(nn.Module):
         check_field(x, self.n_dim, channels=self.channels)
         shape, reference = tuple(x.shape[2:]), reference_shape or self.reference_shape
         if reference is None or shape == tuple(reference):
-            return self._on_points(x)
+            return self._attend(x.flatten(2), Points(shape)).unflatten(2, shape)
         grid = Grid.uniform(reference, registration=self.registration, periodic=self.periodic)
         return run(
             x,
             Refinement(grid, shape),
             lift=lambda field, points: field,
-            blocks=[self._on_points],
+            blocks=[partial(self.forward, reference_shape=reference)],
             head=lambda field, points: field,
             averaged=False,
         )
-
-    def _on_points(self, x: Tensor, points: Points | None = None) -> Tensor:
-        """Map a field on the reference, or features of `points`."""
-        if points is not None:
-            return self._attend(x, points)
-        shape = tuple(x.shape[2:])
-        return self._attend(x.flatten(2), Points(shape)).unflatten(2, shape)
 
     def _attend(self, x: Tensor, points: Points) -> Tensor:
         """Map features ``(batch, channels, points)``."""

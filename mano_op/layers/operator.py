@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from mano_op.errors import InputError
 from mano_op.layers.native import kernel as native
 
 # Scores that are held at a time on a CPU: a megabyte in single precision, which its cache holds.
@@ -217,6 +218,7 @@ def _of_bias(bias: Bias, parts: Sequence[Tensor], like: Tensor) -> Tensor:
 def forward(q: Tensor, k: Tensor, v: Tensor, bias: Bias, *lists: Any) -> tuple[Tensor, Tensor]:
     """Attend as `definition`; also returns what the compiled kernel keeps for `backward`."""
     windows = Lists(*lists)
+    _check(q, k, v, bias, windows)
     if native.usable(q):
         return native.forward(q, k, v, bias, windows)
     with torch.autocast(q.device.type, enabled=False):
@@ -244,6 +246,31 @@ def backward(
                 _add_rows(total, index, d)
             of_bias += [] if bias is None else [dbias]
         return *_of_inputs(sums, q), _of_bias(bias, of_bias, q)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, bias: Bias, windows: Lists) -> None:
+    """Refuse what does not belong together: a kernel reads memory as it is told to."""
+    (n, targets), (_, sources) = windows.queries.shape, windows.keys.shape
+    shapes = {"k": (*k.shape[:2], q.shape[2]), "v": k.shape, "keys": (n, sources), "share": (n, targets)}
+    shapes |= {"missing": (n, sources)}
+    given = {"k": k, "v": v, "keys": windows.keys, "share": windows.share, "missing": windows.missing}
+    if bias is not None:
+        shapes["bias"], given["bias"] = (n if len(bias) == n else 1, windows.heads, sources, targets), bias
+    for name, t in given.items():
+        if t is not None and tuple(t.shape) != tuple(shapes[name]):
+            raise InputError(f"{name} has the shape {tuple(t.shape)}, expected {tuple(shapes[name])}")
+    if len(k) != len(q) or q.shape[2] % windows.heads or {t.dtype for t in (q, k, v)} != {q.dtype}:
+        raise InputError(
+            f"q and k are {tuple(q.shape)} of {q.dtype}, {tuple(k.shape)} of {k.dtype}; expected one batch, "
+            f"type and number of channels, a multiple of heads={windows.heads}"
+        )
+    for name, index, points in (("queries", windows.queries, q), ("keys", windows.keys, k)):
+        if index.device.type == "cpu" and index.numel():
+            first, last = torch.aminmax(index)
+            if first < 0 or last >= points.shape[1]:
+                raise InputError(
+                    f"{name} are from {first} to {last}, expected points from 0 to {points.shape[1] - 1}"
+                )
 
 
 def _add_rows(total: Tensor, index: Tensor, rows: Tensor) -> None:
