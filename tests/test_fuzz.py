@@ -47,9 +47,7 @@ def attention(n_dim):
         "channels": width,
         "n_heads": heads,
         "n_dim": st.just(n_dim),
-        "head_dim": st.one_of(st.none(), st.integers(1, 4)),
         "window": st.integers(2, 5),
-        "stride": st.one_of(st.none(), st.none(), st.integers(1, 2)),
         "halo": st.integers(0, 2),
         "rate": st.integers(2, 3),
         "n_levels": levels,
@@ -60,6 +58,8 @@ def attention(n_dim):
             position_bias=st.booleans(),
             shared_levels=st.booleans(),
             norms=st.integers(1, 2),
+            head_dim=st.one_of(st.none(), st.integers(1, 4)),
+            stride=st.one_of(st.none(), st.none(), st.integers(1, 2)),
         ),
     }
 

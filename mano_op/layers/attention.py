@@ -69,7 +69,7 @@ class WindowAttention(nn.Module):
         tokens = x.flatten(2).mT
         q, k, v = self.qkv(self.norm2(self.norm1(tokens))).chunk(3, -1)
         if self.q_bias is not None and self.v_bias is not None:
-            q, v = q + self.q_bias, v + self.v_bias
+            q, v = q + self.q_bias.to(q.dtype), v + self.v_bias.to(v.dtype)
         if self.logit_scale is not None:
             q, k = cosines(q, k, self.logit_scale)
         out: Tensor = self.out(attend(q, k, v, self.bias, heads=self.n_heads))

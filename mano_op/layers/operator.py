@@ -113,7 +113,8 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Bias, lists: Lists) 
 def definition(q: Tensor, k: Tensor, v: Tensor, bias: Bias, *lists: Any) -> Tensor:
     """Attend as `window_attention` by operations that can be differentiated any number of times."""
     windows, inputs = Lists(*lists), _inputs(q, k, v, bias, lists[-1])
-    out = torch.zeros_like(inputs[0]).index_add(2, windows.queries.flatten(), _results(inputs, windows))
+    targets = windows.queries.flatten().long()  # as ONNX asks
+    out = torch.zeros_like(inputs[0]).index_add(2, targets, _results(inputs, windows))
     return _as_points(out).to(q.dtype)
 
 

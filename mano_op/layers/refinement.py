@@ -142,7 +142,7 @@ class FineAxis(NamedTuple):
     def points(self, device: torch.device | None = None) -> Tensor:
         """Return the coordinates in [0, 1], in double precision, ``(points,)``."""
         t = torch.arange(self.start, self.end, device=device)
-        t = (t + self.ahead) % self.n if self.turns else t
+        t = _around(t + self.ahead, self.n) if self.turns else t
         return (t.double() + self.reference.offset) / self.intervals
 
     def smooth(self, x: Tensor, dim: int) -> Tensor:
@@ -159,7 +159,8 @@ class FineAxis(NamedTuple):
                 self._placed(torch.lerp(*ends, share))
                 for ends in zip(self._ends(below), self._ends(above), strict=True)
             )
-        reach = 3 * self.intervals // (2 * reference.intervals) + 2  # at the end, of the last control volume
+        # At an end, of the last control volume.
+        reach = (1 if reference.periodic else 3) * self.intervals // (2 * reference.intervals) + 2
         return self._mean(x, dim, left, right, self.start + self.ahead - reach, self.end + self.ahead + reach)
 
     def anchors(self, x: Tensor, dim: int, start: int = 0, stop: int | None = None) -> Tensor:
@@ -167,7 +168,10 @@ class FineAxis(NamedTuple):
         reference = self.reference
         stop = reference.n if stop is None else stop
         left, right = map(self._placed, self._ends(torch.arange(start, stop, device=x.device)))
-        first, last = (2 * k * self.intervals // (2 * reference.intervals) for k in (start - 1, stop + 1))
+        # Control volumes begin half a spacing before a point, and end before the next one or with the domain.
+        before = int(2 * reference.offset) - 1
+        first = (2 * start + before) * self.intervals // (2 * reference.intervals)
+        last = stop * self.intervals // reference.intervals
         return self._mean(x, dim, left, right, first - 1, last + 2)
 
     def interpolate(self, x: Tensor, dim: int) -> Tensor:
@@ -214,7 +218,7 @@ class FineAxis(NamedTuple):
     def _mean(self, x: Tensor, dim: int, left: Tensor, right: Tensor, start: int, stop: int) -> Tensor:
         """The means of a field between positions counted in its points, which lie from `start` to `stop`."""
         if self.reference.periodic:
-            rows = x.index_select(dim, torch.arange(start, stop, device=x.device) % self.n)
+            rows = x.index_select(dim, _around(torch.arange(start, stop, device=x.device), self.n))
         elif torch.compiler.is_compiling():  # of sizes that may be symbols
             start, stop, rows = 0, self.n, x
         else:
@@ -263,12 +267,13 @@ class FineAxis(NamedTuple):
         p = a * t + b
         inside = p if wraps else p.clamp(0, q * (keys - 1))
         valid = valid if wraps else valid & (t >= 0)
-        way = ((inside + q) % q).double() / q
+        below = (inside + q) // q - 1
+        way = (inside - below * q).double() / q
         # Between the last key of a window and the first of the next a point is in both.
-        border = (inside + q) // q - 1 == (base + side - 1).clamp(max=keys - 1 + shifted * start)[:, None]
+        border = below == (base + side - 1).clamp(max=keys - 1 + shifted * start)[:, None]
         share = torch.where(border & ~shared & (not alone), 1 - way, 1.0)
         share = torch.where(shared & ((m > 0)[:, None] | wraps), way, share)
-        index = torch.where(valid, (t + n) % n if wraps else t, self.start)
+        index = torch.where(valid, _around(t, n) if wraps else t, self.start)
         position = (p - q * base[:, None]).clamp(-q, side * q)
         offsets = self._quarters(position, windows, valid)
         return AxisTargets(m, index - self.start, torch.where(valid, share, 0.0), *offsets)
@@ -536,7 +541,7 @@ class Refinement:
             line = FineAxis(axis, n)
             if line.refines and line.turns:
                 # Not two parts, whose sizes a program would have to know.
-                x = x.index_select(dim, (torch.arange(n, device=x.device) + (n - line.ahead)) % n)
+                x = x.index_select(dim, _around(torch.arange(n, device=x.device) - line.ahead, n))
         return x
 
     def _matrices(self, points: int, *, up: bool) -> list[Banded | None]:
@@ -725,6 +730,15 @@ def _outer(one: Tensor, other: Tensor, combine: Callable[[Tensor, Tensor], Tenso
     """Combine each window and point of an axis with each of another one."""
     both = combine(one[:, None, :, None], other[None, :, None, :])
     return both.flatten(2).flatten(0, 1)
+
+
+def _around(index: Tensor, n: int) -> Tensor:
+    """The points of an axis that wraps; a program goes twice around, as ONNX has no remainder of a symbol."""
+    if not torch.compiler.is_exporting():
+        return index % n
+    for _ in range(2):
+        index = torch.where(index < 0, index + n, torch.where(index >= n, index - n, index))
+    return index
 
 
 def _along(values: Tensor, x: Tensor, dim: int, *, leading: int = 0) -> Tensor:
