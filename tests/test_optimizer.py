@@ -74,3 +74,18 @@ def test_schedule_of_muon_rises_and_falls():
 def test_models_without_matrices_are_refused():
     with pytest.raises(InputError, match=r"0 matrices of at least 8 x 8 between .* of Conv2d"):
         MuonAdamW(nn.Conv2d(1, 8, 3), 1e-2, 0.0)
+
+
+def test_a_copied_optimizer_steps_the_copied_model():
+    model = MANO(1, 1, hidden_channels=16, n_layers=1, n_heads=2)
+    copied, optimizer = copy.deepcopy((model, MuonAdamW(model, 1e-2, 0.0)))
+    before = copied.lifting.weight.detach().clone()
+    copied(torch.randn(1, 1, 8, 8)).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(copied.lifting.weight, before) and torch.equal(model.lifting.weight, before)
+
+
+def test_a_later_group_of_parameters_is_refused():
+    optimizer = MuonAdamW(MANO(1, 1, hidden_channels=16, n_layers=1, n_heads=2), 1e-2, 0.0)
+    with pytest.raises(InputError, match="no further group of parameters: build it anew"):
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(16, 16))]})

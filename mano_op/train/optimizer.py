@@ -65,6 +65,19 @@ class MuonAdamW(Optimizer):
             group.update({key: value for key, value in part.param_groups[0].items() if key not in group})
             part.param_groups[0] = group
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles have: the groups, which the parts share."""
+        return super().__getstate__() | {"_parts": self._parts}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refuse parameters that come later, of which neither part would know."""
+        if hasattr(self, "_parts"):
+            raise InputError(
+                "MuonAdamW takes no further group of parameters: build it anew with the model that has them; "
+                "parameters that are frozen at first may be there from the beginning"
+            )
+        super().add_param_group(param_group)
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step of both."""
         loss = None if closure is None else torch.enable_grad()(closure)()

@@ -170,7 +170,7 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
 
     def _place(self, x: Tensor) -> Refinement | None:
         """Return the grid of an image beside the reference; None without a reference, or on it."""
-        self._check_field(x, "height, width", self.head.weight.dtype)
+        self._check_field(x, "height, width", self.norm.weight.dtype)
         shape = tuple(x.shape[2:])
         if not self.anchored or shape == self.image_size:
             return None
