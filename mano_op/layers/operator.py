@@ -113,9 +113,10 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Bias, lists: Lists) 
 def definition(q: Tensor, k: Tensor, v: Tensor, bias: Bias, *lists: Any) -> Tensor:
     """Attend as `window_attention` by operations that can be differentiated any number of times."""
     windows, inputs = Lists(*lists), _inputs(q, k, v, bias, lists[-1])
-    targets = windows.queries.flatten().long()  # as ONNX asks
-    out = torch.zeros_like(inputs[0]).index_add(2, targets, _results(inputs, windows))
-    return _as_points(out).to(q.dtype)
+    rows = _results(inputs, windows)
+    # Not `index_add`: onnxruntime shares out the rows of a ScatterND, and loses sums of one point.
+    targets = windows.queries.flatten().long()[:, None].expand(rows.shape)
+    return _as_points(torch.zeros_like(inputs[0]).scatter_add(2, targets, rows)).to(q.dtype)
 
 
 def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Bias, *lists: Any) -> tuple[Tensor, ...]:
