@@ -98,6 +98,30 @@ def test_an_empty_batch_has_empty_results_and_gradients_of_zero():
     assert out.shape == (0, 15, 4) and not gradients[3].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_frozen_inputs_change_no_gradient_of_the_others(dtype):
+    inputs, lists = arguments()
+    inputs = [t.detach().to(dtype) for t in inputs]
+    expected = differentiated(lambda t: window_attention(*t, lists), inputs)[1:]
+    for i, gradient in enumerate(expected):
+        one = [t.clone().requires_grad_(i == j) for j, t in enumerate(inputs)]
+        out = window_attention(*one, lists)
+        out.backward(torch.linspace(-1, 2, out.numel(), dtype=dtype).reshape(out.shape).sin())
+        assert [t.grad is not None for t in one] == [i == j for j in range(4)]
+        assert torch.equal(one[i].grad, gradient)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_inputs_that_changed_before_the_backward_pass_are_noticed(dtype):
+    inputs, lists = arguments()
+    inputs = [t.detach().to(dtype).requires_grad_() for t in inputs]
+    out = window_attention(*inputs, lists).sum()
+    with torch.no_grad():
+        inputs[1] += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.backward()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

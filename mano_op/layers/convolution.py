@@ -124,7 +124,7 @@ class MultipoleConv(Anchored, nn.Module, metaclass=_WithOptions):
         Whether each axis wraps around.
     reference_shape : sequence of int, optional
         Points along each axis of the grid to whose spacing the levels belong. If not given, it is the first
-        grid that this layer sees in training mode, and a buffer, so that state dicts have it.
+        grid that this layer sees in training mode, and state dicts have it.
 
     Raises
     ------

@@ -24,20 +24,20 @@ class Banded:
 
     Attributes
     ----------
-    blocks : list of (slice, int array or None, float array)
-        Rows of a block, its columns, None for all of them, and its entries.
+    blocks : list of (int array or None, float array)
+        Columns of a block, None for all of them, and its entries.
 
     Examples
     --------
     >>> matrix = np.eye(300)
     >>> banded = Banded.of((300, 300), lambda rows: (np.arange(300)[rows], matrix[rows, rows]))
-    >>> [block.shape for _, _, block in banded.blocks]
+    >>> [block.shape for _, block in banded.blocks]
     [(128, 128), (128, 128), (44, 44)]
-    >>> banded.apply(torch.arange(300.0)[None, None], 2, slice(127, 130))
+    >>> banded.apply(torch.arange(300.0)[None, None], 2)[..., 127:130]
     tensor([[[127., 128., 129.]]])
     """
 
-    blocks: list[tuple[slice, NDArray[np.int64] | None, NDArray[np.float64]]]
+    blocks: list[tuple[NDArray[np.int64] | None, NDArray[np.float64]]]
 
     @classmethod
     def of(
@@ -48,25 +48,13 @@ class Banded:
         """Build the matrix from a function that returns the columns and the entries of some rows."""
         n_rows, n_columns = shape
         step = max(1, _BLOCK * n_rows // max(n_rows, n_columns))
-        blocks: list[tuple[slice, NDArray[np.int64] | None, NDArray[np.float64]]] = []
-        for first in range(0, n_rows, step):
-            rows = slice(first, min(first + step, n_rows))
-            columns, dense = block_of(rows)
-            blocks.append((rows, None if len(columns) == n_columns else columns, dense))
-        return cls(blocks)
+        made = [block_of(slice(first, min(first + step, n_rows))) for first in range(0, n_rows, step)]
+        return cls([(None if len(columns) == n_columns else columns, dense) for columns, dense in made])
 
-    def apply(self, x: Tensor, dim: int, rows: slice = slice(None)) -> Tensor:
-        """Multiply a dimension of a field by the matrix, or by consecutive rows of it."""
-        first, last, _ = rows.indices(self.blocks[-1][0].stop)
+    def apply(self, x: Tensor, dim: int) -> Tensor:
+        """Multiply a dimension of a field by the matrix."""
         parts = []
-        for block, columns, dense in self.blocks:
-            start, stop = max(first, block.start), min(last, block.stop)
-            if start >= stop:
-                continue
-            if stop - start < block.stop - block.start:  # which have fewer neighbours
-                dense = dense[start - block.start : stop - block.start]
-                used = np.flatnonzero(dense.any(axis=0))
-                columns, dense = used if columns is None else columns[used], dense[:, used]
+        for columns, dense in self.blocks:
             part = x
             if columns is not None:
                 part = x.index_select(dim, torch.as_tensor(columns, device=x.device))

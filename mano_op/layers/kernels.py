@@ -35,7 +35,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mano_op.layers.operator import Bias, Lists
+from mano_op.layers.operator import Bias, Lists, check
 
 # Numbers in all copies of a shared bias' gradient: 8 MiB, which the cache of a GPU holds.
 _COPIES = 2**21
@@ -45,6 +45,7 @@ _COUNTS = ["q_points", "k_points", "windows", "copies", "bias_step"]
 
 def forward(q: Tensor, k: Tensor, v: Tensor, bias: Bias, lists: Lists) -> tuple[Tensor, Tensor]:
     """Attend as ``window_attention_forward`` of `mano_op.layers.operator`; nothing is kept for `backward`."""
+    check(q, k, v, bias, lists)
     out = _zeros(q)
     _launch(_forward, (q, k, v), bias, lists, out=out)
     return out.to(q.dtype), q.new_empty(0)

@@ -66,7 +66,7 @@ class MultipoleAttention(nn.Module):
         Points beyond each side of a window that its queries see, h.
     shift : int
         How many points later windows start, on every level; at the ends of an axis that leaves parts of
-        windows. See `mano_op.layers.window.window_attention`.
+        windows. See `mano_op.layers.windows.axis_windows`.
     rate : int
         How many times fewer points a level has along each axis than the one before, r.
     n_levels : int, optional
@@ -92,7 +92,7 @@ class MultipoleAttention(nn.Module):
     -----
     Resolution: with `reference_shape`, windows and levels are lengths. Level l has the spacing
     :math:`h r^l`, with h that of the reference grid, on whatever grid the input is. An input on a finer grid
-    is averaged onto the reference (`mano_op.layers.anchors`) and goes through the levels there, as in
+    is averaged onto the reference (`mano_op.layers.refinement`) and goes through the levels there, as in
     training. The points of the finer grid are targets: each attends with its own features to the keys of
     level 0 and interpolates the far field. They enter no softmax, so the layer has a limit as grids are
     refined. An input on a coarser grid is interpolated to the reference first.
@@ -140,7 +140,6 @@ class MultipoleAttention(nn.Module):
     ) -> None:
         super().__init__()
         stride = window if style.stride is None else style.stride
-        head_dim = style.head_dim
         wraps = (periodic,) * n_dim if isinstance(periodic, bool) else tuple(periodic)
         own_levels = style.level_weights == "learned" or not style.shared_levels
         for wrong, message in (
@@ -159,7 +158,7 @@ class MultipoleAttention(nn.Module):
                 "anchored levels lie side by side: leave out the stride, or the reference",
             ),
             (
-                head_dim is None and channels % n_heads,
+                style.head_dim is None and channels % n_heads,
                 f"channels={channels} is not divisible by n_heads={n_heads}: change one of them, or give "
                 "the style a head_dim",
             ),
@@ -185,7 +184,7 @@ class MultipoleAttention(nn.Module):
             WindowAttention(
                 channels,
                 n_heads,
-                head_dim=channels // n_heads if head_dim is None else head_dim,
+                head_dim=channels // n_heads if style.head_dim is None else style.head_dim,
                 n_dim=n_dim,
                 window=window,
                 style=style,

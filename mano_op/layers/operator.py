@@ -19,8 +19,8 @@ The backward pass recomputes the scores, so that nothing of their size is kept:
     dk_j &= \frac{1}{\sqrt d} \sum_i ds_{ji}\, q_i .
 
 Softmax and sums are in single precision at least. Two kernels stand behind the operator,
-``window_attention_forward`` and ``window_attention_backward``: operations of torch on some windows at a time,
-and on a GPU those of `mano_op.layers.kernels`, if Triton is installed.
+``window_attention_forward`` and ``window_attention_backward``: those of `mano_op.layers.native` in single
+precision on a CPU, of `mano_op.layers.kernels` on a GPU with Triton, else operations of torch.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def _of_bias(bias: Bias, parts: Sequence[Tensor], like: Tensor) -> Tensor:
 def forward(q: Tensor, k: Tensor, v: Tensor, bias: Bias, *lists: Any) -> tuple[Tensor, Tensor]:
     """Attend as `definition`; also returns what the compiled kernel keeps for `backward`."""
     windows = Lists(*lists)
-    _check(q, k, v, bias, windows)
+    check(q, k, v, bias, windows)
     if native.usable(q):
         return native.forward(q, k, v, bias, windows)
     with torch.autocast(q.device.type, enabled=False):
@@ -250,7 +250,7 @@ def backward(
         return *_of_inputs(sums, q), _of_bias(bias, of_bias, q)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, bias: Bias, windows: Lists) -> None:
+def check(q: Tensor, k: Tensor, v: Tensor, bias: Bias, windows: Lists) -> None:
     """Refuse what does not belong together: a kernel reads memory as it is told to."""
     (n, targets), (_, sources) = windows.queries.shape, windows.keys.shape
     shapes = {"k": (*k.shape[:2], q.shape[2]), "v": k.shape, "keys": (n, sources), "share": (n, targets)}

@@ -525,9 +525,7 @@ class Refinement:
             line, step = FineAxis(axis, n), axis.n
             if not line.refines:
                 continue
-            if (
-                not torch.compiler.is_compiling()
-            ):  # some points at a time, since the sums are in double precision
+            if not torch.compiler.is_compiling():  # some at a time: sums are in double precision
                 step = max(1, _SLAB * axis.n * x.shape[dim] // max(1, x[0, 0].numel() * n))
             slabs = [
                 line.anchors(x, dim, first, min(first + step, axis.n)) for first in range(0, axis.n, step)

@@ -97,7 +97,7 @@ class MANO(GridModel, Anchored, name="MANO"):  # type: ignore[misc]
     -----
     An input on a finer grid than the reference is averaged over the length that one point stood for in
     training: at the points of the reference, where the network runs as in training, and at its own points,
-    which attend to the reference's in every block and end as the output (`mano_op.layers.anchors`). As the
+    which attend to the reference's in every block and end as the output (`mano_op.layers.refinement`). As the
     grid is refined, the output tends to a limit. An input on a coarser grid is interpolated linearly to the
     reference, and the output taken at its points. `mano_op.transfer.evaluate_transfer` judges all of this.
 
@@ -120,7 +120,7 @@ class MANO(GridModel, Anchored, name="MANO"):  # type: ignore[misc]
     torch.Size([4, 1, 16, 16])
     """
 
-    _version = "2"  # type: ignore[assignment]
+    _version = "3"  # type: ignore[assignment]
 
     @with_fields_of(Network)
     @checked
