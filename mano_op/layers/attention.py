@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mano_op.layers.style import OPERATOR, Style
+from mano_op.layers.tokens import on_grid, points_of
 
 # Logarithm of the largest factor of a cosine, and the least norm that is divided by.
 _STEEPEST, _LEAST_NORM = math.log(100.0), 1e-12
@@ -66,14 +67,14 @@ class WindowAttention(nn.Module):
 
         `attend` is a `mano_op.layers.windows.Windows` of the points, or `mano_op.layers.refinement.Points`'.
         """
-        tokens = x.flatten(2).mT
+        tokens = points_of(x).mT
         q, k, v = self.qkv(self.norm2(self.norm1(tokens))).chunk(3, -1)
         if self.q_bias is not None and self.v_bias is not None:
             q, v = q + self.q_bias.to(q.dtype), v + self.v_bias.to(v.dtype)
         if self.logit_scale is not None:
             q, k = cosines(q, k, self.logit_scale)
         out: Tensor = self.out(attend(q, k, v, self.bias, heads=self.n_heads))
-        return out.mT.unflatten(2, x.shape[2:])
+        return on_grid(out.mT, x.shape[2:])
 
     def extra_repr(self) -> str:
         """What `print(layer)` shows."""

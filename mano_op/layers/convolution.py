@@ -11,7 +11,6 @@ from itertools import pairwise
 from numbers import Real
 from typing import Any, Self, cast
 
-from einops import rearrange
 from torch import Tensor, nn
 
 from mano_op.errors import InputError, check_whole, did_you_mean
@@ -21,6 +20,7 @@ from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.pyramid import covering_levels
 from mano_op.layers.reference import Anchored
 from mano_op.layers.regrid import regrid
+from mano_op.layers.tokens import at_points
 
 _UNFACTORISED = "use FNO in place of TFNO, which passes it; a smaller hidden_channels has fewer parameters"
 # Defaults that neuraloperator's blocks pass on for a spectral weight, and what to do instead of others.
@@ -358,7 +358,7 @@ def _at_points(map_: nn.Module, x: Tensor) -> Tensor:
     """A map of the channels of each point."""
     if isinstance(map_, nn.Identity):
         return x
-    return rearrange(map_(rearrange(x, "b c ... -> b ... c")), "b ... c -> b c ...")
+    return at_points(map_, x)
 
 
 def _along(path: Sequence[Grid], x: Tensor) -> Tensor:

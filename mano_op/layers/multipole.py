@@ -18,6 +18,7 @@ from mano_op.layers.checks import Periodic, check_field, check_reference
 from mano_op.layers.pyramid import Prolong, Restrict, Sampling, level_shapes
 from mano_op.layers.refinement import Points, Refinement, joined, run
 from mano_op.layers.style import OPERATOR, PUBLISHED, SWIN, Style
+from mano_op.layers.tokens import on_grid, points_of
 from mano_op.layers.windows import Windows
 from mano_op.options import Count, Whole, checked, record
 
@@ -286,7 +287,7 @@ class MultipoleAttention(nn.Module):
         check_field(x, self.n_dim, channels=self.channels)
         shape, reference = tuple(x.shape[2:]), reference_shape or self.reference_shape
         if reference is None or shape == tuple(reference):
-            return self._attend(x.flatten(2), Points(shape)).unflatten(2, shape)
+            return on_grid(self._attend(points_of(x), Points(shape)), shape)
         grid = Grid.uniform(reference, registration=self.registration, periodic=self.periodic)
         return run(
             x,
@@ -306,16 +307,16 @@ class MultipoleAttention(nn.Module):
             far = sources[self]
         else:
             n = math.prod(points.reference)
-            far = self._far_field(x[..., :n].unflatten(2, points.reference), windows)
+            far = self._far_field(on_grid(x[..., :n], points.reference), windows)
             near = self._with_idle(near, len(windows))
             if sources is not None:
                 sources[self] = far
         if far is None:
             return near
         if part is None:
-            return near + far.flatten(2)
+            return near + points_of(far)
         fine = part.interpolate(far)
-        return near + (joined(far, fine) if sources is None else fine.flatten(2))
+        return near + (joined(far, fine) if sources is None else points_of(fine))
 
     def _far_field(self, x: Tensor, windows: nn.ModuleList) -> Tensor | None:
         r"""Return what coarser levels add to a field on the reference, :math:`s_0 \odot U_0(y_1)`, if any."""

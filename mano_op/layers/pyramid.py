@@ -214,10 +214,9 @@ def _convolve(
 
 def _cut(x: Tensor, first: int, shape: Sequence[int]) -> Tensor:
     """Cut `shape` points out of a field, from `first` on along each axis."""
-    for dim, n in enumerate(shape, start=2):
-        if n != x.shape[dim]:  # the gradient of the whole would be a copy of it
-            x = x.narrow(dim, first, n)
-    return x
+    # A negative padding: unlike that of a slice, its gradient keeps the memory format.
+    widths = [(-first, first + n - wide) for n, wide in zip(shape, x.shape[2:], strict=True)]
+    return F.pad(x, [n for width in reversed(widths) for n in width]) if any(map(any, widths)) else x
 
 
 def _along(factor: Tensor | float, dim: int, n_dim: int) -> Tensor | float:

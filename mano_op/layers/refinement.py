@@ -50,6 +50,7 @@ from torch import Tensor, nn
 from mano_op.grid import Axis, Grid
 from mano_op.layers.interpolation import Banded, lagrange
 from mano_op.layers.operator import Lists, window_attention
+from mano_op.layers.tokens import on_grid, points_of
 from mano_op.layers.windows import AxisSizes, Bias, Windows
 
 # Points of the finer grid whose average is computed at a time.
@@ -297,10 +298,11 @@ class FineAxis(NamedTuple):
         quarter = (scaled // q).clamp(0, 8 * reach - 1)
         rest = (scaled - quarter * q).double() / q
         if not torch.compiler.is_compiling():  # where windows are alike, one stands for all
-            fullest = int(valid.sum(1).argmax())
-            same = (quarter == quarter[fullest]) & (rest == rest[fullest])
-            if bool((same | ~valid[:, None]).all()):
-                return quarter[fullest][None], rest[fullest][None]
+            first = valid.int().argmax(0)  # the first window that has a point in a slot
+            slot = torch.arange(len(first), device=first.device)
+            line, of_line = (t.movedim(1, 2)[first, slot].T for t in (quarter, rest))
+            if bool(((quarter == line) & (rest == of_line) | ~valid[:, None]).all()):
+                return line[None], of_line[None]
         return quarter, rest
 
 
@@ -655,7 +657,7 @@ def run(
     features = joined(anchors, fine)
     for block in blocks:
         features = block(features, Points(place.reference.shape, part))
-    fine = features[..., anchors[0, 0].numel() :].unflatten(2, part.shape)
+    fine = on_grid(features[..., anchors[0, 0].numel() :], part.shape)
     out = place.in_order(head(fine, part.points(x.device)))
     return place.settle(out) if settled else out
 
@@ -679,21 +681,21 @@ def run_by_parts(
     """
     x, anchors, points = _on_reference(x, place, lift)
     sources: dict[nn.Module, Any] = {}
-    features = anchors.flatten(2)
+    features = points_of(anchors)
     for block in blocks:
         features = block(features, Points(place.reference.shape, None, sources))
     for part in place.parts(most):
         points = part.points(x.device)
-        features = lift(part.smooth(x), points).flatten(2)
+        features = points_of(lift(part.smooth(x), points))
         for block in blocks:
             features = block(features, Points(place.reference.shape, part, sources))
-        out = head(features.unflatten(2, part.shape), points)
+        out = head(on_grid(features, part.shape), points)
         yield tuple(axis.places for axis in part.axes), place.settle(out) if settled else out
 
 
 def joined(reference: Tensor, targets: Tensor) -> Tensor:
     """Concatenate features of the reference's points and of targets, ``(batch, channels, points)``."""
-    return torch.cat([reference.flatten(2).mT, targets.flatten(2).mT], dim=1).mT
+    return torch.cat([points_of(reference).mT, points_of(targets).mT], dim=1).mT
 
 
 def _on_reference(x: Tensor, place: Refinement, lift: Lift) -> tuple[Tensor, Tensor, list[Tensor]]:

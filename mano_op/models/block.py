@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal, cast
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
@@ -13,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from mano_op.errors import InputError
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.refinement import Points
+from mano_op.layers.tokens import at_points
 
 # Numbers of a field, 12 MiB in single precision, whose hidden channels are kept for the backward pass.
 _KEPT = 3 * 2**20
@@ -64,8 +64,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(batch, in_channels, *points)`` to ``(batch, out_channels, *points)``."""
-        tokens = rearrange(x, "b c ... -> b ... c")
-        return rearrange(self.fc2(self.act(self.fc1(self.norm(tokens)))), "b ... c -> b c ...")
+        return at_points(lambda tokens: self.fc2(self.act(self.fc1(self.norm(tokens)))), x)
 
 
 class Block(nn.Module):

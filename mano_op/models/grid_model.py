@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from einops import rearrange
 from neuralop.models.base_model import BaseModel
 from torch import Tensor, nn
 
 from mano_op.layers.multipole import MultipoleAttention
+from mano_op.layers.tokens import at_points
 from mano_op.models.block import Block, Mlp, NonLinearity, width
 from mano_op.models.data_model import DataModel
 from mano_op.options import Count, Positive, options
@@ -67,11 +67,10 @@ class GridModel(DataModel, name="_grid_model"):
         return self._project(x)
 
     def _lift(self, x: Tensor) -> Tensor:
-        return rearrange(self.lifting(rearrange(x, "b c ... -> b ... c")), "b ... c -> b c ...")
+        return at_points(self.lifting, x)
 
     def _project(self, x: Tensor) -> Tensor:
-        x = rearrange(self.norm(rearrange(x, "b c ... -> b ... c")), "b ... c -> b c ...")
-        out: Tensor = self.projection(x)
+        out: Tensor = self.projection(at_points(self.norm, x))
         return out
 
     def _check_input(self, x: Tensor) -> None:
