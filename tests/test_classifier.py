@@ -111,8 +111,10 @@ def test_classifier_matches_its_formula():
     assert_same(model(x), z.mean((1, 2)) @ model.head.weight.T + model.head.bias)
     assert [first.shape[1], second.shape[1]] == list(model.feature_channels)
     assert [x.shape[2] // f.shape[2] for f in (first, second)] == list(model.feature_strides)
-    shifts = [[part.attention._windows["shift"] for part in stage] for stage in model.stages]
-    assert shifts == [[0, 2], [0, 2]]
+    starts = [
+        [part.attention.windows_of((8, 8))[0].axes[0].start for part in stage] for stage in model.stages
+    ]
+    assert starts == [[0, -2], [0, -2]]  # windows of 4, of which every other block's are shifted by 2
 
 
 def test_default_is_swin_v2_tiny_with_levels():

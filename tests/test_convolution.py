@@ -254,7 +254,8 @@ def test_options_given_ahead_are_those_of_the_constructor():
     assert inspect.signature(conv).parameters["n_heads"].default == 2
     assert str(made).startswith("MultipoleConv(\n  4, 6, ")
     later = conv.with_options(n_heads=4)(8, 8, (4, 4), window=3)  # later ones come before earlier ones
-    assert (later.attention.attention[0].n_heads, later.attention._windows["window"]) == (4, 3)
+    finest = later.attention.windows_of((8, 8))[0]
+    assert (later.attention.attention[0].n_heads, finest.axes[0].side) == (4, 3)
 
 
 def test_equal_options_are_one_class():

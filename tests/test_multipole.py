@@ -187,6 +187,22 @@ def test_a_point_sees_its_window_and_halo_and_with_levels_everything(n_levels, s
     assert (x.grad[0] != 0).any(0).nonzero().flatten().tolist() == list(seen)
 
 
+def test_kept_windows_follow_the_parameters(monkeypatch):
+    """A compiler finds them on the device; another type of the parameters, and copies, leave them alone."""
+    layer = MultipoleAttention(4, 2, reference_shape=(8, 8))
+    kept = layer.windows_of((8, 8))
+    twin = copy.deepcopy(layer.type(torch.float16)).share_memory()
+    layer.to("meta").to_empty(device="cpu")
+    for windows in (layer.windows_of((8, 8)), twin.windows_of((8, 8))):
+        assert windows is not kept
+        for one, other in zip(windows.buffers(), kept.buffers(), strict=True):
+            assert torch.equal(one, other) and one.dtype == other.dtype
+    layer.to("meta")
+    monkeypatch.setattr(Windows, "__init__", None)  # none can be built
+    x = torch.empty(1, 4, 8, 8, device="meta", dtype=torch.float16)
+    assert layer(x).shape == x.shape and twin.windows_of((8, 8))[0].queries.device.type == "cpu"
+
+
 # Precision
 
 
@@ -222,8 +238,8 @@ def test_precision_is_that_of_the_type(published):
         ),
         ({"registration": "edge"}, "registration='edge', expected 'node', 'node_both' or 'cell'"),
         ({"channels": 5}, "channels=5 is not divisible by n_heads=2: change one of them, or give the style"),
-        ({"periodic": [True]}, r"periodic=\[True\] has 1 entries, expected n_dim=2"),
-        ({"periodic": True, "registration": "node_both"}, "drop the last one and use registration='node'"),
+        ({"periodic": [True]}, r"periodic=\[True\] has 1 entries, expected 2"),
+        ({"periodic": True, "registration": "node_both"}, "drop the last point, registration='node'"),
         (
             {"window": 2, "style": Style(stride=1), "reference_shape": (8, 8)},
             r"reference_shape=\(8, 8\) with stride=1 and window=2: windows of anchored levels lie side",

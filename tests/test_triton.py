@@ -13,7 +13,6 @@ import pytest
 import torch
 from triton_cases import CASES
 
-from mano_op.layers import operator
 from mano_op.layers.operator import Lists
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
@@ -75,9 +74,11 @@ def test_products_are_exact_unless_torch_may_use_tf32():
 
 @needs_triton
 def test_torch_does_what_kernels_cannot(monkeypatch):
+    from mano_op.layers import kernels
+
     def taken(dtype, head_dim=8):
         q = torch.zeros(1, 1, 2 * head_dim, dtype=dtype)
-        return operator._kernels_take([q, q, q, None], heads=2)
+        return kernels.usable(2, q, q, q, None)
 
     assert all(map(taken, (torch.float32, torch.bfloat16, torch.float16))) and taken(torch.float32, 64)
     assert not taken(torch.float64) and not taken(torch.float32, 65)

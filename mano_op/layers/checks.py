@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mano_op.errors import InputError
 from mano_op.grid import Registration
+from mano_op.options import whole
 
 
 def _periodic(value: Any) -> Any:
@@ -20,6 +21,7 @@ def _periodic(value: Any) -> Any:
     return value
 
 
+Dimensions = Annotated[int, whole("1, 2 or 3", lambda n: 1 <= n <= 3)]
 Periodic = Annotated[bool | Sequence[bool], BeforeValidator(_periodic)]
 
 

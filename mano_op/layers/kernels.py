@@ -35,7 +35,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mano_op.layers.operator import Bias, Lists, check
+from mano_op.layers.operator import Bias, Lists
 
 # Numbers in all copies of a shared bias' gradient: 8 MiB, which the cache of a GPU holds.
 _COPIES = 2**21
@@ -43,9 +43,15 @@ _COPIES = 2**21
 _COUNTS = ["q_points", "k_points", "windows", "copies", "bias_step"]
 
 
+def usable(heads: int, q: Tensor, *others: Tensor | None) -> bool:
+    """Whether the kernels compute in these numbers, with heads as wide, and may add in any order."""
+    types = {t.dtype for t in (q, *others) if t is not None}
+    narrow = types <= {torch.float16, torch.bfloat16, torch.float32}
+    return narrow and q.shape[-1] <= 64 * heads and not torch.are_deterministic_algorithms_enabled()
+
+
 def forward(q: Tensor, k: Tensor, v: Tensor, bias: Bias, lists: Lists) -> tuple[Tensor, Tensor]:
     """Attend as ``window_attention_forward`` of `mano_op.layers.operator`; nothing is kept for `backward`."""
-    check(q, k, v, bias, lists)
     out = _zeros(q)
     _launch(_forward, (q, k, v), bias, lists, out=out)
     return out.to(q.dtype), q.new_empty(0)

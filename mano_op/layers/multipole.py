@@ -3,9 +3,9 @@ r"""Multipole attention: near points exactly, far points through coarser levels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from pydantic import SkipValidation
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mano_op.errors import InputError
 from mano_op.grid import Grid, Registration
 from mano_op.layers.attention import WindowAttention
-from mano_op.layers.checks import Periodic, check_field, check_reference
+from mano_op.layers.checks import Dimensions, Periodic, check_field, check_reference
 from mano_op.layers.pyramid import Prolong, Restrict, Sampling, level_shapes
 from mano_op.layers.refinement import Points, Refinement, joined, run
 from mano_op.layers.style import OPERATOR, PUBLISHED, SWIN, Style
@@ -128,7 +128,7 @@ class MultipoleAttention(nn.Module):
         channels: Count,
         n_heads: Count,
         *,
-        n_dim: Count = 2,
+        n_dim: Dimensions = 2,
         window: Count = 4,
         halo: Whole = 1,
         shift: Whole = 0,
@@ -141,10 +141,10 @@ class MultipoleAttention(nn.Module):
     ) -> None:
         super().__init__()
         stride = window if style.stride is None else style.stride
-        wraps = (periodic,) * n_dim if isinstance(periodic, bool) else tuple(periodic)
+        grid = Grid.uniform((2,) * n_dim, registration=registration, periodic=periodic)
+        wraps = tuple(axis.periodic for axis in grid)
         own_levels = style.level_weights == "learned" or not style.shared_levels
         for wrong, message in (
-            (n_dim > 3, f"n_dim={n_dim}, expected 1, 2 or 3"),
             (rate < 2, f"rate={rate}, expected at least 2"),
             (stride > window, f"stride={stride}, expected at most window={window}"),
             (shift >= window, f"shift={shift}, expected less than window={window}"),
@@ -167,12 +167,6 @@ class MultipoleAttention(nn.Module):
                 n_levels is None and own_levels,
                 "n_levels=None, but levels have parameters of their own: say how many",
             ),
-            (len(wraps) != n_dim, f"periodic={periodic} has {len(wraps)} entries, expected n_dim={n_dim}"),
-            (
-                registration == "node_both" and any(wraps),
-                f"periodic={periodic} with registration='node_both': the first and the last point of an axis "
-                "that wraps are the same place, so drop the last one and use registration='node'",
-            ),
         ):
             if wrong:
                 raise InputError(message)
@@ -193,13 +187,7 @@ class MultipoleAttention(nn.Module):
             for _ in range(n_attentions)
         )
         self._kept: tuple[nn.ModuleList, ...] = ()  # a tuple, so that nothing averages or stacks indices
-        self._windows: dict[str, Any] = {
-            "window": window,
-            "stride": stride,
-            "halo": halo,
-            "shift": shift,
-            "periodic": wraps,
-        }
+        self._windows = partial(Windows, window=window, stride=stride, halo=halo, shift=shift, periodic=wraps)
         options: dict[str, Any] = {
             "n_dim": n_dim,
             "rate": rate,
@@ -320,16 +308,20 @@ class MultipoleAttention(nn.Module):
 
     def _far_field(self, x: Tensor, windows: nn.ModuleList) -> Tensor | None:
         r"""Return what coarser levels add to a field on the reference, :math:`s_0 \odot U_0(y_1)`, if any."""
-        n_levels = len(windows)
+        n_levels, factorial = len(windows), self.style.level_weights == "factorial"
+        attention, down, up = (
+            list(modules) if len(modules) > 1 else [*modules] * n_levels
+            for modules in (self.attention, self.down, self.up)
+        )
         levels = [x]
-        for down in self._each(self.down, n_levels - 1):
-            levels.append(down(levels[-1]))
-        attention, up = self._each(self.attention, n_levels), self._each(self.up, n_levels - 1)
+        for step in down[: n_levels - 1]:
+            levels.append(step(levels[-1]))
         far: Tensor | None = None
         for level in reversed(range(1, n_levels)):
             out = attention[level](levels[level], windows[level])
             out = out if far is None else out + far
-            weight = self._level_weight(n_levels - 1 - level, level - 1)
+            # A copy: torch's module tracker cannot take a view made without gradients.
+            weight = 1 / (n_levels - level) if factorial else self.scale[level - 1].clone()
             far = up[level - 1](out, levels[level - 1].shape[2:], weight)
         return far
 
@@ -342,36 +334,29 @@ class MultipoleAttention(nn.Module):
                 return windows
         with torch.inference_mode(False):  # tensors of inference could not be used in training later
             levels = level_shapes(shape, self.rate, self.n_levels)
-            windows = nn.ModuleList(Windows(level, **self._windows) for level in levels).to(device)
+            windows = nn.ModuleList(self._windows(level) for level in levels).to(device)
         if type(like) is Tensor or like is None:  # those of another kind, such as fake ones, are not kept
             self._kept = (windows,)
         return windows
 
-    @staticmethod
-    def _each(modules: nn.ModuleList, count: int) -> list[nn.Module]:
-        """The modules of the first levels or steps, finest first."""
-        return list(modules)[:count] if len(modules) > 1 else [*modules] * count
-
     def _with_idle(self, result: Tensor, n_levels: int) -> Tensor:
-        """Add zero times every unused parameter, so that data-parallel training finds a gradient of each.
+        """Add zero times every parameter that `n_levels`, fewer on a small grid, do not use.
 
-        On a small grid some levels are left out.
+        So data-parallel training finds a gradient of each.
         """
-        idle = self._idle(n_levels)
-        return result + sum(parameter.flatten()[:0].sum() for parameter in idle) if idle else result
-
-    def _idle(self, n_levels: int) -> list[nn.Parameter]:
-        """The parameters that a grid with `n_levels` levels does not use."""
         idle = list(self.attention[n_levels:].parameters())  # none where all levels share one attention
         for steps in (self.down, self.up):
             idle += steps[n_levels - 1 :].parameters()
-        return idle + ([self.scale] if self.style.level_weights == "learned" and n_levels == 1 else [])
+        if self.style.level_weights == "learned" and n_levels == 1:
+            idle.append(self.scale)
+        return result + sum(parameter.flatten()[:0].sum() for parameter in idle) if idle else result
 
-    def _level_weight(self, step: int, level: int) -> Tensor | float:
-        """The factor of the far field of `level`, in a step up from the coarsest one."""
-        if self.style.level_weights == "factorial":
-            return 1 / (step + 1)
-        return self.scale[level].clone()  # torch's module tracker cannot take a view made without gradients
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Have the windows that are kept where the parameters are moved to."""
+        super()._apply(fn, recurse)
+        for windows in self._kept:
+            self.windows_of(cast(Windows, windows[0]).shape, next(self.parameters()).detach())
+        return self
 
     def extra_repr(self) -> str:
         """What `print(layer)` shows."""

@@ -214,15 +214,25 @@ def _of_bias(bias: Bias, parts: Sequence[Tensor], like: Tensor) -> Tensor:
     return sum(sums[1:], start=sums[0]).to(bias.dtype)
 
 
-# Some windows at a time, or kernels of a GPU
+# By kernels, or some windows at a time
+
+
+def _kernels(heads: int, q: Tensor, *others: Tensor | None) -> Any:
+    """The module of the kernels that compute in these numbers; None if operations of torch have to."""
+    if q.device.type == "cuda" and _TRITON:
+        from mano_op.layers import kernels
+
+        return kernels if kernels.usable(heads, q, *others) else None
+    return native if native.usable(q) else None
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, bias: Bias, *lists: Any) -> tuple[Tensor, Tensor]:
     """Attend as `definition`; also returns what the compiled kernel keeps for `backward`."""
     windows = Lists(*lists)
-    check(q, k, v, bias, windows)
-    if native.usable(q):
-        return native.forward(q, k, v, bias, windows)
+    _check(q, k, v, bias, windows)
+    if kernels := _kernels(windows.heads, q, k, v, bias):
+        results: tuple[Tensor, Tensor] = kernels.forward(q, k, v, bias, windows)
+        return results
     with torch.autocast(q.device.type, enabled=False):
         *inputs, bias = _inputs(q, k, v, bias, windows.heads)
         out = torch.zeros_like(inputs[0])
@@ -236,8 +246,9 @@ def backward(
 ) -> tuple[Tensor, ...]:
     """Return what `gradients` does."""
     windows = Lists(*lists)
-    if native.usable(q):
-        return native.backward(grad, stats, q, k, v, bias, windows)
+    if kernels := _kernels(windows.heads, q, k, v, bias, grad):
+        results: tuple[Tensor, ...] = kernels.backward(grad, stats, q, k, v, bias, windows)
+        return results
     with torch.autocast(q.device.type, enabled=False):
         *inputs, exact_bias = _inputs(q, k, v, bias, windows.heads)
         of_result = _by_head(grad, windows.heads)
@@ -250,7 +261,7 @@ def backward(
         return *_of_inputs(sums, q), _of_bias(bias, of_bias, q)
 
 
-def check(q: Tensor, k: Tensor, v: Tensor, bias: Bias, windows: Lists) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, bias: Bias, windows: Lists) -> None:
     """Refuse what does not belong together: a kernel reads memory as it is told to."""
     (n, targets), (_, sources) = windows.queries.shape, windows.keys.shape
     shapes = {"k": (*k.shape[:2], q.shape[2]), "v": k.shape, "keys": (n, sources), "share": (n, targets)}
@@ -318,33 +329,6 @@ KERNELS: dict[Any, Callable[..., Any]] = {
     torch.ops.mano_op.window_attention_forward.default: forward,
     torch.ops.mano_op.window_attention_backward.default: backward,
 }
-
-
-def _on_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The kernel in place of a function on a GPU; the function itself where it cannot be."""
-
-    def run(*args: Any) -> Any:
-        tensors, lists = args[:-5], Lists(*args[-5:])
-        if not _kernels_take(tensors, lists.heads):
-            return function(*args)
-        from mano_op.layers import kernels
-
-        return getattr(kernels, function.__name__)(*tensors, lists)
-
-    return run
-
-
-def _kernels_take(tensors: Sequence[Tensor | None], heads: int) -> bool:
-    """Whether Triton is installed, and its kernels compute in these numbers."""
-    types = {t.dtype for t in tensors if t is not None}
-    narrow = types <= {torch.float16, torch.bfloat16, torch.float32}
-    small = cast(Tensor, tensors[0]).shape[-1] <= 64 * heads
-    ordered = torch.are_deterministic_algorithms_enabled()  # their sums are not
-    return narrow and small and not ordered and _TRITON
-
-
-_forward.register_kernel("cuda")(_on_gpu(forward))
-_backward.register_kernel("cuda")(_on_gpu(backward))
 
 
 @_forward.register_fake

@@ -30,7 +30,7 @@ References
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +85,7 @@ def covering_levels(shape: Sequence[int] | None, window: int, rate: int = 2) -> 
 class _Step(nn.Module):
     """Options and weight of `Restrict` and `Prolong`."""
 
-    convolutions: ClassVar[dict[int, Any]]
+    averages: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -99,18 +99,21 @@ class _Step(nn.Module):
     ) -> None:
         super().__init__()
         self.rate, self.sampling, self.periodic = rate, sampling, tuple(periodic)
-        self.reach = stencil_reach(rate, registration)
+        # Fine points before a coarse cell that a stencil reaches: coarse node I is fine node r I.
+        self.reach = 0 if registration == "cell" else rate - 1
         if sampling == "conv":
-            conv = self.convolutions[n_dim](channels, channels, rate, bias=False)
-            self.weight = nn.Parameter(conv.weight.detach())  # as torch initialises it
+            weight = torch.empty(channels, channels, *[rate] * n_dim)
+            self.weight = nn.Parameter(nn.init.kaiming_uniform_(weight, a=5**0.5))  # as convolutions start
         elif sampling == "stencil":
-            line = self.line(interpolation(rate, registration))
-            self.weight = nn.Parameter(_outer(line, n_dim).repeat(channels, 1, *[1] * n_dim))
-
-    @staticmethod
-    def line(interpolation: Tensor) -> Tensor:
-        """One axis of the initial stencil."""
-        return interpolation
+            # Along each axis linear interpolation of nodes, copying of cells; or a mean with these weights.
+            line = torch.ones(rate)
+            if registration != "cell":
+                line = 1 - torch.arange(1 - rate, rate).abs() / rate
+            line = line / line.sum() if self.averages else line
+            stencil = torch.ones(())
+            for _ in range(n_dim):
+                stencil = stencil[..., None] * line
+            self.weight = nn.Parameter(stencil.repeat(channels, 1, *[1] * n_dim))
 
     def kernel(self) -> Tensor:
         """Return the weight as a view with a contiguous gradient, as data-parallel training wants it."""
@@ -139,12 +142,7 @@ class Restrict(_Step):
     [2.0, 6.0]
     """
 
-    convolutions: ClassVar[dict[int, Any]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-
-    @staticmethod
-    def line(interpolation: Tensor) -> Tensor:
-        """One axis of the initial stencil, a weighted mean."""
-        return interpolation / interpolation.sum()
+    averages: ClassVar[bool] = True
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(batch, channels, *grid)`` to ``(batch, channels, *coarse grid)``."""
@@ -164,12 +162,6 @@ class Restrict(_Step):
 
 class Prolong(_Step):
     """Prolongation of a coarse field to the next finer level; the parameters are those of `Restrict`."""
-
-    convolutions: ClassVar[dict[int, Any]] = {
-        1: nn.ConvTranspose1d,
-        2: nn.ConvTranspose2d,
-        3: nn.ConvTranspose3d,
-    }
 
     def forward(self, x: Tensor, shape: Sequence[int], factor: Tensor | float = 1.0) -> Tensor:
         """Map ``(batch, channels, *coarse grid)`` to ``(batch, channels, *shape)``, times a factor.
@@ -222,29 +214,6 @@ def _cut(x: Tensor, first: int, shape: Sequence[int]) -> Tensor:
 def _along(factor: Tensor | float, dim: int, n_dim: int) -> Tensor | float:
     """Shape a factor for each entry of a dimension to be multiplied."""
     return factor.view(-1, *[1] * (n_dim - dim - 1)) if isinstance(factor, Tensor) else factor
-
-
-def stencil_reach(rate: int, registration: Registration) -> int:
-    """Return the number of fine points that a stencil reaches before its coarse cell.
-
-    On nodes, coarse point I is fine point r I; on cells, it is the middle of r of them.
-    """
-    return 0 if registration == "cell" else rate - 1
-
-
-def interpolation(rate: int, registration: Registration) -> Tensor:
-    """Return one axis of the initial stencils: linear interpolation of nodes, copying of cells."""
-    if registration == "cell":
-        return torch.ones(rate)
-    return 1 - torch.arange(1 - rate, rate).abs() / rate
-
-
-def _outer(line: Tensor, n_dim: int) -> Tensor:
-    """The product of `line` with itself along `n_dim` axes, with two axes for channels before them."""
-    out = torch.ones(1, 1)
-    for _ in range(n_dim):
-        out = out[..., None] * line
-    return out
 
 
 def pad_edges(x: Tensor, widths: Sequence[tuple[int, int]], periodic: Sequence[bool]) -> Tensor:

@@ -40,7 +40,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import pairwise, product
 from typing import Any, NamedTuple, cast
 
@@ -51,7 +52,7 @@ from mano_op.grid import Axis, Grid
 from mano_op.layers.interpolation import Banded, lagrange
 from mano_op.layers.operator import Lists, window_attention
 from mano_op.layers.tokens import on_grid, points_of
-from mano_op.layers.windows import AxisSizes, Bias, Windows
+from mano_op.layers.windows import AxisSizes, Bias, Windows, combined, flat_indices
 
 # Points of the finer grid whose average is computed at a time.
 _SLAB = 2**14
@@ -367,13 +368,11 @@ class Targets:
     def __init__(self, axes: Sequence[FineAxis], windows: Windows, device: torch.device) -> None:
         self.axes = [axis.targets(of_axis, device) for axis, of_axis in zip(axes, windows.axes, strict=True)]
         self.reach = [of_axis.side + of_axis.halo for of_axis in windows.axes]
-        self.queries = _flat([axis.queries for axis in self.axes], [axis.end - axis.start for axis in axes])
-        self.share = self.axes[0].share
-        for axis in self.axes[1:]:
-            self.share = _outer(self.share, axis.share, torch.mul)
-        self.windows = _flat(
-            [axis.windows[:, None] for axis in self.axes], [axis.windows for axis in windows.axes]
-        ).flatten()
+        points = [axis.end - axis.start for axis in axes]
+        self.queries = flat_indices([axis.queries for axis in self.axes], points)
+        self.share = reduce(combined, [axis.share for axis in self.axes])
+        occupied = [axis.windows[:, None] for axis in self.axes]
+        self.windows = flat_indices(occupied, [axis.windows for axis in windows.axes]).flatten()
 
     def table(self, bias: Bias, dtype: torch.dtype) -> Tensor:
         """Compute the bias of every key and slot, ``(windows or 1, heads, keys, slots)``.
@@ -483,7 +482,6 @@ class Refinement:
     def __init__(self, reference: Grid, shape: Sequence[int]) -> None:
         self.reference, self.shape = reference, tuple(shape)
         pairs = list(zip(self.shape, reference.shape, strict=True))
-        self.coarsens = any(n < keys for n, keys in pairs)
         self.refines = torch.compiler.is_exporting() or any(n > keys for n, keys in pairs)
         # The working grid: the finer of the two along each axis.
         self.working = tuple(keys if n < keys else n for n, keys in pairs)
@@ -515,11 +513,11 @@ class Refinement:
 
     def lift(self, x: Tensor) -> Tensor:
         """Interpolate from the input's grid to the working grid."""
-        return _applied(self._matrices(2, up=True), x) if self.coarsens else x
+        return self._interpolated(x, 2, up=True)
 
     def settle(self, x: Tensor) -> Tensor:
         """Interpolate from the working grid to the input's."""
-        return _applied(self._matrices(4, up=False), x) if self.coarsens else x
+        return self._interpolated(x, 4, up=False)
 
     def anchors(self, x: Tensor) -> Tensor:
         """Average a field on the working grid at the points of the reference."""
@@ -544,17 +542,14 @@ class Refinement:
                 x = x.index_select(dim, _around(torch.arange(n, device=x.device) - line.ahead, n))
         return x
 
-    def _matrices(self, points: int, *, up: bool) -> list[Banded | None]:
-        matrices = []
-        for axis, n, working in zip(self.reference, self.shape, self.working, strict=True):
-            [source] = Grid.uniform((n,), registration=axis.registration, periodic=axis.periodic)
-            coarser = n < working
-            matrices.append(
-                (lagrange(source, axis, points) if up else lagrange(axis, source, points))
-                if coarser
-                else None
-            )
-        return matrices
+    def _interpolated(self, x: Tensor, points: int, *, up: bool) -> Tensor:
+        """Interpolate along the axes that have more points in the working grid, through `points` of them."""
+        for dim, (axis, n) in enumerate(zip(self.reference, self.shape, strict=True), start=2):
+            if n < axis.n:
+                coarse = replace(axis, n=n)
+                matrix = lagrange(coarse, axis, points) if up else lagrange(axis, coarse, points)
+                x = cast(Banded, matrix).apply(x, dim)
+        return x
 
 
 @dataclass(frozen=True)
@@ -705,31 +700,10 @@ def _on_reference(x: Tensor, place: Refinement, lift: Lift) -> tuple[Tensor, Ten
     return x, lift(place.anchors(x), points), points
 
 
-def _applied(matrices: Sequence[Banded | None], x: Tensor) -> Tensor:
-    for dim, matrix in enumerate(matrices, start=2):
-        if matrix is not None:
-            x = matrix.apply(x, dim)
-    return x
-
-
 def _occupied(m: Tensor, groups: Sequence[_Group]) -> tuple[Tensor, list[_Group]]:
     """The windows that have a point, with their groups of points."""
     some = torch.stack([group.stop > group.start for group in groups]).any(0)
     return m[some], [_Group(group.start[some], group.stop[some], group.shared) for group in groups]
-
-
-def _flat(indices: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-    """Indices into a flattened grid, ``(windows, points)``, from those of each axis."""
-    flat = indices[0]
-    for of_axis, n in zip(indices[1:], shape[1:], strict=True):
-        flat = _outer(flat * n, of_axis, torch.add)
-    return flat
-
-
-def _outer(one: Tensor, other: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Combine each window and point of an axis with each of another one."""
-    both = combine(one[:, None, :, None], other[None, :, None, :])
-    return both.flatten(2).flatten(0, 1)
 
 
 def _around(index: Tensor, n: int) -> Tensor:

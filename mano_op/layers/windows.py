@@ -19,9 +19,10 @@ Lists are all that `mano_op.layers.operator` needs. The points of a finer grid s
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from mano_op.layers.operator import Lists, window_attention
 
 Bias = Callable[[Tensor], Tensor]
+Array = TypeVar("Array", NDArray[Any], Tensor)
 
 
 class AxisSizes(NamedTuple):
@@ -174,8 +176,8 @@ class Windows(nn.Module):
             axis_windows(n, window, stride=stride, halo=halo, shift=shift, periodic=wraps)
             for n, wraps in zip(self.shape, self.periodic, strict=True)
         ]
-        held = reduce(_products, (axis.held for axis in axes))
-        exists = reduce(_products, (~axis.missing for axis in axes))
+        held = reduce(combined, (axis.held for axis in axes))
+        exists = reduce(combined, (~axis.missing for axis in axes))
         self.axes = [
             AxisSizes(len(axis.queries), axis.queries.shape[1], axis.halo, axis.start) for axis in axes
         ]
@@ -224,35 +226,32 @@ class Windows(nn.Module):
 
     def _table(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The offsets of the table, and the entry of each source and target."""
-        lines, entry = [], np.zeros((1, 1), dtype=np.int64)
+        lines, entries = [], []
         for (_, side, halo, _), n, wraps in zip(self.axes, self.shape, self.periodic, strict=True):
-            reach = side + 2 * halo
-            offset = (np.arange(reach) - halo)[:, None] - np.arange(side)
+            offset = np.arange(-halo, side + halo)[:, None] - np.arange(side)
             if wraps:  # the nearest image, the one ahead if two are equally near
                 offset = offset - n * np.ceil(offset / n - 0.5).astype(np.int64)
-            line = np.arange(offset.min(), offset.max() + 1)
-            of_axis = offset - offset.min()
-            entry = entry[:, None, :, None] * len(line) + of_axis[None, :, None, :]
-            entry = entry.reshape(entry.shape[0] * reach, -1)
-            lines.append(line)
+            lines.append(np.arange(offset.min(), offset.max() + 1))
+            entries.append(offset - offset.min())
         mesh = np.meshgrid(*lines, indexing="ij")
-        return np.stack(mesh, axis=-1).reshape(-1, len(lines)), entry
+        offsets = np.stack(mesh, axis=-1).reshape(-1, len(lines))
+        return offsets, flat_indices(entries, [len(line) for line in lines])
 
     def extra_repr(self) -> str:
         """What `print(windows)` shows."""
         return f"{self.shape}, windows={len(self.queries)}, periodic={self.periodic}"
 
 
-def flat_indices(points: Sequence[NDArray[np.int64]], shape: Sequence[int]) -> NDArray[np.int64]:
+def flat_indices(points: Sequence[Array], shape: Sequence[int]) -> Array:
     """Return indices into a flattened grid, ``(windows, points of a window)``, from those of each axis."""
-    flat = np.zeros((1, 1), dtype=np.int64)
-    for of_axis, n in zip(points, shape, strict=True):
-        flat = flat[:, None, :, None] * n + of_axis[None, :, None, :]
-        flat = flat.reshape(flat.shape[0] * flat.shape[1], -1)
+    flat = points[0]
+    for of_axis, n in zip(points[1:], shape[1:], strict=True):
+        flat = combined(flat * n, of_axis, operator.add)
     return flat
 
 
-def _products(one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
-    """The products of the entries of two axes, ``(windows, points of a window)``."""
-    both: NDArray[Any] = one[:, None, :, None] * other[None, :, None, :]
-    return both.reshape(both.shape[0] * both.shape[1], -1)
+def combined(one: Array, other: Array, combine: Callable[[Any, Any], Any] = operator.mul) -> Array:
+    """Return the products, say, of each window and point of an axis with each of another one."""
+    both = combine(one[:, None, :, None], other[None, :, None, :])
+    first, second, *points = both.shape
+    return cast(Array, both.reshape(first * second, points[0] * points[1]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +83,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lists: Any) ->
     rows, own = _in_slots(q, lists)
     call, out = _Call.of(rows, k, v, bias, own), q.new_zeros(rows.shape)
     stats = q.new_empty(statistics_shape(q, lists.queries, lists.heads))
-    _loaded().forward(ctypes.byref(call.problem), *_pointers(out, stats))
+    cast(ctypes.CDLL, library()).forward(ctypes.byref(call.problem), *_pointers(out, stats))
     return _from_slots(_weighted(out, lists), q, lists), stats
 
 
@@ -99,13 +99,11 @@ def backward(
     tables = min(problem.threads, len(q)) if len(table) == 1 and len(q) >= problem.threads else 0
     dtable = q.new_zeros(max(tables, 1), *table.shape)
     dq, dk, dv = (q.new_zeros(t.shape) for t in (rows, k, v))
-    of_grad = _Tokens.of(grad)
-    _loaded().backward(
+    cast(ctypes.CDLL, library()).backward(
         ctypes.byref(problem),
-        ctypes.byref(of_grad),
+        ctypes.byref(_Tokens.of(grad)),
         *_pointers(stats, dq, dk, dv, dtable),
         ctypes.c_int64(tables),
-        ctypes.c_int32(1),
     )
     of_bias = q.new_zeros(0)
     if bias is not None:
@@ -136,12 +134,6 @@ def _from_slots(t: Tensor, like: Tensor, lists: Any) -> Tensor:
     return torch.zeros_like(like, memory_format=torch.contiguous_format).index_add_(
         1, lists.queries.flatten(), t
     )
-
-
-def _loaded() -> ctypes.CDLL:
-    lib = library()
-    assert lib is not None
-    return lib
 
 
 def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:

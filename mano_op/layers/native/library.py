@@ -18,8 +18,7 @@ from pathlib import Path
 
 from mano_op.errors import InputError
 
-_HEADERS = tuple(Path(__file__).with_name(name) for name in ("vectors.h", "tokens.h"))
-_SOURCES = (Path(__file__).with_name("window.cpp"),)
+_SOURCE = Path(__file__).with_name("window.cpp")
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread")
 _log = logging.getLogger(__name__)
 
@@ -66,14 +65,14 @@ def _built() -> Path:
         timeout=60,
         check=True,
     ).stdout
-    sources = [source.read_bytes() for source in (*_HEADERS, *_SOURCES)]
+    sources = [path.read_bytes() for path in (_SOURCE, *sorted(_SOURCE.parent.glob("*.h")))]
     key = hashlib.sha256(b"\0".join([*sources, " ".join(_FLAGS).encode(), macros])).hexdigest()[:20]
     folder = _cache()
     path = folder / f"native-{key}.so"
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             library_path = Path(scratch) / path.name
-            command = [compiler, *_FLAGS, *map(str, _SOURCES), "-o", str(library_path)]
+            command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(library_path)]
             compiled = subprocess.run(command, capture_output=True, text=True, timeout=300)
             if compiled.returncode:
                 raise OSError(f"{' '.join(command)} failed: {compiled.stderr.strip()[-500:]}")

@@ -41,9 +41,11 @@ INLINE Vec larger(Vec a, Vec b) {
 #endif
 }
 
-// 2^x for -127 <= x <= 0, to about one unit in the last place: 2^n 2^f with |f| <= 1/2, the latter by the polynomial
-// whose largest relative error is least, 9e-8, of those that are 1 at 0. Below the smallest normal number it is 0.
+// 2^x for x <= 0, to about one unit in the last place: 2^n 2^f with |f| <= 1/2, the latter by the polynomial whose
+// largest relative error is least, 9e-8, of those that are 1 at 0. Below the smallest normal number it is 0, so a score
+// of -infinity has no part in anything. A NaN stays one.
 INLINE Vec power_of_two(Vec x) {
+    x = larger(all(-127.0f), x);
     // A number with this one added has no binary digits after the point: it is rounded, and its last eight digits are
     // those of the exponent.
     constexpr float SHIFT = 3 << 22 | 127;
@@ -56,9 +58,6 @@ INLINE Vec power_of_two(Vec x) {
     p = p * f + 1.0f;
     return p * (Vec)((Int)shifted << 23);
 }
-
-// The same for any x <= 0: a score of -infinity has no part in anything, and a NaN stays one.
-INLINE Vec small_power_of_two(Vec x) { return power_of_two(larger(all(-127.0f), x)); }
 
 constexpr float LOG2_E = 1.44269504f;  // e^x = 2^(LOG2_E x)
 

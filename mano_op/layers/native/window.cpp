@@ -155,7 +155,7 @@ template <int D> void forward_of(const Problem &a, float *out, float *stats) {
                     for (int c = 0; c < d; c++) q[c] *= a.scale * LOG2_E;
                     const Vec most = scores_of<D>(a, head, q, d, i0, scores.data());
                     Vec total{};
-                    for (int64_t j = 0; j < head.n_keys; j++) total += scores[j] = small_power_of_two(scores[j] - most);
+                    for (int64_t j = 0; j < head.n_keys; j++) total += scores[j] = power_of_two(scores[j] - most);
                     sum_over_keys<D>(scores.data(), d, head.n_keys, [&](int64_t j) { return head.value(j); }, o);
                     const Vec inverse = 1.0f / total;
                     if (stat) store(stat + i0, most), store(stat + a.padded_queries + i0, inverse);
@@ -207,7 +207,7 @@ void give_to_keys(const Vec *numbers, int64_t n_keys, int here, int d, float fac
 
 template <int D>
 void backward_of(const Problem &a, const Tokens grad, const float *stats, float *dq, float *dk, float *dv, float *dtable,
-                 int64_t tables, bool once) {
+                 int64_t tables) {
     const int64_t channels = a.heads * a.head_dim;
     // Samples never meet, but for the table's gradient, of which each thread then has its own; nor do heads.
     const bool by_sample = tables > 0;
@@ -234,7 +234,7 @@ void backward_of(const Problem &a, const Tokens grad, const float *stats, float 
             for (int c = 0; c < d; c++) x[c] *= a.scale * LOG2_E;
             scores_of<D>(a, head, x, d, i0, p_of.data());
             const Vec most = load(stat), inverse = load(stat + a.padded_queries);
-            for (int64_t j = 0; j < head.n_keys; j++) p_of[j] = small_power_of_two(p_of[j] - most) * inverse;
+            for (int64_t j = 0; j < head.n_keys; j++) p_of[j] = power_of_two(p_of[j] - most) * inverse;
 
             columns<D>(grad, b, rows, here, h * d, d, x);
             if (taken) { // a filler's result goes nowhere
@@ -257,10 +257,7 @@ void backward_of(const Problem &a, const Tokens grad, const float *stats, float 
             sum_over_keys<D>(ds_of.data(), d, head.n_keys, [&](int64_t j) { return head.key(j); }, x);
             each_row<D>(x, here, d, lanes.data(), [&](int i, const float *part) {
                 float *row = dq + (b * a.points + rows[i]) * channels + h * d;
-                if (once) // the row has no gradient of another window
-                    for (int c = 0; c < d; c++) row[c] = a.scale * part[c];
-                else
-                    add<D>(row, part, d, a.scale);
+                for (int c = 0; c < d; c++) row[c] = a.scale * part[c];
             });
 
             const auto at_key = [&](float *all) {
@@ -282,34 +279,30 @@ void backward_of(const Problem &a, const Tokens grad, const float *stats, float 
     });
 }
 
+// Numbers of channels of a head that are known to the compiler.
+using HeadDims = std::integer_sequence<int, 4, 6, 8, 16, 32>;
+
+// Call a kernel with one of these numbers as a constant, or with 0 for another one.
+template <class Kernel, int... D> void with_head_dim(int64_t head_dim, std::integer_sequence<int, D...>, Kernel kernel) {
+    const bool known = ((head_dim == D && (kernel(std::integral_constant<int, D>{}), true)) || ...);
+    if (!known) kernel(std::integral_constant<int, 0>{});
+}
+
 }  // namespace
 
 extern "C" {
 
 // `stats`, which may be null, is for `backward`: (batch, windows, heads, 2, padded queries).
 void forward(const Problem *a, float *out, float *stats) {
-    switch (a->head_dim) {
-    case 4: return forward_of<4>(*a, out, stats);
-    case 6: return forward_of<6>(*a, out, stats);
-    case 8: return forward_of<8>(*a, out, stats);
-    case 16: return forward_of<16>(*a, out, stats);
-    case 32: return forward_of<32>(*a, out, stats);
-    default: return forward_of<0>(*a, out, stats);
-    }
+    with_head_dim(a->head_dim, HeadDims{}, [=](auto d) { forward_of<d()>(*a, out, stats); });
 }
 
 // `dtable`, as the table and zero at first: with `tables` above 0 the table is one for all windows, samples are shared
-// out among so many threads, and there are as many of it. With `once` every query is in exactly one window, and `dq` need
-// not be zero at first.
+// out among so many threads, and there are as many of it. Every query is in one window at most.
 void backward(const Problem *a, const Tokens *grad, const float *stats, float *dq, float *dk, float *dv, float *dtable,
-              int64_t tables, int32_t once) {
-    switch (a->head_dim) {
-    case 4: return backward_of<4>(*a, *grad, stats, dq, dk, dv, dtable, tables, once);
-    case 6: return backward_of<6>(*a, *grad, stats, dq, dk, dv, dtable, tables, once);
-    case 8: return backward_of<8>(*a, *grad, stats, dq, dk, dv, dtable, tables, once);
-    case 16: return backward_of<16>(*a, *grad, stats, dq, dk, dv, dtable, tables, once);
-    case 32: return backward_of<32>(*a, *grad, stats, dq, dk, dv, dtable, tables, once);
-    default: return backward_of<0>(*a, *grad, stats, dq, dk, dv, dtable, tables, once);
-    }
+              int64_t tables) {
+    with_head_dim(a->head_dim, HeadDims{}, [=](auto d) {
+        backward_of<d()>(*a, *grad, stats, dq, dk, dv, dtable, tables);
+    });
 }
 }
