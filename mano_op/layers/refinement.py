@@ -56,6 +56,8 @@ from mano_op.layers.windows import AxisSizes, Bias, Windows, combined, flat_indi
 
 # Points of the finer grid whose average is computed at a time.
 _SLAB = 2**14
+# Points of an axis that are interpolated by one product with a matrix.
+_BLOCK = 128
 
 
 class FineAxis(NamedTuple):
@@ -178,6 +180,10 @@ class FineAxis(NamedTuple):
 
     def interpolate(self, x: Tensor, dim: int) -> Tensor:
         """Interpolate a field on the reference at the points, along a dimension."""
+        if not torch.compiler.is_compiling() and self.end - self.start > _BLOCK:
+            edges = range(self.start, self.end, _BLOCK)
+            blocks = (self._replace(start=start, stop=min(start + _BLOCK, self.end)) for start in edges)
+            return torch.cat([block.interpolate(x, dim) for block in blocks], dim)
         below, share = self._within(x.device)
         n, i = self.reference.n, torch.arange(4, device=x.device)
         near = below + (i - 1)[:, None]
@@ -190,9 +196,11 @@ class FineAxis(NamedTuple):
         counts = (steps != 0)[:, :, None] & used
         factors = (share - (i - 1)[:, None]) / torch.where(steps == 0, 1, steps)[:, :, None]
         f0, f1, f2, f3 = torch.where(counts, factors, 1.0).unbind(1)
-        weights = _along(used * f0 * f1 * f2 * f3, x, dim, leading=1).to(x.dtype)
-        parts = [x.index_select(dim, point) * weight for point, weight in zip(near, weights, strict=True)]
-        return sum(parts[1:], start=parts[0])
+        low, high = (0, n) if torch.compiler.is_compiling() else (int(near.min()), int(near.max()) + 1)
+        columns = torch.arange(low, high, device=x.device)
+        matrix = ((near[..., None] == columns) * (used * f0 * f1 * f2 * f3)[..., None]).sum(0).to(x.dtype)
+        rows = x.movedim(1, -1).narrow(dim - 1, low, high - low)
+        return (matrix @ rows.flatten(dim)).unflatten(dim, rows.shape[dim:]).movedim(-1, 1)
 
     def _within(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """The point of the reference at or below each point, and the share of the way to the next.

@@ -41,7 +41,7 @@ class _Tokens(ctypes.Structure):
 class _Problem(ctypes.Structure):
     _fields_ = (
         *((name, _Tokens) for name in "qkv"),
-        *((name, ctypes.c_void_p) for name in ("table", "missing", "queries", "keys", "taken")),
+        *((name, ctypes.c_void_p) for name in ("table", "missing", "queries", "keys", "share")),
         *((name, ctypes.c_int64) for name in _SIZES),
         ("scale", ctypes.c_float),
         ("threads", ctypes.c_int32),
@@ -61,11 +61,11 @@ class _Call(NamedTuple):
             table = q.new_zeros(1, lists.heads, n_keys, _vectors(n_queries))
         else:
             table = F.pad(bias.float(), (0, _vectors(n_queries) - n_queries)).contiguous()
-        taken = None if lists.share is None else (lists.share != 0).float().contiguous()
+        share = None if lists.share is None else lists.share.float().contiguous()
         missing = None if lists.missing is None else lists.missing.contiguous()
         queries, keys = lists.queries.int().contiguous(), lists.keys.int().contiguous()
         tensors = tuple(t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
-        arrays = table, missing, queries, keys, taken
+        arrays = table, missing, queries, keys, share
         head_dim = q.shape[-1] // lists.heads
         problem = _Problem(
             *map(_Tokens.of, tensors),
@@ -80,25 +80,22 @@ class _Call(NamedTuple):
 
 def forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lists: Any) -> tuple[Tensor, Tensor]:
     """Return the result, and what `backward` needs."""
-    rows, own = _in_slots(q, lists)
-    call, out = _Call.of(rows, k, v, bias, own), q.new_zeros(rows.shape)
+    call, out = _Call.of(q, k, v, bias, lists), q.new_zeros(q.shape)
     stats = q.new_empty(statistics_shape(q, lists.queries, lists.heads))
     cast(ctypes.CDLL, library()).forward(ctypes.byref(call.problem), *_pointers(out, stats))
-    return _from_slots(_weighted(out, lists), q, lists), stats
+    return out, stats
 
 
 def backward(
     grad: Tensor, stats: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lists: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of queries, keys, values and bias, which is empty without one."""
-    rows, own = _in_slots(q, lists)
-    grad = _weighted(_in_slots(grad, lists)[0], lists).contiguous()
-    call = _Call.of(rows, k, v, bias, own)
+    grad, call = grad.contiguous(), _Call.of(q, k, v, bias, lists)
     problem, table = call.problem, call.tensors[3]
     assert table is not None
     tables = min(problem.threads, len(q)) if len(table) == 1 and len(q) >= problem.threads else 0
     dtable = q.new_zeros(max(tables, 1), *table.shape)
-    dq, dk, dv = (q.new_zeros(t.shape) for t in (rows, k, v))
+    dq, dk, dv = (q.new_zeros(t.shape) for t in (q, k, v))
     cast(ctypes.CDLL, library()).backward(
         ctypes.byref(problem),
         ctypes.byref(_Tokens.of(grad)),
@@ -108,32 +105,7 @@ def backward(
     of_bias = q.new_zeros(0)
     if bias is not None:
         of_bias = dtable.sum(0)[..., : bias.shape[-1]].to(bias.dtype).contiguous()
-    return _from_slots(dq, q, lists), dk, dv, of_bias
-
-
-def _in_slots(t: Tensor, lists: Any) -> tuple[Tensor, Any]:
-    """Give each slot of a window a point of its own, where points may be in several windows, or in none."""
-    if lists.share is None:
-        return t, lists
-    slots = torch.arange(lists.queries.numel(), dtype=torch.int32).view(lists.queries.shape)
-    return t.index_select(1, lists.queries.flatten()), lists._replace(queries=slots)
-
-
-def _weighted(t: Tensor, lists: Any) -> Tensor:
-    """Weight slots; those left over become 0, whatever they are."""
-    if lists.share is None:
-        return t
-    share = lists.share.to(t.dtype).flatten()[:, None]
-    return torch.where(share == 0, 0, t * share)
-
-
-def _from_slots(t: Tensor, like: Tensor, lists: Any) -> Tensor:
-    """Add up the slots of each point."""
-    if lists.share is None:
-        return t
-    return torch.zeros_like(like, memory_format=torch.contiguous_format).index_add_(
-        1, lists.queries.flatten(), t
-    )
+    return dq, dk, dv, of_bias
 
 
 def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:

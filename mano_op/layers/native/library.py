@@ -47,7 +47,7 @@ def library() -> ctypes.CDLL | None:
                 f"MANO_OP_NATIVE=1, but the library cannot be built or loaded ({error}): install a C++ "
                 "compiler, name it in CXX, or unset MANO_OP_NATIVE"
             ) from error
-        _log.info("no compiled library, %s: MANO takes two or three times longer", error)
+        _log.warning("no compiled library, %s: MANO takes two or three times longer", error)
         return None
 
 

@@ -83,4 +83,15 @@ template <int D, class Function> inline void each_row(const Vec *from, int n, in
     }
 }
 
+// Add channels to a row. What is read is read first: the compiler cannot know that the two do not overlap.
+template <int D> inline void add(float *row, const float *part, int d, float factor = 1.0f) {
+    if constexpr (D > 0) {
+        float sum[D];
+        for (int c = 0; c < D; c++) sum[c] = row[c] + factor * part[c];
+        std::memcpy(row, sum, sizeof sum);
+    } else {
+        for (int c = 0; c < d; c++) row[c] += factor * part[c];
+    }
+}
+
 }  // namespace

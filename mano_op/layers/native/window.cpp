@@ -15,7 +15,7 @@ struct Problem {
     const bool *missing;     // (windows, n_keys), or null: where there is no key
     const int32_t *queries;  // (windows, n_queries): rows
     const int32_t *keys;     // (windows, n_keys)
-    const float *taken;      // (windows, n_queries), or null: 0 at a filler
+    const float *share;      // (windows, n_queries), or null: weight of each result, 0 at a filler
     int64_t batch, windows, heads, head_dim, n_queries, n_keys, padded_queries;
     int64_t table_windows;   // how many windows the table has
     int64_t points, key_points;
@@ -74,11 +74,11 @@ struct Head {
     const float *value(int64_t j) const { return v + key_row(j) * v_stride; }
 };
 
-// Whether somebody takes the result of any of 16 queries.
-INLINE bool any_taken(const Problem &a, int64_t w, int64_t i0) {
-    if (!a.taken) return true;
+// Whether any of 16 queries is no filler.
+INLINE bool any_query(const Problem &a, int64_t w, int64_t i0) {
+    if (!a.share) return true;
     for (int64_t i = i0; i < std::min(i0 + LANES, a.n_queries); i++)
-        if (a.taken[w * a.n_queries + i] != 0.0f) return true;
+        if (a.share[w * a.n_queries + i] != 0.0f) return true;
     return false;
 }
 
@@ -134,20 +134,23 @@ template <int D> INLINE Vec scores_of(const Problem &a, const Head &head, const 
 }
 
 template <int D> void forward_of(const Problem &a, float *out, float *stats) {
-    const int64_t channels = a.heads * a.head_dim;
-    in_parallel(a.batch * a.windows, a.threads, [=](int64_t, int64_t first, int64_t last) {
+    const int64_t channels = a.heads * a.head_dim, windows = a.batch * a.windows;
+    // Windows never meet, but for queries that are in several; heads never do.
+    const bool by_window = !a.share;
+    in_parallel(by_window ? windows : a.heads, a.threads, [=](int64_t, int64_t first, int64_t last) {
         const int d = D ? D : static_cast<int>(a.head_dim);
         std::vector<float> lanes(std::max(d, LANES) * LANES);
         std::vector<Vec> scores(a.n_keys), scratch(2 * d);
         Keys keys(a);
-        for (int64_t task = first; task < last; task++) {
+        for (int64_t task = by_window ? first : 0; task < (by_window ? last : windows); task++) {
             const int64_t b = task / a.windows, w = task % a.windows;
             keys.of_window(a, w);
-            for (int64_t h = 0; h < a.heads; h++) {
+            for (int64_t h = by_window ? 0 : first; h < (by_window ? a.heads : last); h++) {
                 const Head head(a, keys, b, w, h);
+                const float *share = a.share ? a.share + w * a.n_queries : nullptr;
                 float *stat = stats ? stats + ((b * a.windows + w) * a.heads + h) * 2 * a.padded_queries : nullptr;
                 for (int64_t i0 = 0; i0 < a.n_queries; i0 += LANES) {
-                    if (!any_taken(a, w, i0)) continue;
+                    if (!any_query(a, w, i0)) continue;
                     const int here = static_cast<int>(std::min<int64_t>(LANES, a.n_queries - i0));
                     Vec local[2 * (D ? D : 1)];
                     Vec *q = D ? local : scratch.data(), *o = q + d;
@@ -161,9 +164,11 @@ template <int D> void forward_of(const Problem &a, float *out, float *stats) {
                     if (stat) store(stat + i0, most), store(stat + a.padded_queries + i0, inverse);
                     for (int c = 0; c < d; c++) o[c] *= inverse;
                     each_row<D>(o, here, d, lanes.data(), [&](int i, const float *result) {
-                        if (a.taken && !a.taken[w * a.n_queries + i0 + i]) return;
                         float *row = out + (b * a.points + head.rows[i0 + i]) * channels + h * d;
-                        std::memcpy(row, result, (D ? D : d) * sizeof(float));
+                        if (!share)
+                            std::memcpy(row, result, (D ? D : d) * sizeof(float));
+                        else if (share[i0 + i] != 0.0f)
+                            add<D>(row, result, d, share[i0 + i]);
                     });
                 }
             }
@@ -186,15 +191,19 @@ INLINE void give(const Row<D> *of_query, const Vec *numbers, int64_t n_keys, int
     }
 }
 
+// The numbers of a key are multiplied by a factor, the rows of queries by the weights.
 template <int D, class RowOfQuery, class RowOfKey>
-void give_to_keys(const Vec *numbers, int64_t n_keys, int here, int d, float factor, RowOfQuery row_of_query,
-                  RowOfKey row_of_key) {
+void give_to_keys(const Vec *numbers, int64_t n_keys, int here, int d, float factor, const float *weights,
+                  RowOfQuery row_of_query, RowOfKey row_of_key) {
     constexpr int WIDTH = RowOf<D>::WIDTH;
     for (int c = 0; c < d; c += WIDTH) {
         const int n = D ? (D < WIDTH ? D : WIDTH) : std::min(WIDTH, d - c);
         Row<D> own[LANES] = {};
         for (int i = 0; i < here; i++)
-            if (const float *row = row_of_query(i)) std::memcpy(&own[i], row + c, n * sizeof(float));
+            if (const float *row = row_of_query(i)) {
+                std::memcpy(&own[i], row + c, n * sizeof(float));
+                if (weights) own[i] *= weights[i];
+            }
         const auto place = [&](int64_t j) { return row_of_key(j) + c; };
         if (here <= LANES / 4)
             give<D, LANES / 4>(own, numbers, n_keys, n, factor, place);
@@ -223,7 +232,7 @@ void backward_of(const Problem &a, const Tokens grad, const float *stats, float 
         // One loop for each thing that has to stay in registers.
         const auto part = [&](int64_t b, int64_t w, int64_t h, int64_t i0) {
             const Head head(a, keys, b, w, h);
-            const float *taken = a.taken ? a.taken + w * a.n_queries + i0 : nullptr;
+            const float *share = a.share ? a.share + w * a.n_queries + i0 : nullptr;
             const float *stat = stats + ((b * a.windows + w) * a.heads + h) * 2 * a.padded_queries + i0;
             const int32_t *rows = head.rows + i0;
             const int here = static_cast<int>(std::min<int64_t>(LANES, a.n_queries - i0));
@@ -237,10 +246,11 @@ void backward_of(const Problem &a, const Tokens grad, const float *stats, float 
             for (int64_t j = 0; j < head.n_keys; j++) p_of[j] = power_of_two(p_of[j] - most) * inverse;
 
             columns<D>(grad, b, rows, here, h * d, d, x);
-            if (taken) { // a filler's result goes nowhere
+            if (share) { // a filler's result goes nowhere
                 float of[LANES] = {};
-                std::memcpy(of, taken, here * sizeof(float));
-                for (int c = 0; c < d; c++) x[c] = load(of) > 0.0f ? x[c] : Vec{};
+                std::memcpy(of, share, here * sizeof(float));
+                const Vec weight = load(of);
+                for (int c = 0; c < d; c++) x[c] = weight != 0.0f ? x[c] * weight : Vec{};
             }
             with_each_key<D>(x, d, head.n_keys, [&](int64_t j) { return head.value(j); }, [&](int64_t j, Vec product) {
                 ds_of[j] = product;
@@ -257,24 +267,27 @@ void backward_of(const Problem &a, const Tokens grad, const float *stats, float 
             sum_over_keys<D>(ds_of.data(), d, head.n_keys, [&](int64_t j) { return head.key(j); }, x);
             each_row<D>(x, here, d, lanes.data(), [&](int i, const float *part) {
                 float *row = dq + (b * a.points + rows[i]) * channels + h * d;
-                for (int c = 0; c < d; c++) row[c] = a.scale * part[c];
+                if (!share)
+                    for (int c = 0; c < d; c++) row[c] = a.scale * part[c];
+                else if (share[i] != 0.0f)
+                    add<D>(row, part, d, a.scale);
             });
 
             const auto at_key = [&](float *all) {
                 return [&, all](int64_t j) { return all + (b * a.key_points + head.key_row(j)) * channels + h * d; };
             };
             const auto of_query = [&](const Tokens &t) {
-                return [&](int i) { return taken && !taken[i] ? nullptr : t.row(b, rows[i]) + h * d; };
+                return [&](int i) { return share && share[i] == 0.0f ? nullptr : t.row(b, rows[i]) + h * d; };
             };
-            give_to_keys<D>(ds_of.data(), head.n_keys, here, d, a.scale, of_query(a.q), at_key(dk));
-            give_to_keys<D>(p_of.data(), head.n_keys, here, d, 1.0f, of_query(grad), at_key(dv));
+            give_to_keys<D>(ds_of.data(), head.n_keys, here, d, a.scale, nullptr, of_query(a.q), at_key(dk));
+            give_to_keys<D>(p_of.data(), head.n_keys, here, d, 1.0f, share, of_query(grad), at_key(dv));
         };
         for (int64_t b = b0; b < b1; b++)
             for (int64_t w = 0; w < a.windows; w++) {
                 keys.of_window(a, w);
                 for (int64_t h = h0; h < h1; h++)
                     for (int64_t i0 = 0; i0 < a.n_queries; i0 += LANES)
-                        if (any_taken(a, w, i0)) part(b, w, h, i0);
+                        if (any_query(a, w, i0)) part(b, w, h, i0);
             }
     });
 }
@@ -298,7 +311,7 @@ void forward(const Problem *a, float *out, float *stats) {
 }
 
 // `dtable`, as the table and zero at first: with `tables` above 0 the table is one for all windows, samples are shared
-// out among so many threads, and there are as many of it. Every query is in one window at most.
+// out among so many threads, and there are as many of it.
 void backward(const Problem *a, const Tokens *grad, const float *stats, float *dq, float *dk, float *dv, float *dtable,
               int64_t tables) {
     with_head_dim(a->head_dim, HeadDims{}, [=](auto d) {
