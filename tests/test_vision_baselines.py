@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 from swin_sources import DEEP, SMALL, swin_state
+from torch import nn
 
 from mano_op.cost import count_parameters
 from mano_op.errors import InputError
@@ -60,6 +61,16 @@ def test_saved_model_is_read_back(cls, options, tmp_path):
     x = torch.randn(1, 3, 32, 32)
     torch.testing.assert_close(again(x), model(x))
     assert {name.split(".")[0] for name, _ in again.named_parameters()} == {"backbone", "head"}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@BOTH
+def test_models_quantised_to_eight_bits_keep_a_digit(cls, options):
+    model, x = cls(3, 5, **options).eval(), torch.randn(2, 3, 32, 32)
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    with torch.no_grad():
+        out, expected = quantised(x), model(x)
+    assert 0 < (out - expected).norm() < 0.1 * expected.norm()
 
 
 def test_swin_starts_as_the_identity_and_drops_paths_linearly():

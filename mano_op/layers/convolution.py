@@ -13,7 +13,7 @@ from typing import Any, Self, cast
 
 from torch import Tensor, nn
 
-from mano_op.errors import InputError, check_whole, did_you_mean
+from mano_op.errors import InputError, check_options, check_whole
 from mano_op.grid import Grid, Registration
 from mano_op.layers.checks import check_field, check_reference, check_shape
 from mano_op.layers.multipole import MultipoleAttention
@@ -266,10 +266,7 @@ class MultipoleConv(Anchored, nn.Module, metaclass=_WithOptions):
             for name, parameter in inspect.signature(base).parameters.items()
             if parameter.kind is parameter.KEYWORD_ONLY and name not in _PASSED
         ]
-        for name in options:
-            if name not in known:
-                hint = did_you_mean(name, known) or ": leave it out, or use one of those"
-                raise InputError(f"{base.__name__} has no option {name!r}; it has {', '.join(known)}{hint}")
+        check_options(base.__name__, options, known)
         merged = {**earlier, **options}
         ordered = {name: _frozen(merged[name]) for name in known if name in merged}
         if not ordered:

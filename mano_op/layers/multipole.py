@@ -16,7 +16,7 @@ from mano_op.grid import Grid, Registration
 from mano_op.layers.attention import WindowAttention
 from mano_op.layers.checks import Dimensions, Periodic, check_field, check_reference
 from mano_op.layers.pyramid import Prolong, Restrict, Sampling, level_shapes
-from mano_op.layers.refinement import Points, Refinement, joined, run
+from mano_op.layers.refinement import Points, Refinement, Stages, joined, run
 from mano_op.layers.style import OPERATOR, PUBLISHED, SWIN, Style
 from mano_op.layers.tokens import on_grid, points_of
 from mano_op.layers.windows import Windows
@@ -277,14 +277,12 @@ class MultipoleAttention(nn.Module):
         if reference is None or shape == tuple(reference):
             return on_grid(self._attend(points_of(x), Points(shape)), shape)
         grid = Grid.uniform(reference, registration=self.registration, periodic=self.periodic)
-        return run(
-            x,
-            Refinement(grid, shape),
+        alone = Stages(
             lift=lambda field, points: field,
             blocks=[partial(self.forward, reference_shape=reference)],
             head=lambda field, points: field,
-            averaged=False,
         )
+        return run(x, Refinement(grid, shape), alone, averaged=False)
 
     def _attend(self, x: Tensor, points: Points) -> Tensor:
         """Map features ``(batch, channels, points)``."""

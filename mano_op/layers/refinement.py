@@ -616,18 +616,24 @@ class Points:
         return attend
 
 
-Lift = Callable[[Tensor, Sequence[Tensor]], Tensor]
+class Stages(NamedTuple):
+    """A network that runs at the points of a reference and at others beside them.
+
+    Attributes
+    ----------
+    lift, head : callable
+        Maps of a field and the coordinates of its axes, before and after the blocks.
+    blocks : sequence of callable
+        Maps of features ``(batch, channels, *reference)``, or of those of `Points`, which are given too.
+    """
+
+    lift: Callable[[Tensor, Sequence[Tensor]], Tensor]
+    blocks: Sequence[Callable[..., Tensor]]
+    head: Callable[[Tensor, Sequence[Tensor]], Tensor]
 
 
 def run(
-    x: Tensor,
-    place: Refinement,
-    *,
-    lift: Lift,
-    blocks: Sequence[Callable[..., Tensor]],
-    head: Lift,
-    settled: bool = True,
-    averaged: bool = True,
+    x: Tensor, place: Refinement, stages: Stages, *, settled: bool = True, averaged: bool = True
 ) -> Tensor:
     """Map a field on any grid: the points of the reference and those of the finer grid together.
 
@@ -635,10 +641,7 @@ def run(
     ----------
     x : Tensor, ``(batch, in_channels, *place.shape)``
     place : Refinement
-    lift, head : callable
-        Maps of a field and the coordinates of its axes, before and after the blocks.
-    blocks : sequence of callable
-        Maps of features ``(batch, channels, *reference)``, or of those of `Points`, which are given too.
+    stages : Stages
     settled : bool
         Whether the result is brought to the points of the input, where that is coarser; else it stays on the
         working grid.
@@ -649,31 +652,24 @@ def run(
     -------
     Tensor, ``(batch, out_channels, *place.shape)``
     """
-    x, anchors, points = _on_reference(x, place, lift)
+    x, anchors, points = _on_reference(x, place, stages)
     if not place.refines:
-        for block in blocks:
+        for block in stages.blocks:
             anchors = block(anchors)
-        out = head(anchors, points)
-        return place.settle(out) if settled else out
-    part = place.whole
-    fine = lift(part.smooth(x) if averaged else part.take(x), part.points(x.device))
-    features = joined(anchors, fine)
-    for block in blocks:
-        features = block(features, Points(place.reference.shape, part))
-    fine = on_grid(features[..., anchors[0, 0].numel() :], part.shape)
-    out = place.in_order(head(fine, part.points(x.device)))
+        out = stages.head(anchors, points)
+    else:
+        part = place.whole
+        points = part.points(x.device)
+        features = joined(anchors, stages.lift(part.smooth(x) if averaged else part.take(x), points))
+        for block in stages.blocks:
+            features = block(features, Points(place.reference.shape, part))
+        fine = on_grid(features[..., anchors[0, 0].numel() :], part.shape)
+        out = place.in_order(stages.head(fine, points))
     return place.settle(out) if settled else out
 
 
 def run_by_parts(
-    x: Tensor,
-    place: Refinement,
-    most: int,
-    *,
-    lift: Lift,
-    blocks: Sequence[Callable[..., Tensor]],
-    head: Lift,
-    settled: bool = True,
+    x: Tensor, place: Refinement, stages: Stages, most: int, *, settled: bool = True
 ) -> Iterator[tuple[tuple[slice | Tensor, ...], Tensor]]:
     """Map a field on a finer grid as `run` does, at most `most` points at a time, without gradients.
 
@@ -682,17 +678,17 @@ def run_by_parts(
     index, values : tuple of slice or Tensor, Tensor
         The place of a part of the points along each axis, and the result there.
     """
-    x, anchors, points = _on_reference(x, place, lift)
+    x, anchors, points = _on_reference(x, place, stages)
     sources: dict[nn.Module, Any] = {}
     features = points_of(anchors)
-    for block in blocks:
+    for block in stages.blocks:
         features = block(features, Points(place.reference.shape, None, sources))
     for part in place.parts(most):
         points = part.points(x.device)
-        features = points_of(lift(part.smooth(x), points))
-        for block in blocks:
+        features = points_of(stages.lift(part.smooth(x), points))
+        for block in stages.blocks:
             features = block(features, Points(place.reference.shape, part, sources))
-        out = head(on_grid(features, part.shape), points)
+        out = stages.head(on_grid(features, part.shape), points)
         yield tuple(axis.places for axis in part.axes), place.settle(out) if settled else out
 
 
@@ -701,11 +697,11 @@ def joined(reference: Tensor, targets: Tensor) -> Tensor:
     return torch.cat([points_of(reference).mT, points_of(targets).mT], dim=1).mT
 
 
-def _on_reference(x: Tensor, place: Refinement, lift: Lift) -> tuple[Tensor, Tensor, list[Tensor]]:
+def _on_reference(x: Tensor, place: Refinement, stages: Stages) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The field on the working grid, its features at the points of the reference, and their coordinates."""
     x = place.lift(x)
     points = Part([FineAxis(axis, axis.n) for axis in place.reference]).points(x.device)
-    return x, lift(place.anchors(x), points), points
+    return x, stages.lift(place.anchors(x), points), points
 
 
 def _occupied(m: Tensor, groups: Sequence[_Group]) -> tuple[Tensor, list[_Group]]:

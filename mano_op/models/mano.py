@@ -17,7 +17,7 @@ from mano_op.layers.checks import Periodic, check_reference
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.pyramid import covering_levels
 from mano_op.layers.reference import Anchored
-from mano_op.layers.refinement import Refinement, run, run_by_parts
+from mano_op.layers.refinement import Refinement, Stages, run, run_by_parts
 from mano_op.models.block import Block, NonLinearity
 from mano_op.models.coordinates import coordinate_channels, grid_points, with_coordinates
 from mano_op.models.grid_model import GridModel, Network
@@ -187,10 +187,10 @@ class MANO(GridModel, Anchored, name="MANO"):  # type: ignore[misc]
         place, stages = Refinement(grid, shape), self._stages
         # Where gradients keep the features of all points anyway they are mapped at once.
         if not place.refines or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return run(x, place, **stages)
+            return run(x, place, stages)
         most = (_TILE if x.device.type == "cpu" else _TILE_ELSEWHERE) // max(1, len(x))
         out: Tensor | None = None
-        for index, part in run_by_parts(x, place, most, **stages):
+        for index, part in run_by_parts(x, place, stages, most):
             if out is None:
                 out = part.new_empty(*part.shape[:2], *shape)
             out[:, :, *_crossed(index, shape)] = part
@@ -198,13 +198,13 @@ class MANO(GridModel, Anchored, name="MANO"):  # type: ignore[misc]
         return out
 
     @property
-    def _stages(self) -> dict[str, Any]:
+    def _stages(self) -> Stages:
         """Lifting, blocks and projection of a field and the coordinates of its axes."""
-        return {
-            "lift": lambda x, points: self._lift(self._located(x, points)),
-            "blocks": list(self.blocks),
-            "head": lambda x, points: self._bounded(self._project(x), points),
-        }
+        return Stages(
+            lift=lambda x, points: self._lift(self._located(x, points)),
+            blocks=list(self.blocks),
+            head=lambda x, points: self._bounded(self._project(x), points),
+        )
 
     def _located(self, x: Tensor, points: Sequence[Tensor]) -> Tensor:
         """Append coordinates to the input, given those of each axis."""

@@ -6,7 +6,7 @@ Importing this module registers them as ``"vit_classifier"`` and ``"swin_classif
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from torch import Tensor, nn
 
@@ -34,7 +34,8 @@ class _Classifier(DataModel, name="_transformers_classifier"):
 
     def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
         """Map images ``(batch, in_channels, h, w)`` to logits, ``(batch, n_classes)``."""
-        self._check_field(x, "height, width", self.head.weight.dtype)
+        norm = cast(nn.LayerNorm, self.backbone.layernorm)  # no layer that quantisation replaces
+        self._check_field(x, "height, width", norm.weight.dtype)
         logits: Tensor = self.head(self._features(x))
         return logits
 

@@ -17,7 +17,7 @@ from mano_op.grid import Grid
 from mano_op.layers.attention import SwinPositionBias, WindowAttention
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.pyramid import covering_levels
-from mano_op.layers.refinement import Refinement, run, run_by_parts
+from mano_op.layers.refinement import Refinement, Stages, run, run_by_parts
 from mano_op.models.block import Block, Mlp, width
 from mano_op.models.coordinates import grid_points, with_coordinates
 from mano_op.models.data_model import DataModel
@@ -155,7 +155,7 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         if place is None or not place.refines or torch.is_grad_enabled():
             pooled = self._features(x, place)[-1].mean((2, 3))
         else:
-            parts = run_by_parts(x, place, _TILE // max(1, len(x)), settled=False, **self._stages)
+            parts = run_by_parts(x, place, self._stages, _TILE // max(1, len(x)), settled=False)
             pooled = torch.stack([part.sum((2, 3)) for _, part in parts]).sum(0) / math.prod(place.working)
         out: Tensor = self.head(pooled)
         return out
@@ -179,7 +179,7 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
 
     def _features(self, x: Tensor, place: Refinement | None) -> list[Tensor]:
         if place is not None:
-            return [run(x, place, settled=False, **self._stages)]
+            return [run(x, place, self._stages, settled=False)]
         x = self.patches(self._located(x, grid_points(x.shape[2:], "cell", x.device)))
         fields = []
         for i, stage in enumerate(self.stages):
@@ -191,13 +191,13 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         return [*fields[:-1], normalised(x, self.norm)]
 
     @property
-    def _stages(self) -> dict[str, Any]:
+    def _stages(self) -> Stages:
         """Lifting, blocks and norm of an anchored network."""
-        return {
-            "lift": lambda x, points: self.patches(self._located(x, points)),
-            "blocks": [block for stage in self.stages for block in cast(nn.ModuleList, stage)],
-            "head": lambda x, points: normalised(x, self.norm),
-        }
+        return Stages(
+            lift=lambda x, points: self.patches(self._located(x, points)),
+            blocks=[block for stage in self.stages for block in cast(nn.ModuleList, stage)],
+            head=lambda x, points: normalised(x, self.norm),
+        )
 
     def _located(self, x: Tensor, points: Sequence[Tensor]) -> Tensor:
         return x if self.positional_embedding is None else with_coordinates(x, points, (False, False))
