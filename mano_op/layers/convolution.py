@@ -11,16 +11,18 @@ from itertools import pairwise
 from numbers import Real
 from typing import Any, Self, cast
 
+from pydantic import SkipValidation
 from torch import Tensor, nn
 
 from mano_op.errors import InputError, check_options, check_whole
 from mano_op.grid import Grid, Registration
-from mano_op.layers.checks import check_field, check_reference, check_shape
+from mano_op.layers.checks import Periodic, check_field, check_reference, check_shape
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.pyramid import covering_levels
 from mano_op.layers.reference import Anchored
 from mano_op.layers.regrid import regrid
 from mano_op.layers.tokens import at_points
+from mano_op.options import Count, Whole, checked
 
 _UNFACTORISED = "use FNO in place of TFNO, which passes it; a smaller hidden_channels has fewer parameters"
 # Defaults that neuraloperator's blocks pass on for a spectral weight, and what to do instead of others.
@@ -174,33 +176,31 @@ class MultipoleConv(Anchored, nn.Module, metaclass=_WithOptions):
     (16, 16)
     """
 
+    @checked
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        n_modes: int | Sequence[int],
-        resolution_scaling_factor: float | Sequence[float] | None = None,
-        max_n_modes: int | Sequence[int] | None = None,
+        in_channels: Count,
+        out_channels: Count,
+        n_modes: SkipValidation[int | Sequence[int]],
+        resolution_scaling_factor: SkipValidation[float | Sequence[float] | None] = None,
+        max_n_modes: SkipValidation[int | Sequence[int] | None] = None,
         *,
-        n_heads: int = 4,
-        hidden_channels: int | None = None,
-        window: int = 4,
-        halo: int = 1,
-        n_levels: int | None = None,
+        n_heads: Count = 4,
+        hidden_channels: Count | None = None,
+        window: Count = 4,
+        halo: Whole = 1,
+        n_levels: Count | None = None,
         registration: Registration = "node",
-        periodic: bool | Sequence[bool] = False,
-        reference_shape: Sequence[int] | None = None,
+        periodic: Periodic = False,
+        reference_shape: SkipValidation[Sequence[int] | None] = None,
         **spectral: Any,
     ) -> None:
         super().__init__()
-        check_whole(in_channels=in_channels, out_channels=out_channels, n_heads=n_heads)
         _refuse_spectral(max_n_modes=max_n_modes, **spectral)
         self.in_channels, self.out_channels = in_channels, out_channels
         self._n_modes = _check_modes(n_modes)
         self.n_dim = n_dim = len(self._n_modes)
         self.resolution_scaling_factor = _check_factor(resolution_scaling_factor, n_dim)
-        if hidden_channels is not None:
-            check_whole(hidden_channels=hidden_channels)
         width = in_channels if hidden_channels is None else hidden_channels
         named = f"{'in' if hidden_channels is None else 'hidden'}_channels={width}"
         if width == 1:

@@ -191,10 +191,12 @@ def _scores(q, k, scale, bias, head, row, column, real, exists, targets, sources
 
 
 @triton.jit
-def _larger(m, s):
-    """Return the running maximum with that of more scores, and what to subtract: no infinity of itself."""
+def _accumulated(m, total, s):
+    """Return maximum and sum with more scores; e^(s - m), and what the sums before are multiplied by."""
     top = tl.maximum(m, tl.max(s, 1))
-    return top, tl.where(top == float("-inf"), 0.0, top)
+    base = tl.where(top == float("-inf"), 0.0, top)  # no infinity is subtracted from itself
+    p, decay = tl.exp(s - base[:, None]), tl.exp(m - base)
+    return top, total * decay + tl.sum(p, 1), p, decay
 
 
 @triton.jit(do_not_specialize=_COUNTS)
@@ -216,11 +218,8 @@ def _forward(
         of_k = _gathered(k, k_batch, k_point, source, sample, head, exists, HEAD, DIM)
         of_v = _gathered(v, v_batch, v_point, source, sample, head, exists, HEAD, DIM)
         s = _scores(of_q, of_k, scale, bias, head, row, column, real, exists, targets, sources, PRECISION)
-        top, base = _larger(m, s)
-        p, decay = tl.exp(s - base[:, None]), tl.exp(m - base)
-        total = total * decay + tl.sum(p, 1)
+        m, total, p, decay = _accumulated(m, total, s)
         result = result * decay[:, None] + tl.dot(p.to(of_v.dtype), of_v, input_precision=PRECISION)
-        m = top
     place, mask = _places(target, q_points, sample, head, heads, real, HEAD, DIM)
     tl.atomic_add(out + place, result * (weight / total)[:, None], mask, sem="relaxed")
 
@@ -247,12 +246,9 @@ def _backward(
         of_k = _gathered(k, k_batch, k_point, source, sample, head, exists, HEAD, DIM)
         of_v = _gathered(v, v_batch, v_point, source, sample, head, exists, HEAD, DIM)
         s = _scores(of_q, of_k, scale, bias, head, row, column, real, exists, targets, sources, PRECISION)
-        top, base = _larger(m, s)
-        p, decay = tl.exp(s - base[:, None]), tl.exp(m - base)
+        m, total, p, decay = _accumulated(m, total, s)
         dp = tl.dot(of_do, tl.trans(of_v), input_precision=PRECISION)
-        total = total * decay + tl.sum(p, 1)
         delta = delta * decay + tl.sum(p * dp, 1)
-        m = top
     delta = delta / total
     base = tl.where(m == float("-inf"), 0.0, m)
     result = tl.zeros([TILE, DIM], tl.float32)

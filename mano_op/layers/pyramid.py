@@ -36,7 +36,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mano_op.errors import check_whole
 from mano_op.grid import Registration
 
 Sampling = Literal["stencil", "conv", "avg_pool"]
@@ -73,7 +72,6 @@ def covering_levels(shape: Sequence[int] | None, window: int, rate: int = 2) -> 
     >>> covering_levels((16, 16), window=4), covering_levels((64, 48), window=4), covering_levels((3,), 4)
     (3, 5, 1)
     """
-    check_whole(window=window)
     if shape is None:
         return 3
     levels, side = 1, max(shape)

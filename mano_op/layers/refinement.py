@@ -267,7 +267,8 @@ class FineAxis(NamedTuple):
             if shifted:
                 rest = _Group(first, last, shared=False)
                 groups.append(rest.within(self.start + n, self.stop + n))
-            m, groups = _occupied(m, groups)
+            occupied = torch.stack([group.stop > group.start for group in groups]).any(0)
+            m, groups = m[occupied], [_Group(g.start[occupied], g.stop[occupied], g.shared) for g in groups]
             base = start + m * side
         # A program for all sizes has one more than there can be: what traces with symbols cannot tell that a
         # size is not 1.
@@ -489,15 +490,17 @@ class Refinement:
 
     def __init__(self, reference: Grid, shape: Sequence[int]) -> None:
         self.reference, self.shape = reference, tuple(shape)
-        pairs = list(zip(self.shape, reference.shape, strict=True))
-        self.refines = torch.compiler.is_exporting() or any(n > keys for n, keys in pairs)
         # The working grid: the finer of the two along each axis.
-        self.working = tuple(keys if n < keys else n for n, keys in pairs)
+        self.working = tuple(
+            keys if n < keys else n for n, keys in zip(self.shape, reference.shape, strict=True)
+        )
+        self.axes = [FineAxis(axis, n) for axis, n in zip(reference, self.working, strict=True)]
+        self.refines = any(axis.refines for axis in self.axes)
 
     @property
     def whole(self) -> Part:
         """All points of the working grid."""
-        return Part([FineAxis(axis, n) for axis, n in zip(self.reference, self.working, strict=True)])
+        return Part(self.axes)
 
     def parts(self, most: int) -> Iterator[Part]:
         """Cut the working grid into boxes of at most `most` points, or as small as they can be.
@@ -529,25 +532,23 @@ class Refinement:
 
     def anchors(self, x: Tensor) -> Tensor:
         """Average a field on the working grid at the points of the reference."""
-        for dim, (axis, n) in enumerate(zip(self.reference, self.working, strict=True), start=2):
-            line, step = FineAxis(axis, n), axis.n
-            if not line.refines:
+        for dim, axis in enumerate(self.axes, start=2):
+            n = step = axis.reference.n
+            if not axis.refines:
                 continue
             if not torch.compiler.is_compiling():  # some at a time: sums are in double precision
-                step = max(1, _SLAB * axis.n * x.shape[dim] // max(1, x[0, 0].numel() * n))
-            slabs = [
-                line.anchors(x, dim, first, min(first + step, axis.n)) for first in range(0, axis.n, step)
-            ]
+                step = max(1, _SLAB * n * x.shape[dim] // max(1, x[0, 0].numel() * axis.n))
+            slabs = [axis.anchors(x, dim, first, min(first + step, n)) for first in range(0, n, step)]
             x = slabs[0] if len(slabs) == 1 else torch.cat(slabs, dim)
         return x
 
     def in_order(self, x: Tensor) -> Tensor:
         """Bring the points of the working grid from the order of `FineAxis` to their own."""
-        for dim, (axis, n) in enumerate(zip(self.reference, self.working, strict=True), start=2):
-            line = FineAxis(axis, n)
-            if line.refines and line.turns:
+        for dim, axis in enumerate(self.axes, start=2):
+            if axis.refines and axis.turns:
                 # Not two parts, whose sizes a program would have to know.
-                x = x.index_select(dim, _around(torch.arange(n, device=x.device) - line.ahead, n))
+                places = torch.arange(axis.n, device=x.device) - axis.ahead
+                x = x.index_select(dim, _around(places, axis.n))
         return x
 
     def _interpolated(self, x: Tensor, points: int, *, up: bool) -> Tensor:
@@ -702,12 +703,6 @@ def _on_reference(x: Tensor, place: Refinement, stages: Stages) -> tuple[Tensor,
     x = place.lift(x)
     points = Part([FineAxis(axis, axis.n) for axis in place.reference]).points(x.device)
     return x, stages.lift(place.anchors(x), points), points
-
-
-def _occupied(m: Tensor, groups: Sequence[_Group]) -> tuple[Tensor, list[_Group]]:
-    """The windows that have a point, with their groups of points."""
-    some = torch.stack([group.stop > group.start for group in groups]).any(0)
-    return m[some], [_Group(group.start[some], group.stop[some], group.shared) for group in groups]
 
 
 def _around(index: Tensor, n: int) -> Tensor:
