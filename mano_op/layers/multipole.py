@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Self, cast
 
@@ -20,7 +21,7 @@ from mano_op.layers.refinement import Points, Refinement, Stages, joined, run
 from mano_op.layers.style import OPERATOR, PUBLISHED, SWIN, Style
 from mano_op.layers.tokens import on_grid, points_of
 from mano_op.layers.windows import Windows
-from mano_op.options import Count, Whole, checked, record
+from mano_op.options import Count, Whole, checked
 
 
 class MultipoleAttention(nn.Module):
@@ -226,8 +227,7 @@ class MultipoleAttention(nn.Module):
          'attention.0.norm2.bias', 'attention.0.qkv.weight', 'attention.0.out.weight',
          'attention.0.out.bias', 'down.0.weight', 'up.0.weight']
         """
-        parts = {"sampling": sampling, "stride": stride, "head_dim": head_dim}
-        style = Style(**(record(PUBLISHED) | parts))
+        style = replace(PUBLISHED, sampling=sampling, stride=stride, head_dim=head_dim)
         return cls(channels, n_heads, window=window, halo=0, n_levels=n_levels, style=style, **options)
 
     @classmethod
@@ -254,7 +254,7 @@ class MultipoleAttention(nn.Module):
          'attention.0.bias.fc1.weight', 'attention.0.bias.fc1.bias', 'attention.0.bias.fc2.weight',
          'down.0.weight', 'up.0.weight']
         """
-        style = Style(**(record(SWIN) | {"sampling": sampling}))
+        style = replace(SWIN, sampling=sampling)
         return cls(channels, n_heads, window=window, halo=halo, registration="cell", style=style, **options)
 
     def forward(
