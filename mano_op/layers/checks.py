@@ -26,7 +26,10 @@ Periodic = Annotated[bool | Sequence[bool], BeforeValidator(_periodic)]
 
 
 def check_shape(
-    n_dim: int, registration: Registration, what: str, **shape: Sequence[int] | None
+    n_dim: int,
+    registration: Registration,
+    what: str = "the grid that is trained on",
+    **shape: Sequence[int] | None,
 ) -> tuple[int, ...] | None:
     """Return the shape of a grid, an option by name, as a tuple; None if it is not given.
 
@@ -37,7 +40,7 @@ def check_shape(
 
     Examples
     --------
-    >>> check_shape(2, "node", "the grid", reference_shape=[8, 9])
+    >>> check_shape(2, "node", reference_shape=[8, 9])
     (8, 9)
     """
     [(name, value)] = shape.items()
@@ -52,14 +55,6 @@ def check_shape(
             f"of {what}"
         )
     return tuple(int(n) for n in counts)
-
-
-def check_reference(
-    reference_shape: Sequence[int] | None, n_dim: int, registration: Registration
-) -> tuple[int, ...] | None:
-    """Return the shape of a reference grid, as `check_shape`."""
-    what = "the grid that is trained on"
-    return check_shape(n_dim, registration, what, reference_shape=reference_shape)
 
 
 def check_field(x: Tensor, n_dim: int, axes: str = "", name: str = "", **channels: int) -> None:

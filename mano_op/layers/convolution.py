@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mano_op.errors import InputError, check_options, check_whole
 from mano_op.grid import Grid, Registration
-from mano_op.layers.checks import Periodic, check_field, check_reference, check_shape
+from mano_op.layers.checks import Periodic, check_field, check_shape
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.pyramid import covering_levels
 from mano_op.layers.reference import Anchored
@@ -213,7 +213,7 @@ class MultipoleConv(Anchored, nn.Module, metaclass=_WithOptions):
                 f"{named} is not divisible by n_heads={n_heads}: give an n_heads that divides it, or a "
                 "hidden_channels that n_heads divides"
             )
-        reference = check_reference(reference_shape, n_dim, registration)
+        reference = check_shape(n_dim, registration, reference_shape=reference_shape)
         self.lifting = nn.Linear(in_channels, width) if width != in_channels else nn.Identity()
         self.attention = MultipoleAttention(
             width,
@@ -295,10 +295,10 @@ class MultipoleConv(Anchored, nn.Module, metaclass=_WithOptions):
         check_field(x, self.n_dim, in_channels=self.in_channels)
         path = self._path(x, output_shape)
         reference = self.reference_for(path[0].shape)
-        out = self.attention(_at_points(self.lifting, x), reference_shape=reference)
+        out = self.attention(at_points(self.lifting, x), reference_shape=reference)
         if math.prod(path[-1].shape) < math.prod(path[0].shape):
-            return _at_points(self.projection, _along(path, out))
-        return _along(path, _at_points(self.projection, out))
+            return at_points(self.projection, _along(path, out))
+        return _along(path, at_points(self.projection, out))
 
     def transform(self, x: Tensor, output_shape: Sequence[int] | None = None) -> Tensor:
         r"""Resample a field as `forward` does: ``(batch, any channels, *grid)`` to the grid of its output.
@@ -349,13 +349,6 @@ class MultipoleConv(Anchored, nn.Module, metaclass=_WithOptions):
 def _frozen(value: Any) -> Any:
     """A value with tuples in place of lists."""
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
-
-
-def _at_points(map_: nn.Module, x: Tensor) -> Tensor:
-    """A map of the channels of each point."""
-    if isinstance(map_, nn.Identity):
-        return x
-    return at_points(map_, x)
 
 
 def _along(path: Sequence[Grid], x: Tensor) -> Tensor:

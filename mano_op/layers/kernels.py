@@ -35,7 +35,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mano_op.layers.operator import Bias, Lists
+from mano_op.layers.operator import Bias, Lists, bias_gradient
 
 # Numbers in all copies of a shared bias' gradient: 8 MiB, which the cache of a GPU holds.
 _COPIES = 2**21
@@ -62,18 +62,15 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients as ``window_attention_backward`` of `mano_op.layers.operator`."""
     dq, dk, dv = map(_zeros, (q, k, v))
-    dbias, copies = None, 1
+    dbias: Any = None
+    copies = 1
     if bias is not None:
         copies = len(bias)
         if copies == 1:
             copies = max(1, min(len(lists.queries), _COPIES // max(1, bias.numel())))
         dbias = bias.new_zeros((copies, *bias.shape[1:]), dtype=torch.float32)
     _launch(_backward, (q, k, v, grad), bias, lists, dq=dq, dk=dk, dv=dv, dbias=dbias, copies=copies)
-    if bias is None or dbias is None:
-        of_bias = q.new_zeros(0)
-    else:
-        of_bias = (dbias if len(bias) > 1 else dbias.sum(0, keepdim=True)).to(bias.dtype)
-    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), of_bias
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), bias_gradient(bias, [dbias], q)
 
 
 def _zeros(t: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mano_op.errors import InputError
 from mano_op.grid import Grid, Registration
 from mano_op.layers.attention import WindowAttention
-from mano_op.layers.checks import Dimensions, Periodic, check_field, check_reference
+from mano_op.layers.checks import Dimensions, Periodic, check_field, check_shape
 from mano_op.layers.pyramid import Prolong, Restrict, Sampling, level_shapes
 from mano_op.layers.refinement import Points, Refinement, Stages, joined, run
 from mano_op.layers.style import OPERATOR, PUBLISHED, SWIN, Style
@@ -172,7 +172,7 @@ class MultipoleAttention(nn.Module):
             if wrong:
                 raise InputError(message)
         self.channels, self.n_dim, self.periodic, self.registration = channels, n_dim, wraps, registration
-        self.reference_shape = check_reference(reference_shape, n_dim, registration)
+        self.reference_shape = check_shape(n_dim, registration, reference_shape=reference_shape)
         self.rate, self.n_levels, self.style = rate, n_levels, style
         n_attentions = 1 if style.shared_levels or n_levels is None else n_levels
         n_steps = 1 if n_levels is None else min(n_levels - 1, n_attentions)
@@ -189,14 +189,9 @@ class MultipoleAttention(nn.Module):
         )
         self._kept: tuple[nn.ModuleList, ...] = ()  # a tuple, so that nothing averages or stacks indices
         self._windows = partial(Windows, window=window, stride=stride, halo=halo, shift=shift, periodic=wraps)
-        options: dict[str, Any] = {
-            "n_dim": n_dim,
-            "rate": rate,
-            "registration": registration,
-            "periodic": wraps,
-        }
+        axes: dict[str, Any] = {"n_dim": n_dim, "registration": registration, "periodic": wraps}
         self.down, self.up = (
-            nn.ModuleList(step(channels, sampling=style.sampling, **options) for _ in range(n_steps))
+            nn.ModuleList(step(channels, rate=rate, sampling=style.sampling, **axes) for _ in range(n_steps))
             for step in (Restrict, Prolong)
         )
         if style.level_weights == "learned" and n_levels is not None:
@@ -277,12 +272,8 @@ class MultipoleAttention(nn.Module):
         if reference is None or shape == tuple(reference):
             return on_grid(self._attend(points_of(x), Points(shape)), shape)
         grid = Grid.uniform(reference, registration=self.registration, periodic=self.periodic)
-        alone = Stages(
-            lift=lambda field, points: field,
-            blocks=[partial(self.forward, reference_shape=reference)],
-            head=lambda field, points: field,
-        )
-        return run(x, Refinement(grid, shape), alone, averaged=False)
+        stages = Stages([partial(self.forward, reference_shape=reference)])
+        return run(x, Refinement(grid, shape), stages, averaged=False)
 
     def _attend(self, x: Tensor, points: Points) -> Tensor:
         """Map features ``(batch, channels, points)``."""

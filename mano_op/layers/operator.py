@@ -130,7 +130,7 @@ def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Bias, *lists:
         torch.zeros_like(t).index_add(2, index.flatten(), d)
         for t, index, d in zip(inputs[:3], (windows.queries, windows.keys, windows.keys), ds, strict=True)
     ]
-    return *_of_inputs(sums, q), _of_bias(bias, [dbias], q)
+    return *_of_inputs(sums, q), bias_gradient(bias, [dbias], q)
 
 
 def _results(inputs: Sequence[Any], windows: Lists) -> Tensor:
@@ -204,12 +204,12 @@ def _of_inputs(sums: Sequence[Tensor], q: Tensor) -> list[Tensor]:
     return [_as_points(d).to(q.dtype) for d in (dq * dq.shape[3] ** -0.5, dk, dv)]
 
 
-def _of_bias(bias: Bias, parts: Sequence[Tensor], like: Tensor) -> Tensor:
-    """The gradient of the bias from that of scores in parts of the windows."""
+def bias_gradient(bias: Bias, parts: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Return the gradient of the bias from that of scores in parts of the windows; empty without a bias."""
     if bias is None:
         return like.new_zeros(0)
     if len(bias) > 1:
-        return torch.cat(list(parts)).to(bias.dtype)
+        return (parts[0] if len(parts) == 1 else torch.cat(list(parts))).to(bias.dtype)
     sums = [part.sum(0, keepdim=True) for part in parts]
     return sum(sums[1:], start=sums[0]).to(bias.dtype)
 
@@ -258,7 +258,7 @@ def backward(
             for total, index, d in zip(sums, (part.queries, part.keys, part.keys), ds, strict=True):
                 _add_rows(total, index, d)
             of_bias += [] if bias is None else [dbias]
-        return *_of_inputs(sums, q), _of_bias(bias, of_bias, q)
+        return *_of_inputs(sums, q), bias_gradient(bias, of_bias, q)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, bias: Bias, windows: Lists) -> None:

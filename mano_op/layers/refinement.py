@@ -601,17 +601,14 @@ class Points:
                 own = Lists(queries, lists.keys[targets.windows], share, missing, heads)
                 return window_attention(q, k, v, table, own)
             n = math.prod(self.reference)
-            of_reference = torch.ones_like(share[:, :1]).expand(lists.queries.shape)
-            if lists.share is not None:
-                of_reference = lists.share
+            of_reference = share.new_ones(lists.queries.shape) if lists.share is None else lists.share
             both = lists._replace(
                 queries=torch.cat([lists.queries, n + queries], dim=1),
                 share=torch.cat([of_reference, share], dim=1),
             )
             if table is not None and bias is not None:
-                table = torch.cat(
-                    [windows.table(bias, q.dtype).expand(len(table), -1, -1, -1), table], dim=-1
-                )
+                of_windows = windows.table(bias, q.dtype).expand(len(table), -1, -1, -1)
+                table = torch.cat([of_windows, table], dim=-1)
             return window_attention(q, k[:, :n], v[:, :n], table, both)
 
         return attend
@@ -622,15 +619,16 @@ class Stages(NamedTuple):
 
     Attributes
     ----------
-    lift, head : callable
-        Maps of a field and the coordinates of its axes, before and after the blocks.
     blocks : sequence of callable
         Maps of features ``(batch, channels, *reference)``, or of those of `Points`, which are given too.
+    lift, head : callable
+        Maps of a field and the coordinates of its axes, before and after the blocks; the field itself if not
+        given.
     """
 
-    lift: Callable[[Tensor, Sequence[Tensor]], Tensor]
     blocks: Sequence[Callable[..., Tensor]]
-    head: Callable[[Tensor, Sequence[Tensor]], Tensor]
+    lift: Callable[[Tensor, Sequence[Tensor]], Tensor] = lambda field, points: field
+    head: Callable[[Tensor, Sequence[Tensor]], Tensor] = lambda field, points: field
 
 
 def run(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mano_op.errors import InputError
 from mano_op.grid import Grid, Registration
-from mano_op.layers.checks import Periodic, check_reference
+from mano_op.layers.checks import Periodic, check_shape
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.pyramid import covering_levels
 from mano_op.layers.reference import Anchored
@@ -147,7 +147,7 @@ class MANO(GridModel, Anchored, name="MANO"):  # type: ignore[misc]
         hidden = parts.hidden_channels
         self.in_channels, self.out_channels, self.n_dim = in_channels, out_channels, n_dim
         self.registration, self.positional_embedding = registration, positional_embedding
-        reference = check_reference(reference_shape, n_dim, registration)
+        reference = check_shape(n_dim, registration, reference_shape=reference_shape)
         blocks = parts.blocks(
             lambda: MultipoleAttention(
                 hidden,
