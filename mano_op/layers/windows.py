@@ -251,7 +251,7 @@ def flat_indices(points: Sequence[Array], shape: Sequence[int]) -> Array:
 
 
 def combined(one: Array, other: Array, combine: Callable[[Any, Any], Any] = operator.mul) -> Array:
-    """Return the products, say, of each window and point of an axis with each of another one."""
+    """Combine each window and point of an axis with each of another one, by products if not told how."""
     both = combine(one[:, None, :, None], other[None, :, None, :])
-    first, second, *points = both.shape
-    return cast(Array, both.reshape(first * second, points[0] * points[1]))
+    m, n, i, j = both.shape
+    return cast(Array, both.reshape(m * n, i * j))
