@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -134,8 +135,7 @@ class PositionBias(nn.Module):
 
     def forward(self, offset: Tensor) -> Tensor:
         """Map offsets ``(..., n_dim)`` to scores ``(..., n_heads)``."""
-        bias: Tensor = self.fc2(nn.functional.gelu(self.fc1(offset.sign() * offset.abs().log1p())))
-        return bias
+        return cast(Tensor, self.fc2(F.gelu(self.fc1(offset.sign() * offset.abs().log1p()))))
 
 
 class SwinPositionBias(nn.Module):
@@ -183,5 +183,4 @@ class SwinPositionBias(nn.Module):
         """Map offsets ``(..., n_dim)`` to scores ``(..., n_heads)``."""
         counted = offset * offset.new_tensor([-8 / max(1, w - 1) for w in self.window])
         counted = counted.sign() * counted.abs().log1p() / math.log(8)
-        bias: Tensor = 16 * self.fc2(F.relu(self.fc1(counted))).sigmoid()
-        return bias
+        return cast(Tensor, 16 * self.fc2(F.relu(self.fc1(counted))).sigmoid())

@@ -8,13 +8,12 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partialmethod
 from itertools import pairwise
-from numbers import Real
 from typing import Any, Self, cast
 
 from pydantic import SkipValidation
 from torch import Tensor, nn
 
-from mano_op.errors import InputError, check_options, check_whole
+from mano_op.errors import InputError, check_options, check_whole, is_finite_number
 from mano_op.grid import Grid, Registration
 from mano_op.layers.checks import Periodic, check_field, check_shape
 from mano_op.layers.multipole import MultipoleAttention
@@ -388,8 +387,7 @@ def _check_factor(factor: Any, n_dim: int) -> tuple[float, ...] | None:
     if factor is None:
         return None
     factors = factor if isinstance(factor, Sequence) else [factor] * n_dim
-    numbers = all(isinstance(r, Real) and not isinstance(r, bool) for r in factors)
-    if not numbers or len(factors) != n_dim or not all(math.isfinite(r) and r > 0 for r in factors):
+    if len(factors) != n_dim or not all(is_finite_number(r) and r > 0 for r in factors):
         raise InputError(
             f"resolution_scaling_factor={factor!r}, expected a positive number, or one for each of {n_dim} "
             "dimensions: 0.5 for half as many points along an axis"

@@ -231,8 +231,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, bias: Bias, *lists: Any) -> tuple[T
     windows = Lists(*lists)
     _check(q, k, v, bias, windows)
     if kernels := _kernels(windows.heads, q, k, v, bias):
-        results: tuple[Tensor, Tensor] = kernels.forward(q, k, v, bias, windows)
-        return results
+        return cast(tuple[Tensor, Tensor], kernels.forward(q, k, v, bias, windows))
     with torch.autocast(q.device.type, enabled=False):
         *inputs, bias = _inputs(q, k, v, bias, windows.heads)
         out = torch.zeros_like(inputs[0])
@@ -247,8 +246,7 @@ def backward(
     """Return what `gradients` does."""
     windows = Lists(*lists)
     if kernels := _kernels(windows.heads, q, k, v, bias, grad):
-        results: tuple[Tensor, ...] = kernels.backward(grad, stats, q, k, v, bias, windows)
-        return results
+        return cast(tuple[Tensor, ...], kernels.backward(grad, stats, q, k, v, bias, windows))
     with torch.autocast(q.device.type, enabled=False):
         *inputs, exact_bias = _inputs(q, k, v, bias, windows.heads)
         of_result = _by_head(grad, windows.heads)
@@ -455,5 +453,4 @@ torch.library.define("mano_op::window_attention", f"({_INPUTS}, {_LISTS}) -> Ten
 
 @torch.library.impl("mano_op::window_attention", "CompositeImplicitAutograd")
 def _(*args: Any) -> Tensor:
-    out: Tensor = _Attention.apply(*args)[0]
-    return out
+    return cast(Tensor, _Attention.apply(*args)[0])

@@ -37,6 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mano_op.grid import Registration
+from mano_op.layers.tokens import along
 
 Sampling = Literal["stencil", "conv", "avg_pool"]
 
@@ -168,16 +169,16 @@ class Prolong(_Step):
         """
         n_dim = x.ndim - 2
         if self.sampling == "stencil":
-            kernel = self.kernel() * _along(factor, 0, n_dim + 2)
+            kernel = self.kernel() * along(factor, 0, n_dim + 2)
             # The last fine nodes lie between the last coarse one and the next, which is off the grid.
             x = pad_edges(x, [(0, min(self.reach, 1))] * n_dim, self.periodic)
             x = _convolve(_TRANSPOSED, x, kernel, stride=self.rate, groups=x.shape[1])
             return _cut(x, self.reach, shape)
         if self.sampling == "conv":
-            kernel = self.kernel() * _along(factor, 1, n_dim + 2)
+            kernel = self.kernel() * along(factor, 1, n_dim + 2)
             x = _convolve(_TRANSPOSED, x, kernel, stride=self.rate)
         else:
-            x = x * _along(factor, 1, n_dim + 2)
+            x = x * along(factor, 1, n_dim + 2)
             for dim in range(2, x.ndim):
                 x = x.repeat_interleave(self.rate, dim)
         return _cut(x, 0, shape)
@@ -209,11 +210,6 @@ def _cut(x: Tensor, first: int, shape: Sequence[int]) -> Tensor:
     return F.pad(x, [n for width in reversed(widths) for n in width]) if any(map(any, widths)) else x
 
 
-def _along(factor: Tensor | float, dim: int, n_dim: int) -> Tensor | float:
-    """Shape a factor for each entry of a dimension to be multiplied."""
-    return factor.view(-1, *[1] * (n_dim - dim - 1)) if isinstance(factor, Tensor) else factor
-
-
 def pad_edges(x: Tensor, widths: Sequence[tuple[int, int]], periodic: Sequence[bool]) -> Tensor:
     """Repeat the outermost points of ``(batch, channels, *grid)``, or wrap around periodic axes.
 
@@ -229,15 +225,12 @@ def pad_edges(x: Tensor, widths: Sequence[tuple[int, int]], periodic: Sequence[b
         x = F.pad(x, [n for width in reversed(repeated) for n in width], mode="replicate")
     for dim, ((before, after), wraps) in enumerate(zip(widths, periodic, strict=True), start=2):
         if wraps and (before or after):
-            x = _wrapped(x, dim, before, after)
+            n = x.shape[dim]
+            if max(before, after) > n:  # more than once around
+                x = x.index_select(dim, torch.arange(-before, n + after, device=x.device) % n)
+            else:
+                x = torch.cat([x.narrow(dim, n - before, before), x, x.narrow(dim, 0, after)], dim)
     return x
-
-
-def _wrapped(x: Tensor, dim: int, before: int, after: int) -> Tensor:
-    n = x.shape[dim]
-    if max(before, after) > n:  # more than once around
-        return x.index_select(dim, torch.arange(-before, n + after, device=x.device) % n)
-    return torch.cat([x.narrow(dim, n - before, before), x, x.narrow(dim, 0, after)], dim)
 
 
 def fill_last_cells(x: Tensor, rate: int) -> Tensor:

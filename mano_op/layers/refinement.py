@@ -51,7 +51,7 @@ from torch import Tensor, nn
 from mano_op.grid import Axis, Grid
 from mano_op.layers.interpolation import Banded, lagrange
 from mano_op.layers.operator import Lists, window_attention
-from mano_op.layers.tokens import on_grid, points_of
+from mano_op.layers.tokens import along, on_grid, points_of
 from mano_op.layers.windows import AxisSizes, Bias, Windows, combined, flat_indices
 
 # Points of the finer grid whose average is computed at a time.
@@ -239,10 +239,10 @@ class FineAxis(NamedTuple):
 
         def integral(v: Tensor) -> Tensor:
             i = ((v + 0.5).floor() - start).clamp(0, stop - start - 1)
-            rest = rows.index_select(dim, i.long()) * _along(i + start + 0.5 - v, x, dim)
+            rest = rows.index_select(dim, i.long()) * along(i + start + 0.5 - v, dim, x.ndim)
             return sums.index_select(dim, i.long()) - rest
 
-        return ((integral(right) - integral(left)) / _along(right - left, x, dim)).to(x.dtype)
+        return ((integral(right) - integral(left)) / along(right - left, dim, x.ndim)).to(x.dtype)
 
     def targets(self, windows: AxisSizes, device: torch.device) -> AxisTargets:
         """Put the points into windows of the reference: in each those between its keys, and just before."""
@@ -323,12 +323,9 @@ class _Group(NamedTuple):
     stop: Tensor
     shared: bool
 
-    def within(self, start: Tensor | int, stop: Tensor | int) -> _Group:
+    def within(self, start: Any, stop: Any) -> _Group:
         """Cut the group to some points."""
-        first, last = (
-            torch.minimum(torch.maximum(t, start + 0 * t), stop + 0 * t) for t in (self.start, self.stop)
-        )
-        return _Group(first, last, self.shared)
+        return _Group(self.start.clamp(start, stop), self.stop.clamp(start, stop), self.shared)
 
     def slots(self, most: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the points of as many slots as the fullest window has, whether they exist, and are shared.
@@ -710,8 +707,3 @@ def _around(index: Tensor, n: int) -> Tensor:
     for _ in range(2):
         index = torch.where(index < 0, index + n, torch.where(index >= n, index - n, index))
     return index
-
-
-def _along(values: Tensor, x: Tensor, dim: int, *, leading: int = 0) -> Tensor:
-    """Shape a value for each position of a dimension to be multiplied."""
-    return values.view(*values.shape[:leading], -1, *[1] * (x.ndim - dim - 1))

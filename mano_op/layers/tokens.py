@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
+
+
+def along(factor: Tensor | float, dim: int, n_dim: int) -> Any:
+    """Shape a factor for each position of a dimension, of `n_dim`, to be multiplied; a number stays one."""
+    return factor.view(-1, *[1] * (n_dim - dim - 1)) if isinstance(factor, Tensor) else factor
 
 
 def at_points(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 from neuralop.models.base_model import BaseModel
 from torch import Tensor, nn
@@ -70,8 +71,7 @@ class GridModel(DataModel, name="_grid_model"):
         return at_points(self.lifting, x)
 
     def _project(self, x: Tensor) -> Tensor:
-        out: Tensor = self.projection(at_points(self.norm, x))
-        return out
+        return cast(Tensor, self.projection(at_points(self.norm, x)))
 
     def _check_input(self, x: Tensor) -> None:
         self._check_field(x, "", self.norm.weight.dtype)  # no layer that quantisation replaces

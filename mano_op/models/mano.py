@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any, Literal, cast
 
 import torch
 from pydantic import SkipValidation
 from torch import Tensor, nn
 
-from mano_op.errors import InputError
+from mano_op.errors import InputError, is_finite_number
 from mano_op.grid import Grid, Registration
 from mano_op.layers.checks import Periodic, check_shape
 from mano_op.layers.multipole import MultipoleAttention
@@ -229,8 +227,7 @@ class MANO(GridModel, Anchored, name="MANO"):  # type: ignore[misc]
             return None
         listed = isinstance(values, Sequence) and not isinstance(values, str)
         numbers = [value for value in values if value is not None] if listed else [None]
-        finite = all(isinstance(v, Real) and not isinstance(v, bool) and math.isfinite(v) for v in numbers)
-        if not finite or len(values) != self.out_channels:
+        if not all(map(is_finite_number, numbers)) or len(values) != self.out_channels:
             raise InputError(
                 f"boundary_values={values!r}, expected for each of out_channels={self.out_channels} a finite "
                 "number, or None where it is not known"
