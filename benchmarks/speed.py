@@ -3,6 +3,7 @@
 Rows, each of them MANO's time or memory over another's, so less is better:
 
 * ``published``: the layer as published over the same layer written plainly (`plain_published.py`);
+* ``kernel``: the default model, attention by the compiled kernel over attention by torch's operations;
 * ``floor``: a block over the matrix products of its own linear maps on the same tokens, and nothing else;
 * ``fno``: the model over neuraloperator's FNO of 16 modes, of the same width and depth;
 * ``dense``: over a transformer of the same shape with one token for each point and dense attention, by
@@ -25,6 +26,7 @@ parameters and inputs, and has no noise. Run:
     python benchmarks/speed.py                      # all rows but compile, under ten minutes
     python benchmarks/speed.py published floor      # some
     python benchmarks/speed.py --compare            # beside the file kept for this machine
+    python benchmarks/speed.py --avx2               # as on a processor without AVX-512
 
 Results go to ``benchmarks/results/speed_MACHINE.json``; rows that were not run stay as they are there. With
 ``--compare`` nothing is written, and the exit status is 1 if a ratio is worse than in the file by more than
@@ -36,15 +38,18 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -55,6 +60,7 @@ from rivals import dense_transformer, swin_transformer
 from torch import Tensor, nn
 
 from mano_op import MANO, MultipoleAttention
+from mano_op.layers.native import kernel as native
 from mano_op.machine import machine
 from mano_op.memory import peak_bytes_of
 
@@ -228,6 +234,25 @@ class Products(nn.Module):
         third = self.qkv(tokens).view(3, *tokens.shape)[0]
         out: Tensor = self.fc2(self.fc1(self.out(third)))
         return out
+
+
+def kernel(effort: Effort) -> Iterator[Entry]:
+    """The default model with the compiled kernel, and without."""
+
+    def without(run: Run) -> Run:
+        def run_without() -> Any:
+            with mock.patch.object(native, "usable", return_value=False):
+                return run()
+
+        return run_without
+
+    for n in effort.sizes([16, 32, 64, 128], quick=[16]):
+        model, batch = MANO(1, 1, reference_shape=(n, n)), {16: 20, 32: 8, 64: 2, 128: 1}[n]
+        x = torch.randn(batch, 1, n, n)
+        for name, do in PASSES.items():
+            run = do(model, x)
+            times = by_turns({"compiled": run, "by torch": without(run)}, effort)
+            yield of_times(f"{batch} of {grid_name(n, n)}, {name}", times)
 
 
 def floor(effort: Effort) -> Iterator[Entry]:
@@ -418,6 +443,7 @@ def compiled(effort: Effort) -> Iterator[Entry]:
 
 ROWS: dict[str, Callable[[Effort], Iterator[Entry]]] = {
     "published": published,
+    "kernel": kernel,
     "floor": floor,
     "fno": fno,
     "dense": dense,
@@ -488,7 +514,8 @@ def compare(kept: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str],
 
 def default_path(about: Mapping[str, Any], quick: bool, name: str) -> Path:
     """The file of a machine."""
-    words = f"{about['processor']} {about['threads']} thread {about['device']}{' quick' if quick else ''}"
+    words = " ".join(str(about[name]) for name in ("processor", "instructions", "threads", "device"))
+    words += " quick" if quick else ""
     return RESULTS / f"{name}_{re.sub('[^a-z0-9]+', '-', words.lower()).strip('-')}.json"
 
 
@@ -498,8 +525,21 @@ def command_line(description: str | None, full: str, quick: str) -> argparse.Arg
     command.add_argument("--full", action="store_true", help=full)
     command.add_argument("--quick", action="store_true", help=quick)
     command.add_argument("--threads", type=int, default=1)
+    command.add_argument(
+        "--avx2", action="store_true", help="use no AVX-512, in torch or the compiled library"
+    )
     command.add_argument("--out", type=Path, help="the file, if not that of this machine")
     return command
+
+
+def without_avx512() -> None:
+    """Start this script again with what keeps torch, its libraries and the compiler to AVX2."""
+    compiler = Path(tempfile.mkdtemp()) / "c++"
+    compiler.write_text(f'#!/bin/sh\nexec {os.environ.get("CXX", "c++")} "$@" -march=x86-64-v3\n')
+    compiler.chmod(0o700)
+    limits = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+    arguments = [argument for argument in sys.argv if argument != "--avx2"]
+    os.execve(sys.executable, [sys.executable, *arguments], os.environ | limits | {"CXX": str(compiler)})
 
 
 def begin(
@@ -514,9 +554,12 @@ def begin(
         command.error(f"no {', '.join(sorted(map(str, unknown)))}: give some of {', '.join(map(str, known))}")
     if args.threads < 1:
         command.error("--threads is at least 1")
+    if args.avx2:
+        without_avx512()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     about = machine()
+    print(f"{about['processor']}, {about['instructions']}, threads: {about['threads']}\n")
     path = args.out or default_path(about, args.quick, name)
     return about, path, read_results(path).get("rows", {})
 

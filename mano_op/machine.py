@@ -21,7 +21,8 @@ def machine(device: str | torch.device = "cpu", also: Iterable[str] = ()) -> dic
     Parameters
     ----------
     device : str or torch.device
-        Device of the computation; "processor" names the GPU, or else the CPU.
+        Device of the computation; "processor" names the GPU, or else the CPU. "instructions" are those of
+        the CPU that torch uses, such as "AVX2".
     also : iterable of str
         Other packages, whose versions are added if they are installed.
     """
@@ -34,6 +35,7 @@ def machine(device: str | torch.device = "cpu", also: Iterable[str] = ()) -> dic
         "platform": platform.platform(),
         "device": str(device),
         "processor": _processor(torch.device(device)),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "versions": versions,
