@@ -8,7 +8,8 @@ from test_multipole import assert_same, draw, randomise
 
 from mano_op.errors import InputError
 from mano_op.layers.multipole import MultipoleAttention
-from mano_op.models.block import Mlp
+from mano_op.memory import peak_bytes_of
+from mano_op.models.block import Mlp, recomputed
 from mano_op.models.mano import MANO
 
 # Every option, none at its default, so that none of these tests depends on what the defaults are.
@@ -174,3 +175,14 @@ def test_options_that_cannot_be_used_are_refused(options, message):
 def test_inputs_that_cannot_be_used_are_refused(x, message):
     with pytest.raises(InputError, match=message):
         build().float()(x)
+
+
+def test_a_recomputed_block_has_equal_gradients_in_less_memory():
+    block, grads, peaks = MANO(1, 1, hidden_channels=32, n_layers=1).blocks[0], [], []
+    x = torch.randn(1, 32, 64, 64, requires_grad=True)
+    for run in (block, lambda x: recomputed(block, x, most=0)):
+        out = run(x)
+        grads.append(torch.autograd.grad(out.square().sum(), [x, *block.parameters()]))
+        peaks.append(peak_bytes_of(lambda run=run: run(run(x)).sum().backward()))
+    assert all(torch.equal(kept, again) for kept, again in zip(*grads, strict=True))
+    assert peaks[1] < 0.6 * peaks[0]

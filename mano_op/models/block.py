@@ -17,7 +17,7 @@ from mano_op.layers.refinement import Points
 from mano_op.layers.tokens import at_points
 
 # Numbers of a field, 12 MiB in single precision, for which a block keeps all that the backward pass needs.
-_KEPT = 3 * 2**20
+KEPT = 3 * 2**20
 
 NonLinearity = Literal["gelu", "relu", "silu", "tanh"]
 _NON_LINEARITIES: dict[str, type[nn.Module]] = {
@@ -85,12 +85,12 @@ class Block(nn.Module):
         return x + cast(Tensor, self.mlp(x))
 
 
-def recomputed(function: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
-    """Call a function of a field; for the backward pass of a large field nothing but attention is kept.
+def recomputed(function: Callable[..., Tensor], x: Tensor, *args: Any, most: int = KEPT) -> Tensor:
+    """Call a function of a field; of more than `most` numbers nothing but attention is kept for its gradient.
 
-    Everything else is computed again: a sixth of a training step, in a fifth of the memory.
+    Everything else is computed again: a sixth of a training step, in a third of the memory.
     """
-    if x.numel() <= _KEPT or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if x.numel() <= most or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return function(x, *args)
     try:
         with saved_tensors_hooks(lambda t: t, lambda t: t):  # which transforms of torch.func refuse

@@ -11,14 +11,13 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mano_op.grid import Grid
 from mano_op.layers.attention import SwinPositionBias, WindowAttention
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.pyramid import covering_levels
 from mano_op.layers.refinement import Refinement, Stages, run, run_by_parts
-from mano_op.models.block import Block, Mlp, width
+from mano_op.models.block import KEPT, Block, Mlp, recomputed, width
 from mano_op.models.coordinates import grid_points, with_coordinates
 from mano_op.models.data_model import DataModel
 from mano_op.options import with_fields_of
@@ -185,8 +184,7 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         for i, stage in enumerate(self.stages):
             x = self.merging[i - 1](x) if i else x
             for block in cast(nn.ModuleList, stage):
-                again = self.checkpointed and torch.is_grad_enabled()
-                x = checkpoint(block, x, use_reentrant=False) if again else block(x)
+                x = recomputed(block, x, most=0 if self.checkpointed else KEPT)
             fields.append(x)
         return [*fields[:-1], normalised(x, self.norm)]
 
