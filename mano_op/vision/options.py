@@ -145,8 +145,8 @@ class MANOOptions(StageOptions):
         reference, goes through the network there, and its own pixels attend to the sources there; a coarser
         image is interpolated. Requires patches of one pixel and a single stage.
     checkpointed : bool
-        Whether blocks are recomputed in the backward pass (`torch.utils.checkpoint`), for a half to a third
-        of the memory of large images. Not for images of another size in an anchored network.
+        Whether blocks keep the results of attention alone for the backward pass and compute the rest again,
+        for half of the memory; above 12 MiB a field they always do. Not for images of another size in an anchored network.
     """
 
     halo: Whole = 0
