@@ -96,12 +96,13 @@ def cosines(q: Tensor, k: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor]:
     tensor(0.8000)
     """
 
-    def unit(t: Tensor) -> Tensor:
+    def scaled(t: Tensor, factor: Tensor | float) -> Tensor:
         exact = t.unflatten(-1, (len(logit_scale), -1)).to(torch.promote_types(t.dtype, torch.float32))
-        return F.normalize(exact, dim=-1, eps=_LEAST_NORM)
+        norm = torch.linalg.vector_norm(exact, dim=-1, keepdim=True).clamp(min=_LEAST_NORM)
+        return (exact * (factor / norm)).flatten(-2).to(t.dtype)  # once: nothing else of its size is kept
 
     factor = logit_scale.clamp(max=_STEEPEST).exp() * math.sqrt(q.shape[-1] // len(logit_scale))
-    return (unit(q) * factor[:, None]).flatten(-2).to(q.dtype), unit(k).flatten(-2).to(k.dtype)
+    return scaled(q, factor[:, None]), scaled(k, 1.0)
 
 
 class PositionBias(nn.Module):

@@ -146,7 +146,8 @@ class MANOOptions(StageOptions):
         image is interpolated. Requires patches of one pixel and a single stage.
     checkpointed : bool
         Whether blocks keep the results of attention alone for the backward pass and compute the rest again,
-        for half of the memory; above 12 MiB a field they always do. Not for images of another size in an anchored network.
+        for half of the memory; above 12 MiB a field they always do. Not for images of another size in an
+        anchored network.
     """
 
     halo: Whole = 0
