@@ -1,8 +1,9 @@
-"""Transformers to compare MANO's cost with: dense attention between all points, and shifted windows.
+"""Networks to compare MANO with: transformers for its cost, a U-Net for its errors.
 
-Both have MANO's shape, lifting, blocks of ``x + attention(norm(x))`` and ``x + mlp(norm(x))``, projection,
-and differ in the attention alone. They work on tokens, ``(batch, *grid, channels)``, throughout, and attend
-by torch's `scaled_dot_product_attention` to views of what the projection returned. They are not trained here.
+The transformers, with dense attention between all points and with shifted windows, have MANO's shape,
+lifting, blocks of ``x + attention(norm(x))`` and ``x + mlp(norm(x))``, projection, and differ in the
+attention alone. They work on tokens, ``(batch, *grid, channels)``, throughout, and attend by torch's
+`scaled_dot_product_attention` to views of what the projection returned. They are not trained here.
 """
 
 from __future__ import annotations
@@ -192,3 +193,54 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, added: Tensor) -> Tensor:
 
 def _mlp(channels: int, hidden: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, out_channels))
+
+
+class UNet(nn.Module):
+    """A U-Net of three grids: pairs of convolutions, 3 points wide, with group norms and GELU [1]_.
+
+    Each grid has half as many points along each axis as the one before, and twice the channels. Ends are
+    padded with the nearest point, or wrapped. Points along each axis are a multiple of 4.
+
+    Parameters
+    ----------
+    in_channels, out_channels, hidden_channels, n_dim : int
+    periodic : bool
+
+    References
+    ----------
+    .. [1] Gupta and Brandstetter (2022), Towards Multi-spatiotemporal-scale Generalized PDE Modeling,
+       arXiv:2209.15616.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, hidden_channels: int, n_dim: int, periodic: bool
+    ) -> None:
+        super().__init__()
+        conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[n_dim - 1]
+        mode = "circular" if periodic else "replicate"
+
+        def pair(channels: int, wide: int) -> nn.Sequential:
+            layers: list[nn.Module] = []
+            for count in (channels, wide):
+                layers += [
+                    conv(count, wide, 3, padding=1, padding_mode=mode),
+                    nn.GroupNorm(1, wide),
+                    nn.GELU(),
+                ]
+            return nn.Sequential(*layers)
+
+        widths = [hidden_channels * 2**i for i in range(3)]
+        self.down = nn.ModuleList(map(pair, [in_channels, *widths[:2]], widths))
+        self.up = nn.ModuleList(pair(3 * wide, wide) for wide in widths[:2])
+        self.projection = conv(hidden_channels, out_channels, 1)
+        self.pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[n_dim - 1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(batch, in_channels, *grid)`` to ``(batch, out_channels, *grid)``."""
+        fields = []
+        for i, pair in enumerate(self.down):
+            x = pair(self.pool(x, 2) if i else x)
+            fields.append(x)
+        for pair, field in zip(reversed(self.up), reversed(fields[:2]), strict=True):
+            x = pair(torch.cat([F.interpolate(x, scale_factor=2), field], 1))
+        return self.projection(x)
