@@ -35,6 +35,7 @@ from .runs import Run as Run
 from .runs import load_run as load_run
 from .runs import save_run as save_run
 from .train import train_model as train_model
+from .train.optimizer import MuonAdamW as MuonAdamW
 from .transfer import Evidence as Evidence
 from .transfer import Trained as Trained
 from .transfer import evaluate_transfer as evaluate_transfer

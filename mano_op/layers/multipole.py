@@ -2,7 +2,6 @@ r"""Multipole attention: near points exactly, far points through coarser levels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,7 +16,7 @@ from mano_op.grid import Grid, Registration
 from mano_op.layers.attention import WindowAttention
 from mano_op.layers.checks import Dimensions, Periodic, check_field, check_shape
 from mano_op.layers.pyramid import Prolong, Restrict, Sampling, level_shapes
-from mano_op.layers.refinement import Points, Refinement, Stages, joined, run
+from mano_op.layers.refinement import Points, Refinement, Stages, run
 from mano_op.layers.style import OPERATOR, PUBLISHED, SWIN, Style
 from mano_op.layers.tokens import on_grid, points_of
 from mano_op.layers.windows import Windows
@@ -277,26 +276,15 @@ class MultipoleAttention(nn.Module):
 
     def _attend(self, x: Tensor, points: Points) -> Tensor:
         """Map features ``(batch, channels, points)``."""
-        part, sources = points.part, points.sources
         windows, finest = self.windows_of(points.reference, x), cast(WindowAttention, self.attention[0])
         near = finest(x, points.attention(finest, cast(Windows, windows[0])))
-        if part is not None and sources is not None:
-            far = sources[self]
-        else:
-            n = math.prod(points.reference)
-            far = self._far_field(on_grid(x[..., :n], points.reference), windows)
-            near = self._with_idle(near, len(windows))
-            if sources is not None:
-                sources[self] = far
-        if far is None:
+        near = self._with_idle(near, len(windows))
+        if len(windows) == 1:
             return near
-        if part is None:
-            return near + points_of(far)
-        fine = part.interpolate(far)
-        return near + (joined(far, fine) if sources is None else points_of(fine))
+        return near + points.far_field(self, x, lambda field: self._far_field(field, windows))
 
-    def _far_field(self, x: Tensor, windows: nn.ModuleList) -> Tensor | None:
-        r"""Return what coarser levels add to a field on the reference, :math:`s_0 \odot U_0(y_1)`, if any."""
+    def _far_field(self, x: Tensor, windows: nn.ModuleList) -> Tensor:
+        r"""Return what coarser levels add to a field on the reference, :math:`s_0 \odot U_0(y_1)`."""
         n_levels, factorial = len(windows), self.style.level_weights == "factorial"
         attention, down, up = (
             list(modules) if len(modules) > 1 else [*modules] * n_levels
@@ -312,7 +300,7 @@ class MultipoleAttention(nn.Module):
             # A copy: torch's module tracker cannot take a view made without gradients.
             weight = 1 / (n_levels - level) if factorial else self.scale[level - 1].clone()
             far = up[level - 1](out, levels[level - 1].shape[2:], weight)
-        return far
+        return cast(Tensor, far)
 
     def windows_of(self, shape: tuple[int, ...], like: Tensor | None = None) -> nn.ModuleList:
         """Return the windows of the levels of a grid, on a device, kept until another grid comes."""

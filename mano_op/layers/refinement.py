@@ -610,6 +610,16 @@ class Points:
 
         return attend
 
+    def far_field(self, layer: nn.Module, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return at all points what a function of a layer makes of the features on the reference."""
+        part, sources = self.part, self.sources
+        if part is not None and sources is not None:
+            return points_of(part.interpolate(sources[layer]))
+        far = function(on_grid(x[..., : math.prod(self.reference)], self.reference))
+        if sources is not None:
+            sources[layer] = far
+        return points_of(far) if part is None else joined(far, part.interpolate(far))
+
 
 class Stages(NamedTuple):
     """A network that runs at the points of a reference and at others beside them.

@@ -12,6 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from mano_op.errors import InputError
+from mano_op.layers.modes import LowModes
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.refinement import Points
 from mano_op.layers.tokens import at_points
@@ -70,7 +71,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block: ``x + attention(x)``, then ``x + mlp(x)``. Both normalise what they take in."""
+    """A transformer block: ``x + attention(x)``, then ``x + mlp(x)``."""
 
     def __init__(self, attention: MultipoleAttention, mlp: Mlp) -> None:
         super().__init__()
@@ -81,8 +82,22 @@ class Block(nn.Module):
         return recomputed(self._map, x, points)
 
     def _map(self, x: Tensor, points: Points | None) -> Tensor:
-        x = x + self.attention(x, points)
+        x = x + self._mix(x, points)
         return x + cast(Tensor, self.mlp(x))
+
+    def _mix(self, x: Tensor, points: Points | None) -> Tensor:
+        return cast(Tensor, self.attention(x, points))
+
+
+class SpectralBlock(Block):
+    """A block with low modes in place of attention."""
+
+    def __init__(self, modes: LowModes, mlp: Mlp) -> None:
+        nn.Module.__init__(self)
+        self.modes, self.mlp = modes, mlp
+
+    def _mix(self, x: Tensor, points: Points | None) -> Tensor:
+        return cast(Tensor, self.modes(x, points))
 
 
 def recomputed(function: Callable[..., Tensor], x: Tensor, *args: Any, most: int = KEPT) -> Tensor:

@@ -8,7 +8,6 @@ from typing import cast
 from neuralop.models.base_model import BaseModel
 from torch import Tensor, nn
 
-from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.tokens import at_points
 from mano_op.models.block import Block, Mlp, NonLinearity, width
 from mano_op.models.data_model import DataModel
@@ -37,14 +36,14 @@ class Network:
     projection_channel_ratio: Positive = 2.0
 
     def blocks(
-        self, attention: Callable[[], MultipoleAttention], non_linearity: NonLinearity
+        self, block: Callable[[int, Mlp], Block], non_linearity: NonLinearity, *, norm: bool = True
     ) -> nn.ModuleList:
-        """Build the blocks, each with an attention of its own."""
+        """Build the blocks, given a function of their number and MLP."""
         channels = self.hidden_channels
         hidden = width(channels, channel_mlp_expansion=self.channel_mlp_expansion)
         return nn.ModuleList(
-            Block(attention(), Mlp(channels, hidden, channels, norm=True, non_linearity=non_linearity))
-            for _ in range(self.n_layers)
+            block(i, Mlp(channels, hidden, channels, norm=norm, non_linearity=non_linearity))
+            for i in range(self.n_layers)
         )
 
     def projection(self, out_channels: int, non_linearity: NonLinearity) -> Mlp:
@@ -74,7 +73,12 @@ class GridModel(DataModel, name="_grid_model"):
         return cast(Tensor, self.projection(at_points(self.norm, x)))
 
     def _check_input(self, x: Tensor) -> None:
-        self._check_field(x, "", self.norm.weight.dtype)  # no layer that quantisation replaces
+        self._check_field(x, "", self._parameter.dtype)
+
+    @property
+    def _parameter(self) -> Tensor:
+        """A parameter of a layer that quantisation does not replace."""
+        return next(self.parameters())
 
 
 # A base class is not a model to ask for: neuraloperator registers every subclass as one.

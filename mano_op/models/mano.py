@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
-from pydantic import SkipValidation
+from pydantic import SkipValidation, StrictBool
 from torch import Tensor, nn
 
 from mano_op.errors import InputError, is_finite_number
 from mano_op.grid import Grid, Registration
-from mano_op.layers.checks import Periodic, check_shape
+from mano_op.layers.checks import Dimensions, Periodic, check_shape
+from mano_op.layers.modes import LowModes
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.pyramid import covering_levels
 from mano_op.layers.reference import Anchored
 from mano_op.layers.refinement import Refinement, Stages, run, run_by_parts
-from mano_op.models.block import Block, NonLinearity
+from mano_op.layers.style import OPERATOR
+from mano_op.models.block import Block, Mlp, NonLinearity, SpectralBlock
 from mano_op.models.coordinates import coordinate_channels, grid_points, with_coordinates
 from mano_op.models.grid_model import GridModel, Network
 from mano_op.options import Count, Whole, checked, with_fields_of
@@ -72,6 +75,14 @@ class MANO(GridModel, Anchored, name="MANO"):  # type: ignore[misc]
         Levels of the pyramid, the reference's own included; each has half as many points a side as the one
         before. If not given, so many that a window of the coarsest covers the reference, or 3 if that is not
         given either.
+    n_modes : int, optional
+        If given, every second block, from the first on, maps the channels of each of so many low wavenumbers
+        along each axis in place of attention (`mano_op.layers.modes.LowModes`): for fields that are smooth.
+    norm : bool
+        Whether attention, MLPs and the projection normalise the channels of each point first.
+    residual : bool
+        Whether the first channels of the input, as many as the output has, are added to the output: for steps
+        in time. On a finer grid they are added as they are, while the network sees averages.
     boundary_values : sequence of float or None, optional
         For each output channel the value it is known to have at all ends of axes that do not wrap, None where
         it is not known. In what the model works with: after normalisation. The model then has it exactly,
@@ -128,11 +139,14 @@ class MANO(GridModel, Anchored, name="MANO"):  # type: ignore[misc]
         out_channels: Count,
         *,
         n_heads: Count = 4,
-        n_dim: Count = 2,
+        n_dim: Dimensions = 2,
         reference_shape: SkipValidation[Sequence[int] | None] = None,
         window: Count = 4,
         halo: Whole = 1,
         n_levels: Count | None = None,
+        n_modes: Count | None = None,
+        norm: StrictBool = True,
+        residual: StrictBool = False,
         non_linearity: NonLinearity = "gelu",
         positional_embedding: Literal["grid", None] = "grid",
         boundary_values: SkipValidation[Sequence[float | None] | None] = None,
@@ -146,28 +160,36 @@ class MANO(GridModel, Anchored, name="MANO"):  # type: ignore[misc]
         self.in_channels, self.out_channels, self.n_dim = in_channels, out_channels, n_dim
         self.registration, self.positional_embedding = registration, positional_embedding
         reference = check_shape(n_dim, registration, reference_shape=reference_shape)
-        blocks = parts.blocks(
-            lambda: MultipoleAttention(
-                hidden,
-                n_heads,
-                n_dim=n_dim,
-                window=window,
-                halo=halo,
-                n_levels=covering_levels(reference, window) if n_levels is None else n_levels,
-                registration=registration,
-                periodic=periodic,
-            ),
-            non_linearity,
-        )
-        self.periodic = cast(Block, blocks[0]).attention.periodic
+        axes = Grid.uniform((2,) * n_dim, registration=registration, periodic=periodic)
+        self.periodic = tuple(axis.periodic for axis in axes)
+        space: dict[str, Any] = {"n_dim": n_dim, "registration": registration, "periodic": self.periodic}
+        if n_levels is None:
+            n_levels = covering_levels(reference, window)
+        style = OPERATOR if norm else replace(OPERATOR, norms=0)
+
+        def block(i: int, mlp: Mlp) -> Block:
+            if n_modes is not None and i % 2 == 0:
+                return SpectralBlock(LowModes(hidden, n_modes, **space), mlp)
+            levels: dict[str, Any] = {"window": window, "halo": halo, "n_levels": n_levels, "style": style}
+            return Block(MultipoleAttention(hidden, n_heads, **levels, **space), mlp)
+
+        blocks = parts.blocks(block, non_linearity, norm=norm)
         self.boundary_values = self._check_boundary(boundary_values)
+        self.residual = residual
+        if residual and (out_channels > in_channels or boundary_values is not None):
+            raise InputError(
+                f"residual=True with in_channels={in_channels}, out_channels={out_channels} and "
+                f"boundary_values={boundary_values}: expected an input for each output, and no known values; "
+                "leave it out"
+            )
         self.keep_reference(reference, n_dim)
         if reference is not None:  # so that what compiles the model finds them
-            for block in blocks:
-                cast(Block, block).attention.windows_of(reference)
+            for attention in blocks.modules():
+                if isinstance(attention, MultipoleAttention):
+                    attention.windows_of(reference)
         n_coordinates = n_dim + sum(self.periodic) if positional_embedding == "grid" else 0
         self.lifting = nn.Linear(in_channels + n_coordinates, hidden)
-        self.blocks, self.norm = blocks, nn.LayerNorm(hidden)
+        self.blocks, self.norm = blocks, nn.LayerNorm(hidden) if norm else nn.Identity()
         self.projection = parts.projection(out_channels, non_linearity)
 
     def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
@@ -176,6 +198,10 @@ class MANO(GridModel, Anchored, name="MANO"):  # type: ignore[misc]
         neuraloperator's Trainer passes every entry of a sample, ``y`` too; the others are not used.
         """
         self._check_input(x)
+        out = self._network(x)
+        return out + x[:, : self.out_channels] if self.residual else out
+
+    def _network(self, x: Tensor) -> Tensor:
         shape = tuple(x.shape[2:])
         reference = self.reference_for(shape)
         if not torch.compiler.is_exporting() and shape == reference:
@@ -246,7 +272,7 @@ class MANO(GridModel, Anchored, name="MANO"):  # type: ignore[misc]
 
     def _points(self, shape: Sequence[int]) -> list[Tensor]:
         """The coordinates of each axis of a grid."""
-        return grid_points(shape, self.registration, self.norm.weight.device)
+        return grid_points(shape, self.registration, self._parameter.device)
 
 
 def _crossed(index: Sequence[slice | Tensor], shape: Sequence[int]) -> Sequence[slice | Tensor]:
