@@ -80,6 +80,8 @@ def mano(n_dim):
         "projection_channel_ratio": st.sampled_from([1, 1.5, 2.0]),
         "non_linearity": st.sampled_from(["gelu", "relu", "silu", "tanh"]),
         "positional_embedding": st.sampled_from(["grid", None]),
+        "n_modes": st.one_of(st.none(), st.integers(1, 4)),
+        "norm": st.booleans(),
         "boundary_values": st.one_of(st.none(), values),
     }
 
@@ -223,6 +225,7 @@ RIGHT_AFTER_ALL = {
     "shift": [0],
     **{name: [None] for name in ("n_levels", "stride", "head_dim", "reference_shape", "boundary_values")},
     "periodic": [True],
+    "norm": [True],
     "style": [{}],
     **{name: [1.5] for name in ("channel_mlp_expansion", "projection_channel_ratio")},
     "positional_embedding": [None],

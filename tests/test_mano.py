@@ -22,6 +22,9 @@ OPTIONS = {
     "window": 3,
     "halo": 2,
     "n_levels": 2,
+    "n_modes": None,
+    "norm": True,
+    "residual": False,
     "channel_mlp_expansion": 1.5,
     "projection_channel_ratio": 3.0,
     "non_linearity": "silu",
@@ -147,7 +150,7 @@ def test_half_precision_needs_no_scaling_of_the_loss():
         ({"periodic": [True, np.bool_(True)]}, "periodic=.* is of type list, expected"),
         ({"positional_embedding": "sine"}, "positional_embedding='sine', expected 'grid' or None"),
         ({"registration": "nodes"}, "registration='nodes', expected 'node', 'node_both' or 'cell'"),
-        ({"n_modes": 8}, "MANO has no option 'n_modes'; it has in_channels, .*, periodic, .*: "),
+        ({"waves": 8}, "MANO has no option 'waves'; it has in_channels, .*, periodic, .*: "),
         ({"hidden_chanels": 8}, "has no option 'hidden_chanels'.* did you mean 'hidden_channels'?"),
     ],
 )
