@@ -172,8 +172,8 @@ def test_get_model_builds_what_the_class_does(arch, patching, in_channels):
     expected = MODELS[arch](in_channels=in_channels, **options)
     x = torch.randn(1, in_channels, 7, 5)
     assert type(model) is MODELS[arch] and torch.equal(model(x), expected(x))
-    with pytest.raises(InputError, match="has no option 'n_modes'"):
-        get_model(Config({"model_arch": arch, "data_channels": 1, "out_channels": 1, "n_modes": 8}))
+    with pytest.raises(InputError, match="has no option 'waves'"):
+        get_model(Config({"model_arch": arch, "data_channels": 1, "out_channels": 1, "waves": 8}))
 
 
 def through_torch_save(model):

@@ -8,8 +8,10 @@ from typing import cast
 from neuralop.models.base_model import BaseModel
 from torch import Tensor, nn
 
+from mano_op.layers.modes import LowModes
+from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.tokens import at_points
-from mano_op.models.block import Block, Mlp, NonLinearity, width
+from mano_op.models.block import Block, Mlp, NonLinearity, SpectralBlock, width
 from mano_op.models.data_model import DataModel
 from mano_op.options import Count, Positive, options
 
@@ -36,15 +38,20 @@ class Network:
     projection_channel_ratio: Positive = 2.0
 
     def blocks(
-        self, block: Callable[[int, Mlp], Block], non_linearity: NonLinearity, *, norm: bool = True
+        self,
+        mixing: Callable[[int], MultipoleAttention | LowModes],
+        non_linearity: NonLinearity,
+        *,
+        norm: bool = True,
     ) -> nn.ModuleList:
-        """Build the blocks, given a function of their number and MLP."""
-        channels = self.hidden_channels
+        """Build the blocks, given a function from their number to attention or low modes."""
+        channels, blocks = self.hidden_channels, nn.ModuleList()
         hidden = width(channels, channel_mlp_expansion=self.channel_mlp_expansion)
-        return nn.ModuleList(
-            block(i, Mlp(channels, hidden, channels, norm=norm, non_linearity=non_linearity))
-            for i in range(self.n_layers)
-        )
+        for i in range(self.n_layers):
+            layer = mixing(i)  # before the MLP, so that a seed gives the same parameters as ever
+            mlp = Mlp(channels, hidden, channels, norm=norm, non_linearity=non_linearity)
+            blocks.append(SpectralBlock(layer, mlp) if isinstance(layer, LowModes) else Block(layer, mlp))
+        return blocks
 
     def projection(self, out_channels: int, non_linearity: NonLinearity) -> Mlp:
         """Build the projection."""

@@ -19,7 +19,7 @@ from mano_op.layers.pyramid import covering_levels
 from mano_op.layers.reference import Anchored
 from mano_op.layers.refinement import Refinement, Stages, run, run_by_parts
 from mano_op.layers.style import OPERATOR
-from mano_op.models.block import Block, Mlp, NonLinearity, SpectralBlock
+from mano_op.models.block import NonLinearity
 from mano_op.models.coordinates import coordinate_channels, grid_points, with_coordinates
 from mano_op.models.grid_model import GridModel, Network
 from mano_op.options import Count, Whole, checked, with_fields_of
@@ -167,13 +167,13 @@ class MANO(GridModel, Anchored, name="MANO"):  # type: ignore[misc]
             n_levels = covering_levels(reference, window)
         style = OPERATOR if norm else replace(OPERATOR, norms=0)
 
-        def block(i: int, mlp: Mlp) -> Block:
+        def mixing(i: int) -> MultipoleAttention | LowModes:
             if n_modes is not None and i % 2 == 0:
-                return SpectralBlock(LowModes(hidden, n_modes, **space), mlp)
+                return LowModes(hidden, n_modes, **space)
             levels: dict[str, Any] = {"window": window, "halo": halo, "n_levels": n_levels, "style": style}
-            return Block(MultipoleAttention(hidden, n_heads, **levels, **space), mlp)
+            return MultipoleAttention(hidden, n_heads, **levels, **space)
 
-        blocks = parts.blocks(block, non_linearity, norm=norm)
+        blocks = parts.blocks(mixing, non_linearity, norm=norm)
         self.boundary_values = self._check_boundary(boundary_values)
         self.residual = residual
         if residual and (out_channels > in_channels or boundary_values is not None):

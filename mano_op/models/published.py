@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.pyramid import Sampling
-from mano_op.models.block import Block
 from mano_op.models.grid_model import GridModel, Network
 from mano_op.options import Count, Positive, checked, with_fields_of
 
@@ -73,19 +72,16 @@ class PublishedMANO(GridModel, name="MANO_published"):
         self.in_channels, self.out_channels, self.n_dim = in_channels, out_channels, n_dim
         self.lifting = nn.Linear(in_channels, parts.hidden_channels)
         self.blocks = parts.blocks(
-            lambda _, mlp: Block(
-                MultipoleAttention.published(
-                    parts.hidden_channels,
-                    n_heads,
-                    n_dim=n_dim,
-                    head_dim=head_dim,
-                    window=window,
-                    stride=stride,
-                    rate=rate,
-                    n_levels=n_levels,
-                    sampling=sampling,
-                ),
-                mlp,
+            lambda _: MultipoleAttention.published(
+                parts.hidden_channels,
+                n_heads,
+                n_dim=n_dim,
+                head_dim=head_dim,
+                window=window,
+                stride=stride,
+                rate=rate,
+                n_levels=n_levels,
+                sampling=sampling,
             ),
             "gelu",
         )
