@@ -37,13 +37,12 @@ from neuralop.models import FNO
 from rivals import UNet
 from torch import Tensor, nn
 
-from mano_op import MANO, field_loaders, open_store
+from mano_op import MANO, MuonAdamW, field_loaders, open_store
 from mano_op.cost import count_parameters
 from mano_op.data.store import FieldStore
 from mano_op.machine import machine
 from mano_op.problems import Burgers, Darcy, FitzHughNagumo, NavierStokes, Poisson, generate_fields
 from mano_op.problems.problem import Problem
-from mano_op.train.optimizer import MuonAdamW
 from mano_op.transfer import Trained, evaluate_transfer
 
 BATCH, WARM_UP, WIDTH, DEPTH = 8, 0.1, 32, 4
@@ -196,12 +195,12 @@ class Training:
         channels = {"in_channels": first["x"].shape[1], "out_channels": first["y"].shape[1]}
         torch.manual_seed(seed)
         self.model = MODELS[model].build(self.setting, channels, **options)
-        optimiser = MuonAdamW if MODELS[model].muon else torch.optim.AdamW
-        self.optimiser = optimiser(self._parameters(optimiser), options["rate"], weight_decay=1e-4)
+        decay = {"weight_decay": 1e-4}
+        if MODELS[model].muon:
+            self.optimiser: torch.optim.Optimizer = MuonAdamW(self.model, options["rate"], **decay)
+        else:
+            self.optimiser = torch.optim.AdamW(self.model.parameters(), options["rate"], **decay)
         self.epochs = 0.0
-
-    def _parameters(self, optimiser: Any) -> Any:
-        return self.model if optimiser is MuonAdamW else self.model.parameters()
 
     def run(self, seconds: float) -> None:
         """Train."""
@@ -302,7 +301,7 @@ def main() -> None:
                 "errors": errors,
             }
             write_results(args.out, report)
-            print(name, model, key, {name: round(error, 3) for name, error in errors.items()}, flush=True)
+            print(name, model, key, {at: round(error, 3) for at, error in errors.items()}, flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ import torch
 from test_multipole import assert_same, draw
 
 from mano_op.errors import InputError
+from mano_op.grid import Axis
 from mano_op.layers.modes import LowModes
+from mano_op.layers.refinement import FineAxis
 from mano_op.models.mano import MANO
 
 
@@ -65,6 +67,15 @@ def test_a_grid_of_few_points_takes_the_weights_of_its_own_wavenumbers():
         few.weight.copy_(layer.weight[:, 1:4, :2])
     x = draw(1, 3, 3, 4)
     assert_same(layer(x), few(x))
+
+
+@pytest.mark.parametrize(
+    ("registration", "periodic"), [("node", False), ("node", True), ("node_both", False), ("cell", True)]
+)
+def test_volumes_of_points_are_those_of_the_axis(registration, periodic):
+    axis = Axis("x", 7, 0.0, 2.0, registration=registration, periodic=periodic)
+    expected = torch.from_numpy(axis.bounds[:, 1] - axis.bounds[:, 0]) / axis.length
+    assert_same(FineAxis(axis, 7).volumes(), expected)
 
 
 def test_modes_commute_with_translations_of_a_periodic_axis():

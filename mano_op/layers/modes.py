@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mano_op.grid import Registration
-from mano_op.layers.refinement import Points
+from mano_op.grid import Grid, Registration
+from mano_op.layers.refinement import Part, Points, Refinement
 from mano_op.layers.tokens import on_grid, points_of
 
 # A complex tensor as its real and its imaginary part, a real one as itself: exported programs have no others.
@@ -24,10 +24,11 @@ class LowModes(nn.Module):
         (Sz)(x) = \Re \sum_k W_k\, \hat z_k\, \varphi_k(x), \qquad
         \hat z_k = \sum_i w_i\, \overline{\varphi_k(x_i)}\, z(x_i) ,
 
-    with the weights :math:`w_i` of the trapezoidal rule. Functions are products over the axes, scaled to
-    [0, 1]: :math:`e^{2 \pi i k x}` with :math:`|k| < m` along an axis that wraps, and :math:`\cos(\pi k x)`
-    with :math:`0 \le k \le 2m - 2` between walls. Real fields need only :math:`k \ge 0` along the last axis
-    that wraps. The wavenumbers are those of the domain, whatever grid a field is on.
+    with the control volumes :math:`w_i` of the points (`mano_op.grid.Axis.bounds`). Functions are products
+    over the axes, scaled to [0, 1]: :math:`e^{2 \pi i k x}` with :math:`|k| < m` along an axis that wraps,
+    and :math:`\cos(\pi k x)` with :math:`0 \le k \le 2m - 2` between walls. Real fields need only
+    :math:`k \ge 0` along the last axis that wraps. The wavenumbers are those of the domain, whatever grid a
+    field is on.
 
     Parameters
     ----------
@@ -67,9 +68,11 @@ class LowModes(nn.Module):
     ) -> None:
         super().__init__()
         self.n_modes, self.registration, self.periodic = n_modes, registration, tuple(periodic)
-        self._last = max((i for i, wraps in enumerate(self.periodic) if wraps), default=None)
-        counts = [len(self._wavenumbers(i, 2 * n_modes)) for i in range(n_dim)]
-        parts = 1 if self._last is None else 2
+        last = max((i for i, wraps in enumerate(self.periodic) if wraps), default=None)
+        # Whether an axis has wavenumbers of both signs.
+        self._signed = [wraps and i != last for i, wraps in enumerate(self.periodic)]
+        parts = 1 if last is None else 2
+        counts = map(len, self._wavenumbers((2 * n_modes,) * n_dim))
         # Real and imaginary parts, wavenumbers, channels of the input and of the output.
         self.weight = nn.Parameter(torch.empty(parts, *counts, channels, channels))
         nn.init.normal_(self.weight, std=0.5 / math.sqrt(channels * parts))
@@ -82,90 +85,66 @@ class LowModes(nn.Module):
         if points is None:
             shape = tuple(x.shape[2:])
             return on_grid(self(points_of(x), Points(shape)), shape)
-        part, sources, reference = points.part, points.sources, points.reference
-        targets = None if part is None else part.points(x.device)
-        if targets is not None and sources is not None:
-            return self._values(sources[self], targets)
-        anchors = self._coordinates(reference, x.device)
-        z = self._coefficients(on_grid(x[..., : math.prod(reference)], reference), anchors)
-        if sources is not None:
-            sources[self] = z
-        out = self._values(z, anchors)
-        return out if targets is None else torch.cat([out.mT, self._values(z, targets).mT], dim=1).mT
+        grid = Grid.uniform(points.reference, registration=self.registration, periodic=self.periodic)
+        waves, anchors = self._wavenumbers(grid.shape), Refinement(grid, grid.shape).whole
 
-    def _coefficients(self, x: Tensor, coordinates: Sequence[Tensor]) -> Parts:
-        """Map a field on the reference to coefficients, ``(batch, *wavenumbers, channels)``."""
+        def values(z: Parts, part: Part | None) -> Tensor:
+            return self._values(z, waves, (part or anchors).points(x.device))
+
+        return points.far_field(self, x, lambda field: self._coefficients(field, waves, anchors), values)
+
+    def _coefficients(self, x: Tensor, waves: Sequence[range], anchors: Part) -> Parts:
+        """Map a field on the reference to mixed coefficients, ``(batch, *wavenumbers, channels)``."""
         z: Parts = (x.movedim(1, -1),)
+        for i, axis in enumerate(anchors.axes):
+            functions = self._functions(i, waves[i], axis.points(x.device))
+            real, *imaginary = (part * axis.volumes(x.device) for part in functions)
+            z = _product((real, *(-part for part in imaginary)), z, i + 1)
+        weights: Tensor = self.weight
+        most = self._wavenumbers([2 * self.n_modes] * len(waves))
+        for i, (known, every) in enumerate(zip(waves, most, strict=True), start=1):
+            weights = weights.narrow(i, known.start - every.start, len(known))
+        real, *imaginary = weights.flatten(1, -3).to(x.dtype)
+        if imaginary:  # one product of twice the channels
+            [imag] = imaginary
+            real = torch.cat([torch.cat([real, imag], -1), torch.cat([-imag, real], -1)], -2)
+        mixed = torch.bmm(torch.cat(z, -1).flatten(1, -2).transpose(0, 1), real).transpose(0, 1)
+        return mixed.unflatten(1, [len(known) for known in waves]).chunk(len(z), -1)
+
+    def _values(self, z: Parts, waves: Sequence[range], coordinates: Sequence[Tensor]) -> Tensor:
+        """Sum up the functions at the points of a grid, ``(batch, channels, *grid)``."""
         for i, at in enumerate(coordinates):
-            n = len(at)
-            weight = torch.full_like(at, 1 / n)
-            if self.registration == "node_both":
-                weight = torch.where((at == 0) | (at == 1), 0.5, torch.ones_like(at)) / (n - 1)
-            functions = self._functions(i, self._wavenumbers(i, n), at)
-            real, *imaginary = (part * weight for part in functions)
-            z = _product((real, *(-part for part in imaginary)), z, i + 1, x.dtype)
-        counts = z[0].shape[1:-1]
-        z = self._at_each_mode(tuple(part.flatten(1, -2).transpose(0, 1) for part in z), counts)
-        return tuple(part.transpose(0, 1).unflatten(1, counts) for part in z)
+            k = torch.arange(waves[i].start, waves[i].stop, device=at.device)[:, None]
+            # Those below 0 that are left out have the conjugate coefficients, or the same cosine.
+            times = 1 if self._signed[i] else 1 + (k > 0).int()
+            z = _product(tuple((part * times).T for part in self._functions(i, waves[i], at)), z, i + 1)
+        return z[0].movedim(-1, 1)
 
-    def _values(self, z: Parts, coordinates: Sequence[Tensor]) -> Tensor:
-        """Sum up the functions at the points of a grid, ``(batch, channels, points)``."""
-        dtype = z[0].dtype
-        for i, at in enumerate(coordinates):
-            count, symmetric = z[0].shape[i + 1], self._is_symmetric(i)
-            numbers = range(-(count // 2), count // 2 + 1) if symmetric else range(count)
-            functions = self._functions(i, numbers, at)
-            # Wavenumbers that are left out, below 0, have the conjugate coefficients.
-            twice = torch.arange(count, device=at.device)[:, None] > (count if symmetric else 0)
-            z = _product(tuple((part * (1 + twice)).T for part in functions), z, i + 1, dtype)
-        return points_of(z[0].movedim(-1, 1))
+    def _wavenumbers(self, shape: Sequence[int]) -> list[range]:
+        """The wavenumbers of each axis that a grid carries."""
+        waves = []
+        for n, wraps, signed in zip(shape, self.periodic, self._signed, strict=True):
+            count = min(self.n_modes, (n + 1) // 2) if wraps else min(2 * self.n_modes - 1, n)
+            waves.append(range(1 - count if signed else 0, count))
+        return waves
 
-    def _at_each_mode(self, z: Parts, counts: Sequence[int]) -> Parts:
-        """Map the channels of ``(modes, batch, channels)``."""
-        weight: Tensor = self.weight
-        for i, count in enumerate(counts, start=1):  # of a symmetric range the middle, else the first
-            start = (weight.shape[i] - count) // 2 if self._is_symmetric(i - 1) else 0
-            weight = weight.narrow(i, start, count)
-        real, *imaginary = weight.flatten(1, -3).to(z[0].dtype)
-        if not imaginary:
-            return (torch.bmm(z[0], real),)
-        [imag] = imaginary
-        both = torch.cat([torch.cat([real, imag], -1), torch.cat([-imag, real], -1)], -2)
-        return torch.bmm(torch.cat(z, -1), both).chunk(2, -1)
-
-    def _is_symmetric(self, axis: int) -> bool:
-        """Whether an axis has wavenumbers of both signs."""
-        return self.periodic[axis] and axis != self._last
-
-    def _wavenumbers(self, axis: int, n: int) -> range:
-        """The wavenumbers of an axis of n points."""
-        if not self.periodic[axis]:
-            return range(min(2 * self.n_modes - 1, n))
-        count = min(self.n_modes, (n + 1) // 2)
-        return range(1 - count if self._is_symmetric(axis) else 0, count)
-
-    def _coordinates(self, shape: Sequence[int], device: torch.device) -> list[Tensor]:
-        """The coordinates of the axes of a grid in [0, 1]."""
-        ends, first = int(self.registration == "node_both"), 0.5 * (self.registration == "cell")
-        return [(torch.arange(n, device=device).double() + first) / (n - ends) for n in shape]
-
-    def _functions(self, axis: int, wavenumbers: range, at: Tensor) -> Parts:
+    def _functions(self, axis: int, waves: range, at: Tensor) -> Parts:
         """The functions of an axis at coordinates, ``(wavenumbers, points)``."""
-        k = torch.arange(wavenumbers.start, wavenumbers.stop, device=at.device).double()[:, None]
-        if not self.periodic[axis]:
-            return ((torch.pi * k * at).cos(),)
-        angle = 2 * torch.pi * k * at
-        return angle.cos(), angle.sin()
+        k = torch.arange(waves.start, waves.stop, device=at.device).double()[:, None]
+        angle = (2 if self.periodic[axis] else 1) * torch.pi * k * at
+        return (angle.cos(), angle.sin()) if self.periodic[axis] else (angle.cos(),)
 
 
-def _product(matrix: Parts, z: Parts, dim: int, dtype: torch.dtype) -> Parts:
+def _product(matrix: Parts, z: Parts, dim: int) -> Parts:
     """Multiply a dimension of ``(batch, *axes, channels)`` by a matrix."""
 
-    def along(part: Tensor, t: Tensor) -> Tensor:
-        return (part.to(dtype) @ t.flatten(dim + 1)).unflatten(-1, t.shape[dim + 1 :])
+    def multiplied(part: Tensor, t: Tensor) -> Tensor:
+        return (part.to(t.dtype) @ t.flatten(dim + 1)).unflatten(-1, t.shape[dim + 1 :])
 
-    if len(matrix) == 1:
-        return tuple(along(matrix[0], part) for part in z)
+    real, *imaginary = matrix
+    if not imaginary:
+        return tuple(multiplied(real, part) for part in z)
+    [imag] = imaginary
     if len(z) == 1:
-        return along(matrix[0], z[0]), along(matrix[1], z[0])
-    return along(matrix[0], z[0]) - along(matrix[1], z[1]), along(matrix[0], z[1]) + along(matrix[1], z[0])
+        return multiplied(real, z[0]), multiplied(imag, z[0])
+    return multiplied(real, z[0]) - multiplied(imag, z[1]), multiplied(real, z[1]) + multiplied(imag, z[0])

@@ -281,7 +281,12 @@ class MultipoleAttention(nn.Module):
         near = self._with_idle(near, len(windows))
         if len(windows) == 1:
             return near
-        return near + points.far_field(self, x, lambda field: self._far_field(field, windows))
+        return near + points.far_field(
+            self,
+            x,
+            lambda field: self._far_field(field, windows),
+            lambda far, part: far if part is None else part.interpolate(far),
+        )
 
     def _far_field(self, x: Tensor, windows: nn.ModuleList) -> Tensor:
         r"""Return what coarser levels add to a field on the reference, :math:`s_0 \odot U_0(y_1)`."""

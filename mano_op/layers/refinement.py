@@ -221,6 +221,11 @@ class FineAxis(NamedTuple):
         last = k == self.reference.n - 1
         return left.clamp(min=0), torch.where(last, float(self.reference.intervals), right)
 
+    def volumes(self, device: torch.device | None = None) -> Tensor:
+        """Return the share of the domain that each point of the reference stands for, ``(reference.n,)``."""
+        left, right = self._ends(torch.arange(self.reference.n, device=device))
+        return (right - left) / self.reference.intervals
+
     def _placed(self, at: Tensor) -> Tensor:
         """A position in spacings of the reference, counted in points of the finer axis."""
         return at * self.intervals / self.reference.intervals - self.reference.offset
@@ -610,15 +615,26 @@ class Points:
 
         return attend
 
-    def far_field(self, layer: nn.Module, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return at all points what a function of a layer makes of the features on the reference."""
+    def far_field(
+        self,
+        layer: nn.Module,
+        x: Tensor,
+        expand: Callable[[Tensor], Any],
+        evaluate: Callable[[Any, Part | None], Tensor],
+    ) -> Tensor:
+        """Return the far field of a layer at all points.
+
+        `expand` maps the features on the reference to what the far field is given by, `evaluate` maps this to
+        its values on the reference, or at the targets of a part.
+        """
         part, sources = self.part, self.sources
         if part is not None and sources is not None:
-            return points_of(part.interpolate(sources[layer]))
-        far = function(on_grid(x[..., : math.prod(self.reference)], self.reference))
+            return points_of(evaluate(sources[layer], part))
+        expansion = expand(on_grid(x[..., : math.prod(self.reference)], self.reference))
         if sources is not None:
-            sources[layer] = far
-        return points_of(far) if part is None else joined(far, part.interpolate(far))
+            sources[layer] = expansion
+        far = evaluate(expansion, None)
+        return points_of(far) if part is None else joined(far, evaluate(expansion, part))
 
 
 class Stages(NamedTuple):

@@ -71,33 +71,24 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block: ``x + attention(x)``, then ``x + mlp(x)``."""
+    """A block: ``x + mixing(x)``, by attention or by low modes, then ``x + mlp(x)``.
 
-    def __init__(self, attention: MultipoleAttention, mlp: Mlp) -> None:
+    The mixing has the name of what it is, ``attention`` or ``modes``.
+    """
+
+    def __init__(self, mixing: MultipoleAttention | LowModes, mlp: Mlp) -> None:
         super().__init__()
-        self.attention, self.mlp = attention, mlp
+        self._mixing = "modes" if isinstance(mixing, LowModes) else "attention"
+        self.add_module(self._mixing, mixing)
+        self.mlp = mlp
 
     def forward(self, x: Tensor, points: Points | None = None) -> Tensor:
         """Map ``(batch, channels, *grid)``, or features of `points`, to the same shape."""
         return recomputed(self._map, x, points)
 
     def _map(self, x: Tensor, points: Points | None) -> Tensor:
-        x = x + self._mix(x, points)
+        x = x + getattr(self, self._mixing)(x, points)
         return x + cast(Tensor, self.mlp(x))
-
-    def _mix(self, x: Tensor, points: Points | None) -> Tensor:
-        return cast(Tensor, self.attention(x, points))
-
-
-class SpectralBlock(Block):
-    """A block with low modes in place of attention."""
-
-    def __init__(self, modes: LowModes, mlp: Mlp) -> None:
-        nn.Module.__init__(self)
-        self.modes, self.mlp = modes, mlp
-
-    def _mix(self, x: Tensor, points: Points | None) -> Tensor:
-        return cast(Tensor, self.modes(x, points))
 
 
 def recomputed(function: Callable[..., Tensor], x: Tensor, *args: Any, most: int = KEPT) -> Tensor:

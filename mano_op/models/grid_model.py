@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mano_op.layers.modes import LowModes
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.tokens import at_points
-from mano_op.models.block import Block, Mlp, NonLinearity, SpectralBlock, width
+from mano_op.models.block import Block, Mlp, NonLinearity, width
 from mano_op.models.data_model import DataModel
 from mano_op.options import Count, Positive, options
 
@@ -50,7 +50,7 @@ class Network:
         for i in range(self.n_layers):
             layer = mixing(i)  # before the MLP, so that a seed gives the same parameters as ever
             mlp = Mlp(channels, hidden, channels, norm=norm, non_linearity=non_linearity)
-            blocks.append(SpectralBlock(layer, mlp) if isinstance(layer, LowModes) else Block(layer, mlp))
+            blocks.append(Block(layer, mlp))
         return blocks
 
     def projection(self, out_channels: int, non_linearity: NonLinearity) -> Mlp:

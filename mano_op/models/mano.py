@@ -33,7 +33,8 @@ _TILE_ELSEWHERE = 2**20
 class MANO(GridModel, Anchored, name="MANO"):  # type: ignore[misc]
     r"""Multipole Attention Neural Operator: a map from fields to fields on a uniform grid.
 
-    Lift the channels of each point, apply blocks of multipole attention and a pointwise MLP, project:
+    Lift the channels of each point, apply blocks of multipole attention and a pointwise MLP, project; with
+    `n_modes` every second block has low modes in place of attention:
 
     .. math::
 

@@ -17,12 +17,13 @@ from mano_op.layers.attention import SwinPositionBias, WindowAttention
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.pyramid import covering_levels
 from mano_op.layers.refinement import Refinement, Stages, run, run_by_parts
+from mano_op.layers.tokens import at_points
 from mano_op.models.block import KEPT, Block, Mlp, recomputed, width
 from mano_op.models.coordinates import grid_points, with_coordinates
 from mano_op.models.data_model import DataModel
 from mano_op.options import with_fields_of
 from mano_op.vision.options import MANOOptions, Size, height_width
-from mano_op.vision.stages import PatchEmbedding, PatchMerging, SwinBlock, normalised, per_stage
+from mano_op.vision.stages import PatchEmbedding, PatchMerging, SwinBlock, per_stage
 
 # Pixels, of all images, that are done at a time where no gradient is recorded.
 _TILE = 2**14
@@ -186,7 +187,7 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
             for block in cast(nn.ModuleList, stage):
                 x = recomputed(block, x, most=0 if self.checkpointed else KEPT)
             fields.append(x)
-        return [*fields[:-1], normalised(x, self.norm)]
+        return [*fields[:-1], at_points(self.norm, x)]
 
     @property
     def _stages(self) -> Stages:
@@ -194,7 +195,7 @@ class MANOClassifier(DataModel, name="MANO_classifier"):
         return Stages(
             lift=lambda x, points: self.patches(self._located(x, points)),
             blocks=[block for stage in self.stages for block in cast(nn.ModuleList, stage)],
-            head=lambda x, points: normalised(x, self.norm),
+            head=lambda x, points: at_points(self.norm, x),
         )
 
     def _located(self, x: Tensor, points: Sequence[Tensor]) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mano_op.errors import InputError
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.pyramid import fill_last_cells
+from mano_op.layers.tokens import at_points
 from mano_op.models.block import Mlp
 
 
@@ -25,11 +26,6 @@ def per_stage(name: str, value: int | Sequence[int], n_stages: int) -> list[int]
     if len(values) != n_stages or not values:
         raise InputError(f"{name}={value!r}, expected one for each of {n_stages} stages, at least 1")
     return values
-
-
-def normalised(x: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """Normalise the channels of each point of ``(batch, channels, h, w)``."""
-    return rearrange(norm(rearrange(x, "b c h w -> b h w c")), "b h w c -> b c h w")
 
 
 class PatchEmbedding(nn.Module):
@@ -118,7 +114,7 @@ class SwinBlock(nn.Module):
         return self._add(x, self.mlp(x), self.norm2)
 
     def _add(self, x: Tensor, update: Tensor, norm: nn.LayerNorm) -> Tensor:
-        update = normalised(update, norm)
+        update = at_points(norm, update)
         if self.training and self.drop_path:
             kept = 1 - self.drop_path
             update = update * (update.new_empty(len(x), 1, 1, 1).bernoulli_(kept) / kept)
