@@ -12,7 +12,7 @@ Errors are those of the tests, by `mano_op.transfer.evaluate_transfer`: where tr
 directly and by interpolation of the coarse prediction (``dpu_mean``). A budget of 1 is the ``seconds`` of the
 setting, for one thread. Run:
 
-    python benchmarks/swap.py                     # all settings, one budget and seed: two hours
+    python benchmarks/swap.py                     # all settings, one budget and seed: an hour
     python benchmarks/swap.py darcy flow --budgets 0.25 1 4 --seeds 0 1 2
 
 Results go to ``benchmarks/results/swap.json``; what is there already is not trained again, so the script can
@@ -69,7 +69,7 @@ class Setting:
     problem: Problem
     n: int
     samples: dict[str, int]
-    seconds: float = 120.0
+    seconds: float = 60.0
     steps: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -92,7 +92,7 @@ def _samples(train: int, others: int) -> dict[str, int]:
 
 SETTINGS = {
     "darcy": Setting(Darcy(), 32, _samples(400, 60), options={"solver_resolution": 256}),
-    "darcy_64": Setting(Darcy(), 64, _samples(400, 60), 240.0, options={"solver_resolution": 256}),
+    "darcy_64": Setting(Darcy(), 64, _samples(400, 60), 120.0, options={"solver_resolution": 256}),
     "poisson": Setting(Poisson(), 16, _samples(200, 40)),
     "reaction": Setting(FitzHughNagumo(), 32, _samples(60, 8), steps=True, options={"registration": "cell"}),
     "burgers": Setting(Burgers(viscosity=1e-2, n_steps=1), 256, _samples(800, 100), steps=True),
@@ -101,24 +101,34 @@ SETTINGS = {
         NavierStokes(viscosity=1e-3, final_time=10.0, n_steps=20), 32, _samples(30, 6), steps=True
     ),
     "flow_fine": Setting(
-        NavierStokes(viscosity=1e-4, final_time=10.0, n_steps=20), 64, _samples(40, 6), 240.0, steps=True
+        NavierStokes(viscosity=1e-4, final_time=10.0, n_steps=20), 64, _samples(40, 6), 120.0, steps=True
     ),
 }
 
 
-def _mano(setting: Setting, channels: dict[str, int], **_: Any) -> nn.Module:
+def _grid(setting: Setting, known: list[float] | None) -> dict[str, Any]:
+    """What `train_model` tells MANO of the fields, with their values at walls where they are known."""
+    return {
+        "reference_shape": [setting.n] * setting.problem.n_dim,
+        "boundary_values": known,
+        "restriction": "sample" if setting.steps else "average",
+        **setting.space,
+    }
+
+
+def _mano(setting: Setting, channels: dict[str, int], known: list[float] | None, **_: Any) -> nn.Module:
     n_dim = setting.problem.n_dim
     shape = {
         "window": {1: 16, 2: 4, 3: 4}[n_dim],
         "halo": {1: 4, 2: 1, 3: 0}[n_dim],
         "n_modes": {1: 16, 2: 8, 3: 4}[n_dim],
     }
-    grid = {"reference_shape": [setting.n] * n_dim, **setting.space}
+    grid = _grid(setting, known)
     return MANO(**channels, hidden_channels=WIDTH, n_layers=DEPTH, n_levels=1, norm=False, **shape, **grid)
 
 
-def _attention(setting: Setting, channels: dict[str, int], **_: Any) -> nn.Module:
-    grid = {"reference_shape": [setting.n] * setting.problem.n_dim, **setting.space}
+def _attention(setting: Setting, channels: dict[str, int], known: list[float] | None, **_: Any) -> nn.Module:
+    grid = _grid(setting, known)
     return MANO(**channels, hidden_channels=WIDTH, n_layers=DEPTH, **grid)
 
 
@@ -193,8 +203,12 @@ class Training:
         self.processor, self.times = self.loaders.processor, times
         first = self.processor.preprocess(next(iter(self.loaders.train)))
         channels = {"in_channels": first["x"].shape[1], "out_channels": first["y"].shape[1]}
+        known = None
+        if self.setting.problem.boundary_condition == "dirichlet":
+            zeros = {key: torch.zeros_like(first[key][:1]) for key in ("x", "y")}
+            known = self.processor.preprocess(zeros)["y"].flatten(2)[0, :, 0].tolist()
         torch.manual_seed(seed)
-        self.model = MODELS[model].build(self.setting, channels, **options)
+        self.model = MODELS[model].build(self.setting, channels, known=known, **options)
         decay = {"weight_decay": 1e-4}
         if MODELS[model].muon:
             self.optimiser: torch.optim.Optimizer = MuonAdamW(self.model, options["rate"], **decay)

@@ -83,6 +83,7 @@ def mano(n_dim):
         "n_modes": st.one_of(st.none(), st.integers(1, 4)),
         "norm": st.booleans(),
         "boundary_values": st.one_of(st.none(), values),
+        "restriction": st.sampled_from(["average", "sample"]),
     }
 
 

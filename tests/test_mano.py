@@ -30,6 +30,7 @@ OPTIONS = {
     "non_linearity": "silu",
     "positional_embedding": None,
     "boundary_values": None,
+    "restriction": "average",
     "registration": "cell",
     "periodic": False,
 }

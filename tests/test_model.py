@@ -16,7 +16,7 @@ from mano_op.models.published import PublishedMANO
 def test_state_dict_has_the_options_of_the_root_alone():
     model = build()
     state = model.state_dict()
-    origin = {"args": [], "_name": "MANO", "_version": "3"}
+    origin = {"args": [], "_name": "MANO", "_version": "4"}
     assert metadata_of(state) == {"in_channels": 2, "out_channels": 3} | origin | OPTIONS
     state["_metadata"].zero_()
     assert metadata_of(model.state_dict())["window"] == 3
@@ -43,7 +43,7 @@ def test_loading_a_state_dict_leaves_it_as_it_is():
     [
         (
             lambda: PublishedMANO(2, 3, hidden_channels=6, n_heads=3),
-            "checkpoint of MANO_published version 1, expected MANO version 3: load it with its own class",
+            "checkpoint of MANO_published version 1, expected MANO version 4: load it with its own class",
         ),
         (
             lambda: build(hidden_channels=9),
@@ -72,7 +72,7 @@ def test_checkpoint_of_another_version_is_refused(tmp_path):
     build().save_checkpoint(tmp_path, "model")
     metadata = torch.load(tmp_path / "model_metadata.pkl")
     torch.save(metadata | {"_version": "0"}, tmp_path / "model_metadata.pkl")
-    with pytest.raises(InputError, match="checkpoint of MANO version 0, expected MANO version 3: load it"):
+    with pytest.raises(InputError, match="checkpoint of MANO version 0, expected MANO version 4: load it"):
         MANO.from_checkpoint(tmp_path, "model")
 
 

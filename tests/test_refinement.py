@@ -7,14 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mano_op.grid import Grid
+from mano_op.layers.interpolation import lagrange
 from mano_op.layers.refinement import Refinement
 from mano_op.memory import peak_bytes
 
 KINDS = [("node", False), ("node", True), ("cell", False), ("cell", True), ("node_both", False)]
 
 
-def refinement(shape, reference, registration="node", periodic=False):
-    return Refinement(Grid.uniform(reference, registration=registration, periodic=periodic), shape)
+def refinement(shape, reference, registration="node", periodic=False, **options):
+    return Refinement(Grid.uniform(reference, registration=registration, periodic=periodic), shape, **options)
 
 
 def line(n, reference, kind):
@@ -80,6 +81,19 @@ def test_averages_match_their_formula(kind, n):
     for name, axis in (("smooth", source), ("anchors", reference)):
         found = steps_of(place)[name][0](field(values))[0, 0].numpy()
         assert np.allclose(found, [average(source, reference, values, at) for at in axis.points], rtol=1e-12)
+
+
+@pytest.mark.parametrize("n", [9, 16, 24, 41])
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_are_lagranges_through_four_points_of_the_finer_grid(kind, n):
+    place, values = (
+        refinement((n, 5), (8, 5), kind[0], (kind[1], False), sampled=True),
+        torch.randn(n, 5).double(),
+    )
+    [source], [axis] = Grid.uniform((n,), registration=kind[0], periodic=kind[1]), list(place.reference)[:1]
+    expected = lagrange(source, axis, 4).apply(values[None, None], 2)
+    torch.testing.assert_close(place.anchors(values[None, None]), expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(place.in_order(place.whole.smooth(values[None, None]))[0, 0], values)
 
 
 @pytest.mark.parametrize("reference", [1, 2, 3, 8])

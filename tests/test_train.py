@@ -31,6 +31,7 @@ def test_model_fits_the_store_and_is_kept(fields: FieldStore, tmp_path: Path) ->
         "periodic": [False, False],
         "reference_shape": [8, 8],
         "boundary_values": None,
+        "restriction": "average",
         **SMALL,
     }
     assert run.options == expected

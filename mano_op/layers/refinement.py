@@ -12,6 +12,7 @@ step                what it does
                     volumes :math:`\omega_i` of its points (`Axis.bounds`): at y each of its own points,
 `anchors`           or at y the points of the reference, whose control volumes are :math:`\Omega`; between
                     them the ends of :math:`\Omega(y)` are interpolated linearly
+`sample`            or it is interpolated at the points of the reference, by the same cubic as here:
 `interpolate`       a field on the reference at the points of the finer grid: the cubic through the four
                     nearest points, the parabola or line through those there are at the ends, and beyond
                     the outermost reference point its value
@@ -178,38 +179,44 @@ class FineAxis(NamedTuple):
         last = stop * self.intervals // reference.intervals
         return self._mean(x, dim, left, right, first - 1, last + 2)
 
-    def interpolate(self, x: Tensor, dim: int) -> Tensor:
-        """Interpolate a field on the reference at the points, along a dimension."""
+    def sample(self, x: Tensor, dim: int, start: int = 0, stop: int | None = None) -> Tensor:
+        """Interpolate a field on all of the finer axis at points of the reference, from `start` to `stop`."""
+        reference = self.reference
+        k = torch.arange(start, reference.n if stop is None else stop, device=x.device)
+        both_ends, cell = (reference.registration == kind for kind in ("node_both", "cell"))
+        p, q = k * (self.n - both_ends), reference.n - both_ends
+        if cell:
+            p, q = (2 * k + 1) * self.n - reference.n, 2 * reference.n
+        near, weights = _cubic(p // q, (p % q).double() / q, self.n, wraps=reference.periodic)
+        rows = [x.index_select(dim, of_row) for of_row in near]
+        return sum(row * along(w.to(x.dtype), dim, x.ndim) for row, w in zip(rows, weights, strict=True))
+
+    def interpolate(self, x: Tensor, dim: int, ghosts: tuple[int, int] = (0, 0)) -> Tensor:
+        """Interpolate a field on the reference at the points, along a dimension.
+
+        The field may have `ghosts`, points before and after those of the reference, at its spacing.
+        """
         if not torch.compiler.is_compiling() and self.end - self.start > _BLOCK:
             edges = range(self.start, self.end, _BLOCK)
             blocks = (self._replace(start=start, stop=min(start + _BLOCK, self.end)) for start in edges)
-            return torch.cat([block.interpolate(x, dim) for block in blocks], dim)
-        below, share = self._within(x.device)
-        n, i = self.reference.n, torch.arange(4, device=x.device)
-        near = below + (i - 1)[:, None]
-        if self.reference.periodic:
-            near, used = near % n, (i < n)[:, None].expand_as(near)
-        else:
-            used = (near >= 0) & (near < n)
-            near = near.clamp(0, n - 1)
-        steps = i[:, None] - i  # from each other point to each
-        counts = (steps != 0)[:, :, None] & used
-        factors = (share - (i - 1)[:, None]) / torch.where(steps == 0, 1, steps)[:, :, None]
-        f0, f1, f2, f3 = torch.where(counts, factors, 1.0).unbind(1)
+            return torch.cat([block.interpolate(x, dim, ghosts) for block in blocks], dim)
+        below, share = self._within(x.device, ghosts)
+        n = self.reference.n + sum(ghosts)
+        near, weights = _cubic(below + ghosts[0], share, n, wraps=self.reference.periodic)
         low, high = (0, n) if torch.compiler.is_compiling() else (int(near.min()), int(near.max()) + 1)
         columns = torch.arange(low, high, device=x.device)
-        matrix = ((near[..., None] == columns) * (used * f0 * f1 * f2 * f3)[..., None]).sum(0).to(x.dtype)
+        matrix = ((near[..., None] == columns) * weights[..., None]).sum(0).to(x.dtype)
         rows = x.movedim(1, -1).narrow(dim - 1, low, high - low)
         return (matrix @ rows.flatten(dim)).unflatten(dim, rows.shape[dim:]).movedim(-1, 1)
 
-    def _within(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _within(self, device: torch.device, ghosts: tuple[int, int] = (0, 0)) -> tuple[Tensor, Tensor]:
         """The point of the reference at or below each point, and the share of the way to the next.
 
         Beyond an outermost point of an axis that does not wrap they are that point and 0.
         """
         p, q = self.numerators(device), self.rate[2]
         if not self.reference.periodic:
-            p = p.clamp(0, q * (self.reference.n - 1))
+            p = p.clamp(-ghosts[0] * q, q * (self.reference.n - 1 + ghosts[1]))
         below = p // q
         return below, (p - below * q).double() / q
 
@@ -414,6 +421,8 @@ class Part:
     Parameters
     ----------
     axes : sequence of FineAxis
+    sampled : bool
+        Whether the points have a field's own values, not averages.
 
     Examples
     --------
@@ -424,8 +433,8 @@ class Part:
     True
     """
 
-    def __init__(self, axes: Sequence[FineAxis]) -> None:
-        self.axes = tuple(axes)
+    def __init__(self, axes: Sequence[FineAxis], *, sampled: bool = False) -> None:
+        self.axes, self.sampled = tuple(axes), sampled
         self._targets: dict[tuple[AxisSizes, ...], Targets] = {}
 
     @property
@@ -438,7 +447,9 @@ class Part:
         return [axis.points(device) for axis in self.axes]
 
     def smooth(self, x: Tensor) -> Tensor:
-        """Average a field on all of the finer grid at the points."""
+        """Average a field on all of the finer grid at the points, or select its values."""
+        if self.sampled:
+            return self.take(x)
         for dim, axis in enumerate(self.axes, start=2):
             if axis.refines:
                 x = axis.smooth(x, dim)
@@ -479,6 +490,8 @@ class Refinement:
     reference : Grid
     shape : sequence of int
         Points along each axis of the input's grid, over the same domain.
+    sampled : bool
+        Whether a finer field is sampled, not averaged.
 
     Examples
     --------
@@ -490,8 +503,8 @@ class Refinement:
     tensor([[[0.0000, 0.5000, 1.0000, 1.0000]]])
     """
 
-    def __init__(self, reference: Grid, shape: Sequence[int]) -> None:
-        self.reference, self.shape = reference, tuple(shape)
+    def __init__(self, reference: Grid, shape: Sequence[int], *, sampled: bool = False) -> None:
+        self.reference, self.shape, self.sampled = reference, tuple(shape), sampled
         # The working grid: the finer of the two along each axis.
         self.working = tuple(
             keys if n < keys else n for n, keys in zip(self.shape, reference.shape, strict=True)
@@ -502,7 +515,7 @@ class Refinement:
     @property
     def whole(self) -> Part:
         """All points of the working grid."""
-        return Part(self.axes)
+        return Part(self.axes, sampled=self.sampled)
 
     def parts(self, most: int) -> Iterator[Part]:
         """Cut the working grid into boxes of at most `most` points, or as small as they can be.
@@ -522,7 +535,8 @@ class Refinement:
             edges = [n * i // count for i in range(count + 1)]
             axes.append([FineAxis(axis, n, *pair) for pair in pairwise(edges)])
             most //= width
-        return (Part(box) for box in product(*axes))  # one at a time, with what it keeps
+        boxes = product(*axes)
+        return (Part(box, sampled=self.sampled) for box in boxes)  # one at a time, with what it keeps
 
     def lift(self, x: Tensor) -> Tensor:
         """Interpolate from the input's grid to the working grid."""
@@ -533,14 +547,15 @@ class Refinement:
         return self._interpolated(x, 4, up=False)
 
     def anchors(self, x: Tensor) -> Tensor:
-        """Average a field on the working grid at the points of the reference."""
+        """Average, or sample, a field on the working grid at the points of the reference."""
         for dim, axis in enumerate(self.axes, start=2):
             n = step = axis.reference.n
             if not axis.refines:
                 continue
             if not torch.compiler.is_compiling():  # some at a time: sums are in double precision
                 step = max(1, _SLAB * n * x.shape[dim] // max(1, x[0, 0].numel() * axis.n))
-            slabs = [axis.anchors(x, dim, first, min(first + step, n)) for first in range(0, n, step)]
+            restrict = axis.sample if self.sampled else axis.anchors
+            slabs = [restrict(x, dim, first, min(first + step, n)) for first in range(0, n, step)]
             x = slabs[0] if len(slabs) == 1 else torch.cat(slabs, dim)
         return x
 
@@ -647,11 +662,14 @@ class Stages(NamedTuple):
     lift, head : callable
         Maps of a field and the coordinates of its axes, before and after the blocks; the field itself if not
         given.
+    finish : callable, optional
+        Map of the results at the points of a part, given those on the reference and the part.
     """
 
     blocks: Sequence[Callable[..., Tensor]]
     lift: Callable[[Tensor, Sequence[Tensor]], Tensor] = lambda field, points: field
     head: Callable[[Tensor, Sequence[Tensor]], Tensor] = lambda field, points: field
+    finish: Callable[[Tensor, Tensor, Part], Tensor] | None = None
 
 
 def run(
@@ -680,13 +698,16 @@ def run(
             anchors = block(anchors)
         out = stages.head(anchors, points)
     else:
-        part = place.whole
-        points = part.points(x.device)
-        features = joined(anchors, stages.lift(part.smooth(x) if averaged else part.take(x), points))
+        part, n = place.whole, anchors[0, 0].numel()
+        of_part = part.points(x.device)
+        features = joined(anchors, stages.lift(part.smooth(x) if averaged else part.take(x), of_part))
         for block in stages.blocks:
             features = block(features, Points(place.reference.shape, part))
-        fine = on_grid(features[..., anchors[0, 0].numel() :], part.shape)
-        out = place.in_order(stages.head(fine, points))
+        out = stages.head(on_grid(features[..., n:], part.shape), of_part)
+        if stages.finish is not None:
+            on_reference = stages.head(on_grid(features[..., :n], place.reference.shape), points)
+            out = stages.finish(out, on_reference, part)
+        out = place.in_order(out)
     return place.settle(out) if settled else out
 
 
@@ -705,12 +726,16 @@ def run_by_parts(
     features = points_of(anchors)
     for block in stages.blocks:
         features = block(features, Points(place.reference.shape, None, sources))
+    finish = stages.finish
+    on_reference = None if finish is None else stages.head(on_grid(features, place.reference.shape), points)
     for part in place.parts(most):
-        points = part.points(x.device)
-        features = points_of(stages.lift(part.smooth(x), points))
+        of_part = part.points(x.device)
+        features = points_of(stages.lift(part.smooth(x), of_part))
         for block in stages.blocks:
             features = block(features, Points(place.reference.shape, part, sources))
-        out = stages.head(on_grid(features, part.shape), points)
+        out = stages.head(on_grid(features, part.shape), of_part)
+        if finish is not None:
+            out = finish(out, cast(Tensor, on_reference), part)
         yield tuple(axis.places for axis in part.axes), place.settle(out) if settled else out
 
 
@@ -724,6 +749,25 @@ def _on_reference(x: Tensor, place: Refinement, stages: Stages) -> tuple[Tensor,
     x = place.lift(x)
     points = Part([FineAxis(axis, axis.n) for axis in place.reference]).points(x.device)
     return x, stages.lift(place.anchors(x), points), points
+
+
+def _cubic(below: Tensor, share: Tensor, n: int, *, wraps: bool) -> tuple[Tensor, Tensor]:
+    """The points around positions on an axis of n, and their weights in a cubic, ``(4, positions)``.
+
+    A position is the point at or below it, and the share of the way to the next.
+    """
+    i = torch.arange(4, device=below.device)
+    near = below + (i - 1)[:, None]
+    if wraps:
+        near, used = near % n, (i < n)[:, None].expand_as(near)
+    else:
+        used = (near >= 0) & (near < n)
+        near = near.clamp(0, n - 1)
+    steps = i[:, None] - i  # from each other point to each
+    counts = (steps != 0)[:, :, None] & used
+    factors = (share - (i - 1)[:, None]) / torch.where(steps == 0, 1, steps)[:, :, None]
+    f0, f1, f2, f3 = torch.where(counts, factors, 1.0).unbind(1)
+    return near, used * f0 * f1 * f2 * f3
 
 
 def _around(index: Tensor, n: int) -> Tensor:

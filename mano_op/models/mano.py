@@ -17,11 +17,12 @@ from mano_op.layers.modes import LowModes
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.pyramid import covering_levels
 from mano_op.layers.reference import Anchored
-from mano_op.layers.refinement import Refinement, Stages, run, run_by_parts
+from mano_op.layers.refinement import Part, Refinement, Stages, run, run_by_parts
 from mano_op.layers.style import OPERATOR
 from mano_op.models.block import NonLinearity
 from mano_op.models.coordinates import coordinate_channels, grid_points, with_coordinates
 from mano_op.models.grid_model import GridModel, Network
+from mano_op.models.walls import Walls
 from mano_op.options import Count, Whole, checked, with_fields_of
 
 # Points of a finer grid, of all samples, that are mapped at a time where no gradient is recorded: on a CPU so
@@ -86,9 +87,12 @@ class MANO(GridModel, Anchored, name="MANO"):  # type: ignore[misc]
         in time. On a finer grid they are added as they are, while the network sees averages.
     boundary_values : sequence of float or None, optional
         For each output channel the value it is known to have at all ends of axes that do not wrap, None where
-        it is not known. In what the model works with: after normalisation. The model then has it exactly,
-        :math:`u = g + \phi\, Q(\mathrm{LN}(z))` with :math:`\phi(x) = \prod_i 4 \xi_i (1 - \xi_i)` over these
-        axes, scaled to [0, 1].
+        it is not known. In what the model works with: after normalisation. The model then has it exactly, and
+        interpolates to it beside these ends on finer grids (`mano_op.models.walls`).
+    restriction : {"average", "sample"}
+        How an input on a finer grid comes to the points of the reference: averaged over the length that each
+        stands for, which suits rough coefficients; or sampled, which suits states in time: a step is the
+        identity and a little more, and averages lose the identity.
     channel_mlp_expansion : float
         Hidden width of the blocks' MLP over `hidden_channels`.
     projection_channel_ratio : float
@@ -130,7 +134,7 @@ class MANO(GridModel, Anchored, name="MANO"):  # type: ignore[misc]
     torch.Size([4, 1, 16, 16])
     """
 
-    _version = "3"  # type: ignore[assignment]
+    _version = "4"  # type: ignore[assignment]
 
     @with_fields_of(Network)
     @checked
@@ -151,6 +155,7 @@ class MANO(GridModel, Anchored, name="MANO"):  # type: ignore[misc]
         non_linearity: NonLinearity = "gelu",
         positional_embedding: Literal["grid", None] = "grid",
         boundary_values: SkipValidation[Sequence[float | None] | None] = None,
+        restriction: Literal["average", "sample"] = "average",
         registration: Registration = "node",
         periodic: Periodic = False,
         **network: Any,
@@ -175,7 +180,8 @@ class MANO(GridModel, Anchored, name="MANO"):  # type: ignore[misc]
             return MultipoleAttention(hidden, n_heads, **levels, **space)
 
         blocks = parts.blocks(mixing, non_linearity, norm=norm)
-        self.boundary_values = self._check_boundary(boundary_values)
+        self.boundary_values, self.restriction = self._check_boundary(boundary_values), restriction
+        self._walls = Walls(self.boundary_values or [None] * out_channels, strips=n_modes is not None)
         self.residual = residual
         if residual and (out_channels > in_channels or boundary_values is not None):
             raise InputError(
@@ -207,9 +213,9 @@ class MANO(GridModel, Anchored, name="MANO"):  # type: ignore[misc]
         reference = self.reference_for(shape)
         if not torch.compiler.is_exporting() and shape == reference:
             points = self._points(shape)
-            return self._bounded(self._map(self._located(x, points)), points)
+            return self._walls.at(self._map(self._located(x, points)), points, self.periodic)
         grid = Grid.uniform(reference, registration=self.registration, periodic=self.periodic)
-        place, stages = Refinement(grid, shape), self._stages
+        place, stages = Refinement(grid, shape, sampled=self.restriction == "sample"), self._stages
         # Where gradients keep the features of all points anyway they are mapped at once.
         if not place.refines or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return run(x, place, stages)
@@ -225,29 +231,22 @@ class MANO(GridModel, Anchored, name="MANO"):  # type: ignore[misc]
     @property
     def _stages(self) -> Stages:
         """Lifting, blocks and projection of a field and the coordinates of its axes."""
-        return Stages(
-            lift=lambda x, points: self._lift(self._located(x, points)),
-            blocks=list(self.blocks),
-            head=lambda x, points: self._bounded(self._project(x), points),
-        )
+
+        def lift(x: Tensor, points: Sequence[Tensor]) -> Tensor:
+            return self._lift(self._located(x, points))
+
+        def head(x: Tensor, points: Sequence[Tensor]) -> Tensor:
+            return self._walls.at(self._project(x), points, self.periodic)
+
+        def finish(out: Tensor, on_reference: Tensor, part: Part) -> Tensor:
+            out = self._walls.beside(out, on_reference, part)
+            return self._walls.at(out, part.points(out.device), self.periodic)
+
+        return Stages(list(self.blocks), lift, head, finish)
 
     def _located(self, x: Tensor, points: Sequence[Tensor]) -> Tensor:
         """Append coordinates to the input, given those of each axis."""
         return x if self.positional_embedding is None else with_coordinates(x, points, self.periodic)
-
-    def _bounded(self, out: Tensor, points: Sequence[Tensor]) -> Tensor:
-        """Give the output its known boundary values, given the coordinates of each axis."""
-        if self.boundary_values is None:
-            return out
-        inside = torch.ones((), device=out.device)
-        for at, wraps in zip(points, self.periodic, strict=True):
-            along = torch.ones_like(at) if wraps else 4 * at * (1 - at)
-            inside = inside[..., None] * along
-        channels = [
-            out[:, i] if value is None else value + inside.to(out) * out[:, i]
-            for i, value in enumerate(self.boundary_values)
-        ]
-        return torch.stack(channels, dim=1)
 
     def _check_boundary(self, values: Sequence[float | None] | None) -> tuple[float | None, ...] | None:
         if values is None:

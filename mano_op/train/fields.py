@@ -87,7 +87,7 @@ class FieldTask(Task):
     options : mapping, optional
         The model's constructor arguments. The numbers of channels follow from the store, and so do
         ``registration``, ``periodic`` and ``n_dim`` for models that have such arguments, and, unless given,
-        MANO's ``reference_shape`` and ``boundary_values``.
+        MANO's ``reference_shape``, ``boundary_values`` and ``restriction``.
 
     Raises
     ------
@@ -169,6 +169,7 @@ class FieldTask(Task):
             defaults = {
                 "reference_shape": list(grid.shape),
                 "boundary_values": _normalised_boundary(grid, known, self.processor),
+                "restriction": "average" if self.training.time_steps is None else "sample",
             }
         data = f"the fields of {self.store.path} at {key}"
         return model_options(arguments, derived, data, defaults)
