@@ -29,7 +29,8 @@ from mano_op.transfer import evaluate_transfer
 BUDGET = {"epochs": 30, "batch_size": 20, "weight_decay": 1e-4, "seed": 0}
 HELD_OUT = 200
 FNO = {"n_modes": [8, 8], "hidden_channels": 32}
-MANO = {"hidden_channels": 24, "n_layers": 3, "window": 4, "halo": 1, "n_levels": 3}
+ATTENTION = {"n_modes": 0, "norm": True}  # in every block
+MANO = {"hidden_channels": 24, "n_layers": 3, "window": 4, "halo": 1, "n_levels": 3, **ATTENTION}
 PUBLISHED = {"hidden_channels": 24, "n_layers": 3, "n_heads": 6}
 # The widths keep MANO under twice FNO's operations; what is chosen is the rate, for MANO the heads too.
 CANDIDATES: list[tuple[str, str, dict[str, Any], float]] = [

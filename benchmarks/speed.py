@@ -67,6 +67,8 @@ from mano_op.memory import peak_bytes_of
 TURNS, SHORTEST, LEAST_NOISE = 7, 0.05, 0.15
 WIDTH, DEPTH, HEADS = 64, 4, 4
 SHAPE: dict[str, Any] = {"hidden_channels": WIDTH, "n_layers": DEPTH, "n_heads": HEADS}
+# Multipole attention in every block: what is compared with other attentions.
+ATTENTION: dict[str, Any] = {"n_modes": 0, "norm": True, "window": 4, "halo": 1}
 MIB = 2**20
 
 Run = Callable[[], Any]
@@ -179,8 +181,8 @@ def grid_name(*shape: int) -> str:
 
 
 def mano(n: int, n_dim: int = 2, **options: Any) -> MANO:
-    """MANO, trained on this grid."""
-    return MANO(1, 1, n_dim=n_dim, reference_shape=(n,) * n_dim, **options)
+    """MANO of attention alone, trained on this grid."""
+    return MANO(1, 1, n_dim=n_dim, reference_shape=(n,) * n_dim, **(ATTENTION | options))
 
 
 def features(n: int) -> Tensor:
@@ -247,7 +249,7 @@ def kernel(effort: Effort) -> Iterator[Entry]:
         return run_without
 
     for n in effort.sizes([16, 32, 64, 128], quick=[16]):
-        model, batch = MANO(1, 1, reference_shape=(n, n)), {16: 20, 32: 8, 64: 2, 128: 1}[n]
+        model, batch = mano(n), {16: 20, 32: 8, 64: 2, 128: 1}[n]
         x = torch.randn(batch, 1, n, n)
         for name, do in PASSES.items():
             run = do(model, x)
@@ -354,7 +356,8 @@ import sys, torch
 from mano_op import MANO
 n, reference, threads = map(int, sys.argv[1:])
 torch.set_num_threads(threads)
-model = MANO(1, 1, reference_shape=(reference, reference))
+options = {"n_modes": 0, "norm": True}
+model = MANO(1, 1, reference_shape=(reference, reference), **options)
 if n == reference:
     model(torch.randn(1, 1, n, n)).square().mean().backward()
 else:
@@ -415,7 +418,7 @@ def compiled(effort: Effort) -> Iterator[Entry]:
 
     sizes = effort.sizes([32, 48, 64, 96, 128], quick=[8, 12])
     case = f"{sizes[0]} to {sizes[-1]} squared, forward"
-    model = MANO(1, 1, hidden_channels=16, n_layers=1, n_heads=2, n_levels=2).eval()
+    model = MANO(1, 1, hidden_channels=16, n_layers=1, n_heads=2, n_levels=2, **ATTENTION).eval()
     inputs = [torch.randn(1, 1, n, n) for n in sizes]
     torch._dynamo.reset()
     counters.clear()

@@ -117,19 +117,12 @@ def _grid(setting: Setting, known: list[float] | None) -> dict[str, Any]:
 
 
 def _mano(setting: Setting, channels: dict[str, int], known: list[float] | None, **_: Any) -> nn.Module:
-    n_dim = setting.problem.n_dim
-    shape = {
-        "window": {1: 16, 2: 4, 3: 4}[n_dim],
-        "halo": {1: 4, 2: 1, 3: 0}[n_dim],
-        "n_modes": {1: 16, 2: 8, 3: 4}[n_dim],
-    }
-    grid = _grid(setting, known)
-    return MANO(**channels, hidden_channels=WIDTH, n_layers=DEPTH, n_levels=1, norm=False, **shape, **grid)
+    return MANO(**channels, hidden_channels=WIDTH, n_layers=DEPTH, **_grid(setting, known))
 
 
 def _attention(setting: Setting, channels: dict[str, int], known: list[float] | None, **_: Any) -> nn.Module:
-    grid = _grid(setting, known)
-    return MANO(**channels, hidden_channels=WIDTH, n_layers=DEPTH, **grid)
+    shape = {"hidden_channels": WIDTH, "n_layers": DEPTH, "window": 4, "halo": 1, "n_modes": 0}
+    return MANO(**channels, **shape, norm=True, **_grid(setting, known))
 
 
 def _fno(setting: Setting, channels: dict[str, int], *, modes: int, **_: Any) -> nn.Module:

@@ -21,8 +21,7 @@ BUDGET: dict[str, Any] = {"epochs": 30, "symmetries": ["transpose", "reflect"]}
 MODELS: dict[str, dict[str, Any]] = {
     "MANO": {
         "arch": "mano",
-        "options": {"hidden_channels": 24, "n_layers": 3, "n_heads": 6},
-        "optimizer": "muon",
+        "options": {"hidden_channels": 24},
         "learning_rate": 1e-2,
     },
     "FNO": {"arch": "fno", "options": {"n_modes": [8, 8], "hidden_channels": 32}, "learning_rate": 5e-3},

@@ -23,7 +23,8 @@ from mano_op.memory import peak_bytes
 from mano_op.models import mano
 from mano_op.runs import load_run
 
-SMALL = {"hidden_channels": 6, "n_layers": 2, "n_heads": 2, "window": 2, "halo": 1}
+ATTENTION = {"n_modes": 0, "norm": True, "window": 4, "halo": 1}  # in every block
+SMALL = {**ATTENTION, "hidden_channels": 6, "n_layers": 2, "n_heads": 2, "window": 2}
 LINES = [("node", False), ("node", True), ("cell", False), ("cell", True), ("node_both", False)]
 
 
@@ -398,8 +399,8 @@ def test_an_output_without_a_known_value_is_left_alone():
     free.load_state_dict(dict(bounded.named_parameters()), strict=False)
     x = draw(1, 1, 6, 5)
     assert torch.equal(bounded(x)[:, 0], free(x)[:, 0])
-    assert torch.equal(bounded(x)[:, 1, 1:, 1:], free(x)[:, 1, 1:, 1:])
-    assert (bounded(x)[:, 1, 0] == 0.5).all() and (bounded(x)[:, 1, :, 0] == 0.5).all()
+    down, across = (torch.tensor(ramp) for ramp in ([0, 0.75, 1, 1, 1, 0.75], [0, 0.75, 1, 1, 0.75]))
+    assert_same(bounded(x)[:, 1], 0.5 + (down[:, None] * across).double() * free(x)[:, 1])
 
 
 @pytest.mark.parametrize(
@@ -447,7 +448,7 @@ def test_a_layer_alone_is_anchored_too(shift):
 
 def test_memory_does_not_grow_with_the_points_of_a_finer_grid(monkeypatch):
     """But for the output: what is held beside it is nearly the same for four times as many."""
-    model = MANO(1, 1, reference_shape=(8, 8), hidden_channels=4, n_layers=1, n_heads=1).eval()
+    model = MANO(1, 1, **ATTENTION, reference_shape=(8, 8), hidden_channels=4, n_layers=1, n_heads=1).eval()
     monkeypatch.setattr(mano, "_TILE", 2**9)
     beside = {n: peak_bytes(model, torch.zeros(1, 1, n, n)) - 4 * n**2 for n in (128, 256)}
     assert beside[256] < 1.1 * beside[128]
@@ -486,7 +487,7 @@ def test_reported_errors_are_those_of_the_loaded_run(kind, tmp_path):
     grids, variables = [kind.grid(kind.shape), kind.grid(kind.refined(2))], [Variable("a", "input")]
     variables.append(Variable("u", "output"))
     store = store_of(tmp_path / "waves.zarr", grids, variables, smooth, {"train": 4, "test": 2}, ends=None)
-    small = {"hidden_channels": 4, "n_layers": 1, "n_heads": 2, "window": 2}
+    small = {"hidden_channels": 8, "n_layers": 1, "n_heads": 2, "window": 2, "n_modes": 2}
     options = {"resolution": kind.shape, "epochs": 1, "batch_size": 4, "progress": False}
     train_model(store, tmp_path / "run", options=small, **options)
     run = load_run(tmp_path / "run")

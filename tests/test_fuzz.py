@@ -80,7 +80,7 @@ def mano(n_dim):
         "projection_channel_ratio": st.sampled_from([1, 1.5, 2.0]),
         "non_linearity": st.sampled_from(["gelu", "relu", "silu", "tanh"]),
         "positional_embedding": st.sampled_from(["grid", None]),
-        "n_modes": st.one_of(st.none(), st.integers(1, 4)),
+        "n_modes": st.one_of(st.none(), st.integers(0, 4)),
         "norm": st.booleans(),
         "boundary_values": st.one_of(st.none(), values),
         "restriction": st.sampled_from(["average", "sample"]),
@@ -222,9 +222,11 @@ def test_gradients_are_those_of_finite_differences(problem):
 # Of every kind, one that an option cannot be; where one is right after all, it is not in the option's list.
 WRONG_KINDS = ["2", "", 1.5, -1, 0, True, None, float("nan"), float("inf"), [], [2], {}, b"2", 1 + 2j]
 RIGHT_AFTER_ALL = {
-    "halo": [0],
+    "halo": [0, None],
     "shift": [0],
-    **{name: [None] for name in ("n_levels", "stride", "head_dim", "reference_shape", "boundary_values")},
+    "n_modes": [0, None],
+    **{name: [None] for name in ("window", "n_levels", "stride", "head_dim", "reference_shape")},
+    "boundary_values": [None],
     "periodic": [True],
     "norm": [True],
     "style": [{}],

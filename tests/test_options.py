@@ -137,7 +137,7 @@ def test_values_are_those_of_the_field_and_stay() -> None:
         options.epochs = 4  # type: ignore[misc]
     image = ImageOptions(augmentation={"shift": 1})
     assert image.augmentation == Augmentation(shift=1)
-    assert (image.batch_size, options.batch_size) == (64, 20)  # each task has defaults of its own
+    assert (image.batch_size, options.batch_size) == (64, 8)  # each task has defaults of its own
     assert "clip" not in record(options) and record(options)["noise"] == 0.0
 
 

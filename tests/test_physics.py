@@ -216,14 +216,14 @@ def test_poissons_equation_is_learnt_from_its_residual_alone(store):
     sources = [{**batch, "y": torch.full_like(batch["y"], torch.nan)} for batch in train]
     model = poisson_model(coarse, processor)
     optimizer = torch.optim.Adam(model.parameters(), lr=6e-3)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 30)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 60)
     residual, losses = Residual(coarse, processor), []
 
     def training_loss(out, **sample):
         losses.append(residual(out, **sample))
         return losses[-1]
 
-    trainer = Trainer(model=model, n_epochs=30, data_processor=processor)
+    trainer = Trainer(model=model, n_epochs=60, data_processor=processor)
     loss = {"l2": LpLoss(d=2)}
     judged = {grid.shape[0]: test[grid] for grid in (coarse, fine)}
     before = {k: v.item() for n in judged for k, v in trainer.evaluate(loss, judged[n], str(n)).items()}

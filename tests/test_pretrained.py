@@ -88,7 +88,7 @@ def test_models_of_another_class_are_refused(saved):
     [
         ({"format": "other"}, "has format 'other' version 1, expected 'mano_op model' version 1"),
         ({"format_version": 2}, "version 2, expected 'mano_op model' version 1: use the release"),
-        ({"version": "1"}, r"describes version '1' of mano, .* has version '3': use the release that"),
+        ({"version": "1"}, r"describes version '1' of mano, .* has version '4': use the release that"),
         ({"arch": "os.system"}, "there is no model 'os.system'"),
         ({"arch": 3}, "arch is 3: Input should be a valid string. Restore"),
         ({"options": []}, r"options is \[\]: Input should be an object"),

@@ -122,11 +122,14 @@ def test_predictions_take_what_else_the_model_takes() -> None:
 @pytest.mark.parametrize(
     ("run", "text"),
     [
-        (make_run(), "Run(mano of 1,537 parameters: a to u, trained at r8 for 2 epochs, training error 0.5)"),
+        (
+            make_run(),
+            "Run(mano of 14,873 parameters: a to u, trained at r8 for 2 epochs, training error 0.5)",
+        ),
         (
             make_run(resolution={"resolutions": ["r8", "r16"], "ratios": [3, 1]}, best={"epoch": 1}),
             # The errors of the epoch whose parameters it has.
-            "Run(mano of 1,537 parameters: a to u, trained at r8+r16 for 2 epochs, training error 1)",
+            "Run(mano of 14,873 parameters: a to u, trained at r8+r16 for 2 epochs, training error 1)",
         ),
         (
             make_run("test_pooled", POOLED),

@@ -75,7 +75,7 @@ def test_operations_of_a_block_are_near_those_of_its_products(n, most):
     """By hand as in docs/performance.md: 16 C^2 a point for the products alone, and what comes beside."""
     c, keys = 64, 36
     x = torch.zeros(1, c, n, n)
-    [block] = MANO(1, 1, hidden_channels=c, n_layers=1, reference_shape=(n, n)).blocks
+    [block] = speed.mano(n, hidden_channels=c, n_layers=1).blocks
     products = count_flops(speed.Products(c), x)
     assert products == 16 * c**2 * n**2
     levels = sum(4.0**-i for i in range(int(math.log2(n)) - 1))

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from mano_op.train.precision import check_precision
 
 
 def train(store: FieldStore, out: Path, **options: Any) -> Run:
-    return train_fields(store, out, **({"epochs": 2} | options))
+    return train_fields(store, out, **({"epochs": 2, "optimizer": "adamw"} | options))
 
 
 def prepared(run: Run, store: FieldStore) -> tuple[nn.Module, FieldLoaders]:
@@ -46,12 +47,14 @@ def test_plain_training_is_that_of_neuraloperators_trainer(
     """bfloat16 is what its switch for autocast means on a CPU."""
     run = train(fields, tmp_path, optimizer=optimizer, precision=precision)
     model, loaders = prepared(run, fields)
-    stepped, schedule = optimizer_and_schedule(optimizer, model, TrainOptions(epochs=2))
+    stepped, schedule = optimizer_and_schedule(optimizer, model, TrainOptions(), 2 * len(loaders.train))
+    stepped.register_step_post_hook(lambda *_: schedule.step())
     trainer = Trainer(
         model=model, n_epochs=2, data_processor=loaders.processor, mixed_precision=precision == "bfloat16"
     )
     loss = LpLoss(d=2, measure=1.0)
-    trainer.train(loaders.train, {}, stepped, schedule, training_loss=lambda out, y, **rest: loss(out, y))
+    constant = torch.optim.lr_scheduler.ConstantLR(stepped, factor=1.0)
+    trainer.train(loaders.train, {}, stepped, constant, training_loss=lambda out, y, **rest: loss(out, y))
     assert equal(run.model, model)
     assert {parameter.dtype for parameter in run.model.parameters()} == {torch.float32}
 
@@ -64,7 +67,7 @@ def written_out(
 ) -> nn.Module:
     """A loop over epochs and batches; `step` is given the model, the optimiser and the loss of a batch."""
     model, loaders = prepared(run, store)
-    optimizer, schedule = optimizer_and_schedule("adamw", model, TrainOptions(epochs=2))
+    optimizer, schedule = optimizer_and_schedule("adamw", model, TrainOptions(), 2 * len(loaders.train))
     loss = LpLoss(d=2, measure=1.0)
     loaders.processor.train()
     for _ in range(2):
@@ -74,7 +77,7 @@ def written_out(
                 out = model(sample["x"])
             optimizer.zero_grad()
             step(model, optimizer, loss(out.float(), sample["y"]))
-        schedule.step()
+            schedule.step()
     return model
 
 
@@ -113,7 +116,9 @@ def test_gradients_of_batches_add_up(samples: int) -> None:
 
     def stepped(batch: int) -> torch.Tensor:
         weight = torch.ones(3, dtype=torch.float64, requires_grad=True)
-        state: Any = SimpleNamespace(optimizer=torch.optim.SGD([weight], lr=1.0), scaler=None)
+        state: Any = SimpleNamespace(
+            optimizer=torch.optim.SGD([weight], lr=1.0), scaler=None, schedule=Mock()
+        )
         for part in x.split(batch):
             (part @ weight).sin().square().sum().backward()
         _step(state, 0.9)

@@ -31,11 +31,11 @@ def beside(registration, walls, polynomials, *, reference=8, n=24):
 
 
 def strips(registration, *, reference=8, n=24):
-    """Whether a point is less than two spacings of the reference from a wall."""
+    """Whether a point is less than three spacings of the reference from a wall."""
     [axis] = Grid.uniform((n,), registration=registration)
     intervals = Grid.uniform((reference,), registration=registration).axes[0].intervals
     distance = torch.from_numpy(axis.points).minimum(1 - torch.from_numpy(axis.points)) * intervals
-    return (distance[:, None] < 2 - 1e-9) | (distance < 2 - 1e-9)
+    return (distance[:, None] < 3 - 1e-9) | (distance < 3 - 1e-9)
 
 
 @pytest.mark.parametrize("registration", ["node", "node_both"])

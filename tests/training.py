@@ -19,7 +19,7 @@ from mano_op.vision.images import Images, open_images
 from mano_op.vision.training import train_classifier
 
 GRIDS = [Grid.uniform((n, n), registration="cell") for n in (8, 16)]
-SMALL = {"hidden_channels": 8, "n_layers": 1, "n_heads": 2, "n_levels": 2}
+SMALL = {"hidden_channels": 8, "n_layers": 2, "n_heads": 2, "n_levels": 2}
 FNO = {"arch": "fno", "options": {"n_modes": [4, 4], "hidden_channels": 8, "n_layers": 1}}
 FILES = ["README.md", "config.json", "model.safetensors", "run.json"]  # of a run
 

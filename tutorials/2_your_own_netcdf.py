@@ -99,8 +99,9 @@ print("x has", loaders.train.dataset.inputs, "and y has", loaders.train.dataset.
 # %% [markdown]
 # ## Training
 #
-# MANO in one dimension, with neuraloperator's Trainer as it is. A level of MANO is a length: a number of
-# spacings of a reference grid. Batches come on two grids, so `reference_shape` says which is the reference.
+# MANO in one dimension, with neuraloperator's Trainer as it is. A window of MANO is a length: a number of
+# spacings of a reference grid. Batches come on two grids, so `reference_shape` says which is the reference. A
+# finer field is sampled at its points: a step in time is the identity and a little more.
 
 # %%
 torch.manual_seed(0)
@@ -113,6 +114,7 @@ model = MANO(
     n_dim=1,
     reference_shape=(64,),
     periodic=True,
+    restriction="sample",
 )
 n_epochs = 8
 optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=1e-4)
@@ -147,5 +149,5 @@ for resolution, loader in loaders.test.items():
 
 worst = max(errors.values())
 print(f"The larger of the two errors is {worst:.1%}.")
-assert worst < 0.25  # measured: 17 %, where no change is at 138 %
+assert worst < 0.04  # measured: 1.5 %, where no change is at 138 %
 folder.cleanup()

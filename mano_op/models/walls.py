@@ -1,12 +1,16 @@
-r"""A model's output at the walls of a domain, the ends of axes that do not wrap, and beside them.
+r"""A model's output beside the walls of a domain, the ends of axes that do not wrap.
 
-A network is trained at the points of a reference grid. Between a wall and the first points inside, nothing
+An output with a known value g goes to it over two spacings h of the reference, with the distances
+:math:`d_i` to the nearer wall of each axis:
+
+.. math:: u = g + \phi\, Q(z), \qquad \phi = \prod_i t_i (2 - t_i), \quad t_i = \min(1, d_i / 2h) .
+
+A network is trained at the points of the reference alone. Between a wall and the first points inside nothing
 tells it how its output goes to what it is at the wall. A network whose far field is flat there
 (`mano_op.layers.modes`) makes up for the slope at the points it is asked for, and at no others. So on a finer
-grid the output in the strips along the walls, :math:`d < 2h`, is that of the reference's points, interpolated
-(`mano_op.layers.refinement`), with the spacing h of the reference and the distance d to the wall. Where the
-reference has no point at a wall, the cubic goes through a ghost point beyond its last one. With the known
-value :math:`g` and the outputs :math:`u_0, u_1, u_2`, from the wall inwards, it is on a parabola:
+grid the output in strips along the walls, :math:`d_i < 3h`, is that of the reference's points, interpolated
+(`mano_op.layers.refinement`). Where the reference has no point at a wall, the cubic goes through a ghost
+point beyond its last one. With the outputs :math:`u_0, u_1, u_2`, from the wall inwards, it is on a parabola:
 
 ============  =========================  ======================================================
 registration  ghost, a spacing beyond    value
@@ -23,12 +27,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mano_op.grid import Axis
+from mano_op.grid import Axis, Grid
 from mano_op.layers.refinement import FineAxis, Part
 from mano_op.layers.tokens import along
 
-# Width of a strip, in spacings of the reference.
-_STRIP = 2
+# Widths in spacings of the reference: of a strip, and of the way to a known value.
+_STRIP, _RAMP = 3, 2
 
 
 class Walls:
@@ -45,24 +49,26 @@ class Walls:
     Examples
     --------
     >>> walls = Walls([0.5], strips=False)
-    >>> walls.at(torch.ones(1, 1, 3), [torch.tensor([0.0, 0.5, 1.0])], [False])
-    tensor([[[0.5000, 1.0000, 0.5000]]])
+    >>> grid = Grid.uniform((8,))
+    >>> walls.at(torch.ones(1, 1, 8), [torch.from_numpy(axis.points) for axis in grid], grid)
+    tensor([[[0.5000, 1.2500, 1.5000, 1.5000, 1.5000, 1.5000, 1.5000, 1.2500]]])
     """
 
     def __init__(self, values: Sequence[float | None], *, strips: bool) -> None:
         self.values, self._strips = tuple(values), strips
         self._known = [value is not None for value in values]
 
-    def at(self, out: Tensor, points: Sequence[Tensor], periodic: Sequence[bool]) -> Tensor:
-        """Put known values at the walls, given the coordinates of each axis, scaled to [0, 1]."""
+    def at(self, out: Tensor, points: Sequence[Tensor], reference: Grid) -> Tensor:
+        """Bring an output to the known values, given the coordinates of each axis, scaled to [0, 1]."""
         if not any(self._known):
             return out
-        inside = torch.ones((), dtype=torch.bool, device=out.device)
-        for at, wraps in zip(points, periodic, strict=True):
-            free = torch.ones_like(at, dtype=torch.bool) if wraps else (at > 0) & (at < 1)
-            inside = inside[..., None] & free
+        inside = torch.ones((), dtype=torch.float64, device=out.device)
+        for at, axis in zip(points, reference, strict=True):
+            near = torch.minimum(at, 1 - at) * axis.intervals / _RAMP
+            ramp = torch.where(near < 1, near * (2 - near), 1.0)
+            inside = inside[..., None] * (torch.ones_like(at) if axis.periodic else ramp)
         channels = [
-            out[:, i] if value is None else torch.where(inside, out[:, i], value)
+            out[:, i] if value is None else value + inside.to(out) * out[:, i]
             for i, value in enumerate(self.values)
         ]
         return torch.stack(channels, dim=1)
@@ -96,16 +102,30 @@ class Walls:
             if axis.refines:
                 x, ghosts = self._with_ghosts(x, dim, axis.reference)
                 x = axis.interpolate(x, dim, ghosts)
-        kept = inside | ~along(torch.tensor(channels, device=out.device), 1, out.ndim)
-        return torch.where(kept, out, x)
+        used = along(torch.tensor(channels, device=out.device), 1, out.ndim)
+        return self._exact(torch.where(inside | ~used, out, x), part)
+
+    def _exact(self, out: Tensor, part: Part) -> Tensor:
+        """Take rounding from known values at the walls."""
+        inside = torch.ones((), dtype=torch.bool, device=out.device)
+        for axis in part.axes:
+            at = axis.points(out.device)
+            inside = inside[..., None] & ((at > 0) & (at < 1) | axis.reference.periodic)
+        known, g = self._known_values(out)
+        return torch.where(inside | ~known, out, g)
+
+    def _known_values(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether a channel has a known value, and which."""
+        known = torch.tensor(self._known, device=like.device)
+        values = [0.0 if value is None else value for value in self.values]
+        g = torch.tensor(values, dtype=like.dtype, device=like.device)
+        return along(known, 1, like.ndim), along(g, 1, like.ndim)
 
     def _with_ghosts(self, x: Tensor, dim: int, axis: Axis) -> tuple[Tensor, tuple[int, int]]:
         """Add the ghost points of an axis, and count them before and after its own."""
         if axis.periodic or axis.registration == "node_both":
             return x, (0, 0)
-        known = along(torch.tensor(self._known, device=x.device), 1, x.ndim)
-        values = [0.0 if value is None else value for value in self.values]
-        g = along(torch.tensor(values, dtype=x.dtype, device=x.device), 1, x.ndim)
+        known, g = self._known_values(x)
 
         def ghost(first: int, step: int) -> Tensor:
             u = [x.narrow(dim, first + i * step, 1) for i in range(min(3, axis.n))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,8 @@ class FieldTask(Task):
         self._tested = [] if training.validate is None else tested
         self._grids = {key: self.store.grids[key] for key in dict.fromkeys([*self.keys, *self._tested])}
         self._losses = {grid.shape: training_loss(training.loss, grid) for grid in self._grids.values()}
+        if training.optimizer is None:
+            training = replace(training, optimizer="muon" if arch.lower() == "mano" else "adamw")
         super().__init__(training, arch)
         self.training: FieldOptions = training
         self.validated = training.validate is not None
@@ -189,7 +192,7 @@ class FieldTask(Task):
 
     def optimizer(self, model: nn.Module) -> tuple[Optimizer, LRScheduler]:
         """Return AdamW or Muon, and the schedule."""
-        return optimizer_and_schedule(self.training.optimizer, model, self.training)
+        return optimizer_and_schedule(str(self.training.optimizer), model, self.training, self.steps)
 
     def sample(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the fields of a batch, turned, perturbed and normalised."""

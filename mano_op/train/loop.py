@@ -206,10 +206,6 @@ def _train_epoch(task: Task, state: Progress, epoch: int, bar: Any) -> dict[str,
         if number == last or number % options.accumulate == 0:
             _step(state, options.clip)
         bar.update()
-    with warnings.catch_warnings():
-        # While a scaler finds its scale, all steps of an epoch may be left out; the schedule goes on.
-        warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step\(\)` before")
-        state.schedule.step()
     return {"epoch": epoch, "training_error": total / terms, "seconds": perf_counter() - start}
 
 
@@ -226,3 +222,7 @@ def _step(state: Progress, clip: float | None) -> None:
     else:
         state.scaler.step(state.optimizer)
         state.scaler.update()
+    with warnings.catch_warnings():
+        # While a scaler finds its scale, the first steps may be left out; the schedule goes on.
+        warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step\(\)` before")
+        state.schedule.step()

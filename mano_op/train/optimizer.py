@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from mano_op.errors import InputError
 from mano_op.train.options import TrainOptions
 
-WARM_UP = 0.2  # of the epochs, of AdamW
+WARM_UP = 0.2  # of the steps, of AdamW
 # A matrix with fewer rows or columns is a table of a few values more than a map between features.
 LEAST_SIDE = 8
 # Steps of Muon have a length of their own, whatever the gradient's: its rate over AdamW's.
@@ -106,23 +106,31 @@ def _split(parameters: Iterable[tuple[str, Tensor]]) -> tuple[list[Tensor], list
     return matrices, others
 
 
-def warm_up_and_cosine(epochs: int, warm_up: float = 0.1) -> Callable[[int], float]:
-    """Return the factor of the learning rate in each epoch: it rises to 1, then falls to 0 along a cosine."""
-    rising = max(1, round(warm_up * epochs))
+def warm_up_and_cosine(steps: int, warm_up: float = 0.1) -> Callable[[int], float]:
+    """Return the factor of the learning rate in each step: it rises to 1, then falls to 0 along a cosine.
 
-    def factor(epoch: int) -> float:
-        if epoch < rising:
-            return (epoch + 1) / rising
-        falling = (epoch + 1 - rising) / (epochs + 1 - rising)
+    neuraloperator's Trainer steps a schedule after each epoch. This one follows each step of an optimiser:
+
+    >>> from torch.optim.lr_scheduler import LambdaLR
+    >>> optimizer = AdamW(nn.Linear(1, 1).parameters(), lr=1e-2)
+    >>> schedule = LambdaLR(optimizer, warm_up_and_cosine(steps=20))
+    >>> _ = optimizer.register_step_post_hook(lambda *_: schedule.step())
+    """
+    rising = max(1, round(warm_up * steps))
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        falling = (step + 1 - rising) / (steps + 1 - rising)
         return (1 + math.cos(math.pi * min(1.0, falling))) / 2
 
     return factor
 
 
 def optimizer_and_schedule(
-    name: str, model: nn.Module, training: TrainOptions, *, matrices_only: bool = False
+    name: str, model: nn.Module, training: TrainOptions, steps: int, *, matrices_only: bool = False
 ) -> tuple[Optimizer, LRScheduler]:
-    """Return an optimiser, "adamw" or "muon", and its schedule, which is stepped once after every epoch.
+    """Return an optimiser, "adamw" or "muon", and its schedule, which is stepped with it, `steps` times.
 
     With `matrices_only` AdamW has the parameters that have gradients alone, and decays none of one dimension:
     biases, norms, scales.
@@ -130,19 +138,19 @@ def optimizer_and_schedule(
     Examples
     --------
     >>> training = TrainOptions(weight_decay=0.1)
-    >>> adamw, _ = optimizer_and_schedule("adamw", nn.Linear(1, 1), training, matrices_only=True)
+    >>> adamw, _ = optimizer_and_schedule("adamw", nn.Linear(1, 1), training, 9, matrices_only=True)
     >>> [(len(group["params"]), group["weight_decay"]) for group in adamw.param_groups]
     [(1, 0.1), (1, 0.0)]
     """
-    learning_rate, weight_decay, epochs = training.learning_rate, training.weight_decay, training.epochs
+    learning_rate, weight_decay = training.learning_rate, training.weight_decay
     if name == "muon":
         muon = MuonAdamW(model, learning_rate, weight_decay)
-        return muon, LambdaLR(muon, warm_up_and_cosine(epochs))
+        return muon, LambdaLR(muon, warm_up_and_cosine(steps))
     parameters = _decayed(model, weight_decay) if matrices_only else model.parameters()
     adamw = AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
     # The last step is one more than there are changes of the rate.
-    rising, steps = max(1, round(WARM_UP * epochs)) + 1, epochs + 1
-    return adamw, OneCycleLR(adamw, max_lr=learning_rate, total_steps=steps, pct_start=rising / steps)
+    rising, total = max(1, round(WARM_UP * steps)) + 1, steps + 1
+    return adamw, OneCycleLR(adamw, max_lr=learning_rate, total_steps=total, pct_start=rising / total)
 
 
 def _decayed(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -65,7 +65,7 @@ class TrainOptions:
     batch_size : int
         Samples in a batch, of each process if several train one model.
     learning_rate : float
-        The largest. It rises to this in the first fifth of the epochs, and falls to zero along a cosine.
+        The largest. It rises to this in the first fifth of the steps, and falls to zero along a cosine.
     weight_decay : float
         Each step shrinks the parameters by this times the learning rate.
     seed : int
@@ -97,7 +97,7 @@ class TrainOptions:
     """
 
     epochs: Count = 30
-    batch_size: Count = 20
+    batch_size: Count = 8
     learning_rate: Positive = 1e-2
     weight_decay: NonNegative = 1e-4
     seed: Seed = 0
@@ -141,9 +141,9 @@ class FieldOptions(TrainOptions):
         Of variables, before they are normalised: ``{"permeability": "log"}``.
     loss : {"l2", "h1"}
         The relative error that is minimised; see `mano_op.train.objective.training_loss`.
-    optimizer : {"adamw", "muon"}
+    optimizer : {"adamw", "muon"}, optional
         "muon" is Muon for hidden matrices, AdamW for the rest (`mano_op.train.optimizer`); its learning rate
-        rises in the first tenth of the epochs.
+        rises in the first tenth of the steps. If not given, "muon" for MANO, "adamw" for other models.
     symmetries : sequence of {"transpose", "reflect"}
         Symmetries of the problem, by which each batch is turned at random; see `mano_op.train.symmetry`.
     noise : float
@@ -168,7 +168,7 @@ class FieldOptions(TrainOptions):
     at: tuple[float, ...] | None = None
     transforms: Mapping[str, str] | None = None
     loss: Literal["l2", "h1"] = "l2"
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon"] | None = None
     symmetries: tuple[Literal["transpose", "reflect"], ...] = ()
     noise: NonNegative = 0.0
     pushforward: Whole = 0

@@ -54,6 +54,11 @@ class Task(ABC):
         self.check(model)
         return model
 
+    @property
+    def steps(self) -> int:
+        """Steps of the whole training."""
+        return self.training.epochs * -(-len(self.loader) // self.training.accumulate)
+
     def begin(self, model: nn.Module) -> None:
         """Prepare for the training of a model that is on its device."""
         self.processor.to(self.device)
@@ -68,7 +73,7 @@ class Task(ABC):
 
     @abstractmethod
     def optimizer(self, model: nn.Module) -> tuple[Optimizer, LRScheduler]:
-        """Return an optimiser and its schedule, which is stepped after every epoch."""
+        """Return an optimiser and its schedule, which is stepped with it."""
 
     @abstractmethod
     def sample(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:

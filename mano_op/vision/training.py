@@ -181,7 +181,7 @@ class ImageTask(Task):
 
     def optimizer(self, model: nn.Module) -> tuple[Optimizer, LRScheduler]:
         """Return AdamW, which decays matrices alone, and the schedule."""
-        return optimizer_and_schedule("adamw", model, self.training, matrices_only=True)
+        return optimizer_and_schedule("adamw", model, self.training, self.steps, matrices_only=True)
 
     def sample(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the images of a batch, augmented with those of all ranks, normalised, and their targets."""
