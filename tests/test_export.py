@@ -24,6 +24,7 @@ from mano_op.registry import build_model
 from mano_op.runs import Run
 
 MIXED = {"periodic": (False, True)}
+MODES = {"n_modes": 3, "norm": False}
 MODELS = [
     ((6,), {"periodic": True, "registration": "cell"}),
     ((1,), {"periodic": True}),
@@ -33,6 +34,8 @@ MODELS = [
     ((5, 5), {"window": 8, "n_heads": 1, "positional_embedding": None}),  # one window, one head, one level
     ((12, 5), {"n_levels": 9, "non_linearity": "silu"}),  # more than it has room for
     ((4, 3, 5), {"periodic": (True, False, False), "registration": "cell", "n_layers": 1}),
+    ((6, 9), MIXED | MODES | {"boundary_values": [0.5], "restriction": "sample"}),
+    ((5, 4), MODES | {"registration": "cell", "boundary_values": [0.5]}),
 ]
 
 
@@ -104,10 +107,11 @@ def test_programs_are_for_all_batches_and_finer_grids(shape, options):
         ((6,), {"periodic": True, "registration": "cell"}),
         ((6, 5), MIXED | {"boundary_values": [0.5]}),
         ((4, 3, 5), {"periodic": (True, False, False), "registration": "cell"}),
+        ((6, 7), MIXED | MODES | {"restriction": "sample", "n_layers": 2}),
     ],
 )
 def test_compiled_models_are_one_graph_with_the_models_gradients(shape, options):
-    model = build(shape, n_layers=1, n_levels=2, **options)
+    model = build(shape, **({"n_layers": 1, "n_levels": 2} | options))
     torch._dynamo.reset()
     counters.clear()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -147,10 +147,11 @@ for start in (0, 5):
             print(f"{name:16}at {n:3}" + "".join(f"{error:7.1f}" for error in percent.tolist()))
 
 # %% [markdown]
-# From the middle of a flow MANO's error is half of FNO's. From the beginning FNO fails at once: initial fields
-# are unlike all later ones, training had sixteen of them, and FNO does not generalise from these. MANO, with
-# a sixth of the parameters, has an error of 6 % there, which does not grow after the fourth step. On the
-# finer grid, which no model has seen, errors are the same: the waves are long, and both grids carry them.
+# From the middle of a flow MANO's error is half of FNO's. From the beginning FNO fails at once: initial
+# fields are unlike all later ones, training had sixteen of them, and FNO does not generalise from these.
+# MANO, with a sixth of the parameters, has an error of 6 % there, which does not grow after the fourth step.
+# On the finer grid, which no model has seen, errors are the same: the waves are long, and both grids carry
+# them.
 #
 # Noise helps a little here. It is meant for models that are good at one step and lost after many. To find
 # out, train both.

@@ -115,10 +115,13 @@ class MANO(GridModel, Anchored, name="MANO"):  # type: ignore[misc]
     Notes
     -----
     An input on a finer grid than the reference is averaged over the length that one point stood for in
-    training: at the points of the reference, where the network runs as in training, and at its own points,
-    which attend to the reference's in every block and end as the output (`mano_op.layers.refinement`). As the
-    grid is refined, the output tends to a limit. An input on a coarser grid is interpolated linearly to the
-    reference, and the output taken at its points. `mano_op.transfer.evaluate_transfer` judges all of this.
+    training, or sampled (`restriction`): at the points of the reference, where the network runs as in
+    training, and at its own points, which attend to the reference's in every block and end as the output
+    (`mano_op.layers.refinement`). As the grid is refined, the output tends to a limit. Beside low modes or
+    with known boundary values, the output within three spacings of a wall is the reference's, interpolated.
+
+    An input on a coarser grid is interpolated linearly to the reference, and the output taken at its points.
+    `mano_op.transfer.evaluate_transfer` judges all of this.
 
     Where no gradient is recorded, the points of a finer grid are mapped some thousand at a time, on a GPU a
     million: what is held beside input and output does not grow with their number.
