@@ -44,6 +44,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {
             **mixed(6, 4),
             "options": SMALL | {"n_levels": 1},
+            "optimizer": "adamw",
             "time_steps": [1, 1],
             "noise": 0.1,
             "pushforward": 1,

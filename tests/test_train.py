@@ -45,7 +45,7 @@ def test_model_fits_the_store_and_is_kept(fields: FieldStore, tmp_path: Path) ->
     assert train(fields, tmp_path / "said", options=said, epochs=1).options == expected
 
 
-@pytest.mark.parametrize("options", [{"epochs": 25}, {**FNO, "epochs": 30, "learning_rate": 2e-2}])
+@pytest.mark.parametrize("options", [{"epochs": 40}, {**FNO, "epochs": 30, "learning_rate": 2e-2}])
 def test_training_fits_the_fields(options: dict[str, Any], fields: FieldStore, tmp_path: Path) -> None:
     history = train(fields, tmp_path, batch_size=4, **options).history
     assert [epoch["epoch"] for epoch in history] == list(range(1, options["epochs"] + 1))
