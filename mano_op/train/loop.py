@@ -51,7 +51,7 @@ def train(task: Task, out: str | Path, *, resume: bool = False, overwrite: bool 
     r"""Train the model of a task, and keep it as a run.
 
     A step follows the gradient of the loss, in single precision, that is summed over the samples of
-    `accumulate` batches, shortened to the norm `clip`. The learning rate changes after each epoch.
+    `accumulate` batches, shortened to the norm `clip`. The learning rate changes after each step.
 
     Started by ``torchrun``, or in a process group, all processes train one model, and the first one writes.
     Each takes its part of every batch, and a step is that of one process with the whole batch. Where samples
