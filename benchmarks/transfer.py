@@ -47,10 +47,12 @@ from mano_op.transfer.rollout import shown_steps
 BUDGET: dict[str, Any] = {"epochs": 30, "batch_size": 20, "weight_decay": 1e-4}
 TURNED: dict[str, Any] = {"symmetries": ["transpose", "reflect"]}
 FNO = {"arch": "fno", "options": {"n_modes": [8, 8], "hidden_channels": 32}, "learning_rate": 5e-3}
+# Multipole attention and norms in every block, of which the results are.
+ATTENTION: dict[str, Any] = {"n_modes": 0, "norm": True, "window": 4, "halo": 1}
 MODELS: dict[str, dict[str, Any]] = {
     "MANO": {
         "arch": "mano",
-        "options": {"hidden_channels": 32, "n_layers": 4, "n_heads": 8},
+        "options": {"hidden_channels": 32, "n_layers": 4, "n_heads": 8, **ATTENTION},
         "optimizer": "muon",
         "learning_rate": 1e-2,
         **TURNED,

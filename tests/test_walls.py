@@ -21,12 +21,14 @@ def fields(registration, n, polynomials):
 def beside(registration, walls, polynomials, *, reference=8, n=24):
     """What becomes of zeros on a finer grid, by parts, given polynomials on the reference."""
     place = Refinement(Grid.uniform((reference,) * 2, registration=registration), (n, n))
-    on_reference, out = fields(registration, reference, polynomials), torch.empty(1, len(polynomials), n, n)
+    on_reference, out = (
+        fields(registration, reference, polynomials),
+        torch.empty(1, len(polynomials), n, n).double(),
+    )
     for part in place.parts(60):
         rows, columns = (torch.arange(n)[axis.places] for axis in part.axes)
         zeros = torch.zeros(1, len(polynomials), *part.shape, dtype=torch.float64)
-        out = out.double()
-        out[..., rows[:, None], columns] = walls.beside(zeros, on_reference, part)
+        out[..., rows[:, None], columns] = walls.interpolate(zeros, on_reference, part)
     return out
 
 
@@ -68,7 +70,7 @@ def test_constants_beside_walls_stay_constant_on_every_reference(registration, r
     if registration == "node_both" and 1 in reference:
         return
     place = Refinement(Grid.uniform(reference, registration=registration), (13, 17))
-    out = Walls([G], strips=True).beside(
+    out = Walls([G], strips=True).interpolate(
         torch.full((1, 1, 13, 17), G).double(), torch.full((1, 1, *reference), G).double(), place.whole
     )
     assert_same(out, torch.full_like(out, G))

@@ -120,5 +120,5 @@ print(f"\nAt 16, where they were trained, MANO is at {mano:.1%} and FNO at {fno:
 growth = {name: float(errors[name]["32_l2"] / errors[name]["16_l2"]) for name in models}
 print(f"At 32 MANO's error is {growth['MANO']:.2f} times as large, FNO's {growth['FNO']:.2f} times.")
 assert mano < fno < mean_field[16] / 4  # with three seeds 3.2 to 3.4 % and 3.7 to 3.8 %
-assert growth["MANO"] < 1 < growth["FNO"]  # 0.89 to 0.91 and 2.2 to 2.3
+assert growth["MANO"] < 1 < growth["FNO"]  # 0.84 to 0.87 and 2.2 to 2.3
 folder.cleanup()

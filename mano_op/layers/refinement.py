@@ -12,7 +12,7 @@ step                what it does
                     volumes :math:`\omega_i` of its points (`Axis.bounds`): at y each of its own points,
 `anchors`           or at y the points of the reference, whose control volumes are :math:`\Omega`; between
                     them the ends of :math:`\Omega(y)` are interpolated linearly
-`sample`            or it is interpolated at the points of the reference, by the same cubic as here:
+`sample`            or it is sampled at the points of the reference, by the cubic of `interpolate`
 `interpolate`       a field on the reference at the points of the finer grid: the cubic through the four
                     nearest points, the parabola or line through those there are at the ends, and beyond
                     the outermost reference point its value

@@ -226,7 +226,7 @@ class MANO(GridModel, Anchored, name="MANO"):  # type: ignore[misc]
         grid = Grid.uniform(reference, registration=self.registration, periodic=self.periodic)
         if not torch.compiler.is_exporting() and shape == reference:
             points = self._points(shape)
-            return self._walls.at(self._map(self._located(x, points)), points, grid)
+            return self._walls.bound(self._map(self._located(x, points)), points, grid)
         place, stages = Refinement(grid, shape, sampled=self.restriction == "sample"), self._stages(grid)
         # Where gradients keep the features of all points anyway they are mapped at once.
         if not place.refines or torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -247,9 +247,9 @@ class MANO(GridModel, Anchored, name="MANO"):  # type: ignore[misc]
             return self._lift(self._located(x, points))
 
         def head(x: Tensor, points: Sequence[Tensor]) -> Tensor:
-            return self._walls.at(self._project(x), points, reference)
+            return self._walls.bound(self._project(x), points, reference)
 
-        return Stages(list(self.blocks), lift, head, self._walls.beside)
+        return Stages(list(self.blocks), lift, head, self._walls.interpolate)
 
     def _located(self, x: Tensor, points: Sequence[Tensor]) -> Tensor:
         """Append coordinates to the input, given those of each axis."""

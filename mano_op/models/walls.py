@@ -36,7 +36,7 @@ _STRIP, _RAMP = 3, 2
 
 
 class Walls:
-    """What is done at the walls and beside them.
+    """Known values of an output at walls, and its interpolation beside them.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class Walls:
     --------
     >>> walls = Walls([0.5], strips=False)
     >>> grid = Grid.uniform((8,))
-    >>> walls.at(torch.ones(1, 1, 8), [torch.from_numpy(axis.points) for axis in grid], grid)
+    >>> walls.bound(torch.ones(1, 1, 8), [torch.from_numpy(axis.points) for axis in grid], grid)
     tensor([[[0.5000, 1.2500, 1.5000, 1.5000, 1.5000, 1.5000, 1.5000, 1.2500]]])
     """
 
@@ -58,7 +58,7 @@ class Walls:
         self.values, self._strips = tuple(values), strips
         self._known = [value is not None for value in values]
 
-    def at(self, out: Tensor, points: Sequence[Tensor], reference: Grid) -> Tensor:
+    def bound(self, out: Tensor, points: Sequence[Tensor], reference: Grid) -> Tensor:
         """Bring an output to the known values, given the coordinates of each axis, scaled to [0, 1]."""
         if not any(self._known):
             return out
@@ -73,7 +73,7 @@ class Walls:
         ]
         return torch.stack(channels, dim=1)
 
-    def beside(self, out: Tensor, on_reference: Tensor, part: Part) -> Tensor:
+    def interpolate(self, out: Tensor, on_reference: Tensor, part: Part) -> Tensor:
         """Interpolate between the points of a reference beside walls.
 
         Parameters
@@ -106,7 +106,7 @@ class Walls:
         return self._exact(torch.where(inside | ~used, out, x), part)
 
     def _exact(self, out: Tensor, part: Part) -> Tensor:
-        """Take rounding from known values at the walls."""
+        """Put known values at the walls, where interpolation rounds."""
         inside = torch.ones((), dtype=torch.bool, device=out.device)
         for axis in part.axes:
             at = axis.points(out.device)
