@@ -8,9 +8,10 @@ learning rate that rises for a tenth of the seconds and then falls along a cosin
 * ``FNO``: AdamW; modes and learning rate are chosen on held-out fields, by a quarter of the seconds;
 * ``U-Net``: three grids, AdamW; its learning rate is chosen so too.
 
-Errors are those of the tests, by `mano_op.transfer.evaluate_transfer`: where trained, and at twice the grid,
-directly and by interpolation of the coarse prediction (``dpu_mean``). A budget of 1 is the ``seconds`` of the
-setting, for one thread. Run:
+Errors are those of the tests, by `mano_op.transfer.evaluate_transfer`: where trained, and at twice and four
+times the grid, directly and by interpolation of the coarse prediction (``dpu_mean``). The tests at four times
+the grid have a store of their own, which is solved more finely and has them where trained as well. A budget
+of 1 is the ``seconds`` of the setting, for one thread. Run:
 
     python benchmarks/swap.py                     # all settings, one budget and seed: an hour
     python benchmarks/swap.py darcy flow --budgets 0.25 1 4 --seeds 0 1 2
@@ -158,16 +159,16 @@ MODELS = {
 }
 
 
-def make_store(name: str, work: Path) -> FieldStore:
-    """The fields of a setting, made if they are not there."""
-    setting, path = SETTINGS[name], work / f"{name}.zarr"
+def make_store(name: str, work: Path, finest: int = 2) -> FieldStore:
+    """The fields of a setting, made if they are not there; of tests alone where `finest` is above 2."""
+    setting, path = SETTINGS[name], work / (f"{name}.zarr" if finest == 2 else f"{name}_{finest}.zarr")
     if path.exists():
         return open_store(path)
     return generate_fields(
         path,
         setting.problem,
-        [setting.n, 2 * setting.n],
-        samples=setting.samples,
+        [setting.n, finest * setting.n],
+        samples=setting.samples if finest == 2 else {"test": setting.samples["test"]},
         seed=1,
         chunk=2 if setting.steps else 50,
         **setting.options,
@@ -289,7 +290,7 @@ def main() -> None:
     report = read_results(args.out) or {"settings": {}}
     report["machine"] = machine()
     for name in args.settings or SETTINGS:
-        store, n = make_store(name, args.work), SETTINGS[name].n
+        n, store, fine = SETTINGS[name].n, make_store(name, args.work), make_store(name, args.work, finest=4)
         of_setting = report["settings"].setdefault(name, {})
         for model, budget, seed in product(args.models, args.budgets, args.seeds):
             about = of_setting.setdefault(model, {"runs": {}})
@@ -301,11 +302,13 @@ def main() -> None:
             training = Training(name, store, model, about["options"], seed)
             training.run(budget * SETTINGS[name].seconds)
             errors = training.errors(store, "test", [n, 2 * n])
+            at_four_times = training.errors(fine, "test", [n, 4 * n])
             about |= {"parameters": count_parameters(training.model)}
             about["runs"][key] = {
                 "seconds": budget * SETTINGS[name].seconds,
                 "epochs": round(training.epochs, 1),
                 "errors": errors,
+                "errors at four times": at_four_times,
             }
             write_results(args.out, report)
             print(name, model, key, {at: round(error, 3) for at, error in errors.items()}, flush=True)

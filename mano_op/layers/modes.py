@@ -103,7 +103,8 @@ class LowModes(nn.Module):
         weights: Tensor = self.weight
         most = self._wavenumbers([2 * self.n_modes] * len(waves))
         for i, (known, every) in enumerate(zip(waves, most, strict=True), start=1):
-            weights = weights.narrow(i, known.start - every.start, len(known))
+            if known != every:  # whose gradient is then not copied into zeros
+                weights = weights.narrow(i, known.start - every.start, len(known))
         real, *imaginary = weights.flatten(1, -3).to(x.dtype)
         if imaginary:  # one product of twice the channels
             [imag] = imaginary

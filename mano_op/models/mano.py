@@ -30,7 +30,7 @@ from mano_op.options import Count, Whole, checked, with_fields_of
 _TILE = 2**14
 _TILE_ELSEWHERE = 2**20
 # Window, halo and modes by dimension: of all measured, the least error after equal seconds of training.
-_DEFAULTS = {1: (16, 4, 16), 2: (4, 1, 8), 3: (4, 0, 4)}
+_DEFAULTS = {1: (8, 4, 16), 2: (4, 1, 8), 3: (4, 0, 4)}
 
 
 class MANO(GridModel, Anchored, name="MANO"):  # type: ignore[misc]
@@ -73,7 +73,7 @@ class MANO(GridModel, Anchored, name="MANO"):  # type: ignore[misc]
         it where several resolutions are mixed in training: a second grid is refused there otherwise, see
         `mano_op.fix_references`.
     window : int, optional
-        Points of the reference along each side of an attention window, on every level: 16 in one dimension, 4
+        Points of the reference along each side of an attention window, on every level: 8 in one dimension, 4
         in two and three.
     halo : int, optional
         Points beyond a window that its queries see too: 4, 1 and 0.

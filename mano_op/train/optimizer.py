@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,6 +18,9 @@ from mano_op.train.options import TrainOptions
 WARM_UP = 0.2  # of the steps, of AdamW
 # A matrix with fewer rows or columns is a table of a few values more than a map between features.
 LEAST_SIDE = 8
+# Channels above which AdamW's rate of stacks of matrices falls as 1 / channels: a step moves a feature by the
+# rate times their number. Low modes of 64 channels diverge without.
+WIDTH = 32
 # Steps of Muon have a length of their own, whatever the gradient's: its rate over AdamW's.
 MUON_RATE = 2.0
 
@@ -29,7 +33,8 @@ class MuonAdamW(Optimizer):
     .. math:: W \leftarrow (1 - \eta \lambda) W - \eta\, U V^T, \qquad U S V^T = \text{momentum},
 
     so that all directions of its features are learned at one pace. AdamW's learning rate is `learning_rate`,
-    Muon's twice as much. A torch without Muon, and a model without such matrices, are refused.
+    Muon's twice as much. That of stacks of matrices, as in `mano_op.layers.modes.LowModes`, falls as one over
+    their channels above 32. A model without matrices for Muon is refused.
 
     References
     ----------
@@ -45,25 +50,24 @@ class MuonAdamW(Optimizer):
 
     def __init__(self, model: nn.Module, learning_rate: float, weight_decay: float) -> None:
         matrices, others = _split(model.named_parameters())
-        if not matrices or not hasattr(torch.optim, "Muon"):
+        if not matrices:
             raise InputError(
-                f"optimizer='muon' with torch {torch.__version__} and {len(matrices)} matrices of at least "
-                f"{LEAST_SIDE} x {LEAST_SIDE} between the first and last layer of {type(model).__name__}; "
-                "expected torch 2.9 or newer, and one matrix or more: use optimizer='adamw'"
+                f"optimizer='muon' with no matrix of {LEAST_SIDE} x {LEAST_SIDE} between the first and "
+                f"the last layer of {type(model).__name__}, expected one at least: use optimizer='adamw'"
             )
         groups: list[dict[str, Any]] = [
-            {"params": others, "lr": learning_rate},
-            {"params": matrices, "lr": MUON_RATE * learning_rate},
+            {"params": of_rate, "lr": rate * learning_rate} for rate, of_rate in others.items()
         ]
-        super().__init__(groups, {"lr": learning_rate, "weight_decay": weight_decay})
+        super().__init__([*groups, {"params": matrices}], {"lr": learning_rate, "weight_decay": weight_decay})
         self._parts = {
-            "adamw": AdamW(others, lr=learning_rate, weight_decay=weight_decay),
-            "muon": torch.optim.Muon(matrices, lr=MUON_RATE * learning_rate, weight_decay=weight_decay),
+            "adamw": AdamW(groups, lr=learning_rate, weight_decay=weight_decay),
+            "muon": _Muon(matrices, lr=MUON_RATE * learning_rate, weight_decay=weight_decay),
         }
-        for group, part in zip(self.param_groups, self._parts.values(), strict=True):
-            # A schedule changes these groups, so the parts step by them.
-            group.update({key: value for key, value in part.param_groups[0].items() if key not in group})
-            part.param_groups[0] = group
+        self._share_groups()
+
+    def _share_groups(self) -> None:
+        """Have the groups of both, so that a schedule that changes these changes those."""
+        self.param_groups = [group for part in self._parts.values() for group in part.param_groups]
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles have: the groups, which the parts share."""
@@ -91,18 +95,77 @@ class MuonAdamW(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
-        for i, (name, part) in enumerate(self._parts.items()):
+        for name, part in self._parts.items():
             part.load_state_dict(state_dict[name])
-            self.param_groups[i] = part.param_groups[0]
+        self._share_groups()
 
 
-def _split(parameters: Iterable[tuple[str, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the matrices for Muon, and the other parameters."""
-    matrices, others = list[Tensor](), list[Tensor]()
+class _Muon(Optimizer):
+    """Muon as ``torch.optim.Muon`` has it, of all matrices of a shape at once, and in their own precision.
+
+    The matrices of an operator are small: one by one, their products were a quarter of a training step.
+    """
+
+    def __init__(self, matrices: list[Tensor], lr: float, weight_decay: float) -> None:
+        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Step by the orthogonal factor of the momentum."""
+        [group] = self.param_groups
+        of_shape = defaultdict[torch.Size, list[tuple[Tensor, Tensor]]](list)
+        for matrix in group["params"]:
+            if matrix.grad is None:
+                continue
+            state = self.state[matrix]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(matrix.grad)
+            momentum = state["momentum_buffer"]
+            momentum.lerp_(matrix.grad, 1 - group["momentum"])
+            of_shape[matrix.shape].append((matrix, matrix.grad.lerp(momentum, group["momentum"])))
+        for (rows, columns), pairs in of_shape.items():
+            matrices, updates = zip(*pairs, strict=True)
+            for matrix, step in zip(matrices, orthogonal_factor(torch.stack(updates)), strict=True):
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                matrix.sub_(step, alpha=group["lr"] * math.sqrt(max(1, rows / columns)))
+
+
+def orthogonal_factor(matrices: Tensor) -> Tensor:
+    r"""Return about :math:`U V^T` of each matrix :math:`U S V^T`, ``(n, rows, columns)``.
+
+    Five steps of an iteration of Newton and Schulz for odd polynomials, after which the singular values lie
+    between 0.7 and 1.2 [1]_; those below 0.001 of the largest are smaller.
+
+    .. [1] K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
+
+    Examples
+    --------
+    >>> factor = orthogonal_factor(torch.diag(torch.tensor([9.0, 1.0])).expand(1, 2, 2))
+    >>> [round(value, 1) for value in factor[0].diagonal().tolist()]
+    [0.7, 0.8]
+    """
+    a, b, c = 3.4445, -4.775, 2.0315
+    x = matrices / torch.linalg.matrix_norm(matrices, keepdim=True).clamp(min=1e-7)
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    for _ in range(5):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+def _split(parameters: Iterable[tuple[str, Tensor]]) -> tuple[list[Tensor], dict[float, list[Tensor]]]:
+    """Return the matrices for Muon, and the other parameters by their rate over AdamW's."""
+    matrices, others = list[Tensor](), defaultdict[float, list[Tensor]](list)
     for name, parameter in parameters:
         outer = name.split(".")[0] in ("lifting", "projection")
-        hidden = parameter.ndim == 2 and min(parameter.shape) >= LEAST_SIDE and not parameter.is_complex()
-        (matrices if hidden and not outer else others).append(parameter)
+        rows, columns = parameter.shape[-2:] if parameter.ndim > 1 else (1, 1)
+        hidden = min(rows, columns) >= LEAST_SIDE and not parameter.is_complex()
+        if parameter.ndim == 2 and hidden and not outer:
+            matrices.append(parameter)
+        else:
+            of_wavenumbers = parameter.ndim > 2 and hidden and rows == columns
+            others[min(1.0, WIDTH / columns) if of_wavenumbers else 1.0].append(parameter)
     return matrices, others
 
 
