@@ -160,7 +160,7 @@ MODELS = {
 
 
 def make_store(name: str, work: Path, finest: int = 2) -> FieldStore:
-    """The fields of a setting, made if they are not there; of tests alone where `finest` is above 2."""
+    """The fields of a setting, made if they are not there; where `finest` is above 2 for the tests."""
     setting, path = SETTINGS[name], work / (f"{name}.zarr" if finest == 2 else f"{name}_{finest}.zarr")
     if path.exists():
         return open_store(path)
@@ -168,7 +168,7 @@ def make_store(name: str, work: Path, finest: int = 2) -> FieldStore:
         path,
         setting.problem,
         [setting.n, finest * setting.n],
-        samples=setting.samples if finest == 2 else {"test": setting.samples["test"]},
+        samples=setting.samples if finest == 2 else {**setting.samples, "train": 2, "held_out": 2},
         seed=1,
         chunk=2 if setting.steps else 50,
         **setting.options,
