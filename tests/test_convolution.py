@@ -224,6 +224,29 @@ def test_inputs_that_cannot_be_used_are_refused():
         layer(registration="node_both")(random(1, 4, 4, 4), (4, 1))
 
 
+def test_low_modes_are_added_to_attention_without_norms():
+    conv = layer(n_modes=(6, 3), far_field="modes", periodic=[True, False]).eval()
+    x = random(2, 4, 9, 7)
+    assert_close(conv(x), conv.attention(x) + conv.modes(x), **EXACTLY)
+    assert conv.modes.n_modes == (3, 2) and not any(isinstance(m, nn.LayerNorm) for m in conv.modules())
+    with pytest.raises(InputError, match=r"n_modes=\(4, 3\) of a layer that has weights of \[6, 3\]"):
+        conv.n_modes = (4, 3)
+    conv.n_modes = [6, 3]
+    assert conv.n_modes == [6, 3]
+
+
+@pytest.mark.parametrize("periodic", [True, False])
+def test_outputs_with_low_modes_converge_at_second_order(periodic):
+    options = {"far_field": "modes", "registration": "cell", "reference_shape": (9, 9)}
+    conv, outputs = layer(periodic=periodic, **options).eval(), []
+    for n in (45, 135, 405):
+        x = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+        waves = [(2 * np.pi * x + i).cos()[:, None] * (2 * np.pi * x).sin() for i in range(4)]
+        outputs.append(conv(torch.stack(waves)[None])[..., n // 18 :: n // 9, n // 18 :: n // 9])
+    first, second = ((coarse - fine).norm() for coarse, fine in pairwise(outputs))
+    assert second < first / 8
+
+
 def test_modes_can_be_set_and_change_no_value():
     conv, x = layer(), random(1, 4, 6, 6)
     before = conv(x)
@@ -397,6 +420,7 @@ def references(model):
     [
         (fno, 1, 2),
         (fno, 3, 2),
+        (lambda conv, n_dim: fno(conv.with_options(far_field="modes"), n_dim), 2, 2),
         (uno, 2, 4),
         (codano, 2, 12),
         pytest.param(rno, 1, 6, marks=pytest.mark.skipif(not hasattr(models, "RNO"), reason="no RNO")),

@@ -6,9 +6,10 @@ import copyreg
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partialmethod
 from itertools import pairwise
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast
 
 from pydantic import SkipValidation
 from torch import Tensor, nn
@@ -16,10 +17,13 @@ from torch import Tensor, nn
 from mano_op.errors import InputError, check_options, check_whole, is_finite_number
 from mano_op.grid import Grid, Registration
 from mano_op.layers.checks import Periodic, check_field, check_shape
+from mano_op.layers.modes import LowModes
 from mano_op.layers.multipole import MultipoleAttention
 from mano_op.layers.pyramid import covering_levels
 from mano_op.layers.reference import Anchored
+from mano_op.layers.refinement import Points, Refinement, Stages, run
 from mano_op.layers.regrid import regrid
+from mano_op.layers.style import OPERATOR
 from mano_op.layers.tokens import at_points
 from mano_op.options import Count, Whole, checked
 
@@ -76,9 +80,10 @@ class MultipoleConv(Anchored, nn.Module, metaclass=_WithOptions):
 
         v = P\, R\, \mathrm{MA}(L u) + b,
 
-    with multipole attention MA, the resampling R (`mano_op.layers.regrid`) from the grid of u to that of v,
-    and linear maps L, from `in_channels` to `hidden_channels`, and P, to `out_channels`. Maps between equal
-    numbers of channels are left out, and R is the identity between equal grids.
+    with multipole attention MA, low modes added if `far_field` says so, the resampling R
+    (`mano_op.layers.regrid`) from the grid of u to that of v, and linear maps L, from `in_channels` to
+    `hidden_channels`, and P, to `out_channels`. Maps between equal numbers of channels are left out, and R is
+    the identity between equal grids.
 
     Options are given ahead, as ``conv = MultipoleConv.with_options(periodic=True)``:
 
@@ -98,7 +103,8 @@ class MultipoleConv(Anchored, nn.Module, metaclass=_WithOptions):
     ----------
     in_channels, out_channels : int
     n_modes : int or sequence of int
-        A number for each spatial dimension, 1 to 3. Attention has no modes: only their count matters.
+        A number for each spatial dimension, 1 to 3. With `far_field` "modes", twice the wavenumbers along
+        each axis, as hosts count them. Attention alone has none: only their count matters.
     resolution_scaling_factor : float or sequence of float, optional
         How many times finer the output is than the input, one number for all axes or one for each; see
         `transform`.
@@ -117,8 +123,12 @@ class MultipoleConv(Anchored, nn.Module, metaclass=_WithOptions):
     window, halo : int
         See `MultipoleAttention`.
     n_levels : int, optional
-        Levels of the pyramid. If not given, so many that a window of the coarsest covers the reference, or 3
-        if that is not given either.
+        Levels of the pyramid. If not given, 1 beside low modes; without them so many that a window of the
+        coarsest covers the reference, or 3 if that is not given either.
+    far_field : {"levels", "modes"}
+        What is seen beyond windows. "levels": coarser levels of attention. "modes": a linear map of each low
+        wavenumber (`mano_op.layers.modes.LowModes`) is added to the attention, and neither normalises
+        channels. This is a Fourier layer far and attention near, for fields that are smooth.
     registration : {"node", "node_both", "cell"}
         Where the points of the fields lie; see `mano_op.grid`.
     periodic : bool or sequence of bool
@@ -189,6 +199,7 @@ class MultipoleConv(Anchored, nn.Module, metaclass=_WithOptions):
         window: Count = 4,
         halo: Whole = 1,
         n_levels: Count | None = None,
+        far_field: Literal["levels", "modes"] = "levels",
         registration: Registration = "node",
         periodic: Periodic = False,
         reference_shape: SkipValidation[Sequence[int] | None] = None,
@@ -202,7 +213,8 @@ class MultipoleConv(Anchored, nn.Module, metaclass=_WithOptions):
         self.resolution_scaling_factor = _check_factor(resolution_scaling_factor, n_dim)
         width = in_channels if hidden_channels is None else hidden_channels
         named = f"{'in' if hidden_channels is None else 'hidden'}_channels={width}"
-        if width == 1:
+        by_modes = far_field == "modes"
+        if width == 1 and not by_modes:
             raise InputError(
                 f"{named}: attention normalises over the channels of a point, and of a single one nothing is "
                 "left. Give hidden_channels=8, say"
@@ -214,16 +226,24 @@ class MultipoleConv(Anchored, nn.Module, metaclass=_WithOptions):
             )
         reference = check_shape(n_dim, registration, reference_shape=reference_shape)
         self.lifting = nn.Linear(in_channels, width) if width != in_channels else nn.Identity()
+        if n_levels is None:
+            n_levels = 1 if by_modes else covering_levels(reference, window)
         self.attention = MultipoleAttention(
             width,
             n_heads,
             n_dim=n_dim,
             window=window,
             halo=halo,
-            n_levels=covering_levels(reference, window) if n_levels is None else n_levels,
+            n_levels=n_levels,
             registration=registration,
             periodic=periodic,
+            style=replace(OPERATOR, norms=0) if by_modes else OPERATOR,
         )
+        self.modes: LowModes | None = None
+        if by_modes:
+            halves = [-(-n // 2) for n in self._n_modes]
+            space: dict[str, Any] = {"registration": registration, "periodic": self.attention.periodic}
+            self.modes = LowModes(width, halves, n_dim=n_dim, **space)
         self.projection = nn.Linear(width, out_channels) if width != out_channels else nn.Identity()
         self.keep_reference(reference, n_dim)
 
@@ -257,7 +277,7 @@ class MultipoleConv(Anchored, nn.Module, metaclass=_WithOptions):
         Traceback (most recent call last):
         ...
         mano_op.errors.InputError: MultipoleConv has no option 'n_head'; it has n_heads, hidden_channels,
-        window, halo, n_levels, registration, periodic, reference_shape; did you mean 'n_heads'?
+        window, halo, n_levels, far_field, registration, periodic, reference_shape; did you mean 'n_heads'?
         """
         base, earlier = cls.origin or (cls, {})
         known = [
@@ -293,11 +313,24 @@ class MultipoleConv(Anchored, nn.Module, metaclass=_WithOptions):
         """
         check_field(x, self.n_dim, in_channels=self.in_channels)
         path = self._path(x, output_shape)
-        reference = self.reference_for(path[0].shape)
-        out = self.attention(at_points(self.lifting, x), reference_shape=reference)
+        out = self._mixed(at_points(self.lifting, x), path[0])
         if math.prod(path[-1].shape) < math.prod(path[0].shape):
             return at_points(self.projection, _along(path, out))
         return _along(path, at_points(self.projection, out))
+
+    def _mixed(self, x: Tensor, grid: Grid) -> Tensor:
+        """Attention, and low modes, of a field on a grid."""
+        reference = self.reference_for(grid.shape)
+        if self.modes is None:
+            return cast(Tensor, self.attention(x, reference_shape=reference))
+        attention = self.attention
+        anchors = Grid.uniform(reference, registration=attention.registration, periodic=attention.periodic)
+        place = Refinement(anchors, grid.shape)
+        return run(x, place, Stages([self._near_and_far]), averaged=False)
+
+    def _near_and_far(self, x: Tensor, points: Points | None = None) -> Tensor:
+        assert self.modes is not None
+        return cast(Tensor, self.attention(x, points) + self.modes(x, points))
 
     def transform(self, x: Tensor, output_shape: Sequence[int] | None = None) -> Tensor:
         r"""Resample a field as `forward` does: ``(batch, any channels, *grid)`` to the grid of its output.
@@ -310,12 +343,18 @@ class MultipoleConv(Anchored, nn.Module, metaclass=_WithOptions):
 
     @property
     def n_modes(self) -> list[int]:
-        """The numbers last set, which nothing depends on."""
+        """The numbers last set, on which low modes alone depend."""
         return list(self._n_modes)
 
     @n_modes.setter
     def n_modes(self, n_modes: int | Sequence[int]) -> None:
-        self._n_modes = _check_modes(n_modes, (self.n_dim,))
+        modes = _check_modes(n_modes, (self.n_dim,))
+        if self.modes is not None and modes != self._n_modes:
+            raise InputError(
+                f"n_modes={n_modes!r} of a layer that has weights of {list(self._n_modes)}: build another, "
+                "or leave the modes as they are; incremental training needs a spectral convolution"
+            )
+        self._n_modes = modes
 
     def _path(self, x: Tensor, output_shape: Sequence[int] | None) -> list[Grid]:
         """The grids from the input's to the output's, which go by the reference where that is coarser."""

@@ -33,7 +33,7 @@ class LowModes(nn.Module):
     Parameters
     ----------
     channels : int
-    n_modes : int
+    n_modes : int or sequence of int
         Wavenumbers along each axis, m; a grid with fewer points carries fewer of them.
     n_dim : int
     registration : {"node", "node_both", "cell"}
@@ -60,19 +60,20 @@ class LowModes(nn.Module):
     def __init__(
         self,
         channels: int,
-        n_modes: int,
+        n_modes: int | Sequence[int],
         *,
         n_dim: int,
         registration: Registration,
         periodic: Sequence[bool],
     ) -> None:
         super().__init__()
-        self.n_modes, self.registration, self.periodic = n_modes, registration, tuple(periodic)
+        self.n_modes = (n_modes,) * n_dim if isinstance(n_modes, int) else tuple(n_modes)
+        self.registration, self.periodic = registration, tuple(periodic)
         last = max((i for i, wraps in enumerate(self.periodic) if wraps), default=None)
         # Whether an axis has wavenumbers of both signs.
         self._signed = [wraps and i != last for i, wraps in enumerate(self.periodic)]
         parts = 1 if last is None else 2
-        counts = map(len, self._wavenumbers((2 * n_modes,) * n_dim))
+        counts = map(len, self._all_wavenumbers())
         # Real and imaginary parts, wavenumbers, channels of the input and of the output.
         self.weight = nn.Parameter(torch.empty(parts, *counts, channels, channels))
         nn.init.normal_(self.weight, std=0.5 / math.sqrt(channels * parts))
@@ -101,8 +102,7 @@ class LowModes(nn.Module):
             real, *imaginary = (part * axis.volumes(x.device) for part in functions)
             z = _product((real, *(-part for part in imaginary)), z, i + 1)
         weights: Tensor = self.weight
-        most = self._wavenumbers([2 * self.n_modes] * len(waves))
-        for i, (known, every) in enumerate(zip(waves, most, strict=True), start=1):
+        for i, (known, every) in enumerate(zip(waves, self._all_wavenumbers(), strict=True), start=1):
             if known != every:  # whose gradient is then not copied into zeros
                 weights = weights.narrow(i, known.start - every.start, len(known))
         real, *imaginary = weights.flatten(1, -3).to(x.dtype)
@@ -124,10 +124,14 @@ class LowModes(nn.Module):
     def _wavenumbers(self, shape: Sequence[int]) -> list[range]:
         """The wavenumbers of each axis that a grid carries."""
         waves = []
-        for n, wraps, signed in zip(shape, self.periodic, self._signed, strict=True):
-            count = min(self.n_modes, (n + 1) // 2) if wraps else min(2 * self.n_modes - 1, n)
+        for m, n, wraps, signed in zip(self.n_modes, shape, self.periodic, self._signed, strict=True):
+            count = min(m, (n + 1) // 2) if wraps else min(2 * m - 1, n)
             waves.append(range(1 - count if signed else 0, count))
         return waves
+
+    def _all_wavenumbers(self) -> list[range]:
+        """The wavenumbers of each axis that have weights."""
+        return self._wavenumbers([2 * m for m in self.n_modes])
 
     def _functions(self, axis: int, waves: range, at: Tensor) -> Parts:
         """The functions of an axis at coordinates, ``(wavenumbers, points)``."""
