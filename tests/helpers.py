@@ -194,6 +194,7 @@ def results_of(
             "training_flops": ("run", np.full(len(rows), 1e6)),
             **{name: (("run", "resolution"), np.tile(cost, (len(rows), 1))) for name, cost in costs.items()},
             "restriction": (("run", "resolution"), np.full((len(rows), len(keys)), "injection")),
+            "averaging": (("run", "resolution"), np.full((len(rows), len(keys)), np.nan)),
         },
         run_coordinates(rows),
         attrs={"title": "Errors", "split": "test", "n_dim": 2, "boundary": "{}"},

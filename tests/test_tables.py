@@ -163,6 +163,18 @@ def test_notes_name_grids_that_do_not_nest():
     ]
 
 
+def test_notes_say_what_averages_of_a_state_leave_out():
+    judged = JUDGED.copy(deep=True)
+    error = judged["mean"].sel(predictor="direct", metric=judged.attrs["metric"]).values[0, 1].item()
+    judged["averaging"][0, 1] = error / 20
+    assert notes(judged) == []
+    judged["averaging"][0, 1] = error / 5
+    [note] = notes(judged)
+    assert note.startswith(
+        "Note: MANO at r32, u: it steps from averages of the finer input, which are 1.23 % off"
+    )
+
+
 def test_same_model_trained_elsewhere_has_its_columns():
     ones = dict.fromkeys(PREDICTORS, np.ones(N))
     direct = {"M @ r16": (1.0, 0.1), "M @ r32": (1.0, 0.05), "M @ r16+r32": (0.08, 0.06)}

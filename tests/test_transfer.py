@@ -14,6 +14,7 @@ from mano_op.data.processor import FieldProcessor
 from mano_op.data.store import Variable
 from mano_op.errors import InputError
 from mano_op.grid import Grid
+from mano_op.models.mano import MANO
 from mano_op.resample import resample
 from mano_op.runs import Run
 from mano_op.transfer import Evidence, Trained, evaluate_transfer, summary
@@ -542,3 +543,17 @@ def test_functions_step_on_in_time(tmp_path):
     decay = Trained(lambda x: 0.9 * x[:, 1:], resolution=8, time_steps=(1, 1))
     results = evaluate({"decay": decay}, store, [16], rollout=2)
     assert results["variable"].values.tolist() == ["w@+1", "w@+2"]
+
+
+def test_models_that_step_from_averages_are_told_their_error(tmp_path):
+    grids = [Grid.uniform((n,), periodic=True) for n in (8, 16)]
+    store = moving_wave_store(tmp_path / "w.zarr", grids, {"train": 2, "test": 3})
+    options = {"n_dim": 1, "n_layers": 1, "hidden_channels": 8, "periodic": True, "reference_shape": [8]}
+    models = {
+        way: Trained(MANO(2, 1, restriction=way, **options), resolution=8, time_steps=(1, 1))
+        for way in ("average", "sample")
+    }
+    averaging = evaluate(models, store, [8, 16])["averaging"]
+    # Means over two of sixteen spacings, a quarter, a half and a quarter, of waves over the domain.
+    assert averaging.sel(model="average").values.ravel() == pytest.approx([0, np.sin(np.pi / 16) ** 2])
+    assert averaging.sel(model="sample").isnull().all()

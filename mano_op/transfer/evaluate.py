@@ -32,6 +32,8 @@ from mano_op.transfer.predictors import (
     KEPT,
     PREDICTORS,
     Ends,
+    averages_states,
+    averaging_error,
     by_predictor,
     cost_on,
     exact_outputs,
@@ -100,8 +102,9 @@ def evaluate_transfer(
         ``training_flops`` of one sample on the home grid. By run and resolution, of direct inference:
         ``flops``, ``peak_bytes`` (`mano_op.memory.peak_bytes`) and ``seconds_per_sample``, the best of some
         batches; operations and seconds of a rollout are of all steps. ``restriction``, of ``dpu_injection``,
-        is "injection" or "nearest". ``group`` (sample) is the store's number of a sample: runs of times of
-        one sample have one group, and are not independent.
+        is "injection" or "nearest". ``averaging`` is the mean relative L2 error of the averages of finer
+        inputs, of models that step in time from averages; NaN of others. ``group`` (sample) is the store's
+        number of a sample: runs of times of one sample have one group, and are not independent.
 
     Raises
     ------
@@ -150,8 +153,9 @@ def evaluate_transfer(
     ]
     if evidence is not None:
         evidence.begin(runs, store, {key: data[key] for key in keys}, rollout)
-    errors, seconds = _judge(runs, data, keys, ends, batch_size, rollout, evidence, progress)
-    results = _labelled(errors, seconds, runs, costs, {key: store.grids[key] for key in keys}, rollout)
+    errors, seconds, averaging = _judge(runs, data, keys, ends, batch_size, rollout, evidence, progress)
+    grids = {key: store.grids[key] for key in keys}
+    results = _labelled(errors, seconds, averaging, runs, costs, grids, rollout)
     return results.assign_coords(
         variable=list(first.outputs), sample=sample_numbers(first), group=("sample", group_numbers(first))
     ).assign_attrs(
@@ -166,6 +170,7 @@ def evaluate_transfer(
 def _labelled(
     errors: NDArray[np.float64],
     seconds: NDArray[np.float64],
+    averaging: NDArray[np.float64],
     runs: Sequence[JudgedRun],
     costs: Sequence[Mapping[str, tuple[int, int]]],
     grids: Mapping[str, Grid],
@@ -189,6 +194,7 @@ def _labelled(
             "peak_bytes": (cells, peak, {"units": "B", "long_name": "tensors of one sample, directly"}),
             "seconds_per_sample": (cells, seconds, {"units": "s", "comment": "best of some; indicative"}),
             "restriction": (cells, ways),
+            "averaging": (cells, averaging, {"units": "1", "long_name": "relative L2 error of the averages"}),
         },
         run_coordinates([run.coordinates for run in runs]),
     ).assign_coords(
@@ -220,11 +226,12 @@ def _judge(
     rollout: int,
     evidence: Evidence | None,
     progress: bool,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The errors, as in the results, and the seconds for a sample by run and resolution."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """The errors, as in the results, and by run and resolution the seconds for a sample, and `averaging`."""
     statistics, n_samples = data[keys[0]].store.statistics, len(data[keys[0]])
     errors = np.full((len(runs), len(keys), len(PREDICTORS), len(METRICS), len(ends), n_samples), np.nan)
     seconds = np.full((len(runs), len(keys)), np.inf)
+    averaging = np.where([[averages_states(run)] for run in runs], np.zeros((len(runs), len(keys))), np.nan)
     homes, labels = {run.home: run.grid for run in runs}, list(ends)
     total = len(keys) * -(-n_samples // batch_size) * len(runs)
     with tqdm(total=total, unit="batch", disable=not progress) as bar:
@@ -262,8 +269,10 @@ def _judge(
                             shared[at] = values.transpose(1, 2).numpy()
                         errors[m, r, k, :, :, rows] = shared[at]
                     errors[m, r, 0, METRICS.index("mismatch"), :, rows] = mismatch.T.numpy()
+                    if averages_states(run):
+                        averaging[m, r] += averaging_error(x, grid, run.grid).sum().item() / n_samples
                     bar.update()
-    return errors, seconds
+    return errors, seconds, averaging
 
 
 def _keys(store: FieldStore, resolutions: Sequence[Resolution], split: str) -> list[str]:

@@ -19,6 +19,7 @@ predictor              prediction on a grid :math:`n`, by a model trained on the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -159,6 +160,29 @@ def by_predictor(
     }
     down = interpolate_outputs(direct, grid, trained, ends)
     return predictions, relative_l2(down, interpolated, trained)
+
+
+def averages_states(run: JudgedRun) -> bool:
+    """Whether a run steps in time from averages of a finer input, which are not the state itself."""
+    averages = (getattr(module, "restriction", "") == "average" for module in run.network.modules())
+    return "time_steps" in run.source.times and any(averages)
+
+
+def averaging_error(x: Tensor, grid: Grid, trained: Grid) -> Tensor:
+    """Compute the relative L2 errors of averages over spacings of the training grid, ``(batch,)``.
+
+    Averages are interpolated to the grid. Where it is not finer nothing is averaged: the errors are 0.
+
+    Examples
+    --------
+    >>> x = torch.tensor([[[1.0, -1.0] * 4]])
+    >>> averaging_error(x, Grid.uniform((8,), periodic=True), Grid.uniform((4,), periodic=True))
+    tensor([1.], dtype=torch.float64)
+    """
+    if math.prod(grid.shape) <= math.prod(trained.shape):
+        return torch.zeros(len(x), dtype=torch.float64)
+    averaged = interpolate(resample(x, grid, trained, "mean"), trained, grid)
+    return relative_l2(averaged, x, grid).mean(1)
 
 
 def exact_outputs(

@@ -175,7 +175,7 @@ def _numbers(seeds: xr.Dataset, groups: NDArray[np.int64], resamples: int, seed:
             ends = np.quantile(number(draws).transpose("draw", ...).values, _TAILS, axis=0)
             for end, values in zip(("low", "high"), ends, strict=True):
                 numbers[f"{prefix}{end}"] = numbers[name].copy(data=values)
-    costs = ["parameters", "training_flops", "flops", "peak_bytes", "seconds_per_sample"]
+    costs = ["parameters", "training_flops", "flops", "peak_bytes", "seconds_per_sample", "averaging"]
     return xr.Dataset(
         {
             **{name: array.drop_attrs(deep=False) for name, array in numbers.items()},

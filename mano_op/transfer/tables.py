@@ -109,7 +109,7 @@ def dpu_input(cell: xr.Dataset) -> str:
 
 
 def notes(judged: xr.Dataset) -> list[str]:
-    """Warnings of errors that are not finite, and of grids that do not nest."""
+    """Warnings of errors that are not finite; notes on averages of states, and on grids that do not nest."""
     lines = []
     for cell, _ in _cells(judged.sel(metric=judged.attrs["metric"])):
         n = judged.attrs["samples"] * int(cell["seeds"])
@@ -117,6 +117,11 @@ def notes(judged: xr.Dataset) -> list[str]:
         for predictor, bad in zip(cell["predictor"].values, cell["non_finite"].values.tolist(), strict=True):
             if bad:
                 lines.append(f"Warning: {where}: {bad} of {n} errors of {predictor} are not finite.")
+        if (averaging := cell["averaging"].item()) > cell["mean"].sel(predictor="direct").item() / 10:
+            lines.append(
+                f"Note: {where}: it steps from averages of the finer input, which are {percent(averaging)} % "
+                "off, and so are its steps; a model with restriction='sample' steps from the input itself."
+            )
     nearest = judged["restriction"].transpose("run", "resolution").values == "nearest"
     rows = zip(judged["label"].values, nearest, strict=True)
     off = [f"{label} at {', '.join(judged['resolution'].values[at])}" for label, at in rows if at.any()]
