@@ -3,7 +3,9 @@
 Rows, each of them MANO's time or memory over another's, so less is better:
 
 * ``published``: the layer as published over the same layer written plainly (`plain_published.py`);
-* ``kernel``: the default model, attention by the compiled kernel over attention by torch's operations;
+* ``swap``: a step of training the default model by Muon, 32 channels, over one of FNO by AdamW, as wide and
+  deep, 16 modes, 8 in three dimensions; in all other rows MANO has attention and norms in every block;
+* ``kernel``: attention by the compiled kernel over attention by torch's operations, 32 channels;
 * ``floor``: a block over the matrix products of its own linear maps on the same tokens, and nothing else;
 * ``fno``: the model over neuraloperator's FNO of 16 modes, of the same width and depth;
 * ``dense``: over a transformer of the same shape with one token for each point and dense attention, by
@@ -59,7 +61,7 @@ from plain_published import PlainPublished
 from rivals import dense_transformer, swin_transformer
 from torch import Tensor, nn
 
-from mano_op import MANO, MultipoleAttention
+from mano_op import MANO, MultipoleAttention, MuonAdamW
 from mano_op.layers.native import kernel as native
 from mano_op.machine import machine
 from mano_op.memory import peak_bytes_of
@@ -238,8 +240,34 @@ class Products(nn.Module):
         return out
 
 
+def swap(effort: Effort) -> Iterator[Entry]:
+    """The default MANO over FNO, with the steps of the optimisers that they are trained by."""
+
+    def optimised(model: nn.Module, x: Tensor, optimizer: torch.optim.Optimizer) -> Run:
+        step = training_step(model, x)
+
+        def run() -> None:
+            step()
+            optimizer.step()
+
+        return run
+
+    shape = {"hidden_channels": 32, "n_layers": DEPTH}
+    cases = {(2, 64, 2): 2.0, (1, 16, 3): 2.0, (1, 256, 2): 1.5, (8, 32, 2): 2.0, (8, 256, 1): 2.0}
+    for (batch, n, n_dim), wanted in ({(2, 8, 2): 2.0} if effort.quick else cases).items():
+        x = torch.randn(batch, 1, *[n] * n_dim)
+        ours = MANO(1, 1, n_dim=n_dim, reference_shape=(n,) * n_dim, **shape)
+        other = FNO(n_modes=(8 if n_dim == 3 else 16,) * n_dim, in_channels=1, out_channels=1, **shape)
+        runs = {
+            "MANO": optimised(ours, x, MuonAdamW(ours, 1e-6, 1e-4)),
+            "FNO": optimised(other, x, torch.optim.AdamW(other.parameters(), 1e-6)),
+        }
+        case = f"{batch} of {grid_name(*[n] * n_dim)}, training step"
+        yield of_times(case, by_turns(runs, effort), wanted=wanted)
+
+
 def kernel(effort: Effort) -> Iterator[Entry]:
-    """The default model with the compiled kernel, and without."""
+    """Attention with the compiled kernel, and without."""
 
     def without(run: Run) -> Run:
         def run_without() -> Any:
@@ -448,6 +476,7 @@ ROWS: dict[str, Callable[[Effort], Iterator[Entry]]] = {
     "published": published,
     "kernel": kernel,
     "floor": floor,
+    "swap": swap,
     "fno": fno,
     "dense": dense,
     "swin": swin,
