@@ -123,6 +123,33 @@ def _operator(source: Axis, target: Axis, method: str, ends: tuple[bool, bool]) 
     return matrix
 
 
+def interpolate(
+    field: torch.Tensor, source: Grid, target: Grid, boundary: Boundary | None = None
+) -> torch.Tensor:
+    """Interpolate a smooth field of shape ``(..., *source.shape)`` to another grid.
+
+    Along each axis: copied where the target's points are among the source's, by the trigonometric
+    interpolant where the axis is periodic, and otherwise by the cubic spline through the values and those
+    of `boundary`, as `resample` takes them.
+
+    Examples
+    --------
+    >>> coarse, fine = Grid.uniform((4,)), Grid.uniform((8,))
+    >>> parabola = [torch.tensor(grid.points[0] * (1 - grid.points[0])) for grid in (coarse, fine)]
+    >>> torch.allclose(interpolate(parabola[0], coarse, fine, 0.0), parabola[1])
+    True
+    """
+    ends = ends_by_axis(source, boundary)
+    for i, (axis, goal) in enumerate(zip(source.axes, target.axes, strict=True)):
+        step = Grid((*target.axes[: i + 1], *source.axes[i + 1 :]))
+        nested = nests(Grid((axis,)), Grid((goal,)))
+        method = "injection" if nested else "spectral" if axis.periodic else "cubic"
+        known = {axis.name: ends[axis.name]} if method == "cubic" and axis.name in ends else None
+        field = resample(field, source, step, method, boundary=known)
+        source = step
+    return field
+
+
 def nests(source: Grid, target: Grid) -> bool:
     """Return True if every point of the target is a point of the source.
 

@@ -11,20 +11,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
+import xarray as xr
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from mano_op.card import model_card, with_evaluation
 from mano_op.cost import count_parameters
 from mano_op.data.mixed import Mixed
+from mano_op.data.record import FieldRecord
 from mano_op.description import dumps, read_description
 from mano_op.errors import InputError, refusing
 from mano_op.files import check_folder, make_folder, write_file
 from mano_op.options import Part, Whole, checked
+from mano_op.prediction import predict_fields
 from mano_op.pretrained import fetched, load_model, save_model
 
 FORMAT, FORMAT_VERSION = "mano_op run", 3
@@ -182,22 +185,33 @@ class Run:
         """The number of learned real numbers; a complex parameter is two."""
         return count_parameters(self.model)
 
-    def predict(self, x: Any, **sample: Any) -> Tensor:
+    @overload
+    def predict(self, x: xr.Dataset, **options: Any) -> xr.Dataset: ...
+
+    @overload
+    def predict(self, x: Any, **options: Any) -> Tensor: ...
+
+    def predict(self, x: Any, **options: Any) -> Tensor | xr.Dataset:
         """Return the model's output in physical units; of a classifier its logits.
 
         Parameters
         ----------
-        x : Tensor or array
-            ``(batch, in_channels, *grid)`` in physical units, on a grid of any size; images in [0, 1].
-            Complex numbers, whole numbers of images and other channels raise an `InputError`.
-        **sample
-            Further arguments of the model, such as ``coordinates``.
+        x : Dataset, Tensor or array
+            Labelled fields, as `mano_op.prediction.predict_fields` takes them. Or numbers in physical units,
+            ``(batch, in_channels, *grid)``, on a grid of any size; images in [0, 1]. Complex numbers, whole
+            numbers of images and other channels raise an `InputError`.
+        **options
+            Of a data set those of `predict_fields`: ``steps``, ``shape``, ``batch_size``. Otherwise further
+            arguments of the model, such as ``coordinates``.
 
         Returns
         -------
-        Tensor
-            ``(batch, out_channels, *grid)``, or ``(batch, classes)``, on the model's device.
+        Dataset or Tensor
+            As `x` is: labelled fields, or ``(batch, out_channels, *grid)``, or ``(batch, classes)``, on the
+            model's device.
         """
+        if isinstance(x, xr.Dataset):
+            return predict_fields(self.model, self.processor, self._record(), x, who=self.about, **options)
         parameter = next(iter(self.model.parameters()), None)
         self.processor.to(parameter.device if parameter is not None else "cpu")
         self.model.eval()
@@ -212,9 +226,27 @@ class Run:
         if x.is_floating_point() or self.task == "fields":  # bytes of images are for the processor to refuse
             x = x.float()
         with torch.inference_mode():
-            data = self.processor.preprocess({**sample, "x": x})
+            data = self.processor.preprocess({**options, "x": x})
             out, _ = self.processor.postprocess(self.model(data.pop("x"), **data), data)
         return out
+
+    @property
+    def about(self) -> str:
+        """The model in a few words, as the history of its predictions has it."""
+        at = "+".join(map(str, self.resolutions))
+        model = f"{self.arch} of {self.n_parameters:,} parameters"
+        return f"{model}, trained at {at} of {self.training.get('title') or 'some fields'!r}"
+
+    def _record(self) -> FieldRecord:
+        """What it was trained on."""
+        if self.task != "fields" or "fields" not in self.training:
+            raise InputError(
+                f"a run of {self.task} without a record of their grid predicts arrays, not data sets: train "
+                "it anew with this mano_op, or give `run.predict(array)`"
+            )
+        what, remedy = "the record of the fields of the run is damaged", "restore the run, or train again"
+        with refusing(what, remedy, AttributeError, KeyError, TypeError, ValueError):
+            return FieldRecord.from_dict(self.training["fields"])
 
     def save(self, folder: str | Path) -> None:
         """Write the run into a folder; see `save_run`."""

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from scipy.interpolate import RectBivariateSpline
 
 from mano_op.grid import Grid
-from mano_op.resample import nests
-from mano_op.transfer.predictors import interpolate
+from mano_op.resample import interpolate, nests
 
 
 def bumps(y, x):

@@ -15,11 +15,11 @@ from mano_op.data.store import Variable
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 from mano_op.models.mano import MANO
-from mano_op.resample import resample
+from mano_op.resample import interpolate, resample
 from mano_op.runs import Run
 from mano_op.transfer import Evidence, Trained, evaluate_transfer, summary
 from mano_op.transfer.metrics import METRICS, all_metrics
-from mano_op.transfer.predictors import PREDICTORS, interpolate
+from mano_op.transfer.predictors import PREDICTORS
 from mano_op.transfer.runs import judged_runs
 
 N_TEST = 12

@@ -17,6 +17,7 @@ from mano_op.data.processor import FieldProcessor
 from mano_op.data.write import write_fields
 from mano_op.errors import InputError
 from mano_op.grid import Grid
+from mano_op.prediction import predict
 from mano_op.problems import Burgers, FitzHughNagumo, NavierStokes, generate_fields
 from mano_op.report import write_report
 from mano_op.report.figures import error_by_step
@@ -24,7 +25,6 @@ from mano_op.runs import Run, load_run
 from mano_op.train import train_model
 from mano_op.transfer import Evidence, evaluate_transfer, summary
 from mano_op.transfer.io import load_results
-from mano_op.transfer.predictors import predict
 
 TIMES = (0.0, 0.5, 1.0, 1.5)
 GRIDS = [Grid.uniform((n,), periodic=True) for n in (8, 12, 16)]

@@ -18,7 +18,7 @@ from cyclopts import App, CycloptsError, Parameter
 from mano_op import __version__
 from mano_op.cli.config import configure, words_of
 from mano_op.cli.evaluate import app as evaluate
-from mano_op.cli.evaluate import demo, export
+from mano_op.cli.evaluate import demo, export, predict
 from mano_op.cli.stores import app as store
 from mano_op.cli.stores import generate
 from mano_op.errors import InputError
@@ -50,7 +50,7 @@ app = App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-for command in (generate, store, evaluate, export, demo):
+for command in (generate, store, evaluate, predict, export, demo):
     app.command(command)
 app.command("mano_op.cli.train:app", name="train", help="Train a model on fields, or a classifier on images.")
 app.register_install_completion_command()

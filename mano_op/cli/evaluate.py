@@ -1,4 +1,4 @@
-"""``mano-op evaluate``, ``export`` and ``demo``: what becomes of trained models."""
+"""``mano-op evaluate``, ``predict``, ``export`` and ``demo``: what becomes of trained models."""
 
 from __future__ import annotations
 
@@ -135,6 +135,58 @@ def images(
     if card:
         write_evaluation(run, f"By mano-op evaluate images:\n\n{evaluation.table()}")
     print(evaluation.table())
+
+
+def predict(
+    run: ExistingDirectory,
+    source: Path,
+    out: Path,
+    /,
+    *,
+    steps: Int = 1,
+    grid: Size = None,
+    resolution: Size = None,
+    split: str | None = None,
+    batch_size: Int = 1,
+    device: Device = "cpu",
+    quiet: Quiet = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Predict the fields of a file, and write them as a file.
+
+    Parameters
+    ----------
+    run : path
+        Made by mano-op train fields.
+    source : path
+        NetCDF, zarr, or a store; larger than memory or not.
+    out : path
+        NAME.nc or NAME.zarr.
+    steps : int
+        Of models that step on in time: how many steps to take, from the last times of the file.
+    grid : size
+        Points along each axis to interpolate the predictions to; those of the file if not given.
+    resolution : size
+        Of a store: which one to take.
+    split : str
+        Of a store: which samples to take; all if not given.
+    batch_size : int
+        Samples at a time. With 1 no number depends on how the file is cut into pieces.
+    """
+    from contextlib import ExitStack
+
+    from mano_op.prediction import check_dataset_path, open_dataset, write_dataset
+    from mano_op.runs import load_run
+
+    check_dataset_path(out, overwrite=overwrite)
+    trained = load_run(run, task="fields")
+    trained.model.to(device)
+    with ExitStack() as stack:
+        data = open_dataset(source, stack, resolution=resolution, split=split)
+        options: dict[str, Any] = {"steps": steps, "shape": grid, "batch_size": batch_size}
+        predicted = trained.predict(data, **options)
+        write_dataset(predicted, out, overwrite=overwrite, progress=not quiet)
+    print(f"{out}: {', '.join(map(str, predicted.data_vars))} {dict(predicted.sizes)}")
 
 
 def export(

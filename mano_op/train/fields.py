@@ -19,6 +19,7 @@ from mano_op.data.channels import channels_of
 from mano_op.data.loaders import Splits, field_loaders
 from mano_op.data.mixed import Mixed
 from mano_op.data.processor import FieldProcessor
+from mano_op.data.record import FieldRecord
 from mano_op.data.sampler import ResolutionBatchSampler, ranks
 from mano_op.data.store import FieldStore, open_store
 from mano_op.errors import InputError
@@ -140,7 +141,7 @@ class FieldTask(Task):
         drawn = sampler.drawn if isinstance(sampler, ResolutionBatchSampler) else [len(self.loader.dataset)]  # type: ignore[arg-type]
         self._drawn = dict(zip(self.keys, drawn, strict=True))
         order = list(self.store.grids)
-        home = max(self.keys, key=lambda key: (self._drawn[key], order.index(key)))
+        home = self._home = max(self.keys, key=lambda key: (self._drawn[key], order.index(key)))
         stated = {variable.name: variable.boundary_value for variable in self.store.variables}
         known = [stated[channel.variable] for channel in self.channels.y]
         targets = known * (1 + training.pushforward)
@@ -246,6 +247,7 @@ class FieldTask(Task):
             "inputs": list(self.channels.inputs),
             "outputs": list(self.channels.outputs),
             "units": {variable.name: variable.units for variable in store.variables},
+            "fields": FieldRecord.of(store.layout, self._home).to_dict(),
             "samples": self._drawn if mixed else self._drawn[self.keys[0]],
         }
         if self.validated:

@@ -25,6 +25,7 @@ from mano_op.data.dataset import FieldDataset, collate
 from mano_op.data.store import FieldStore, Resolution, opened
 from mano_op.errors import InputError, check_whole
 from mano_op.grid import Grid
+from mano_op.prediction import predict
 from mano_op.resample import nests
 from mano_op.transfer.evidence import Evidence
 from mano_op.transfer.metrics import METRICS, all_metrics
@@ -40,7 +41,6 @@ from mano_op.transfer.predictors import (
     group_numbers,
     known_ends,
     naming,
-    predict,
     sample_numbers,
 )
 from mano_op.transfer.runs import JudgedRun, Models, judged_runs, run_coordinates

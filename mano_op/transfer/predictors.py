@@ -22,24 +22,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from mano_op.boundary import Boundary, ends_by_axis
 from mano_op.cost import count_flops
 from mano_op.data.channels import Channels
 from mano_op.data.dataset import FieldDataset, collate
-from mano_op.data.processor import FieldProcessor
 from mano_op.data.store import FieldStore
 from mano_op.errors import InputError
 from mano_op.grid import Grid
 from mano_op.labels import variable_of
 from mano_op.memory import peak_bytes
-from mano_op.resample import nests, resample
+from mano_op.prediction import predict
+from mano_op.resample import interpolate, nests, resample
 from mano_op.transfer.metrics import relative_l2
 from mano_op.transfer.runs import JudgedRun
 from mano_op.transfer.significance import DPU
@@ -47,38 +46,6 @@ from mano_op.transfer.significance import DPU
 Ends = Mapping[str, dict[str, tuple[float | None, float | None]]]
 KEPT = ("direct", *DPU)  # as evidence
 PREDICTORS = (*KEPT, "floor", "mean")
-
-
-def predict(network: nn.Module, processor: FieldProcessor, x: Tensor, steps: int = 1) -> Tensor:
-    """Predict in physical units, on the CPU, from ``x`` of shape ``(batch, in_channels, *grid)``.
-
-    With several `steps` each step after the first starts from the outputs of the step before. The channels
-    of the prediction are the outputs of the first step, then those of the second, and so on.
-    """
-    network.eval()
-    processor.eval()
-    expected = (len(x), len(processor.outputs), *x.shape[2:])
-    outputs: list[Tensor] = []
-    with torch.inference_mode():
-        x = x.to(processor.device)
-        for step in range(steps):
-            if step:
-                x = processor.next_known(x, outputs[-1])
-            data = processor.preprocess({"x": x})
-            output = network(data["x"])
-            _check_output(output, expected)
-            outputs.append(processor.postprocess(output, data)[0])
-        return torch.cat(outputs, dim=1).cpu()
-
-
-def _check_output(output: Any, expected: tuple[int, ...]) -> None:
-    """Refuse what is no real tensor of a shape: networks and functions are anybody's."""
-    kind = type(output).__name__
-    if isinstance(output, Tensor):
-        kind = f"{output.dtype} of shape {tuple(output.shape)}".removeprefix("torch.")
-        if tuple(output.shape) == expected and not output.is_complex():
-            return
-    raise InputError(f"its output is {kind}, expected a tensor or array of real numbers of shape {expected}")
 
 
 @contextmanager
@@ -208,31 +175,6 @@ def interpolate_outputs(outputs: Tensor, source: Grid, target: Grid, ends: Ends)
     """Interpolate every output with its known boundary values, in the order of `ends`."""
     channels = zip(outputs.split(1, dim=1), ends.values(), strict=True)
     return torch.cat([interpolate(channel, source, target, known) for channel, known in channels], dim=1)
-
-
-def interpolate(field: Tensor, source: Grid, target: Grid, boundary: Boundary | None = None) -> Tensor:
-    """Interpolate a smooth field of shape ``(..., *source.shape)`` to another grid.
-
-    Along each axis: copied where the target's points are among the source's, by the trigonometric
-    interpolant where the axis is periodic, and otherwise by the cubic spline through the values and those
-    of `boundary`, as `mano_op.resample.resample` takes them.
-
-    Examples
-    --------
-    >>> coarse, fine = Grid.uniform((4,)), Grid.uniform((8,))
-    >>> parabola = [torch.tensor(grid.points[0] * (1 - grid.points[0])) for grid in (coarse, fine)]
-    >>> torch.allclose(interpolate(parabola[0], coarse, fine, 0.0), parabola[1])
-    True
-    """
-    ends = ends_by_axis(source, boundary)
-    for i, (axis, goal) in enumerate(zip(source.axes, target.axes, strict=True)):
-        step = Grid((*target.axes[: i + 1], *source.axes[i + 1 :]))
-        nested = nests(Grid((axis,)), Grid((goal,)))
-        method = "injection" if nested else "spectral" if axis.periodic else "cubic"
-        known = {axis.name: ends[axis.name]} if method == "cubic" and axis.name in ends else None
-        field = resample(field, source, step, method, boundary=known)
-        source = step
-    return field
 
 
 def known_ends(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 from mano_op.data.channels import Channels, channels_of
 from mano_op.data.mixed import Mixed
 from mano_op.data.processor import FieldProcessor
-from mano_op.data.store import FieldStore, Resolution
+from mano_op.data.record import FieldRecord
+from mano_op.data.store import FieldStore, Resolution, opened
 from mano_op.errors import InputError
 from mano_op.grid import Grid
+from mano_op.prediction import predict_fields
 from mano_op.runs import Run
 
 PLUS = "+"
@@ -52,6 +55,19 @@ class Trained:
     seed: int = 0
     time_steps: Sequence[int] | None = None
     at: Sequence[float] | None = None
+
+    def predict(self, data: xr.Dataset, store: str | Path | FieldStore, **options: Any) -> xr.Dataset:
+        """Predict labelled fields, as `Run.predict` does, with the names and units of a store's.
+
+        `options` are those of `mano_op.prediction.predict_fields`.
+        """
+        store = opened(store)
+        key = store.key(
+            self.resolution.resolutions[0] if isinstance(self.resolution, Mixed) else self.resolution
+        )
+        network, processor = _physical(self, channels_of(store.layout, **self.times))
+        who = getattr(self.function, "__name__", type(self.function).__name__)
+        return predict_fields(network, processor, FieldRecord.of(store.layout, key), data, who=who, **options)
 
     @property
     def times(self) -> dict[str, Any]:
@@ -134,7 +150,12 @@ def _judged_run(name: str, model: str, source: Judgeable, store: FieldStore) -> 
         network, processor, training = source.model, source.processor, source.training
         resolutions, seed = source.resolutions, training.get("seed", 0)
     else:
-        network, processor = _physical(name, source, channels, store)
+        if not store.statistics:
+            raise InputError(
+                f"{name} is a function, and {store.path} has no split 'train', whose mean it has to beat: "
+                "write the store with its training split, or give a Run with a FieldProcessor"
+            )
+        network, processor = _physical(source, channels)
         at, seed = source.resolution, source.seed
         resolutions = tuple(at.resolutions) if isinstance(at, Mixed) else (at,)
     if not resolutions or type(seed) is not int:
@@ -187,15 +208,8 @@ def _misfit(
     return ""
 
 
-def _physical(
-    name: str, trained: Trained, channels: Channels, store: FieldStore
-) -> tuple[nn.Module, FieldProcessor]:
+def _physical(trained: Trained, channels: Channels) -> tuple[nn.Module, FieldProcessor]:
     """A function as a module, and the processor that leaves fields in physical units."""
-    if not store.statistics:
-        raise InputError(
-            f"{name} is a function, and {store.path} has no split 'train', whose mean it has to beat: write "
-            "the store with its training split, or give a Run with a FieldProcessor"
-        )
     network, unit = _Function(trained.function), {"mean": 0.0, "std": 1.0}
     processor = FieldProcessor(dict.fromkeys(channels.inputs, unit), dict.fromkeys(channels.outputs, unit))
     device = next((parameter.device for parameter in network.parameters()), processor.device)

@@ -91,7 +91,7 @@ def _open(stack: ExitStack, path: Path, sample: str, engine: str | None) -> xr.D
         # Without dask, whose pieces would be the chunks of the file, and without a cache.
         data = stack.enter_context(xr.open_dataset(path, engine=engine, chunks=None, cache=False))
     check_has(path, "dimension", [sample], data.dims, "; give sample=")
-    return data.assign({name: _pieced(data[name]) for name in data.data_vars})
+    return data.assign({name: pieced(data[name]) for name in data.data_vars})
 
 
 def _check_engine(path: Path, engine: str | None) -> None:
@@ -118,7 +118,8 @@ def _renamed(resolution: object, data: xr.Dataset, names: Mapping[str, str]) -> 
     return data
 
 
-def _pieced(values: xr.DataArray) -> xr.DataArray:
+def pieced(values: xr.DataArray) -> xr.DataArray:
+    """Return a variable of a file in pieces of whole chunks of the file, read when they are asked for."""
     if not values.ndim or values.dtype.kind == "O":
         return values
     own = [chunk_in_file(values.variable, str(dim)) or 1 for dim in values.dims]
