@@ -14,6 +14,8 @@ from typing import Any
 
 from harness import RESULTS, read_results
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+from swap import SETTINGS
 
 from mano_op.card import markdown_table
 from mano_op.report.style import colours, log_axis, model_handles, style
@@ -52,8 +54,12 @@ def draw(report: Mapping[str, Any], picture: Path) -> None:
                         [seconds] * len(of_seeds), of_seeds, "o", ms=3.5, color=colour[model], alpha=0.6
                     )
                 axes.plot(list(errors), [fmean(e) for e in errors.values()], color=colour[model])
-            log_axis(axes, "x")
             log_axis(axes, "y")
+            budget = SETTINGS[name].seconds
+            seconds = [budget / 4, budget, 4 * budget]
+            axes.set(xscale="log", xlim=(seconds[0] / 1.3, 1.3 * seconds[-1]))
+            axes.set_xticks(seconds, [f"{each:g}" for each in seconds])
+            axes.xaxis.set_minor_locator(NullLocator())
             axes.set_title(title)
         figure.supxlabel("processor seconds of training, one thread", fontsize=9)
         figure.supylabel("relative L2 error of the tests in %", fontsize=9)
@@ -85,6 +91,8 @@ def tables(report: Mapping[str, Any]) -> str:
     every = [["MANO, FNO, U-Net", "a quarter of the seconds", "one", "four times"]]
     for name, title in TITLES.items():
         mano, fno = (trained(name, model, 1) for model in ("MANO", "FNO"))
+        if not (mano and fno):
+            continue
         means = [f"{fmean(mano):.3g}", f"{fmean(fno):.3g}", f"{fmean(mano) / fmean(fno):.2f}"]
         one.append([title, str(len(mano)), *means, growth(name, "MANO"), growth(name, "FNO")])
         errors = [[trained(name, model, budget) for model in MODELS] for budget in (0.25, 1, 4)]
