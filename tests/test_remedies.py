@@ -804,8 +804,11 @@ def case_a_file_that_xarray_cannot_open(folder):
 
 
 def case_a_folder_of_files(folder):
-    refused(import_waves, folder, {8: folder}, part="give the files in it")
-    import_waves(folder, {8: sorted(folder.glob("*.nc"))})
+    (folder / "empty").mkdir()
+    refused(import_waves, folder, {8: folder / "empty"}, part="give the files in it")
+    refused(import_waves, folder, {8: folder / "*.cdf"}, part="matches no file; expected files to import")
+    import_waves(folder, {8: folder})
+    import_waves(folder, {8: f"{folder}/[01].nc"}, name="pattern.zarr")
 
 
 def case_a_zarr_store_without_its_engine(folder):

@@ -58,6 +58,16 @@ def test_fields_and_their_labels_are_kept(tmp_path):
         assert_holds(open_store(store.path), grid, range(8))
 
 
+@pytest.mark.parametrize("dims", [("y", "x"), ("sample", "y"), ("x",)])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_static_fields_and_profiles_have_a_value_at_each_point(tmp_path, dims, lazy):
+    data = labelled(NODES)
+    data["a"] = data["a"].isel({dim: 0 for dim in data["a"].dims if dim not in dims}, drop=True)
+    store = write(tmp_path / "a.zarr", {(6, 4): data.chunk(sample=3) if lazy else data})
+    expected = data["a"].broadcast_like(data["u"]).transpose(*data["u"].dims)
+    np.testing.assert_array_equal(store.read((6, 4), "a"), expected.astype("f4"))
+
+
 def test_cell_methods_may_differ_between_resolutions(tmp_path):
     fine = labelled(NODES.refine())
     fine["u"].attrs["cell_methods"] = "area: point"
@@ -191,6 +201,11 @@ def test_times_are_kept_as_numbers_and_units(tmp_path, times, numbers, units):
     [
         (lambda d: d.rename(u="v"), {}, "has no variable 'u'; it has a, b, v"),
         (lambda d: d.assign(u=d.u.transpose("sample", "x", "y")), {}, "the same axes for all"),
+        (
+            lambda d: d.assign(a=d.a[:, 0, 0].drop_vars(["y", "x"])),
+            {},
+            r"none of the axes y, x; expected a field: `data.assign\(a=data\['a'\].broadcast_like",
+        ),
         (
             lambda d: d.isel(x=slice(None, None, -1)),
             {},

@@ -62,7 +62,8 @@ def write_fields(
     fields : mapping of int or tuple of int to Dataset
         Under the number of points along each axis: 64, or (64, 96).
     inputs, outputs : sequence of str
-        Names of variables, in the order of a model's channels.
+        Names of variables, in the order of a model's channels. An input may lack "sample", if it is the same
+        for all of them, and some of the axes.
     splits : mapping of str to int
         Sizes, in the order of the samples: ``{"train": 1000, "test": 50}``. A data set with only some of
         them says which by its coordinate "sample": numbers among all samples, or labels of a whole data set.
@@ -109,6 +110,7 @@ def write_fields(
     for violation in _violations(fields, inputs, outputs):
         raise InputError(violation)
     check_splits(splits)
+    fields = {key: _spread(key, data, inputs, outputs) for key, data in fields.items()}
     names = [*inputs, *outputs]
     axes, varying = _check_variables(fields, names)
     registration = coordinates.registrations_of(registration, axes)
@@ -182,6 +184,27 @@ def _violations(fields: Any, inputs: Sequence[str], outputs: Sequence[str]) -> I
                 f"fields at {resolution} is a {type(data).__name__}; expected a Dataset: open a file with "
                 "`xarray.open_dataset`, and make one of arrays with `xarray.Dataset({name: array})`"
             )
+
+
+def _spread(key: Any, data: xr.Dataset, inputs: Sequence[str], outputs: Sequence[str]) -> xr.Dataset:
+    """Give static inputs, and those along some of the axes, a value at each point of each sample."""
+    guards.check_has(f"the data set at {key}", "variable", [*inputs, *outputs], data.data_vars)
+    like = data[[*outputs, *inputs][0]]
+    axes, spread = [dim for dim in like.dims if dim not in ("sample", "time")], {}
+    for name in inputs:
+        values, full = data[name], ["sample", *axes]
+        if "time" in values.dims:
+            full.insert(1, "time")
+        if set(values.dims) < set(full) and {*full} <= {*like.dims, "time"}:
+            if not set(values.dims) & set(axes):
+                raise InputError(
+                    f"{name} has dimensions {values.dims}, and none of the axes {', '.join(map(str, axes))}; "
+                    f"expected a field: `data.assign({name}=data[{name!r}].broadcast_like(data[{like.name!r}]"
+                    f"{'.isel(time=0)' if 'time' in like.dims else ''}))`"
+                )
+            missing = {dim: data.sizes[dim] for dim in full if dim not in values.dims}
+            spread[name] = values.drop_vars(["sample"], errors="ignore").expand_dims(missing).transpose(*full)
+    return data.assign(spread) if spread else data
 
 
 def _parts(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
+from glob import glob, has_magic
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,9 +73,9 @@ def import_files(
 
 
 def paths_of(files: Mapping[Any, Any], example: str) -> dict[Any, list[Path]]:
-    """Return the files of each split or resolution, each present and named once."""
+    """Return the files of each split or resolution, those of patterns too, each present and named once."""
     paths = {
-        key: [Path(name) for name in ([names] if isinstance(names, str | Path) else names)]
+        key: list(chain(*map(_matched, [names] if isinstance(names, str | Path) else names)))
         for key, names in (files.items() if isinstance(files, Mapping) else ())
         if isinstance(names, Sequence | Path)
     }
@@ -84,6 +86,33 @@ def paths_of(files: Mapping[Any, Any], example: str) -> dict[Any, list[Path]]:
             problem = "is given twice" if n > 1 else "does not exist"
             raise InputError(f"{path} {problem}; expected files to import, each once")
     return paths
+
+
+def _matched(name: str | Path) -> list[Path]:
+    """Return the files that a pattern matches, numbers in their names in order; the path itself of a path.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for i in (1, 2, 10):
+    ...     (folder / f"run_{i}.nc").touch()
+    >>> [path.name for path in _matched(f"{folder}/*.nc")]
+    ['run_1.nc', 'run_2.nc', 'run_10.nc']
+    """
+    path = Path(name)
+    if path.exists() or not has_magic(str(name)):
+        return [path]
+    found = sorted(map(Path, glob(str(name), recursive=True)), key=natural)
+    if not found:
+        raise InputError(f"{name} matches no file; expected files to import: correct the pattern")
+    return found
+
+
+def natural(path: Path) -> list[tuple[int, int | str]]:
+    """Return the key by which paths are sorted with their numbers in order, 2 before 10."""
+    parts = re.split(r"(\d+)", str(path))
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in parts]
 
 
 def stamps(files: Iterable[str | Path]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -13,7 +13,7 @@ import pandas as pd
 import xarray as xr
 
 from mano_op.data.guards import check_has
-from mano_op.data.importers.lazy import check_free, concatenated, paths_of, piece_of, stamps
+from mano_op.data.importers.lazy import check_free, concatenated, natural, paths_of, piece_of, stamps
 from mano_op.data.samples import check_distinct
 from mano_op.data.source import chunk_in_file
 from mano_op.data.store import FieldStore
@@ -34,14 +34,16 @@ def import_netcdf(
     """Import files that xarray opens, larger than memory or not, one or several for each resolution.
 
     Files of a resolution are concatenated along `sample`, whose labels, if there are any, have to be
-    distinct; variables, attributes and grids have to be the same. An axis that decreases is turned round.
-    Each chunk of a file is read once.
+    distinct; the inputs and outputs, their attributes and grids have to be the same, other variables may
+    differ. A file without the dimension is one sample, labelled by a scalar of its name or by the file's own.
+    An axis that decreases is turned round. Each chunk of a file is read once.
 
     Parameters
     ----------
     path : path
     files : mapping of int or tuple of int to path or sequence of path
-        For each resolution.
+        For each resolution; also patterns, ``{64: "runs/*.nc"}``, and folders, whose NetCDF files are taken,
+        in the order of their names and of the numbers in these.
     sample, time : str
         Names of the dimensions of samples and times in the files.
     engine : str, optional
@@ -65,11 +67,13 @@ def import_netcdf(
     >>> store.read(4, "u")[0]
     array([6., 4., 2., 0.], dtype=float32)
     """
-    paths = paths_of(files, "{64: ['runs.nc']}")
+    paths = {key: _in_folders(names) for key, names in paths_of(files, "{64: ['runs.nc']}").items()}
+    wanted = list(dict.fromkeys([*options.get("inputs", ()), *options.get("outputs", ())]))
+    known = {*options.get("boundary_conditions", ()), time}
     with ExitStack() as stack:
         fields = {}
         for resolution, names in paths.items():
-            parts = {str(file): _open(stack, file, sample, engine) for file in names}
+            parts = {str(file): _open(stack, file, sample, engine, wanted, known) for file in names}
             data = concatenated(parts, sample)
             if relabel:
                 data = data.drop_vars(sample, errors="ignore")
@@ -83,24 +87,48 @@ def import_netcdf(
         return write_fields(path, fields, **{"provenance": provenance, **options})
 
 
-def _open(stack: ExitStack, path: Path, sample: str, engine: str | None) -> xr.Dataset:
-    """Open a file as a data set, unread, in pieces of whole chunks of the file."""
+def _in_folders(paths: Sequence[Path]) -> list[Path]:
+    """Return paths with the NetCDF files of folders, but of zarr stores, in their place."""
+    files = []
+    for path in paths:
+        inside = [] if not path.is_dir() or _is_zarr(path) else sorted(path.glob("*.nc*"), key=natural)
+        files += inside or [path]
+    return files
+
+
+def _is_zarr(path: Path) -> bool:
+    return any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata"))
+
+
+def _open(
+    stack: ExitStack, path: Path, sample: str, engine: str | None, wanted: Sequence[str], known: Set[str]
+) -> xr.Dataset:
+    """Open some variables of a file as a data set, unread, in pieces of whole chunks of the file.
+
+    A file that has none but `known` dimensions is one sample.
+    """
     _check_engine(path, engine)
     remedy = "NetCDF 4 needs pip install 'mano_op[netcdf]', and other formats the engine that xarray names"
     with refusing(f"{path} cannot be opened", remedy, OSError, ValueError, ImportError):
         # Without dask, whose pieces would be the chunks of the file, and without a cache.
         data = stack.enter_context(xr.open_dataset(path, engine=engine, chunks=None, cache=False))
-    check_has(path, "dimension", [sample], data.dims, "; give sample=")
+    check_has(path, "variable", wanted, data.data_vars)
+    data = data.drop_vars([name for name in data.data_vars if name not in wanted])
+    if sample not in data.dims:
+        if not {*data.dims} <= known:
+            check_has(path, "dimension", [sample], data.dims, "; give sample=")
+        label = data[sample].item() if sample in data.variables else path.stem
+        data = data.drop_vars(sample, errors="ignore").expand_dims({sample: [label]})
     return data.assign({name: pieced(data[name]) for name in data.data_vars})
 
 
 def _check_engine(path: Path, engine: str | None) -> None:
-    zarr = any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata"))
+    zarr = _is_zarr(path)
     if zarr == (engine == "zarr") and zarr == path.is_dir():
         return
     what, remedy = ("a file", "leave engine out")
     if path.is_dir():
-        what, remedy = "a folder, and no zarr store", "give the files in it"
+        what, remedy = "a folder without NetCDF files, and no zarr store", "give the files in it"
     if zarr:
         what, remedy = "a zarr store", "give engine='zarr'"
     raise InputError(f"{path} is {what}, and engine={engine!r}; {remedy}")
