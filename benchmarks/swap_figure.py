@@ -74,6 +74,12 @@ def direct_errors(about: Mapping[str, Any], budget: float, kind: str = "errors")
     return [(trained, finer) for trained, finer in direct]
 
 
+def _runs(report: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    """The runs of the models of the figure in a setting."""
+    of_setting = report["settings"][name]
+    return [run for model in MODELS for run in of_setting.get(model, {"runs": {}})["runs"].values()]
+
+
 def tables(report: Mapping[str, Any]) -> str:
     """Format the errors as Markdown tables: of one budget with their growth, then of all budgets."""
 
@@ -88,14 +94,15 @@ def tables(report: Mapping[str, Any]) -> str:
         return ", ".join(f"{fmean(finer / error for error, finer in of) if of else 0:.2f}" for of in pairs)
 
     one = [["", "seeds", "MANO", "FNO", "ratio", "growth of MANO to 2n, 4n", "of FNO"]]
-    every = [["MANO, FNO, U-Net", "a quarter of the seconds", "one", "four times"]]
+    known = {run["seconds"] / SETTINGS[name].seconds for name in TITLES for run in _runs(report, name)}
+    every = [["MANO, FNO, U-Net", *(f"{budget:g} budgets" for budget in sorted(known))]]
     for name, title in TITLES.items():
         mano, fno = (trained(name, model, 1) for model in ("MANO", "FNO"))
         if not (mano and fno):
             continue
         means = [f"{fmean(mano):.3g}", f"{fmean(fno):.3g}", f"{fmean(mano) / fmean(fno):.2f}"]
         one.append([title, str(len(mano)), *means, growth(name, "MANO"), growth(name, "FNO")])
-        errors = [[trained(name, model, budget) for model in MODELS] for budget in (0.25, 1, 4)]
+        errors = [[trained(name, model, budget) for model in MODELS] for budget in sorted(known)]
         every.append([title, *(", ".join(f"{fmean(e):.3g}" if e else "-" for e in row) for row in errors)])
     return "\n".join([*markdown_table(one), "", *markdown_table(every)])
 
