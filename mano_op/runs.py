@@ -239,14 +239,14 @@ class Run:
 
     def _record(self) -> FieldRecord:
         """What it was trained on."""
-        if self.task != "fields" or "fields" not in self.training:
+        if self.task != "fields" or "record" not in self.training:
             raise InputError(
                 f"a run of {self.task} without a record of their grid predicts arrays, not data sets: train "
                 "it anew with this mano_op, or give `run.predict(array)`"
             )
         what, remedy = "the record of the fields of the run is damaged", "restore the run, or train again"
         with refusing(what, remedy, AttributeError, KeyError, TypeError, ValueError):
-            return FieldRecord.from_dict(self.training["fields"])
+            return FieldRecord.from_dict(self.training["record"])
 
     def save(self, folder: str | Path) -> None:
         """Write the run into a folder; see `save_run`."""

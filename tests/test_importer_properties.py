@@ -368,5 +368,5 @@ def test_coordinate_of_one_netcdf_file_is_not_given_to_others(tmp_path):
         )
     with pytest.raises(InputError, match=r"1\.nc: coordinates = .*'t'.*, in .*0\.nc .*; make them agree"):
         importers.import_netcdf(
-            tmp_path / "s.zarr", {(4, 5): [tmp_path / "0.nc", tmp_path / "1.nc"]}, sample="run", time="t"
+            tmp_path / "s.zarr", {(4, 5): [tmp_path / "0.nc", tmp_path / "1.nc"]}, **LABELLED
         )

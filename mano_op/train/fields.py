@@ -247,7 +247,7 @@ class FieldTask(Task):
             "inputs": list(self.channels.inputs),
             "outputs": list(self.channels.outputs),
             "units": {variable.name: variable.units for variable in store.variables},
-            "fields": FieldRecord.of(store.layout, self._home).to_dict(),
+            "record": FieldRecord.of(store.layout, self._home).to_dict(),
             "samples": self._drawn if mixed else self._drawn[self.keys[0]],
         }
         if self.validated:
