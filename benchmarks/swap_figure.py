@@ -91,11 +91,11 @@ def tables(report: Mapping[str, Any]) -> str:
     def growth(name: str, model: str) -> str:
         about, kinds = report["settings"][name][model], ("errors", "errors at four times")
         pairs = [direct_errors(about, 1, kind) for kind in kinds]
-        return ", ".join(f"{fmean(finer / error for error, finer in of) if of else 0:.2f}" for of in pairs)
+        return ", ".join(f"{fmean(finer / error for error, finer in of):.2f}" if of else "-" for of in pairs)
 
     one = [["", "seeds", "MANO", "FNO", "ratio", "growth of MANO to 2n, 4n", "of FNO"]]
     known = {run["seconds"] / SETTINGS[name].seconds for name in TITLES for run in _runs(report, name)}
-    every = [["MANO, FNO, U-Net", *(f"{budget:g} budgets" for budget in sorted(known))]]
+    every = [["MANO, FNO, U-Net", *(f"{budget:g} x the seconds" for budget in sorted(known))]]
     for name, title in TITLES.items():
         mano, fno = (trained(name, model, 1) for model in ("MANO", "FNO"))
         if not (mano and fno):

@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.dask import TqdmCallback
 
-from mano_op.data.importers.netcdf import pieced
+from mano_op.data.coordinates import spread
+from mano_op.data.importers.netcdf import is_zarr, open_file, pieced
 from mano_op.data.processor import FieldProcessor
 from mano_op.data.record import FieldRecord
 from mano_op.data.schema import FORMAT
 from mano_op.data.store import open_store
-from mano_op.errors import InputError, check_whole, refusing
+from mano_op.errors import InputError, check_whole
 from mano_op.files import check_folder
 from mano_op.grid import Grid
 from mano_op.labels import variable_of, varies_in_time
@@ -88,9 +89,10 @@ def predict_fields(
         Of what it was trained on.
     data : Dataset
         Has the inputs as variables, over the domain of the training, on a grid of any number of points; axes
-        may decrease. Other dimensions than axes and "time" are samples; a variable without one of them is
-        the same for all. Of times, which have to be one step apart, the last ones are stepped on from.
-        Variables of dask give variables of dask, computed sample by sample when they are asked for.
+        may decrease. Other dimensions than axes and "time" are samples; a variable without one of them, or
+        without some of the axes, is the same along it. Of times, which have to be one step apart, the last
+        ones are stepped on from. Variables of dask give variables of dask, computed sample by sample when
+        they are asked for.
     steps : int
         Of models that step on in time: how many steps to take, each from the predictions before it.
     shape : int or sequence of int, optional
@@ -103,7 +105,7 @@ def predict_fields(
     Returns
     -------
     Dataset
-        The outputs in single precision, with the coordinates, units and names that they have to have.
+        The outputs in single precision, in double with a reference, on the coordinates of the inputs.
 
     Raises
     ------
@@ -125,9 +127,9 @@ def predict_fields(
     data = data.isel(dict.fromkeys((name for name in turned if data.sizes[name] > 1), slice(None, None, -1)))
     grid = record.grid_of(data)
     for name in names:
-        _check_variable(name, data[name], axes, record)
+        _check_units(name, data[name], record)
     later = _later(processor, record, data, steps)
-    inputs = [_values(processor, record, data[name], axes) for name in names]
+    inputs = [_values(processor, record, data, name, axes) for name in names]
     target = grid if shape is None else _resized(grid, shape)
 
     def function(*fields: NDArray[Any]) -> NDArray[np.float32]:
@@ -178,12 +180,7 @@ def _resized(grid: Grid, shape: int | Sequence[int]) -> Grid:
     return Grid(tuple(replace(axis, n=n) for axis, n in zip(grid, numbers, strict=True)))
 
 
-def _check_variable(name: str, values: xr.DataArray, axes: Sequence[str], record: FieldRecord) -> None:
-    if absent := [axis for axis in axes if axis not in values.dims]:
-        raise InputError(
-            f"{name} has dimensions {values.dims}, and none of the axes {', '.join(absent)}: "
-            f"`data[{name!r}].broadcast_like(...)` a field that has"
-        )
+def _check_units(name: str, values: xr.DataArray, record: FieldRecord) -> None:
     expected, units = record.variables[name]["units"], values.attrs.get("units")
     if units not in (None, expected):
         raise InputError(
@@ -214,10 +211,10 @@ def _later(
 
 
 def _values(
-    processor: FieldProcessor, record: FieldRecord, values: xr.DataArray, axes: Sequence[str]
+    processor: FieldProcessor, record: FieldRecord, data: xr.Dataset, name: str, axes: Sequence[str]
 ) -> xr.DataArray:
     """Return a variable with its axes last, in one piece, the times that are stepped on from before them."""
-    name = str(values.name)
+    values = spread(data, name, [*(str(dim) for dim in data[name].dims if dim not in axes), *axes], axes)
     known = sum(variable_of(label) == name and varies_in_time(label) for label in processor.inputs)
     dims = [*(["time"] if known else []), *axes]
     if known:
@@ -306,7 +303,7 @@ def open_dataset(
 ) -> xr.Dataset:
     """Open a file, a folder of zarr or a resolution of a store, unread and in pieces; `stack` closes it."""
     path = Path(path)
-    if path.is_dir() and zarr.open_group(path, mode="r").attrs.get("format") == FORMAT:
+    if is_zarr(path) and zarr.open_group(path, mode="r").attrs.get("format") == FORMAT:
         store = open_store(path)
         if resolution is None:
             raise InputError(f"resolution=None of {path}, a store; expected one of {', '.join(store.grids)}")
@@ -320,11 +317,7 @@ def open_dataset(
         raise InputError(
             f"resolution={resolution}, split={split} of {path}, which is no store: leave them out"
         )
-    engine = "zarr" if path.is_dir() else None
-    remedy = "give a NetCDF file or a zarr store; NetCDF 4 needs pip install 'mano_op[netcdf]'"
-    with refusing(f"{path} cannot be opened", remedy, OSError, ValueError, ImportError):
-        # Without dask, whose pieces would be the chunks of the file, and without a cache.
-        data = stack.enter_context(xr.open_dataset(path, engine=engine, chunks=None, cache=False))
+    data = open_file(stack, path, "zarr" if is_zarr(path) else None)
     return data.assign({name: pieced(data[name]) for name in data.data_vars})
 
 
@@ -355,7 +348,8 @@ def write_dataset(
             data.to_zarr(partial, zarr_format=3, consolidated=False, encoding=encoding)
         else:
             data.to_netcdf(partial, engine="h5netcdf")
-    _remove(path)
+    if path.is_dir():  # which a folder cannot replace
+        _remove(path)
     os.replace(partial, path)
 
 

@@ -210,10 +210,10 @@ class Run:
             As `x` is: labelled fields, or ``(batch, out_channels, *grid)``, or ``(batch, classes)``, on the
             model's device.
         """
-        if isinstance(x, xr.Dataset):
-            return predict_fields(self.model, self.processor, self._record(), x, who=self.about, **options)
         parameter = next(iter(self.model.parameters()), None)
         self.processor.to(parameter.device if parameter is not None else "cpu")
+        if isinstance(x, xr.Dataset):
+            return predict_fields(self.model, self.processor, self._record(), x, who=self.about, **options)
         self.model.eval()
         self.processor.eval()
         x = torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x))

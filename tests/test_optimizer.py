@@ -55,7 +55,7 @@ def test_each_parameter_steps_as_by_its_own_optimiser(monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(4, 24, 8), (3, 8, 24), (2, 16, 16)])
-def test_steps_of_muon_have_the_momentum_s_directions_at_one_pace(shape):
+def test_orthogonal_factors_keep_directions_and_level_singular_values(shape):
     u, values, v = torch.linalg.svd(draw(*shape), full_matrices=False)
     values = values / torch.linalg.vector_norm(values, dim=-1, keepdim=True)
     for _ in range(5):  # the same polynomial of the singular values

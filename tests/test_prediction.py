@@ -63,6 +63,12 @@ def test_predictions_have_the_labels_of_their_inputs_and_the_units_of_the_traini
     assert first == "made" and last.endswith("predicted by a sum")
 
 
+def test_profiles_and_fields_of_no_sample_are_the_same_along_what_they_lack():
+    data = fields().assign(b=lambda data: data["b"].isel(x=0, drop=True))
+    out = predicted(data)
+    xr.testing.assert_allclose(out["u"], (data["a"] + 2 * data["b"]).transpose(*data["a"].dims))
+
+
 def test_axes_that_decrease_stay_as_they_are():
     data = fields()
     turned = data.isel(y=slice(None, None, -1))
@@ -191,7 +197,7 @@ def test_times_that_do_not_fit_are_refused(times, known, message):
             lambda data: data.assign(a=data["a"].assign_attrs(units="cm")),
             "a is in 'cm', the model was .* 'm'",
         ),
-        (lambda data: data.assign(b=data["b"].isel(x=0, drop=True)), "none of the axes x"),
+        (lambda data: data.assign(b=1.0), r"b has dimensions \(\), none of the axes y, x; expected a field"),
         (lambda data: data.assign(b=data["b"].expand_dims(time=2)), "b has times, and the model takes one"),
         (lambda data: data.where(data["run"] != "run 3"), "a has values that are not finite"),
     ],

@@ -22,6 +22,29 @@ Registrations = Mapping[str, Registration]
 Shape = int | tuple[int, ...]
 
 
+def spread(data: xr.Dataset, name: str, dims: Sequence[str], axes: Sequence[str]) -> xr.DataArray:
+    """Give a static field, or a profile along some of the axes, a value at each point of dimensions `dims`.
+
+    Examples
+    --------
+    >>> data = xr.Dataset({"u": (("sample", "y", "x"), np.zeros((2, 3, 4))), "inflow": ("y", np.ones(3))})
+    >>> spread(data, "inflow", ["sample", "y", "x"], ["y", "x"]).shape
+    (2, 3, 4)
+    """
+    values = data[name]
+    if not set(values.dims) & set(axes):
+        like = next((str(key) for key, field in data.items() if {*axes} <= {*field.dims} - {name}), "...")
+        time = ".isel(time=0)" if "time" in data.get(like, values).dims else ""
+        raise InputError(
+            f"{name} has dimensions {values.dims}, none of the axes {', '.join(map(str, axes))}; expected a "
+            f"field: `data.assign({name}=data[{name!r}].broadcast_like(data[{like!r}]{time}))`"
+        )
+    missing = {dim: data.sizes[dim] for dim in dims if dim not in values.dims}
+    if not missing:
+        return values
+    return values.drop_vars("sample", errors="ignore").expand_dims(missing).transpose(*dims)
+
+
 def registrations_of(registration: Registration | Registrations, axes: Sequence[str]) -> Registrations:
     """Return the registration of each axis, from one word for all or one for each.
 

@@ -190,21 +190,12 @@ def _spread(key: Any, data: xr.Dataset, inputs: Sequence[str], outputs: Sequence
     """Give static inputs, and those along some of the axes, a value at each point of each sample."""
     guards.check_has(f"the data set at {key}", "variable", [*inputs, *outputs], data.data_vars)
     like = data[[*outputs, *inputs][0]]
-    axes, spread = [dim for dim in like.dims if dim not in ("sample", "time")], {}
-    for name in inputs:
-        values, full = data[name], ["sample", *axes]
-        if "time" in values.dims:
-            full.insert(1, "time")
-        if set(values.dims) < set(full) and {*full} <= {*like.dims, "time"}:
-            if not set(values.dims) & set(axes):
-                raise InputError(
-                    f"{name} has dimensions {values.dims}, and none of the axes {', '.join(map(str, axes))}; "
-                    f"expected a field: `data.assign({name}=data[{name!r}].broadcast_like(data[{like.name!r}]"
-                    f"{'.isel(time=0)' if 'time' in like.dims else ''}))`"
-                )
-            missing = {dim: data.sizes[dim] for dim in full if dim not in values.dims}
-            spread[name] = values.drop_vars(["sample"], errors="ignore").expand_dims(missing).transpose(*full)
-    return data.assign(spread) if spread else data
+    if "sample" not in like.dims:
+        return data
+    axes = [str(dim) for dim in like.dims if dim not in ("sample", "time")]
+    full = {name: ["sample", *(["time"] if "time" in data[name].dims else []), *axes] for name in inputs}
+    short = [name for name in inputs if set(data[name].dims) < set(full[name])]
+    return data.assign({name: coordinates.spread(data, name, full[name], axes) for name in short})
 
 
 def _parts(

@@ -66,7 +66,7 @@ class MuonAdamW(Optimizer):
         self._share_groups()
 
     def _share_groups(self) -> None:
-        """Have the groups of both, so that a schedule that changes these changes those."""
+        """Take the groups of both parts, which schedules change in place."""
         self.param_groups = [group for part in self._parts.values() for group in part.param_groups]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -91,12 +91,13 @@ def _in_folders(paths: Sequence[Path]) -> list[Path]:
     """Return paths with the NetCDF files of folders, but of zarr stores, in their place."""
     files = []
     for path in paths:
-        inside = [] if not path.is_dir() or _is_zarr(path) else sorted(path.glob("*.nc*"), key=natural)
+        inside = [] if not path.is_dir() or is_zarr(path) else sorted(path.glob("*.nc*"), key=natural)
         files += inside or [path]
     return files
 
 
-def _is_zarr(path: Path) -> bool:
+def is_zarr(path: Path) -> bool:
+    """Return whether a folder is a zarr store."""
     return any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata"))
 
 
@@ -107,11 +108,7 @@ def _open(
 
     A file that has none but `known` dimensions is one sample.
     """
-    _check_engine(path, engine)
-    remedy = "NetCDF 4 needs pip install 'mano_op[netcdf]', and other formats the engine that xarray names"
-    with refusing(f"{path} cannot be opened", remedy, OSError, ValueError, ImportError):
-        # Without dask, whose pieces would be the chunks of the file, and without a cache.
-        data = stack.enter_context(xr.open_dataset(path, engine=engine, chunks=None, cache=False))
+    data = open_file(stack, path, engine)
     check_has(path, "variable", wanted, data.data_vars)
     data = data.drop_vars([name for name in data.data_vars if name not in wanted])
     if sample not in data.dims:
@@ -122,8 +119,17 @@ def _open(
     return data.assign({name: pieced(data[name]) for name in data.data_vars})
 
 
+def open_file(stack: ExitStack, path: Path, engine: str | None) -> xr.Dataset:
+    """Open a file, or a folder of zarr, as a data set, unread; the stack closes it."""
+    _check_engine(path, engine)
+    remedy = "NetCDF 4 needs pip install 'mano_op[netcdf]', and other formats the engine that xarray names"
+    with refusing(f"{path} cannot be opened", remedy, OSError, ValueError, ImportError):
+        # Without dask, whose pieces would be the chunks of the file, and without a cache.
+        return stack.enter_context(xr.open_dataset(path, engine=engine, chunks=None, cache=False))
+
+
 def _check_engine(path: Path, engine: str | None) -> None:
-    zarr = _is_zarr(path)
+    zarr = is_zarr(path)
     if zarr == (engine == "zarr") and zarr == path.is_dir():
         return
     what, remedy = ("a file", "leave engine out")
