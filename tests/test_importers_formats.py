@@ -241,6 +241,27 @@ def test_netcdf_files_of_one_run_each_are_samples(tmp_path, name):
         np.testing.assert_array_equal(store.read(4, "u"), 2 * rows[::-1].astype("f4"))
 
 
+def test_netcdf_axes_without_coordinates_lie_where_they_are_declared(tmp_path):
+    """As those of WRF; an axis with coordinates keeps them."""
+    rows, dims = values(0, 3, 4, 5), ("Time", "south_north", "west_east")
+    data = xr.Dataset({"height": (dims, rows), "t2": (dims, 2 * rows)}, {"west_east": np.arange(5) * 600.0})
+    data.to_netcdf(tmp_path / "wrfout", engine="scipy")
+    options = {
+        "inputs": ["height"],
+        "outputs": ["t2"],
+        "splits": {"train": 3},
+        "registration": {"south_north": "cell", "west_east": "node_both"},
+        "domain": {"south_north": (0.0, 4000.0), "west_east": (0.0, 2400.0)},
+        "boundary_conditions": {"south_north": "open", "west_east": "open"},
+    }
+    run = {(4, 5): tmp_path / "wrfout"}
+    store = import_netcdf(tmp_path / "s.zarr", run, sample="Time", progress=False, **options)
+    rows_at, columns_at = (axis.points for axis in store.grids["r4x5"])
+    assert (rows_at == [500.0, 1500.0, 2500.0, 3500.0]).all() and (columns_at == 600.0 * np.arange(5)).all()
+    with pytest.raises(InputError, match="the coordinate of axis 'south_north' is missing"):
+        import_netcdf(tmp_path / "new.zarr", run, sample="Time", **{**options, "domain": None})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

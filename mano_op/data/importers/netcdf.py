@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from mano_op.data.coordinates import Domain, registrations_of
 from mano_op.data.guards import check_has
 from mano_op.data.importers.lazy import check_free, concatenated, natural, paths_of, piece_of, stamps
 from mano_op.data.samples import check_distinct
@@ -19,6 +20,7 @@ from mano_op.data.source import chunk_in_file
 from mano_op.data.store import FieldStore
 from mano_op.data.write import write_fields
 from mano_op.errors import InputError, refusing
+from mano_op.grid import Axis
 
 
 def import_netcdf(
@@ -36,7 +38,8 @@ def import_netcdf(
     Files of a resolution are concatenated along `sample`, whose labels, if there are any, have to be
     distinct; the inputs and outputs, their attributes and grids have to be the same, other variables may
     differ. A file without the dimension is one sample, labelled by a scalar of its name or by the file's own.
-    An axis that decreases is turned round. Each chunk of a file is read once.
+    An axis that decreases is turned round; one without coordinates, as those of WRF, lies where `domain` and
+    `registration` say. Each chunk of a file is read once.
 
     Parameters
     ----------
@@ -81,7 +84,8 @@ def import_netcdf(
                 labels = [(name, pd.Index(np.atleast_1d(part[sample]))) for name, part in parts.items()]
                 remedy = "leave one out, or pass relabel=True if each file counts its own samples"
                 check_distinct(f"{resolution}, {sample}", labels, remedy)
-            fields[resolution] = _renamed(resolution, data, {"sample": sample, "time": time})
+            data = _renamed(resolution, data, {"sample": sample, "time": time})
+            fields[resolution] = _located(data, options)
         named = list(chain(*paths.values()))
         provenance = {"files": [file.name for file in named], "files_as_read": stamps(named)}
         return write_fields(path, fields, **{"provenance": provenance, **options})
@@ -150,6 +154,21 @@ def _renamed(resolution: object, data: xr.Dataset, names: Mapping[str, str]) -> 
         if several and data.indexes[axis].is_monotonic_decreasing:
             data = data.isel({axis: slice(None, None, -1)})
     return data
+
+
+def _located(data: xr.Dataset, options: Mapping[str, Any]) -> xr.Dataset:
+    """Give axes without coordinates those that the options of `write_fields` declare."""
+    domain: Domain = options.get("domain") or {}
+    conditions = options.get("boundary_conditions", {})
+    bare = [str(dim) for dim in data.dims if dim in domain and dim in conditions and dim not in data.coords]
+    if not bare:
+        return data
+    registration = registrations_of(options["registration"], [*conditions])
+    axes = [
+        Axis(name, data.sizes[name], *domain[name], registration[name], conditions[name] == "periodic")
+        for name in bare
+    ]
+    return data.assign_coords({axis.name: axis.points for axis in axes})
 
 
 def pieced(values: xr.DataArray) -> xr.DataArray:
