@@ -63,6 +63,9 @@ class Setting:
         Of one budget.
     steps : bool
         Whether a model steps in time.
+    embedding : {"grid", None}
+        Whether models are told where points lie. Laws that are the same everywhere on a periodic domain need
+        no places, and what is learnt of them is learnt by heart.
     options : dict
         Of `generate_fields`.
     """
@@ -72,6 +75,7 @@ class Setting:
     samples: dict[str, int]
     seconds: float = 60.0
     steps: bool = False
+    embedding: str | None = "grid"
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -96,8 +100,12 @@ SETTINGS = {
     "darcy_64": Setting(Darcy(), 64, _samples(400, 60), 120.0, options={"solver_resolution": 256}),
     "poisson": Setting(Poisson(), 16, _samples(200, 40)),
     "reaction": Setting(FitzHughNagumo(), 32, _samples(60, 8), steps=True, options={"registration": "cell"}),
-    "burgers": Setting(Burgers(viscosity=1e-2, n_steps=1), 256, _samples(800, 100), steps=True),
-    "burgers_fronts": Setting(Burgers(viscosity=1e-3, n_steps=1), 256, _samples(800, 100), steps=True),
+    "burgers": Setting(
+        Burgers(viscosity=1e-2, n_steps=1), 256, _samples(800, 100), steps=True, embedding=None
+    ),
+    "burgers_fronts": Setting(
+        Burgers(viscosity=1e-3, n_steps=1), 256, _samples(800, 100), steps=True, embedding=None
+    ),
     "flow": Setting(
         NavierStokes(viscosity=1e-3, final_time=10.0, n_steps=20), 32, _samples(30, 6), steps=True
     ),
@@ -113,6 +121,7 @@ def _grid(setting: Setting, known: list[float] | None) -> dict[str, Any]:
         "reference_shape": [setting.n] * setting.problem.n_dim,
         "boundary_values": known,
         "restriction": "sample" if setting.steps else "average",
+        "positional_embedding": setting.embedding,
         **setting.space,
     }
 
@@ -127,7 +136,8 @@ def _attention(setting: Setting, channels: dict[str, int], known: list[float] | 
 
 
 def _fno(setting: Setting, channels: dict[str, int], *, modes: int, **_: Any) -> nn.Module:
-    return FNO(n_modes=[modes] * setting.problem.n_dim, **channels, hidden_channels=WIDTH, n_layers=DEPTH)
+    shape = {"hidden_channels": WIDTH, "n_layers": DEPTH, "positional_embedding": setting.embedding}
+    return FNO(n_modes=[modes] * setting.problem.n_dim, **channels, **shape)
 
 
 def _unet(setting: Setting, channels: dict[str, int], **_: Any) -> nn.Module:

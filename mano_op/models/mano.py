@@ -106,7 +106,8 @@ class MANO(GridModel, Anchored, name="MANO"):  # type: ignore[misc]
         Of the MLPs and the projection.
     positional_embedding : {"grid", None}
         "grid" appends the coordinates of the points, scaled to [0, 1], to the input's channels; on a
-        periodic axis their sine and cosine.
+        periodic axis their sine and cosine. Give None where a law is the same everywhere on a periodic
+        domain, as Burgers' equation: coordinates are then learnt by heart.
     registration : {"node", "node_both", "cell"}
         Where the points of your fields lie; see `mano_op.grid`. neuraloperator's Darcy data is "node".
     periodic : bool or sequence of bool
