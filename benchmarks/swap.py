@@ -64,8 +64,8 @@ class Setting:
     steps : bool
         Whether a model steps in time.
     embedding : {"grid", None}
-        Whether models are told where points lie. Laws that are the same everywhere on a periodic domain need
-        no places, and what is learnt of them is learnt by heart.
+        Coordinates that MANO and FNO append to their inputs: none where a law is the same everywhere on a
+        periodic domain, as they then only help to overfit.
     options : dict
         Of `generate_fields`.
     """

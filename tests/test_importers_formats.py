@@ -260,6 +260,9 @@ def test_netcdf_axes_without_coordinates_lie_where_they_are_declared(tmp_path):
     assert (rows_at == [500.0, 1500.0, 2500.0, 3500.0]).all() and (columns_at == 600.0 * np.arange(5)).all()
     with pytest.raises(InputError, match="the coordinate of axis 'south_north' is missing"):
         import_netcdf(tmp_path / "new.zarr", run, sample="Time", **{**options, "domain": None})
+    del options["registration"]
+    with pytest.raises(TypeError, match="'registration'"):
+        import_netcdf(tmp_path / "new.zarr", run, sample="Time", **options)
 
 
 @pytest.mark.parametrize(

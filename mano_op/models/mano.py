@@ -107,7 +107,7 @@ class MANO(GridModel, Anchored, name="MANO"):  # type: ignore[misc]
     positional_embedding : {"grid", None}
         "grid" appends the coordinates of the points, scaled to [0, 1], to the input's channels; on a
         periodic axis their sine and cosine. Give None where a law is the same everywhere on a periodic
-        domain, as Burgers' equation: coordinates are then learnt by heart.
+        domain, as Burgers' equation is: coordinates then only help to overfit.
     registration : {"node", "node_both", "cell"}
         Where the points of your fields lie; see `mano_op.grid`. neuraloperator's Darcy data is "node".
     periodic : bool or sequence of bool

@@ -161,7 +161,7 @@ def _located(data: xr.Dataset, options: Mapping[str, Any]) -> xr.Dataset:
     domain: Domain = options.get("domain") or {}
     conditions = options.get("boundary_conditions", {})
     bare = [str(dim) for dim in data.dims if dim in domain and dim in conditions and dim not in data.coords]
-    if not bare:
+    if not bare or "registration" not in options:  # which `write_fields` asks for
         return data
     registration = registrations_of(options["registration"], [*conditions])
     axes = [
